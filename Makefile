@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up all that they need in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := torch==2.13.0
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-all lint types check clean help
+
+help:
+	@echo "make demo      train the embedded text-to-SQL case, explain it, write its report"
+	@echo "make test      the default tests;  make test-all: the slow ones too"
+	@echo "make lint types check (lint + types + test)"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; mend: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: $(BIN)/python pyproject.toml requirements.lock
+	$(BIN)/python -m pip install -q -c requirements.lock "$(TORCH)"
+	$(BIN)/python -m pip install -q -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c requirements.lock -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/dpo-diag demo
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

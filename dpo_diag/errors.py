@@ -1,0 +1,39 @@
+"""The one error that a user is meant to read: what, where, got, expected, mend, in one line."""
+
+from __future__ import annotations
+
+
+class DiagError(Exception):
+    """A mistake in the input, the configuration or the environment, told in one line.
+
+    Args:
+        what: what went wrong, a clause without a full stop.
+        where: file, row, column or option.
+        got: what was found there.
+        expected: what was wanted instead.
+        mend: what the user can do about it.
+        usage: True for a mistake in how a command was called (exit status 2 instead of 1).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        mend: str | None = None,
+        usage: bool = False,
+    ) -> None:
+        self.what, self.where, self.got, self.expected, self.mend = what, where, got, expected, mend
+        self.usage = usage
+        parts = [what]
+        if where is not None:
+            parts.append(f"in {where}")
+        if got is not None:
+            parts.append(f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if mend is not None:
+            parts.append(f"mend: {mend}")
+        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))

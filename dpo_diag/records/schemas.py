@@ -1,0 +1,168 @@
+"""The records contract, declared once: tables, columns, types, units, nullability, version.
+
+A row's identity is its table's `key`. Rows of different `split` have different origins (a training batch, a fixed
+evaluation set, an imported log) and are never pooled. What a source does not know is null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1.0"
+"""major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
+
+KINDS = ("trained", "scored", "imported")
+STATUSES = ("running", "finished", "failed", "interrupted")
+SIDES = ("chosen", "rejected")
+ROLES = ("policy", "ref")
+TRAIN_SPLIT = "train"
+EVAL_SPLIT = "eval"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its arrow type, its unit or meaning, and whether a source may leave it null."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    nullable: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a run folder, with the columns that identify a row."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    @property
+    def names(self) -> list[str]:
+        return [c.name for c in self.columns]
+
+
+_CATEGORY = pa.dictionary(pa.int32(), pa.string())
+
+_STEP = Column("step", pa.int64(), "optimizer steps done when the row was measured; 0 = before training", False)
+_SPLIT = Column(
+    "split", _CATEGORY, "train (training batches), eval or eval_<name> (fixed sets), or an import's name", False
+)
+_PAIR = Column("pair_id", _CATEGORY, "content hash of prompt, chosen, rejected", False)
+_SIDE = Column("side", _CATEGORY, "chosen | rejected", False)
+_ROLE = Column("role", _CATEGORY, "policy | ref (ref rows stand once per reference and set)", False)
+
+HISTORY = Table(
+    "history",
+    ("step", "split", "name"),
+    (
+        _STEP,
+        Column("epoch", pa.float64(), "passes over the training set"),
+        _SPLIT,
+        Column(
+            "name",
+            _CATEGORY,
+            "metric without a train/ or eval_ prefix, e.g. loss, rewards/margins, score/accuracy",
+            False,
+        ),
+        Column("value", pa.float64(), "the value; NaN and infinities stay as they are"),
+        Column("weight", pa.float64(), "pairs, tokens or answers that the value is a mean over"),
+        Column("derived", pa.bool_(), "true where an importer computed the value from others by an exact identity"),
+    ),
+)
+
+PAIRS = Table(
+    "pairs",
+    ("step", "split", "role", "pair_id", "side"),
+    (
+        _STEP,
+        _SPLIT,
+        _ROLE,
+        _PAIR,
+        _SIDE,
+        Column("sum_logp", pa.float64(), "nats: sum over the response's tokens of log p(token)"),
+        Column("n_tokens", pa.int32(), "response tokens that the loss counts"),
+        Column("n_bytes", pa.int32(), "UTF-8 bytes of those tokens' text"),
+        Column("n_truncated", pa.int32(), "response tokens cut off before the model saw them"),
+        Column("top1", pa.float64(), "share of response tokens whose target is the model's first choice"),
+        Column("top5", pa.float64(), "share of response tokens whose target is among the model's first five choices"),
+        Column("entropy_sum", pa.float64(), "nats: sum over response positions of the next-token entropy"),
+        Column("greedy_logp_sum", pa.float64(), "nats: sum over response positions of the largest log-prob"),
+        Column("loss_logp", pa.float64(), "nats: the log-prob that the loss used, where it is not sum_logp (ld_alpha)"),
+        Column("weight", pa.float64(), "factor on this pair's loss (WPO), on both sides' rows"),
+    ),
+)
+
+TOKENS = Table(
+    "tokens",
+    ("step", "split", "role", "pair_id", "side", "position"),
+    (
+        _STEP,
+        _SPLIT,
+        _ROLE,
+        _PAIR,
+        _SIDE,
+        Column("position", pa.int32(), "0 = first response token", False),
+        Column("token_id", pa.int32(), "vocabulary id of the target", False),
+        Column("logp", pa.float32(), "nats: log p(target | prompt, earlier response tokens)", False),
+        Column("entropy", pa.float32(), "nats: entropy of the next-token distribution"),
+        Column("is_top1", pa.bool_(), "the target is the model's first choice"),
+        Column("logp_no_prompt", pa.float32(), "nats: log p(target | earlier response tokens alone)"),
+    ),
+)
+
+OUTPUTS = Table(
+    "outputs",
+    ("step", "model", "prompt_id", "sample"),
+    (
+        _STEP,
+        Column("model", _CATEGORY, "policy | ref | sft or any other column that is compared", False),
+        Column("prompt_id", _CATEGORY, "id of the fixed prompt", False),
+        Column("sample", pa.int32(), "0 = greedy or first sample", False),
+        Column("prompt", _CATEGORY, "the prompt as the model saw it"),
+        Column("tags", pa.list_(pa.string()), "what kind of prompt this is: like_training, paraphrased, ..."),
+        Column("reference", _CATEGORY, "reference answer, where the prompt set has one"),
+        Column("text", pa.string(), "what the model wrote, special tokens removed", False),
+        Column("token_ids", pa.list_(pa.int32()), "the new tokens"),
+        Column("finish_reason", _CATEGORY, "stop (end token) | length"),
+        Column("n_tokens", pa.int32(), "new tokens, the end token included"),
+        Column("sum_logp", pa.float64(), "nats: log-prob of the new tokens under the model that wrote them"),
+        Column("entropy_sum", pa.float64(), "nats: entropy summed over the new tokens' positions"),
+        Column("correct", pa.float64(), "checker's verdict in [0, 1]; null without a checker"),
+        Column(
+            "decoding_hash", _CATEGORY, "hash of the decoding settings: answers of different hashes are not compared"
+        ),
+        Column("seed", pa.int64(), "seed of a sampled answer; null when greedy"),
+    ),
+)
+
+TEXTS = Table(
+    "texts",
+    ("split", "pair_id"),
+    (
+        _SPLIT,
+        _PAIR,
+        Column("prompt", pa.string(), "prompt text (messages are rendered to text)"),
+        Column("chosen", pa.string(), "chosen response text"),
+        Column("rejected", pa.string(), "rejected response text"),
+    ),
+)
+
+ALERTS = Table(
+    "alerts",
+    ("step", "code", "message"),
+    (
+        _STEP,
+        Column("code", _CATEGORY, "name of the guard", False),
+        Column("message", pa.string(), "what it said, with its numbers", False),
+        Column("evidence", pa.string(), "JSON object: the numbers that made it say so"),
+    ),
+)
+
+TABLES: dict[str, Table] = {t.name: t for t in (HISTORY, PAIRS, TOKENS, OUTPUTS, TEXTS, ALERTS)}
