@@ -1,8 +1,222 @@
-"""The configuration tree: where conf/ lies. (The dataclasses behind it follow below.)"""
+"""The dataclasses behind conf/: every key of the configuration, its type, unit and default; checks across fields.
+
+Hydra merges conf/*.yaml into these, so that a misspelt key or a wrong type stops before anything runs. The checks
+raise; they never edit. No torch and no hydra import here: the analyst's commands read conf/ too.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec
+
+
+@dataclass
+class ModelConfig:
+    """Which model: `kind` task (made by the task), smollm2 (dpo-diag fetch smollm2), hub (a hub id or local folder)."""
+
+    kind: str = "task"
+    name: str | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    device: str = "auto"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    chat_template: str | None = None
+    reference: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """Which preference pairs: `kind` task, jsonl, sharegpt or hub; the share held out; the share of bad rows borne."""
+
+    kind: str = "task"
+    path: str | None = None
+    eval_path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    eval_share: float = 0.2
+    max_train_pairs: int | None = None
+    max_eval_pairs: int | None = 256
+    max_bad_share: float = 0.05
+    max_truncated_share: float = 0.5
+
+
+@dataclass
+class LossConfig:
+    """The preference loss; names and meanings are TRL's DPOConfig's (see dpo_diag.losses.LossSpec)."""
+
+    types: list[str] = field(default_factory=lambda: ["sigmoid"])
+    weights: list[float] = field(default_factory=list)
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    discopop_tau: float = 0.05
+    ld_alpha: float | None = None
+    use_weighting: bool = False
+
+
+@dataclass
+class TrainerConfig:
+    """How to train: `method` dpo or sft; batch sizes in examples per device; intervals in optimizer steps.
+
+    `args` is handed on to TRL's DPOConfig or SFTConfig as it is, for whatever has no key here.
+    """
+
+    method: str = "dpo"
+    learning_rate: float = 1e-6
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0
+    max_steps: int = -1
+    num_train_epochs: float = 1.0
+    batch_size: int = 8
+    eval_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    max_length: int | None = 1024
+    truncation_mode: str = "keep_start"
+    optim: str = "adamw_torch"
+    weight_decay: float = 0.0
+    disable_dropout: bool = True
+    precompute_ref_log_probs: bool = False
+    gradient_checkpointing: bool | None = None
+    bf16: bool | None = None
+    logging_steps: int = 1
+    eval_steps: int = 10
+    save_steps: int | None = None
+    save_total_limit: int | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PeftConfig:
+    """Adapters: `kind` none, lora or qlora."""
+
+    kind: str = "none"
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: Any = "all-linear"
+    bits: int = 4
+
+
+@dataclass
+class ProbesConfig:
+    """What is measured beyond the loss. Per-token records are kept for evaluation sets, up to `record_tokens` pairs.
+
+    `extra` may hold top5 and greedy_logp: a reduction inside the LM head, whose price dpo_diag.training states.
+    `train_pairs` of the training set are measured at every evaluation as a set of their own (eval_train_probe).
+    """
+
+    record_tokens: int = 256
+    record_train_pairs: bool = True
+    train_pairs: int = 0
+    extra: list[str] = field(default_factory=lambda: ["top5", "greedy_logp"])
+
+
+@dataclass
+class PromptsConfig:
+    """Fixed prompts answered at step 0, at every evaluation and at the end; `kind` none, task or file (jsonl)."""
+
+    kind: str = "task"
+    path: str | None = None
+    max_new_tokens: int = 64
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 128
+    reference: bool = True
+    early: bool = False
+
+
+@dataclass
+class GuardsConfig:
+    """Live guards: they write alerts/, and stop the run only where `stop` is true."""
+
+    enabled: bool = True
+    stop: bool = False
+
+
+@dataclass
+class TrackingConfig:
+    """Mirror of the records: `kind` none, wandb or trackio; `mode` offline or online."""
+
+    kind: str = "none"
+    mode: str = "offline"
+    project: str = "dpo_diag"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TaskConfig:
+    """The embedded text-to-SQL case; `kind` none or sql. Sizes are counts of questions or pairs.
+
+    `sft_seed` and not the run's seed decides the SFT model and the pairs, so that a sweep over `seed` shares them.
+    """
+
+    kind: str = "none"
+    sft_seed: int = 0
+    data_seed: int = 0
+    sft_steps: int = 200
+    sft_batch_size: int = 32
+    sft_learning_rate: float = 4e-3
+    planted_error: float = 0.0
+    n_pairs: int = 620
+    n_train_pairs: int = 496
+    n_questions: int = 2000
+    n_held_out: int = 300
+    n_paraphrased: int = 300
+    cache: str = "${output_root}/cache"
+
+
+@dataclass
+class Config:
+    """The whole configuration of dpo-train."""
+
+    name: str = "run"
+    seed: int = 0
+    output_root: str = "runs"
+    resume: str | None = None
+    explain: bool = True
+    report: bool = True
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    checks: dict[str, Any] = field(default_factory=dict)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.kind": ("task", "smollm2", "hub"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "data.kind": ("task", "jsonl", "sharegpt", "hub"),
+    "trainer.method": ("dpo", "sft"),
+    "trainer.truncation_mode": ("keep_start", "keep_end"),
+    "peft.kind": ("none", "lora", "qlora"),
+    "prompts.kind": ("none", "task", "file"),
+    "tracking.kind": ("none", "wandb", "trackio"),
+    "tracking.mode": ("offline", "online", "disabled"),
+    "task.kind": ("none", "sql"),
+}
+EXTRA_METRICS = ("top5", "greedy_logp")
 
 
 def conf_dir() -> Path:
@@ -11,4 +225,101 @@ def conf_dir() -> Path:
     for candidate in (package / "conf", package.parent / "conf"):
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(f"conf/ is neither in {package} nor beside it; reinstall dpo-diag")
+    raise DiagError("conf/ is missing", where=f"{package} and the folder beside it", mend="reinstall dpo-diag")
+
+
+def loss_spec(config: LossConfig) -> LossSpec:
+    """The loss that a configuration names; raises DiagError for unknown names and mismatched weights."""
+    return LossSpec(
+        types=tuple(config.types),
+        weights=tuple(config.weights),
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        f_divergence_type=config.f_divergence_type,
+        f_alpha_divergence_coef=config.f_alpha_divergence_coef,
+        discopop_tau=config.discopop_tau,
+        ld_alpha=config.ld_alpha,
+        use_weighting=config.use_weighting,
+    )
+
+
+def check(config: Config) -> None:
+    """Everything that one field cannot know alone; raises the first DiagError, before any long work."""
+    for key, choices in CHOICES.items():
+        group, name = key.split(".")
+        value = getattr(getattr(config, group), name)
+        if value not in choices:
+            raise _wrong(key, value, f"one of {', '.join(choices)}")
+    _check_loss(config)
+    _check_sources(config)
+    t = config.trainer
+    for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
+        if getattr(t, key) < 1:
+            raise _wrong(f"trainer.{key}", getattr(t, key), "at least 1")
+    if t.max_steps < 0 and t.num_train_epochs <= 0:
+        raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
+    if t.learning_rate < 0:
+        raise _wrong("trainer.learning_rate", t.learning_rate, "0 or more")
+    if t.max_length is not None and t.max_length < 2:
+        raise _wrong("trainer.max_length", t.max_length, "at least 2 tokens, or null for no limit")
+    for share in ("eval_share", "max_bad_share", "max_truncated_share"):
+        if not 0 <= getattr(config.data, share) <= 1:
+            raise _wrong(f"data.{share}", getattr(config.data, share), "a share from 0 to 1")
+    if config.peft.kind != "none" and config.peft.r < 1:
+        raise _wrong("peft.r", config.peft.r, "at least 1")
+    for extra in config.probes.extra:
+        if extra not in EXTRA_METRICS:
+            raise _wrong("probes.extra", extra, f"some of {', '.join(EXTRA_METRICS)}")
+    p = config.prompts
+    if p.samples < 1 or (p.samples > 1 and p.temperature <= 0):
+        raise _wrong("prompts.samples", p.samples, "1, or more with prompts.temperature above 0")
+    if p.max_new_tokens < 1:
+        raise _wrong("prompts.max_new_tokens", p.max_new_tokens, "at least 1")
+
+
+def _check_loss(config: Config) -> None:
+    spec = loss_spec(config.loss)
+    if "cdpo" in spec.types:
+        raise _wrong("loss.types", "cdpo", "TRL 1.16's names; for noisy labels use robust with loss.label_smoothing")
+    if spec.beta <= 0:
+        raise _wrong("loss.beta", spec.beta, "more than 0")
+    if not 0 <= spec.label_smoothing < 0.5:
+        raise _wrong("loss.label_smoothing", spec.label_smoothing, "from 0 to below 0.5")
+    if "exo_pair" in spec.types and spec.label_smoothing == 0:
+        raise _wrong("loss.label_smoothing", 0, "more than 0: exo_pair takes its logarithm")
+
+
+def _check_sources(config: Config) -> None:
+    uses_task = [
+        k
+        for k, v in (("model", config.model.kind), ("data", config.data.kind), ("prompts", config.prompts.kind))
+        if v == "task"
+    ]
+    if config.task.kind == "none" and uses_task:
+        raise DiagError(
+            f"{uses_task[0]}.kind is task but there is no task",
+            expected=f"task=sql, or another {uses_task[0]}",
+            mend="dpo-train experiment=sql_dpo, or model=hub model.name=... data=jsonl data.path=... prompts=none",
+            usage=True,
+        )
+    if config.model.kind == "hub" and not config.model.name:
+        raise _wrong("model.name", "nothing", "a hub id or a local folder")
+    d = config.data
+    if d.kind in ("jsonl", "sharegpt"):
+        for key in ("path", "eval_path"):
+            value = getattr(d, key)
+            if value is None and key == "path":
+                raise _wrong("data.path", "nothing", "a file of preference pairs")
+            if value is not None and not Path(value).exists():
+                raise _wrong(f"data.{key}", value, "an existing file")
+    if d.kind == "hub" and not d.name:
+        raise _wrong("data.name", "nothing", "a datasets id or a local dataset folder")
+    if config.prompts.kind == "file":
+        if not config.prompts.path:
+            raise _wrong("prompts.path", "nothing", "a jsonl file of prompts")
+        if not Path(config.prompts.path).is_file():
+            raise _wrong("prompts.path", config.prompts.path, "an existing jsonl file")
+
+
+def _wrong(key: str, got: object, expected: str) -> DiagError:
+    return DiagError("configuration does not fit", where=key, got=got, expected=expected, usage=True)

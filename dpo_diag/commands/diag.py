@@ -1,4 +1,4 @@
-"""`dpo-diag`: the analyst's command. Each subcommand is a module with `add_arguments(parser)` and `run(args) -> int`."""
+"""`dpo-diag`: the analyst's command. A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`."""
 
 from __future__ import annotations
 
