@@ -1,0 +1,10 @@
+"""Left wing: preference pairs, their tokens, and the models that score them.
+
+formats   one raw row (TRL, hh-rlhf, ShareGPT) to prompt, chosen, rejected
+files     raw rows of a json, jsonl, parquet or csv file, gzipped or not
+pairs     a whole data set: every bad row listed with its reason, a fingerprint, a split without leakage
+tokens    what tokenising truncates, drops or merges
+models    policy, reference, tokenizer, adapters
+smollm2   a small real model that a package ships
+probes    the fixed pairs that are measured at every evaluation
+"""
