@@ -278,7 +278,11 @@ def check(config: Config) -> None:
 
 
 def _check_loss(config: Config) -> None:
-    spec = loss_spec(config.loss)
+    try:
+        spec = loss_spec(config.loss)
+    except DiagError as error:
+        error.usage = True
+        raise
     if "cdpo" in spec.types:
         raise _wrong("loss.types", "cdpo", "TRL 1.16's names; for noisy labels use robust with loss.label_smoothing")
     if spec.beta <= 0:

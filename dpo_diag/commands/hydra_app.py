@@ -112,7 +112,8 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
     Errors are one line unless `--debug` or HYDRA_FULL_ERROR is set.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    debug = "--debug" in arguments or before == "1"
     arguments = [a for a in arguments if a != "--debug"]
     # Hydra prunes and prints tracebacks itself unless told not to; we want the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -145,3 +146,6 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)

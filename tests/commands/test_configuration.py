@@ -1,0 +1,124 @@
+"""Every file in conf/ composes; a wrong override is told with its nearest valid one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from dpo_diag.commands.hydra_app import explain_override, register, run_app, to_config
+from dpo_diag.config import Config, check, conf_dir
+from dpo_diag.errors import DiagError
+
+GROUPS = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
+OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((conf_dir() / g).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> Config:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return to_config(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    assert isinstance(composed(f"{group}={option}"), Config)
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_passes_the_checks(experiment: str, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("{}\n")
+    own = ["data=jsonl", f"data.path={pairs}"] if experiment.startswith("smollm2") else []
+    config = composed(f"experiment={experiment}", *own)
+    check(config)
+    assert config.name == experiment
+
+
+def test_the_experiments_say_what_issue_594_used() -> None:
+    config = composed("experiment=h2o_594")
+    assert (config.peft.kind, config.peft.r, config.peft.alpha, config.peft.dropout) == ("lora", 64, 256, 0.05)
+    assert (config.trainer.learning_rate, config.trainer.batch_size, config.trainer.max_grad_norm) == (1e-5, 1, 2.0)
+    assert (config.loss.beta, config.trainer.num_train_epochs, config.trainer.disable_dropout) == (0.05, 1.0, False)
+
+
+def test_the_two_ways_out_differ_from_the_case_in_one_thing() -> None:
+    names = ("sql_dpo", "sql_dpo_sft_term", "sql_dpo_high_beta")
+    base, term, high = (OmegaConf.structured(composed(f"experiment={name}")) for name in names)
+    flat = lambda c: {k: str(v) for k, v in _flatten(OmegaConf.to_container(c)).items()}  # noqa: E731
+    differs = lambda c: {k for k, v in flat(c).items() if flat(base).get(k) != v}  # noqa: E731
+    assert differs(term) == {"name", "loss.types", "loss.weights"}
+    assert differs(high) == {"name", "loss.beta"}
+    assert high.loss.beta == 2.0
+
+
+def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
+    out: dict[str, object] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            out |= _flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loss.bta=1", "unknown key 'loss.bta'; did you mean loss.beta?"),
+        ("trainer.lerning_rate=1", "did you mean trainer.learning_rate?"),
+        ("loss=sigmod", "loss has no option 'sigmod'; did you mean sigmoid?"),
+        ("experiment=sql_dop", "did you mean sql_dpo?"),
+        ("los.beta=1", "did you mean loss?"),
+        ("sed=1", "did you mean seed?"),
+    ],
+)
+def test_a_misspelt_override_names_the_nearest(override: str, said: str) -> None:
+    told = explain_override([override])
+    assert told is not None
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "loss.beta=0.1,2",
+        "loss=ipo,hinge",
+        "+trainer.args.foo=1",
+        "hydra.run.dir=x",
+        "trainer.args.a=1",
+        "seed=range(0,5)",
+    ],
+)
+def test_a_valid_override_is_left_alone(override: str) -> None:
+    assert explain_override([override]) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["experiment=sql_dpo", "task=none"], "model.kind is task but there is no task"),
+        (["experiment=sql_dpo", "loss.beta=0"], "loss.beta; got 0"),
+        (["experiment=sql_dpo", "loss.types=[foo]"], "unknown loss type"),
+        (["experiment=sql_dpo", "loss.types=[exo_pair]"], "exo_pair takes its logarithm"),
+        (["experiment=sql_dpo", "model.dtype=fp8"], "model.dtype; got fp8; expected one of auto"),
+        (["experiment=sql_dpo", "prompts.samples=3"], "prompts.samples; got 3"),
+        (["experiment=sql_dpo", "data.max_bad_share=2"], "data.max_bad_share; got 2"),
+        (["model.name=x", "data.path=/nowhere.jsonl"], "data.path; got /nowhere.jsonl"),
+        (["data.path=/nowhere.jsonl"], "model.name; got nothing"),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_one_line(overrides: list[str], said: str) -> None:
+    with pytest.raises(DiagError, match=said) as caught:
+        check(composed(*overrides))
+    assert "\n" not in str(caught.value)
+    assert caught.value.usage
+
+
+def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app("dpo-train", "config", lambda cfg: None, ["loss.bta=1"]) == 2
+    assert capsys.readouterr().err == "dpo-train: unknown key 'loss.bta'; did you mean loss.beta?\n"
+    assert run_app("dpo-train", "config", lambda cfg: None, ["trainer.learning_rate=abc"]) == 2
+    assert "could not be converted to Float" in capsys.readouterr().err
