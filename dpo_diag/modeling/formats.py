@@ -349,5 +349,5 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Pair]] = {"trl": from_trl, "sha
 
 
 def detect_format(row: Mapping[str, Any]) -> str:
-    """The format's name: "sharegpt" for a row with conversations (or messages) beside chosen and rejected, else "trl"."""
+    """The format of a row: sharegpt where it has conversations (or messages) and no prompt, else trl."""
     return "sharegpt" if ("conversations" in row or "messages" in row) and "prompt" not in row else "trl"

@@ -1,0 +1,92 @@
+"""LoRA and QLoRA through peft: what the trainer takes, checked before the model is loaded."""
+
+from __future__ import annotations
+
+from importlib import util
+from typing import TYPE_CHECKING, Any
+
+from dpo_diag.config import PeftConfig
+from dpo_diag.errors import DiagError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+def check_adapter(config: PeftConfig, device: str) -> None:
+    """Cheap checks, before any long work.
+
+    Raises:
+        DiagError: an unknown kind, a rank or dropout out of range, QLoRA without bitsandbytes or without a GPU.
+    """
+    if config.kind not in ("none", "lora", "qlora"):
+        raise DiagError("unknown adapter", where="peft.kind", got=config.kind, expected="none, lora or qlora")
+    if config.kind == "none":
+        return
+    if config.r < 1 or config.alpha <= 0:
+        raise DiagError(
+            "LoRA needs a rank and an alpha above 0", where="peft", got=f"r={config.r}, alpha={config.alpha}"
+        )
+    if not 0 <= config.dropout < 1:
+        raise DiagError("a dropout lies in [0, 1)", where="peft.dropout", got=config.dropout)
+    if config.kind == "qlora":
+        if config.bits not in (4, 8):
+            raise DiagError("QLoRA weights have 4 or 8 bits", where="peft.bits", got=config.bits)
+        if not device.startswith("cuda"):
+            raise DiagError("QLoRA needs a GPU", where="peft.kind", got=f"device {device}", mend="use peft=lora")
+        if util.find_spec("bitsandbytes") is None:
+            raise DiagError(
+                "QLoRA needs bitsandbytes", where="peft.kind", mend="pip install bitsandbytes, or peft=lora"
+            )
+
+
+def lora_config(config: PeftConfig, model: PreTrainedModel | None = None) -> LoraConfig | None:
+    """peft's configuration for TRL's `peft_config`; None for full fine-tuning.
+
+    Given the model, named target modules are looked for in it first.
+
+    Raises:
+        DiagError: a target module that the model does not have.
+    """
+    if config.kind == "none":
+        return None
+    from peft import LoraConfig
+
+    targets: Any = config.target_modules
+    if not isinstance(targets, str):
+        targets = [str(target) for target in targets]
+    if model is not None and not isinstance(targets, str):
+        names = [name for name, _ in model.named_modules()]
+        leaves = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+        )
+        for target in targets:
+            if not any(name == target or name.endswith("." + target) for name in names):
+                raise DiagError(
+                    "no such module in the model", where="peft.target_modules", got=target,
+                    expected=f"all-linear, or some of {', '.join(leaves)}",
+                )  # fmt: skip
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def quantization_config(config: PeftConfig, dtype: Any) -> BitsAndBytesConfig | None:
+    """How to load the base weights: NF4 with double quantisation at 4 bits (Dettmers et al. 2023), or 8 bits."""
+    if config.kind != "qlora":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if config.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

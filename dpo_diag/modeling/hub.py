@@ -1,0 +1,100 @@
+"""Loading from the hub or a folder: the library's many errors as one line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpo_diag.errors import DiagError
+
+_OFFLINE = ("offline mode", "offline", "couldn't connect", "connection error", "connecterror", "name resolution",
+            "max retries", "cached files", "localentrynotfound", "network is unreachable")  # fmt: skip
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model's name means a folder: it exists, or is written like a path."""
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def check_name(name: str, what: str = "model") -> str:
+    """The name to load: a hub id as it is, a folder as an absolute path.
+
+    Raises:
+        DiagError: no such folder, a file, or a folder without config.json.
+    """
+    if not looks_local(name):
+        return name
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise DiagError(f"no such {what} folder", where=path, mend="check model.name (a hub id is written OWNER/NAME)")
+    if not path.is_dir():
+        mend = "name its folder" if path.suffix in (".safetensors", ".bin", ".json") else None
+        raise DiagError(f"a {what} is a folder", where=path, got="a file", mend=mend)
+    if what == "model" and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise DiagError(
+                "the folder holds an adapter alone", where=path, mend="merge it into its base model first (peft)"
+            )
+        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        mend = f"name one of the folders inside: {', '.join(inside[:5])}" if inside else None
+        raise DiagError("no model in the folder", where=path, expected="config.json and *.safetensors", mend=mend)
+    return str(path.resolve())
+
+
+@contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turn what transformers and the hub raise while loading `what` from `name` into a DiagError."""
+    try:
+        yield
+    except DiagError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
+        raise explain(name, what, error) from error
+
+
+def explain(name: str, what: str, error: BaseException) -> DiagError:
+    """The one line for an error of the loading library."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 6:
+        chain.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    text, lower = " | ".join(chain), " | ".join(chain).lower()
+    if "trust_remote_code" in lower:
+        return DiagError(
+            f"the {what} brings its own code, which is not run unless asked",
+            where=name,
+            mend="read that code, then set model.trust_remote_code=true",
+        )
+    if "gated" in lower or "401" in lower or "403" in lower:
+        return DiagError(f"the {what} asks for a login", where=name, mend="ask for access there, then `hf auth login`")
+    if isinstance(error, ImportError):
+        return DiagError(f"the {what} needs a package that is absent", where=name, got=_first_line(error))
+    if "safetensors" in lower and ("no file named" in lower or "does not appear to have" in lower):
+        return DiagError(
+            f"the {what} has no safetensors weights",
+            where=name,
+            mend="convert them, or, for a source that you trust, set model.allow_pickle=true",
+        )
+    if not looks_local(name) and any(word in lower for word in _OFFLINE):
+        return DiagError(
+            f"the {what} is not in the local cache and the hub cannot be reached",
+            where=name,
+            mend="connect, unset HF_HUB_OFFLINE, or name a local folder",
+        )
+    if "unrecognized configuration class" in lower or "automodelforcausallm" in lower:
+        return DiagError("not a causal language model", where=name, got=_architecture(text), expected="a causal LM")
+    if "repositorynotfound" in lower or "404" in lower or "not a valid model identifier" in lower:
+        return DiagError(f"no such {what} on the hub", where=name, mend="check model.name")
+    return DiagError(f"the {what} cannot be loaded", where=name, got=_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _architecture(text: str) -> str | None:
+    start = text.find("<class '")
+    return text[start + 8 : text.find("'", start + 8)].rsplit(".", 1)[-1] if start >= 0 else None
