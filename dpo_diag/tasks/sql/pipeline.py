@@ -37,10 +37,10 @@ class SqlCaseConfig:
         data_seed: which questions are drawn, in every set.
         sft_seed: initial weights and the order of SFT batches.
         sft_steps, sft_batch_size, sft_learning_rate: SFT sees steps x batch questions once; AdamW, cosine to 0.
-        sft_warmup_steps: linear warm-up.
+        sft_warmup_steps, sft_adam_beta2: linear warm-up; AdamW's second decay.
         planted_error: share of the SFT answers with `>=` that say `>` instead (0 none, 1 all): a systematic mistake
             for DPO to mend.
-        vocab_size, hidden_size, layers, heads, intermediate_size: tokenizer and model.
+        vocab_size, hidden_size, layers, heads, intermediate_size, initializer_range: tokenizer and model.
         n_pairs: how many pairs to collect.
         n_train_pairs: how many of them train; the rest are held out.
         n_questions: fresh questions answered first; more are asked, as many again, while pairs are missing.
@@ -49,16 +49,18 @@ class SqlCaseConfig:
 
     data_seed: int = 0
     sft_seed: int = 0
-    sft_steps: int = 200
+    sft_steps: int = 220
     sft_batch_size: int = 32
     sft_learning_rate: float = 4e-3
     sft_warmup_steps: int = 10
     planted_error: float = 0.0
+    sft_adam_beta2: float = 0.999
     vocab_size: int = 768
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     intermediate_size: int = 320
+    initializer_range: float = 0.06
     n_pairs: int = 620
     n_train_pairs: int = 496
     n_questions: int = 2000
@@ -171,6 +173,7 @@ def build_sft_model(config: SqlCaseConfig, tokenizer: PreTrainedTokenizerFast) -
         layers=config.layers,
         heads=config.heads,
         intermediate_size=config.intermediate_size,
+        initializer_range=config.initializer_range,
         seed=config.sft_seed,
     )
 
@@ -188,6 +191,7 @@ def sft_arguments(config: SqlCaseConfig, output_dir: str | os.PathLike[str], **o
         "lr_scheduler_type": "cosine",
         "warmup_steps": config.sft_warmup_steps,
         "weight_decay": 0.01,
+        "adam_beta2": config.sft_adam_beta2,
         "max_grad_norm": 1.0,
         "completion_only_loss": True,
         "max_length": 256,
