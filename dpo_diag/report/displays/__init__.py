@@ -1,0 +1,1 @@
+"""Displays: each has a function that returns the frame it draws and a function that draws that frame."""

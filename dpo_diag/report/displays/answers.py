@@ -1,0 +1,160 @@
+"""What the checkpoints wrote for the fixed prompts: changed answers first, each against the one before it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from dpo_diag.records import Run
+from dpo_diag.report.numbers import number
+from dpo_diag.report.text import clean
+
+BUDGET = 2_400_000
+"""Characters of answers on a page: what 200 prompts x 20 checkpoints may take of the 5 MB that a page may weigh."""
+LIMITS = (2_000, 1_200, 800, 500, 350, 250, 160, 100)
+OPEN = 5
+"""Prompts whose answers are unfolded when the page opens."""
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|\s+|[^\w\s]")
+COLUMNS = ["prompt_id", "prompt", "tags", "reference", "model", "step", "last_step", "text", "correct", "changes"]
+
+
+def answers_frame(run: Run) -> pd.DataFrame:
+    """One row per stretch of checkpoints at which a prompt's first answer stayed the same.
+
+    Columns: prompt_id, prompt, tags (text), reference, model, step, last_step, text, correct (mean over the stretch,
+    NaN without a checker), changes (how often the policy's answer changed). Prompts ordered by changes, most first;
+    within one: other models (ref, sft), then the policy by step. Empty without outputs. Answers of another decoding
+    hash than the policy's most frequent one are left out: they are not comparable.
+    """
+    if not run.has("outputs"):
+        return pd.DataFrame(columns=COLUMNS)
+    wanted = ["step", "model", "prompt_id", "sample", "prompt", "tags", "reference", "text", "correct", "decoding_hash"]
+    rows = run.read("outputs", wanted)
+    rows = rows.loc[rows["sample"].fillna(0) == 0].drop_duplicates(["step", "model", "prompt_id"], keep="last")
+    policy_hashes = rows.loc[rows["model"] == "policy", "decoding_hash"].dropna()
+    if len(policy_hashes):
+        rows = rows.loc[rows["decoding_hash"].isna() | (rows["decoding_hash"] == policy_hashes.mode().iloc[0])]
+    rows = rows.assign(_policy=rows["model"] == "policy").sort_values(
+        ["prompt_id", "_policy", "model", "step"], kind="stable", ignore_index=True
+    )
+    same = (
+        (rows["prompt_id"] == rows["prompt_id"].shift())
+        & (rows["model"] == rows["model"].shift())
+        & (rows["text"] == rows["text"].shift())
+        & (rows["correct"].fillna(-1) == rows["correct"].shift().fillna(-1))
+    )
+    groups = rows.groupby((~same).cumsum(), sort=False)
+    out = groups[["prompt_id", "prompt", "reference", "model", "step", "text"]].first()
+    out["last_step"], out["correct"] = groups["step"].last(), groups["correct"].mean()
+    out["tags"] = (
+        groups["tags"].first().map(lambda t: ", ".join(map(str, t)) if t is not None and not _is_nan(t) else "")
+    )
+    stretches = out.loc[out["model"] == "policy"].groupby("prompt_id")["text"].size() - 1
+    out["changes"] = out["prompt_id"].map(stretches).fillna(0).astype(int)
+    order = out.groupby("prompt_id", sort=False)["changes"].transform("first")
+    out = out.assign(_order=-order).sort_values(["_order", "prompt_id"], kind="stable", ignore_index=True)
+    return out[COLUMNS]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def word_diff(before: str, after: str) -> Markup:
+    """`after` with what was inserted as <ins> and what was deleted as <del>, word by word (CJK: by character)."""
+    a, b = _WORDS.findall(before), _WORDS.findall(after)
+    parts = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        old, new = "".join(a[i:j]), "".join(b[k:m])
+        if kind == "equal":
+            parts.append(escape(new))
+            continue
+        if old:
+            parts.append(Markup("<del>{}</del>").format(old))
+        if new:
+            parts.append(Markup("<ins>{}</ins>").format(new))
+    return Markup("").join(parts)
+
+
+def text_limit(frame: pd.DataFrame, budget: int = BUDGET) -> int:
+    """The most characters of one answer that keep the page inside its budget (a diff can show two answers)."""
+    lengths = frame["text"].fillna("").str.len()
+    return next((limit for limit in LIMITS if 2 * lengths.clip(upper=limit).sum() <= budget), LIMITS[-1])
+
+
+def draw_answers(frame: pd.DataFrame) -> Markup:
+    """One folded block per prompt with its answers in order; the first few are open."""
+    limit = text_limit(frame)
+    most = max(1, BUDGET // (2 * limit))
+    blocks, shown = [], 0
+    prompts = list(frame.groupby("prompt_id", sort=False))
+    for i, (_, rows) in enumerate(prompts):
+        if shown + len(rows) > most:
+            break
+        shown += len(rows)
+        blocks.append(_block(rows, limit, i < OPEN))
+    changed = sum(rows["changes"].iloc[0] > 0 for _, rows in prompts)
+    head = f"{changed} of {len(prompts)} prompts got another answer at some checkpoint; those with most changes come first."
+    if limit < LIMITS[0]:
+        head += f" Answers are cut after {limit} characters here; outputs/ holds them whole."
+    if len(blocks) < len(prompts):
+        head += f" The last {len(prompts) - len(blocks)} prompts are left out for the page's size."
+    tools = Markup(
+        '<p class="tools"><label>Find <input type="search" id="find" placeholder="text or tag"></label> '
+        '<button type="button" id="open-all">Open all</button> <button type="button" id="close-all">Close all</button> '
+        '<span id="found" role="status"></span></p>'
+    )
+    key = Markup('<p class="small">Against the answer before: <ins>added</ins> <del>removed</del>.</p>')
+    return Markup('<p>{}</p>{}{}<div id="answers">{}</div>').format(head, tools, key, Markup("").join(blocks))
+
+
+def _block(rows: pd.DataFrame, limit: int, is_open: bool) -> Markup:
+    first = rows.iloc[0]
+    prompt = clean(first["prompt"] if isinstance(first["prompt"], str) else first["prompt_id"], 1_200)
+    changes = int(first["changes"])
+    policy = rows.loc[rows["model"] == "policy"]
+    strip = "".join("✓" if c >= 0.5 else "✗" for c in policy["correct"] if not math.isnan(c))
+    items, before = [], None
+    for row in rows.itertuples(index=False):
+        text = clean(row.text, limit)
+        body = escape(text) if before is None or row.model != "policy" or before == text else word_diff(before, text)
+        if row.model == "policy":
+            before = text
+        elif before is None and row.model in ("sft", "ref"):
+            before = text
+        at = f"step {row.step}" if row.step == row.last_step else f"steps {row.step}–{row.last_step}"
+        at = at if row.model == "policy" else f"{row.model}"
+        verdict = "" if math.isnan(row.correct) else (" ✓ right" if row.correct >= 0.5 else " ✗ wrong")
+        empty = Markup("<i>empty</i>") if not text else body
+        items.append(
+            Markup('<li><span class="at">{}<b>{}</b></span><div class="ans">{}</div></li>').format(
+                clean(at), verdict, empty
+            )
+        )
+    tags = Markup(' <span class="tag">{}</span>').format(clean(first["tags"], 80)) if first["tags"] else ""
+    answer = first["reference"]
+    reference = (
+        Markup('<p class="small">Reference answer: <code>{}</code></p>').format(clean(answer, 400))
+        if isinstance(answer, str) and answer
+        else ""
+    )
+    return Markup(
+        '<details class="card prompt"{}><summary><b class="rank">{}</b> <span>{}</span>{}{}</summary>'
+        '<pre class="prompt">{}</pre>{}<ol class="answers">{}</ol></details>'
+    ).format(
+        Markup(" open") if is_open else "",
+        "same" if not changes else f"{number(changes)} change{'s' if changes > 1 else ''}",
+        prompt[:110].replace("\n", " "),
+        tags,
+        Markup(' <span class="strip" title="right or wrong, answer by answer">{}</span>').format(strip)
+        if strip
+        else "",
+        prompt,
+        reference,
+        Markup("").join(items),
+    )

@@ -1,0 +1,89 @@
+"""The checks: which speak, which cannot tell and why, which are silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from dpo_diag.report.numbers import number
+from dpo_diag.report.text import clean
+
+ORDER = {"speaks": 0, "not_applicable": 1, "silent": 2}
+SEVERITY = {"critical": 0, "error": 0, "high": 0, "warning": 1, "medium": 1, "notice": 2, "info": 3, "low": 3}
+
+
+def checks_frame(explanation: dict[str, Any]) -> pd.DataFrame:
+    """code, title, outcome, severity, reason, evidence (text), try (list), those that speak first, by severity."""
+    rows = []
+    for check in explanation.get("checks") or []:
+        rows.append(
+            {
+                "code": check.get("code"), "title": check.get("title"), "outcome": check.get("outcome"),
+                "severity": check.get("severity") or "", "reason": check.get("reason") or "",
+                "evidence": evidence_text(check.get("evidence")), "try": [_advice(t) for t in check.get("try") or []],
+            }
+        )  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["code", "title", "outcome", "severity", "reason", "evidence", "try"])
+    key = frame["outcome"].map(ORDER).fillna(3) * 10 + frame["severity"].map(SEVERITY).fillna(2)
+    return frame.assign(_key=key).sort_values(["_key", "code"], ignore_index=True).drop(columns="_key")
+
+
+def evidence_text(value: Any) -> str:
+    """The numbers of a check as `name value` pairs."""
+    if isinstance(value, dict):
+        return "; ".join(f"{str(k).replace('_', ' ')} {evidence_text(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(evidence_text(v) for v in value[:8])
+        return f"{shown}, … ({len(value)} in all)" if len(value) > 8 else shown
+    return clean(value, 300) if isinstance(value, str) else number(value)
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(str(v) for v in value.values() if v)
+    return str(value)
+
+
+def draw_checks(frame: pd.DataFrame) -> Markup:
+    """What speaks as cards, the rest as two folded tables."""
+    speaks = frame.loc[frame["outcome"] == "speaks"]
+    cards = [
+        Markup(
+            '<article class="check {0}"><h3><span class="badge {0}">{1}</span> {2} <code>{3}</code></h3>'
+            '<p>{4}</p><p class="small">{5}</p>{6}</article>'
+        ).format(
+            row.severity if row.severity in SEVERITY else "notice", row.severity or "speaks", clean(row.title),
+            clean(row.code), clean(row.reason), clean(row.evidence), _tries(row[6]),
+        )
+        for row in speaks.itertuples(index=False)
+    ]  # fmt: skip
+    head = Markup("<p>{} of {} checks speak.</p>").format(len(speaks), len(frame))
+    rest = [
+        Markup('<details class="numbers"><summary>{} {}</summary><dl class="checks">{}</dl></details>').format(
+            len(part), label, Markup("").join(_line(r) for r in part.itertuples(index=False))
+        )
+        for outcome, label in (
+            ("not_applicable", "cannot tell: not applicable"),
+            ("silent", "looked and found nothing"),
+        )
+        if len(part := frame.loc[frame["outcome"] == outcome])
+    ]
+    return head + Markup("").join(cards) + Markup("").join(rest)
+
+
+def _line(row: Any) -> Markup:
+    return Markup("<dt>{} <code>{}</code></dt><dd>{}{}</dd>").format(
+        clean(row.title),
+        clean(row.code),
+        clean(row.reason) or "nothing to report",
+        f" ({clean(row.evidence)})" if row.evidence else "",
+    )
+
+
+def _tries(tries: list[str]) -> Markup:
+    if not tries:
+        return Markup("")
+    items = Markup("").join(Markup("<li>{}</li>").format(escape(clean(t))) for t in tries)
+    return Markup('<p class="try">Try</p><ul class="try">{}</ul>').format(items)

@@ -1,0 +1,226 @@
+"""The parting of the curves: the loss, both sides' perplexities and the task score over the steps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from dpo_diag.records import Run
+from dpo_diag.records.metrics import wilson_interval
+from dpo_diag.records.schemas import TRAIN_SPLIT
+from dpo_diag.report.numbers import number, percent, ratio, signed
+from dpo_diag.report.plots import Series, line_chart
+from dpo_diag.report.svg import responsive
+from dpo_diag.report.tables import behind, figure
+
+LOSS, CHOSEN, REJECTED = "DPO loss", "chosen perplexity", "rejected perplexity"
+PERPLEXITY_NAMES = ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean")
+LOGPS = ("logps/chosen", "logps/rejected")
+COLUMNS = ["panel", "line", "kind", "step", "value", "low", "high", "n", "measure", "split"]
+
+
+def evaluation_split(run: Run, wanted: str | None = None) -> str | None:
+    """The split whose curves are shown: the wanted one, else `eval`, else the first fixed set, else train; None if none."""
+    splits = [s for s in run.history["split"].unique() if s is not None]
+    measured = [
+        s
+        for s in splits
+        if (run.history.loc[run.history["split"] == s, "name"].isin(["loss", *LOGPS]).any()) or s == wanted
+    ]
+    if wanted in measured:
+        return wanted
+    fixed = sorted(s for s in measured if s != TRAIN_SPLIT)
+    if "eval" in fixed:
+        return "eval"
+    return fixed[0] if fixed else (TRAIN_SPLIT if TRAIN_SPLIT in measured else None)
+
+
+def curves_frame(run: Run, split: str | None) -> pd.DataFrame:
+    """Long frame of what the panels draw: panel (loss | perplexity | log-probs | score), line, kind, step, value,
+    low and high (a score's Wilson 95 % interval), n, measure (the history's name), split. Empty without history.
+    """
+    history = run.history
+    parts = []
+
+    def take(panel: str, line: str, kind: str, name: str, of: str | None) -> bool:
+        rows = history.loc[(history["name"] == name) & (history["split"] == of)]
+        if rows.empty:
+            return False
+        part = pd.DataFrame(
+            {
+                "panel": panel, "line": line, "kind": kind, "step": rows["step"].to_numpy(),
+                "value": rows["value"].to_numpy(dtype=float), "low": np.nan, "high": np.nan,
+                "n": rows["weight"].to_numpy(dtype=float), "measure": name, "split": of,
+            }
+        )  # fmt: skip
+        if panel == "score":
+            bounds = [
+                wilson_interval(v * n, int(n)) if math.isfinite(v + n) and 0 <= v <= 1 else (math.nan, math.nan)
+                for v, n in zip(part["value"], part["n"], strict=True)
+            ]
+            part["low"], part["high"] = [b[0] for b in bounds], [b[1] for b in bounds]
+        parts.append(part)
+        return True
+
+    take("loss", LOSS, "loss", "loss", split)
+    if split != TRAIN_SPLIT:
+        take("loss", "training batches", "train", "loss", TRAIN_SPLIT)
+    for name in PERPLEXITY_NAMES:
+        found = take("perplexity", CHOSEN, "chosen", f"{name}/chosen", split)
+        if take("perplexity", REJECTED, "rejected", f"{name}/rejected", split) or found:
+            break
+    else:
+        take("log-probs", "chosen log-prob", "chosen", LOGPS[0], split)
+        take("log-probs", "rejected log-prob", "rejected", LOGPS[1], split)
+    scores = history.loc[history["name"].str.startswith("score/"), ["name", "split"]].drop_duplicates()
+    for i, (name, of) in enumerate(scores.itertuples(index=False, name=None)):
+        take("score", score_name(name, of), "score" if i % 2 == 0 else "score2", name, of)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def score_name(name: str, split: str) -> str:
+    """`score/execution_accuracy` of `held_out` as "execution accuracy, held out"."""
+    plain = name.removeprefix("score/").replace("_", " ")
+    return f"{plain}, {split.replace('_', ' ')}" if split not in ("eval", "train") else plain
+
+
+def parting_frame(curves: pd.DataFrame) -> pd.DataFrame:
+    """Loss, chosen perplexity and scores as ratios to their first finite value: line, kind, step, ratio, value.
+
+    Left out: lines of one point, and lines that are not positive throughout (no ratio to the start exists).
+    """
+    parts = []
+    for line, rows in curves.loc[curves["line"].isin([LOSS, CHOSEN]) | (curves["panel"] == "score")].groupby(
+        "line", sort=False
+    ):
+        finite = rows.loc[np.isfinite(rows["value"])]
+        if len(finite) < 2 or (finite["value"] <= 0).any() and line != LOSS and rows["panel"].iloc[0] != "score":
+            continue
+        first = float(finite["value"].iloc[0])
+        if first <= 0:
+            continue
+        parts.append(
+            pd.DataFrame(
+                {"line": line, "kind": rows["kind"], "step": rows["step"], "ratio": rows["value"] / first,
+                 "value": rows["value"]}
+            )
+        )  # fmt: skip
+    columns = ["line", "kind", "step", "ratio", "value"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def draw_parting(parting: pd.DataFrame) -> Markup:
+    """One plot: every line starts at 1; loss, chosen perplexity and score leave in their own directions.
+
+    Per cent on a linear axis while nothing more than triples, else factors on a logarithmic one.
+    """
+    finite = parting["ratio"][np.isfinite(parting["ratio"])]
+    log = bool(len(finite) and finite.max() > 3 and finite.min() > 0)
+    shown = parting if log else parting.assign(ratio=parting["ratio"] - 1)
+    series = []
+    for line, rows in shown.groupby("line", sort=False):
+        last = parting.loc[(parting["line"] == line) & np.isfinite(parting["ratio"])].iloc[-1]
+        change = ratio(last["ratio"]) if log else _change(last["ratio"] - 1)
+        series.append((str(line), change, rows))
+
+    def draw(width: int) -> Markup:
+        narrow = width < 500
+        lines = [
+            Series(
+                f"{_short(line)} {change}" if narrow else f"{line} {change}",
+                rows["step"].to_numpy(dtype=float), rows["ratio"].to_numpy(dtype=float), str(rows["kind"].iloc[0]),
+            )
+            for line, change, rows in series
+        ]  # fmt: skip
+        return line_chart(
+            lines,
+            width=width,
+            height=300,
+            log=log,
+            tick=ratio if log else _change,
+            level=(1.0, "start") if log else (0.0, "start"),
+            description="Change since the first measurement: " + parting_text(parting),
+        )
+
+    note = "" if log or not (finite <= 0).any() else ""
+    return figure(
+        responsive(draw),
+        f"Each line against its own first value. {parting_text(parting)}{note}",
+        behind(
+            parting.drop(columns="kind"), "change since the first measurement", formats={"ratio": ratio, "step": number}
+        ),
+    )
+
+
+def parting_text(parting: pd.DataFrame) -> str:
+    """What the plot says, in one sentence."""
+    said = []
+    for line, rows in parting.groupby("line", sort=False):
+        finite = rows.loc[np.isfinite(rows["ratio"])]
+        first, last = finite.iloc[0], finite.iloc[-1]
+        change = _change(last["ratio"] - 1) if last["ratio"] <= 3 else ratio(last["ratio"])
+        said.append(f"{line} {number(first['value'])} → {number(last['value'])} ({change})")
+    return "; ".join(said) + "." if said else ""
+
+
+def draw_panels(curves: pd.DataFrame, marks: list[tuple[int, str]]) -> Markup:
+    """The same in absolute values: one panel under the other on one step axis; perplexities on a logarithmic axis."""
+    pieces = []
+    names = {
+        "loss": "Loss, nats per pair",
+        "perplexity": "Perplexity of the answers ({measure}), logarithmic",
+        "log-probs": "Log-prob of the answers, nats",
+        "score": "Task score, with 95 % interval",
+    }
+    for panel, rows in curves.groupby("panel", sort=False):
+        measure = str(rows["measure"].iloc[0]).split("/")[0]
+        title = names[str(panel)].format(measure=measure)
+        all_steps = (float(curves["step"].min()), float(curves["step"].max()))
+        pieces.append(
+            Markup("<h3>{}</h3>{}").format(title, responsive(_panel(str(panel), rows, title, marks, all_steps)))
+        )
+    shown = curves.drop(columns=["panel", "kind"])
+    evaluated = shown.loc[curves["kind"] != "train"]
+    formats = {"step": number, "n": number}
+    return Markup("<figure>{}{}</figure>").format(
+        Markup("").join(pieces), behind(evaluated, "loss, perplexities and scores", formats=formats)
+    )
+
+
+def _panel(panel: str, rows: pd.DataFrame, title: str, marks: list[tuple[int, str]], all_steps: tuple[float, float]):  # type: ignore[no-untyped-def]
+    def draw(width: int) -> Markup:
+        narrow = width < 500
+        lines = []
+        for line, part in rows.groupby("line", sort=False):
+            finite = part["value"][np.isfinite(part["value"])]
+            end = number(finite.iloc[-1], 3) if len(finite) else "NaN"
+            label = f"{_short(str(line)) if narrow else _plain(str(line))} {end}"
+            bounds = [part[c].to_numpy(dtype=float) if panel == "score" else None for c in ("low", "high")]
+            lines.append(
+                Series(
+                    label, part["step"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float),
+                    str(part["kind"].iloc[0]), *bounds,
+                )
+            )  # fmt: skip
+        return line_chart(
+            lines, width=width, height=190, log=panel == "perplexity", marks=marks, description=title,
+            right=None if narrow else 190.0, x_range=all_steps,
+        )  # fmt: skip
+
+    return draw
+
+
+def _plain(line: str) -> str:
+    return line.replace(" perplexity", "").replace(" log-prob", "").replace("DPO loss", "evaluation")
+
+
+def _short(line: str) -> str:
+    plain = _plain(line).replace("training batches", "training").replace("execution accuracy", "accuracy")
+    return plain if len(plain) <= 16 else plain[:15] + "…"
+
+
+def _change(value: float) -> str:
+    return "0" if value == 0 else signed(round(100 * value, 1), 3) + " %" if math.isfinite(value) else percent(value)
