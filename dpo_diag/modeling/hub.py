@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dpo_diag.errors import DiagError
 
@@ -42,11 +46,44 @@ def check_name(name: str, what: str = "model") -> str:
     return str(path.resolve())
 
 
+@cache
+def hub_reachable(timeout: float = 4.0) -> bool:
+    """Whether the hub answers a connection. The hub's own client retries for a minute before it gives up.
+
+    True without a look where a proxy stands between (HTTPS_PROXY, ALL_PROXY); False where HF_HUB_OFFLINE is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if any(os.environ.get(name) or os.environ.get(name.lower()) for name in ("HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        with socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def hub_offline_if_unreachable(name: str) -> Iterator[None]:
+    """While inside, the hub's client reads its cache alone if `name` is a hub id and the hub does not answer."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not looks_local(name) and not hub_reachable():
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
     """Turn what transformers and the hub raise while loading `what` from `name` into a DiagError."""
     try:
-        yield
+        with hub_offline_if_unreachable(name):
+            yield
     except DiagError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
@@ -69,6 +106,11 @@ def explain(name: str, what: str, error: BaseException) -> DiagError:
         )
     if "gated" in lower or "401" in lower or "403" in lower:
         return DiagError(f"the {what} asks for a login", where=name, mend="ask for access there, then `hf auth login`")
+    if "attn_implementation" in lower or "flashattention" in lower or "flash_attn" in lower:
+        return DiagError(
+            f"the {what} cannot use that attention", where=name, got=_first_line(error),
+            mend="set model.attn_implementation=sdpa or eager",
+        )  # fmt: skip
     if isinstance(error, ImportError):
         return DiagError(f"the {what} needs a package that is absent", where=name, got=_first_line(error))
     if "safetensors" in lower and ("no file named" in lower or "does not appear to have" in lower):

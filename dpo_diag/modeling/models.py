@@ -127,7 +127,11 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+    }
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization is not None:
@@ -227,7 +231,7 @@ def load_policy(
         reference = load_reference(config, model, dtype=dtype)
     meta: dict[str, Any] = {
         "model": describe_model(model, config.name or name, fingerprint=fingerprint),
-        "tokenizer": describe_tokenizer(tokenizer),
+        "tokenizer": describe_tokenizer(tokenizer, config.tokenizer or config.name),
     }
     if with_reference:
         kind = "named model" if config.reference else "adapter switched off" if peft.kind != "none" else "frozen copy"

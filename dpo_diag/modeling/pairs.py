@@ -19,6 +19,7 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.modeling.files import RawRow, iterate_rows
 from dpo_diag.modeling.formats import FORMATS, BadRow, Message, Pair, detect_format, render, response_text, shorten
+from dpo_diag.modeling.hub import hub_offline_if_unreachable, hub_reachable, looks_local
 from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.writer import write_json
 
@@ -300,10 +301,16 @@ def _load_hub(name: str, split: str, config: str | None, revision: str | None) -
     import datasets
 
     folder = Path(name).expanduser()
-    looks_local = folder.exists() or name.startswith((".", "/", "~"))
     try:
-        if not looks_local:
-            return datasets.load_dataset(name, config, split=split, revision=revision)
+        if not looks_local(name):
+            before = datasets.config.HF_HUB_OFFLINE
+            try:
+                with hub_offline_if_unreachable(name):
+                    # The library keeps a switch of its own; without it, it retries before it looks in its cache.
+                    datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
+                    return datasets.load_dataset(name, config, split=split, revision=revision)
+            finally:
+                datasets.config.HF_HUB_OFFLINE = before
         if not folder.is_dir():
             mend = "use data=jsonl for a single file" if folder.exists() else "check data.name"
             raise DiagError("no such dataset folder", where=folder, mend=mend)

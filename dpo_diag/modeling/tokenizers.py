@@ -132,10 +132,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> dict[str, Any]:
     """For run.json's `tokenizer`."""
     return {
-        "name": str(tokenizer.name_or_path),
+        "name": name or str(tokenizer.name_or_path),
         "vocab_size": len(tokenizer),
         "pad_token": tokenizer.pad_token,
         "eos_token": tokenizer.eos_token,
