@@ -1,0 +1,168 @@
+"""Through which side did the loss move? A two-player Shapley split of any per-pair loss f(a, b), exact.
+
+    chosen part   = 1/2 [f(a1, b0) - f(a0, b0) + f(a1, b1) - f(a0, b1)]
+    rejected part = 1/2 [f(a0, b1) - f(a0, b0) + f(a1, b1) - f(a1, b0)]
+
+and their sum is f(a1, b1) - f(a0, b0), pair by pair, whatever f is (DESIGN section 2.4). An SFT term belongs to the
+chosen player: it enters as TRL computes it, the mean over the set's chosen tokens. Losses that couple the pairs of a
+batch have no such split and are refused by name. Under WPO the detached pair weight moves too: its share stands apart,
+`weight_part`, split from the rest by the midpoint rule (mean weight times change of loss, plus mean loss times change
+of weight), which is exact as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, pair_losses
+from dpo_diag.records import Run
+
+FloatArray = npt.NDArray[np.float64]
+
+COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
+
+
+def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
+    """The run's loss and None, or None and why there is none to split."""
+    document = run.meta.get("loss")
+    if not isinstance(document, dict) or not document:
+        return None, "the run does not say which loss it trained with"
+    if "not_applicable" in document:
+        return None, f"{document['not_applicable']}"
+    try:
+        spec = LossSpec.from_dict(document)
+    except (DiagError, TypeError, ValueError) as error:
+        return None, f"run.json's loss is not understood: {error}"
+    return (None, spec.not_additive) if spec.not_additive else (spec, None)
+
+
+def needs_reference(spec: LossSpec) -> bool:
+    """Whether any term looks at the reference; SFT alone does not."""
+    return any(kind != "sft" for kind in spec.types)
+
+
+def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The split of every pair's loss.
+
+    Args:
+        spec: an additive loss.
+        pairs: `Selection.pairs`: `a0 b0 a1 b1` (nats) and, where the loss needs them, `chosen_n_tokens_{0|1}`,
+            `rejected_n_tokens_{0|1}`, `chosen_sum_logp_{0|1}`, `chosen_weight_{0|1}`.
+
+    Returns:
+        One row per pair in the order of `pairs`: `COLUMNS`. The means over rows are the run's. Empty in, empty out.
+        A pair with an infinite or unknown input has NaN in every column (see `finite_pairs`).
+
+    Raises:
+        DiagError: a coupled loss, or a quantity that this loss needs is unknown.
+    """
+    if spec.not_additive:
+        raise DiagError("this loss has no per-pair value", got=spec.not_additive)
+    unweighted = replace(spec, use_weighting=False)
+    with np.errstate(invalid="ignore"):
+        f00, f10, f01, f11 = (_value(unweighted, pairs, i, j) for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)))
+        chosen = 0.5 * ((f10 - f00) + (f11 - f01))
+        rejected = 0.5 * ((f01 - f00) + (f11 - f10))
+        weight_part = np.zeros_like(chosen)
+        if spec.use_weighting:
+            w0, w1 = (_column(pairs, f"chosen_weight_{when}", "use_weighting") for when in (0, 1))
+            weight_part = 0.5 * (f00 + f11) * (w1 - w0)
+            chosen, rejected = 0.5 * (w0 + w1) * chosen, 0.5 * (w0 + w1) * rejected
+            f00, f11 = w0 * f00, w1 * f11
+        delta = f11 - f00
+        residual = delta - (chosen + rejected + weight_part)
+    return pd.DataFrame(
+        dict(zip(COLUMNS, (f00, f11, delta, chosen, rejected, weight_part, residual), strict=True)), index=pairs.index
+    )
+
+
+def finite_pairs(spec: LossSpec, pairs: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Pairs whose loss can be split: all that the loss looks at is known and finite (mask over rows)."""
+    names = ["a0", "b0", "a1", "b1"] if needs_reference(spec) else []
+    if "sft" in spec.types:
+        names += ["chosen_sum_logp_0", "chosen_sum_logp_1"]
+    if spec.use_weighting:
+        names += ["chosen_weight_0", "chosen_weight_1"]
+    if {"sft", "ipo", "sigmoid_norm"} & set(spec.types):
+        names += ["chosen_n_tokens_0", "chosen_n_tokens_1"]
+    if {"ipo", "sigmoid_norm"} & set(spec.types):
+        names += ["rejected_n_tokens_0", "rejected_n_tokens_1"]
+    mask: npt.NDArray[np.bool_] = np.isfinite(pairs[names].to_numpy(dtype=np.float64)).all(axis=1)
+    return mask
+
+
+def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The run's loss split (means over pairs) and the rows behind it; or {"not_applicable": reason} and no rows."""
+    empty = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
+    if not len(pairs):
+        return {"not_applicable": "no pair stands at both steps"}, empty
+    finite = finite_pairs(spec, pairs)
+    if not finite.any():
+        return {"not_applicable": _why_none(spec, pairs)}, empty
+    used = pairs.loc[finite]
+    try:
+        rows = split_losses(spec, used)
+    except DiagError as error:
+        return {"not_applicable": str(error)}, empty
+    values = {name: float(rows[name].mean()) for name in COLUMNS[:-1]}
+    parts = values["chosen_part"] + values["rejected_part"] + values["weight_part"]
+    result: dict[str, Any] = {
+        "from": values["loss_from"],
+        "to": values["loss_to"],
+        "delta": values["loss_to"] - values["loss_from"],
+        "chosen_part": values["chosen_part"],
+        "rejected_part": values["rejected_part"],
+        "residual": values["loss_to"] - values["loss_from"] - parts,
+        "max_pair_residual": float(rows["residual"].abs().max()),
+        "n_pairs": int(finite.sum()),
+        "types": list(spec.types),
+        "beta": spec.beta,
+        "at_reference": loss_at_reference(spec) if needs_reference(spec) else None,
+        "floor": loss_floor(spec),
+    }
+    if spec.use_weighting:
+        result["weight_part"] = values["weight_part"]
+    left_out = int((~finite).sum())
+    if left_out:
+        result["pairs_left_out"] = left_out
+        result["pairs_left_out_reason"] = "a log-prob of theirs is infinite, NaN or unknown"
+        result["left_out_pair_ids"] = [str(p) for p in pairs.loc[~finite, "pair_id"].head(20)]
+    return result, rows
+
+
+def _why_none(spec: LossSpec, pairs: pd.DataFrame) -> str:
+    if needs_reference(spec) and bool(pairs[["a0", "b0", "a1", "b1"]].isna().all(axis=None)):
+        if spec.ld_alpha is not None:
+            return "the log-probs that ld_alpha made (loss_logp) or the reference's are not recorded"
+        return "the records hold no reference log-probs"
+    return "no pair has finite log-probs and all that this loss needs (token counts, weights) at both steps"
+
+
+def _value(spec: LossSpec, pairs: pd.DataFrame, chosen_at: int, rejected_at: int) -> FloatArray:
+    """f(a at one time, b at the other); everything of the chosen side (SFT term, length) moves with a."""
+    optional: dict[str, Any] = {}
+    if {"sft", "ipo", "sigmoid_norm"} & set(spec.types):
+        optional["n_chosen"] = _column(pairs, f"chosen_n_tokens_{chosen_at}", "the loss")
+    if {"ipo", "sigmoid_norm"} & set(spec.types):
+        optional["n_rejected"] = _column(pairs, f"rejected_n_tokens_{rejected_at}", "the loss")
+    if "sft" in spec.types:
+        optional["chosen_sum_logp"] = _column(pairs, f"chosen_sum_logp_{chosen_at}", "the SFT term")
+    a = pairs[f"a{chosen_at}"].to_numpy(dtype=np.float64)
+    b = pairs[f"b{rejected_at}"].to_numpy(dtype=np.float64)
+    if not needs_reference(spec):
+        a, b = np.zeros_like(a), np.zeros_like(b)
+    return pair_losses(spec, a, b, **optional)
+
+
+def _column(pairs: pd.DataFrame, name: str, what: str) -> FloatArray:
+    values = pairs[name].to_numpy(dtype=np.float64) if name in pairs else np.full(len(pairs), math.nan)
+    if np.isnan(values).all():
+        raise DiagError(f"{name} is not recorded", where=what, mend="record full pair rows")
+    return values

@@ -1,0 +1,145 @@
+"""One label, one word about harm, one about confidence; each sentence of the text carries its numbers.
+
+"harmful" needs outputs or a task score that got worse. A fall of the chosen answers' likelihood alone is no harm: after
+SFT on those answers some fall is expected under DPO, and behaviour can improve all the same (Razin et al. 2024, arXiv
+2410.08847, section on filtering). Without such evidence the word is "cannot_tell", or "none" where nothing that could
+be harm was seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo_diag.divergence.uncertainty import sign
+
+LABELS = {
+    "broken_numbers": "NaN or infinity stands in the records",
+    "dead_run": "the run did not train",
+    "not_learning": "the loss did not fall",
+    "likelihood_displacement": "the loss fell while the chosen answers became less likely",
+    "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
+    "late_divergence": "the loss kept falling after chosen perplexity had turned and risen",
+    "healthy": "the loss fell and the chosen answers did not become less likely",
+    "loss_unknown": "the loss is unknown; only likelihoods can be read",
+    "cannot_tell": "too little is recorded to say",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a verdict looks at; None where the run does not tell. Signs are +1, 0 (not distinguishable from 0), -1.
+
+    `perplexity`: sign of dlog of each chosen perplexity; `evidence`: entries of `outcomes.evidence` with `direction`.
+    """
+
+    loss: int | None
+    perplexity: dict[str, int]
+    chosen: int | None
+    turning_points: list[dict[str, Any]] = field(default_factory=list)
+    evidence: list[dict[str, Any]] = field(default_factory=list)
+    speaking: frozenset[str] = frozenset()
+    n_pairs: int = 0
+    has_intervals: bool = False
+    only_means: bool = False
+
+
+def facts_sign(value: float | None, bounds: list[float] | None) -> int | None:
+    """Sign of a change, None where it is unknown."""
+    return None if value is None else sign(value, bounds)
+
+
+def label(facts: Facts) -> str:
+    """The label that fits best; the first that applies, from what makes others meaningless to what is subtle."""
+    if "DVG008" in facts.speaking:
+        return "dead_run"
+    if facts.loss is None:
+        broken = "DVG011" in facts.speaking
+        if not facts.perplexity and facts.chosen is None:
+            return "broken_numbers" if broken else "cannot_tell"
+        return "broken_numbers" if broken else "loss_unknown"
+    if facts.loss >= 0:
+        return "not_learning"
+    signs = set(facts.perplexity.values())
+    if {1, -1} <= signs:
+        return "sign_depends_on_aggregator"
+    if 1 in signs or (not signs and facts.chosen == -1):
+        return "likelihood_displacement"
+    if facts.turning_points:
+        return "late_divergence"
+    return "healthy" if signs or facts.chosen is not None else "cannot_tell"
+
+
+def decide(facts: Facts) -> dict[str, Any]:
+    """{"label", "title", "harm", "confidence", "text", "because"}; see the module's docstring."""
+    name = label(facts)
+    worse = [e for e in facts.evidence if e.get("direction") == "worse"]
+    fine = [e for e in facts.evidence if e.get("direction") in ("no_worse", "better")]
+    unclear = [e for e in facts.evidence if e.get("direction") == "unclear"]
+    suspicious = name in ("likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown")
+    if worse:
+        harm, because = "harmful", worse
+    elif any(e["kind"] in ("score", "correct") for e in fine) and not unclear_scores(unclear):
+        harm, because = ("benign" if suspicious else "none"), fine
+    elif suspicious or name in ("broken_numbers", "cannot_tell"):
+        harm, because = "cannot_tell", unclear
+    else:
+        harm, because = "none", []
+    return {
+        "label": name,
+        "title": LABELS[name],
+        "harm": harm,
+        "confidence": _confidence(facts, harm, name),
+        "text": " ".join([_what(name), _harm_text(harm, because, bool(facts.evidence))]),
+        "because": [
+            {k: e.get(k) for k in ("what", "split", "from", "to", "delta", "interval", "p", "n", "method", "direction")}
+            for e in because
+        ],
+    }
+
+
+def unclear_scores(unclear: list[dict[str, Any]]) -> bool:
+    """Whether a task score is among what could not be told."""
+    return any(e["kind"] in ("score", "correct") for e in unclear)
+
+
+def _what(name: str) -> str:
+    title = LABELS[name]
+    return f"{title[0].upper()}{title[1:]}."
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """One piece of evidence in words, with n and interval."""
+    bounds = entry.get("interval")
+    text = f"{entry['what']} ({entry['split']}) {entry['from']:.3f} → {entry['to']:.3f}"
+    if bounds is not None:
+        text += f" (change {entry['delta']:+.3f}, 95 % interval {bounds[0]:+.3f} to {bounds[1]:+.3f}"
+        text += f", n = {entry['n']}"
+        text += f", p = {entry['p']:.2g})" if entry.get("p") is not None else ")"
+    else:
+        text += f" (change {entry['delta']:+.3f}, no interval: {entry['method']})"
+    return text
+
+
+def _harm_text(harm: str, because: list[dict[str, Any]], measured: bool) -> str:
+    if harm == "harmful":
+        return f"It is harm: {'; '.join(describe(e) for e in because)}."
+    if harm == "benign":
+        return f"It is no harm that was measured: {'; '.join(describe(e) for e in because)}."
+    if harm == "none":
+        return (
+            f"Nothing got worse: {'; '.join(describe(e) for e in because)}." if because else "Nothing points to harm."
+        )
+    if because:
+        return f"Whether that is harm cannot be told: {'; '.join(describe(e) for e in because)}."
+    if measured:
+        return "Whether that is harm cannot be told from what was measured."
+    return "Whether that is harm cannot be told from likelihoods alone: no outputs and no task score are recorded."
+
+
+def _confidence(facts: Facts, harm: str, name: str) -> str:
+    if name == "cannot_tell" or facts.only_means or not facts.has_intervals:
+        return "low" if harm in ("cannot_tell", "none") else "medium"
+    if harm == "cannot_tell":
+        return "medium" if facts.n_pairs >= 30 else "low"
+    return "high" if facts.n_pairs >= 30 else "medium"
