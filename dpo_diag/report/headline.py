@@ -54,22 +54,33 @@ def headline(run: Run, explanation: dict[str, Any]) -> Headline:
     steps = [explanation.get("from_step"), explanation.get("to_step")]
     between = f"step {steps[0]} to {steps[1]}" if None not in steps else ""
     n = explanation.get("n_pairs")
+    model = run.meta.get("model")
+    status = str(run.meta.get("status") or "")
     subtitle = [
-        str(run.meta.get("kind", "")), str((run.meta.get("model") or {}).get("name") or "") if isinstance(run.meta.get("model"), dict) else "",
-        between, f"split {explanation['split']}" if explanation.get("split") else "", f"{n} pairs" if n else "",
-        str(run.meta.get("created") or "")[:10], "" if run.meta.get("status") == "finished" else str(run.meta.get("status") or ""),
-    ]  # fmt: skip
+        str(run.meta.get("kind", "")),
+        str(model.get("name") or "") if isinstance(model, dict) else "",
+        between,
+        f"split {explanation['split']}" if explanation.get("split") else "",
+        f"{n} pairs" if n else "",
+        str(run.meta.get("created") or "")[:10],
+        "" if status == "finished" else status,
+    ]
     confidence = verdict.get("confidence")
     return Headline(
         run=run.path.name if run.path.name else str(run.path),
         subtitle=" · ".join(s for s in subtitle if s),
-        label=str(verdict.get("label") or ("No verdict" if not text else "")).replace("_", " "),
+        label=_sentence(str(verdict.get("title") or verdict.get("label") or "No verdict")),
         harm=harm,
         style=style,
         confidence=percent(confidence) if isinstance(confidence, (int, float)) else str(confidence or ""),
         text=text,
         facts=tuple(facts(run, explanation)),
     )
+
+
+def _sentence(text: str) -> str:
+    plain = text.replace("_", " ")
+    return plain[:1].upper() + plain[1:]
 
 
 def facts(run: Run, explanation: dict[str, Any]) -> list[Fact]:

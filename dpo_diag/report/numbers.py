@@ -37,7 +37,7 @@ def number(value: Any, digits: int = 4) -> str:
 def signed(value: Any, digits: int = 3) -> str:
     """As `number`, with a plus sign in front of what rose."""
     text = number(value, digits)
-    return f"+{text}" if text[:1].isdigit() and text != "0" or text == "∞" else text
+    return f"+{text}" if (text[:1].isdigit() and text != "0") or text == "∞" else text
 
 
 def percent(share: Any, digits: int = 0) -> str:
@@ -50,3 +50,8 @@ def percent(share: Any, digits: int = 0) -> str:
 def ratio(value: Any) -> str:
     """A factor, as ×1.22."""
     return f"×{number(value, 3)}"
+
+
+def tick(value: float) -> str:
+    """A round value on an axis, without the zeros that carry nothing."""
+    return f"{value:.6g}".replace("-", MINUS)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from dpo_diag.report.numbers import number
+from dpo_diag.report.numbers import tick as tick_text
 from dpo_diag.report.svg import NARROW, Scale, element, join, linear_ticks, log_ticks, picture, spread, text_width
 
 MAX_POINTS = 400
@@ -21,7 +22,8 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `kind` is its style (loss, train, chosen, rejected, score, score2, ref), `low` and `high` an interval."""
+    """One line: `kind` is its style (loss, train, chosen, rejected, score, score2, ref), `low` and `high` an interval,
+    `note` what stands under its name at its end."""
 
     label: str
     x: npt.NDArray[np.float64]
@@ -29,6 +31,7 @@ class Series:
     kind: str
     low: npt.NDArray[np.float64] | None = None
     high: npt.NDArray[np.float64] | None = None
+    note: str = ""
 
 
 def thin(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], limit: int = MAX_POINTS) -> npt.NDArray[np.int64]:
@@ -79,8 +82,8 @@ def line_chart(
     height: int,
     description: str,
     log: bool = False,
-    tick: Callable[[float], str] = number,
-    level: tuple[float, str] | None = None,
+    tick: Callable[[float], str] = tick_text,
+    level: float | None = None,
     marks: Sequence[tuple[int, str]] = (),
     x_label: str = "step",
     show_x: bool = True,
@@ -91,14 +94,14 @@ def line_chart(
 
     Args:
         series: lines; values that are not finite break a line and are marked at the top edge.
-        level: a horizontal line with its meaning, e.g. (1.0, "start").
+        level: a horizontal line to compare with, e.g. the start.
         marks: vertical lines (step, name).
         right: px kept for the names; found from their length if None.
         x_range: steps that the axis covers at least, so that panels under one another share it.
     """
     finite_y = [v for s in series for part in (s.y, s.low, s.high) if part is not None for v in part[np.isfinite(part)]]
     if level is not None:
-        finite_y.append(level[0])
+        finite_y.append(level)
     xs = np.concatenate([s.x for s in series] + ([np.array(x_range)] if x_range else [])) if series else np.zeros(0)
     if not len(finite_y) or not len(xs):
         return picture(width, 40, element("text", "no finite value to draw", x=8, y=24, class_="note"), description)
@@ -113,40 +116,34 @@ def line_chart(
         low, high = low - pad, high + pad
     ticks = (log_ticks if log else linear_ticks)(low, high, 4 if height < 170 else 5)
     tick_texts = [tick(t) for t in ticks]
-    left = 12 + max(text_width(t) for t in tick_texts)
-    names = right if right is not None else 16 + max(text_width(s.label) for s in series)
-    names = min(names, width * 0.42)
-    bottom = 34 if show_x else 10
+    left = max(12 + max(text_width(t) for t in tick_texts), 48.0)
+    names = right if right is not None else 18 + max(text_width(t) for s in series for t in (s.label, s.note))
+    names = min(names, width * 0.44)
+    bottom = 24 if show_x else 10
     across = Scale(float(xs.min()), float(xs.max()), left, width - names)
-    up = Scale(low, high, height - bottom, 12, log)
+    up = Scale(low, high, height - bottom, 14, log)
     parts = []
     for value, text in zip(ticks, tick_texts, strict=True):
         parts.append(element("line", x1=left, x2=width - names, y1=up(value), y2=up(value), class_="grid"))
-        parts.append(element("text", text, x=left - 6, y=up(value) + 4, class_="tick end"))
+        parts.append(element("text", text, x=left - 8, y=up(value) + 4, class_="tick end"))
     for step, name in marks:
-        if xs.min() <= step <= xs.max():
+        if xs.min() < step < xs.max():
             x = across(step)
-            parts.append(element("line", x1=x, x2=x, y1=12, y2=height - bottom, class_="moment"))
-            if show_x and name:
-                near_end = x > width - names - 60
-                parts.append(
-                    element(
-                        "text", name, x=x + (-4 if near_end else 4), y=20, class_="note end" if near_end else "note"
-                    )
-                )
+            parts.append(element("line", x1=x, x2=x, y1=14, y2=height - bottom, class_="moment"))
+            parts.append(element("text", name, x=x, y=10, class_="note mid"))
     if level is not None:
-        parts.append(element("line", x1=left, x2=width - names, y1=up(level[0]), y2=up(level[0]), class_="level"))
-        parts.append(element("text", level[1], x=left + 4, y=up(level[0]) - 5, class_="note"))
+        y = up(level)
+        parts.append(element("line", x1=left, x2=width - names, y1=y, y2=y, class_="level"))
     for s in series:
         parts.append(_line(s, across, up))
-    parts.append(_names(series, across, up, 12, height - bottom))
+    parts.append(_names(series, across, up, 14, height - bottom))
     if show_x:
         parts.append(element("line", x1=left, x2=width - names, y1=height - bottom, y2=height - bottom, class_="axis"))
         count = 4 if width <= NARROW else 8
-        for value in linear_ticks(float(xs.min()), float(xs.max()), count):
+        for i, value in enumerate(linear_ticks(float(xs.min()), float(xs.max()), count)):
             if value == int(value) or xs.max() - xs.min() < 3:
-                parts.append(element("text", number(value), x=across(value), y=height - bottom + 16, class_="tick mid"))
-        parts.append(element("text", x_label, x=width - names + 8, y=height - bottom + 16, class_="tick"))
+                text = f"{x_label} {tick_text(value)}" if i == 0 else tick_text(value)
+                parts.append(element("text", text, x=across(value), y=height - bottom + 16, class_="tick mid"))
     return picture(width, height, join(parts), description)
 
 
@@ -180,13 +177,15 @@ def _names(series: Sequence[Series], across: Scale, up: Scale, top: float, botto
         ok = np.flatnonzero(np.isfinite(s.y))
         if len(ok):
             ends.append((s, across(float(s.x[ok[-1]])), up.clamped(float(s.y[ok[-1]]))))
-    places = spread([y for _, _, y in ends], 15, top, bottom)
+    gap = 30 if any(s.note for s, _, _ in ends) else 15
+    places = spread([y for _, _, y in ends], gap, top, bottom - gap + 15)
     parts = []
     for (s, x, y), place in zip(ends, places, strict=True):
-        parts.append(
-            element("path", d=f"M{x + 5:.1f} {y:.1f}L{across.end + 8:.1f} {place:.1f}", class_=f"lead {s.kind}")
-        )
+        path = f"M{x + 5:.1f} {y:.1f}L{across.end + 8:.1f} {place:.1f}"
+        parts.append(element("path", d=path, class_=f"lead {s.kind}"))
         parts.append(element("text", s.label, x=across.end + 11, y=place + 4, class_=f"name {s.kind}"))
+        if s.note:
+            parts.append(element("text", s.note, x=across.end + 11, y=place + 18, class_="note"))
     return join(parts)
 
 
@@ -218,7 +217,7 @@ def bar_chart(
     description: str,
     zero: bool = True,
     axis: str = "",
-    tick: Callable[[float], str] = number,
+    tick: Callable[[float], str] = tick_text,
 ) -> Markup:
     """Horizontal floating bars, one row each, on one shared axis; wide: names left, texts right; narrow: above."""
     values = [v for r in rows for b in r.bars for v in (b.start, b.end)] + [
@@ -265,7 +264,7 @@ def bar_chart(
             parts.append(Markup("<g>{}{}</g>").format(title, rect))
         if row.total is not None and math.isfinite(row.total):
             x = across(row.total)
-            parts.append(element("line", x1=x, x2=x, y1=middle - 12, y2=middle + 12, class_="total"))
+            parts.append(element("line", x1=x, x2=x, y1=middle - 10, y2=middle + 10, class_="total"))
     height = base + (36 if axis else 22)
     if axis:
         parts.append(element("text", axis, x=(left + end) / 2, y=height - 4, class_="tick mid"))

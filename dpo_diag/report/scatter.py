@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from dpo_diag.report.numbers import number, percent, signed
+from dpo_diag.report.numbers import percent, signed, tick
 from dpo_diag.report.svg import NARROW, Scale, element, join, linear_ticks, picture
 
 MAX_DOTS = 1_500
 
 
 def limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """An axis range around zero and the values; far outliers are left to the edge so that they do not flatten the rest."""
+    """An axis range around zero and the values; far outliers stay at the edge, so that they do not flatten the rest."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return -1.0, 1.0
@@ -21,7 +21,7 @@ def limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     reach = max(high - low, 1e-6)
     low, high = max(finite.min(), low - 0.5 * reach), min(finite.max(), high + 0.5 * reach)
     low, high = min(low, 0.0), max(high, 0.0)
-    pad = max((high - low) * 0.08, 1e-6)
+    pad = max((high - low) * 0.11, 1e-6)
     return float(low - pad), float(high + pad)
 
 
@@ -42,7 +42,7 @@ def quadrant_scatter(
         shares: quadrant -> share of pairs (both_rose, chosen_rose, rejected_rose, both_fell).
     """
     narrow = width <= NARROW
-    height = int(width * 0.92) if narrow else 500
+    height = int(width * 0.92) if narrow else 440
     across = Scale(*limits(chosen), 52, width - 14)
     up = Scale(*limits(rejected), height - 44, 12)
     x0, y0 = across(0.0), up(0.0)
@@ -53,10 +53,10 @@ def quadrant_scatter(
     ]
     for value in linear_ticks(across.low, across.high, 4 if narrow else 8):
         parts.append(element("line", x1=across(value), x2=across(value), y1=up.end, y2=up.start, class_="grid"))
-        parts.append(element("text", number(value), x=across(value), y=up.start + 16, class_="tick mid"))
+        parts.append(element("text", tick(value), x=across(value), y=up.start + 16, class_="tick mid"))
     for value in linear_ticks(up.low, up.high, 5):
         parts.append(element("line", x1=across.start, x2=across.end, y1=up(value), y2=up(value), class_="grid"))
-        parts.append(element("text", number(value), x=across.start - 6, y=up(value) + 4, class_="tick end"))
+        parts.append(element("text", tick(value), x=across.start - 6, y=up(value) + 4, class_="tick end"))
     parts.append(element("line", x1=x0, x2=x0, y1=up.end, y2=up.start, class_="level"))
     parts.append(element("line", x1=across.start, x2=across.end, y1=y0, y2=y0, class_="level"))
     ok = np.isfinite(chosen) & np.isfinite(rejected)

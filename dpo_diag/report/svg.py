@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 from dpo_diag.report.text import clean
 
 WIDE, NARROW = 860, 344
-CHARACTER = 6.5
-"""Mean width in px of a character of the plots' 12 px type; good enough to reserve room for a label."""
+CHARACTER = 7.4
+"""Mean width in px of a character of the plots' type in a wide font; good enough to reserve room for a label."""
 
 
 def element(name: str, body: str | Markup = "", **attributes: object) -> Markup:
@@ -25,7 +25,7 @@ def element(name: str, body: str | Markup = "", **attributes: object) -> Markup:
             continue
         if isinstance(value, float):
             value = f"{value:.2f}".rstrip("0").rstrip(".")
-        parts.append(f' {key.rstrip("_").replace("_", "-")}="{escape(clean(str(value)))}"')
+        parts.append(f' {key.rstrip("_").replace("_", "-")}="{escape(clean(value, None))}"')
     inner = body if isinstance(body, Markup) else escape(clean(body))
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), Markup("".join(parts)), inner)
 
@@ -35,7 +35,7 @@ def join(parts: Iterable[Markup]) -> Markup:
 
 
 def picture(width: float, height: float, body: Markup, description: str) -> Markup:
-    """The svg element, announced to a screen reader as one image with its description (the table beneath has the rest)."""
+    """The svg element, announced to a screen reader as one image with its description (a table has the rest)."""
     return element(
         "svg",
         body,

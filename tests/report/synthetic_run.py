@@ -10,9 +10,28 @@ import pandas as pd
 
 from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records import RunWriter, make_pair_id
-from dpo_diag.records.metrics import PERPLEXITIES, safe_exp
+from dpo_diag.records.metrics import PERPLEXITIES, quadrants, safe_exp
 
-WORDS = "SELECT name FROM employees WHERE salary > 3000 AND city = 'Oslo' ORDER BY age LIMIT 5 GROUP".split()
+WORDS = [
+    "SELECT",
+    "name",
+    "FROM",
+    "employees",
+    "WHERE",
+    "salary",
+    ">",
+    "3000",
+    "AND",
+    "city",
+    "=",
+    "'Oslo'",
+    "ORDER",
+    "BY",
+    "age",
+    "LIMIT",
+    "5",
+    "GROUP",
+]
 
 
 def make_run(
@@ -67,7 +86,10 @@ def make_run(
         )
         writer.write("tokens", rows, "eval")
         sums = rows.groupby(["pair_id", "side"], sort=False).agg(
-            sum_logp=("logp", "sum"), n_tokens=("logp", "size"), top1=("is_top1", "mean"), entropy_sum=("entropy", "sum")
+            sum_logp=("logp", "sum"),
+            n_tokens=("logp", "size"),
+            top1=("is_top1", "mean"),
+            entropy_sum=("entropy", "sum"),
         )
         sums = sums.reset_index().assign(step=step, split="eval", role="policy", n_truncated=0)
         sums["n_bytes"] = sums["n_tokens"] * 5
@@ -79,20 +101,18 @@ def make_run(
         a, b = (by_side[s]["sum_logp"] - reference[s] for s in ("chosen", "rejected"))
         values = {"loss": pair_losses(spec, a, b).mean(), "rewards/accuracies": float((a > b).mean())}
         for side, part in by_side.items():
-            values |= {
-                f"{n}/{side}": safe_exp(f(part["sum_logp"], part["n_tokens"])) for n, f in PERPLEXITIES.items()
-            }
+            values |= {f"{n}/{side}": safe_exp(f(part["sum_logp"], part["n_tokens"])) for n, f in PERPLEXITIES.items()}
             values[f"logps/{side}"] = part["sum_logp"].mean()
-        history = [
-            {"step": step, "split": "eval", "name": k, "value": v, "weight": pairs} for k, v in values.items()
-        ]
+        history = [{"step": step, "split": "eval", "name": k, "value": v, "weight": pairs} for k, v in values.items()]
         for split, start, n in (("held_out", 0.70, 600), ("paraphrased", 0.55, 300)):
             score = round((start * (1 - 0.45 * share)) * n) / n
             history.append(
                 {"step": step, "split": split, "name": "score/execution_accuracy", "value": score, "weight": n}
             )
         writer.write("history", history, "eval")
-        writer.write("outputs", _answers(rng, step, share, prompts, words, (answers or {}) if step == steps[-1] else {}), "out")
+        writer.write(
+            "outputs", _answers(rng, step, share, prompts, words, (answers or {}) if step == steps[-1] else {}), "out"
+        )
     train = [
         {
             "step": s, "split": "train", "name": "loss", "weight": 8,
@@ -103,13 +123,23 @@ def make_run(
     writer.write("history", train, "train")
     writer.write(
         "alerts",
-        [{"step": steps[-1], "code": "both_fell", "message": "93 % of pairs lost log-prob on both sides", "evidence": "{}"}],
+        [
+            {
+                "step": steps[-1],
+                "code": "both_fell",
+                "message": "93 % of pairs lost log-prob on both sides",
+                "evidence": "{}",
+            }
+        ],
         "guards",
     )
     writer.update(
-        loss=spec.to_dict(), model={"name": "tiny-llama", "parameters": 532_480}, tokenizer={"name": "bpe-768", "vocab_size": 768},
-        data={"name": "sql", "pairs": pairs}, wandb={"api_key": "not-for-the-page"},
-    )  # fmt: skip
+        loss=spec.to_dict(),
+        model={"name": "tiny-llama", "parameters": 532_480},
+        tokenizer={"name": "bpe-768", "vocab_size": 768},
+        data={"name": "sql", "pairs": pairs},
+        wandb={"api_key": "not-for-the-page"},
+    )
     writer.finish()
     return path
 
@@ -143,6 +173,11 @@ def _answers(
     return rows
 
 
+def _quadrants(pairs: pd.DataFrame, first: int, last: int) -> dict[str, float]:
+    at = pairs.pivot(index="pair_id", columns=["side", "step"], values="sum_logp")
+    return quadrants(*(at[side, last] - at[side, first] for side in ("chosen", "rejected")))._asdict()
+
+
 def make_explanation(run_path: Path) -> dict[str, Any]:
     """A hand-made explain document in the shape that the design fixes, with parts that add up."""
     from dpo_diag import load_run
@@ -167,11 +202,11 @@ def make_explanation(run_path: Path) -> dict[str, Any]:
     loss = history["loss", first], history["loss", last]
     return {
         "run": str(run_path), "kind": "trained", "from_step": first, "to_step": last, "split": "eval",
-        "n_pairs": int(len(falls)),
+        "n_pairs": len(falls),
         "loss": {"from": loss[0], "to": loss[1], "delta": loss[1] - loss[0], "chosen_part": 0.11,
                  "rejected_part": loss[1] - loss[0] - 0.11, "residual": 1e-16},
         "perplexity": perplexity,
-        "quadrants": {"both_rose": 0.02, "chosen_rose": 0.03, "rejected_rose": 0.02, "both_fell": 0.93},
+        "quadrants": _quadrants(run.pairs, first, last),
         "pairs": [{"pair_id": p, "share_of_rise": float(v / falls.sum())} for p, v in falls.head(10).items()],
         "checks": [
             {"code": "DVG001", "title": "Likelihood displacement", "outcome": "speaks", "severity": "warning",
@@ -184,7 +219,7 @@ def make_explanation(run_path: Path) -> dict[str, Any]:
         ],
         "verdict": {
             "label": "Loss down, answers less likely, accuracy lower", "harm": "harmful", "confidence": "high",
-            "text": "The loss fell through the rejected side alone. The chosen answers lost log-prob in 95 % of the pairs "
+            "text": "The loss fell through the rejected side alone. Nearly all chosen answers lost log-prob "
                     "and execution accuracy fell with them. Lower the learning rate or add an SFT term.",
         },
     }  # fmt: skip

@@ -51,9 +51,7 @@ def answers_frame(run: Run) -> pd.DataFrame:
     groups = rows.groupby((~same).cumsum(), sort=False)
     out = groups[["prompt_id", "prompt", "reference", "model", "step", "text"]].first()
     out["last_step"], out["correct"] = groups["step"].last(), groups["correct"].mean()
-    out["tags"] = (
-        groups["tags"].first().map(lambda t: ", ".join(map(str, t)) if t is not None and not _is_nan(t) else "")
-    )
+    out["tags"] = groups["tags"].first().map(_tags)
     stretches = out.loc[out["model"] == "policy"].groupby("prompt_id")["text"].size() - 1
     out["changes"] = out["prompt_id"].map(stretches).fillna(0).astype(int)
     order = out.groupby("prompt_id", sort=False)["changes"].transform("first")
@@ -61,8 +59,8 @@ def answers_frame(run: Run) -> pd.DataFrame:
     return out[COLUMNS]
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _tags(value: Any) -> str:
+    return ", ".join(str(t) for t in value) if value is not None and not isinstance(value, float) else ""
 
 
 def word_diff(before: str, after: str) -> Markup:
@@ -99,7 +97,7 @@ def draw_answers(frame: pd.DataFrame) -> Markup:
         shown += len(rows)
         blocks.append(_block(rows, limit, i < OPEN))
     changed = sum(rows["changes"].iloc[0] > 0 for _, rows in prompts)
-    head = f"{changed} of {len(prompts)} prompts got another answer at some checkpoint; those with most changes come first."
+    head = f"{changed} of {len(prompts)} prompts got another answer at some checkpoint; those with most come first."
     if limit < LIMITS[0]:
         head += f" Answers are cut after {limit} characters here; outputs/ holds them whole."
     if len(blocks) < len(prompts):
@@ -123,37 +121,32 @@ def _block(rows: pd.DataFrame, limit: int, is_open: bool) -> Markup:
     for row in rows.itertuples(index=False):
         text = clean(row.text, limit)
         body = escape(text) if before is None or row.model != "policy" or before == text else word_diff(before, text)
-        if row.model == "policy":
-            before = text
-        elif before is None and row.model in ("sft", "ref"):
+        if row.model == "policy" or before is None:
             before = text
         at = f"step {row.step}" if row.step == row.last_step else f"steps {row.step}–{row.last_step}"
-        at = at if row.model == "policy" else f"{row.model}"
+        at = at if row.model == "policy" else clean(row.model)
         verdict = "" if math.isnan(row.correct) else (" ✓ right" if row.correct >= 0.5 else " ✗ wrong")
-        empty = Markup("<i>empty</i>") if not text else body
+        answer = body if text else Markup("<i>empty</i>")
         items.append(
-            Markup('<li><span class="at">{}<b>{}</b></span><div class="ans">{}</div></li>').format(
-                clean(at), verdict, empty
-            )
+            Markup('<li><span class="at">{}<b>{}</b></span><div class="ans">{}</div></li>').format(at, verdict, answer)
         )
     tags = Markup(' <span class="tag">{}</span>').format(clean(first["tags"], 80)) if first["tags"] else ""
-    answer = first["reference"]
+    wanted = first["reference"]
     reference = (
-        Markup('<p class="small">Reference answer: <code>{}</code></p>').format(clean(answer, 400))
-        if isinstance(answer, str) and answer
+        Markup('<p class="small">Reference answer: <code>{}</code></p>').format(clean(wanted, 400))
+        if isinstance(wanted, str) and wanted
         else ""
     )
+    marks = Markup(' <span class="strip" title="right or wrong, answer by answer">{}</span>').format(strip)
     return Markup(
         '<details class="card prompt"{}><summary><b class="rank">{}</b> <span>{}</span>{}{}</summary>'
-        '<pre class="prompt">{}</pre>{}<ol class="answers">{}</ol></details>'
+        '<pre class="asked">{}</pre>{}<ol class="answers">{}</ol></details>'
     ).format(
         Markup(" open") if is_open else "",
         "same" if not changes else f"{number(changes)} change{'s' if changes > 1 else ''}",
         prompt[:110].replace("\n", " "),
         tags,
-        Markup(' <span class="strip" title="right or wrong, answer by answer">{}</span>').format(strip)
-        if strip
-        else "",
+        marks if strip else "",
         prompt,
         reference,
         Markup("").join(items),

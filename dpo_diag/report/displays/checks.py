@@ -11,7 +11,7 @@ from dpo_diag.report.numbers import number
 from dpo_diag.report.text import clean
 
 ORDER = {"speaks": 0, "not_applicable": 1, "silent": 2}
-SEVERITY = {"critical": 0, "error": 0, "high": 0, "warning": 1, "medium": 1, "notice": 2, "info": 3, "low": 3}
+SEVERITY = {"error": 0, "warning": 1, "info": 2}
 
 
 def checks_frame(explanation: dict[str, Any]) -> pd.DataFrame:
@@ -32,6 +32,9 @@ def checks_frame(explanation: dict[str, Any]) -> pd.DataFrame:
 
 def evidence_text(value: Any) -> str:
     """The numbers of a check as `name value` pairs."""
+    if isinstance(value, dict) and {"value", "low", "high"} <= set(value):
+        n = f", n {number(value['n'])}" if value.get("n") is not None else ""
+        return f"{number(value['value'])} ({number(value['low'])} to {number(value['high'])}{n})"
     if isinstance(value, dict):
         return "; ".join(f"{str(k).replace('_', ' ')} {evidence_text(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
@@ -54,7 +57,7 @@ def draw_checks(frame: pd.DataFrame) -> Markup:
             '<article class="check {0}"><h3><span class="badge {0}">{1}</span> {2} <code>{3}</code></h3>'
             '<p>{4}</p><p class="small">{5}</p>{6}</article>'
         ).format(
-            row.severity if row.severity in SEVERITY else "notice", row.severity or "speaks", clean(row.title),
+            row.severity if row.severity in SEVERITY else "info", row.severity or "speaks", clean(row.title),
             clean(row.code), clean(row.reason), clean(row.evidence), _tries(row[6]),
         )
         for row in speaks.itertuples(index=False)
@@ -65,7 +68,7 @@ def draw_checks(frame: pd.DataFrame) -> Markup:
             len(part), label, Markup("").join(_line(r) for r in part.itertuples(index=False))
         )
         for outcome, label in (
-            ("not_applicable", "cannot tell: not applicable"),
+            ("not_applicable", "not applicable, or cannot tell"),
             ("silent", "looked and found nothing"),
         )
         if len(part := frame.loc[frame["outcome"] == outcome])

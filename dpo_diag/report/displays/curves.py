@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ COLUMNS = ["panel", "line", "kind", "step", "value", "low", "high", "n", "measur
 
 
 def evaluation_split(run: Run, wanted: str | None = None) -> str | None:
-    """The split whose curves are shown: the wanted one, else `eval`, else the first fixed set, else train; None if none."""
+    """The split whose curves are shown: the wanted one, else eval, else the first fixed set, else train, else None."""
     splits = [s for s in run.history["split"].unique() if s is not None]
     measured = [
         s
@@ -90,18 +91,16 @@ def score_name(name: str, split: str) -> str:
 def parting_frame(curves: pd.DataFrame) -> pd.DataFrame:
     """Loss, chosen perplexity and scores as ratios to their first finite value: line, kind, step, ratio, value.
 
-    Left out: lines of one point, and lines that are not positive throughout (no ratio to the start exists).
+    Left out: lines of one point, and lines whose first value is not positive (no ratio to it means anything).
     """
     parts = []
     for line, rows in curves.loc[curves["line"].isin([LOSS, CHOSEN]) | (curves["panel"] == "score")].groupby(
         "line", sort=False
     ):
         finite = rows.loc[np.isfinite(rows["value"])]
-        if len(finite) < 2 or (finite["value"] <= 0).any() and line != LOSS and rows["panel"].iloc[0] != "score":
+        if len(finite) < 2 or float(finite["value"].iloc[0]) <= 0:
             continue
         first = float(finite["value"].iloc[0])
-        if first <= 0:
-            continue
         parts.append(
             pd.DataFrame(
                 {"line": line, "kind": rows["kind"], "step": rows["step"], "ratio": rows["value"] / first,
@@ -120,35 +119,32 @@ def draw_parting(parting: pd.DataFrame) -> Markup:
     finite = parting["ratio"][np.isfinite(parting["ratio"])]
     log = bool(len(finite) and finite.max() > 3 and finite.min() > 0)
     shown = parting if log else parting.assign(ratio=parting["ratio"] - 1)
-    series = []
-    for line, rows in shown.groupby("line", sort=False):
-        last = parting.loc[(parting["line"] == line) & np.isfinite(parting["ratio"])].iloc[-1]
-        change = ratio(last["ratio"]) if log else _change(last["ratio"] - 1)
-        series.append((str(line), change, rows))
 
     def draw(width: int) -> Markup:
-        narrow = width < 500
-        lines = [
-            Series(
-                f"{_short(line)} {change}" if narrow else f"{line} {change}",
-                rows["step"].to_numpy(dtype=float), rows["ratio"].to_numpy(dtype=float), str(rows["kind"].iloc[0]),
-            )
-            for line, change, rows in series
-        ]  # fmt: skip
+        lines = []
+        for line, rows in shown.groupby("line", sort=False):
+            values = parting.loc[(parting["line"] == line) & np.isfinite(parting["ratio"]), "ratio"]
+            lines.append(
+                Series(
+                    _short(str(line)) if width < 500 else str(line),
+                    rows["step"].to_numpy(dtype=float), rows["ratio"].to_numpy(dtype=float), str(rows["kind"].iloc[0]),
+                    note=f"{ratio(values.iloc[-1]) if log else _change(values.iloc[-1] - 1)} since the start"
+                    if width > 500 else ratio(values.iloc[-1]) if log else _change(values.iloc[-1] - 1),
+                )
+            )  # fmt: skip
         return line_chart(
             lines,
             width=width,
-            height=300,
+            height=320,
             log=log,
             tick=ratio if log else _change,
-            level=(1.0, "start") if log else (0.0, "start"),
+            level=1.0 if log else 0.0,
             description="Change since the first measurement: " + parting_text(parting),
         )
 
-    note = "" if log or not (finite <= 0).any() else ""
     return figure(
         responsive(draw),
-        f"Each line against its own first value. {parting_text(parting)}{note}",
+        f"Each line against its own first value. {parting_text(parting)}",
         behind(
             parting.drop(columns="kind"), "change since the first measurement", formats={"ratio": ratio, "step": number}
         ),
@@ -176,8 +172,11 @@ def draw_panels(curves: pd.DataFrame, marks: list[tuple[int, str]]) -> Markup:
         "score": "Task score, with 95 % interval",
     }
     for panel, rows in curves.groupby("panel", sort=False):
-        measure = str(rows["measure"].iloc[0]).split("/")[0]
+        measures = rows["measure"].unique()
+        measure = str(measures[0]).split("/")[0]
         title = names[str(panel)].format(measure=measure)
+        if panel == "score" and len(measures) == 1:
+            title = f"{score_name(str(measures[0]), 'eval').capitalize()}, with 95 % interval"
         all_steps = (float(curves["step"].min()), float(curves["step"].max()))
         pieces.append(
             Markup("<h3>{}</h3>{}").format(title, responsive(_panel(str(panel), rows, title, marks, all_steps)))
@@ -190,24 +189,26 @@ def draw_panels(curves: pd.DataFrame, marks: list[tuple[int, str]]) -> Markup:
     )
 
 
-def _panel(panel: str, rows: pd.DataFrame, title: str, marks: list[tuple[int, str]], all_steps: tuple[float, float]):  # type: ignore[no-untyped-def]
+def _panel(
+    panel: str, rows: pd.DataFrame, title: str, marks: list[tuple[int, str]], all_steps: tuple[float, float]
+) -> Callable[[int], Markup]:
     def draw(width: int) -> Markup:
         narrow = width < 500
         lines = []
         for line, part in rows.groupby("line", sort=False):
             finite = part["value"][np.isfinite(part["value"])]
             end = number(finite.iloc[-1], 3) if len(finite) else "NaN"
-            label = f"{_short(str(line)) if narrow else _plain(str(line))} {end}"
+            name = _short(str(line)) if narrow or len(str(line)) > 26 else _plain(str(line))
             bounds = [part[c].to_numpy(dtype=float) if panel == "score" else None for c in ("low", "high")]
             lines.append(
                 Series(
-                    label, part["step"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float),
-                    str(part["kind"].iloc[0]), *bounds,
+                    name, part["step"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float),
+                    str(part["kind"].iloc[0]), *bounds, end,
                 )
             )  # fmt: skip
         return line_chart(
             lines, width=width, height=190, log=panel == "perplexity", marks=marks, description=title,
-            right=None if narrow else 190.0, x_range=all_steps,
+            right=130.0 if narrow else 230.0, x_range=all_steps,
         )  # fmt: skip
 
     return draw
@@ -218,8 +219,9 @@ def _plain(line: str) -> str:
 
 
 def _short(line: str) -> str:
-    plain = _plain(line).replace("training batches", "training").replace("execution accuracy", "accuracy")
-    return plain if len(plain) <= 16 else plain[:15] + "…"
+    plain = _plain(line).replace("training batches", "training")
+    plain = plain.split(", ")[-1]  # a score's split tells more than its name, which stands in the title
+    return plain if len(plain) <= 15 else plain[:14] + "…"
 
 
 def _change(value: float) -> str:

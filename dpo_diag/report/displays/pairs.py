@@ -14,6 +14,7 @@ from dpo_diag.report.tables import table
 from dpo_diag.report.text import clean
 
 TEXT_CHARS = 1_500
+NOTHING = Markup("")
 
 
 def pairs_frame(run: Run, explanation: dict[str, Any], changes: pd.DataFrame) -> pd.DataFrame:
@@ -67,11 +68,8 @@ def _card(i: int, row: dict[str, Any], tokens: pd.DataFrame) -> Markup:
                 side, said, text, draw_tokens(of)
             )
         )
-    full = (
-        Markup("<pre class='prompt'>{}</pre>").format(escape(clean(prompt, TEXT_CHARS)))
-        if isinstance(prompt, str)
-        else ""
-    )
+    shown = escape(clean(prompt, TEXT_CHARS)) if isinstance(prompt, str) else None
+    full = NOTHING if shown is None else Markup('<pre class="asked">{}</pre>').format(shown)
     return Markup(
         '<details class="card"{}><summary><b class="rank">{}</b> <span>{}</span> <i>{}</i></summary>{}{}</details>'
     ).format(

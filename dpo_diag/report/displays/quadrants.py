@@ -79,7 +79,7 @@ def draw_quadrants(changes: pd.DataFrame) -> Markup:
         )
     )  # fmt: skip
     summary = pd.DataFrame(
-        [(NAMES[k], v, int(round(v * len(changes)))) for k, v in shares.items()], columns=["quadrant", "share", "pairs"]
+        [(NAMES[k], v, round(v * len(changes))) for k, v in shares.items()], columns=["quadrant", "share", "pairs"]
     )
     shown = changes[["rank", "pair_id", "delta_chosen", "delta_rejected", "quadrant"]]
     numbers = behind(summary, "shares of the quadrants", formats={"share": percent, "pairs": number}) + behind(

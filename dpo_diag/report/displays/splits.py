@@ -43,9 +43,8 @@ def draw_loss_split(frame: pd.DataFrame, residual: float | None) -> Markup:
     text = loss_split_text(chosen, rejected)
     plot = responsive(lambda w: bar_chart(rows, width=w, description=text, zero=False, axis="loss, nats per pair"))
     note = "" if residual is None else f" The parts add up to the change; what is left over: {number(residual, 2)}."
-    return figure(
-        plot, text + note, behind(frame, "the loss's change by side", formats=dict.fromkeys(frame.columns[1:], _exact))
-    )
+    numbers = behind(frame, "the loss's change by side", formats=dict.fromkeys(frame.columns[1:], _exact))
+    return figure(plot, text + note, numbers)
 
 
 def loss_split_text(chosen: float, rejected: float) -> str:
@@ -76,10 +75,10 @@ def perplexity_split_frame(explanation: dict[str, Any]) -> pd.DataFrame:
             if not isinstance(values, dict) or values.get("dlog") is None:
                 continue
             term = next((t for t in ("dispersion", "length_weight") if t in values), "")
-            rows.append(
-                (side, name, values.get("from"), values.get("to"), values["dlog"], values.get("level"), TERMS.get(term, ""),
-                 values.get(term, 0.0) if term else 0.0, values.get("residual"))
-            )  # fmt: skip
+            spread = values.get(term, 0.0) if term else 0.0
+            ends = values.get("from"), values.get("to")
+            found = (side, name, *ends, values["dlog"], values.get("level"), TERMS.get(term, ""), spread)
+            rows.append((*found, values.get("residual")))
     columns = ["side", "perplexity", "from", "to", "dlog", "level", "term", "term_value", "residual"]
     return pd.DataFrame(rows, columns=columns)
 

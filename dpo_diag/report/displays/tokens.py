@@ -23,6 +23,7 @@ from dpo_diag.report.text import clean
 MAX_TOKENS = 160
 """Tokens of one response that are shown; of a longer one, the stretch that holds the largest change."""
 VOCAB_FILE = "vocab.json"
+END = "⟨end⟩"
 LEVELS = (0.1, 0.5, 1.5, 4.0)
 """|Δ| in nats at which the colour gets one step stronger: -10 %, -40 %, -78 %, -98 % of the token's probability."""
 
@@ -74,7 +75,7 @@ def token_texts(run: Run, frame: pd.DataFrame) -> pd.Series:
 
 
 def _aligned(frame: pd.DataFrame, answers: dict[tuple[str, str], str], split: Any) -> pd.Series | None:
-    """The responses' pieces as token texts, if piece <-> id is one-to-one over all responses; one extra token ends it."""
+    """The responses' pieces as token texts, if piece <-> id is one-to-one everywhere; one extra token may end each."""
     by_id: dict[int, str] = {}
     column: list[str | None] = []
     for key, rows in frame.groupby(["pair_id", "side"], sort=False):
@@ -82,7 +83,7 @@ def _aligned(frame: pd.DataFrame, answers: dict[tuple[str, str], str], split: An
         extra = len(rows) - len(pieces)
         if not pieces or extra not in (0, 1):
             return None
-        for token, piece in zip(rows["token_id"], [*pieces, *["⏹"] * extra], strict=True):
+        for token, piece in zip(rows["token_id"], [*pieces, *[END] * extra], strict=True):
             if by_id.setdefault(int(token), piece) != piece:
                 return None
             column.append(piece)
@@ -112,8 +113,12 @@ def draw_tokens(tokens: pd.DataFrame) -> Markup:
         text = _one_token(row.text) if known else f"#{row.token_id}"
         change = signed(round(row.delta, 2), 2) if abs(row.delta) >= 0.05 or not np.isfinite(row.delta) else "·"
         parts.append(
-            Markup('<span class="tok {}"><span class="{}">{}</span><b>{}</b></span>').format(
-                level(row.delta), "t" if known else "t id", escape(text), change
+            Markup('<span class="tok {}{}"><span class="{}">{}</span><b>{}</b></span>').format(
+                level(row.delta),
+                " glued" if known and not row.text[:1].isspace() else "",
+                "t" if known else "t id",
+                escape(text),
+                change,
             )
         )
     before, after = start, len(tokens) - start - len(shown)
@@ -123,8 +128,13 @@ def draw_tokens(tokens: pd.DataFrame) -> Markup:
 
 
 def _one_token(text: str) -> str:
+    """A token on one line; spaces around a word are left to the layout, blanks alone are named."""
     safe = clean(text, 40)
-    return safe.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") if not safe.strip() else safe.replace("\n", "⏎")
+    if safe.strip(" "):
+        safe = safe.strip(" ")
+    else:
+        safe = safe.replace(" ", "␣")
+    return safe.replace("\n", "⏎").replace("\t", "⇥")
 
 
 def tokens_text(tokens: pd.DataFrame) -> str:
@@ -133,7 +143,7 @@ def tokens_text(tokens: pd.DataFrame) -> str:
         return ""
     worst = tokens.loc[tokens["delta"].idxmin()]
     name = f"“{clean(worst['text'], 24).strip()}”" if isinstance(worst["text"], str) else f"id {worst['token_id']}"
-    return (
-        f"{signed(tokens['delta'].sum())} nats over {number(len(tokens))} tokens; largest fall {signed(worst['delta'])} "
-        f"at token {number(worst['position'] + 1)}, {name}"
-    )
+    total = f"{signed(tokens['delta'].sum())} nats over {number(len(tokens))} tokens"
+    if not worst["delta"] < 0:
+        return f"{total}; no token fell"
+    return f"{total}; largest fall {signed(worst['delta'])} at token {number(worst['position'] + 1)}, {name}"
