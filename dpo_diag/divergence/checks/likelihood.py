@@ -1,0 +1,436 @@
+"""Where the likelihood went: DVG001 displacement, DVG002 rejected collapse, DVG012 squeezing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, cannot_tell, silent, speaks
+from dpo_diag.divergence.checks.context import CheckContext, Series
+from dpo_diag.divergence.checks.stats import Interval, ends, mean_interval
+from dpo_diag.records.metrics import quadrants
+
+CAVEAT = "likelihoods alone cannot say whether this is harm: compare outputs or a task score"
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A change of the chosen log-prob over a window in which the loss is also known.
+
+    `delta` in `unit`; `gain`: change of the margin in the same unit over the window (NaN if unknown); `relative`: rise
+    of the chosen responses' negative log-prob as a share of its start (NaN if unknown); `loss_fell`: None if unknown.
+    """
+
+    source: str
+    window: str
+    from_step: float
+    to_step: float
+    unit: str
+    delta: Interval
+    gain: float
+    relative: float
+    loss_fell: bool | None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def least(self, t: Thresholds) -> float:
+        return t[f"displacement_min_{self.unit}"]
+
+    def material(self, t: Thresholds) -> bool:
+        """Beyond the smallest fall that matters, whatever the noise."""
+        if not -self.delta.value >= self.least(t):
+            return False
+        by_gain = self.gain > 0 and -self.delta.value >= t["displacement_min_share_of_margin"] * self.gain
+        by_level = self.relative >= t["displacement_min_relative"]
+        return by_gain or by_level or (math.isnan(self.gain) and math.isnan(self.relative))
+
+    def evidence(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "window": self.window,
+            "steps": [self.from_step, self.to_step],
+            "unit": self.unit,
+            "chosen_change": self.delta,
+            "margin_gain": self.gain,
+            "relative_rise_of_chosen_nll": self.relative,
+            **self.more,
+        }
+
+
+def _pair_falls(ctx: CheckContext, t: Thresholds) -> list[Fall]:
+    """Falls against the reference (or the first step) and from the best step, over the pairs of a fixed set."""
+    steps = ctx.pair_steps()
+    before, after = ctx.change()
+    frames = [ctx.at(s) for s in steps]
+    common = before.index
+    for frame in frames:
+        common = common.intersection(frame[np.isfinite(frame[["s_c", "s_r"]]).all(axis=1)].index)
+    falls = []
+    a1, b1 = ctx.ratios(after)
+    a0, b0 = ctx.ratios(before)
+    referenced = after[["ref_c", "ref_r"]].notna().to_numpy().all() and ctx.from_step is None
+    base_a, base_b = (np.zeros_like(a1), np.zeros_like(b1)) if referenced else (a0, b0)
+    level = after["ref_c"].to_numpy() if referenced else before["s_c"].to_numpy()
+    first_loss = float(np.nanmean(ctx.pair_loss(before)))
+    last_loss = float(np.nanmean(ctx.pair_loss(after)))
+    start = ctx.start.value if referenced and math.isfinite(ctx.start.value) else first_loss
+    more = {
+        "loss": [start if referenced else first_loss, last_loss],
+        "quadrants": quadrants(a1 - base_a, b1 - base_b)._asdict(),
+        "pairs_that_fell_most": list(after.index[np.argsort(a1 - base_a)[:5]]),
+    }
+    falls.append(
+        Fall(
+            "pairs", "reference to last" if referenced else "first to last", steps[0], steps[-1], "nats",
+            mean_interval(a1 - base_a, t["confidence"]), float(np.mean((a1 - base_a) - (b1 - base_b))),
+            float(-np.mean(a1 - base_a) / np.mean(-level)), last_loss < max(first_loss, start), more,
+        )
+    )  # fmt: skip
+    if len(common) < 3 or len(steps) < 3:
+        return falls
+    chosen = np.array([f.loc[common, "s_c"].to_numpy() for f in frames])
+    best = int(chosen.mean(axis=1).argmax())
+    if best in (0, len(steps) - 1):
+        return falls
+    # The best of k steps is chosen by looking: Bonferroni over the k - 1 steps it was chosen from.
+    confidence = 1 - (1 - t["confidence"]) / (len(steps) - 1)
+    at_best, at_last = frames[best].loc[common], frames[-1].loc[common]
+    ca, cb = ctx.ratios(at_best)
+    la, lb = ctx.ratios(at_last)
+    loss_best, loss_last = float(np.nanmean(ctx.pair_loss(at_best))), float(np.nanmean(ctx.pair_loss(at_last)))
+    falls.append(
+        Fall(
+            "pairs", "best to last", steps[best], steps[-1], "nats",
+            mean_interval(chosen[-1] - chosen[best], confidence), float(np.mean((la - lb) - (ca - cb))),
+            float((chosen[best] - chosen[-1]).mean() / -chosen[best].mean()), loss_last < loss_best,
+            {"loss": [loss_best, loss_last], "quadrants": quadrants(la - ca, lb - cb)._asdict()},
+        )
+    )  # fmt: skip
+    return falls
+
+
+def _metric(ctx: CheckContext, split: str) -> tuple[Series, str, float] | None:
+    """The best series of the chosen side in a split, its unit and its sign (+1 for a log-prob, -1 for a CE)."""
+    rewards = ctx.find("rewards/chosen", split)
+    if rewards is not None and not ctx.reference_free:
+        return rewards, "reward", 1.0
+    logps = ctx.find("logps/chosen", split)
+    if logps is not None:
+        return logps, "nats_per_token" if ctx.mean_logps else "nats", 1.0
+    ce = ctx.find("ce/chosen", split)
+    if ce is not None:
+        return ce, "nats_per_token", -1.0
+    return None
+
+
+def _loss_fell(ctx: CheckContext, split: str, low: float, high: float) -> bool | None:
+    loss = ctx.find("loss", split)
+    if loss is None or len(loss) < 2:
+        return None
+    k = max(1, len(loss) // 8)
+    last = loss.values[loss.steps <= high][-k:].mean() if (loss.steps <= high).any() else math.nan
+    before = loss.values[loss.steps >= low][:k].mean() if (loss.steps >= low).any() else math.nan
+    if low <= loss.steps[0] and not ctx.reference_free and math.isfinite(ctx.start.value) and ctx.start.known:
+        before = max(before, ctx.start.value)
+    return bool(last < before) if math.isfinite(last) and math.isfinite(before) else None
+
+
+def _gain(ctx: CheckContext, split: str, unit: str, low: float, high: float, from_zero: bool) -> float:
+    """Change of the margin over a window, in the unit of the chosen side; NaN if unknown."""
+    if unit == "reward":
+        margins = ctx.find("rewards/margins", split)
+        if margins is None:
+            return math.nan
+        values, steps = margins.values, margins.steps
+    else:
+        frame = ctx.wide_rows(["logps/chosen", "logps/rejected"], split)
+        if frame is None:
+            return math.nan
+        values, steps = (frame.iloc[:, 0] - frame.iloc[:, 1]).to_numpy(), frame.index.to_numpy(dtype=np.float64)
+    k = max(1, len(values) // 8)
+    end = values[steps <= high][-k:]
+    begin = values[steps >= low][:k]
+    if not len(end) or not len(begin):
+        return math.nan
+    return float(end.mean() - (0.0 if from_zero else begin.mean()))
+
+
+def _fixed_falls(ctx: CheckContext, split: str) -> list[Fall]:
+    """Means of a fixed set: exact for that set, so the interval is the point; no statement beyond the set."""
+    found = _metric(ctx, split)
+    if found is None or len(found[0]) < 2:
+        return []
+    series, unit, sign = found
+    values = sign * series.values
+    from_zero = unit == "reward" and ctx.from_step is None
+    falls = []
+    for window in ("first", "best"):
+        start = 0 if window == "first" else int(values.argmax())
+        if window == "best" and start in (0, len(values) - 1):
+            continue
+        zero = window == "first" and from_zero
+        delta = float(values[-1] - (0.0 if zero else values[start]))
+        low, high = float(series.steps[start]), float(series.steps[-1])
+        relative = math.nan if unit == "reward" else float((values[start] - values[-1]) / abs(values[start]))
+        falls.append(
+            Fall(
+                f"means of {split}", ("reference" if zero else window) + " to last", low, high, unit,
+                Interval(delta, delta, delta, 1), _gain(ctx, split, unit, low, high, zero), relative,
+                _loss_fell(ctx, split, low, high),
+                {"series": series.name, "note": "exact for this set; means allow no interval beyond it"},
+            )
+        )  # fmt: skip
+    return falls
+
+
+def _train_falls(ctx: CheckContext, split: str, t: Thresholds) -> list[Fall]:
+    found = _metric(ctx, split)
+    if found is None:
+        return []
+    series, unit, sign = found
+    values = sign * series.values
+    trend = ends(values, t["confidence"])
+    if trend is None:
+        return []
+    from_zero = unit == "reward" and ctx.from_step is None
+    low, high = float(series.steps[0]), float(series.steps[-1])
+    delta = trend.last_level if from_zero else trend.delta
+    relative = math.nan if unit == "reward" else float(-trend.delta.value / abs(trend.first))
+    falls = [
+        Fall(
+            "training batches", "reference to last quarter" if from_zero else "first to last quarter", low, high, unit,
+            delta, _gain(ctx, split, unit, low, high, from_zero), relative, _loss_fell(ctx, split, low, high),
+            {"series": series.name, "batch_sd": trend.sd, "rows": trend.n},
+        )
+    ]  # fmt: skip
+    k = max(6, len(values) // 8)
+    if len(values) >= 4 * k:
+        rolling = np.convolve(values, np.ones(k) / k, mode="valid")
+        best = int(rolling.argmax())
+        if 0 < best < len(rolling) - k:
+            windows = len(values) // k
+            wide = ends(values, 1 - (1 - t["confidence"]) / windows)
+            half = (wide.last_level.high - wide.last_level.value) * math.sqrt(wide.k / k * 2) if wide else math.inf
+            drop = float(rolling[-1] - rolling[best])
+            low = float(series.steps[best])
+            falls.append(
+                Fall(
+                    "training batches", "best to last", low, high, unit,
+                    Interval(drop, drop - half, drop + half, len(values)), _gain(ctx, split, unit, low, high, False),
+                    math.nan if unit == "reward" else float(-drop / abs(rolling[best])),
+                    _loss_fell(ctx, split, low, high), {"series": series.name, "batch_sd": trend.sd},
+                )
+            )  # fmt: skip
+    return falls
+
+
+def chosen_falls(ctx: CheckContext, t: Thresholds) -> list[Fall]:
+    """Changes of the chosen side from the best source this run has: pairs, a fixed set's means, training batches.
+
+    Raises:
+        Missing: no source knows the chosen side.
+    """
+    pairs = ctx.maybe(lambda: _pair_falls(ctx, t))
+    if pairs:
+        return pairs
+    for split in ctx.fixed_splits:
+        falls = _fixed_falls(ctx, split)
+        if falls:
+            return falls
+    for split in ctx.train_splits:
+        falls = _train_falls(ctx, split, t)
+        if falls:
+            return falls
+    raise Missing("neither pairs nor rewards/chosen, logps/chosen or ce/chosen at enough steps")
+
+
+def displaced(ctx: CheckContext, t: Thresholds) -> Fall | None:
+    """The strongest material fall of chosen beyond its noise in a window in which the loss fell, or None."""
+    found = [f for f in chosen_falls(ctx, t) if f.material(t) and f.delta.below and f.loss_fell is not False]
+    return found[0] if found else None
+
+
+def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """DVG001: the chosen responses became less likely while the loss fell (Razin et al. 2024)."""
+    falls = chosen_falls(ctx, t)
+    fall = displaced(ctx, t)
+    if fall is not None:
+        both = fall.more.get("quadrants", {}).get("both_fell")
+        share = f"; both sides fell in {both:.0%} of pairs" if both is not None else ""
+        return speaks(
+            f"chosen log-prob fell by {-fall.delta.value:.3g} {fall.unit.replace('_', ' ')} ({fall.window}, "
+            f"steps {fall.from_step:.0f} to {fall.to_step:.0f}) while the loss fell{share}; {CAVEAT}",
+            **fall.evidence(),
+            all_windows=[f.evidence() for f in falls],
+        )
+    for f in falls:
+        if f.material(t) and f.loss_fell is False and f.delta.below:
+            return silent("chosen fell, but so did not the loss: see divergence and overfitting", **f.evidence())
+    unclear = [f for f in falls if f.material(t) and not f.delta.below and f.loss_fell is not False]
+    if unclear:
+        f = unclear[0]
+        return cannot_tell(f"chosen changed by {f.delta} {f.unit}: inside the noise", **f.evidence())
+    return silent("chosen did not fall materially", **falls[0].evidence())
+
+
+def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """DVG002: the rejected responses' probability drops far beyond what the loss needs (3D-properties)."""
+    pairs = ctx.maybe(ctx.change)
+    if pairs is not None:
+        after = pairs[1]
+        a, b = ctx.ratios(after)
+        fall, gain = mean_interval(b, t["confidence"]), float(np.mean(a - b))
+        level = float(np.mean(after["s_r"].to_numpy() - b))
+        beta = ctx.beta
+        return _collapse(
+            t, fall.scaled(beta) if beta else None, -fall.value / -level, fall.below, -fall.value / gain,
+            {"source": "pairs", "rejected_change": fall, "margin_change": gain,
+             "pairs_that_fell_most": list(after.index[np.argsort(b)[:5]])},
+        )  # fmt: skip
+    for split in [*ctx.fixed_splits, *ctx.train_splits]:
+        rewards = ctx.find("rewards/rejected", split)
+        margins = ctx.find("rewards/margins", split)
+        if rewards is None or len(rewards) < 2 or ctx.reference_free:
+            continue
+        if rewards.fixed:
+            level_of = Interval(float(rewards.values[-1]), float(rewards.values[-1]), float(rewards.values[-1]), 1)
+            gain = float(margins.values[-1]) if margins else math.nan
+        else:
+            trend = ends(rewards.values, t["confidence"])
+            if trend is None:
+                continue
+            level_of = trend.last_level
+            gain = float(margins.values[-trend.k :].mean()) if margins else math.nan
+        relative = math.nan
+        logps, beta = ctx.find("logps/rejected", split), ctx.beta
+        if logps is not None and beta and not ctx.mean_logps:
+            k = 1 if rewards.fixed else level_of.n
+            reference = float(logps.values[-k:].mean() - level_of.value / beta)
+            relative = -level_of.value / beta / -reference if reference < 0 else math.nan
+        elif logps is not None and len(logps) >= 2:
+            trend_logps = ends(logps.values, t["confidence"])
+            first, last = (
+                (trend_logps.first, trend_logps.last)
+                if trend_logps is not None and not logps.fixed
+                else (float(logps.values[0]), float(logps.values[-1]))
+            )
+            relative = (first - last) / -first if first < 0 else math.nan
+        return _collapse(
+            t, level_of, relative, level_of.below, -level_of.value / gain if gain else math.nan,
+            {"source": f"means of {split}", "margin": gain},
+        )  # fmt: skip
+    for split in [*ctx.fixed_splits, *ctx.train_splits]:
+        logps = ctx.find("logps/rejected", split)
+        if logps is None:
+            continue
+        trend = ends(logps.values, t["confidence"])
+        if trend is None:
+            continue
+        chosen = ctx.find("logps/chosen", split)
+        chosen_trend = ends(chosen.values, t["confidence"]) if chosen else None
+        gain = (chosen_trend.delta.value if chosen_trend else math.nan) - trend.delta.value
+        return _collapse(
+            t, None, -trend.delta.value / -trend.first, trend.delta.below, -trend.delta.value / gain,
+            {"source": f"means of {split}", "rejected_change": trend.delta},
+        )  # fmt: skip
+    raise Missing("neither pairs nor rewards/rejected or logps/rejected at enough steps")
+
+
+def _collapse(
+    t: Thresholds,
+    reward: Interval | None,
+    relative: float,
+    beyond_noise: bool,
+    share: float,
+    evidence: dict[str, Any],
+) -> Outcome:
+    evidence |= {"rejected_reward": reward, "relative_rise_of_rejected_nll": relative, "share_of_margin": share}
+    far = relative >= t["collapse_relative"] or (reward is not None and reward.value <= t["collapse_reward"])
+    if not far:
+        return silent("rejected did not fall out of proportion", **evidence)
+    if not beyond_noise:
+        return cannot_tell("the fall of rejected is inside its noise", **evidence)
+    if math.isfinite(share) and share < t["collapse_share_of_margin"]:
+        return silent("rejected fell far, but chosen made most of the margin", **evidence)
+    by = f"by {relative:.0%} of its negative log-prob" if math.isfinite(relative) else ""
+    at = f"to an implicit reward of {reward.value:.3g}" if reward is not None else ""
+    return speaks(f"rejected fell {' and '.join(x for x in (by, at) if x)}; {CAVEAT}", **evidence)
+
+
+def squeezing(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """DVG012: the mass moves to the model's own greedy tokens while both sides fall (Ren and Sutherland 2024)."""
+    pairs = ctx.maybe(ctx.change)
+    if pairs is not None:
+        before, after = pairs
+        a, b = (after["s_c"] - before["s_c"]).to_numpy(), (after["s_r"] - before["s_r"]).to_numpy()
+        signs = {
+            "entropy": _side_change(before, after, "ent", t["confidence"]),
+            "greedy_logp": _side_change(before, after, "greedy", t["confidence"]),
+        }
+        known = {k: v for k, v in signs.items() if v is not None}
+        if known:
+            chosen, rejected = mean_interval(a, t["confidence"]), mean_interval(b, t["confidence"])
+            found_here: dict[str, Any] = {
+                "chosen_change": chosen, "rejected_change": rejected, "unit": "nats per response",
+                **{f"{k}_change_per_token": v for k, v in known.items()},
+                "both_fell": quadrants(a, b).both_fell,
+            }  # fmt: skip
+            if not (chosen.below and rejected.below and -chosen.value >= t["displacement_min_nats"]):
+                return silent("the two sides did not both fall", **found_here)
+            return _squeezed(known, t, found_here)
+    for split in [*ctx.fixed_splits, *ctx.train_splits]:
+        entropy = ctx.find("entropy", split)
+        found = _metric(ctx, split)
+        rejected_series = ctx.find("rewards/rejected", split) or ctx.find("logps/rejected", split)
+        if entropy is None or found is None or rejected_series is None:
+            continue
+        trend = ends(entropy.values, t["confidence"])
+        chosen_trend = ends(found[2] * found[0].values, t["confidence"])
+        rejected_trend = ends(rejected_series.values, t["confidence"])
+        if trend is None or chosen_trend is None or rejected_trend is None:
+            continue
+        known = {"entropy": trend.delta}
+        greedy = ctx.find("greedy_logp/chosen", split)
+        greedy_trend = ends(greedy.values, t["confidence"]) if greedy else None
+        if greedy_trend is not None:
+            known["greedy_logp"] = greedy_trend.delta
+        evidence: dict[str, Any] = {
+            "source": f"means of {split}", "chosen_change": chosen_trend.delta,
+            "rejected_change": rejected_trend.delta, **{f"{k}_change": v for k, v in known.items()},
+        }  # fmt: skip
+        if not (chosen_trend.delta.below and rejected_trend.delta.below):
+            return silent("the two sides did not both fall beyond noise", **evidence)
+        relative = {"entropy": trend.delta.scaled(1 / max(abs(trend.first), 1e-9)), **known}
+        if greedy_trend is None:
+            drop = -relative["entropy"].value if known["entropy"].below else 0.0
+            if drop >= t["squeezing_min_entropy_share"]:
+                return speaks(f"both sides fell and the entropy fell by {drop:.0%}", **evidence)
+            return silent("the entropy did not fall", **evidence)
+        return _squeezed(known, t, evidence)
+    raise Missing("neither entropy nor greedy log-prob is recorded beside both sides' log-probs")
+
+
+def _side_change(before: Any, after: Any, column: str, confidence: float) -> Interval | None:
+    """Change per token of a per-response sum, both sides together; None where it was not recorded."""
+    changes = []
+    for letter in ("c", "r"):
+        change = (after[f"{column}_{letter}"] - before[f"{column}_{letter}"]) / after[f"n_{letter}"]
+        if change.isna().all():
+            return None
+        changes.append(change.to_numpy())
+    return mean_interval(np.mean(changes, axis=0), confidence)
+
+
+def _squeezed(known: dict[str, Interval], t: Thresholds, evidence: dict[str, Any]) -> Outcome:
+    least = t["squeezing_min_nats_per_token"]
+    entropy, greedy = known.get("entropy"), known.get("greedy_logp")
+    fell = entropy is None or (entropy.below and -entropy.value >= least)
+    rose = greedy is None or (greedy.above and greedy.value >= least)
+    if fell and rose:
+        return speaks(f"both sides fell while {' and '.join(known)} show mass on the model's own choice", **evidence)
+    if any(i is not None and (i.low < -least < i.high or i.low < least < i.high) and not (i.above or i.below)
+           for i in (entropy, greedy)):  # fmt: skip
+        return cannot_tell("entropy or greedy log-prob changed inside the noise", **evidence)
+    return silent("both sides fell, but not in favour of the model's own greedy tokens", **evidence)
