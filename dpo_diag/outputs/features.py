@@ -1,0 +1,162 @@
+"""One row of measures per answer: length, repetition, form, stance, language, entropy. Then their means per look."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from dpo_diag.outputs import formats
+from dpo_diag.outputs.looks import Answers, Look
+from dpo_diag.outputs.stances import Stances, load_stances
+from dpo_diag.outputs.stats import mean_interval
+from dpo_diag.outputs.words import main_script, ngrams, words
+
+LOOP_REPEATS, LOOP_WORDS, LOOP_PERIOD = 3, 12, 30
+
+MEANS = (
+    "n_words", "n_chars", "loop", "distinct_2", "truncated", "refusal", "hedge", "language_switch", "valid_format",
+    "json", "sql", "code", "list", "structure", "entropy", "empty",
+)  # fmt: skip
+"""Columns of `features` whose mean per look is told."""
+
+
+def loop_words(forms: Sequence[str]) -> int:
+    """Words in the longest stretch that repeats itself at once, at least 3 times over and 12 words long; 0 for none.
+
+    Periods of up to 30 words are seen: "a b a b a b ..." has period 2.
+    """
+    n = len(forms)
+    if n < LOOP_WORDS:
+        return 0
+    vocabulary = {w: i for i, w in enumerate(dict.fromkeys(forms))}
+    ids = np.array([vocabulary[w] for w in forms])
+    longest = 0
+    for period in range(1, min(LOOP_PERIOD, n // LOOP_REPEATS) + 1):
+        breaks = np.flatnonzero(np.concatenate(([True], ids[period:] != ids[:-period], [True])))
+        run = int(np.diff(breaks).max()) - 1
+        if run >= (LOOP_REPEATS - 1) * period and run + period >= LOOP_WORDS:
+            longest = max(longest, run + period)
+    return longest
+
+
+def distinct(forms: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams (Li et al. 2016, arXiv 1510.03055); NaN for fewer than n words."""
+    grams = ngrams(forms, n)
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def wanted_format(tags: Sequence[str] | None) -> str | None:
+    """The form that a prompt asks for, from its tag `format=NAME`; None without one."""
+    for tag in tags if tags is not None else ():
+        if tag.startswith("format=") and tag[7:] in formats.FORMATS:
+            return tag[7:]
+    return None
+
+
+def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFrame:
+    """Measures of each answer, on the index of `frame` (rows of outputs/).
+
+    Columns: n_words, n_chars; loop (0/1), loop_words; distinct_2 (share); truncated (0/1, ended by length);
+    refusal, hedge (0/1), refusal_hits, hedge_hits (phrases found); script, language_switch (0/1: another main script
+    than the prompt's); json, sql, code, list (0/1), valid_format (0/1 where a tag asks for a form, else NaN);
+    structure (Markdown elements); kind; entropy (nats per token), empty (0/1). NaN where it cannot be told.
+    """
+    stances = stances or load_stances()
+    rows = []
+    prompts = frame["prompt"].astype(object) if "prompt" in frame else pd.Series(None, index=frame.index, dtype=object)
+    for text, prompt, tags, reason, entropy, n in zip(
+        frame["text"],
+        prompts,
+        frame.get("tags", pd.Series(None, index=frame.index, dtype=object)),
+        frame.get("finish_reason", pd.Series(None, index=frame.index, dtype=object)),
+        frame.get("entropy_sum", pd.Series(math.nan, index=frame.index)),
+        frame.get("n_tokens", pd.Series(math.nan, index=frame.index)),
+        strict=True,
+    ):
+        forms = words(text)
+        hits = stances.hits(text)
+        is_form = {name: test(text) for name, test in formats.FORMATS.items()}
+        wanted = wanted_format(tags)
+        script = main_script(text)
+        asked = main_script(prompt) if isinstance(prompt, str) else None
+        looped = loop_words(forms)
+        rows.append(
+            {
+                "n_words": len(forms),
+                "n_chars": len(text),
+                "loop": float(looped > 0),
+                "loop_words": looped,
+                "distinct_2": distinct(forms, 2),
+                "truncated": float(reason == "length") if isinstance(reason, str) else math.nan,
+                "refusal": float(bool(hits.get("refusal"))),
+                "hedge": float(bool(hits.get("hedge"))),
+                "refusal_hits": hits.get("refusal", []),
+                "hedge_hits": hits.get("hedge", []),
+                "script": script,
+                "language_switch": math.nan if script is None or asked is None else float(script != asked),
+                **{name: float(found) for name, found in is_form.items()},
+                "valid_format": math.nan if wanted is None else float(is_form[wanted]),
+                "structure": float(formats.structure(text)),
+                "kind": formats.kind(text, bool(hits.get("refusal"))),
+                "entropy": float(entropy) / n if n and n > 0 else math.nan,
+                "empty": float(not text.strip()),
+            }
+        )
+    columns = [*MEANS, "loop_words", "refusal_hits", "hedge_hits", "script", "kind"]
+    return pd.DataFrame(rows, index=frame.index, columns=columns)
+
+
+def self_similarity(texts: Sequence[str]) -> float:
+    """Mean cosine between the word-bigram sets of answers to different prompts: 0 unrelated, 1 all the same.
+
+    Rises when a model gives everyone the same answer (mode collapse). NaN for fewer than two answers with a bigram.
+    With unit vectors v_i the mean over pairs is (|sum v|^2 - n) / (n (n - 1)): linear in the texts, not quadratic.
+    """
+    total: Counter[tuple[str, ...]] = Counter()
+    n = 0
+    for text in texts:
+        grams = set(ngrams(words(text), 2))
+        if grams:
+            n += 1
+            weight = 1 / math.sqrt(len(grams))
+            for gram in grams:
+                total[gram] += weight  # type: ignore[assignment]
+    return (sum(v * v for v in total.values()) - n) / (n * (n - 1)) if n > 1 else math.nan
+
+
+def corpus_distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of all answers together; NaN without any."""
+    grams = [gram for text in texts for gram in ngrams(words(text), n)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def look_table(answers: Answers, measured: pd.DataFrame) -> pd.DataFrame:
+    """One row per look: the mean of each measure of `MEANS` with `_low`, `_high`, `_n`, and what needs all answers.
+
+    Those are self_similarity, distinct_1_all, distinct_2_all, identical (share of answers that another prompt got
+    too). Entropy is the mean over answers of nats per token.
+    """
+    rows = []
+    for look in answers.looks:
+        own = _rows(answers, look)
+        texts = own["text"].tolist()
+        row: dict[str, object] = {"model": look.model, "step": look.step, "n": len(own)}
+        for name in MEANS:
+            estimate = mean_interval(measured.loc[own.index, name].to_numpy(dtype=float))
+            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            row[f"{name}_n"] = estimate.n
+        counts = Counter(text.strip() for text in texts)
+        row["identical"] = sum(c for c in counts.values() if c > 1) / len(texts) if texts else math.nan
+        row["self_similarity"] = self_similarity(texts)
+        row["distinct_1_all"], row["distinct_2_all"] = corpus_distinct(texts, 1), corpus_distinct(texts, 2)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _rows(answers: Answers, look: Look) -> pd.DataFrame:
+    frame = answers.frame
+    return frame[(frame["model"] == look.model) & (frame["step"] == look.step)]

@@ -1,0 +1,295 @@
+"""Phrase inflation: which phrases did the model take up, and from which training answers.
+
+An n-gram is counted once per answer, so that a loop inside one answer is one. Ranking is by the log-odds with an
+informative prior of Monroe, Colaresi & Quinn (2008, "Fightin' Words", Political Analysis 16:372), here per answer: the
+prior is `PRIOR` answers with the n-gram's share in both looks together, which shrinks what is rare. Whether a rise is
+more than chance is decided by the exact paired test over prompts (McNemar: answers that gained the n-gram against
+those that lost it) under the false discovery rate of Benjamini & Hochberg (1995) over all n-grams that could reach
+significance at all. Overlapping n-grams are told as the longest phrase that carries them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from dpo_diag.outputs.stats import benjamini_hochberg, mcnemar
+from dpo_diag.outputs.words import Word, join, sentences
+
+MAX_WORDS, MAX_CHARACTERS = 6, 8
+PRIOR = 10.0
+KEPT = 0.8
+"""A phrase is extended by a word while so much of its support and of its gain stays."""
+MAX_PHRASE = 40
+MAX_TEXT = 20_000
+ALPHA = 0.05
+TESTABLE = 6
+"""Discordant prompts that a two-sided exact test needs to reach 0.05 at all (2 / 2^6 = 0.031)."""
+
+Gram = tuple[str, ...]
+COLUMNS = (
+    "phrase", "before", "after", "n", "share_before", "share_after", "gained", "lost", "log_odds", "z", "p", "q",
+    "significant", "in_chosen", "in_rejected", "n_texts", "prompt_ids", "variants",
+)  # fmt: skip
+
+
+def _grams(sentence: Sequence[Word]) -> Iterable[Gram]:
+    """n-grams of a sentence: up to 6 words, or 2 to 8 characters of an unspaced script."""
+    forms = [w.form for w in sentence]
+    for i, word in enumerate(sentence):
+        characters = 0
+        for j in range(i, min(len(forms), i + MAX_CHARACTERS)):
+            characters += sentence[j].unspaced
+            n = j - i + 1
+            if n > MAX_WORDS and characters < n:
+                break
+            if n == 1 and (word.unspaced or len(word.form) < 2):
+                continue
+            yield tuple(forms[i : j + 1])
+
+
+@dataclass
+class _Side:
+    """One look's answers, prepared: a mask of prompts per n-gram, and searchable text per answer."""
+
+    masks: dict[Gram, int] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> _Side:
+        side = cls()
+        for i, text in enumerate(texts):
+            parts = sentences(text[:MAX_TEXT])
+            for gram in {gram for part in parts for gram in _grams(part)}:
+                side.masks[gram] = side.masks.get(gram, 0) | 1 << i
+            side.texts.append(searchable(parts))
+        return side
+
+    def mask(self, gram: Gram) -> int:
+        if gram in self.masks:
+            return self.masks[gram]
+        needle = _needle(gram)
+        return sum(1 << i for i, text in enumerate(self.texts) if needle in text)
+
+
+def searchable(parts: Sequence[Sequence[Word]]) -> str:
+    """Sentences as one string in which an n-gram is found by `in`, at word boundaries, never across sentences."""
+    return "\x1e".join("\x1f" + "\x1f".join(w.form for w in part) + "\x1f" for part in parts)
+
+
+def _needle(gram: Gram) -> str:
+    return "\x1f" + "\x1f".join(gram) + "\x1f"
+
+
+def log_odds(after: float, before: float, n_after: float, n_before: float, prior: float = PRIOR) -> tuple[float, float]:
+    """(log-odds ratio, z) of an n-gram in `after` of n_after answers against `before` of n_before.
+
+    Monroe et al.'s equations 16 and 19 with the prior alpha = prior x the pooled share; by hand, for 30 of 100 against
+    0 of 100 and prior 10: alpha = 1.5, log(31.5 / 78.5) - log(1.5 / 108.5) = 3.368.
+    """
+    share = (after + before) / (n_after + n_before)
+    alpha = min(max(prior * share, 1e-9), prior - 1e-9)
+    a, b = after + alpha, before + alpha
+    rest_a, rest_b = n_after + prior - a, n_before + prior - b
+    delta = math.log(a / rest_a) - math.log(b / rest_b)
+    return delta, delta / math.sqrt(1 / a + 1 / rest_a + 1 / b + 1 / rest_b)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    gram: Gram
+    before: int
+    after: int
+    n: int
+
+    @property
+    def gained(self) -> int:
+        return (self.after & ~self.before).bit_count()
+
+    @property
+    def lost(self) -> int:
+        return (self.before & ~self.after).bit_count()
+
+    @property
+    def p(self) -> float:
+        return mcnemar(self.gained, self.lost)
+
+    @property
+    def odds(self) -> tuple[float, float]:
+        return log_odds(self.after.bit_count(), self.before.bit_count(), self.n, self.n)
+
+
+def _tested(before: _Side, after: _Side, n: int) -> list[_Counted]:
+    """Distinct hypotheses: n-grams that stand in the same answers are one, told by the longest."""
+    groups: dict[tuple[int, int], Gram] = {}
+    for gram in before.masks.keys() | after.masks.keys():
+        b, a = before.masks.get(gram, 0), after.masks.get(gram, 0)
+        if (a ^ b).bit_count() < TESTABLE:
+            continue
+        known = groups.get((b, a))
+        if known is None or (len(gram), gram) > (len(known), known):
+            groups[(b, a)] = gram
+    return [_Counted(gram, b, a, n) for (b, a), gram in sorted(groups.items(), key=lambda item: item[1])]
+
+
+def _neighbours(side: _Side, gram: Gram, mask: int) -> tuple[Counter[str], Counter[str]]:
+    """How many answers of `mask` have each word right before and right after the n-gram."""
+    left: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    pattern = re.compile("(?:\x1f([^\x1e\x1f]+))?(?=" + re.escape(_needle(gram)) + "(?:([^\x1e\x1f]+)\x1f)?)")
+    for i, text in enumerate(side.texts):
+        if mask >> i & 1:
+            found = pattern.findall(text)
+            left.update({a for a, _ in found if a})
+            right.update({b for _, b in found if b})
+    return left, right
+
+
+def _extended(seed: _Counted, before: _Side, after: _Side) -> _Counted:
+    """The longest phrase around the n-gram that keeps most of its support and of its gain."""
+    current = seed
+    for _ in range(MAX_PHRASE - len(seed.gram)):
+        left, right = _neighbours(after, current.gram, current.after)
+        options = [(c, (w, *current.gram)) for w, c in left.items()] + [
+            (c, (*current.gram, w)) for w, c in right.items()
+        ]
+        grown = None
+        for _, gram in sorted(options, key=lambda o: (-o[0], o[1]))[:2]:
+            candidate = _Counted(gram, before.mask(gram), after.mask(gram), current.n)
+            # Against the seed, not the last step: else a chain of small losses would drift to a rare long phrase.
+            if (
+                candidate.after.bit_count() >= KEPT * seed.after.bit_count()
+                and candidate.gained - candidate.lost >= KEPT * (seed.gained - seed.lost)
+            ):
+                grown = candidate
+                break
+        if grown is None:
+            break
+        current = grown
+    return current
+
+
+def _overlaps(gram: Gram, phrase: Gram) -> bool:
+    inside = set(phrase)
+    shared = sum(form in inside for form in gram)
+    affix = any(gram[-k:] == phrase[:k] or gram[:k] == phrase[-k:] for k in range(1, min(len(gram), len(phrase)) + 1))
+    return 2 * shared >= len(gram) or affix
+
+
+def _explained(gram: _Counted, phrase: _Counted) -> bool:
+    """Whether an overlapping n-gram's rise is gone where the phrase is absent from both answers."""
+    elsewhere = ~(phrase.before | phrase.after)
+    rest = _Counted(gram.gram, gram.before & elsewhere, gram.after & elsewhere, gram.n)
+    return rest.gained <= rest.lost or rest.p > ALPHA
+
+
+def inflation(
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    texts: pd.DataFrame | None = None,
+    *,
+    alpha: float = ALPHA,
+    top: int = 20,
+    only_significant: bool = True,
+) -> pd.DataFrame:
+    """Phrases that more answers hold after than before, strongest first.
+
+    Args:
+        before: prompt_id -> answer of the baseline.
+        after: prompt_id -> answer of the later look; only prompts in both count.
+        texts: training pairs (`run.texts`: chosen, rejected), for where a phrase comes from; None if unknown.
+        alpha: false discovery rate.
+        top: rows at most.
+        only_significant: False also gives rises that may be chance, after the others.
+
+    Returns:
+        One row a phrase: phrase (as first written); before, after (answers that hold it) of n prompts and their
+        shares; gained, lost (prompts whose answer took it up or dropped it); log_odds and z (Monroe et al.); p (exact,
+        paired) and q of the n-gram that led to it; significant; in_chosen, in_rejected (shares of `n_texts` training
+        pairs, NaN without texts); prompt_ids (up to 5 that gained it); variants (n-grams that the phrase explains).
+        No rows for no common prompt.
+    """
+    ids = [i for i in before if i in after]
+    side_before = _Side.of([before[i] for i in ids])
+    side_after = _Side.of([after[i] for i in ids])
+    tested = _tested(side_before, side_after, len(ids))
+    q_values = benjamini_hochberg([c.p for c in tested])
+    risen = [
+        (c, float(q))
+        for c, q in zip(tested, q_values, strict=True)
+        if c.gained > c.lost and (q <= alpha or not only_significant)
+    ]
+    risen.sort(key=lambda item: (item[1] > alpha, -item[0].odds[0], -len(item[0].gram), item[0].gram))
+    kept: list[tuple[_Counted, float, list[str]]] = []
+    for counted, q in risen:
+        explained = [row for row in kept if _overlaps(counted.gram, row[0].gram) and _explained(counted, row[0])]
+        if explained:
+            explained[0][2].append(join(counted.gram))
+        elif len(kept) < top:
+            phrase = _extended(counted, side_before, side_after)
+            if all(phrase.gram != row[0].gram for row in kept):
+                kept.append((phrase, q, []))
+    origin = _origin([c.gram for c, _, _ in kept], texts)
+    rows = []
+    for (c, q, variants), (in_chosen, in_rejected, n_texts) in zip(kept, origin, strict=True):
+        delta, z = c.odds
+        gained = c.after & ~c.before
+        first = next(i for i in range(len(ids)) if gained >> i & 1)
+        n = len(ids)
+        rows.append(
+            {
+                "phrase": _surface(after[ids[first]], c.gram),
+                "before": c.before.bit_count(),
+                "after": c.after.bit_count(),
+                "n": n,
+                "share_before": c.before.bit_count() / n,
+                "share_after": c.after.bit_count() / n,
+                "gained": c.gained,
+                "lost": c.lost,
+                "log_odds": delta,
+                "z": z,
+                "p": c.p,
+                "q": q,
+                "significant": q <= alpha,
+                "in_chosen": in_chosen,
+                "in_rejected": in_rejected,
+                "n_texts": n_texts,
+                "prompt_ids": [ids[i] for i in range(n) if gained >> i & 1][:5],
+                "variants": variants[:5],
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _surface(text: str, gram: Gram) -> str:
+    """The phrase as it was first written, case and punctuation included."""
+    for part in sentences(text[:MAX_TEXT]):
+        forms = [w.form for w in part]
+        for i in range(len(forms) - len(gram) + 1):
+            if tuple(forms[i : i + len(gram)]) == gram:
+                return " ".join(text[part[i].start : part[i + len(gram) - 1].end].split())
+    return join(gram)
+
+
+def _origin(grams: Sequence[Gram], texts: pd.DataFrame | None) -> list[tuple[float, float, int]]:
+    """Shares of chosen and of rejected training answers that hold each phrase, and of how many pairs."""
+    if texts is None or texts.empty:
+        return [(math.nan, math.nan, 0)] * len(grams)
+    if not grams:
+        return []
+    train = texts[texts["split"] == "train"] if "split" in texts and (texts["split"] == "train").any() else texts
+    counts = {side: [0] * len(grams) for side in ("chosen", "rejected")}
+    needles = [_needle(gram) for gram in grams]
+    for side, found in counts.items():
+        for text in train[side]:
+            if isinstance(text, str):
+                prepared = searchable(sentences(text[:MAX_TEXT]))
+                for i, needle in enumerate(needles):
+                    found[i] += needle in prepared
+    n = len(train)
+    return [(c / n, r / n, n) for c, r in zip(counts["chosen"], counts["rejected"], strict=True)]
