@@ -1,0 +1,8 @@
+"""Training with TRL, measured: drop-in trainers, fixed prompts, live guards. Importing this imports torch and TRL."""
+
+from __future__ import annotations
+
+from dpo_diag.training.callbacks import FixedPromptCallback, untouched_random_state
+from dpo_diag.training.trainers import DiagDPOTrainer
+
+__all__ = ["DiagDPOTrainer", "FixedPromptCallback", "untouched_random_state"]

@@ -1,0 +1,234 @@
+"""Callbacks: the trainer's own bookkeeping, and fixed prompts that are answered while training.
+
+Whatever they run (an evaluation before the first step, generation) leaves no trace in training: random states,
+train/eval modes, padding side and cache settings are as before, so that losses are bit for bit the same with and
+without them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+from trl.trainer.utils import use_adapter
+
+from dpo_diag.records import RunWriter
+from dpo_diag.records.schemas import TABLES
+
+logger = get_logger(__name__)
+
+Rows = Sequence[Mapping[str, Any]]
+GenerateFn = Callable[..., Rows]
+"""(model, tokenizer, prompts) -> rows of outputs/ (see `FixedPromptCallback`)."""
+ScoreFn = Callable[[Rows], Mapping[tuple[str, str], tuple[float, float]]]
+"""rows -> {(split, name): (value, n)}."""
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Put Python's, numpy's and torch's random states (all accelerators) back on leaving."""
+    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def borrowed(model: torch.nn.Module, tokenizer: Any) -> Iterator[None]:
+    """The model in evaluation mode without gradients, the tokenizer to use at will; both as before on leaving."""
+    modes = {module: module.training for module in model.modules()}
+    names = ("padding_side", "truncation_side", "pad_token")
+    kept = {name: getattr(tokenizer, name) for name in names if tokenizer is not None and hasattr(tokenizer, name)}
+    configs = [c for c in (getattr(model, "config", None), getattr(model, "generation_config", None)) if c is not None]
+    cache = [(c, c.use_cache) for c in configs if hasattr(c, "use_cache")]
+    checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in checkpointing:
+        module.gradient_checkpointing = False  # with it the cache is off, and every new token costs the whole text
+    model.eval()
+    try:
+        with untouched_random_state(), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for module in checkpointing:
+            module.gradient_checkpointing = True
+        for config, value in cache:
+            config.use_cache = value
+        for name, value in kept.items():
+            setattr(tokenizer, name, value)
+
+
+class FixedPromptCallback(TrainerCallback):
+    """Answers a fixed list of prompts at step 0, at every evaluation and at the end, and writes them to outputs/.
+
+    Args:
+        generate_fn: `generate_fn(model, tokenizer, prompts) -> rows`; the model is unwrapped, in evaluation mode and
+            without gradients. A row is a mapping with at least `prompt_id`, `sample` and `text`; other columns of the
+            outputs table are taken as they are, `step` and `model` are set here. Bind decoding settings with
+            `functools.partial`.
+        prompts: handed to `generate_fn` as they are.
+        recorder: a RunWriter; None takes the trainer's own (nothing is written where there is none).
+        schedule: when to answer: any of "start", "eval", "end", and integers (every so many optimizer steps).
+        with_reference: also answer once by the reference, `model` = "ref" (a reference model, or the adapter
+            disabled; skipped with a warning where log-probs were precomputed and no model is kept).
+        score_fn: `score_fn(rows) -> {(split, name): (value, n)}`, e.g. ("held_out", "execution_accuracy"); written
+            to history as `score/NAME` in that split with weight n, and handed to the trainer's other callbacks
+            (trackers, progress) as `eval_SPLIT_score/NAME`. TRL's own running averages are not touched.
+
+    Only rank 0 answers. A failure of `score_fn` warns and goes on; a failure of `generate_fn` is raised.
+    """
+
+    def __init__(
+        self,
+        generate_fn: GenerateFn,
+        prompts: Sequence[Any],
+        recorder: RunWriter | None = None,
+        *,
+        schedule: Iterable[str | int] = ("start", "eval", "end"),
+        with_reference: bool = True,
+        score_fn: ScoreFn | None = None,
+    ) -> None:
+        self.generate_fn, self.prompts, self.writer = generate_fn, prompts, recorder
+        self.schedule = frozenset(schedule)
+        self.with_reference, self.score_fn = with_reference, score_fn
+        self.trainer: Any = None
+        self.rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        """(model, step) -> rows, as written."""
+
+    def bind(self, trainer: Any) -> None:
+        """Called by DiagDPOTrainer and DiagSFTTrainer; with any other trainer call it yourself."""
+        self.trainer = trainer
+
+    # ---- when ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Step 0, and the reference."""
+        if self.with_reference and not any(model == "ref" for model, _ in self.rows) and self._may():
+            self._answer_reference(state.global_step)
+        if "start" in self.schedule and state.global_step == 0:
+            self.answer(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """At every evaluation; several sets at one step are answered once."""
+        if "eval" in self.schedule:
+            self.answer(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Every so many steps, where the schedule names a number."""
+        if any(isinstance(every, int) and state.global_step % every == 0 for every in self.schedule):
+            self.answer(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the last step."""
+        if "end" in self.schedule:
+            self.answer(state.global_step)
+
+    # ---- what ----
+
+    def _may(self) -> bool:
+        if self.trainer is None:
+            logger.warning("FixedPromptCallback has no trainer: call callback.bind(trainer)")
+            return False
+        return bool(self.trainer.is_world_process_zero())
+
+    def _generate(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+        tokenizer = getattr(self.trainer, "_tokenizer", None) or self.trainer.processing_class
+        with borrowed(model, tokenizer), self.trainer.accelerator.autocast():
+            rows = self.generate_fn(model, tokenizer, self.prompts)
+        if hasattr(rows, "to_dict"):
+            rows = rows.to_dict("records")
+        return [dict(row) for row in rows]
+
+    def answer(self, step: int) -> list[dict[str, Any]]:
+        """Answer now by the policy; a step that was answered is not answered again."""
+        if ("policy", step) in self.rows or not self._may():
+            return []
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return self._keep(self._generate(model), "policy", step)
+
+    def _answer_reference(self, step: int) -> None:
+        trainer = self.trainer
+        reference = getattr(trainer, "ref_model", None)
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        if reference is not None:
+            rows = self._generate(trainer.accelerator.unwrap_model(reference))
+        elif hasattr(policy, "disable_adapter"):
+            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+                rows = self._generate(policy)
+        elif not hasattr(trainer, "precompute_ref_logps"):
+            return  # SFT has no reference
+        elif step == 0:
+            rows = self._generate(policy)  # before the first step the policy is the reference
+        else:
+            logger.warning("the reference is no longer in memory: its answers to the fixed prompts are left out")
+            return
+        self._keep(rows, "ref", 0)
+
+    def _keep(self, rows: list[dict[str, Any]], model: str, step: int) -> list[dict[str, Any]]:
+        known = TABLES["outputs"].names
+        kept = [{k: v for k, v in row.items() if k in known} | {"step": step, "model": model} for row in rows]
+        self.rows[model, step] = kept
+        writer = self.writer or getattr(self.trainer, "run_writer", None)
+        if writer is not None and kept:
+            writer.write("outputs", kept, split=model)
+        if self.score_fn is not None and model == "policy":
+            self._score(kept, step, writer)
+        return kept
+
+    def _score(self, rows: list[dict[str, Any]], step: int, writer: RunWriter | None) -> None:
+        assert self.score_fn is not None
+        try:
+            scores = dict(self.score_fn(rows))
+        except Exception as error:
+            # A scorer that trips over one odd answer must not end hours of training.
+            logger.warning(f"score_fn failed at step {step}: {type(error).__name__}: {error}")
+            return
+        trainer = self.trainer
+        epoch = trainer.state.epoch
+        history = [
+            {"step": step, "epoch": epoch, "split": split, "name": f"score/{name}", "value": value, "weight": n}
+            for (split, name), (value, n) in scores.items()
+        ]
+        if writer is not None and history:
+            writer.write("history", history, split="score")
+        logs = {
+            f"{'' if split.startswith('eval') else 'eval_'}{split}_score/{name}": float(value)
+            for (split, name), (value, _) in scores.items()
+        }
+        # Not trainer.log(): that would close TRL's running averages early.
+        trainer.control = trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
+
+
+class RunCallback(TrainerCallback):
+    """The trainer's own: an evaluation before the first step where there are records, and stopping when asked to."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate at step 0 without leaving a trace in the random states."""
+        self.trainer.begin_run()
+        if self.trainer.evaluates_at_start and state.global_step == 0:
+            with untouched_random_state():
+                self.trainer.evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the run where a guard says so and was asked to."""
+        if self.trainer.should_stop:
+            control.should_training_stop = True

@@ -1,0 +1,259 @@
+"""What stands between a trainer and its records: collects micro-batches, closes splits, names them, writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.logging import get_logger
+
+from dpo_diag.losses import LossSpec
+from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
+from dpo_diag.training.aggregate import Accumulator, Gathered, Value, pair_metrics
+from dpo_diag.training.batch import PairBatch, TokenRows
+from dpo_diag.training.guards import Guards
+from dpo_diag.training.recorder import Recorder
+from dpo_diag.training.texts import TextSource
+
+logger = get_logger(__name__)
+
+RESIDUAL_TOLERANCE = 1e-4
+"""A loss residual beyond this, relative to losses above 1, is no rounding of float32 sums."""
+_TOKEN_METRICS = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
+_PAIR_METRICS = (
+    "loss", "nll_loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
+    "logps/rejected", "aux_loss",
+)  # fmt: skip
+_NOT_METRICS = ("epoch", "step", "num_tokens", "model_preparation_time")
+
+
+class Monitor:
+    """One trainer's measurements.
+
+    Args:
+        spec: the trainer's loss.
+        world_size, rank: of the process group.
+        record_tokens: pairs per evaluation set whose tokens are kept: those with the smallest ids, which is a random
+            sample that is the same at every step, in every run, and for every number of processes.
+        moving_reference: the reference changes during training, so that no row per set describes it.
+    """
+
+    def __init__(
+        self, spec: LossSpec, *, world_size: int, rank: int, record_tokens: int, moving_reference: bool, guards: Guards
+    ) -> None:
+        self.spec, self.world_size, self.rank = spec, world_size, rank
+        self.record_tokens, self.moving_reference = record_tokens, moving_reference
+        self.guards = guards
+        self.recorder: Recorder | None = None
+        self.texts = TextSource()
+        self.own_splits: set[str] = set()
+        self.splits: dict[str, dict[str, Any]] = {}
+        self._train = Accumulator(spec)
+        self._eval: Accumulator | None = None
+        self._tokens: dict[str, tuple[TokenRows, int]] = {}
+        self._closed: tuple[str, str, dict[str, Value]] | None = None
+        self._foreign = False
+        self._warned: set[str] = set()
+        self._untold: list[str] = []
+        self._step = 0
+
+    # ---- one micro-batch ----
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether an evaluation loop runs."""
+        return self._eval is not None
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether the per-token values of the coming batch are to be kept."""
+        return self.evaluating and self.recorder is not None and self.record_tokens > 0
+
+    def observe(self, batch: PairBatch, step: int) -> None:
+        """Take one micro-batch, of the running evaluation or else of training step `step`."""
+        self._check(batch)
+        if self._eval is not None:
+            self._eval.add(batch)
+            self._keep_tokens(batch)
+            return
+        self.guards.batch(batch, step)
+        self._train.add(batch)
+        if self.recorder is not None:
+            self.recorder.train_batch(batch, step, reference=not self.moving_reference)
+            self._untold += [p for p in batch.pair_ids if self.recorder.lacks_text(TRAIN_SPLIT, p)]
+            self._step = step
+
+    def _check(self, batch: PairBatch) -> None:
+        residual = batch.residual(self.spec)
+        if residual > RESIDUAL_TOLERANCE * max(1.0, abs(batch.loss)):
+            self.warn_once(
+                "residual",
+                f"The trainer's loss ({batch.loss:.6g}) is not the loss of its log-probs: recomputed from them it "
+                f"differs by {residual:.3g} (logged as loss_residual). Something adds to the loss that this "
+                f"configuration does not name, so its decomposition will be off by as much.",
+            )
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Say something once per trainer, on the main process."""
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    def _keep_tokens(self, batch: PairBatch) -> None:
+        if batch.tokens is None:
+            return
+        for i, pair_id in enumerate(batch.pair_ids):
+            self._tokens.setdefault(pair_id, (batch.tokens, i))
+        if len(self._tokens) > 2 * self.record_tokens:
+            self._trim_tokens(sorted(self._tokens)[: self.record_tokens])
+
+    def _trim_tokens(self, keep: list[str]) -> None:
+        self._tokens = {p: self._tokens[p] for p in keep if p in self._tokens}
+
+    # ---- evaluation ----
+
+    @contextmanager
+    def foreign(self, yes: bool) -> Iterator[None]:
+        """An evaluation of a set that was handed to `evaluate()`, not one of the trainer's own."""
+        before, self._foreign = self._foreign, self._foreign or yes
+        try:
+            yield
+        finally:
+            self._foreign = before
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Collect what is observed inside as one evaluation; close it with `close_evaluation` before leaving."""
+        self._eval, self._tokens, self._closed = Accumulator(self.spec), {}, None
+        try:
+            yield
+        finally:
+            self._eval, self._tokens = None, {}
+
+    def close_evaluation(self, prefix: str, step: int, decode: Any, *, record: bool = True) -> dict[str, float]:
+        """Exchange over ranks, write the records, and return the metrics, unprefixed. Every rank must call it."""
+        assert self._eval is not None
+        gathered = self._eval.gather(self.world_size, self.rank, padded=True)
+        if gathered.pairs is None:
+            return {}
+        values = pair_metrics(gathered.pairs, self.spec, gathered.residual)
+        if record:
+            split = self._split_of(prefix, gathered)
+            self._closed = (prefix, split, values | self._counts(gathered.pairs))
+            if self.recorder is not None:
+                self._record(gathered, split, step, decode)
+        return {name: v.value for name, v in values.items()}
+
+    def _counts(self, pairs: PairBatch) -> dict[str, Value]:
+        """Weights for TRL's own metrics, under keys that no metric has."""
+        tokens = pairs.policy["n_tokens"].sum(axis=1)
+        return {"#pairs": Value(0, len(pairs)), "#chosen": Value(0, tokens[0]), "#rejected": Value(0, tokens[1])}
+
+    def _split_of(self, prefix: str, gathered: Gathered) -> str:
+        """The split's name: the metric prefix; a foreign set never shares the name of another set."""
+        assert gathered.pairs is not None
+        content = hashlib.sha256("".join(sorted(gathered.pairs.pair_ids)).encode()).hexdigest()[:16]
+        split = prefix if prefix == EVAL_SPLIT or prefix.startswith(f"{EVAL_SPLIT}_") else f"{EVAL_SPLIT}_{prefix}"
+        if self._foreign:
+            known = self.splits.get(split, {}).get("fingerprint")
+            if split in self.own_splits or known not in (None, content):
+                split = f"{split}_{content[:8]}"
+        self.splits[split] = {
+            "n_pairs": len(gathered.pairs), "n_duplicates": gathered.n_duplicates, "fingerprint": content,
+            "handed_to_evaluate": self._foreign,
+        }  # fmt: skip
+        return split
+
+    def _record(self, gathered: Gathered, split: str, step: int, decode: Any) -> None:
+        assert self.recorder is not None and self._eval is not None and gathered.pairs is not None
+        own = PairBatch.concat(self._eval.batches) if self._eval.batches else None
+        if own is not None:
+            chosen = sorted(set(gathered.pairs.pair_ids))[: self.record_tokens]
+            first = {p for p, k in zip(own.pair_ids, gathered.own_first, strict=True) if k}
+            self._trim_tokens([p for p in chosen if p in first])
+            self.recorder.evaluation(
+                own, gathered.own_first, self._tokens, step, split, reference=not self.moving_reference
+            )
+            lacking = [p for p in own.pair_ids if p in first and self.recorder.lacks_text(split, p)]
+            if lacking:
+                found = self.texts.find(lacking)
+                missing = set(lacking) - {r["pair_id"] for r in found}
+                found += [decode(p, *self._tokens[p]) for p in sorted(missing) if p in self._tokens]
+                self.recorder.texts(split, found, step)
+        self.recorder.writer.update(data={**self.recorder.writer.meta.get("data", {}), "splits": self.splits})
+
+    # ---- log calls ----
+
+    def close_train(self) -> dict[str, float]:
+        """Metrics of the training pairs since the last call, unprefixed. Every rank must call it."""
+        gathered = self._train.gather(self.world_size, self.rank)
+        self._train.clear()
+        self._closed = None
+        if gathered.pairs is None:
+            return {}
+        values = pair_metrics(gathered.pairs, self.spec, gathered.residual)
+        self._closed = ("", TRAIN_SPLIT, values | self._counts(gathered.pairs))
+        return {name: v.value for name, v in values.items()}
+
+    def scope(self, logs: Mapping[str, Any]) -> str | None:
+        """Which split a log call of the trainer's is about: an evaluation's prefix, "" for training, None: neither."""
+        if self._closed is not None and self._closed[0] and f"{self._closed[0]}_runtime" in logs:
+            return self._closed[0]
+        return "" if "loss" in logs or "train_runtime" in logs else None
+
+    def record_log(self, logs: Mapping[str, Any], scope: str | None, step: int, epoch: float | None) -> None:
+        """Keep one log call as history rows, under names without prefix."""
+        closed, self._closed = self._closed, None
+        if self.recorder is None:
+            return
+        if scope:
+            assert closed is not None
+            split, known = closed[1], closed[2]
+        else:
+            split, known = TRAIN_SPLIT, closed[2] if scope == "" and closed is not None else {}
+        values = {}
+        for name, value in logs.items():
+            for prefix in (f"{scope}_", f"{EVAL_SPLIT}_") if scope else ():
+                if name.startswith(prefix):
+                    name = name[len(prefix) :]
+                    break
+            else:
+                # Leftovers of an evaluation in a training row (train_runtime) describe nothing.
+                if name.startswith(f"{EVAL_SPLIT}_") and scope is not None:
+                    continue
+            if name not in _NOT_METRICS or (name == "num_tokens" and not scope):
+                values.setdefault(name, value)
+        weights = {n: v.weight for n, v in known.items()}
+        for name in values:
+            if name in weights or not weights:
+                continue
+            if name in _PAIR_METRICS:
+                weights[name] = weights["#pairs"]
+            elif name in _TOKEN_METRICS:
+                side = {"logits/rejected": ["#rejected"], "entropy": ["#chosen", "#rejected"]}.get(name, ["#chosen"])
+                weights[name] = math.fsum(weights[s] for s in side)
+        self.recorder.history(step, epoch, split, values, weights)
+        self.flush(force=bool(scope))
+
+    def flush(self, *, force: bool = True) -> None:
+        """Write what waits: always with `force`, else now and then (`recorder.FLUSH_SECONDS`)."""
+        if self.recorder is None:
+            return
+        room = self.recorder.room_for_texts(TRAIN_SPLIT)
+        if self._untold and room > 0:
+            self.recorder.texts(TRAIN_SPLIT, self.texts.find(list(dict.fromkeys(self._untold))[:room]), self._step)
+        self._untold = []
+        self.recorder.flush(force=force)
+
+
+def decoded_texts(tokenizer: Any) -> Any:
+    """A function that writes down a pair whose texts no data set holds: decoded from what the model saw."""
+
+    def decode(pair_id: str, tokens: TokenRows, pair: int) -> dict[str, Any]:
+        ids = {"prompt": tokens.prompt_ids[pair]} | {s: tokens.response_ids(pair, i) for i, s in enumerate(SIDES)}
+        return {"pair_id": pair_id} | {k: tokenizer.decode(v, skip_special_tokens=True) for k, v in ids.items()}
+
+    return decode

@@ -1,0 +1,129 @@
+"""`pair_id` from the dataset to the batch: a small integer column that the collator never sees.
+
+The id is taken while the texts still exist (`add_pair_ids`, before TRL tokenises), rides as one int64 tensor behind
+the batch's own keys (`PairIdCollator`) and is taken out again before the model is called (`take_ids`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+from trl.data_utils import extract_prompt
+
+from dpo_diag.records import make_pair_id
+
+KEY = "_dpo_diag_ids"
+"""Name of the column and of the batch's entry: per pair (id, row in the data set or -1, full lengths or -1)."""
+_UNKNOWN = 0
+
+
+def pack_id(pair_id: str) -> int:
+    """16 hex digits as a signed 64-bit integer."""
+    value = int(pair_id, 16)
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def unpack_id(value: int) -> str:
+    """The inverse of `pack_id`."""
+    return format(int(value) & ((1 << 64) - 1), "016x")
+
+
+def _own_id(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 16 and all(c in "0123456789abcdef" for c in value)
+
+
+def id_of(example: Mapping[str, Any]) -> int:
+    """Packed id of one example: its own `pair_id` if that is one of ours, else its texts' hash; 0 if it has none."""
+    if _own_id(example.get("pair_id")):
+        return pack_id(example["pair_id"])
+    try:
+        if "prompt" not in example:
+            example = {**example, **extract_prompt(dict(example))}
+        return pack_id(make_pair_id(example["prompt"], example["chosen"], example["rejected"]))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return _UNKNOWN  # whatever is wrong with this example is the trainer's to say
+
+
+def _map_row(example: dict[str, Any], index: int) -> dict[str, list[int]]:
+    return {KEY: [id_of(example), index]}
+
+
+def _stream_row(example: dict[str, Any]) -> dict[str, list[int]]:
+    # A stream's running number differs between processes and workers, so it identifies nothing.
+    return {KEY: [id_of(example), -1]}
+
+
+def add_pair_ids(dataset: Any, num_proc: int | None = None, name: str = "") -> Any:
+    """The dataset with the id column, for Dataset and IterableDataset; anything else, or one that has it, unchanged."""
+    first = next(iter(dataset), None)
+    if not isinstance(first, Mapping) or KEY in first or not {"chosen", "rejected"} <= set(first):
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.map(_map_row, with_indices=True, num_proc=num_proc, desc=f"Identifying pairs of {name} dataset")
+    return dataset.map(_stream_row)
+
+
+def _length(ids: Any) -> int:
+    return len(ids) if isinstance(ids, (list, tuple)) or torch.is_tensor(ids) else -1
+
+
+@dataclass
+class PairIdCollator:
+    """A collator around the user's: takes the ids out of the examples, and lays them behind the batch's own keys.
+
+    The user's collator sees exactly the examples that it would see otherwise. `find_batch_size` and the like look at
+    a batch's first tensor, hence behind. Where examples carry no id, or the collator returns something else than two
+    rows per example, the batch is passed on as it is.
+    """
+
+    collator: Callable[[list[Any]], Any]
+
+    def __call__(self, examples: list[Any]) -> Any:
+        if not examples or not all(isinstance(e, Mapping) and KEY in e for e in examples):
+            return self.collator(examples)
+        ids = [[*e[KEY][:2], _length(e.get("chosen_ids")), _length(e.get("rejected_ids"))] for e in examples]
+        batch = self.collator([{k: v for k, v in e.items() if k != KEY} for e in examples])
+        rows = batch.get("input_ids") if isinstance(batch, MutableMapping) else None
+        if torch.is_tensor(rows) and len(rows) == 2 * len(examples):
+            batch[KEY] = torch.tensor(ids, dtype=torch.int64)
+        return batch
+
+
+def take_ids(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """The inputs without the ids (a new dict; the caller's keeps them), and the ids, int64 (pairs, 2 or 4), or None."""
+    ids = inputs.get(KEY)
+    return {k: v for k, v in inputs.items() if k != KEY}, ids if torch.is_tensor(ids) else None
+
+
+def ids_from_tokens(
+    input_ids: npt.NDArray[Any], attention: npt.NDArray[Any], completion: npt.NDArray[Any]
+) -> list[str]:
+    """Ids of a batch whose examples carried none: hashes of the token ids that the model saw.
+
+    Args:
+        input_ids, attention, completion: shape (2 x pairs, length); first all chosen rows, then all rejected rows.
+    """
+    pairs = len(input_ids) // 2
+    response, context = completion.astype(bool), attention.astype(bool)
+    found = []
+    for i in range(pairs):
+        j = i + pairs
+        prompt = input_ids[i][context[i] & ~response[i]]
+        found.append(
+            make_pair_id(prompt.tolist(), input_ids[i][response[i]].tolist(), input_ids[j][response[j]].tolist())
+        )
+    return found
+
+
+def decode_ids(packed: npt.NDArray[np.int64]) -> tuple[list[str] | None, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(pair ids or None if any is unknown, dataset rows (pairs,), full response lengths (2, pairs), -1 = unknown)."""
+    known = bool((packed[:, 0] != _UNKNOWN).all())
+    pair_ids = [unpack_id(v) for v in packed[:, 0]] if known else None
+    full = packed[:, 2:4].T if packed.shape[1] >= 4 else np.full((2, len(packed)), -1, dtype=np.int64)
+    return pair_ids, packed[:, 1], full

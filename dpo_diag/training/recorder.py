@@ -1,0 +1,219 @@
+"""From what the trainer measured to rows in a run folder: buffered, flushed before anything that can be resumed from.
+
+Every rank writes its own pairs and tokens; rank 0 writes history, texts, alerts and run.json. Reference rows stand
+once per split and pair, in the same folder. Training rows carry the optimizer step that their batch was used for
+(their weights are one update older), as `loss` in TRL's log does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dpo_diag.records import RunWriter
+from dpo_diag.records.reader import Run
+from dpo_diag.records.schemas import SIDES, TABLES
+from dpo_diag.training.batch import PairBatch, TokenRows
+
+FLUSH_SECONDS = 2.0
+"""Training rows wait at most this long for their file at a log call: one file per step would cost more than the step
+of a small model. Saving, evaluating and ending always flush, so that only a killed run that is never resumed can lose
+them."""
+TRAIN_TEXTS = 1000
+"""Texts of training pairs that are kept (evaluation sets keep all): the data set itself is elsewhere."""
+
+
+def pair_frame(batch: PairBatch, keep: npt.NDArray[np.bool_], role: str, step: int, split: str) -> pd.DataFrame:
+    """Rows of the pairs table for one role: two rows a pair, chosen first."""
+    values = batch.policy if role == "policy" else batch.reference
+    ids = np.asarray(batch.pair_ids, dtype=object)[keep]
+    columns: dict[str, Any] = {
+        "step": step,
+        "split": split,
+        "role": role,
+        "pair_id": np.concatenate([ids, ids]),
+        "side": np.repeat(np.asarray(SIDES, dtype=object), len(ids)),
+    }
+    flat = {name: value[:, keep].reshape(-1) for name, value in values.items()}
+    for name in ("sum_logp", "entropy_sum", "greedy_logp_sum", "loss_logp"):
+        if name in flat:
+            columns[name] = flat[name]
+    for name in ("n_tokens", "n_bytes", "n_truncated"):
+        if name in flat:
+            columns[name] = pd.array(np.where(np.isnan(flat[name]), -1, flat[name]), dtype="Int32")
+            columns[name][np.isnan(flat[name])] = pd.NA
+    n = flat.get("n_tokens")
+    for name in ("top1", "top5"):
+        if f"{name}_hits" in flat and n is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                columns[name] = flat[f"{name}_hits"] / n
+    if role == "policy" and batch.weight is not None:
+        columns["weight"] = np.tile(batch.weight[keep], 2)
+    return pd.DataFrame(columns)
+
+
+class Recorder:
+    """Writes one run for one trainer.
+
+    Args:
+        writer: the run folder's writer, with this process's rank.
+    """
+
+    def __init__(self, writer: RunWriter) -> None:
+        self.writer = writer
+        self.main = writer.rank == 0
+        self._history: list[dict[str, Any]] = []
+        self._train: list[pd.DataFrame] = []
+        self._last: dict[tuple[str, str], tuple[tuple[int, int], pd.DataFrame]] = {}
+        self._flushed = time.monotonic()
+        self._references: dict[str, set[str]] = {}
+        self._token_references: dict[str, set[str]] = {}
+        self._texts: dict[str, set[str]] = {}
+        self._remember()
+
+    def _remember(self) -> None:
+        """What an earlier part of this run already wrote once and for all: references and texts."""
+        if not (self.writer.path / "run.json").exists():
+            return
+        run = Run(self.writer.path)
+        for table, seen in (("pairs", self._references), ("tokens", self._token_references)):
+            if run.has(table):
+                rows = run.read(table, ["split", "pair_id"], roles=["ref"]).drop_duplicates()
+                for split, ids in rows.astype(str).groupby("split")["pair_id"]:
+                    seen[str(split)] = set(ids)
+        if run.has("texts"):
+            for split, ids in run.read("texts", ["split", "pair_id"]).groupby("split")["pair_id"]:
+                self._texts[str(split)] = set(ids)
+
+    # ---- pairs and tokens ----
+
+    def _new_references(self, batch: PairBatch, keep: npt.NDArray[np.bool_], split: str) -> npt.NDArray[np.bool_]:
+        seen = self._references.setdefault(split, set())
+        new = np.array([k and p not in seen for p, k in zip(batch.pair_ids, keep, strict=True)], dtype=bool)
+        seen.update(p for p, n in zip(batch.pair_ids, new, strict=True) if n)
+        return new
+
+    def pair_rows(
+        self, batch: PairBatch, step: int, split: str, keep: npt.NDArray[np.bool_] | None = None, *, reference: bool
+    ) -> list[pd.DataFrame]:
+        """Frames of the pairs table: the policy's rows, and the reference's of pairs that have none in this split.
+
+        Args:
+            keep: (pairs,) which pairs to write; all if None. A pair that occurs twice is written once.
+            reference: False for a reference that moves during training: one row per set cannot describe it.
+        """
+        once = np.zeros(len(batch), dtype=bool)
+        once[np.unique(np.asarray(batch.pair_ids, dtype=object).astype(str), return_index=True)[1]] = True
+        keep = once if keep is None else keep & once
+        if not keep.any():
+            return []
+        frames = [pair_frame(batch, keep, "policy", step, split)]
+        if reference and batch.reference:
+            new = self._new_references(batch, keep, split)
+            if new.any():
+                frames.append(pair_frame(batch, new, "ref", step, split))
+        return frames
+
+    def train_batch(self, batch: PairBatch, step: int, split: str = "train", *, reference: bool) -> None:
+        """Keep one micro-batch for the next flush."""
+        self._train += self.pair_rows(batch, step, split, reference=reference)
+
+    def evaluation(
+        self,
+        batch: PairBatch,
+        keep: npt.NDArray[np.bool_],
+        tokens: Mapping[str, tuple[TokenRows, int]],
+        step: int,
+        split: str,
+        *,
+        reference: bool,
+    ) -> None:
+        """Write one evaluation of one set: this rank's pairs where `keep`, and the tokens of those in `tokens`."""
+        frames = self.pair_rows(batch, step, split, keep, reference=reference)
+        if frames:
+            self.writer.write("pairs", pd.concat(frames, ignore_index=True), split=split)
+        seen = self._token_references.setdefault(split, set())
+        parts = []
+        for pair_id, (rows, position) in tokens.items():
+            parts.append(rows.frame(position, pair_id, "policy"))
+            if reference and pair_id not in seen:
+                parts.append(rows.frame(position, pair_id, "ref"))
+                seen.add(pair_id)
+        parts = [p for p in parts if len(p)]
+        if parts:
+            self.writer.write("tokens", pd.concat(parts, ignore_index=True).assign(step=step, split=split), split=split)
+
+    # ---- history, texts, alerts ----
+
+    def history(
+        self, step: int, epoch: float | None, split: str, values: Mapping[str, Any], weights: Mapping[str, float]
+    ) -> None:
+        """Keep one log call; values that are not numbers are left out."""
+        if not self.main:
+            return
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                continue
+            weight = weights.get(name)
+            self._history.append(
+                {"step": step, "epoch": epoch, "split": split, "name": name, "value": float(value), "weight": weight}
+            )
+
+    def texts(self, split: str, rows: Iterable[Mapping[str, Any]], step: int) -> None:
+        """Write texts of pairs whose texts this split does not have yet: dicts of pair_id, prompt, chosen, rejected."""
+        seen = self._texts.setdefault(split, set())
+        new = {r["pair_id"]: {**r, "split": split} for r in rows if r["pair_id"] not in seen}
+        if new:
+            seen.update(new)
+            self.writer.write("texts", list(new.values()), split=f"{split}-{step:08d}")
+
+    def lacks_text(self, split: str, pair_id: str) -> bool:
+        """Whether this split has no text of this pair yet."""
+        return pair_id not in self._texts.get(split, set())
+
+    def room_for_texts(self, split: str) -> int:
+        """How many training pairs' texts may still be written."""
+        return TRAIN_TEXTS - len(self._texts.get(split, set()))
+
+    def alert(self, step: int, code: str, message: str, evidence: Mapping[str, Any]) -> None:
+        """Write one alert at once: it may be the last thing that this run says."""
+        row = {"step": step, "code": code, "message": message, "evidence": json.dumps(evidence, default=str)}
+        self._write("alerts", f"{code}-rank{self.writer.rank}", pd.DataFrame([row]))
+
+    # ---- flushing ----
+
+    def _write(self, table: str, label: str, frame: pd.DataFrame) -> None:
+        """Write a part; rows of the same steps as the part before join it, since the file's name is the same."""
+        steps = (int(frame["step"].min()), int(frame["step"].max()))
+        before = self._last.get((table, label))
+        if before is not None and before[0] == steps:
+            frame = pd.concat([before[1], frame], ignore_index=True).drop_duplicates(
+                list(TABLES[table].key), keep="last"
+            )
+        self._last[table, label] = (steps, frame)
+        self.writer.write(table, frame, split=label)
+
+    def flush(self, *, force: bool = True) -> None:
+        """Write what waits; without `force` only if the last flush is `FLUSH_SECONDS` ago."""
+        if not force and time.monotonic() - self._flushed < FLUSH_SECONDS:
+            return
+        if self._train:
+            self._write("pairs", "train", pd.concat(self._train, ignore_index=True))
+            self._train = []
+        if self._history:
+            frame = pd.DataFrame(self._history)
+            self._history = []
+            for split, rows in frame.groupby("split", sort=False):
+                self._write("history", str(split), rows.reset_index(drop=True))
+        self._flushed = time.monotonic()
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows of later steps that still wait: the training loop starts again (auto_find_batch_size)."""
+        self._train = [f for f in self._train if int(f["step"].iloc[0]) <= step]
+        self._history = [r for r in self._history if r["step"] <= step]

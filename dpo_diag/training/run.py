@@ -1,0 +1,231 @@
+"""What both trainers share: opening the run, closing it, and the places where a log call becomes records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from transformers.trainer_utils import get_last_checkpoint
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records import RunWriter
+from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
+from dpo_diag.training.guards import Guards
+from dpo_diag.training.monitor import Monitor
+from dpo_diag.training.recorder import Recorder
+
+logger = get_logger(__name__)
+
+_ARGUMENTS = (
+    "seed", "data_seed", "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_grad_norm",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps",
+    "num_train_epochs", "max_length", "truncation_mode", "bf16", "fp16", "gradient_checkpointing", "disable_dropout",
+    "logging_steps", "eval_steps", "save_steps",
+)  # fmt: skip
+
+
+def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
+    """Optimizer steps done when a checkpoint folder was written, from its trainer_state.json."""
+    file = Path(checkpoint) / "trainer_state.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, KeyError, ValueError) as error:
+        raise DiagError(
+            "the checkpoint does not say its step", where=file, got=error, mend="resume from a complete checkpoint"
+        ) from error
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hex digits over the vocabulary (tokens and ids) and the chat template."""
+    document = json.dumps([sorted(tokenizer.get_vocab().items()), str(getattr(tokenizer, "chat_template", None))])
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
+
+
+class Recording:
+    """Mixin in front of a TRL trainer; expects `self.monitor` before `start_recording`."""
+
+    monitor: Monitor
+
+    # ---- the run folder ----
+
+    def make_guards(self: Any, stop_on: Iterable[str]) -> Guards:
+        """Guards that write alerts into this trainer's run and warn on the console."""
+
+        def say(code: str, message: str, evidence: Mapping[str, Any]) -> None:
+            logger.warning(f"{code}: {message}")
+            if self.monitor.recorder is not None:
+                self.monitor.recorder.alert(int(evidence.get("step", self.state.global_step)), code, message, evidence)
+
+        return Guards(say, stop_on=stop_on)
+
+    def start_recording(self: Any, recorder: RunWriter | str | os.PathLike[str] | None, at_start: bool | None) -> None:
+        """Take the recorder and add the callbacks; called at the end of `__init__`."""
+        self._recorder_path = None if recorder is None or isinstance(recorder, RunWriter) else Path(recorder)
+        self.run_writer: RunWriter | None = None
+        own = self.eval_dataset
+        self.monitor.own_splits = (
+            {f"{EVAL_SPLIT}_{name}" for name in own}
+            if isinstance(own, dict)
+            else {EVAL_SPLIT}
+            if own is not None
+            else set()
+        )
+        wanted = (recorder is not None and self.args.eval_strategy != "no") if at_start is None else at_start
+        self.evaluates_at_start = bool(wanted and own is not None and not self.args.eval_on_start)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, FixedPromptCallback):
+                callback.bind(self)
+        # In front, so that the evaluation at step 0 precedes what the user's callbacks do when training begins.
+        self.callback_handler.callbacks.insert(0, RunCallback(self))
+        if isinstance(recorder, RunWriter):
+            # Scripts open the writer before they know their rank: every process writes its own files.
+            recorder.rank = self.accelerator.process_index
+            self._attach(recorder)
+
+    def add_callback(self: Any, callback: Any) -> None:
+        """As the trainer's own; a FixedPromptCallback is told whose answers it writes."""
+        super().add_callback(callback)  # type: ignore[misc]
+        for known in self.callback_handler.callbacks:
+            if isinstance(known, FixedPromptCallback):
+                known.bind(self)
+
+    def _open(self: Any, resume_step: int | None) -> None:
+        """Open the folder that was named, rank 0 first (it removes what a killed run wrote beyond the checkpoint)."""
+        if self._recorder_path is None or self.run_writer is not None:
+            return
+        rank = self.accelerator.process_index
+        if resume_step is None and rank == 0:
+            writer = RunWriter(self._recorder_path, rank=0)
+        elif rank == 0:
+            writer = RunWriter(self._recorder_path, rank=0, resume_step=resume_step)
+        self.accelerator.wait_for_everyone()
+        if rank != 0:
+            writer = RunWriter(self._recorder_path, rank=rank, resume_step=resume_step)
+        self.accelerator.wait_for_everyone()
+        self._attach(writer)
+
+    def _attach(self: Any, writer: RunWriter) -> None:
+        self.run_writer = writer
+        self.monitor.recorder = Recorder(writer)
+        known = writer.meta.get("data", {}).get("splits", {})
+        self.monitor.splits.update(known)
+        writer.update(**self.describe())
+
+    def describe(self: Any) -> dict[str, Any]:
+        """Fields of run.json that every trainer knows; values only, no texts and no secrets."""
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if is_peft_model(model) else model
+        parameters = list(model.parameters())
+        description: dict[str, Any] = {
+            "name": str(getattr(model.config, "_name_or_path", "") or type(base).__name__),
+            "class": type(base).__name__,
+            "n_parameters": sum(p.numel() for p in parameters),
+            "n_trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "dtype": str(base.dtype).removeprefix("torch."),
+        }
+        if is_peft_model(model):
+            config = model.peft_config.get("default") or next(iter(model.peft_config.values()))
+            peft = {k: getattr(config, k, None) for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+            description["peft"] = {"type": str(getattr(config.peft_type, "value", config.peft_type))} | {
+                k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in peft.items() if v is not None
+            }
+        tokenizer = self._tokenizer
+        arguments = {k: getattr(self.args, k) for k in _ARGUMENTS if hasattr(self.args, k)}
+        described: dict[str, Any] = {
+            "trainer": type(self).__name__,
+            "model": description,
+            "tokenizer": {
+                "name": str(getattr(tokenizer, "name_or_path", "")),
+                "vocab_size": len(tokenizer),
+                "fingerprint": tokenizer_fingerprint(tokenizer),
+            },
+            "training": {k: getattr(v, "value", v) for k, v in arguments.items()}
+            | {"world_size": self.accelerator.num_processes},
+        }
+        return described
+
+    def begin_run(self: Any) -> None:
+        """At the start of every training loop (a second one after a smaller batch was needed starts over)."""
+        if self.monitor.recorder is not None:
+            self.monitor.recorder.forget_after(self.state.global_step)
+
+    @property
+    def should_stop(self: Any) -> bool:
+        """Whether a guard that may end the run has spoken."""
+        return bool(self.monitor.guards.should_stop)
+
+    # ---- the trainer's own methods ----
+
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; opens the run, and closes it as finished, interrupted or failed."""
+        step = None
+        if resume_from_checkpoint:
+            folder = (
+                get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+            )
+            step = checkpoint_step(folder) if folder is not None and self._recorder_path is not None else None
+        self._open(step)
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        except KeyboardInterrupt:
+            self._close("interrupted")
+            raise
+        except BaseException:
+            self._close("failed")
+            raise
+        self._close("finished")
+        return output
+
+    def _close(self: Any, status: str) -> None:
+        self.monitor.flush()
+        if self.run_writer is not None:
+            self.run_writer.finish(status)
+
+    def evaluate(self: Any, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; a set that is handed in gets a split of its own in the records."""
+        self._open(None)
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        foreign = eval_dataset is not None and not isinstance(eval_dataset, str)
+        foreign = foreign and eval_dataset is not self.eval_dataset and not any(eval_dataset is d for d in own)
+        with self.monitor.foreign(foreign):
+            return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+
+    def evaluation_loop(
+        self: Any,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As TRL's, and the exact metrics behind the set's prefix."""
+        monitor = self.monitor
+        with monitor.evaluation():
+            output = super().evaluation_loop(  # type: ignore[misc]
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            values = monitor.close_evaluation(
+                metric_key_prefix, self.state.global_step, self.decode_pair(), record=description != "Prediction"
+            )
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        return output
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's; training's exact metrics join the trainer's own log calls, and what was logged is recorded."""
+        scope = self.monitor.scope(logs)
+        if scope == "":
+            logs.update(self.monitor.close_train())
+        super().log(logs, start_time)  # type: ignore[misc]
+        self.monitor.record_log(logs, scope, self.state.global_step, self.state.epoch)
+
+    def _save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Rows first: a run that is killed after this can resume from here without a gap.
+        self.monitor.flush()
+        return super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,60 @@
+"""Texts of pairs by their id, looked up in the data sets as the user gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from trl.data_utils import extract_prompt
+
+from dpo_diag.training.pair_ids import KEY, pack_id
+
+
+def to_text(value: Any) -> str | None:
+    """A prompt or response as text: several messages become `role: content` lines, a lone answer its content."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(m, dict) for m in value):
+        if len(value) == 1 and value[0].get("role") == "assistant":
+            return str(value[0].get("content", ""))
+        return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in value)
+    return str(value)
+
+
+class TextSource:
+    """Finds the texts of pairs in map-style data sets (a stream cannot be asked twice)."""
+
+    def __init__(self) -> None:
+        self._datasets: list[tuple[Any, np.ndarray | None, np.ndarray | None]] = []
+
+    def add(self, dataset: Any) -> None:
+        """Remember a data set that carries the id column; it is read when a text is asked for."""
+        if isinstance(dataset, Dataset) and {KEY, "chosen", "rejected"} <= set(dataset.column_names):
+            self._datasets.append((dataset, None, None))
+
+    def find(self, pair_ids: Iterable[str]) -> list[dict[str, Any]]:
+        """Rows of the texts table (without split) for those pairs that a data set holds."""
+        wanted = list(dict.fromkeys(pair_ids))
+        rows: list[dict[str, Any]] = []
+        for d, (dataset, ids, order) in enumerate(self._datasets):
+            if not wanted:
+                break
+            if ids is None or order is None:
+                packed = np.asarray(dataset.select_columns([KEY]).with_format("numpy")[:][KEY]).reshape(-1, 2)[:, 0]
+                order = np.argsort(packed, kind="stable")
+                ids = packed[order]
+                self._datasets[d] = (dataset, ids, order)
+            missing = []
+            for pair_id in wanted:
+                at = int(np.searchsorted(ids, pack_id(pair_id)))
+                if at == len(ids) or ids[at] != pack_id(pair_id):
+                    missing.append(pair_id)
+                    continue
+                example = dict(dataset[int(order[at])])
+                if "prompt" not in example:
+                    example |= extract_prompt(example)
+                rows.append({"pair_id": pair_id} | {k: to_text(example[k]) for k in ("prompt", "chosen", "rejected")})
+            wanted = missing
+        return rows

@@ -1,0 +1,347 @@
+"""The only file that knows TRL's insides (1.16): what one `_compute_loss` computed, as numbers per pair.
+
+TRL's fused LM head returns per-token log-probs, entropies and top-1 hits without building logits. `Tap` stands in for
+the model while TRL's own `_compute_loss` runs and keeps those outputs, of the policy's forward and of the reference's;
+`read_pairs` reduces them. No second forward, no logits, no random number is drawn, and TRL's loss is untouched.
+
+With PEFT both forwards pass through one module; what the stand-in calls is the policy, any other call is the
+reference. Recomputation under gradient checkpointing happens in the backward pass, when nothing listens any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import trl.kernels.chunked_logprob as kernel
+from accelerate.utils import is_peft_model
+from trl.trainer.utils import FusedCausalLMOutput
+
+from dpo_diag.losses import LossSpec
+from dpo_diag.training.batch import PairBatch, TokenRows
+from dpo_diag.training.pair_ids import decode_ids, ids_from_tokens
+
+EXTRA_METRICS = ("top5", "greedy_logp")
+
+
+def loss_spec(trainer: Any) -> LossSpec:
+    """The trainer's loss as this project writes it down."""
+    return LossSpec(
+        types=tuple(trainer.loss_types),
+        weights=tuple(float(w) for w in trainer.loss_weights),
+        beta=float(trainer.beta),
+        label_smoothing=float(trainer.label_smoothing or 0.0),
+        f_divergence_type=str(getattr(trainer.f_divergence_type, "value", trainer.f_divergence_type)),
+        f_alpha_divergence_coef=float(trainer.f_alpha_divergence_coef),
+        discopop_tau=float(trainer.args.discopop_tau),
+        ld_alpha=None if trainer.ld_alpha is None else float(trainer.ld_alpha),
+        use_weighting=bool(trainer.use_weighting),
+    )
+
+
+def reference_of(trainer: Any) -> dict[str, Any]:
+    """Where the trainer's reference log-probs come from: {"kind", "fixed"}, for run.json."""
+    if trainer.precompute_ref_logps:
+        kind = "precomputed"
+    elif trainer.ref_model is not None:
+        kind = "model"
+    elif "ref" in getattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config", {}):
+        kind = "ref adapter"
+    else:
+        kind = "adapter disabled"
+    return {"kind": kind, "fixed": not trainer.args.sync_ref_model}
+
+
+class HeadProbe:
+    """Reads, inside the fused LM head, what TRL does not return: top-5 hits and the greedy token's log-prob.
+
+    The head projects the vocabulary in tiles and folds each into running statistics. While `listening`, the fold is
+    wrapped: the greedy log-prob is -log(sum of exp(z - max z)), which the fold has at the end anyway (no cost beyond
+    one log per token); a top-5 hit needs the tile once more (one gather, one comparison with a sum; where the
+    vocabulary spans several tiles of 32,768, a top-k per tile instead).
+    """
+
+    def __init__(self, top5: bool, greedy: bool) -> None:
+        self.top5, self.greedy = top5, greedy
+        self._chunks: list[dict[str, Any]] = []
+        self._rows: torch.Tensor | None = None
+        self._offset = 0
+        self._vocabulary = 0
+
+    @contextmanager
+    def listening(self, vocabulary: int) -> Iterator[None]:
+        """Wrap both folds (torch and Triton); undone on leaving, whatever happens inside."""
+        self._vocabulary = vocabulary
+        tile, triton_kernel = kernel._forward_tile, kernel._forward_kernel
+
+        def fold(*args: Any, **options: Any) -> None:
+            tile(*args, **options)
+            self._see(*args)
+
+        class Launcher:
+            def __getitem__(_, grid: Any) -> Callable[..., None]:
+                launch = triton_kernel[grid]
+
+                def launched(*args: Any, **options: Any) -> None:
+                    launch(*args, **options)
+                    self._see(*args)
+
+                return launched
+
+        kernel._forward_tile, kernel._forward_kernel = fold, Launcher()
+        try:
+            yield
+        finally:
+            kernel._forward_tile, kernel._forward_kernel = tile, triton_kernel
+
+    def expect(self, labels: torch.Tensor | None) -> None:
+        """Labels of the coming forward, (batch, length): where the head scores every position (no Triton), only those
+        with a label are looked at. None where the head's rows are not the labels' (virtual tokens)."""
+        self._rows = None if labels is None else (labels[:, 1:] != -100).reshape(-1)
+
+    def _see(self, *args: Any) -> None:
+        # Positional arguments of both folds: logits tile, its stride, targets, running max, sum of exponentials, the
+        # running x·exp, squares, z sum, max before target, target logit, first column, number of columns.
+        tile, targets, sum_exp, start, columns = args[0], args[2], args[4], int(args[10]), int(args[11])
+        if start == 0:
+            self._chunks.append({"sum_exp": sum_exp, "n": len(targets)})
+        if not self.top5:
+            return
+        chunk = self._chunks[-1]
+        done = sum(c["n"] for c in self._chunks[:-1])
+        with torch.no_grad():
+            rows = None
+            if self._rows is not None and not kernel._use_triton(tile.device):
+                rows = self._rows[done : done + len(targets)].to(tile.device)
+            z = tile[:, :columns] if rows is None else tile[:, :columns][rows]
+            local = (targets if rows is None else targets[rows]) - start
+            inside = (local >= 0) & (local < columns)
+            z_target = z.gather(-1, local.clamp(0, columns - 1).unsqueeze(-1))
+            if start == 0:
+                chunk["rows"] = rows
+            if start == 0 and columns == self._vocabulary:
+                chunk["hit"] = (z > z_target).sum(-1) < 5
+                return
+            top = z.topk(min(5, columns), dim=-1).values
+            if start == 0:
+                chunk["top"], chunk["target"] = top, z_target.squeeze(-1).clone()
+            else:
+                chunk["top"] = torch.cat([chunk["top"], top], dim=-1).topk(5, dim=-1).values
+                chunk["target"] = torch.where(inside, z_target.squeeze(-1), chunk["target"])
+
+    def take(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the forward just done gave, each (batch, length - 1), zero where `mask` is; forgets it."""
+        chunks, self._chunks = self._chunks, []
+        found: dict[str, torch.Tensor] = {}
+        if not chunks:
+            return found
+        seen = sum(c["n"] for c in chunks)
+        where = mask if seen == int(mask.sum()) else torch.ones_like(mask)
+        if seen != int(where.sum()):
+            return found  # a head that was not TRL's: say nothing rather than something wrong
+        if self.greedy:
+            flat = torch.cat([-torch.log(c["sum_exp"]) for c in chunks])
+            found["greedy_logp"] = flat.new_zeros(mask.shape).masked_scatter(where, flat).masked_fill(~mask, 0)
+        if self.top5:
+            hits = []
+            for c in chunks:
+                hit = c["hit"] if "hit" in c else c["target"] >= c["top"][:, -1]
+                if c["rows"] is not None:
+                    hit = torch.zeros(c["n"], dtype=torch.bool, device=hit.device).masked_scatter(c["rows"], hit)
+                hits.append(hit)
+            flat_hits = torch.cat(hits)
+            found["top5"] = torch.zeros_like(mask).masked_scatter(where, flat_hits).masked_fill(~mask, False)
+        return found
+
+
+class Tap:
+    """Stands in for the model inside TRL's `_compute_loss`: calls it, keeps what it returned.
+
+    Use as a context manager; `policy` and `reference` are the two outputs afterwards (None where TRL made no such
+    forward), `policy_extra` and `reference_extra` what a probe read.
+    """
+
+    def __init__(self, trainer: Any, model: Any, probe: HeadProbe | None = None) -> None:
+        self._trainer, self._model, self._probe = trainer, model, probe
+        self._inside = False
+        self.policy: FusedCausalLMOutput | None = None
+        self.reference: FusedCausalLMOutput | None = None
+        self.policy_extra: dict[str, torch.Tensor] = {}
+        self.reference_extra: dict[str, torch.Tensor] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._probe is not None:
+            config = getattr(self._trainer.model, "active_peft_config", None)
+            self._probe.expect(None if getattr(config, "is_prompt_learning", False) else kwargs.get("labels"))
+        self._inside = True
+        try:
+            output = self._model(*args, **kwargs)
+        finally:
+            self._inside = False
+        if isinstance(output, FusedCausalLMOutput) and self.policy is None:
+            self.policy = output
+            self.policy_extra = self._heard(output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _heard(self, output: FusedCausalLMOutput) -> dict[str, torch.Tensor]:
+        return {} if self._probe is None else self._probe.take(output.label_mask)
+
+    def _on_forward(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if not self._inside and isinstance(output, FusedCausalLMOutput):
+            self.reference = output
+            self.reference_extra = self._heard(output)
+
+    @contextmanager
+    def open(self) -> Iterator[Tap]:
+        """Listen for the length of one `_compute_loss`."""
+        trainer = self._trainer
+        shared = trainer.ref_model is None and is_peft_model(trainer.model)
+        target = trainer.model if shared else trainer.ref_model
+        handle = None
+        if target is not None and not trainer.precompute_ref_logps:
+            handle = target.register_forward_hook(self._on_forward)
+        try:
+            if self._probe is None:
+                yield self
+            else:
+                head = trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings()
+                with self._probe.listening(head.weight.shape[0]):
+                    yield self
+        finally:
+            if handle is not None:
+                handle.remove()
+
+
+def _ld_weights(mask: torch.Tensor, alpha: float) -> torch.Tensor:
+    """LD-DPO's factor per position: 1 up to the shorter response's length, alpha beyond, 0 outside the response."""
+    lengths = mask.sum(1)
+    chosen, rejected = lengths.chunk(2)
+    shared = torch.minimum(chosen, rejected).repeat(2).unsqueeze(1)
+    position = mask.cumsum(1)
+    return torch.where(position <= shared, 1.0, alpha) * mask
+
+
+@torch.no_grad()
+def read_pairs(
+    trainer: Any,
+    tap: Tap,
+    inputs: dict[str, Any],
+    ids: torch.Tensor | None,
+    loss: torch.Tensor,
+    byte_table: torch.Tensor | None,
+    spec: LossSpec,
+    with_tokens: bool,
+) -> PairBatch | None:
+    """What one `_compute_loss` did, per pair; None if it did not run TRL's fused forward.
+
+    Sums are float64 sums of TRL's float32 token log-probs, so that recorded tokens add up to them exactly.
+
+    Args:
+        inputs: the batch as TRL had it, without the ids.
+        ids: int64 (pairs, 2 or 4) of `pair_ids.KEY`, or None.
+        loss: what TRL returned, the MoE auxiliary loss included.
+        byte_table: UTF-8 bytes of each token id, or None.
+        with_tokens: keep the per-token values too.
+    """
+    policy = tap.policy
+    if policy is None:
+        return None
+    completion = inputs["completion_mask"]
+    mask = completion[:, 1:].bool()
+    length = mask.shape[1]
+    targets = inputs["input_ids"][:, 1:]
+
+    def tail(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.detach()[:, -length:]
+
+    def total(values: torch.Tensor | None) -> torch.Tensor | None:
+        if values is None:
+            return None
+        values = values if values.device.type == "mps" else values.double()
+        return values.masked_fill(~mask, 0).sum(1)
+
+    columns: dict[str, torch.Tensor | None] = {}
+    for role, output, extra in (("policy", policy, tap.policy_extra), ("ref", tap.reference, tap.reference_extra)):
+        if output is None:
+            continue
+        logp = tail(output.log_probs)
+        columns[f"{role}.sum_logp"] = total(logp)
+        columns[f"{role}.top1_hits"] = total(tail(output.is_top1))
+        columns[f"{role}.entropy_sum"] = total(tail(output.entropy))
+        columns[f"{role}.top5_hits"] = total(tail(extra.get("top5")))
+        columns[f"{role}.greedy_logp_sum"] = total(tail(extra.get("greedy_logp")))
+        if spec.ld_alpha is not None and logp is not None:
+            columns[f"{role}.loss_logp"] = (logp.double() * _ld_weights(mask, spec.ld_alpha)).sum(1)
+    columns["policy.n_tokens"] = mask.sum(1)
+    columns["seen"] = completion.sum(1)
+    if byte_table is not None:
+        table = byte_table if byte_table.device == targets.device else byte_table.to(targets.device)
+        columns["policy.n_bytes"] = total(table[targets.clamp(max=len(table) - 1)])
+    if spec.use_weighting and policy.log_sum_sq_probs is not None:
+        aligned = total(tail(policy.log_probs - policy.log_sum_sq_probs))
+        columns["log_weight"] = None if aligned is None else aligned / mask.sum(1).clamp(min=1)
+    if trainer.precompute_ref_logps:
+        given = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
+    present = {k: v for k, v in columns.items() if v is not None}
+    kind = torch.float32 if targets.device.type == "mps" else torch.float64
+    number = loss.detach().reshape(1).to(kind)
+    if trainer.aux_loss_enabled and policy.aux_loss is not None:
+        number = number - trainer.router_aux_loss_coef * policy.aux_loss.detach().to(kind)
+    # One transfer for all of them: each would wait for the accelerator on its own.
+    flat = torch.cat([*(v.to(kind) for v in present.values()), number]).cpu().double().numpy()
+    pairs = len(targets) // 2
+    values = dict(zip(present, flat[:-1].reshape(len(present), 2, pairs), strict=True))
+
+    seen = values.pop("seen")
+    log_weight = values.pop("log_weight", None)
+    roles: dict[str, dict[str, npt.NDArray[np.float64]]] = {"policy": {}, "ref": {}}
+    for name, value in values.items():
+        role, column = name.split(".", 1)
+        roles[role][column] = value
+    if roles["ref"]:
+        roles["ref"]["n_tokens"] = roles["policy"]["n_tokens"]
+    pair_ids, rows, full = (None, np.full(pairs, -1, dtype=np.int64), np.full((2, pairs), -1, dtype=np.int64))
+    if ids is not None and len(ids) == pairs:
+        pair_ids, rows, full = decode_ids(ids.cpu().numpy())
+        if ((full >= 0) & (seen > full)).any():
+            # More response tokens than the example had: the collator rearranged its examples.
+            pair_ids, rows, full = None, np.full_like(rows, -1), np.full_like(full, -1)
+    if pair_ids is None:
+        pair_ids = ids_from_tokens(
+            *(inputs[k].cpu().numpy() for k in ("input_ids", "attention_mask", "completion_mask"))
+        )
+    roles["policy"]["n_truncated"] = np.where(full >= 0, full - seen, np.nan)
+    tokens = None
+    if with_tokens:
+        tokens = TokenRows.of(
+            mask=mask,
+            token_id=targets,
+            logp=tail(policy.log_probs),
+            entropy=tail(policy.entropy),
+            is_top1=tail(policy.is_top1),
+            ref_logp=None if tap.reference is None else tail(tap.reference.log_probs),
+            ref_entropy=None if tap.reference is None else tail(tap.reference.entropy),
+            ref_is_top1=None if tap.reference is None else tail(tap.reference.is_top1),
+            prompt_ids=[row[a & ~c].tolist() for row, a, c in zip(
+                inputs["input_ids"][:pairs].cpu(), inputs["attention_mask"][:pairs].bool().cpu(),
+                completion[:pairs].bool().cpu(), strict=True,
+            )],
+        )  # fmt: skip
+    return PairBatch(
+        pair_ids=pair_ids,
+        rows=rows,
+        policy=roles["policy"],
+        reference=roles["ref"],
+        n_seen=seen,
+        weight=None if log_weight is None else np.exp(log_weight[0]) * np.exp(log_weight[1]),
+        loss=float(flat[-1]),
+        tokens=tokens,
+    )
