@@ -111,6 +111,10 @@ class Run:
             return schema.empty_table()
         return pa.concat_tables(parts).unify_dictionaries()
 
+    def part(self, table: str, path: Path) -> pa.Table:
+        """One file's rows, every declared column, validated; raises DiagError for a file that does not fit."""
+        return _read_part(path, TABLES[table], TABLES[table].names, None)
+
     def read(
         self,
         table: str,
