@@ -124,13 +124,16 @@ class ProbesConfig:
 
 @dataclass
 class PromptsConfig:
-    """Fixed prompts answered at step 0, at every evaluation and at the end; `kind` none, task or file (jsonl)."""
+    """Fixed prompts answered at step 0, at every evaluation and at the end; `kind` none, task or file (jsonl).
+
+    A greedy answer always, and `n_samples` seeded samples. `early`: at steps 1, 2, 4, 8, ... too.
+    """
 
     kind: str = "task"
     path: str | None = None
     max_new_tokens: int = 64
-    samples: int = 1
-    temperature: float = 0.0
+    n_samples: int = 0
+    temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
     batch_size: int = 128
@@ -271,8 +274,8 @@ def check(config: Config) -> None:
         if extra not in EXTRA_METRICS:
             raise _wrong("probes.extra", extra, f"some of {', '.join(EXTRA_METRICS)}")
     p = config.prompts
-    if p.samples < 1 or (p.samples > 1 and p.temperature <= 0):
-        raise _wrong("prompts.samples", p.samples, "1, or more with prompts.temperature above 0")
+    if p.n_samples < 0 or (p.n_samples and p.temperature <= 0):
+        raise _wrong("prompts.n_samples", p.n_samples, "0, or more with prompts.temperature above 0")
     if p.max_new_tokens < 1:
         raise _wrong("prompts.max_new_tokens", p.max_new_tokens, "at least 1")
 

@@ -104,7 +104,7 @@ def test_a_valid_override_is_left_alone(override: str) -> None:
         (["experiment=sql_dpo", "loss.types=[foo]"], "unknown loss type"),
         (["experiment=sql_dpo", "loss.types=[exo_pair]"], "exo_pair takes its logarithm"),
         (["experiment=sql_dpo", "model.dtype=fp8"], "model.dtype; got fp8; expected one of auto"),
-        (["experiment=sql_dpo", "prompts.samples=3"], "prompts.samples; got 3"),
+        (["experiment=sql_dpo", "prompts.n_samples=3", "prompts.temperature=0"], "prompts.n_samples; got 3"),
         (["experiment=sql_dpo", "data.max_bad_share=2"], "data.max_bad_share; got 2"),
         (["model.name=x", "data.path=/nowhere.jsonl"], "data.path; got /nowhere.jsonl"),
         (["data.path=/nowhere.jsonl"], "model.name; got nothing"),

@@ -1,0 +1,33 @@
+"""What follows a training or a scoring: explain the records, write the report, print the short table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def explain_and_report(
+    folder: Path, *, explain: bool = True, report: bool = True, thresholds: Mapping[str, Any] | None = None
+) -> None:
+    """Write findings.json and report.html into a finished run and print what a person wants to see first.
+
+    Works from the records alone, like `dpo-diag explain` and `dpo-diag report` on the same folder.
+    """
+    from dpo_diag.divergence import explain as explain_run
+    from dpo_diag.divergence.findings import write_findings
+    from dpo_diag.records import load_run
+    from dpo_diag.report.summary import before_after, format_table
+
+    run = load_run(folder)
+    print()
+    print(format_table(before_after(run)))
+    if not explain:
+        return
+    explanation = explain_run(run, thresholds=dict(thresholds or {}) or None)
+    write_findings(run, explanation)
+    print(f"\n{explanation['verdict']['text']}\n")
+    if report:
+        from dpo_diag.report import write_report
+
+        print(f"report: {write_report(run, explanation=explanation)}")

@@ -1,0 +1,196 @@
+"""One training from a configuration to a finished run folder: `train(config, folder)`, what dpo-train calls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+
+from dpo_diag.config import Config, check
+from dpo_diag.errors import DiagError
+from dpo_diag.inference.generation import Decoding, generate
+from dpo_diag.modeling.pairs import to_dataset
+from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
+from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.guards import CODES
+from dpo_diag.training.materials import Material, assemble, write_data_report
+from dpo_diag.training.tracker_callback import TrackerCallback
+
+EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def train(config: Config, folder: Path, say: Callable[[str], None] | None = None) -> Path:
+    """Train, measure, answer the fixed prompts; returns the run folder (rank 0's, on every rank).
+
+    Args:
+        config: checked here before anything is loaded.
+        folder: the run folder; with `config.resume` one that holds checkpoints.
+        say: gets one line before each long step; None prints to standard error.
+
+    Raises:
+        DiagError: anything that cannot work, in one line, before long work where it can be known.
+    """
+    check(config)
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    is_dpo = config.trainer.method == "dpo"
+    # The arguments bring up the process group, which tells every rank where rank 0 writes.
+    arguments = (dpo_arguments if is_dpo else sft_arguments)(config, folder)
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    arguments.output_dir = str(folder / "checkpoints")
+    material = assemble(config, say)
+    if not material.evals:
+        arguments.eval_strategy = "no"
+    for note in material.notes:
+        say(f"note: {note}")
+    main = arguments.process_index == 0
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_data_report(material, folder)
+    trainer = _trainer(config, folder, material, arguments)
+    for callback in [FactsCallback(trainer, _facts(config, material)), *_callbacks(config, folder, material, main)]:
+        trainer.add_callback(callback)
+    resume = _checkpoint(folder) if config.resume else None
+    say(f"{config.trainer.method.upper()} on {len(material.train)} examples, run folder {folder}")
+    trainer.train(resume_from_checkpoint=resume)
+    return folder
+
+
+def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -> Any:
+    from datasets import Dataset
+
+    policy = material.policy
+    common: dict[str, Any] = {
+        "model": policy.model,
+        "args": arguments,
+        "processing_class": policy.tokenizer,
+        "peft_config": policy.peft_config,
+        "recorder": folder,
+        "stop_on": CODES if config.guards.enabled and config.guards.stop else (),
+    }
+    if config.trainer.method == "dpo":
+        evals = {name: to_dataset(rows) for name, rows in material.evals.items()}
+        return DiagDPOTrainer(
+            ref_model=policy.reference,
+            train_dataset=to_dataset(material.train),
+            eval_dataset=_one_or_many(evals),
+            record_tokens=config.probes.record_tokens,
+            extra_metrics=config.probes.extra,
+            **common,
+        )
+    evals = {name: Dataset.from_list(rows) for name, rows in material.evals.items()}
+    return DiagSFTTrainer(train_dataset=Dataset.from_list(material.train), eval_dataset=_one_or_many(evals), **common)
+
+
+def _one_or_many(evals: Mapping[str, Any]) -> Any:
+    """TRL's way to pass evaluation sets: none, the only one, or a dict; the set without a name gets one beside others."""
+    if not evals:
+        return None
+    if set(evals) == {""}:
+        return evals[""]
+    return {name or "held_out": dataset for name, dataset in evals.items()}
+
+
+def _callbacks(config: Config, folder: Path, material: Material, main: bool) -> list[Any]:
+    callbacks: list[Any] = []
+    if material.prompts:
+        p = config.prompts
+        decoding = Decoding(
+            max_new_tokens=p.max_new_tokens,
+            n_samples=p.n_samples,
+            temperature=p.temperature,
+            top_p=p.top_p,
+            seed=p.seed,
+        )
+        answer = partial(_answer, decoding=decoding, batch_size=p.batch_size)
+        schedule: list[str | int] = ["start", "eval", "end"]
+        callbacks.append(
+            FixedPromptCallback(
+                answer,
+                material.prompts,
+                schedule=schedule,
+                also_at=EARLY_STEPS if p.early else (),
+                with_reference=p.reference and config.trainer.method == "dpo",
+                score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
+            )
+        )
+    if config.tracking.kind != "none" and main:
+        callbacks.append(TrackerCallback(config, folder))
+    return callbacks
+
+
+def _answer(model: Any, tokenizer: Any, prompts: Sequence[Any], *, decoding: Decoding, batch_size: int) -> Any:
+    return generate(model, tokenizer, prompts, decoding, step=0, batch_size=batch_size, progress=False)
+
+
+def score_by_tag(
+    rows: Sequence[Mapping[str, Any]], name: str = "accuracy"
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Share of correct answers by the prompts' first tag: {(tag, name): (mean of `correct`, n)}.
+
+    Only greedy answers (sample 0) that have a verdict count; prompts without a tag stand under "prompts".
+    """
+    verdicts: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        correct = row.get("correct")
+        if row.get("sample", 0) == 0 and correct is not None and correct == correct:
+            tags = row.get("tags")
+            verdicts[str(tags[0]) if tags is not None and len(tags) else "prompts"].append(float(correct))
+    return {(tag, name): (sum(v) / len(v), float(len(v))) for tag, v in verdicts.items()}
+
+
+def _checkpoint(folder: Path) -> str:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    if last is None:
+        raise DiagError(
+            "nothing to resume from", where=folder / "checkpoints", got="no checkpoint",
+            mend="start again, with trainer.save_steps so that checkpoints are written",
+        )  # fmt: skip
+    return str(last)
+
+
+class FactsCallback(TrainerCallback):
+    """Adds what the job knows to run.json once the trainer has opened it; a trainer's own facts stay beside them."""
+
+    def __init__(self, trainer: Any, facts: Mapping[str, Any]) -> None:
+        self.trainer, self.facts = trainer, facts
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Merge one level deep: `model` holds the trainer's and the loader's keys."""
+        writer = self.trainer.run_writer
+        if writer is not None:
+            known = writer.meta
+            merged = {k: {**known.get(k, {}), **v} if isinstance(v, Mapping) else v for k, v in self.facts.items()}
+            writer.update(**merged)
+
+
+def _facts(config: Config, material: Material) -> dict[str, Any]:
+    """What the trainer cannot know itself, for run.json."""
+    return {
+        **material.policy.meta,
+        "name": config.name,
+        "seed": config.seed,
+        "data": material.data,
+        "notes": material.notes,
+        "git_commit": git_commit(),
+        "prompts": {"kind": config.prompts.kind, "path": config.prompts.path, "n": len(material.prompts)},
+        "task": config.task.kind,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, "+" behind it where files were changed; None outside a repository."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

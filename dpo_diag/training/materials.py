@@ -1,0 +1,185 @@
+"""What a training needs, from the configuration: model, tokenizer, reference, pairs, fixed prompts. All doubts are
+raised here, before long work; nothing is trained here but the embedded task's own SFT model (cached)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.config import Config
+from dpo_diag.errors import DiagError
+from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
+from dpo_diag.modeling.models import Policy, check_device, load_policy
+from dpo_diag.modeling.pairs import PairSet, Row, read_hub, read_jsonl, read_sharegpt, split_pairs, without_prompts_of
+from dpo_diag.modeling.tokenizers import require_chat_template
+from dpo_diag.records import make_pair_id
+
+HELD_OUT, TRAIN_PROBE = "held_out", "train_probe"
+
+
+@dataclass
+class Material:
+    """What the job trains on.
+
+    Attributes:
+        policy: model, tokenizer, adapter configuration, reference and what run.json says of them.
+        train: rows of the training set; prompt/chosen/rejected, for SFT prompt/completion.
+        evals: evaluation sets by name; empty for none.
+        prompts: the fixed prompts.
+        data: for run.json's `data`.
+        pair_set: what was read from a file or the hub, with its list of bad rows; None for a task.
+        notes: what was decided for the user, a line each.
+    """
+
+    policy: Policy
+    train: list[Row]
+    evals: dict[str, list[Row]]
+    prompts: list[Prompt]
+    data: dict[str, Any] = field(default_factory=dict)
+    pair_set: PairSet | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def assemble(config: Config, say: Callable[[str], None]) -> Material:
+    """Everything that the configuration names, loaded and checked; `say` gets one line before each long step."""
+    check_device(config.model.device)
+    if config.data.kind == "task":
+        train, evals, data, pair_set, policy = _from_task(config, say)
+    else:
+        train, evals, data, pair_set = _from_source(config)
+        say(f"loading {config.model.name or config.model.kind}")
+        policy = load_policy(config.model, config.peft, with_reference=_keeps_reference(config))
+    notes = list(policy.notes)
+    if pair_set is not None:
+        notes += require_chat_template(policy.tokenizer, pair_set.kind)
+    if config.trainer.method == "sft" and config.data.kind != "task":
+        train = [as_sft(row) for row in train]
+        evals = {name: [as_sft(row) for row in rows] for name, rows in evals.items()}
+    if config.probes.train_pairs:
+        probe = sorted(train, key=lambda row: str(row.get("pair_id", "")))[: config.probes.train_pairs]
+        evals = {**evals, TRAIN_PROBE: probe}
+    return Material(policy, train, evals, _prompts(config), data, pair_set, notes)
+
+
+def as_sft(row: Row) -> Row:
+    """A preference pair as an SFT example: its chosen answer."""
+    return {"prompt": row["prompt"], "completion": row["chosen"]}
+
+
+def _keeps_reference(config: Config) -> bool:
+    return config.trainer.method == "dpo"
+
+
+def _from_source(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], PairSet]:
+    d = config.data
+    if d.kind == "hub":
+        pairs = read_hub(str(d.name), d.split, revision=d.revision)
+    else:
+        pairs = (read_sharegpt if d.kind == "sharegpt" else read_jsonl)(str(d.path))
+    pairs.require(d.max_bad_share)
+    data = pairs.summary()
+    if d.eval_path is not None or d.eval_split is not None:
+        if d.kind == "hub":
+            others = read_hub(str(d.name), str(d.eval_split), revision=d.revision)
+        else:
+            others = (read_sharegpt if d.kind == "sharegpt" else read_jsonl)(str(d.eval_path))
+        held_out = others.require(d.max_bad_share).rows
+        train, leaking = without_prompts_of(pairs.rows, held_out)
+        data["eval"] = others.summary()
+        data["dropped_from_training"] = {"prompt stands in the evaluation set": len(leaking)}
+        if not train:
+            raise DiagError("every training prompt stands in the evaluation set", where="data.eval_path")
+    elif d.eval_share > 0:
+        train, held_out = split_pairs(pairs.rows, d.eval_share)
+    else:
+        train, held_out = pairs.rows, []
+    train, held_out = train[: d.max_train_pairs], held_out[: d.max_eval_pairs]
+    data |= {"n_train": len(train), "n_eval": len(held_out)}
+    return train, {"": held_out} if held_out else {}, data, pairs
+
+
+def _from_task(
+    config: Config, say: Callable[[str], None]
+) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], None, Policy]:
+    from dpo_diag.tasks.sql.pipeline import prepare_sql_case
+
+    case_config = sql_case_config(config)
+    if config.trainer.method == "sft":
+        return _sql_sft(config)
+    case = prepare_sql_case(config.task.cache, case_config, say=say)
+    if not case.pairs_hit:
+        say(f"{len(case.train) + len(case.held_out)} pairs collected")
+    model = replace(config.model, kind="hub", name=str(case.model_dir))
+    policy = load_policy(model, config.peft, with_reference=_keeps_reference(config))
+    policy.meta["model"]["name"] = "sql_tiny (SFT)"
+    train, held_out = ([_with_id(row) for row in rows] for rows in (case.train, case.held_out))
+    data = {
+        "source": {"task": "sql", "sft_seed": case_config.sft_seed, "data_seed": case_config.data_seed},
+        "n_pairs": len(train) + len(held_out), "n_train": len(train), "n_eval": len(held_out), "sft": case.facts,
+    }  # fmt: skip
+    return train, {"": held_out}, data, None, policy
+
+
+def _with_id(row: Row) -> Row:
+    kept = {name: row[name] for name in ("prompt", "chosen", "rejected")}
+    return kept | {"pair_id": make_pair_id(row["prompt"], row["chosen"], row["rejected"])}
+
+
+def sql_case_config(config: Config) -> Any:
+    """The task's own configuration from ours."""
+    from dpo_diag.tasks.sql.pipeline import SqlCaseConfig
+
+    t = config.task
+    return SqlCaseConfig(
+        data_seed=t.data_seed,
+        sft_seed=t.sft_seed,
+        sft_steps=t.sft_steps,
+        sft_batch_size=t.sft_batch_size,
+        sft_learning_rate=t.sft_learning_rate,
+        planted_error=t.planted_error,
+        n_pairs=t.n_pairs,
+        n_train_pairs=t.n_train_pairs,
+        n_questions=t.n_questions,
+    )
+
+
+def _sql_sft(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], None, Policy]:
+    """The SFT stage itself as a run: an untrained model, the task's SFT set, held-out questions with gold answers."""
+    from dpo_diag.modeling.models import describe_model
+    from dpo_diag.modeling.tokenizers import describe_tokenizer
+    from dpo_diag.tasks.sql.pipeline import build_sft_model, build_tokenizer, prompt_rows, sft_rows
+
+    case_config = sql_case_config(config)
+    tokenizer = build_tokenizer(case_config)
+    model = build_sft_model(case_config, tokenizer)
+    train = sft_rows(case_config)
+    rows = prompt_rows(config.task.n_held_out, 0, seed=config.task.data_seed)
+    held_out = [{"prompt": row["prompt"], "completion": " " + row["reference"]} for row in rows]
+    policy = Policy(
+        model, tokenizer, None, None, check_device(config.model.device),
+        meta={"model": describe_model(model, "sql_tiny (untrained)"), "tokenizer": describe_tokenizer(tokenizer)},
+    )  # fmt: skip
+    data = {"source": {"task": "sql", "stage": "sft"}, "n_train": len(train), "n_eval": len(held_out)}
+    return train, {"": held_out}, data, None, policy
+
+
+def _prompts(config: Config) -> list[Prompt]:
+    if config.prompts.kind == "none":
+        return []
+    if config.prompts.kind == "file":
+        return load_prompts(str(config.prompts.path))
+    from dpo_diag.tasks.sql.pipeline import prompt_rows
+
+    t = config.task
+    return to_prompts(prompt_rows(t.n_held_out, t.n_paraphrased, seed=t.data_seed))
+
+
+def write_data_report(material: Material, folder: Path) -> None:
+    """data_report.json: counts, and every row that was dropped or looked at, with its reason."""
+    if material.pair_set is not None:
+        material.pair_set.write_report(folder / "data_report.json")
+    else:
+        (folder / "data_report.json").write_text(json.dumps(material.data, indent=2, default=str) + "\n")
