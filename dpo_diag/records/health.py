@@ -1,0 +1,189 @@
+"""Is a run folder whole: every file readable and of the declared schema, no step or pair missing, nothing half written.
+
+Reads every record file once, table by table; no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records.reader import Run
+from dpo_diag.records.schemas import EVAL_SPLIT, TABLES
+from dpo_diag.records.writer import part_range
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_STALE_SECONDS = 3600.0
+_MAX_DUPLICATE_ROWS = 5_000_000
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what was looked at, how it stands (ok | warn | fail), what was found, what to do."""
+
+    name: str
+    outcome: str
+    found: str
+    mend: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def check_run(path: str | Path) -> list[Finding]:
+    """Every finding about a run folder, the good ones included. A folder that is no run is one failed finding."""
+    try:
+        run = Run(path)
+    except DiagError as error:
+        return [Finding("run.json", FAIL, str(error))]
+    version = f"kind {run.kind}, schema {run.meta.get('schema_version')}"
+    findings = [Finding("run.json", OK, version), _status(run)]
+    for name, table in TABLES.items():
+        parts, broken = _read_parts(run, name)
+        findings += broken
+        if not parts:
+            continue
+        frame = pd.concat(parts, ignore_index=True)
+        span = f", steps {frame['step'].min()} to {frame['step'].max()}" if "step" in frame and len(frame) else ""
+        findings.append(Finding(name, OK, f"{len(frame)} rows in {len(parts)} files{span}"))
+        findings += _duplicates(name, list(table.key), frame)
+        if name in ("history", "pairs"):
+            findings += _gaps(run, name, frame)
+        if name == "pairs":
+            findings += _incomplete_sets(frame)
+            findings += _missing_reference(frame)
+    if not any(run.has(name) for name in TABLES):
+        findings.append(Finding("records", FAIL, "the run holds no records", "train, score or import again"))
+    findings += _leftovers(run.path)
+    if run.kind == "trained" and not (run.path / ".hydra" / "config.yaml").is_file():
+        findings.append(Finding(".hydra", WARN, "no composed configuration beside the records"))
+    return findings
+
+
+def _status(run: Run) -> Finding:
+    status = str(run.meta.get("status", "none"))
+    if status == "finished":
+        return Finding("status", OK, status)
+    if status != "running":
+        error = run.meta.get("error")
+        return Finding("status", FAIL, f"{status}: {error}" if error else status, "resume or train again")
+    files = [p for name in TABLES for p in run.files(name)]
+    newest = max((p.stat().st_mtime for p in files), default=(run.path / "run.json").stat().st_mtime)
+    idle = time.time() - newest
+    if idle < _STALE_SECONDS:
+        return Finding("status", WARN, f"running, last written {idle:.0f} s ago")
+    return Finding("status", FAIL, f"running, yet nothing was written for {idle / 3600:.1f} h: killed?", "resume it")
+
+
+def _read_parts(run: Run, name: str) -> tuple[list[pd.DataFrame], list[Finding]]:
+    """The key columns of every readable file, and a finding for every other one."""
+    table = TABLES[name]
+    keep = list(dict.fromkeys([*table.key, *(c for c in ("role",) if c in table.names)]))
+    parts, findings = [], []
+    for path in run.files(name):
+        try:
+            rows = run.part(name, path)
+        except DiagError as error:
+            findings.append(Finding(name, FAIL, str(error)))
+            continue
+        bounds = part_range(path)
+        if "step" in table.names and rows.num_rows and bounds is not None:
+            steps = rows.column("step").to_numpy()
+            if (int(steps.min()), int(steps.max())) != bounds:
+                found = f"{path.name} holds steps {steps.min()} to {steps.max()}"
+                findings.append(Finding(name, FAIL, found, "rename it: reading prunes by the name"))
+        parts.append(rows.select(keep).to_pandas())
+    foreign = [p.name for p in sorted((run.path / name).glob("*")) if part_range(p) is None and p.suffix != ".tmp"]
+    if foreign:
+        findings.append(Finding(name, WARN, f"files that are never read: {_some(foreign)}", "remove or rename them"))
+    return parts, findings
+
+
+def _duplicates(name: str, key: list[str], frame: pd.DataFrame) -> list[Finding]:
+    if len(frame) > _MAX_DUPLICATE_ROWS:
+        return [Finding(name, OK, f"duplicates not looked for beyond {_MAX_DUPLICATE_ROWS} rows")]
+    if name == "pairs":
+        # A batch of training pairs may hold the same pair twice in one step (several epochs within an accumulation).
+        frame = frame[frame["split"].astype(str).str.startswith(EVAL_SPLIT)]
+    n = int(frame.duplicated(key).sum())
+    return [Finding(name, FAIL, f"{n} rows stand twice", "reading keeps the last")] if n else []
+
+
+def _gaps(run: Run, name: str, frame: pd.DataFrame) -> list[Finding]:
+    """Steps that are missing from a regular series. What an import does not know is no gap of ours: it only warns."""
+    findings = []
+    rows = frame[frame["role"].astype(str) == "policy"] if "role" in frame else frame
+    for split, group in rows.groupby("split", observed=True):
+        missing = missing_steps(group["step"].to_numpy())
+        if missing:
+            outcome = WARN if run.kind == "imported" else FAIL
+            found = f"split {split}: {len(missing)} steps missing, {_some(missing)}"
+            findings.append(Finding(name, outcome, found, "resume from the checkpoint before the first of them"))
+    return findings
+
+
+def missing_steps(steps: Any) -> list[int]:
+    """Steps that a regular series lacks: those that its commonest distance would have put into a wider one.
+
+    A shorter distance (the last evaluation, at the end of training) is no gap, and 0 (before training) counts as the
+    start of any series. Fewer than three distances say nothing: [].
+
+    >>> missing_steps([0, 10, 20, 40, 45])
+    [30]
+    """
+    distinct = np.unique(np.asarray(steps, dtype=np.int64))
+    distances = np.diff(distinct[distinct > 0])
+    if len(distances) < 3:
+        distances = np.diff(distinct)
+    if len(distances) < 3:
+        return []
+    values, counts = np.unique(distances, return_counts=True)
+    usual = int(values[np.argmax(counts)])
+    missing: list[int] = []
+    for before, after in pairwise(distinct):
+        if before > 0 or usual == 1 or (after - before) % usual == 0:
+            missing.extend(range(int(before) + usual, int(after), usual))
+    return missing
+
+
+def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
+    """Every evaluation of a fixed set must hold the same number of rows."""
+    findings = []
+    policy = frame[(frame["role"].astype(str) == "policy") & frame["split"].astype(str).str.startswith(EVAL_SPLIT)]
+    for split, group in policy.groupby("split", observed=True):
+        counts = group.groupby("step").size()
+        short = counts[counts < counts.max()]
+        if len(short):
+            steps = [f"{step} ({count} of {counts.max()} rows)" for step, count in short.items()]
+            findings.append(Finding("pairs", FAIL, f"split {split}: incomplete at steps {_some(steps)}"))
+    return findings
+
+
+def _missing_reference(frame: pd.DataFrame) -> list[Finding]:
+    role, key = frame["role"].astype(str), ["split", "pair_id", "side"]
+    sets = frame["split"].astype(str).str.startswith(EVAL_SPLIT)
+    policy = set(frame.loc[(role == "policy") & sets, key].astype(str).itertuples(index=False, name=None))
+    reference = set(frame.loc[(role == "ref") & sets, key].astype(str).itertuples(index=False, name=None))
+    if reference and (lacking := policy - reference):
+        return [Finding("pairs", WARN, f"{len(lacking)} responses of fixed sets have no reference row")]
+    return []
+
+
+def _leftovers(folder: Path) -> list[Finding]:
+    """Files under a temporary name: a write that was killed, or one that is under way."""
+    found = [str(p.relative_to(folder)) for p in sorted(folder.rglob(".*.tmp"))]
+    mend = "nothing reads them; remove them unless the run is still writing"
+    return [Finding("leftovers", WARN, f"{len(found)} temporary files: {_some(found)}", mend)] if found else []
+
+
+def _some(values: list[Any]) -> str:
+    shown = ", ".join(str(v) for v in values[:_SHOWN])
+    return shown + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
