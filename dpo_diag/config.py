@@ -143,10 +143,9 @@ class PromptsConfig:
 
 @dataclass
 class GuardsConfig:
-    """Live guards: they write alerts/, and stop the run only where `stop` is true."""
+    """Live guards write alerts/; those that `stop` names end the run: any of GUARDS."""
 
-    enabled: bool = True
-    stop: bool = False
+    stop: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -219,6 +218,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tracking.mode": ("offline", "online", "disabled"),
     "task.kind": ("none", "sql"),
 }
+GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike")
 EXTRA_METRICS = ("top5", "greedy_logp")
 
 
@@ -273,6 +273,9 @@ def check(config: Config) -> None:
     for extra in config.probes.extra:
         if extra not in EXTRA_METRICS:
             raise _wrong("probes.extra", extra, f"some of {', '.join(EXTRA_METRICS)}")
+    for guard in config.guards.stop:
+        if guard not in GUARDS:
+            raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")
     p = config.prompts
     if p.n_samples < 0 or (p.n_samples and p.temperature <= 0):
         raise _wrong("prompts.n_samples", p.n_samples, "0, or more with prompts.temperature above 0")

@@ -19,9 +19,7 @@ from dpo_diag.inference.generation import Decoding, generate
 from dpo_diag.modeling.pairs import to_dataset
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
-from dpo_diag.training.guards import CODES
 from dpo_diag.training.materials import Material, assemble, write_data_report
-from dpo_diag.training.tracker_callback import TrackerCallback
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -72,7 +70,7 @@ def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -
         "processing_class": policy.tokenizer,
         "peft_config": policy.peft_config,
         "recorder": folder,
-        "stop_on": CODES if config.guards.enabled and config.guards.stop else (),
+        "stop_on": config.guards.stop,
     }
     if config.trainer.method == "dpo":
         evals = {name: to_dataset(rows) for name, rows in material.evals.items()}
@@ -89,7 +87,7 @@ def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -
 
 
 def _one_or_many(evals: Mapping[str, Any]) -> Any:
-    """TRL's way to pass evaluation sets: none, the only one, or a dict; the set without a name gets one beside others."""
+    """TRL's way to pass evaluation sets: none, the only one, or a dict (the nameless set then gets a name)."""
     if not evals:
         return None
     if set(evals) == {""}:
@@ -121,6 +119,8 @@ def _callbacks(config: Config, folder: Path, material: Material, main: bool) -> 
             )
         )
     if config.tracking.kind != "none" and main:
+        from dpo_diag.training.tracker_callback import TrackerCallback
+
         callbacks.append(TrackerCallback(config, folder))
     return callbacks
 
