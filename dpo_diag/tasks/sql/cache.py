@@ -93,7 +93,7 @@ def build_once(
             expected=f"free within {timeout:.0f} s",
             mend="wait for it, or end that job",
         ) from None
-    except PermissionError as error:
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise DiagError(
             "the cache folder cannot be written", where=root, got=error.strerror, mend="choose another cache folder"
         ) from None
