@@ -1,0 +1,98 @@
+"""Any trainer's log or sums becomes a run: one foreign format a file, one alias table, one way to write. No torch."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.importers.formats import FORMATS, NAMES, Format, detect, reader
+from dpo_diag.importers.opening import Trouble, is_zip, unzip
+from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.scores import read_scores
+from dpo_diag.importers.writing import write_run
+
+__all__ = ["FORMATS", "NAMES", "Format", "Options", "default_out", "import_path"]
+
+
+def import_path(
+    path: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    as_name: str | None = None,
+    options: Options | None = None,
+) -> dict[str, Any]:
+    """Import a file, a folder or several of one run; returns what `dpo-diag import --json` prints.
+
+    Args:
+        path: log file, archive, checkpoint or output folder, W&B run (`entity/project/run`), or several of them.
+        out: run folder to write; `runs/imported/<name>` if None.
+        as_name: name of the format (`dpo_diag.importers.NAMES`); recognised if None.
+        options: loss, beta and what else the source does not say.
+
+    Raises:
+        DiagError: nothing there, an unknown format, or no row could be read.
+    """
+    options = options or Options()
+    paths = [Path(p) for p in ([path] if isinstance(path, (str, Path)) else path)]
+    if not paths:
+        raise DiagError("no file named", expected="a log, a folder or several of one run", usage=True)
+    trouble = Trouble()
+    with tempfile.TemporaryDirectory(prefix="dpo-diag-import-") as scratch:
+        sources: list[Parsed] = []
+        for number, one in enumerate(paths):
+            sources += _read(one, as_name, options, Path(scratch) / str(number), trouble, paths)
+        sources = _in_order(sources)
+        scores = read_scores(options.scores, trouble, options.split) if options.scores else None
+        sources[0].trouble.extend(trouble)
+        return write_run(Path(out) if out else default_out(paths[0]), sources, options, scores)
+
+
+def default_out(path: Path) -> Path:
+    """`runs/imported/<name>`, with a number behind it where that is taken."""
+    resolved = path.resolve()
+    name = re.sub(r"\.(gz|bz2|xz|zip|json|jsonl|log|txt|csv|tsv|parquet|wandb|db|npy)", "", resolved.name)
+    if name in ("trainer_state", "trainer_log", "logging") or name.startswith("checkpoint-"):
+        name = f"{resolved.parent.name}_{name}" if resolved.parent.name else name
+    name = re.sub(r"[^\w.-]+", "_", name).strip("._") or "log"
+    base = Path("runs") / "imported" / name[:80]
+    taken = 1
+    out = base
+    while out.exists():
+        taken += 1
+        out = base.with_name(f"{base.name}-{taken}")
+    return out
+
+
+def _read(
+    path: Path, as_name: str | None, options: Options, scratch: Path, trouble: Trouble, paths: list[Path]
+) -> list[Parsed]:
+    from dpo_diag.importers.folder import read_folder
+
+    if not path.exists():
+        if as_name == "wandb" or (as_name is None and _is_run_id(str(path))):
+            return [reader("wandb")(path, options)]
+        raise DiagError("no such file or folder", where=path, mend="check the path", usage=True)
+    if path.is_file() and is_zip(path):
+        unzip(path, scratch, trouble)
+        return read_folder(scratch, as_name, options, shown=path)
+    if path.is_dir():
+        return read_folder(path, as_name, options, shown=path)
+    if not path.is_file():
+        raise DiagError("not a regular file", where=path, mend="name a file or a folder")
+    return [reader(as_name or detect(path))(path, options)]
+
+
+def _is_run_id(text: str) -> bool:
+    """`entity/project/run` (also with a wandb: prefix or as a URL), where no such file exists."""
+    return text.startswith(("wandb:", "https:/wandb", "https:/")) or bool(
+        re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", text)
+    )
+
+
+def _in_order(sources: list[Parsed]) -> list[Parsed]:
+    """The source with exact numbers first: full precision before console digits and TensorBoard's float32."""
+    order = {"pairs": 0, "ren": 0, "hf": 1, "wandb": 2, "swift": 3, "llamafactory": 4, "jsonl": 5, "trackio": 6}
+    return sorted(sources, key=lambda s: order.get(s.format, 8 if s.format in ("tensorboard", "console") else 7))

@@ -1,0 +1,155 @@
+"""What a source says about its own training: loss type, beta, label smoothing, the weight of an NLL term, the model.
+
+From configuration files beside a log, from a tracker's config, from lines of a console log. Never from pickles
+(training_args.bin runs code when it is opened).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.importers.opening import Trouble, whole
+from dpo_diag.importers.parsed import Facts
+from dpo_diag.importers.rows import number, step_number
+
+# configuration key -> fact; the last part of a nested key decides (loss.beta, training.beta).
+_KEYS: dict[str, str] = {
+    "beta": "beta", "pref_beta": "beta", "rl_beta": "beta", "dpo_beta": "beta",
+    "loss_type": "loss", "pref_loss": "loss", "dpo_loss_type": "loss", "loss_function": "loss",
+    "label_smoothing": "label_smoothing", "dpo_label_smoothing": "label_smoothing",
+    "rpo_alpha": "nll_weight", "pref_ftx": "nll_weight", "nll_loss_coef": "nll_weight",
+    "f_divergence_type": "f_divergence_type",
+    "logging_steps": "logging_steps", "max_steps": "total_steps", "num_train_epochs": "total_epochs",
+}  # fmt: skip
+_MODEL_KEYS = ("base_model_name_or_path", "model_name_or_path", "model_id_or_path", "base_model", "llm_backbone")
+_LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "peft_type", "task_type")
+_LOSS_NAMES: dict[str, str] = {
+    "dpo": "sigmoid", "dpoloss": "sigmoid", "hingeloss": "hinge", "ipoloss": "ipo", "dpo_norm": "sigmoid_norm",
+    "simpoloss": "simpo", "cpoloss": "cpo", "ktopairloss": "kto_pair", "kto_pair": "kto_pair",
+}  # fmt: skip
+CONFIG_FILES = (
+    "adapter_config.json", "args.json", "training_args.yaml", "training_args.json", "cfg.yaml", "config.yaml",
+    "axolotl_config.yaml", "config.json", "README.md", "dpo_config.json", "wandb-metadata.json",
+)  # fmt: skip
+
+_TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
+    ("beta", re.compile(rb"(?<![\w_.])(?:dpo_|pref_|rl_)?[Bb]eta['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
+    ("loss", re.compile(rb"(?<![\w_])(?:loss_type|pref_loss)['\"]?\s*[:=]\s*\[?['\"]?([a-z_]+)")),
+    ("label_smoothing", re.compile(rb"(?<![\w_])label_smoothing['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
+    ("nll_weight", re.compile(rb"(?<![\w_])(?:rpo_alpha|pref_ftx|nll_loss_coef)['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
+    ("logging_steps", re.compile(rb"(?<![\w_])-{0,2}logging_steps['\"]?\s*[:= ]\s*['\"]?(\d+)")),
+    ("total_steps", re.compile(rb"Total optimization steps = ([\d,]+)")),
+    ("total_steps", re.compile(rb"TrainOutput\(global_step=(\d+)")),
+    ("total_epochs", re.compile(rb"Num Epochs = ([\d.]+)")),
+)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value in the fact's type, None where it does not fit."""
+    if name == "loss":
+        names = value if isinstance(value, (list, tuple)) else [value]
+        found = tuple(_loss_name(str(v)) for v in names if isinstance(v, str) and v)
+        return found if found and len(found) == len(names) and not any(v == "" for v in found) else None
+    if name == "f_divergence_type":
+        return str(value).split(".")[-1].lower() if isinstance(value, str) else None
+    if name in ("logging_steps", "total_steps"):
+        step = step_number(value)
+        return step if step else None
+    found_number = number(value)
+    if found_number is None or not found_number > 0:
+        return 0.0 if name == "label_smoothing" and found_number == 0 else None
+    return found_number
+
+
+def _loss_name(raw: str) -> str:
+    lower = raw.strip().lower()
+    return _LOSS_NAMES.get(lower, lower)
+
+
+def flatten(document: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested document; lists are values. W&B's {"value": x} is x."""
+    if isinstance(document, Mapping) and depth < 12:
+        if set(document) <= {"value", "desc"} and "value" in document:
+            yield from flatten(document["value"], prefix, depth + 1)
+            return
+        for key, value in document.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+    else:
+        yield prefix, document
+
+
+def facts_from_mapping(document: Any, where: str) -> Facts:
+    """Facts of a configuration document; keys decide, wherever they are nested."""
+    facts = Facts()
+    if not isinstance(document, Mapping):
+        return facts
+    is_h2o = any(key.endswith("llm_backbone") for key, _ in flatten(document))
+    rlhf = document.get("rlhf_type") or document.get("rl")
+    for key, value in flatten(document):
+        last = key.rsplit(".", 1)[-1]
+        name = _KEYS.get(last)
+        if name == "total_steps" and not (step_number(value) or 0) > 0:
+            continue
+        if name == "label_smoothing" and is_h2o:
+            continue
+        if name:
+            facts.take(name, _typed(name, value), f"{where}: {key}")
+        elif last in _MODEL_KEYS and isinstance(value, str) and value:
+            facts.model.setdefault("name", value)
+    if isinstance(rlhf, str) and rlhf.lower() in ("dpo", "ipo"):
+        facts.take("loss", (_loss_name(rlhf),), f"{where}: rlhf type")
+    if "peft_type" in document:
+        facts.model["adapter"] = {k: document[k] for k in _LORA_KEYS if document.get(k) is not None}
+    return facts
+
+
+def facts_from_file(path: Path, trouble: Trouble) -> Facts:
+    """Facts of one configuration file or model card; a file that cannot be read is reported, not raised."""
+    where = path.name
+    if path.stat().st_size > 16 << 20:
+        return Facts()
+    raw = whole(path, trouble)
+    if path.suffix == ".md":
+        return _facts_from_card(raw.decode("utf-8", "replace"), where)
+    try:
+        if path.suffix == ".json":
+            return facts_from_mapping(json.loads(raw), where)
+        import yaml
+
+        return facts_from_mapping(yaml.safe_load(raw.decode("utf-8", "replace")), where)
+    except (ValueError, RecursionError) as error:
+        trouble.skip(None, f"a configuration cannot be read: {str(error).splitlines()[0][:80]}", file=where)
+    except Exception as error:  # yaml raises its own family, and a hostile file can raise others
+        trouble.skip(None, f"a configuration cannot be read: {type(error).__name__}", file=where)
+    return Facts()
+
+
+def _facts_from_card(text: str, where: str) -> Facts:
+    facts = Facts()
+    if match := re.search(r"^base_model:\s*(\S+)", text, re.MULTILINE):
+        facts.model["name"] = match.group(1)
+    return facts
+
+
+def versions_from_card(text: str) -> dict[str, str]:
+    """Framework versions of a TRL model card (`- TRL: 0.12.0`)."""
+    found = re.findall(r"^- (TRL|Transformers|PEFT|Pytorch|Datasets):\s*([\w.+-]+)", text, re.MULTILINE | re.IGNORECASE)
+    return {name.lower(): version for name, version in found}
+
+
+def facts_from_text(data: bytes, where: str) -> Facts:
+    """Facts that a console log states in passing (`beta: 0.1`, `Total optimization steps = 283`)."""
+    facts = Facts()
+    for name, pattern in _TEXT_PATTERNS:
+        match = pattern.search(data)
+        if match is None:
+            continue
+        text = match.group(1).decode("ascii", "replace").replace(",", "").rstrip(".")
+        line = data.count(b"\n", 0, match.start()) + 1
+        shown = match.group(0).decode("ascii", "replace")
+        facts.take(name, _typed(name, text), f"{where}: '{shown}' (line {line})")
+    return facts

@@ -1,0 +1,288 @@
+"""Log rows in memory: compact columns instead of dictionaries, so that millions of rows of a long log fit.
+
+Rows with the same keys share a block. A block keeps its values as float64, row after row, and spills to a temporary
+file when it grows; a metric is read back as one column at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dpo_diag.importers.aliases import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
+from dpo_diag.importers.opening import Trouble
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+UNKNOWN_STEP = -1
+SPILL_VALUES = 1 << 18
+MAX_STEP = 1 << 53
+_WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*([^,()]+)[^()]*\)$")
+_SUMMARY_KEYS = frozenset(("train_runtime", "train/train_runtime", "train/runtime", "total_flos", "train/total_flos"))
+_TEXT_KEYS = frozenset(("type", "event", "message", "msg", "level", "run", "run_name", "name", "date", "datetime"))
+
+
+def number(value: Any) -> float | None:
+    """A float from what a log holds: a number, a numeral (`'0.6931'`, `'NaN'`), `tensor(0.7)`; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    if isinstance(value, str):
+        text = value.strip()
+        if not text or "_" in text:
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            match = _WRAPPED.match(text)
+            return number(match.group(1)) if match and "(" not in match.group(1) else None
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        return number(value[0])
+    return None
+
+
+def step_number(value: Any) -> int | None:
+    """An optimizer step: a non-negative whole number, also as `'12'`, `12.0` or the `'12/94'` of ms-swift."""
+    if isinstance(value, str) and "/" in value:
+        value = value.split("/", 1)[0]
+    found = number(value)
+    if found is None or not math.isfinite(found) or found < 0 or found > MAX_STEP or found != int(found):
+        return None
+    return int(found)
+
+
+def steps_total(value: Any) -> int | None:
+    """The total in `'12/94'`."""
+    if isinstance(value, str) and "/" in value:
+        return step_number(value.split("/", 1)[1])
+    return None
+
+
+@dataclass
+class Series:
+    """One metric of one split: parallel arrays, in the order of the source (`order`: the row's number there)."""
+
+    step: IntArray
+    epoch: FloatArray
+    value: FloatArray
+    order: IntArray
+
+
+class _Block:
+    """Rows that have the same keys."""
+
+    def __init__(self, keys: tuple[Any, ...], trainer: str) -> None:
+        by_clean = {clean_key(str(k)).lower(): k for k in keys}
+        self.step_key = next((by_clean[k] for k in STEP_KEYS if k in by_clean), None)
+        self.epoch_key = next((by_clean[k] for k in EPOCH_KEYS if k in by_clean), None)
+        self.total_keys = [by_clean[k] for k in TOTAL_KEYS if k in by_clean]
+        administrative = set(STEP_KEYS) | set(EPOCH_KEYS) | set(TOTAL_KEYS)
+        self.metrics: list[Any] = []
+        self.places: list[Place] = []
+        self.dropped: list[str] = []
+        for key in keys:
+            name = str(key)
+            lower = clean_key(name).lower()
+            if lower in administrative or lower in _TEXT_KEYS or not lower:
+                continue
+            where = None if is_bookkeeping(name) else place(name, trainer)
+            if where is None:
+                self.dropped.append(name)
+                continue
+            if where in self.places:  # `loss` beside `train/loss`: one of them is enough
+                self.dropped.append(name)
+                continue
+            self.metrics.append(key)
+            self.places.append(where)
+        self.is_train = any(p.split == "train" for p in self.places)
+        self.is_summary = any(clean_key(str(k)) in _SUMMARY_KEYS for k in keys)
+        self.values = array("d")
+        self.steps = array("q")
+        self.lines = array("q")
+        self.epochs = array("d")
+        self.sequence = array("q")  # number of the row in the source, over all blocks
+        self.spill: IO[bytes] | None = None
+        self.spilled: list[tuple[int, int]] = []  # (offset in the file, rows), each chunk stored column by column
+
+    def maybe_spill(self) -> None:
+        if len(self.values) < SPILL_VALUES:
+            return
+        if self.spill is None:
+            self.spill = tempfile.TemporaryFile(prefix="dpo-diag-")  # noqa: SIM115 - lives as long as the block
+        width = len(self.metrics)
+        rows = len(self.values) // width
+        self.spill.seek(0, 2)
+        self.spilled.append((self.spill.tell(), rows))
+        table = np.frombuffer(self.values, dtype=np.float64).reshape(rows, width)
+        self.spill.write(np.ascontiguousarray(table.T).tobytes())
+        del table
+        self.values = array("d")
+
+    def column(self, index: int) -> FloatArray:
+        width = len(self.metrics)
+        parts: list[FloatArray] = []
+        if self.spill is not None:
+            for offset, rows in self.spilled:
+                self.spill.seek(offset + index * rows * 8)
+                parts.append(np.frombuffer(self.spill.read(rows * 8), dtype=np.float64))
+        if len(self.values):
+            parts.append(np.frombuffer(self.values, dtype=np.float64).reshape(-1, width)[:, index].copy())
+        return np.concatenate(parts) if parts else np.empty(0)
+
+
+class RowStore:
+    """Rows of one source. `add` takes a dictionary as the source wrote it; `series` gives one metric back.
+
+    Attributes:
+        rows: rows that held at least one metric and are no summary.
+        summaries: final summary rows (`train_runtime`, ...): no step of the training.
+        total: the largest total number of steps that a row names.
+    """
+
+    def __init__(self, trouble: Trouble, trainer: str = "any", wrong_type_is_trouble: bool = True) -> None:
+        self.trouble = trouble
+        self.trainer = trainer
+        self.blocks: dict[tuple[Any, ...], _Block] = {}
+        self.rows = 0
+        self.summaries: list[dict[str, Any]] = []
+        self.total: int | None = None
+        self.named_step = 0
+        self._report_types = wrong_type_is_trouble
+
+    def add(self, row: Mapping[str, Any], line: int = 0, step: int | None = None) -> tuple[_Block, int] | None:
+        """Take a row. `step` is used when the row names none. Returns its (block, index), None if it held no metric."""
+        keys = tuple(row)
+        block = self.blocks.get(keys)
+        if block is None:
+            block = self.blocks[keys] = _Block(keys, self.trainer)
+        if block.is_summary:
+            self.summaries.append({str(k): v for k, v in row.items() if isinstance(v, (int, float, str))})
+            return None
+        values = []
+        for key in block.metrics:
+            value = row[key]
+            if type(value) is not float:
+                found = number(value)
+                if found is None:
+                    return self._add_without(row, line, step)
+                value = found
+            values.append(value)
+        if not values:
+            return None
+        found_step = step
+        if block.step_key is not None:
+            named = step_number(row[block.step_key])
+            if named is None:
+                if row[block.step_key] is not None and self._report_types:
+                    self.trouble.skip(line or None, f"{block.step_key} is no step: {_short(row[block.step_key])}")
+                    return None
+            else:
+                found_step = named
+                self.named_step += 1
+                total = steps_total(row[block.step_key])
+                if total is not None and (self.total is None or total > self.total):
+                    self.total = total
+        for key in block.total_keys:
+            total = step_number(row[key])
+            if total and (self.total is None or total > self.total):
+                self.total = total
+        epoch = number(row[block.epoch_key]) if block.epoch_key is not None else None
+        block.values.extend(values)
+        block.steps.append(UNKNOWN_STEP if found_step is None else found_step)
+        block.epochs.append(math.nan if epoch is None else epoch)
+        block.lines.append(line)
+        block.sequence.append(self.rows)
+        block.maybe_spill()
+        self.rows += 1
+        return block, len(block.steps) - 1
+
+    def _add_without(self, row: Mapping[str, Any], line: int, step: int | None) -> tuple[_Block, int] | None:
+        """The row without the values that are no numbers; known metrics of a wrong type are reported."""
+        kept: dict[str, Any] = {}
+        for key, value in row.items():
+            where = place(str(key), self.trainer)
+            is_metric = where is not None and clean_key(str(key)).lower() not in (*STEP_KEYS, *EPOCH_KEYS, *TOTAL_KEYS)
+            if is_metric and number(value) is None:
+                if where is not None and where.known and value is not None and self._report_types:
+                    self.trouble.skip(line or None, f"{key} is not a number: {_short(value)}")
+                continue
+            kept[key] = value
+        return self.add(kept, line, step)
+
+    def metrics(self) -> list[tuple[str, str]]:
+        """Every (split, name) that some row holds."""
+        return sorted({(p.split, p.name) for b in self.blocks.values() if len(b.steps) for p in b.places})
+
+    def mapping(self) -> dict[str, list[str]]:
+        """Source key -> [split, our name] of the rows that were taken."""
+        out: dict[str, list[str]] = {}
+        for block in self.blocks.values():
+            if len(block.steps):
+                for key, where in zip(block.metrics, block.places, strict=True):
+                    out[str(key)] = [where.split, where.name]
+        return dict(sorted(out.items()))
+
+    def unknown_keys(self) -> list[str]:
+        """Keys without a row in the alias table: kept under their own name."""
+        taken = (b for b in self.blocks.values() if len(b.steps))
+        return sorted({str(k) for b in taken for k, p in zip(b.metrics, b.places, strict=True) if not p.known})
+
+    def dropped_keys(self) -> list[str]:
+        """Bookkeeping that was left out: timing, memory, counters."""
+        return sorted({k for b in self.blocks.values() if len(b.steps) for k in b.dropped})
+
+    def series(self, split: str, name: str) -> Series:
+        """One metric, in the order of the source."""
+        parts: list[Series] = []
+        for block in self.blocks.values():
+            if not len(block.steps):
+                continue
+            for index, where in enumerate(block.places):
+                if (where.split, where.name) == (split, name):
+                    parts.append(
+                        Series(
+                            np.frombuffer(block.steps, dtype=np.int64).copy(),
+                            np.frombuffer(block.epochs, dtype=np.float64).copy(),
+                            block.column(index),
+                            np.frombuffer(block.sequence, dtype=np.int64).copy(),
+                        )
+                    )
+        return join(parts)
+
+    def taken(self) -> list[_Block]:
+        """The blocks that hold rows."""
+        return [b for b in self.blocks.values() if len(b.steps)]
+
+
+def join(parts: Iterable[Series]) -> Series:
+    """Series of several blocks as one, in the order of the source."""
+    found = list(parts)
+    if not found:
+        return Series(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, np.int64))
+    if len(found) == 1:
+        return found[0]
+    number_in_source = np.concatenate([p.order for p in found])
+    order = np.argsort(number_in_source, kind="stable")
+    return Series(
+        np.concatenate([p.step for p in found])[order],
+        np.concatenate([p.epoch for p in found])[order],
+        np.concatenate([p.value for p in found])[order],
+        number_in_source[order],
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

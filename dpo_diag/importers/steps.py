@@ -1,0 +1,184 @@
+"""Which optimizer step does a row belong to, when the row itself does not say?
+
+Console logs have no step column. In this order: the row's own step; the progress frame beside it; its epoch times the
+steps of an epoch; its number times the logging interval. What was used is told in run.json (`source.steps_from`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dpo_diag.importers.rows import UNKNOWN_STEP, RowStore
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass
+class Frames:
+    """For each row (by its number in the source) the progress counter before and after it: (done, total), -1 unknown."""
+
+    before: array[int] = field(default_factory=lambda: array("i"))
+    before_total: array[int] = field(default_factory=lambda: array("i"))
+    after: array[int] = field(default_factory=lambda: array("i"))
+    after_total: array[int] = field(default_factory=lambda: array("i"))
+
+    def add(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+        self.before.append(before[0])
+        self.before_total.append(before[1])
+        self.after.append(after[0])
+        self.after_total.append(after[1])
+
+
+def fill_steps(
+    store: RowStore,
+    frames: Frames | None = None,
+    *,
+    logging_steps: int | None = None,
+    total_steps: int | None = None,
+    total_epochs: float | None = None,
+) -> str:
+    """Give every row without a step one, in place; returns how, for a reader.
+
+    Args:
+        frames: progress counters beside the rows, if the source had any.
+        logging_steps: optimizer steps between two rows, where it is known.
+        total_steps, total_epochs: length of the whole training, where it is known.
+    """
+    blocks = store.taken()
+    if not blocks:
+        return "no rows"
+    step = np.full(store.rows, UNKNOWN_STEP, dtype=np.int64)
+    epoch = np.full(store.rows, np.nan)
+    train = np.zeros(store.rows, dtype=bool)
+    for block in blocks:
+        sequence = np.frombuffer(block.sequence, dtype=np.int64)
+        step[sequence] = np.frombuffer(block.steps, dtype=np.int64)
+        epoch[sequence] = np.frombuffer(block.epochs, dtype=np.float64)
+        train[sequence] = block.is_train
+        del sequence
+    missing = step == UNKNOWN_STEP
+    if not missing.any():
+        return "the rows' own step"
+    if not missing.all():
+        # Late rows beside numbered ones: the last number holds for them (an evaluation after a training row).
+        step = _carry_forward(step)
+        how = f"the rows' own step; {int(missing.sum())} rows without one took the last one before them"
+    else:
+        step, how = _infer(epoch, train, frames, logging_steps, total_steps or store.total, total_epochs)
+    for block in blocks:
+        block.steps = array("q", step[np.frombuffer(block.sequence, dtype=np.int64)].tobytes())
+    return how
+
+
+def _infer(
+    epoch: FloatArray,
+    train: npt.NDArray[np.bool_],
+    frames: Frames | None,
+    logging_steps: int | None,
+    total_steps: int | None,
+    total_epochs: float | None,
+) -> tuple[IntArray, str]:
+    by_frame, bar_total = _from_frames(train, frames)
+    per_epoch = _steps_per_epoch(epoch, train, by_frame, bar_total or total_steps, total_epochs, total_steps)
+    if by_frame is not None and _strictly_rising(by_frame[train & (by_frame >= 0)]) > 0.95:
+        known = by_frame >= 0
+        if per_epoch is None or _agrees(by_frame[known & train], epoch[known & train], per_epoch):
+            return _from_last_train(by_frame, train, epoch, per_epoch), "progress frames"
+    if per_epoch is not None and np.isfinite(epoch).all():
+        guess = np.rint(epoch * per_epoch).astype(np.int64)
+        if _strictly_rising(guess[train]) > 0.95 or not train.any():
+            return guess, f"epoch x {per_epoch:g} steps per epoch"
+    n_train = int(train.sum())
+    if n_train == 0:
+        return np.arange(len(train), dtype=np.int64), "row numbers (nothing names a step)"
+    interval, why = logging_steps, "as given"
+    if not interval and total_steps and n_train <= total_steps:
+        interval, why = max(1, total_steps // n_train), f"{total_steps} steps over {n_train} rows"
+    if not interval:
+        interval, why = 1, "interval unknown, counted as 1"
+    numbers = np.cumsum(train) * interval
+    return numbers.astype(np.int64), f"row number x {interval} ({why})"
+
+
+def _from_frames(train: npt.NDArray[np.bool_], frames: Frames | None) -> tuple[IntArray | None, int | None]:
+    """Steps by the training bar: the one whose total stands beside most training rows; -1 where it is not beside."""
+    if frames is None or len(frames.before) != len(train):
+        return None, None
+    before, after = np.array(frames.before, np.int64), np.array(frames.after, np.int64)
+    before_total, after_total = np.array(frames.before_total, np.int64), np.array(frames.after_total, np.int64)
+    rows = train if train.any() else np.ones_like(train)
+    seen = np.concatenate([before_total[rows], after_total[rows]])
+    seen = seen[seen > 0]
+    if len(seen) == 0:
+        return None, None
+    totals, counts = np.unique(seen, return_counts=True)
+    total = int(totals[np.argmax(counts)])
+    # tqdm draws the bar again right after a row: that frame is exact, the one before may lag (drawing is throttled).
+    steps = np.where(after_total == total, after, np.where(before_total == total, before, UNKNOWN_STEP))
+    found = (steps[train] >= 0).mean() if train.any() else 0.0
+    return (steps, total) if found >= 0.8 else (None, total)
+
+
+def _steps_per_epoch(
+    epoch: FloatArray,
+    train: npt.NDArray[np.bool_],
+    by_frame: IntArray | None,
+    bar_total: int | None,
+    total_epochs: float | None,
+    total_steps: int | None,
+) -> float | None:
+    if total_steps and total_epochs:
+        return total_steps / total_epochs
+    usable = train & np.isfinite(epoch) & (epoch > 0)
+    if by_frame is not None:
+        usable = usable & (by_frame > 0)
+        if usable.sum() >= 3:
+            # The later half: an epoch of four digits is more exact there than at the start.
+            late = np.flatnonzero(usable)[usable.sum() // 2 :]
+            return float(np.median(by_frame[late] / epoch[late]))
+    if bar_total and usable.any():
+        last = float(epoch[usable].max())
+        whole = np.ceil(last - 1e-6)
+        if whole > 0 and last / whole > 0.9:
+            return bar_total / float(whole)
+    return None
+
+
+def _agrees(step: IntArray, epoch: FloatArray, per_epoch: float) -> bool:
+    """Whether frames and epochs tell the same steps, within the rounding of two-digit epochs."""
+    known = np.isfinite(epoch) & (step > 0)
+    if not known.any():
+        return True
+    off = np.abs(epoch[known] * per_epoch - step[known])
+    slack = np.maximum(1.0, 0.011 * per_epoch)
+    return bool((off <= slack).mean() > 0.9)
+
+
+def _strictly_rising(steps: IntArray) -> float:
+    """Share of neighbours that rise; restarts after a crash keep it high, frames that lag behind do not."""
+    return 1.0 if len(steps) < 2 else float((np.diff(steps) > 0).mean())
+
+
+def _carry_forward(step: IntArray) -> IntArray:
+    known = np.where(step >= 0, np.arange(len(step)), -1)
+    last = np.maximum.accumulate(known)
+    return np.where(last >= 0, step[np.maximum(last, 0)], 0)
+
+
+def _from_last_train(
+    steps: IntArray, train: npt.NDArray[np.bool_], epoch: FloatArray, per_epoch: float | None
+) -> IntArray:
+    """Rows without a frame of their own (evaluations beside another bar) take their epoch's step, else the last one."""
+    filled = _carry_forward(np.where(steps >= 0, steps, UNKNOWN_STEP))
+    if per_epoch is not None:
+        lonely = (steps < 0) & np.isfinite(epoch)
+        near = np.rint(np.where(np.isfinite(epoch), epoch, 0.0) * per_epoch).astype(np.int64)
+        # Two-digit epochs cannot name a step exactly: the last training step wins where it is as near.
+        far = np.abs(near - filled) > np.maximum(1.0, 0.011 * per_epoch)
+        filled = np.where(lonely & far, near, filled)
+    return filled

@@ -1,0 +1,300 @@
+"""What was read, written as a run folder of kind `imported`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpo_diag.errors import DiagError
+from dpo_diag.importers.derived import check_beta, derive, nll_weight_at_start
+from dpo_diag.importers.merged import Column, History
+from dpo_diag.importers.opening import Trouble
+from dpo_diag.importers.parsed import Facts, Options, Parsed
+from dpo_diag.importers.rows import number
+from dpo_diag.importers.trainers import guess_trainer, logps_reduction
+from dpo_diag.losses import ADDITIVE, COUPLED, LossSpec
+from dpo_diag.records.schemas import TRAIN_SPLIT
+from dpo_diag.records.writer import RunWriter, part_range
+
+BATCH = 1 << 20
+
+
+def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.DataFrame | None) -> dict[str, Any]:
+    """Write all tables and run.json; returns the result that `dpo-diag import --json` prints.
+
+    Raises:
+        DiagError: the folder already holds a run, or nothing at all could be read.
+    """
+    history = History([s for s in sources if s.store is not None])
+    facts = Facts()
+    for source in sources:
+        facts.merge(source.facts)
+    total = sum(s.read for s in sources)
+    if total == 0 and scores is None:
+        raise DiagError(
+            "no row could be read",
+            where=", ".join(str(s.files[0]) for s in sources),
+            got=_first_reason(sources),
+            expected="log rows with a loss, rewards or log-probs",
+            mend="name the format with --as, or see dpo-diag import --formats",
+        )
+    existed = out.exists()
+    if any(part_range(p) for p in out.glob("*/*.parquet")):
+        raise DiagError("the folder already holds a run", where=out, mend="name another folder with --out", usage=True)
+    try:
+        return _write(RunWriter(out, kind="imported"), out, sources, history, facts, options, scores)
+    except BaseException:
+        if not existed:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _write(
+    writer: RunWriter,
+    out: Path,
+    sources: list[Parsed],
+    history: History,
+    facts: Facts,
+    options: Options,
+    scores: pd.DataFrame | None,
+) -> dict[str, Any]:
+    trainer, version = _trainer(sources, options)
+    types = options.loss or facts.loss
+    beta = options.beta if options.beta is not None else facts.beta
+    check = check_beta(history, beta)
+    if beta is None and check is not None and check.constant:
+        beta = check.beta
+        facts.take("beta", beta, f"found: the reference is constant over the evaluations of {check.split}")
+    reduction = logps_reduction(trainer, version, types, beta, options.logps)
+    nll_weight = nll_weight_at_start(history, facts.nll_weight)
+    derived = derive(history, beta, reduction.value, nll_weight)
+    _write_history(writer, history, derived)
+    extra_history = [s.history for s in sources if s.history is not None] + ([scores] if scores is not None else [])
+    for part in extra_history:
+        _write_extra(writer, part, out)
+    for source in sources:
+        for table, rows in (("pairs", source.pairs), ("texts", source.texts)):
+            if rows is not None:
+                for split, part in rows.groupby("split", sort=True):
+                    writer.write(table, part.reset_index(drop=True), str(split))
+    trouble = Trouble()
+    for source in sources:
+        trouble.extend(source.trouble, source.files[0].name if len(sources) > 1 else None)
+    if (
+        reduction.value != "sum"
+        or any(name.startswith("logps/") for _, name in history.metrics())
+        or _has_pairs(sources)
+    ):
+        writer.update(logps_reduction=reduction.value)
+    writer.update(
+        loss=_loss_document(types, beta, options, facts),
+        model=facts.model or {},
+        reference={"source": next((s.extra["reference_from"] for s in sources if "reference_from" in s.extra), None)},
+        source=_source_document(sources, history, facts, options, trainer, version, reduction.why, check, nll_weight),
+    )
+    skipped = trouble.listed
+    if trouble.count > len(skipped):
+        skipped = [*skipped, {"line": None, "why": f"and {trouble.count - len(skipped)} more"}]
+    writer.finish("finished")
+    duplicates = history.duplicate_rows() + sum(s.duplicates for s in sources)
+    summaries = sum(len(s.store.summaries) for s in sources if s.store is not None)
+    primary = sources[0]
+    return {
+        "run": str(out),
+        "format": primary.format,
+        "rows": sum(s.found for s in sources),
+        "read": sum(s.read for s in sources) - history.duplicate_rows(),
+        "skipped": skipped,
+        "merged": [str(f) for s in sources for f in s.files] if sum(len(s.files) for s in sources) > 1 else [],
+        "skipped_count": trouble.count,
+        "duplicates": duplicates,
+        "summary_rows": summaries,
+        "trainer": trainer,
+        "trainer_version": version,
+        "steps_from": next((s.steps_from for s in sources if s.steps_from), None),
+        "beta": beta,
+        "notes": writer.meta["source"]["notes"],
+    }
+
+
+def _first_reason(sources: list[Parsed]) -> str:
+    for source in sources:
+        if source.trouble.listed:
+            row = source.trouble.listed[0]
+            return f"{row['why']} (line {row['line']})" if row["line"] else str(row["why"])
+    return "no rows"
+
+
+def _has_pairs(sources: list[Parsed]) -> bool:
+    return any(s.pairs is not None for s in sources)
+
+
+def _trainer(sources: list[Parsed], options: Options) -> tuple[str, str | None]:
+    if options.trainer:
+        return options.trainer, options.trainer_version
+    known = [(s.trainer, s.version) for s in sources if s.trainer != "unknown"]
+    guesses = [guess_trainer(s.store, s.files[0].name) for s in sources]
+    named = known + [g for g in guesses if g[0] != "unknown"]
+    if not named:
+        return "unknown", options.trainer_version
+    # A trainer's own log beside a Hugging Face state names the trainer more exactly than TRL's keys do.
+    own = next((n for n in named if n[0] not in ("trl", "unknown")), named[0])
+    version = options.trainer_version or own[1]
+    return own[0], version
+
+
+def _frames(columns: Iterator[tuple[str, str, Column]]) -> Iterator[pd.DataFrame]:
+    """History rows in batches of about a million."""
+    waiting: list[pd.DataFrame] = []
+    size = 0
+    for split, name, column in columns:
+        frame = pd.DataFrame(
+            {
+                "step": column.step,
+                "epoch": column.epoch,
+                "value": column.value,
+                "split": split,
+                "name": name,
+                "derived": column.derived,
+            }
+        )
+        frame["epoch"] = (
+            frame["epoch"].astype(object).where(frame["epoch"].notna(), None) if _no_epoch(column) else frame["epoch"]
+        )
+        waiting.append(frame)
+        size += len(frame)
+        if size >= BATCH:
+            yield pd.concat(waiting, ignore_index=True)
+            waiting, size = [], 0
+    if waiting:
+        yield pd.concat(waiting, ignore_index=True)
+
+
+def _no_epoch(column: Column) -> bool:
+    return bool(np.isnan(column.epoch).any()) and len(column.epoch) < 1 << 16
+
+
+def _write_history(writer: RunWriter, history: History, derived: dict[tuple[str, str], Column]) -> None:
+    def columns() -> Iterator[tuple[str, str, Column]]:
+        for split, name in history.metrics():
+            column = history.column(split, name)
+            if column is not None:
+                yield split, name, column
+        for (split, name), column in derived.items():
+            yield split, name, column
+
+    for part, frame in enumerate(_frames(columns())):
+        writer.write("history", frame, "all" if part == 0 else f"all{part}")
+
+
+def _write_extra(writer: RunWriter, rows: pd.DataFrame, out: Path) -> None:
+    """Scores and other finished history rows, beside the log's own."""
+    taken = len(list((out / "history").glob("*.parquet")))
+    rows = rows.copy()
+    if "weight" in rows:
+        rows["weight"] = rows["weight"].astype(object).where(rows["weight"].notna(), None)
+    writer.write("history", rows, f"extra{taken}" if taken else "extra")
+
+
+def _loss_document(types: tuple[str, ...], beta: float | None, options: Options, facts: Facts) -> dict[str, Any]:
+    """run.json's `loss`: a LossSpec, or why there is none together with what is known."""
+    known = {k: v for k, v in (("beta", beta), ("types", list(types)), ("said", facts.said)) if v}
+    if not types:
+        return {"not_applicable": "the source does not name its loss (--loss sigmoid --beta 0.1)", **known}
+    smoothing = options.label_smoothing if options.label_smoothing is not None else facts.label_smoothing or 0.0
+    names = tuple("cdpo" if t == "sigmoid" and smoothing > 0 else t for t in types)
+    if any(t not in ADDITIVE + COUPLED for t in names):
+        return {"not_applicable": f"no per-pair form of the loss {', '.join(names)} is known here", **known}
+    if beta is None:
+        return {"not_applicable": "beta is not known (--beta 0.1)", **known}
+    weights = options.loss_weights
+    if not weights and facts.nll_weight and "sft" not in names and len(names) == 1:
+        names, weights = (*names, "sft"), (1.0, facts.nll_weight)
+    spec = LossSpec(
+        types=names,
+        weights=weights,
+        beta=beta,
+        label_smoothing=smoothing,
+        f_divergence_type=facts.f_divergence_type
+        if facts.f_divergence_type in ("forward_kl", "js_divergence")
+        else "reverse_kl",
+    )
+    return {**spec.to_dict(), "said": facts.said} if facts.said else spec.to_dict()
+
+
+def _source_document(
+    sources: list[Parsed],
+    history: History,
+    facts: Facts,
+    options: Options,
+    trainer: str,
+    version: str | None,
+    reduction_why: str,
+    check: Any,
+    nll_weight: float | None,
+) -> dict[str, Any]:
+    stores = [s.store for s in sources if s.store is not None]
+    notes = [n for s in sources for n in s.notes]
+    if differing := history.differing_rows():
+        notes.append(f"{differing} repeated rows differ from the one kept (the last of each step)")
+    for name, n in history.disagreements.items():
+        notes.append(f"{name}: {n} values differ from the first source's, which were kept")
+    if check is not None and not check.constant:
+        notes.append(
+            f"the reference derived with beta {check.beta:g} is not constant over {check.evaluations} evaluations of "
+            f"{check.split} (spread {check.spread:.3g} nats): wrong beta, or not a sum-log-prob loss"
+        )
+    notes += _swap_note(history)
+    summary = next((s.summaries[-1] for s in stores if s.summaries), None)
+    return {
+        "files": [str(f) for s in sources for f in s.files],
+        "format": sources[0].format,
+        "formats": [s.format for s in sources],
+        "trainer": trainer,
+        "trainer_version": version,
+        "steps_from": {s.files[0].name: s.steps_from for s in sources if s.steps_from},
+        "logps_reduction_why": reduction_why,
+        "said": facts.said,
+        "options": {k: v for k, v in vars(options).items() if v not in (None, ())},
+        "names": {k: v for s in stores for k, v in s.mapping().items()},
+        "kept_under_own_name": sorted({k for s in stores for k in s.unknown_keys()}),
+        "left_out": sorted({k for s in stores for k in s.dropped_keys()}),
+        "summary": {k: _finite(v) for k, v in summary.items()} if summary else None,
+        "duplicates": history.duplicate_rows() + sum(s.duplicates for s in sources),
+        "skipped": sum(s.trouble.count for s in sources),
+        "beta_check": check.to_dict() if check is not None else None,
+        "nll_weight": nll_weight,
+        "notes": notes,
+        **{k: v for s in reversed(sources) for k, v in s.extra.items()},
+    }
+
+
+def _finite(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+def _swap_note(history: History) -> list[str]:
+    """margins = chosen - rejected must hold; where its negative holds at every row, the sides are swapped."""
+    chosen, rejected = history.column(TRAIN_SPLIT, "rewards/chosen"), history.column(TRAIN_SPLIT, "rewards/rejected")
+    margins = history.column(TRAIN_SPLIT, "rewards/margins")
+    if chosen is None or rejected is None or margins is None:
+        return []
+    _, i, j = np.intersect1d(chosen.step, rejected.step, assume_unique=True, return_indices=True)
+    step, difference = chosen.step[i], chosen.value[i] - rejected.value[j]
+    _, i, j = np.intersect1d(step, margins.step, assume_unique=True, return_indices=True)
+    a, b = difference[i], margins.value[j]
+    clear = np.isfinite(a) & np.isfinite(b) & (np.abs(b) > 1e-3)
+    if clear.sum() >= 3 and (np.abs(a + b)[clear] <= 1e-2 * np.abs(b)[clear]).mean() > 0.9:
+        return ["rewards/margins is rejected - chosen in this log: chosen and rejected are swapped in it"]
+    return []
+
+
+def numbers_only(row: dict[str, Any]) -> dict[str, float]:
+    """The numeric entries of a row."""
+    return {k: n for k, v in row.items() if (n := number(v)) is not None}
