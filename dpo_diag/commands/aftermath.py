@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.commands.explain import FINDINGS
+
 
 def explain_and_report(
     folder: Path, *, explain: bool = True, report: bool = True, thresholds: Mapping[str, Any] | None = None
@@ -15,8 +17,8 @@ def explain_and_report(
     Works from the records alone, like `dpo-diag explain` and `dpo-diag report` on the same folder.
     """
     from dpo_diag.divergence import explain as explain_run
-    from dpo_diag.divergence.findings import write_findings
     from dpo_diag.records import load_run
+    from dpo_diag.records.writer import write_json
     from dpo_diag.report.summary import before_after, format_table
 
     run = load_run(folder)
@@ -25,7 +27,7 @@ def explain_and_report(
     if not explain:
         return
     explanation = explain_run(run, thresholds=dict(thresholds or {}) or None)
-    write_findings(run, explanation)
+    write_json(run.path / FINDINGS, explanation)
     print(f"\n{explanation['verdict']['text']}\n")
     if report:
         from dpo_diag.report import write_report

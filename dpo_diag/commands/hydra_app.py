@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,10 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
     before = os.environ.get("HYDRA_FULL_ERROR")
     debug = "--debug" in arguments or before == "1"
     arguments = [a for a in arguments if a != "--debug"]
+    # Two OpenMP threads that spin while they wait are slower than one on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     # Hydra prunes and prints tracebacks itself unless told not to; we want the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]

@@ -17,9 +17,10 @@ from dpo_diag.config import Config, check
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import Decoding, generate
 from dpo_diag.modeling.pairs import to_dataset
-from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
+from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.materials import Material, assemble, write_data_report
+from dpo_diag.training.progress import shorten_progress
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -52,6 +53,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         write_data_report(material, folder)
     trainer = _trainer(config, folder, material, arguments)
+    shorten_progress(trainer)
     for callback in [FactsCallback(trainer, _facts(config, material)), *_callbacks(config, folder, material, main)]:
         trainer.add_callback(callback)
     resume = _checkpoint(folder) if config.resume else None
@@ -82,6 +84,8 @@ def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -
             extra_metrics=config.probes.extra,
             **common,
         )
+    from dpo_diag.training import DiagSFTTrainer
+
     evals = {name: Dataset.from_list(rows) for name, rows in material.evals.items()}
     return DiagSFTTrainer(train_dataset=Dataset.from_list(material.train), eval_dataset=_one_or_many(evals), **common)
 
