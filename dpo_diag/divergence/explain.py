@@ -29,6 +29,7 @@ from dpo_diag.divergence.measure import SideArrays, bits_per_byte, choose_unit, 
 from dpo_diag.divergence.narrative import narrate
 from dpo_diag.divergence.select import REFERENCE, Selection, Step, pair_splits, select
 from dpo_diag.divergence.strict_json import plain, records
+from dpo_diag.divergence.token_sections import token_sections
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import Run, load_run, metrics
 
@@ -147,6 +148,7 @@ def _from_pairs(
         has_intervals=len(pairs) >= uncertainty.MINIMUM_PAIRS,
     )
     document["verdict"] = verdict.decide(facts)
+    document |= token_sections(run, selection, values)
     document["remedies"] = _remedies(spec, document["verdict"], sides, pairs, turns, concentration)
     return document
 

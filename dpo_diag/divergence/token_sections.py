@@ -1,0 +1,53 @@
+"""The explanation's sections that need more than sums: tokens by role, prompt dependence, destination, similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dpo_diag.divergence.destination import destination, lost_mass
+from dpo_diag.divergence.prompt_dependence import prompt_dependence
+from dpo_diag.divergence.select import Selection
+from dpo_diag.divergence.similarity import pair_features, rank_correlations
+from dpo_diag.divergence.tokens import follow_roles, summarise_tokens, token_change
+from dpo_diag.records import Run
+
+NO_TOKENS = {"not_applicable": "the run holds no token rows of these pairs at both steps"}
+
+
+def token_sections(run: Run, selection: Selection, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """{"tokens", "prompt_dependence", "destination", "lost_mass", "similarity"}, each with its numbers or
+    {"not_applicable": reason}."""
+    if not len(selection.pairs):
+        nothing = {"not_applicable": "no pair stands at both steps"}
+        return dict.fromkeys(("tokens", "prompt_dependence", "destination", "lost_mass", "similarity"), nothing)
+    change = token_change(run, selection)
+    sections: dict[str, Any] = {"tokens": NO_TOKENS, "prompt_dependence": NO_TOKENS, "lost_mass": NO_TOKENS}
+    if change is not None and change.usable.any():
+        sections["tokens"] = {
+            **summarise_tokens(change, selection),
+            "along_the_run": follow_roles(run, selection, change),
+        }
+        sections["prompt_dependence"] = prompt_dependence(
+            run, selection, change, thresholds["key_tokens.gain"], thresholds["key_tokens.floor"]
+        )
+        sections["lost_mass"] = lost_mass(run, selection, change)
+    sections["destination"] = destination(selection)
+    sections["similarity"] = _similarity(selection, None if change is None else change.layout)
+    return sections
+
+
+def _similarity(selection: Selection, layout: Any) -> dict[str, Any]:
+    """Rank correlations of what was known before training with the change of chosen per token (or byte)."""
+    features = pair_features(selection, layout)
+    pairs = selection.pairs
+    change = (pairs["chosen_sum_logp_1"] - pairs["chosen_sum_logp_0"]).to_numpy(dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_unit = change / features["n_chosen"].to_numpy(dtype=np.float64)
+    numbers = features.drop(columns="pair_id").mean()
+    return {
+        "means": {str(k): float(v) for k, v in numbers.items()},
+        "correlations_with_chosen_change": rank_correlations(features, per_unit),
+    }
