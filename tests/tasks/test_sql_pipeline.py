@@ -225,13 +225,60 @@ def test_too_few_mistakes_end_in_one_line(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("sql-pairs-*")) and len(list(tmp_path.glob("sql-sft-*"))) == 1
 
 
+def test_a_build_changes_neither_random_state_nor_standard_output(tmp_path, wrong_answers, capsys):
+    import random
+
+    import numpy as np
+    import torch
+
+    class Noisy(FakeTrainer):
+        def train(self):
+            random.seed(9), np.random.seed(9), torch.manual_seed(9)  # noqa: NPY002
+            print({"loss": 1.0})
+            return super().train()
+
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(1))  # noqa: NPY002
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    expected = draws()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    prepare_sql_case(tmp_path, TINY, trainer_class=Noisy)
+    assert draws() == expected
+    out = capsys.readouterr()
+    assert out.out == "" and "{'loss': 1.0}" in out.err
+
+
+def test_a_launchers_variables_are_taken_away():
+    from dpo_diag.tasks.sql.build import single_process_environment
+
+    ranked = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1", "ACCELERATE_USE_CPU": "1", "TORCHELASTIC_RUN_ID": "x"}
+    assert single_process_environment({**ranked, "PATH": "/bin", "OMP_NUM_THREADS": "1"}) == {
+        "PATH": "/bin",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def test_a_rank_builds_in_a_process_apart_and_tells_its_failure(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DiagError, match="preparing the SQL case failed in its own process; got exit status 1"):
+        prepare_sql_case(tmp_path / "file", TINY)
+    out = capfd.readouterr()
+    assert out.out == "" and "the cache folder cannot be written" in out.err and "Traceback" not in out.err
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_real_sft_learns_and_its_mistakes_become_pairs(tmp_path):
-    """Some 12 s: 60 real steps take the loss from ln(768) = 6.6 to under 2, and are the same when run again."""
+def test_real_sft_learns_and_its_mistakes_become_pairs(tmp_path, monkeypatch):
+    """Some 25 s: 60 real steps take the loss from ln(768) = 6.6 to under 3; a rank gets the same through its child."""
     config = replace(SqlCaseConfig(), sft_steps=60, n_pairs=40, n_train_pairs=32, n_questions=100)
     one = prepare_sql_case(tmp_path / "one", config, progress=False)
     assert one.facts["sft"]["train_loss"] < 3.0 and one.facts["n_correct"] > 0
     assert (len(one.train), len(one.held_out)) == (32, 8)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)  # nobody listens there: to join this world would be to wait for ever
     two = prepare_sql_case(tmp_path / "two", config, progress=False)
+    assert (two.sft_hit, two.pairs_hit) == (True, True)
     assert (one.train, one.held_out) == (two.train, two.held_out)

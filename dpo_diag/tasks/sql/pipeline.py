@@ -6,10 +6,12 @@ output". Two cache entries, so that another number of pairs does not train the S
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -221,8 +223,30 @@ def _read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """Leave the random states as they were (a cache miss must not change what the caller draws next), and keep the
+    trainer's printed rows off standard output, which belongs to the command."""
+    import random
+
+    import numpy as np
+    import torch
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
 def _train_sft(
-    folder: Path, config: SqlCaseConfig, trainer_class: type | None, trainer_kwargs: Mapping[str, Any]
+    folder: Path,
+    config: SqlCaseConfig,
+    trainer_class: type | None,
+    trainer_kwargs: Mapping[str, Any],
+    progress: bool,
 ) -> Row:
     """Train from scratch and save model and tokenizer under folder/model; returns facts."""
     import tempfile
@@ -234,10 +258,11 @@ def _train_sft(
     started, cpu_started = time.monotonic(), time.process_time()
     tokenizer = build_tokenizer(config)
     model = build_sft_model(config, tokenizer)
-    with tempfile.TemporaryDirectory() as scratch:
+    quiet: dict[str, Any] = {} if progress else {"disable_tqdm": True, "logging_strategy": "no"}
+    with tempfile.TemporaryDirectory() as scratch, _aside():
         trainer = trainer_class(
             model=model,
-            args=sft_arguments(config, scratch),
+            args=sft_arguments(config, scratch, **quiet),
             train_dataset=Dataset.from_list(sft_rows(config)),
             processing_class=tokenizer,
             **trainer_kwargs,
@@ -332,9 +357,11 @@ def prepare_sql_case(
         cache_root: folder of the cache entries, e.g. runs/cache.
         config: what to build.
         trainer_class: SFTTrainer or a subclass with its constructor; None for TRL's. Its name is part of the key.
+            Under a multi-process launcher it must be importable by its name, and trainer_kwargs are not used: what
+            is missing is built by one process apart, since SFT spread over the ranks would be another SFT.
         trainer_kwargs: further constructor arguments (callbacks, a recorder); not part of the key, since they watch
             and must not change what is trained. On a cache hit nothing is trained and they are not used.
-        progress: progress bars while answering; SFT's own follow TRL.
+        progress: progress bars on standard error, for SFT and for answering.
         say: receives one line before each long step.
 
     Raises:
@@ -343,6 +370,10 @@ def prepare_sql_case(
     config = config or SqlCaseConfig()
     config.check()
     say = say or (lambda line: None)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from dpo_diag.tasks.sql.build import build_in_one_process
+
+        build_in_one_process(cache_root, config, trainer_class)
     settings = asdict(config)
     pair_keys = ("n_pairs", "n_train_pairs", "n_questions", "max_questions")
     trainer_name = f"{trainer_class.__module__}.{trainer_class.__qualname__}" if trainer_class else "trl"
@@ -355,7 +386,7 @@ def prepare_sql_case(
 
     def build_sft(folder: Path) -> Row:
         say(f"SFT from scratch: {config.sft_steps} steps of {config.sft_batch_size}")
-        return _train_sft(folder, config, trainer_class, trainer_kwargs or {})
+        return _train_sft(folder, config, trainer_class, trainer_kwargs or {}, progress)
 
     sft_dir, sft_meta, sft_hit = build_once(cache_root, "sql-sft", sft_determinants, build_sft)
     pair_determinants = {
