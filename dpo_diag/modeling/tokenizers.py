@@ -1,20 +1,16 @@
-"""The tokenizer of a model: loading, its pad token, its chat template, a fingerprint, and bytes per token."""
+"""The tokenizer of a model: loading, its pad token, its chat template, a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from dpo_diag.errors import DiagError
 from dpo_diag.modeling.hub import loading
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|PAD_TOKEN|>", "<|endoftext|>", "<unk>")
@@ -142,41 +138,3 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str | None = No
         "chat_template": bool(getattr(tokenizer, "chat_template", None)),
         "fingerprint": tokenizer_fingerprint(tokenizer),
     }
-
-
-def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int32]:
-    """UTF-8 bytes that each token id stands for; 0 for special tokens. Shape (largest id + 1,).
-
-    Byte-level BPE: one character of the token's string is one byte. SentencePiece: `▁` is one space, `<0xNN>` one byte.
-    So the bytes of a text are the sum over its tokens, also where a token ends inside a character.
-    """
-    vocabulary = tokenizer.get_vocab()
-    lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, dtype=np.int32)
-    added = {str(t.content) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if not t.special}
-    special = set(tokenizer.all_special_tokens) | {
-        str(t.content) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special
-    }
-    byte_level = _is_byte_level(tokenizer)
-    for token, index in vocabulary.items():
-        if token in special:
-            continue
-        if token in added:
-            lengths[index] = len(token.encode())
-        elif byte_level:
-            lengths[index] = len(token)
-        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            lengths[index] = 1
-        else:
-            text = token.replace("▁", " ")
-            text = text.removeprefix("##") if token.startswith("##") else text
-            lengths[index] = len(text.encode())
-    return lengths
-
-
-def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return hasattr(tokenizer, "byte_decoder")
-    decoder = json.loads(backend.to_str()).get("decoder") or {}
-    decoders: Sequence[dict[str, Any]] = decoder.get("decoders", [decoder])
-    return any(d.get("type") == "ByteLevel" for d in decoders)

@@ -18,7 +18,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.modeling.formats import shorten
 from dpo_diag.modeling.pairs import ISSUE_COLUMNS, Row
 from dpo_diag.modeling.probes import rank
-from dpo_diag.modeling.tokenizers import require_chat_template, token_byte_lengths
+from dpo_diag.modeling.token_bytes import token_bytes
+from dpo_diag.modeling.tokenizers import require_chat_template
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -139,7 +140,7 @@ def measure_tokens(
         max_length: tokens of prompt and response together; None for no limit.
         truncation_mode: "keep_start" cuts responses and drops pairs whose prompt fills max_length; "keep_end" cuts the
             prompt from its start first.
-        byte_lengths: `token_byte_lengths(tokenizer)`, where the caller has it already.
+        byte_lengths: `token_bytes(tokenizer)`, where the caller has it already.
 
     Raises:
         DiagError: messages without a chat template, an unknown mode.
@@ -148,7 +149,7 @@ def measure_tokens(
         raise DiagError("unknown truncation mode", got=truncation_mode, expected="keep_start or keep_end")
     notes = require_chat_template(tokenizer, "messages" if rows and not isinstance(rows[0]["prompt"], str) else "text")
     if byte_lengths is None:
-        byte_lengths = token_byte_lengths(tokenizer)
+        byte_lengths = token_bytes(tokenizer)
     records: list[dict[str, Any]] = []
     issues: list[tuple[int, str, str, bool]] = []
     for row, ids in _tokenised(rows, tokenizer):
@@ -187,7 +188,7 @@ def measure_until(
     if n is None or n >= len(rows):
         report = measure_tokens(rows, tokenizer, max_length, truncation_mode)
         return report.kept(rows), report
-    order, byte_lengths = rank(rows, seed), token_byte_lengths(tokenizer)
+    order, byte_lengths = rank(rows, seed), token_bytes(tokenizer)
     reports: list[TokenReport] = []
     taken, kept = 0, 0
     while not reports or (kept < n and taken < len(order)):
