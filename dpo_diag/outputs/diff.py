@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from dpo_diag.outputs.words import diff_tokens
 
-MAX_TOKENS = 4_000
+MAX_TOKENS = 2_000
 """Beyond so many pieces only the shared start and end are matched: difflib is quadratic, and models write megabytes."""
 
 

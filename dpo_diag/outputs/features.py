@@ -67,6 +67,7 @@ def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFram
     """
     stances = stances or load_stances()
     rows = []
+    known: dict[str, dict[str, object]] = {}
     prompts = frame["prompt"].astype(object) if "prompt" in frame else pd.Series(None, index=frame.index, dtype=object)
     for text, prompt, tags, reason, entropy, n in zip(
         frame["text"],
@@ -77,37 +78,45 @@ def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFram
         frame.get("n_tokens", pd.Series(math.nan, index=frame.index)),
         strict=True,
     ):
-        forms = words(text)
-        hits = stances.hits(text)
-        is_form = {name: test(text) for name, test in formats.FORMATS.items()}
+        if text not in known:
+            known[text] = _of_text(text, stances)
+        own = known[text]
         wanted = wanted_format(tags)
-        script = main_script(text)
-        asked = main_script(prompt) if isinstance(prompt, str) else None
-        looped = loop_words(forms)
+        script, asked = own["script"], main_script(prompt) if isinstance(prompt, str) else None
         rows.append(
-            {
-                "n_words": len(forms),
-                "n_chars": len(text),
-                "loop": float(looped > 0),
-                "loop_words": looped,
-                "distinct_2": distinct(forms, 2),
+            own
+            | {
                 "truncated": float(reason == "length") if isinstance(reason, str) else math.nan,
-                "refusal": float(bool(hits.get("refusal"))),
-                "hedge": float(bool(hits.get("hedge"))),
-                "refusal_hits": hits.get("refusal", []),
-                "hedge_hits": hits.get("hedge", []),
-                "script": script,
                 "language_switch": math.nan if script is None or asked is None else float(script != asked),
-                **{name: float(found) for name, found in is_form.items()},
-                "valid_format": math.nan if wanted is None else float(is_form[wanted]),
-                "structure": float(formats.structure(text)),
-                "kind": formats.kind(text, bool(hits.get("refusal"))),
+                "valid_format": math.nan if wanted is None else own[wanted],
                 "entropy": float(entropy) / n if n and n > 0 else math.nan,
-                "empty": float(not text.strip()),
             }
         )
     columns = [*MEANS, "loop_words", "refusal_hits", "hedge_hits", "script", "kind"]
     return pd.DataFrame(rows, index=frame.index, columns=columns)
+
+
+def _of_text(text: str, stances: Stances) -> dict[str, object]:
+    """The measures that the text alone gives."""
+    forms, hits, looped = words(text), stances.hits(text), loop_words(words(text))
+    shown = text[: formats.MAX_CHARS]  # a form that takes longer than this to tell is none
+    refused = bool(hits.get("refusal"))
+    return {
+        "n_words": len(forms),
+        "n_chars": len(text),
+        "loop": float(looped > 0),
+        "loop_words": looped,
+        "distinct_2": distinct(forms, 2),
+        "refusal": float(refused),
+        "hedge": float(bool(hits.get("hedge"))),
+        "refusal_hits": hits.get("refusal", []),
+        "hedge_hits": hits.get("hedge", []),
+        "script": main_script(text),
+        **{name: float(test(shown)) for name, test in formats.FORMATS.items()},
+        "structure": float(formats.structure(shown)),
+        "kind": formats.kind(shown, refused),
+        "empty": float(not text.strip()),
+    }
 
 
 def self_similarity(texts: Sequence[str]) -> float:

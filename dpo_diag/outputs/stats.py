@@ -6,6 +6,7 @@ All tests are paired (the same prompt before and after), seeded, and made for do
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -44,14 +45,23 @@ def finite(values: npt.ArrayLike) -> FloatArray:
     return array[np.isfinite(array)]
 
 
-def bootstrap_means(values: FloatArray, draws: int = DRAWS, seed: int = SEED) -> FloatArray:
-    """Means of `draws` resamples of the values, (draws,)."""
+@lru_cache(maxsize=8)
+def _resamples(n: int, draws: int, seed: int) -> FloatArray:
+    """How often each of n prompts stands in each resample, (draws, n): the same for every metric of a run."""
     rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+
+
+def bootstrap_means(values: FloatArray, draws: int = DRAWS, seed: int = SEED) -> FloatArray:
+    """Means of `draws` resamples of the values, (draws,); the same resamples for every array of one length."""
     n = len(values)
-    # Multinomial counts instead of indices: the same law in n numbers a draw, without an (draws, n) gather.
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=draws)
-    means: FloatArray = counts @ values / n
-    return means
+    if n and (values == values[0]).all():
+        return np.full(draws, float(values[0]))
+    if n > 2_000:
+        # The resampling matrix would take hundreds of megabytes; a mean over so many is normal.
+        rng = np.random.default_rng(seed)
+        return rng.normal(values.mean(), values.std() / math.sqrt(n), draws)
+    return _resamples(n, draws, seed) @ values / n
 
 
 def mean_interval(values: npt.ArrayLike, seed: int = SEED) -> Estimate:

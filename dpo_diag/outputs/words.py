@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 UNSPACED = (
@@ -54,9 +55,10 @@ def sentences(text: str) -> list[list[Word]]:
     return [sentence for sentence in out if sentence]
 
 
-def words(text: str) -> list[str]:
-    """The comparison forms of all words, in order."""
-    return [word.form for sentence in sentences(text) for word in sentence]
+@lru_cache(maxsize=20_000)
+def words(text: str) -> tuple[str, ...]:
+    """The comparison forms of all words, in order. Cached: most answers stay the same from look to look."""
+    return tuple(word.form for sentence in sentences(text) for word in sentence)
 
 
 def diff_tokens(text: str) -> list[str]:
