@@ -160,5 +160,5 @@ def _print_formats(as_json: bool) -> int:
     print(f"\nStep columns, best first: {', '.join(STEP_KEYS)}")
     sides = ", ".join(f"<side>_{m}" for m in MEASURES)
     print(f"Generic table (--as pairs): {', '.join(REQUIRED)}, pair_id (or prompt, chosen, rejected); optional split, "
-          f"ref_chosen_sum_logp, ref_rejected_sum_logp, {sides} with <side> chosen or rejected, score/NAME")  # fmt: skip
+          f"ref_chosen_sum_logp, ref_rejected_sum_logp, score/NAME, {sides} (<side>: chosen, rejected)")  # fmt: skip
     return 0

@@ -1,7 +1,7 @@
 """Every trainer's metric names and ours: one literal table, and the rules for prefixes. `dpo-diag import --formats`
 prints it.
 
-A name says nothing about what was averaged: `meaning` does. Versions are those whose code or logs the row was read from.
+A name says nothing about what was averaged: `meaning` does. Versions are those whose code or logs were read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Console logs: rows printed as Python dictionaries (or JSON) between progress frames, warnings and prose.
 
-Read as bytes in large pieces; a row is found by a pattern, parsed only if it names a metric, and numbered by the progress
-frame beside it. Handles carriage-return frames, ANSI colours, `[rank0]:` prefixes, frames printed into the middle of a
+Read as bytes in large pieces; a row is found by a pattern, parsed only if it names a metric, and numbered by the
+progress frame beside it. Handles carriage-return frames, ANSI colours, `[rank0]:` prefixes, frames printed into the middle of a
 row, several trainings in one file (SFT before DPO), and numbers as strings (Transformers 5).
 """
 

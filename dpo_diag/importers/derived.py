@@ -1,7 +1,7 @@
 """Values that follow exactly from logged ones, and only those; each is written with `derived` = true.
 
-- `ref_logps/<side>` = logps - rewards / beta (sum-log-prob losses; FACTS section 5). On the evaluations of one fixed set
-  it must be constant: that checks beta, or finds it where nobody says it.
+- `ref_logps/<side>` = logps - rewards / beta (sum-log-prob losses). On the evaluations of one fixed set it must
+  be constant: that checks beta, or finds it where nobody says it.
 - `preference_loss` = loss - weight x nll_loss, where the first row shows that it starts at ln 2.
 - `ce/<side>` = -logps where logps are means over tokens; `ppl_seq_geomean/<side>` = exp(ce).
 - `rewards/margins` = rewards/chosen - rewards/rejected where it is not logged.

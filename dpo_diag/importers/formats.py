@@ -25,7 +25,7 @@ class Format(NamedTuple):
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("hf", "hf_state:read_hf_state", "Hugging Face trainer_state.json (TRL, LLaMA-Factory, ms-swift, Axolotl), or a JSON list of rows"),
+    Format("hf", "hf_state:read_hf_state", "trainer_state.json (TRL, LLaMA-Factory, ms-swift, Axolotl) or a JSON list of rows"),
     Format("llamafactory", "llamafactory:read_llamafactory", "LLaMA-Factory trainer_log.jsonl, v0 and v1"),
     Format("swift", "swift:read_swift", "ms-swift logging.jsonl"),
     Format("jsonl", "jsonl_log:read_jsonl_log", "JSON lines of log rows, any trainer"),
@@ -37,7 +37,7 @@ FORMATS: tuple[Format, ...] = (
     Format("wandb", "wandb_run:read_wandb", "W&B offline run (run-<id>.wandb or its folder), or entity/project/run"),
     Format("trackio", "trackio_db:read_trackio", "trackio project database (sqlite)"),
     Format("ren", "ren:read_ren", "Ren & Sutherland: folder with an (eval, metric, prompt) .npy and its json lines"),
-    Format("pairs", "pair_table:read_pair_table", "generic table: one row per (step, pair), JSON lines, CSV or Parquet"),
+    Format("pairs", "pair_table:read_pair_table", "generic table, one row per (step, pair): JSON lines, CSV, Parquet"),
 )  # fmt: skip
 NAMES = tuple(f.name for f in FORMATS)
 
@@ -112,9 +112,9 @@ def _detect_json(text: str, path: Path) -> str | None:
     """By the first JSON value: a row (JSON lines) or the document."""
     decoder = json.JSONDecoder()
     try:
-        value, end = decoder.raw_decode(text)
+        value, _ = decoder.raw_decode(text)
     except (ValueError, RecursionError):
-        value, end = None, 0
+        value = None
     if isinstance(value, Mapping):
         return _document_kind(value) or _row_kind(value, path)
     if isinstance(value, list):

@@ -22,7 +22,7 @@ def read_jsonl_log(path: Path, options: Options) -> Parsed:
 
 
 def read_lines(path: Path, options: Options, name: str, trainer: str) -> Parsed:
-    """Read JSON lines; what is no object is reported by line. A `log_history` inside a row adds the steps it has more."""
+    """Read JSON lines; what is no object is reported by line. A `log_history` inside a row adds steps."""
     trouble = Trouble()
     store = RowStore(trouble, trainer)
     found, late = 0, list[tuple[int, Any]]()

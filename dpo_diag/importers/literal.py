@@ -1,4 +1,4 @@
-"""A printed dictionary to a dictionary: JSON or Python's repr, with numbers as strings, nan, inf and wrapped scalars."""
+"""A printed dictionary to a dictionary: JSON or Python's repr, with nan, inf and wrapped scalars."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class History:
         return any(s.store is not None and (split, name) in s.store.metrics() for s in self.sources)
 
     def splits(self) -> list[str]:
-        return sorted({split for split, _ in self.keys()})
+        return sorted({split for split, _ in self.metrics()})
 
     def column(self, split: str, name: str) -> Column | None:
         """One metric, merged over the sources; None where no source has it."""

@@ -31,7 +31,7 @@ _TEXT_KEYS = frozenset(("type", "event", "message", "msg", "level", "run", "run_
 
 
 def number(value: Any) -> float | None:
-    """A float from what a log holds: a number, a numeral (`'0.6931'`, `'NaN'`), `tensor(0.7)`; None for anything else."""
+    """A float from what a log holds: a number, a numeral (`'0.6931'`, `'NaN'`), `tensor(0.7)`; else None."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
@@ -165,6 +165,10 @@ class RowStore:
         """Take a row. `step` is used when the row names none. Returns its (block, index), None if it held no metric."""
         keys = tuple(row)
         block = self.blocks.get(keys)
+        if block is None and len(self.blocks) > 64:
+            # A source that shuffles its keys must not make a block per order.
+            keys = tuple(sorted(row, key=str))
+            block = self.blocks.get(keys)
         if block is None:
             block = self.blocks[keys] = _Block(keys, self.trainer)
         if block.is_summary:

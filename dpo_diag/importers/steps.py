@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass
 class Frames:
-    """For each row (by its number in the source) the progress counter before and after it: (done, total), -1 unknown."""
+    """For each row (by its number in the source) the progress counter before and after it; -1 unknown."""
 
     before: array[int] = field(default_factory=lambda: array("i"))
     before_total: array[int] = field(default_factory=lambda: array("i"))

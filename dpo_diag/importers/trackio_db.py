@@ -1,0 +1,119 @@
+"""trackio's project database (sqlite): one row of JSON metrics per log call.
+
+trackio's own `step` counts log calls; the training step is `train/global_step`. A name that was used twice continues
+the old run: steps that come back are duplicates, the later ones count. NaN and infinities are strings.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.importers.facts import facts_from_mapping
+from dpo_diag.importers.opening import Trouble
+from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.rows import RowStore
+from dpo_diag.importers.steps import fill_steps
+
+
+def read_trackio(path: Path, options: Options) -> Parsed:
+    """Read one run of a project; with several runs in it `--run` names the one.
+
+    Raises:
+        DiagError: no database of trackio's, or several runs and none named.
+    """
+    file = path if path.is_file() else _database(path)
+    trouble = Trouble()
+    with tempfile.TemporaryDirectory(prefix="dpo-diag-") as scratch:
+        # A copy: opening a database beside its write-ahead log would write to the user's folder.
+        copy = Path(scratch) / "project.db"
+        try:
+            shutil.copyfile(file, copy)
+            for ending in ("-wal", "-shm"):
+                if (beside := file.with_name(file.name + ending)).is_file():
+                    shutil.copyfile(beside, copy.with_name(copy.name + ending))
+            connection = sqlite3.connect(copy)
+        except (OSError, sqlite3.Error) as error:
+            raise DiagError("the database cannot be opened", where=file, got=error) from error
+        try:
+            return _read(connection, file, options, trouble)
+        except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
+            raise DiagError(
+                "the database cannot be read", where=file, got=error, expected="trackio's tables", mend="copy it again"
+            ) from error
+        finally:
+            connection.close()
+
+
+def _database(folder: Path) -> Path:
+    found = sorted(folder.glob("*.db"))
+    if len(found) != 1:
+        raise DiagError(
+            "which project",
+            where=folder,
+            got=[p.name for p in found] or "no .db file",
+            mend="name the file",
+            usage=True,
+        )
+    return found[0]
+
+
+def _read(connection: sqlite3.Connection, file: Path, options: Options, trouble: Trouble) -> Parsed:
+    columns = [r[1] for r in connection.execute("PRAGMA table_info(metrics)")]
+    if "metrics" not in columns:
+        raise DiagError("no database of trackio's", where=file, got="no table metrics", mend="name <project>.db")
+    name_column = "run_name" if "run_name" in columns else None
+    run = None
+    if name_column:
+        runs = [str(r[0]) for r in connection.execute("SELECT DISTINCT run_name FROM metrics ORDER BY run_name")]
+        run = options.run or (runs[0] if len(runs) == 1 else None)
+        if run is None or run not in runs:
+            raise DiagError(
+                "which run",
+                where=file,
+                got=", ".join(runs[:12]) or "no runs",
+                mend="name one with --run NAME",
+                usage=True,
+            )
+    store = RowStore(trouble, options.trainer or "any")
+    parsed = Parsed("trackio", [file], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    where, values = (" WHERE run_name = ?", (run,)) if run is not None else ("", ())
+    order = " ORDER BY id" if "id" in columns else " ORDER BY timestamp" if "timestamp" in columns else ""
+    step_column = "step" if "step" in columns else "NULL"
+    for number, (step, text) in enumerate(
+        connection.execute(f"SELECT {step_column}, metrics FROM metrics{where}{order}", values), start=1
+    ):
+        parsed.found += 1
+        row = _row(text)
+        if row is None:
+            trouble.skip(number, "metrics are no JSON object")
+            continue
+        store.add(row, number, step if isinstance(step, int) and step >= 0 else None)
+    parsed.facts.merge(_config(connection, run, file.name))
+    parsed.extra["run_name"] = run
+    parsed.steps_from = fill_steps(store, logging_steps=options.logging_steps)
+    parsed.read = store.rows
+    return parsed
+
+
+def _row(text: Any) -> dict[str, Any] | None:
+    if isinstance(text, (str, bytes)):
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return row if isinstance(row, dict) else None
+    return None
+
+
+def _config(connection: sqlite3.Connection, run: str | None, where: str) -> Any:
+    try:
+        found = connection.execute("SELECT config FROM configs WHERE run_name = ?", (run,)).fetchone()
+    except sqlite3.Error:
+        found = None
+    return facts_from_mapping(_row(found[0]) if found else None, f"{where}: config")

@@ -1,0 +1,72 @@
+"""Wide CSV or TSV: a step column and one column a metric, as W&B, TensorBoard and notebooks export them.
+
+Knows W&B's `<run> - train/loss` columns with their __MIN and __MAX, TensorBoard's one-scalar export (Wall time, Step,
+Value; the metric is in the file's name), notebook tables (`Step`, `Training Loss`, `rewards / chosen`) and long tables
+(step, name, value).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.importers.aliases import STEP_KEYS, clean_key
+from dpo_diag.importers.jsonl_log import with_split
+from dpo_diag.importers.opening import Trouble
+from dpo_diag.importers.pair_table import csv_rows
+from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.rows import RowStore, number
+from dpo_diag.importers.steps import fill_steps
+
+_EMPTY = ("", "null", "none", "na", "n/a", "-")
+
+
+def read_wide_csv(path: Path, options: Options) -> Parsed:
+    """Read the rows; empty cells are missing, `nan` is NaN."""
+    trouble = Trouble()
+    store = RowStore(trouble, options.trainer or "any")
+    parsed = Parsed("csv", [path], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    names: dict[str, str] | None = None
+    runs: set[str] = set()
+    for line, raw in csv_rows(path, trouble):
+        parsed.found += 1
+        if names is None:
+            names, runs = _column_names(list(raw), path, options.run)
+        row: dict[str, Any] = {
+            names[key]: value
+            for key, value in raw.items()
+            if names.get(key) and value is not None and value.strip().lower() not in _EMPTY
+        }
+        if {"name", "value"} <= set(row) and (number(row["value"]) is not None):
+            row[row.pop("name")] = row.pop("value")
+        if isinstance(split := row.get("split"), str):
+            row = with_split(row, split)
+        store.add(row, line)
+    if len(runs) > 1:
+        parsed.notes.append(f"columns of {len(runs)} runs; taken: {sorted(runs)[0]} (--run NAME chooses)")
+    parsed.steps_from = fill_steps(store, logging_steps=options.logging_steps)
+    parsed.read = store.rows
+    return parsed
+
+
+def _column_names(header: list[str], path: Path, run: str | None) -> tuple[dict[str, str], set[str]]:
+    """Header -> key of the alias table; W&B's helper columns and other runs' columns are left out."""
+    lower = [clean_key(h).lower() for h in header]
+    if "value" in lower and "wall time" in lower:
+        tag = re.sub(r"\.(csv|tsv)(\.\w+)?$", "", path.name)
+        tag = tag.rsplit("tag-", 1)[-1].replace("_", "/", 1) if "tag-" in tag else tag
+        return {h: {"value": tag, "step": "step"}.get(low, "") for h, low in zip(header, lower, strict=True)}, set()
+    split = [(h, h.rsplit(" - ", 1)) for h in header]
+    runs = {parts[0] for _, parts in split if len(parts) == 2}
+    chosen = run if run in runs else (sorted(runs)[0] if runs else None)
+    names = {}
+    for column, parts in split:
+        if column.endswith(("__MIN", "__MAX")) or (len(parts) == 2 and parts[0] != chosen):
+            names[column] = ""
+        else:
+            names[column] = parts[-1]
+    steps = [n for n in names.values() if clean_key(n).lower() in STEP_KEYS]
+    if not steps and header and (header[0] == "" or lower[0] in ("unnamed: 0", "index")):
+        names[header[0]] = ""
+    return names, runs
