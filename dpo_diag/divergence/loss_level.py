@@ -6,6 +6,7 @@ and is 12.2 -> 10.0. The scale is the vocabulary's uniform guess, log V nats, i.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records.metrics import safe_exp
 
 NOT_MEANT = (
-    "a DPO loss is no cross-entropy: exp of it is not a perplexity (at the start it is ln 2 = 0.6931, whatever the model)",
+    "a DPO loss is no cross-entropy: exp of it is no perplexity (it starts at ln 2 = 0.6931 whatever the model)",
     "perplexities of different tokenizers do not compare: use bits per byte",
     "an average hides which answers and which tokens it comes from; a mean of perplexities can be one hard answer",
     "a lower value says that these texts became likelier, not that what the model writes became better",
@@ -33,8 +34,8 @@ def loss_level(loss: float, vocab_size: int | None = None) -> dict[str, Any]:
     """What a cross-entropy (nats per token) means.
 
     Returns: {"loss", "perplexity" (None above the float range), "log10_perplexity", "bits_per_token", "vocab_size",
-        "uniform_loss", "uniform_perplexity", "share_of_uniform", "means", "does_not_mean"}; the vocabulary's numbers are
-        None without `vocab_size`.
+        "uniform_loss", "uniform_perplexity", "share_of_uniform", "means", "does_not_mean"}; the vocabulary's numbers
+        are None without `vocab_size`.
 
     Raises:
         DiagError: a loss that is negative or no number, a vocabulary below 2.
@@ -66,10 +67,10 @@ def loss_level(loss: float, vocab_size: int | None = None) -> dict[str, Any]:
 
 
 def compare_levels(losses: list[float]) -> list[dict[str, Any]]:
-    """Change from each loss to the next: {"from", "to", "ppl_from", "ppl_to", "ppl_ratio"}; empty for fewer than two."""
+    """Change from each loss to the next: {"from", "to", "ppl_from", "ppl_to", "ppl_ratio"}; empty below two."""
     return [
         {
             "from": a, "to": b, "ppl_from": safe_exp(a), "ppl_to": safe_exp(b), "ppl_ratio": safe_exp(b - a),
         }
-        for a, b in zip(losses, losses[1:], strict=False)
+        for a, b in itertools.pairwise(losses)
     ]  # fmt: skip

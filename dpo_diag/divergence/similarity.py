@@ -75,8 +75,9 @@ def pair_features(selection: Selection, layout: TokenLayout | None) -> pd.DataFr
 def edit_distances(layout: TokenLayout) -> dict[str, float]:
     """pair_id -> Levenshtein distance of the two answers' token ids over the longer length; 0 for two empty ones."""
     found = {}
+    complete = layout.complete
     for i, pair in enumerate(layout.pair_ids):
-        if not (layout.complete[2 * i] and layout.complete[2 * i + 1]):
+        if not (complete[2 * i] and complete[2 * i + 1]):
             continue
         chosen, rejected = layout.tokens_of(2 * i), layout.tokens_of(2 * i + 1)
         found[pair] = edit_distance(chosen, rejected) / max(chosen.size, rejected.size, 1)

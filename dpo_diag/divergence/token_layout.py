@@ -21,6 +21,7 @@ from dpo_diag.records.schemas import SIDES
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TokenLayout:
     pair_ids: list[str]
     starts: IntArray
     lengths: IntArray
-    token_ids: IntArray
-    response: IntArray
+    token_ids: Int32Array
+    response: Int32Array
 
     @property
     def size(self) -> int:
@@ -50,7 +51,7 @@ class TokenLayout:
         holes = np.bincount(self.response, weights=self.token_ids < 0, minlength=self.lengths.size)
         return np.asarray((holes == 0) & (self.lengths > 0))
 
-    def tokens_of(self, response: int) -> IntArray:
+    def tokens_of(self, response: int) -> Int32Array:
         """Token ids of one response."""
         start = int(self.starts[response])
         return self.token_ids[start : start + int(self.lengths[response])]
@@ -89,9 +90,10 @@ def make_layout(run: Run, step: int, split: str, pair_ids: Sequence[str], role: 
     lengths = np.zeros(2 * len(wanted), dtype=np.int64)
     np.maximum.at(lengths, response[keep], position[keep] + 1)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    token_ids = np.full(int(lengths.sum()), -1, dtype=np.int64)
+    token_ids = np.full(int(lengths.sum()), -1, dtype=np.int32)
     token_ids[starts[response[keep]] + position[keep]] = table.column("token_id").to_numpy()[keep]
-    return TokenLayout(wanted, starts, lengths, token_ids, np.repeat(np.arange(lengths.size), lengths))
+    response_of = np.repeat(np.arange(lengths.size, dtype=np.int32), lengths)
+    return TokenLayout(wanted, starts, lengths, token_ids, response_of)
 
 
 def fill(

@@ -7,6 +7,8 @@ quantity is a matrix product of the same draws: intervals of different quantitie
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,12 +22,16 @@ MINIMUM_PAIRS = 8
 _CELLS = 4_000_000
 
 
+@lru_cache(maxsize=2)
 def bootstrap_counts(n: int, seed: int = 0) -> FloatArray:
     """How often each of n pairs is drawn in each resample, shape (resamples, n); fewer resamples for very many pairs
-    (at least 200), so that the draws stay below a few dozen megabytes."""
+    (at least 200), so that the draws stay below a few dozen megabytes.
+    Read only: the same draws serve every quantity over the same pairs."""
     resamples = max(200, min(RESAMPLES, _CELLS // max(n, 1)))
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
-    return np.asarray(counts, dtype=np.float64)
+    draws = np.asarray(counts, dtype=np.float64)
+    draws.flags.writeable = False
+    return draws
 
 
 def interval(draws: npt.ArrayLike, level: float = 0.95) -> list[float] | None:
