@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpo_diag.training.callbacks import FixedPromptCallback, untouched_random_state
+from dpo_diag.training.sft import DiagSFTTrainer
 from dpo_diag.training.trainers import DiagDPOTrainer
 
-__all__ = ["DiagDPOTrainer", "FixedPromptCallback", "untouched_random_state"]
+__all__ = ["DiagDPOTrainer", "DiagSFTTrainer", "FixedPromptCallback", "untouched_random_state"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,9 @@ from accelerate.utils import gather_object
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.training.batch import PairBatch
+from dpo_diag.training.batch import Batch, PairBatch
+
+B = TypeVar("B", bound=Batch)
 
 
 class Value(NamedTuple):
@@ -28,7 +30,7 @@ class Value(NamedTuple):
 
 
 @dataclass
-class Gathered:
+class Gathered(Generic[B]):
     """One rank's view after the exchange.
 
     Attributes:
@@ -38,21 +40,21 @@ class Gathered:
         n_duplicates: identical pairs in the set beyond their first; they count in the metrics, and are recorded once.
     """
 
-    pairs: PairBatch | None
+    pairs: B | None
     residual: float
     own_first: npt.NDArray[np.bool_]
     n_duplicates: int
 
 
 @dataclass
-class Accumulator:
+class Accumulator(Generic[B]):
     """Collects micro-batches of one split on one rank."""
 
-    spec: LossSpec
-    batches: list[PairBatch] = field(default_factory=list)
+    spec: LossSpec | None
+    batches: list[B] = field(default_factory=list)
     residual: float = math.nan
 
-    def add(self, batch: PairBatch) -> None:
+    def add(self, batch: B) -> None:
         """Take one micro-batch; its per-token values are not kept."""
         residual = batch.residual(self.spec)
         if not math.isnan(residual):
@@ -63,15 +65,15 @@ class Accumulator:
         """Start anew."""
         self.batches, self.residual = [], math.nan
 
-    def gather(self, world_size: int = 1, rank: int = 0, *, padded: bool = False) -> Gathered:
+    def gather(self, world_size: int = 1, rank: int = 0, *, padded: bool = False) -> Gathered[B]:
         """Exchange with the other ranks; every rank must call it.
 
         Args:
             padded: a sampler may have repeated examples to fill the last batch (evaluation): count each example of
                 the set once, known by its row in the data set, or by its pair_id where rows are not known.
         """
-        own = PairBatch.concat(self.batches) if self.batches else None
-        everyone: list[tuple[PairBatch | None, float]] = [(own, self.residual)]
+        own = type(self.batches[0]).concat(self.batches) if self.batches else None
+        everyone: list[tuple[B | None, float]] = [(own, self.residual)]
         if world_size > 1:
             everyone = gather_object([(own, self.residual)])
         parts = [p for p, _ in everyone if p is not None]
@@ -79,7 +81,7 @@ class Accumulator:
         worst = max(residuals) if residuals else math.nan
         if not parts:
             return Gathered(None, worst, np.zeros(0, dtype=bool), 0)
-        pairs = PairBatch.concat(parts)
+        pairs = type(parts[0]).concat(parts)
         first = _first_of([("id", p) for p in pairs.pair_ids])
         start = sum(len(p) for p, _ in everyone[:rank] if p is not None) if world_size > 1 else 0
         own_first = first[start : start + (0 if own is None else len(own))]
@@ -136,3 +138,20 @@ def pair_metrics(pairs: PairBatch, spec: LossSpec, residual: float = math.nan) -
     if not math.isnan(residual):
         found["loss_residual"] = Value(residual, count)
     return found
+
+
+def pair_weights(pairs: PairBatch) -> dict[str, float]:
+    """What TRL's own DPO metrics are means over: `#name` -> pairs or tokens."""
+    n = float(len(pairs))
+    chosen, rejected = (float(t) for t in pairs.policy["n_tokens"].sum(axis=1))
+    of_pairs = (
+        "loss", "aux_loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected",
+    )  # fmt: skip
+    of_tokens = {
+        "entropy": chosen + rejected,
+        "mean_token_accuracy": chosen,
+        "logits/chosen": chosen,
+        "logits/rejected": rejected,
+    }
+    return {f"#{name}": n for name in of_pairs} | {f"#{name}": t for name, t in of_tokens.items()}

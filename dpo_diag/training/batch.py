@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,27 @@ FloatArray = npt.NDArray[np.float64]
 
 def _numpy(values: torch.Tensor | None, dtype: torch.dtype) -> npt.NDArray[Any] | None:
     return None if values is None else values.to(dtype).cpu().numpy()
+
+
+class Batch(Protocol):
+    """What can be accumulated, exchanged and concatenated: pairs (DPO) or sequences (SFT)."""
+
+    pair_ids: list[str]
+    rows: npt.NDArray[np.int64]
+    loss: float
+
+    def __len__(self) -> int: ...
+
+    def bad_rows(self) -> npt.NDArray[np.bool_]: ...
+
+    def without_tokens(self) -> Self: ...
+
+    def take(self, keep: npt.NDArray[np.bool_]) -> Self: ...
+
+    def residual(self, spec: LossSpec | None) -> float: ...
+
+    @classmethod
+    def concat(cls, batches: Sequence[Self]) -> Self: ...
 
 
 @dataclass
@@ -95,6 +116,10 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.pair_ids)
 
+    def bad_rows(self) -> npt.NDArray[np.bool_]:
+        """(pairs,) true where a log-prob sum is not finite."""
+        return ~np.isfinite(self.policy["sum_logp"]).all(axis=0)
+
     def without_tokens(self) -> PairBatch:
         """The same without its per-token values."""
         return PairBatch(self.pair_ids, self.rows, self.policy, self.reference, self.n_seen, self.weight, self.loss)
@@ -160,7 +185,7 @@ class PairBatch:
             weight=self.weight,
         )
 
-    def residual(self, spec: LossSpec) -> float:
+    def residual(self, spec: LossSpec | None) -> float:
         """|mean recomputed loss - TRL's number|; NaN where the loss has no per-pair value."""
-        losses = self.pair_losses(spec)
+        losses = None if spec is None else self.pair_losses(spec)
         return float("nan") if losses is None else abs(float(losses.mean()) - self.loss)

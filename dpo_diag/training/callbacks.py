@@ -85,6 +85,7 @@ class FixedPromptCallback(TrainerCallback):
         prompts: handed to `generate_fn` as they are.
         recorder: a RunWriter; None takes the trainer's own (nothing is written where there is none).
         schedule: when to answer: any of "start", "eval", "end", and integers (every so many optimizer steps).
+        also_at: single optimizer steps, e.g. 1, 2, 4, 8: the first looks come long before the first evaluation.
         with_reference: also answer once by the reference, `model` = "ref" (a reference model, or the adapter
             disabled; skipped with a warning where log-probs were precomputed and no model is kept).
         score_fn: `score_fn(rows) -> {(split, name): (value, n)}`, e.g. ("held_out", "execution_accuracy"); written
@@ -101,11 +102,12 @@ class FixedPromptCallback(TrainerCallback):
         recorder: RunWriter | None = None,
         *,
         schedule: Iterable[str | int] = ("start", "eval", "end"),
+        also_at: Iterable[int] = (),
         with_reference: bool = True,
         score_fn: ScoreFn | None = None,
     ) -> None:
         self.generate_fn, self.prompts, self.writer = generate_fn, prompts, recorder
-        self.schedule = frozenset(schedule)
+        self.schedule, self.also_at = frozenset(schedule), frozenset(also_at)
         self.with_reference, self.score_fn = with_reference, score_fn
         self.trainer: Any = None
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -131,7 +133,8 @@ class FixedPromptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every so many steps, where the schedule names a number."""
-        if any(isinstance(every, int) and state.global_step % every == 0 for every in self.schedule):
+        due = any(isinstance(every, int) and state.global_step % every == 0 for every in self.schedule)
+        if due or state.global_step in self.also_at:
             self.answer(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

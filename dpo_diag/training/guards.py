@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_diag.training.batch import PairBatch
+from dpo_diag.training.batch import Batch
 
 Say = Callable[[str, str, Mapping[str, Any]], None]
 """(code, message, evidence)."""
@@ -54,20 +54,20 @@ class Guards:
         if self._counts[code] <= MAX_PER_CODE:
             self._say(code, message, evidence)
 
-    def batch(self, batch: PairBatch, step: int) -> None:
+    def batch(self, batch: Batch, step: int) -> None:
         """Look at one training micro-batch of optimizer step `step`."""
-        bad = ~np.isfinite(batch.policy["sum_logp"]).all(axis=0)
+        bad = batch.bad_rows()
         pair_ids = [p for p, b in zip(batch.pair_ids, bad, strict=True) if b]
         if not math.isfinite(batch.loss):
             self._alert(
                 "non_finite_loss",
-                f"loss is {batch.loss} in step {step}; {len(pair_ids)} of {len(batch)} pairs have non-finite log-probs",
+                f"loss is {batch.loss} in step {step}; {len(pair_ids)} of {len(batch)} rows have non-finite log-probs",
                 {"loss": batch.loss, "pair_ids": pair_ids or batch.pair_ids, "step": step},
             )
         elif pair_ids:
             self._alert(
                 "non_finite_logp",
-                f"the log-probs of {len(pair_ids)} of {len(batch)} pairs are not finite in step {step}, the loss is "
+                f"the log-probs of {len(pair_ids)} of {len(batch)} rows are not finite in step {step}, the loss is "
                 f"{batch.loss:.4g}",
                 {"loss": batch.loss, "pair_ids": pair_ids, "step": step},
             )

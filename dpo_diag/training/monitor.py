@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +11,8 @@ from accelerate.logging import get_logger
 
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
-from dpo_diag.training.aggregate import Accumulator, Gathered, Value, pair_metrics
-from dpo_diag.training.batch import PairBatch, TokenRows
+from dpo_diag.training.aggregate import Accumulator, Gathered, Value
+from dpo_diag.training.batch import Batch, PairBatch, TokenRows
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.texts import TextSource
@@ -22,11 +21,6 @@ logger = get_logger(__name__)
 
 RESIDUAL_TOLERANCE = 1e-4
 """A loss residual beyond this, relative to losses above 1, is no rounding of float32 sums."""
-_TOKEN_METRICS = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
-_PAIR_METRICS = (
-    "loss", "nll_loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
-    "logps/rejected", "aux_loss",
-)  # fmt: skip
 _NOT_METRICS = ("epoch", "step", "num_tokens", "model_preparation_time")
 
 
@@ -34,7 +28,9 @@ class Monitor:
     """One trainer's measurements.
 
     Args:
-        spec: the trainer's loss.
+        measure: metrics of a set of batches' rows, from (rows, largest residual).
+        counts: weights of the trainer's own metrics, under keys starting with #.
+        spec: a preference trainer's loss, None for any other.
         world_size, rank: of the process group.
         record_tokens: pairs per evaluation set whose tokens are kept: those with the smallest ids, which is a random
             sample that is the same at every step, in every run, and for every number of processes.
@@ -42,8 +38,18 @@ class Monitor:
     """
 
     def __init__(
-        self, spec: LossSpec, *, world_size: int, rank: int, record_tokens: int, moving_reference: bool, guards: Guards
+        self,
+        measure: Callable[[Any, float], dict[str, Value]],
+        counts: Callable[[Any], dict[str, float]],
+        spec: LossSpec | None = None,
+        *,
+        world_size: int,
+        rank: int,
+        guards: Guards,
+        record_tokens: int = 0,
+        moving_reference: bool = False,
     ) -> None:
+        self._measure, self._counts_of = measure, counts
         self.spec, self.world_size, self.rank = spec, world_size, rank
         self.record_tokens, self.moving_reference = record_tokens, moving_reference
         self.guards = guards
@@ -51,8 +57,8 @@ class Monitor:
         self.texts = TextSource()
         self.own_splits: set[str] = set()
         self.splits: dict[str, dict[str, Any]] = {}
-        self._train = Accumulator(spec)
-        self._eval: Accumulator | None = None
+        self._train: Accumulator[Any] = Accumulator(spec)
+        self._eval: Accumulator[Any] | None = None
         self._tokens: dict[str, tuple[TokenRows, int]] = {}
         self._closed: tuple[str, str, dict[str, Value]] | None = None
         self._foreign = False
@@ -72,21 +78,22 @@ class Monitor:
         """Whether the per-token values of the coming batch are to be kept."""
         return self.evaluating and self.recorder is not None and self.record_tokens > 0
 
-    def observe(self, batch: PairBatch, step: int) -> None:
+    def observe(self, batch: Batch, step: int) -> None:
         """Take one micro-batch, of the running evaluation or else of training step `step`."""
         self._check(batch)
         if self._eval is not None:
             self._eval.add(batch)
-            self._keep_tokens(batch)
+            if isinstance(batch, PairBatch):
+                self._keep_tokens(batch)
             return
         self.guards.batch(batch, step)
         self._train.add(batch)
-        if self.recorder is not None:
+        if self.recorder is not None and isinstance(batch, PairBatch):
             self.recorder.train_batch(batch, step, reference=not self.moving_reference)
             self._untold += [p for p in batch.pair_ids if self.recorder.lacks_text(TRAIN_SPLIT, p)]
             self._step = step
 
-    def _check(self, batch: PairBatch) -> None:
+    def _check(self, batch: Batch) -> None:
         residual = batch.residual(self.spec)
         if residual > RESIDUAL_TOLERANCE * max(1.0, abs(batch.loss)):
             self.warn_once(
@@ -139,7 +146,7 @@ class Monitor:
         gathered = self._eval.gather(self.world_size, self.rank, padded=True)
         if gathered.pairs is None:
             return {}
-        values = pair_metrics(gathered.pairs, self.spec, gathered.residual)
+        values = self._measure(gathered.pairs, gathered.residual)
         if record:
             split = self._split_of(prefix, gathered)
             self._closed = (prefix, split, values | self._counts(gathered.pairs))
@@ -147,12 +154,11 @@ class Monitor:
                 self._record(gathered, split, step, decode)
         return {name: v.value for name, v in values.items()}
 
-    def _counts(self, pairs: PairBatch) -> dict[str, Value]:
-        """Weights for TRL's own metrics, under keys that no metric has."""
-        tokens = pairs.policy["n_tokens"].sum(axis=1)
-        return {"#pairs": Value(0, len(pairs)), "#chosen": Value(0, tokens[0]), "#rejected": Value(0, tokens[1])}
+    def _counts(self, rows: Batch) -> dict[str, Value]:
+        """Weights for the trainer's own metrics, under keys that no metric has."""
+        return {name: Value(0.0, weight) for name, weight in self._counts_of(rows).items()}
 
-    def _split_of(self, prefix: str, gathered: Gathered) -> str:
+    def _split_of(self, prefix: str, gathered: Gathered[Any]) -> str:
         """The split's name: the metric prefix; a foreign set never shares the name of another set."""
         assert gathered.pairs is not None
         content = hashlib.sha256("".join(sorted(gathered.pairs.pair_ids)).encode()).hexdigest()[:16]
@@ -167,10 +173,11 @@ class Monitor:
         }  # fmt: skip
         return split
 
-    def _record(self, gathered: Gathered, split: str, step: int, decode: Any) -> None:
+    def _record(self, gathered: Gathered[Any], split: str, step: int, decode: Any) -> None:
         assert self.recorder is not None and self._eval is not None and gathered.pairs is not None
-        own = PairBatch.concat(self._eval.batches) if self._eval.batches else None
-        if own is not None:
+        parts = [b for b in self._eval.batches if isinstance(b, PairBatch)]
+        if parts:
+            own = PairBatch.concat(parts)
             chosen = sorted(set(gathered.pairs.pair_ids))[: self.record_tokens]
             first = {p for p, k in zip(own.pair_ids, gathered.own_first, strict=True) if k}
             self._trim_tokens([p for p in chosen if p in first])
@@ -194,7 +201,7 @@ class Monitor:
         self._closed = None
         if gathered.pairs is None:
             return {}
-        values = pair_metrics(gathered.pairs, self.spec, gathered.residual)
+        values = self._measure(gathered.pairs, gathered.residual)
         self._closed = ("", TRAIN_SPLIT, values | self._counts(gathered.pairs))
         return {name: v.value for name, v in values.items()}
 
@@ -230,11 +237,8 @@ class Monitor:
         for name in values:
             if name in weights or not weights:
                 continue
-            if name in _PAIR_METRICS:
-                weights[name] = weights["#pairs"]
-            elif name in _TOKEN_METRICS:
-                side = {"logits/rejected": ["#rejected"], "entropy": ["#chosen", "#rejected"]}.get(name, ["#chosen"])
-                weights[name] = math.fsum(weights[s] for s in side)
+            if f"#{name}" in weights:
+                weights[name] = weights[f"#{name}"]
         self.recorder.history(step, epoch, split, values, weights)
         self.flush(force=bool(scope))
 

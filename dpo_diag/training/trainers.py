@@ -17,6 +17,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.modeling.token_bytes import token_bytes
 from dpo_diag.records import RunWriter
 from dpo_diag.training import trl_adapter
+from dpo_diag.training.aggregate import pair_metrics, pair_weights
 from dpo_diag.training.monitor import Monitor, decoded_texts
 from dpo_diag.training.pair_ids import KEY, PairIdCollator, add_pair_ids, take_ids
 from dpo_diag.training.run import Recording
@@ -66,6 +67,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)
         self.monitor = Monitor(
+            lambda pairs, residual: pair_metrics(pairs, self._spec, residual),
+            pair_weights,
             self._spec,
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,

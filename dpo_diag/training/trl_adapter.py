@@ -24,6 +24,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from dpo_diag.losses import LossSpec
 from dpo_diag.training.batch import PairBatch, TokenRows
 from dpo_diag.training.pair_ids import decode_ids, ids_from_tokens
+from dpo_diag.training.sequences import SequenceBatch, row_ids
 
 EXTRA_METRICS = ("top5", "greedy_logp")
 
@@ -344,4 +345,112 @@ def read_pairs(
         weight=None if log_weight is None else np.exp(log_weight[0]) * np.exp(log_weight[1]),
         loss=float(flat[-1]),
         tokens=tokens,
+    )
+
+
+class PromptTap:
+    """Stands in for the model inside SFTTrainer's `compute_loss`: the fused head scores the prompt's tokens too.
+
+    TRL labels prompt tokens -100, and the head gives their positions no log-prob. Without Triton it projects every
+    position anyway, and only looks up another target, so the prompt's log-probs are free: it is given all tokens as
+    labels, and the loss gets the same output as before, masked afterwards (values and gradients of masked positions
+    are zero either way; losses are bit for bit the same, a test). With Triton it projects labelled positions alone:
+    then the prompt costs what its tokens cost in the head, forward and backward.
+    """
+
+    def __init__(self, model: Any, whole: bool) -> None:
+        self._model, self._whole = model, whole
+        self.output: FusedCausalLMOutput | None = None
+        """With every position that was scored, prompts included."""
+        self.label_mask: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        labels, ids = kwargs.get("labels"), kwargs.get("input_ids")
+        if not kwargs.get("fused_lm_head") or labels is None or ids is None or "shift_labels" in kwargs:
+            return self._model(*args, **kwargs)
+        if not self._whole:
+            output = self._model(*args, **kwargs)
+            self.output, self.label_mask = output, output.label_mask
+            return output
+        attention = kwargs.get("attention_mask")
+        full = ids if attention is None else ids.masked_fill(attention == 0, -100)
+        output = self._model(*args, **{**kwargs, "labels": torch.where(labels != -100, labels, full)})
+        if not isinstance(output, FusedCausalLMOutput):
+            return output
+        mask = labels[:, 1:] != -100
+        self.output, self.label_mask = output, mask
+
+        def masked(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values.masked_fill(~mask, 0)
+
+        log_probs = masked(output.log_probs)
+        assert log_probs is not None
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / mask.sum().clamp(min=1),
+            log_probs=log_probs,
+            entropy=masked(output.entropy),
+            log_sum_sq_probs=masked(output.log_sum_sq_probs),
+            mean_logits=masked(output.mean_logits),
+            is_top1=masked(output.is_top1),
+            label_mask=mask,
+            aux_loss=output.aux_loss,
+        )
+
+
+def head_scores_every_position(device: torch.device) -> bool:
+    """Whether the fused head projects masked positions anyway (no Triton on this device)."""
+    return not kernel._use_triton(device)
+
+
+@torch.no_grad()
+def read_sequences(
+    trainer: Any,
+    tap: PromptTap,
+    inputs: dict[str, Any],
+    rows: torch.Tensor | None,
+    response: torch.Tensor | None,
+    loss: torch.Tensor,
+    num_items: torch.Tensor | int | None,
+) -> SequenceBatch | None:
+    """What one SFT `compute_loss` did, per row of the batch; None if it did not run TRL's fused forward."""
+    output, in_loss = tap.output, tap.label_mask
+    if output is None or in_loss is None or output.log_probs.shape != inputs["input_ids"][:, 1:].shape:
+        return None
+    scored = output.label_mask
+    known = None if response is None else response[:, 1:].to(scored.device)
+    is_response = in_loss if known is None else torch.where(known >= 0, known == 1, in_loss)
+    kind = torch.float32 if scored.device.type == "mps" else torch.float64
+    columns = [in_loss.sum(1).to(kind), (output.log_probs.to(kind) * in_loss).sum(1).neg()]
+    unknown = torch.ones(len(scored), dtype=torch.bool, device=scored.device)
+    if known is not None:
+        unknown = ((known < 0) & scored).any(1)
+    outside = (in_loss & ~is_response).sum(1).to(kind)
+    columns.append(outside.masked_fill(unknown, float("nan")))
+    for part in (scored & is_response, scored & ~is_response):
+        for values in (output.log_probs, part, output.is_top1, output.entropy):
+            columns.append(values.to(kind).masked_fill(~part, 0).sum(1))
+    flat = torch.cat([*columns, loss.detach().reshape(1).to(kind)]).cpu().double().numpy()
+    table = flat[:-1].reshape(len(columns), len(scored))
+    names = ("sum_logp", "n_tokens", "top1_hits", "entropy_sum")
+    sums = {name: table[[3 + i, 3 + len(names) + i]] for i, name in enumerate(names)}
+    plain = trainer.args.loss_type == "nll" and trainer.compute_loss_func is None and trainer.label_smoother is None
+    expected = float("nan")
+    if plain and not trainer.aux_loss_enabled:
+        n = float(table[0].sum()) if num_items is None else float(num_items)
+        expected = float(table[1].sum()) / max(n, 1.0)
+        if trainer.args.average_tokens_across_devices and num_items is not None:
+            expected *= trainer.accelerator.num_processes // trainer.get_tp_size()
+    return SequenceBatch(
+        pair_ids=row_ids(inputs["input_ids"].cpu().numpy()),
+        rows=np.full(len(scored), -1, dtype=np.int64) if rows is None else rows.cpu().numpy(),
+        sums=sums,
+        n_loss=table[0],
+        n_loss_prompt=table[2],
+        loss_sum=table[1],
+        packed=any(k in inputs for k in ("cu_seq_lens_q", "seq_lengths", "position_ids")),
+        loss=float(flat[-1]),
+        expected=expected,
     )

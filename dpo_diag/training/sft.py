@@ -1,0 +1,122 @@
+"""DiagSFTTrainer: TRL's SFTTrainer that shows response and prompt apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from trl import SFTTrainer
+
+from dpo_diag.records import RunWriter
+from dpo_diag.training import trl_adapter
+from dpo_diag.training.monitor import Monitor
+from dpo_diag.training.run import Recording
+from dpo_diag.training.sequences import (
+    RESPONSE,
+    ROW,
+    MarkResponse,
+    SequenceCollator,
+    add_rows,
+    has_prompt,
+    sequence_metrics,
+    sequence_weights,
+)
+
+
+class DiagSFTTrainer(Recording, SFTTrainer):
+    """`trl.SFTTrainer` with the cross-entropy of the response and of the prompt measured apart.
+
+    Positional and keyword arguments are SFTTrainer's own. Additional, all by keyword:
+
+    Args:
+        recorder: as DiagDPOTrainer's. history/ and alerts/ are written; SFT has no pairs, so pairs/, tokens/ and
+            texts/ stay empty.
+        prompt_metrics: score the prompt's tokens too. None: where it is free, that is without Triton (see
+            `trl_adapter.PromptTap` for the price with it).
+        evaluate_at_start, stop_on: as DiagDPOTrainer's.
+
+    Logged live beside TRL's metrics: see `sequences.sequence_metrics`. `loss_on_prompt` is 0 with the right mask;
+    above 0 the loss trains on what the user wrote.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        recorder: RunWriter | str | os.PathLike[str] | None = None,
+        prompt_metrics: bool | None = None,
+        evaluate_at_start: bool | None = None,
+        stop_on: Iterable[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        free = trl_adapter.head_scores_every_position(self.accelerator.device)
+        self._whole = free if prompt_metrics is None else prompt_metrics
+        config = getattr(self.model, "active_peft_config", None)
+        if getattr(config, "is_prompt_learning", False) or self.accelerator.parallelism_config is not None:
+            self._whole = False  # the head's rows are not the batch's tokens
+        self.monitor = Monitor(
+            sequence_metrics,
+            sequence_weights,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            guards=self.make_guards(stop_on),
+        )
+        self.start_recording(recorder, evaluate_at_start)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        dataset = add_rows(dataset, args.dataset_num_proc)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        first = next(iter(dataset), None)
+        if first is None or RESPONSE in first or "labels" not in first or not has_prompt(first):
+            return dataset
+        mark = MarkResponse(
+            tokenizer=self._tokenizer,
+            chat_template=self.chat_template,
+            max_length=args.max_length,
+            keep_end=args.truncation_mode == "keep_end",
+            by_labels=bool(args.assistant_only_loss or ("prompt" in first and self.completion_only_loss)),
+        )
+        return dataset.map(mark)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if ROW not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, ROW, RESPONSE]
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.data_collator
+        self.data_collator = SequenceCollator(own)
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = own
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        rows, response = inputs.get(ROW), inputs.get(RESPONSE)
+        inputs = {k: v for k, v in inputs.items() if k not in (ROW, RESPONSE)}
+        monitor = self.monitor
+        if not (monitor.evaluating or self.is_in_train):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tap = trl_adapter.PromptTap(model, self._whole)
+        result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        batch = trl_adapter.read_sequences(self, tap, inputs, rows, response, loss, num_items_in_batch)
+        if batch is None:
+            monitor.warn_once("no output", "TRL's fused forward was not used: nothing is measured")
+        else:
+            monitor.observe(batch, self.state.global_step + (0 if monitor.evaluating else 1))
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """Fields of run.json that this trainer knows."""
+        reason = "SFT: a negative log-likelihood, no preference loss"
+        return {**super().describe(), "loss": {"not_applicable": reason}, "method": "sft"}
+
+    def decode_pair(self) -> Any:
+        """SFT has no pairs to write down."""
+        return None
