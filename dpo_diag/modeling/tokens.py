@@ -115,7 +115,8 @@ class TokenReport:
             raise DiagError("no pairs to tokenise")
         why = ", ".join(f"{count} {reason}" for reason, count in self.issues["why"].value_counts().head(3).items())
         longest = self.table["prompt_tokens"] + self.table[["chosen_tokens", "rejected_tokens"]].max(axis=1)
-        enough = int(np.quantile(longest, 1 - max_truncated_share, method="higher"))
+        borne = min(int(n * max_truncated_share + 1e-9), n - 1)
+        enough = int(np.sort(longest.to_numpy())[n - borne - 1])
         raise DiagError(
             "max_length cuts or drops too many pairs" if self.n_dropped < n else "no pair is left after tokenising",
             where=f"trainer.max_length={self.max_length}",

@@ -133,24 +133,20 @@ def _gaps(run: Run, name: str, frame: pd.DataFrame) -> list[Finding]:
 def missing_steps(steps: Any) -> list[int]:
     """Steps that a regular series lacks: those that its commonest distance would have put into a wider one.
 
-    A shorter distance (the last evaluation, at the end of training) is no gap, and 0 (before training) counts as the
-    start of any series. Fewer than three distances say nothing: [].
+    A shorter distance (the last evaluation, at the end of training) is no gap. A series is regular where at least half
+    of its distances, and three in all, are the commonest one; any other says nothing: [].
 
     >>> missing_steps([0, 10, 20, 40, 45])
     [30]
     """
     distinct = np.unique(np.asarray(steps, dtype=np.int64))
-    distances = np.diff(distinct[distinct > 0])
-    if len(distances) < 3:
-        distances = np.diff(distinct)
-    if len(distances) < 3:
+    values, counts = np.unique(np.diff(distinct), return_counts=True)
+    if counts.sum() < 3 or 2 * counts.max() < counts.sum():
         return []
-    values, counts = np.unique(distances, return_counts=True)
     usual = int(values[np.argmax(counts)])
     missing: list[int] = []
     for before, after in pairwise(distinct):
-        if before > 0 or usual == 1 or (after - before) % usual == 0:
-            missing.extend(range(int(before) + usual, int(after), usual))
+        missing.extend(range(int(before) + usual, int(after), usual))
     return missing
 
 

@@ -202,7 +202,7 @@ WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_
 
 @given(prompt=WORDS, chosen=WORDS, rejected=WORDS)
 def test_the_same_pair_in_every_format(prompt: str, chosen: str, rejected: str) -> None:
-    """Round trip: messages, implicit messages and ShareGPT give the same texts; hh-rlhf text gives them back exactly."""
+    """Round trip: messages, implicit messages and ShareGPT give the same; hh-rlhf text gives the texts back exactly."""
     if chosen == rejected:
         return
     p, c, r = ([{"role": role, "content": text}] for role, text in

@@ -87,7 +87,7 @@ def test_too_many_bad_rows_stop_before_training(tmp_path: Path) -> None:
     rows: list[Any] = [_row(i) for i in range(18)] + [{"prompt": "p"}, {"prompt": "q", "chosen": "", "rejected": "r"}]
     pairs = read_jsonl(_write(tmp_path / "a.jsonl", rows))
     assert pairs.require(0.1) is pairs
-    with pytest.raises(DiagError, match="too many bad rows.*2 of 20 rows.*missing field chosen.*row 19") as caught:
+    with pytest.raises(DiagError, match=r"too many bad rows.*2 of 20 rows.*missing field chosen.*row 19") as caught:
         pairs.require(0.09)
     assert "\n" not in str(caught.value)
     with pytest.raises(DiagError, match="no usable preference pair"):
@@ -133,7 +133,7 @@ def test_hub_names_and_folders(tmp_path: Path) -> None:
     DatasetDict({"test": Dataset.from_list([_row(0)])}).save_to_disk(tmp_path / "dict")
     assert [row["prompt"] for row in read_hub(str(tmp_path / "one")).rows] == ["p0", "p1"]
     assert len(read_hub(str(tmp_path / "dict"), "test")) == 1
-    with pytest.raises(DiagError, match="no such split.*got train.*one of test"):
+    with pytest.raises(DiagError, match=r"no such split.*got train.*one of test"):
         read_hub(str(tmp_path / "dict"))
     with pytest.raises(DiagError, match="no such dataset folder"):
         read_hub(str(tmp_path / "absent"))

@@ -93,7 +93,7 @@ def test_a_template_that_refuses_a_row_drops_it(tokenizer: PreTrainedTokenizerFa
 
 
 def test_tokens_that_merge_across_the_boundary_are_listed() -> None:
-    """A vocabulary with the merge `x y`: prompt `ax` alone is [a, x], with `y` it is [a, xy], so x leaves the prompt."""
+    """A vocabulary with the merge `x y`: prompt `ax` alone is [a, x], with `y` it is [a, xy]: x leaves the prompt."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -109,7 +109,7 @@ def test_tokens_that_merge_across_the_boundary_are_listed() -> None:
 
 
 def test_too_much_truncation_stops_and_names_a_length_that_would_do(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Whole lengths 3, 5, 7, 9 (with the end token). max_length 4 affects 3 of 4; to affect at most half, 5 suffices."""
+    """Whole lengths 3, 5, 7, 9, end token included: max_length 4 affects 3 of 4; to affect half at most, 5 will do."""
     rows = _rows(*(("p", "a" * n, "b" * n) for n in (1, 3, 5, 7)))
     report = measure_tokens(rows, tokenizer, 4)
     assert report.affected_share == 0.75 and report.require(0.75) is report
