@@ -171,7 +171,7 @@ class TaskConfig:
     kind: str = "none"
     sft_seed: int = 0
     data_seed: int = 0
-    sft_steps: int = 200
+    sft_steps: int = 220
     sft_batch_size: int = 32
     sft_learning_rate: float = 4e-3
     planted_error: float = 0.0
