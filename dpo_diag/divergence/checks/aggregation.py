@@ -10,7 +10,7 @@ import numpy as np
 
 from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, cannot_tell, silent, speaks
 from dpo_diag.divergence.checks.context import CheckContext
-from dpo_diag.divergence.checks.stats import bootstrap, mean_interval, top_share
+from dpo_diag.divergence.checks.stats import bootstrap, mean_interval, ratio, top_share
 from dpo_diag.records import metrics as m
 
 
@@ -40,7 +40,8 @@ def aggregator(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("the three perplexities of chosen agree in sign", **evidence)
     gap = bootstrap(lambda i: changes(i)[high] - changes(i)[low], len(s0), t["confidence"])
     evidence["gap_dlog"] = gap
-    if not gap.above:
+    # The sign on this very set is a fact; resampling matters only where both changes are small.
+    if not gap.above and gap.value < t["aggregator_clear_gap"]:
         return cannot_tell(f"{high} rose and {low} fell, but the gap is inside its noise", **evidence)
     return speaks(
         f"chosen {high} rose ({evidence['from'][high]:.3f} to {evidence['to'][high]:.3f}) while {low} fell "
@@ -116,13 +117,19 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
             f"is {gap.mean():.3g} tokens longer, and both sides fell alike",
             **evidence,
         )
-    total = level + weight
-    if abs(total) >= t["aggregator_min_dlog"] and abs(weight) >= t["length_min_share_of_ppl"] * (
+    if abs(level + weight) >= t["aggregator_min_dlog"] and abs(weight) >= t["length_min_share_of_ppl"] * (
         abs(level) + abs(weight)
     ):
+        s0, s1, n0 = before["s_c"].to_numpy(), after["s_c"].to_numpy(), before["n_c"].to_numpy()
+        interval = bootstrap(
+            lambda i: m.length_weight(s1[i], nc[i]) - m.length_weight(s0[i], n0[i]), len(nc), t["confidence"]
+        )
+        evidence["length_weight_interval"] = interval
+        if not (interval.above or interval.below):
+            return cannot_tell("the length-weight term is inside its noise", **evidence)
         return speaks(
-            f"{abs(weight) / (abs(level) + abs(weight)):.0%} of the change of chosen ppl_token is length weight: long "
-            "and short responses moved apart",
+            f"{ratio(abs(weight), abs(level) + abs(weight)):.0%} of the change of chosen ppl_token is length weight: "
+            "long and short responses moved apart",
             **evidence,
         )
     return silent("lengths do not explain the change", **evidence)

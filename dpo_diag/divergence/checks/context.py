@@ -85,6 +85,10 @@ class Start:
     reason: str
 
 
+REFERENCE_STEP = -1
+"""Stands for the reference itself where a set was measured at one step only."""
+
+
 def is_training(split: str) -> bool:
     """Whether a split's values come from training batches, by its name."""
     return split == "train" or split.startswith(("train_", "train/"))
@@ -310,7 +314,9 @@ class CheckContext:
             steps = np.sort(rows["step"].unique())
             first = set(rows.loc[rows["step"] == steps[0], "pair_id"])
             last = set(rows.loc[rows["step"] == steps[-1], "pair_id"])
-            if len(steps) >= 2 and len(first & last) >= 0.5 * min(len(first), len(last)):
+            against_reference = len(steps) == 1 and not is_training(str(split)) and rows["ref_sum_logp"].notna().all()
+            repeated = len(steps) >= 2 and len(first & last) >= 0.5 * min(len(first), len(last))
+            if repeated or against_reference:
                 candidates.append((str(split) != self.wanted_split, str(split) != "eval", -len(steps), str(split)))
         return [c[-1] for c in sorted(candidates)]
 
@@ -325,14 +331,21 @@ class CheckContext:
         return self._pair_splits[0]
 
     def pair_steps(self, split: str | None = None) -> list[int]:
-        """Measured steps of a fixed set, ascending."""
+        """Measured steps of a fixed set, ascending; REFERENCE_STEP first where it was measured only once."""
         chosen = split or self.pair_split()
-        return [int(s) for s in np.sort(self.pairs.loc[self.pairs["split"] == chosen, "step"].unique())]
+        steps = [int(s) for s in np.sort(self.pairs.loc[self.pairs["split"] == chosen, "step"].unique())]
+        return steps if len(steps) > 1 else [REFERENCE_STEP, *steps]
 
     def at(self, step: int, split: str | None = None) -> pd.DataFrame:
         """One row per pair of a set at a step, index pair_id; columns s_c, s_r (sums, nats), n_c, n_r (tokens, or
         bytes where tokens are unknown), bytes_*, cut_*, top1_*, ent_*, greedy_*, ref_*, ref_n_*, w_*, used_*."""
         chosen = split or self.pair_split()
+        if step == REFERENCE_STEP:
+            after = self.at(self.pair_steps(chosen)[-1], chosen)
+            unknown = [c for c in after.columns if c.split("_")[0] in ("top1", "ent", "greedy", "used", "w")]
+            before = after.assign(s_c=after["ref_c"], s_r=after["ref_r"])
+            before[unknown] = np.nan
+            return before
         if (chosen, step) not in self._paired:
             rows = self.pairs[(self.pairs["split"] == chosen) & (self.pairs["step"] == step)]
             sides = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, cannot_tell, silent, speaks
 from dpo_diag.divergence.checks.context import CheckContext, Series
-from dpo_diag.divergence.checks.stats import Interval, ends, mean_interval
+from dpo_diag.divergence.checks.stats import Interval, ends, mean_interval, ratio
 from dpo_diag.records.metrics import quadrants
 
 CAVEAT = "likelihoods alone cannot say whether this is harm: compare outputs or a task score"
@@ -85,7 +85,7 @@ def _pair_falls(ctx: CheckContext, t: Thresholds) -> list[Fall]:
         Fall(
             "pairs", "reference to last" if referenced else "first to last", steps[0], steps[-1], "nats",
             mean_interval(a1 - base_a, t["confidence"]), float(np.mean((a1 - base_a) - (b1 - base_b))),
-            float(-np.mean(a1 - base_a) / np.mean(-level)), last_loss < max(first_loss, start), more,
+            ratio(float(-np.mean(a1 - base_a)), float(np.mean(-level))), last_loss < max(first_loss, start), more,
         )
     )  # fmt: skip
     if len(common) < 3 or len(steps) < 3:
@@ -104,7 +104,7 @@ def _pair_falls(ctx: CheckContext, t: Thresholds) -> list[Fall]:
         Fall(
             "pairs", "best to last", steps[best], steps[-1], "nats",
             mean_interval(chosen[-1] - chosen[best], confidence), float(np.mean((la - lb) - (ca - cb))),
-            float((chosen[best] - chosen[-1]).mean() / -chosen[best].mean()), loss_last < loss_best,
+            ratio(float((chosen[best] - chosen[-1]).mean()), float(-chosen[best].mean())), loss_last < loss_best,
             {"loss": [loss_best, loss_last], "quadrants": quadrants(la - ca, lb - cb)._asdict()},
         )
     )  # fmt: skip
@@ -173,7 +173,7 @@ def _fixed_falls(ctx: CheckContext, split: str) -> list[Fall]:
         zero = window == "first" and from_zero
         delta = float(values[-1] - (0.0 if zero else values[start]))
         low, high = float(series.steps[start]), float(series.steps[-1])
-        relative = math.nan if unit == "reward" else float((values[start] - values[-1]) / abs(values[start]))
+        relative = math.nan if unit == "reward" else ratio(float(values[start] - values[-1]), float(abs(values[start])))
         falls.append(
             Fall(
                 f"means of {split}", ("reference" if zero else window) + " to last", low, high, unit,
@@ -197,7 +197,7 @@ def _train_falls(ctx: CheckContext, split: str, t: Thresholds) -> list[Fall]:
     from_zero = unit == "reward" and ctx.from_step is None
     low, high = float(series.steps[0]), float(series.steps[-1])
     delta = trend.last_level if from_zero else trend.delta
-    relative = math.nan if unit == "reward" else float(-trend.delta.value / abs(trend.first))
+    relative = math.nan if unit == "reward" else ratio(-trend.delta.value, abs(trend.first))
     falls = [
         Fall(
             "training batches", "reference to last quarter" if from_zero else "first to last quarter", low, high, unit,
@@ -219,7 +219,7 @@ def _train_falls(ctx: CheckContext, split: str, t: Thresholds) -> list[Fall]:
                 Fall(
                     "training batches", "best to last", low, high, unit,
                     Interval(drop, drop - half, drop + half, len(values)), _gain(ctx, split, unit, low, high, False),
-                    math.nan if unit == "reward" else float(-drop / abs(rolling[best])),
+                    math.nan if unit == "reward" else ratio(-drop, float(abs(rolling[best]))),
                     _loss_fell(ctx, split, low, high), {"series": series.name, "batch_sd": trend.sd},
                 )
             )  # fmt: skip
@@ -285,7 +285,7 @@ def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
         level = float(np.mean(after["s_r"].to_numpy() - b))
         beta = ctx.beta
         return _collapse(
-            t, fall.scaled(beta) if beta else None, -fall.value / -level, fall.below, -fall.value / gain,
+            t, fall.scaled(beta) if beta else None, ratio(-fall.value, -level), fall.below, ratio(-fall.value, gain),
             {"source": "pairs", "rejected_change": fall, "margin_change": gain,
              "pairs_that_fell_most": list(after.index[np.argsort(b)[:5]])},
         )  # fmt: skip
@@ -308,7 +308,7 @@ def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
         if logps is not None and beta and not ctx.mean_logps:
             k = 1 if rewards.fixed else level_of.n
             reference = float(logps.values[-k:].mean() - level_of.value / beta)
-            relative = -level_of.value / beta / -reference if reference < 0 else math.nan
+            relative = ratio(-level_of.value / beta, -reference) if reference < 0 else math.nan
         elif logps is not None and len(logps) >= 2:
             trend_logps = ends(logps.values, t["confidence"])
             first, last = (
@@ -318,7 +318,7 @@ def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
             )
             relative = (first - last) / -first if first < 0 else math.nan
         return _collapse(
-            t, level_of, relative, level_of.below, -level_of.value / gain if gain else math.nan,
+            t, level_of, relative, level_of.below, ratio(-level_of.value, gain),
             {"source": f"means of {split}", "margin": gain},
         )  # fmt: skip
     for split in [*ctx.fixed_splits, *ctx.train_splits]:
@@ -332,7 +332,7 @@ def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
         chosen_trend = ends(chosen.values, t["confidence"]) if chosen else None
         gain = (chosen_trend.delta.value if chosen_trend else math.nan) - trend.delta.value
         return _collapse(
-            t, None, -trend.delta.value / -trend.first, trend.delta.below, -trend.delta.value / gain,
+            t, None, ratio(-trend.delta.value, -trend.first), trend.delta.below, ratio(-trend.delta.value, gain),
             {"source": f"means of {split}", "rejected_change": trend.delta},
         )  # fmt: skip
     raise Missing("neither pairs nor rewards/rejected or logps/rejected at enough steps")

@@ -124,13 +124,13 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
         raise Missing("this loss has no known floor")
     train, fixed = _losses(ctx)
     if train is None and fixed is None:
-        raise Missing("no loss is logged")
+        by_pairs = _saturated_pairs(ctx, t)
+        if by_pairs is None:
+            raise Missing("no loss is logged, and none can be computed from pairs")
+        return by_pairs
     found = saturated_level(ctx, t)
     last = {s.split: float(s.values[-1]) for s in (train, fixed) if s is not None and len(s)}
     if found is None:
-        by_pairs = _saturated_pairs(ctx, t)
-        if by_pairs is not None:
-            return by_pairs
         return silent("the loss is above its floor", last_loss=last, floor=ctx.start.floor)
     return speaks(
         f"the loss of {found['split']} ends at {found['last_loss']:.4g}, its floor ({found['floor']:.4g}), "
@@ -141,7 +141,7 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 def _saturated_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     found = ctx.maybe(ctx.change)
-    if found is None or ctx.start.floor is None or isinstance(ctx.maybe(ctx.spec), type(None)):
+    if found is None or ctx.start.floor is None or ctx.maybe(ctx.spec) is None:
         return None
     last = float(np.mean(ctx.pair_loss(found[1])))
     if last - ctx.start.floor <= t["saturation_share"] * (ctx.start.value - ctx.start.floor):
@@ -150,7 +150,7 @@ def _saturated_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             last_loss=last,
             floor=ctx.start.floor,
         )
-    return None
+    return silent("the mean pair loss is above its floor", last_loss=last, floor=ctx.start.floor)
 
 
 def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -164,7 +164,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     if pairs is not None:
         gain = mean_interval(ctx.pair_loss(pairs[0]) - ctx.pair_loss(pairs[1]), t["confidence"])
         evidence["fall_of_loss_on_pairs"] = gain
-        return _learned(gain, t["not_learning_share"] * scale, evidence, "the fixed set's loss")
+        return _learned(gain, t, scale, evidence, "the fixed set's loss")
     fixed = ctx.maybe(lambda: ctx.fixed_series("loss", 3))
     if fixed is not None:
         early = ctx.start.value if ctx.start.known else float(fixed.values[0])
@@ -220,10 +220,11 @@ def _frozen(ctx: CheckContext) -> bool:
     return grads is not None and float(np.abs(grads.values).max()) == 0.0
 
 
-def _learned(gain: Interval, least: float, evidence: dict[str, Any], what: str) -> Outcome:
-    if gain.above and gain.value >= 1e-3:
+def _learned(gain: Interval, t: Thresholds, scale: float, evidence: dict[str, Any], what: str) -> Outcome:
+    if gain.above and gain.value >= t["not_learning_least_pairs"] * scale:
         return silent(f"{what} fell beyond noise", **evidence)
-    if gain.high < least or (math.isnan(gain.high) is False and gain.value <= 0 and gain.high < 2 * least):
+    least = t["not_learning_share"] * scale
+    if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
         return speaks(f"{what} fell by {gain}: nothing that matters", **evidence)
     return cannot_tell(f"{what} fell by {gain}: inside its noise", **evidence)
 
@@ -405,6 +406,8 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
     if late.delta.low > -bound and late.delta.high < max(bound, t["divergence_min_share"] * abs(late.first)):
         if low_rate:
             return silent("the loss stands still because the learning rate has decayed", **evidence)
+        if late.last < t["stagnation_min_level"] * abs(start):
+            return silent("the loss stands still after most of it is gone", **evidence)
         return speaks("the loss stands still over the second half while the learning rate does not", **evidence)
     if late.delta.below:
         return silent("the loss still falls in the second half", **evidence)

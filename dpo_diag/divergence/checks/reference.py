@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import stats as st
 
 from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, cannot_tell, silent, speaks
 from dpo_diag.divergence.checks.context import CheckContext
-from dpo_diag.divergence.checks.stats import noise_sd
+from dpo_diag.divergence.checks.stats import Interval, noise_sd
 
 
 def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -93,6 +94,14 @@ def _by_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         if nll is not None:
             explained = _without_nll(first_loss, float(nll.values[0]), start.value)
             evidence["first_nll_loss"] = float(nll.values[0])
+        above = _early_excess(loss.values, start.value, t) if nll is None and start.known else None
+        if above is not None:
+            evidence["early_loss_above_start"] = above
+            if above.low > t["reference_tolerance_loss"]:
+                return speaks(
+                    f"the first rows' loss lies {above} above {start.value:.4f}, where a run from its reference starts",
+                    **evidence,
+                )
         away, allowed = explained - start.value, _movement(loss.values, at_once, t)
         evidence |= {
             "first_loss": first_loss, "expected_first_loss": start.value, "expected_because": start.reason,
@@ -138,6 +147,26 @@ def _movement(values: Any, at_once: bool, t: Thresholds) -> float:
     step = float(np.abs(np.diff(early)).max())
     noise = noise_sd(np.asarray(values, dtype=np.float64)[:20])
     return max(t["reference_movement_factor"] * step, 3 * (noise if math.isfinite(noise) else 0.0))
+
+
+def _early_excess(values: Any, start: float, t: Thresholds) -> Interval | None:
+    """How far the first quarter of the loss stands above the start, where it can only have begun there; else None.
+
+    A run that leaves its reference and then diverges begins at the start (its first row is near it, its early rows
+    rise): both are excluded. A run that learns stands below.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    early = x[: max(6, x.size // 4)]
+    if early.size < 6:
+        return None
+    k, sd = early.size // 2, noise_sd(early)
+    half = float(st.t.ppf(0.5 + t["confidence"] / 2, early.size - 1) * sd / math.sqrt(early.size))
+    excess = float(early.mean()) - start
+    rising = float(early[k:].mean() - early[:k].mean()) > sd * math.sqrt(2 / k)
+    at_start = abs(float(early[0]) - start) <= max(0.5 * sd, t["reference_tolerance_loss"])
+    if rising or at_start:
+        return None
+    return Interval(excess, excess - half, excess + half, int(early.size))
 
 
 def _without_nll(first: float, nll: float, start: float) -> float:

@@ -155,3 +155,10 @@ def top_share(gains: npt.ArrayLike, k: int) -> float:
     rises = np.sort(g[g > 0])[::-1]
     total = float(rises.sum())
     return float(rises[:k].sum() / total) if total > 0 else math.nan
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """numerator / denominator; NaN where the denominator is 0 or either is not finite."""
+    if denominator == 0 or not (math.isfinite(numerator) and math.isfinite(denominator)):
+        return math.nan
+    return numerator / denominator
