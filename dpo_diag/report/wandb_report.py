@@ -1,0 +1,137 @@
+"""A W&B report over runs that a tracker mirrored: the same reading order as the HTML report, as a spec for wandb's own
+editor. Building it needs no network; saving it does. Optional extra `wandb-report` (wandb-workspaces).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.report.displays.checks import checks_frame
+from dpo_diag.report.headline import HARM
+from dpo_diag.report.text import clean
+from dpo_diag.tracking.base import STEP
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
+
+CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("Loss", ("{split}/loss",), False),
+    ("Perplexity of chosen and rejected", ("{split}/ppl_seq_mean/chosen", "{split}/ppl_seq_mean/rejected"), True),
+    ("Log-probs of chosen and rejected", ("{split}/logps/chosen", "{split}/logps/rejected"), False),
+    ("Pairs on which both sides fell", ("{split}/pairs/both_fell",), False),
+    ("Reward accuracy", ("{split}/rewards/accuracies",), False),
+    ("Entropy of the answers", ("{split}/entropy/chosen", "{split}/entropy/rejected"), False),
+)
+"""Title, metrics, logarithmic: one chart each, against the optimizer step."""
+
+
+def build_report(
+    project: str,
+    entity: str,
+    *,
+    title: str = "Why the loss fell",
+    explanation: dict[str, Any] | None = None,
+    split: str = "eval",
+    scores: Sequence[str] = (),
+    group: str | None = None,
+) -> Report:
+    """The report, not yet saved; no network.
+
+    Args:
+        project, entity: where the mirrored runs are; the report is saved there.
+        explanation: the explain document: its verdict and the checks that speak become text.
+        split: evaluation split whose curves are shown.
+        scores: task scores as tracked, e.g. "held_out/score/execution_accuracy": one chart.
+        group: only the runs of this W&B group.
+
+    Raises:
+        DiagError: wandb-workspaces is not installed.
+    """
+    wr = _workspaces()
+    charts = [*CHARTS, *([("Task scores", tuple(scores), False)] if scores else [])]
+    panels = [
+        wr.LinePlot(
+            title=name,
+            x=STEP,
+            y=[metric.format(split=split) for metric in metrics],
+            log_y=log,
+            layout=wr.Layout(x=12 * (i % 2), y=8 * (i // 2), w=12, h=8),
+        )
+        for i, (name, metrics, log) in enumerate(charts)
+    ]
+    answers = wr.WeavePanelSummaryTable(table_name="outputs", layout=wr.Layout(x=0, y=0, w=24, h=12))
+    # A runset without entity and project is the report's own project; naming them would need the network.
+    runs: dict[str, Any] = {"filters": f"Metric('Group') = {group!r}"} if group else {}
+    blocks: list[Any] = [
+        *_verdict(wr, explanation or {}),
+        wr.H2(text="The parting of the curves"),
+        wr.P(text="The loss sees the difference of two log-probs; perplexity sees one of them."),
+        wr.PanelGrid(runsets=[wr.Runset(**runs)], panels=panels),
+        *_checks(wr, explanation or {}),
+        wr.H2(text="What it writes"),
+        wr.PanelGrid(runsets=[wr.Runset(**runs)], panels=[answers]),
+    ]
+    report: Report = wr.Report(
+        project=project, entity=entity, title=title, description="Written by dpo-diag", blocks=blocks
+    )
+    return report
+
+
+def _workspaces() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own deprecations, which its users can do nothing about
+            import wandb_workspaces.reports.v2 as wr
+    except ImportError as error:
+        raise DiagError("wandb-workspaces is not installed", mend="pip install 'dpo-diag[wandb-report]'") from error
+    return wr
+
+
+def _verdict(wr: Any, explanation: dict[str, Any]) -> list[Any]:
+    verdict = explanation.get("verdict") or {}
+    if not verdict:
+        return []
+    harm = HARM.get(str(verdict.get("harm")), ("No verdict", ""))[0]
+    heading = clean(str(verdict.get("title") or verdict.get("label") or harm))
+    return [wr.H1(text=heading), wr.P(text=f"{harm}. {clean(str(verdict.get('text') or ''))}")]
+
+
+def _checks(wr: Any, explanation: dict[str, Any]) -> list[Any]:
+    frame = checks_frame(explanation)
+    speaking = frame.loc[frame["outcome"] == "speaks"]
+    if speaking.empty:
+        return []
+    lines = [f"{r.title} ({r.code}): {r.reason}" for r in speaking.itertuples()]
+    return [wr.H2(text="Checks that speak"), wr.UnorderedList(items=[clean(line) for line in lines])]
+
+
+def write_spec(report: Report, path: str | os.PathLike[str]) -> Path:
+    """The report's spec as JSON, for review or version control; no network."""
+    target = Path(path)
+    spec = report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(json.loads(spec), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return target
+
+
+def save_report(report: Report, *, draft: bool = False) -> str:
+    """Save to W&B (WANDB_BASE_URL, WANDB_API_KEY) and return the report's address.
+
+    Raises:
+        DiagError: the server refused or could not be reached.
+    """
+    try:
+        report.save(draft=draft)
+    except Exception as error:
+        raise DiagError(
+            "the W&B report was not saved",
+            got=error,
+            mend="check wandb login and the entity, or write the spec instead",
+        ) from error
+    return str(report.url)

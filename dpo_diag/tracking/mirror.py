@@ -1,0 +1,47 @@
+"""Replay a finished run's records into a tracker: for runs that were not tracked live, scored or imported."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from dpo_diag.records import Run
+from dpo_diag.tracking.base import Tracker, metric_name, unique_name
+
+NOT_CONFIG = ("packages", "tracking")
+
+
+def mirror(run: Run, tracker: Tracker, name: str | None = None) -> dict[str, Any]:
+    """Send history (in step order, one call per step), outputs, and the end; returns what `start` returned.
+
+    Args:
+        name: the run's name there; None makes a unique one from the folder.
+
+    The config is the composed Hydra config where the run has one, with run.json beside it under `run`.
+    """
+    where = tracker.start(run_config(run), name or unique_name(run.path), run.path)
+    history = run.history.assign(split=run.history["split"].astype(str), name=run.history["name"].astype(str))
+    for step, rows in history.groupby("step", sort=True):
+        names = [metric_name(split, name) for split, name in zip(rows["split"], rows["name"], strict=True)]
+        values = dict(zip(names, rows["value"].astype(float).tolist(), strict=True))
+        epochs = rows["epoch"].dropna()
+        if len(epochs):
+            values["train/epoch"] = float(epochs.iloc[-1])
+        tracker.log(int(step), values)  # type: ignore[call-overload]
+    if run.has("outputs"):
+        tracker.log_outputs(run.outputs)
+    tracker.finish(str(run.meta.get("status", "finished")))
+    return where
+
+
+def run_config(run: Run) -> dict[str, Any]:
+    """What a tracker shows as the config: .hydra/config.yaml, and run.json under `run` (without package versions)."""
+    config: dict[str, Any] = {}
+    file = run.path / ".hydra" / "config.yaml"
+    if file.is_file():
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = loaded if isinstance(loaded, dict) else {}
+    meta = {k: v for k, v in run.meta.items() if k not in NOT_CONFIG}
+    return {**config, "run": json.loads(json.dumps(meta, default=str))}

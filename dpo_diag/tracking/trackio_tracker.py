@@ -1,0 +1,76 @@
+"""trackio: a local dashboard over one SQLite file per project."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records.writer import without_secrets
+from dpo_diag.tracking.base import STEP
+from dpo_diag.tracking.outputs_table import outputs_table
+
+OUTPUTS = "outputs"
+
+
+class TrackioTracker:
+    """Mirrors scalars and the outputs table to trackio. It has no `define_metric`: choose train/global_step as x axis.
+
+    trackio keeps its files in TRACKIO_DIR (by default the user's cache), all projects together, and appends to a run of
+    the same name: give a unique one (`unique_name`).
+    """
+
+    def __init__(self, project: str = "dpo_diag", *, group: str | None = None) -> None:
+        self.project, self.group = project, group
+        self._run: Any = None
+
+    def start(self, config: Mapping[str, Any], run_name: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
+        """See `Tracker.start`."""
+        try:
+            import trackio
+        except ImportError as error:
+            raise DiagError(
+                "trackio is not installed", mend="pip install 'dpo-diag[trackio]', or tracking=wandb"
+            ) from error
+        before = trackio.context_vars.current_run.get()
+        with contextlib.redirect_stdout(io.StringIO()):  # stdout may be promised to one JSON document
+            self._run = trackio.init(
+                project=self.project,
+                name=run_name,
+                group=self.group or os.environ.get("WANDB_RUN_GROUP"),
+                config=without_secrets(dict(config)),
+                embed=False,
+            )
+        # trackio keeps one current run for the process: leave the user's own as it was (ours would also be finished
+        # and announced a second time at exit).
+        trackio.context_vars.current_run.set(before)
+        return {
+            "kind": "trackio",
+            "project": self.project,
+            "name": run_name,
+            "show": f"trackio show --project {self.project}",
+        }
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker.log`."""
+        self._run.log({**values, STEP: step})
+
+    def log_outputs(self, outputs: pd.DataFrame) -> None:
+        """See `Tracker.log_outputs`; nothing without answers."""
+        import trackio
+
+        table = outputs_table(outputs)
+        if len(table):
+            self._run.log({OUTPUTS: trackio.Table(dataframe=table)})
+
+    def finish(self, status: str = "finished") -> None:
+        """See `Tracker.finish`; trackio keeps no status."""
+        run, self._run = self._run, None
+        if run is not None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                run.finish()
