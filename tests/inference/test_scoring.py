@@ -1,0 +1,169 @@
+"""Scoring against a plain per-pair loop, and against TRL's own tokenisation rules by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from dpo_diag.errors import DiagError
+from dpo_diag.inference import scoring
+from dpo_diag.inference.generation import Decoding, generate
+from dpo_diag.inference.schedule import schedule
+from dpo_diag.inference.scoring import answer_logp, score_pairs
+from dpo_diag.inference.tokenizing import encode_pairs
+from dpo_diag.records.schemas import TABLES
+from dpo_diag.records.writer import to_arrow
+
+from .conftest import make_model, make_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": "Q: one? ", "chosen": "yes, one", "rejected": "no"},
+    {"prompt": "a rather longer prompt than before ", "chosen": "é", "rejected": "a much longer rejected answer"},
+    {"prompt": "你好 ", "chosen": "您好，请放心", "rejected": "嗨"},
+]
+CHAT = [
+    {
+        "prompt": [{"role": "user", "content": "hi"}],
+        "chosen": [{"role": "assistant", "content": "hello"}],
+        "rejected": [{"role": "assistant", "content": "go away"}],
+    }
+]
+
+
+def plain(model: LlamaForCausalLM, prompt: list[int], response: list[int]) -> dict[str, np.ndarray]:
+    """One sequence, no padding, float64 log-softmax over everything."""
+    with torch.no_grad():
+        out = model(torch.tensor([prompt + response]), output_hidden_states=True)
+        logp = out.logits[0].double().log_softmax(-1)[len(prompt) - 1 : -1]
+    target = torch.tensor(response)
+    own = logp.gather(1, target[:, None]).squeeze(1)
+    return {
+        "logp": own.numpy(),
+        "entropy": -(logp.exp() * logp).sum(-1).numpy(),
+        "greedy": logp.max(-1).values.numpy(),
+        "rank": (logp > own[:, None]).sum(-1).numpy(),
+        "hidden": out.hidden_states[-1][0, len(prompt) - 1 : -1].double().sum(0).numpy(),
+    }
+
+
+def test_encoding_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Byte-level: "no" is 2 tokens and the end token makes 3; "é" is 2 bytes."""
+    encoded = encode_pairs(PAIRS, tokenizer, None)
+    first = encoded.pairs[0]
+    assert tokenizer.decode(first.prompt["chosen"]) == "Q: one? "
+    assert first.response["rejected"] == [*tokenizer("no")["input_ids"], 1]
+    assert [len(p.response["chosen"]) for p in encoded.pairs] == [9, 3, 19]
+    assert encoded.dropped == []
+    cut = encode_pairs(PAIRS, tokenizer, 12)
+    assert [p.n_truncated for p in cut.pairs] == [{"chosen": 5, "rejected": 0}, {"chosen": 14, "rejected": 0}]
+    assert "35 tokens fill max_length 12" in cut.dropped[0][1]
+    end = encode_pairs(PAIRS[:1], tokenizer, 10, "keep_end").pairs[0]
+    assert len(end.prompt["chosen"]) == 1 and len(end.prompt["rejected"]) == 7 and len(end.response["chosen"]) == 9
+    assert len(encode_pairs([PAIRS[0], dict(PAIRS[0])], tokenizer).pairs) == 1
+
+
+def test_encoding_of_messages_and_refusals(tokenizer: PreTrainedTokenizerFast) -> None:
+    pair = encode_pairs(CHAT, tokenizer).pairs[0]
+    assert tokenizer.decode(pair.prompt["chosen"]) == "<|user|>hi<|assistant|>"
+    assert tokenizer.decode(pair.response["chosen"]) == "hello<eos>"
+    with pytest.raises(DiagError, match="rejected is missing"):
+        encode_pairs([{"prompt": "a", "chosen": "b"}], tokenizer)
+    with pytest.raises(DiagError, match="all text or all messages"):
+        encode_pairs([*PAIRS, *CHAT], tokenizer)
+    with pytest.raises(DiagError, match="chat template"):
+        encode_pairs(CHAT, make_tokenizer(chat=False))
+    with pytest.raises(DiagError, match="keep_start or keep_end"):
+        encode_pairs(PAIRS, tokenizer, truncation_mode="middle")
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_scores_equal_a_plain_loop(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 258 * 7)  # chunks of 7 positions, so that a response spans several
+    model.train()
+    state = torch.get_rng_state()
+    scores = score_pairs(
+        model, tokenizer, PAIRS, step=5, batch_size=batch_size, no_prompt=True, hidden=True, progress=False
+    )
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    model.eval()
+    encoded = encode_pairs(PAIRS, tokenizer).pairs
+    by_key = scores.pairs.set_index(["pair_id", "side"])
+    token_rows = scores.tokens.set_index(["pair_id", "side"])
+    hidden = {}
+    for pair in encoded:
+        for side in ("chosen", "rejected"):
+            want = plain(model, pair.prompt[side], pair.response[side])
+            hidden[pair.pair_id, side] = want["hidden"]
+            row = by_key.loc[(pair.pair_id, side)]
+            assert row["sum_logp"] == pytest.approx(want["logp"].sum(), abs=1e-4)
+            assert row["entropy_sum"] == pytest.approx(want["entropy"].sum(), abs=1e-4)
+            assert row["greedy_logp_sum"] == pytest.approx(want["greedy"].sum(), abs=1e-4)
+            assert row["n_tokens"] == len(pair.response[side])
+            assert row["top1"] == (want["rank"] == 0).mean()
+            assert row["top5"] == (want["rank"] < 5).mean()
+            own = token_rows.loc[(pair.pair_id, side)]
+            assert np.allclose(own["logp"], want["logp"], atol=1e-5)
+            assert own["token_id"].tolist() == pair.response[side]
+            assert own["is_top1"].tolist() == (want["rank"] == 0).tolist()
+            alone = plain(model, pair.response[side][:1], pair.response[side][1:])["logp"]
+            assert own["logp_no_prompt"].isna().tolist() == [True] + [False] * len(alone)
+            assert np.allclose(own["logp_no_prompt"].iloc[1:].astype(float), alone, atol=1e-5)
+    first = encoded[0]
+    plus, minus = hidden[first.pair_id, "chosen"], hidden[first.pair_id, "rejected"]
+    assert scores.ches is not None
+    row = scores.ches.set_index("pair_id").loc[first.pair_id]
+    assert row["ches"] == pytest.approx(plus @ minus - plus @ plus, rel=1e-4)
+    assert row["ln_ches"] == pytest.approx(plus @ minus / (9 * 3) - plus @ plus / 81, rel=1e-4)
+    # é is two bytes, the end token none.
+    assert by_key.loc[(encoded[1].pair_id, "chosen"), "n_bytes"] == 2
+    to_arrow(TABLES["pairs"], scores.pairs)
+    assert to_arrow(TABLES["tokens"], scores.tokens)["logp_no_prompt"].null_count == 6
+
+
+def test_scaled_logits_are_the_models_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model that doubles its logits after the head: the plain head would give other numbers."""
+    model = make_model()
+    forward = type(model).forward
+
+    class Doubled(type(model)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = forward(self, *args, **kwargs)
+            out.logits = out.logits * 2
+            return out
+
+    model.__class__ = Doubled
+    scores = score_pairs(model, tokenizer, PAIRS, step=0, progress=False)
+    pair = encode_pairs(PAIRS, tokenizer).pairs[0]
+    want = plain(model, pair.prompt["chosen"], pair.response["chosen"])
+    assert scores.pairs.iloc[0]["sum_logp"] == pytest.approx(want["logp"].sum(), abs=1e-4)
+
+
+def test_own_answers_have_the_logp_that_generation_recorded(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = [{"id": "a", "prompt": "some"}, {"id": "b", "messages": [{"role": "user", "content": "hi"}]}]
+    frame = generate(model, tokenizer, prompts, Decoding(8), step=0, progress=False)
+    assert np.allclose(answer_logp(model, tokenizer, frame), frame["sum_logp"], atol=1e-4)
+    assert not np.allclose(answer_logp(make_model(seed=1), tokenizer, frame), frame["sum_logp"], atol=0.5)
+
+
+def test_nothing_to_score_is_one_line(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DiagError, match="no pair to score; got the prompt's"):
+        score_pairs(model, tokenizer, PAIRS[:1], step=0, max_length=3, progress=False)
+
+
+def test_schedule_by_hand() -> None:
+    assert schedule(50, 20) == [0, 1, 2, 4, 8, 16, 20, 40, 50]
+    assert schedule(10) == [0, 1, 2, 4, 8, 10]
+    assert schedule(0, 5) == [0]
+    assert schedule(3, 100) == [0, 1, 2, 3]
+    assert schedule(40, 20, start=10) == [16, 20, 40]
+    assert schedule(4, 1) == [0, 1, 2, 3, 4]
