@@ -1,8 +1,8 @@
 """Console logs: rows printed as Python dictionaries (or JSON) between progress frames, warnings and prose.
 
 Read as bytes in large pieces; a row is found by a pattern, parsed only if it names a metric, and numbered by the
-progress frame beside it. Handles carriage-return frames, ANSI colours, `[rank0]:` prefixes, frames printed into the middle of a
-row, several trainings in one file (SFT before DPO), and numbers as strings (Transformers 5).
+progress frame beside it. Handles carriage-return frames, ANSI colours, `[rank0]:` prefixes, frames printed into the
+middle of a row, several trainings in one file (SFT before DPO), and numbers as strings (Transformers 5).
 """
 
 from __future__ import annotations
@@ -112,10 +112,9 @@ class _Reader:
         if taken is None:
             return
         before = self._frame_before(data, position, start, taken[0].is_train)
-        after = _FRAME.search(data, end, end + WINDOW)
         next_row = data.find(b"{", end, end + WINDOW)
-        follows = after is not None and (next_row < 0 or after.start() < next_row)
-        section.frames.add(before, _counter(after.groups()) if after is not None and follows else UNKNOWN)
+        after = _FRAME.search(data, end, next_row if next_row >= 0 else end + WINDOW)
+        section.frames.add(before, _counter(after.groups()) if after is not None else UNKNOWN)
         if taken[0].is_train and before != UNKNOWN:
             section.bar_total = before[1]
 
@@ -125,8 +124,7 @@ class _Reader:
             at = data.rfind(b"/%d [" % self.section.bar_total, position, start)
             if at >= 0 and (digits := re.search(rb"\d+$", data[max(0, at - 12) : at])):
                 return int(digits.group()), self.section.bar_total
-        frames = _FRAME.findall(data, max(position, start - WINDOW), start)
-        if frames:
+        if start - position > 8 and (frames := _FRAME.findall(data, max(position, start - WINDOW), start)):
             return _counter(frames[-1])
         return self._frame if position == 0 else UNKNOWN
 

@@ -25,7 +25,7 @@ class Format(NamedTuple):
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("hf", "hf_state:read_hf_state", "trainer_state.json (TRL, LLaMA-Factory, ms-swift, Axolotl) or a JSON list of rows"),
+    Format("hf", "hf_state:read_hf_state", "trainer_state.json (TRL, LLaMA-Factory, ms-swift), or a JSON list of rows"),
     Format("llamafactory", "llamafactory:read_llamafactory", "LLaMA-Factory trainer_log.jsonl, v0 and v1"),
     Format("swift", "swift:read_swift", "ms-swift logging.jsonl"),
     Format("jsonl", "jsonl_log:read_jsonl_log", "JSON lines of log rows, any trainer"),

@@ -24,7 +24,7 @@ def parse_row(text: bytes) -> dict[str, Any] | None:
         return None
     try:
         # A row of quoted keys and plain numbers becomes JSON by its quotes alone: ten times faster than ast.
-        row = json.loads(text.replace(b"'", b'"'))
+        row = json.loads(text.replace(b"'", b'"').decode())
         return row if isinstance(row, dict) else None
     except (ValueError, RecursionError):
         return _parse_slowly(text)

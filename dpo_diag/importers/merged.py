@@ -37,6 +37,7 @@ class Duplicates:
 
     dropped: int = 0
     differing: int = 0
+    backtracks: list[tuple[int, int]] = field(default_factory=list)  # (step, the smaller one that follows it)
 
 
 @dataclass
@@ -97,6 +98,14 @@ class History:
             worst[split] = max(worst.get(split, 0), found.dropped)
         return sum(worst.values())
 
+    def backtracks(self) -> list[dict[str, int | str]]:
+        """Where the source's steps run backwards: a resume, or two runs in one log; once per split."""
+        out: list[dict[str, int | str]] = []
+        for split in sorted({s for s, _ in self.duplicates}):
+            most = max((d.backtracks for (s, _), d in self.duplicates.items() if s == split), key=len)
+            out += [{"split": split, "from": a, "to": b} for a, b in most]
+        return out
+
     def differing_rows(self) -> int:
         worst: dict[str, int] = {}
         for (split, _), found in self.duplicates.items():
@@ -109,12 +118,14 @@ def last_of_each_step(series: Series) -> tuple[Column, Duplicates]:
     step = np.where(series.step == UNKNOWN_STEP, 0, series.step)
     if len(step) and (np.diff(step) > 0).all():
         return Column(step, series.epoch, series.value), Duplicates()
+    falls = np.flatnonzero(np.diff(step) < 0)
+    backtracks = [(int(step[i]), int(step[i + 1])) for i in falls[:20]]
     order = np.argsort(step, kind="stable")
     sorted_step, value = step[order], series.value[order]
     last = np.ones(len(order), dtype=bool)
     last[:-1] = sorted_step[1:] != sorted_step[:-1]
     kept_value = value[last][np.cumsum(last) - last]  # for every row the value that was kept for its step
     same = (kept_value == value) | (np.isnan(kept_value) & np.isnan(value))
-    found = Duplicates(int((~last).sum()), int((~same).sum()))
+    found = Duplicates(int((~last).sum()), int((~same).sum()), backtracks)
     keep = order[last]
     return Column(step[keep], series.epoch[keep], series.value[keep]), found

@@ -106,11 +106,11 @@ class _Block:
                 continue
             self.metrics.append(key)
             self.places.append(where)
+        self.is_clean = False  # some row held nothing but numbers
         self.is_train = any(p.split == "train" for p in self.places)
         self.is_summary = any(clean_key(str(k)) in _SUMMARY_KEYS for k in keys)
         self.values = array("d")
         self.steps = array("q")
-        self.lines = array("q")
         self.epochs = array("d")
         self.sequence = array("q")  # number of the row in the source, over all blocks
         self.spill: IO[bytes] | None = None
@@ -174,15 +174,9 @@ class RowStore:
         if block.is_summary:
             self.summaries.append({str(k): v for k, v in row.items() if isinstance(v, (int, float, str))})
             return None
-        values = []
-        for key in block.metrics:
-            value = row[key]
-            if type(value) is not float:
-                found = number(value)
-                if found is None:
-                    return self._add_without(row, line, step)
-                value = found
-            values.append(value)
+        values = self._values(block, row)
+        if values is None:
+            return self._add_without(row, line, step)
         if not values:
             return None
         found_step = step
@@ -206,11 +200,24 @@ class RowStore:
         block.values.extend(values)
         block.steps.append(UNKNOWN_STEP if found_step is None else found_step)
         block.epochs.append(math.nan if epoch is None else epoch)
-        block.lines.append(line)
         block.sequence.append(self.rows)
         block.maybe_spill()
         self.rows += 1
         return block, len(block.steps) - 1
+
+    def _values(self, block: _Block, row: Mapping[str, Any]) -> list[float] | None:
+        """The row's metrics as floats, None if one is no number; after one clean row of a block the others go fast."""
+        if block.is_clean:
+            try:
+                return list(map(float, map(row.__getitem__, block.metrics)))
+            except (TypeError, ValueError, OverflowError):
+                pass
+        found = [number(row[key]) for key in block.metrics]
+        values = [v for v in found if v is not None]
+        if len(values) < len(found):
+            return None
+        block.is_clean = True
+        return values
 
     def _add_without(self, row: Mapping[str, Any], line: int, step: int | None) -> tuple[_Block, int] | None:
         """The row without the values that are no numbers; known metrics of a wrong type are reported."""
@@ -257,10 +264,10 @@ class RowStore:
                 if (where.split, where.name) == (split, name):
                     parts.append(
                         Series(
-                            np.frombuffer(block.steps, dtype=np.int64).copy(),
-                            np.frombuffer(block.epochs, dtype=np.float64).copy(),
+                            np.frombuffer(block.steps, dtype=np.int64),
+                            np.frombuffer(block.epochs, dtype=np.float64),
                             block.column(index),
-                            np.frombuffer(block.sequence, dtype=np.int64).copy(),
+                            np.frombuffer(block.sequence, dtype=np.int64),
                         )
                     )
         return join(parts)

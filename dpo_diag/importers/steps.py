@@ -27,7 +27,15 @@ class Frames:
     after: array[int] = field(default_factory=lambda: array("i"))
     after_total: array[int] = field(default_factory=lambda: array("i"))
 
+    unseen: int = 0  # rows before the first one that has a frame at all: most logs without a bar have none
+
     def add(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+        if not self.before:
+            if before[1] < 0 and after[1] < 0:
+                self.unseen += 1
+                return
+            for column in (self.before, self.before_total, self.after, self.after_total):
+                column.extend([UNKNOWN_STEP] * self.unseen)
         self.before.append(before[0])
         self.before_total.append(before[1])
         self.after.append(after[0])
@@ -90,7 +98,7 @@ def _infer(
         if per_epoch is None or _agrees(by_frame[known & train], epoch[known & train], per_epoch):
             return _from_last_train(by_frame, train, epoch, per_epoch), "progress frames"
     if per_epoch is not None and np.isfinite(epoch).all():
-        guess = np.rint(epoch * per_epoch).astype(np.int64)
+        guess = _on_the_grid(np.rint(epoch * per_epoch).astype(np.int64), train)
         if _strictly_rising(guess[train]) > 0.95 or not train.any():
             return guess, f"epoch x {per_epoch:g} steps per epoch"
     n_train = int(train.sum())
@@ -157,6 +165,17 @@ def _agrees(step: IntArray, epoch: FloatArray, per_epoch: float) -> bool:
     off = np.abs(epoch[known] * per_epoch - step[known])
     slack = np.maximum(1.0, 0.011 * per_epoch)
     return bool((off <= slack).mean() > 0.9)
+
+
+def _on_the_grid(guess: IntArray, train: npt.NDArray[np.bool_]) -> IntArray:
+    """Training rows come every k steps: a guess from rounded epochs is moved to the multiple of k that is beside it."""
+    gaps = np.diff(guess[train])
+    if len(gaps) < 3 or not (gaps > 0).all():
+        return guess
+    interval = int(np.median(gaps))
+    snapped = np.where(guess >= interval, np.rint(guess / interval).astype(np.int64) * interval, guess)
+    near = np.abs(snapped - guess) <= np.maximum(1, 0.006 * guess)
+    return snapped if interval > 1 and near[train].all() and _strictly_rising(snapped[train]) == 1.0 else guess
 
 
 def _strictly_rising(steps: IntArray) -> float:

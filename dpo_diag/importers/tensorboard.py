@@ -154,7 +154,8 @@ def _event(record: bytes) -> Iterator[tuple[int, str, float | str]]:
 
 
 def _summary_value(data: bytes) -> tuple[str, float | str | None]:
-    tag, found = "", None
+    tag = ""
+    found: float | str | None = None
     for number, value in fields(data):
         if number == 1 and isinstance(value, bytes):
             tag = value.decode("utf-8", "replace")

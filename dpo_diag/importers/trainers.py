@@ -9,12 +9,13 @@ from dpo_diag.importers.rows import RowStore
 
 
 class Reduction(NamedTuple):
-    """`value` is "sum" or "mean" over a response's tokens; `why` says what decided."""
+    """`value` is "sum" or "mean" over a response's tokens, "" if undecided; `why` says what decided."""
 
     value: str
     why: str
 
 
+SMALL_LOGPS = 8.0
 _MEAN_LOSSES = {
     "trl": ("ipo",),
     "llama-factory": ("ipo", "orpo", "simpo"),
@@ -56,20 +57,32 @@ def guess_trainer(store: RowStore | None, file_name: str) -> tuple[str, str | No
 
 
 def logps_reduction(
-    trainer: str, version: str | None, loss: tuple[str, ...], beta: float | None, asked: str | None
+    trainer: str, version: str | None, loss: tuple[str, ...], asked: str | None, size: float | None
 ) -> Reduction:
-    """Whether logged log-probs are summed or averaged over a response's tokens.
+    """Whether logged log-probs are summed or averaged over a response's tokens; "" where nothing decides.
 
-    Averages: ipo in TRL until 0.28 (0.7.11 on), ipo, orpo and simpo in LLaMA-Factory, dpo_norm in open-instruct.
+    Averages: ipo in TRL until 0.28, ipo, orpo and simpo in LLaMA-Factory, dpo_norm in open-instruct.
+
+    Args:
+        asked: what the user says.
+        size: median of |logps/chosen| in nats, if logged: below 8 a response's sum cannot be told from a token mean.
     """
     if asked:
         return Reduction(asked, "as given")
-    means = _MEAN_LOSSES.get(trainer, ())
-    hit = [name for name in loss if name in means]
-    if hit and not (trainer == "trl" and (version or "").startswith((">=0.29", "0.29", "0.3", "1."))):
-        return Reduction(
-            "mean", f"{trainer} {version or ''} averages log-probs over tokens under {hit[0]}".replace("  ", " ")
-        )
-    if not loss:
-        return Reduction("sum", f"{trainer} {version or ''} sums; the loss is not known".replace("  ", " "))
-    return Reduction("sum", f"{trainer} {version or ''} sums under {', '.join(loss)}".replace("  ", " "))
+    who = f"{trainer} {version}" if version else trainer
+    hit = [name for name in loss if name in _MEAN_LOSSES.get(trainer, ())]
+    if hit and not (trainer == "trl" and _at_least(version, (0, 29))):
+        return Reduction("mean", f"{who} averages log-probs over tokens under {hit[0]}")
+    if loss:
+        return Reduction("sum", f"{who} sums log-probs under {', '.join(loss)}")
+    if size is not None and size < SMALL_LOGPS and not (trainer == "trl" and _at_least(version, (0, 29))):
+        return Reduction("", f"not decided: the loss is not known and |logps| is {size:.2g} nats (--logps sum|mean)")
+    return Reduction("sum", f"{who} sums log-probs; the loss is not known")
+
+
+def _at_least(version: str | None, wanted: tuple[int, int]) -> bool:
+    """Whether a version or range (`1.16`, `>=0.29`) lies at or above `wanted`; False for an unknown one."""
+    found = re.search(r"(\d+)\.(\d+)", version or "")
+    if found is None or (version or "").startswith("<"):
+        return False
+    return (int(found.group(1)), int(found.group(2))) >= wanted

@@ -22,7 +22,7 @@ from dpo_diag.losses import ADDITIVE, COUPLED, LossSpec
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.writer import RunWriter, part_range
 
-BATCH = 1 << 20
+BATCH = 1 << 19
 
 
 def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.DataFrame | None) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _write(
     if beta is None and check is not None and check.constant:
         beta = check.beta
         facts.take("beta", beta, f"found: the reference is constant over the evaluations of {check.split}")
-    reduction = logps_reduction(trainer, version, types, beta, options.logps)
+    reduction = logps_reduction(trainer, version, types, options.logps, _logps_size(history))
     nll_weight = nll_weight_at_start(history, facts.nll_weight)
     derived = derive(history, beta, reduction.value, nll_weight)
     _write_history(writer, history, derived)
@@ -86,11 +86,9 @@ def _write(
     trouble = Trouble()
     for source in sources:
         trouble.extend(source.trouble, source.files[0].name if len(sources) > 1 else None)
-    if (
-        reduction.value != "sum"
-        or any(name.startswith("logps/") for _, name in history.metrics())
-        or _has_pairs(sources)
-    ):
+    if _has_pairs(sources):
+        writer.update(logps_reduction=options.logps or "sum")  # the tables' columns are sums by definition
+    elif reduction.value and any(name.startswith("logps/") for _, name in history.metrics()):
         writer.update(logps_reduction=reduction.value)
     writer.update(
         loss=_loss_document(types, beta, options, facts),
@@ -150,34 +148,39 @@ def _trainer(sources: list[Parsed], options: Options) -> tuple[str, str | None]:
 
 
 def _frames(columns: Iterator[tuple[str, str, Column]]) -> Iterator[pd.DataFrame]:
-    """History rows in batches of about a million."""
+    """History rows in batches of at most about a million; an epoch that is not known is null."""
     waiting: list[pd.DataFrame] = []
     size = 0
     for split, name, column in columns:
-        frame = pd.DataFrame(
-            {
-                "step": column.step,
-                "epoch": column.epoch,
-                "value": column.value,
-                "split": split,
-                "name": name,
-                "derived": column.derived,
-            }
-        )
-        frame["epoch"] = (
-            frame["epoch"].astype(object).where(frame["epoch"].notna(), None) if _no_epoch(column) else frame["epoch"]
-        )
-        waiting.append(frame)
-        size += len(frame)
-        if size >= BATCH:
-            yield pd.concat(waiting, ignore_index=True)
-            waiting, size = [], 0
+        for start in range(0, len(column.step), BATCH):
+            part = slice(start, start + BATCH)
+            epoch = column.epoch[part]
+            waiting.append(
+                pd.DataFrame(
+                    {
+                        "step": column.step[part],
+                        "epoch": epoch if not np.isnan(epoch).any() else pd.array(epoch, dtype="Float64"),
+                        "value": column.value[part],
+                        "split": split,
+                        "name": name,
+                        "derived": column.derived,
+                    }
+                )
+            )
+            size += len(epoch)
+            if size >= BATCH:
+                yield _stacked(waiting)
+                waiting, size = [], 0
     if waiting:
-        yield pd.concat(waiting, ignore_index=True)
+        yield _stacked(waiting)
 
 
-def _no_epoch(column: Column) -> bool:
-    return bool(np.isnan(column.epoch).any()) and len(column.epoch) < 1 << 16
+def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    stacked = pd.concat(frames, ignore_index=True)
+    if stacked["epoch"].isna().any():
+        # Null, not NaN: an object column says "missing", a float column keeps NaN as a value.
+        stacked["epoch"] = stacked["epoch"].astype(object).where(stacked["epoch"].notna(), None)
+    return stacked
 
 
 def _write_history(writer: RunWriter, history: History, derived: dict[tuple[str, str], Column]) -> None:
@@ -267,12 +270,29 @@ def _source_document(
         "left_out": sorted({k for s in stores for k in s.dropped_keys()}),
         "summary": {k: _finite(v) for k, v in summary.items()} if summary else None,
         "duplicates": history.duplicate_rows() + sum(s.duplicates for s in sources),
-        "skipped": sum(s.trouble.count for s in sources),
+        "backtracks": history.backtracks(),
+        "read": sum(s.read for s in sources),
+        "skipped": _skipped(sources),
         "beta_check": check.to_dict() if check is not None else None,
         "nll_weight": nll_weight,
         "notes": notes,
         **{k: v for s in reversed(sources) for k, v in s.extra.items()},
     }
+
+
+def _logps_size(history: History) -> float | None:
+    """Median |logps/chosen| of the split that has most of it, in nats."""
+    columns = [c for s in history.splits() if (c := history.column(s, "logps/chosen")) is not None]
+    values = [c.value[np.isfinite(c.value)] for c in columns]
+    longest = max(values, key=len, default=np.empty(0))
+    return float(np.median(np.abs(longest))) if len(longest) else None
+
+
+def _skipped(sources: list[Parsed]) -> list[dict[str, Any]] | int:
+    """What was not read, by line; the number alone where it is more than is listed."""
+    count = sum(s.trouble.count for s in sources)
+    listed = [row for s in sources for row in s.trouble.listed]
+    return listed if len(listed) == count else count
 
 
 def _finite(value: Any) -> Any:
