@@ -21,6 +21,7 @@ from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.materials import Material, assemble, write_data_report
 from dpo_diag.training.progress import shorten_progress
+from dpo_diag.training.tracker_callback import TrackerCallback
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -54,11 +55,22 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         write_data_report(material, folder)
     trainer = _trainer(config, folder, material, arguments)
     shorten_progress(trainer)
-    for callback in [FactsCallback(trainer, _facts(config, material)), *_callbacks(config, folder, material, main)]:
-        trainer.add_callback(callback)
+    trainer.add_callback(FactsCallback(trainer, _facts(config, material)))
+    if material.prompts:
+        trainer.add_callback(_prompt_callback(config, material))
+    tracker = None
+    if config.tracking.kind != "none" and main:
+        tracker = TrackerCallback(config, folder, trainer)
+        trainer.add_callback(tracker)
     resume = _checkpoint(folder) if config.resume else None
     say(f"{config.trainer.method.upper()} on {len(material.train)} examples, run folder {folder}")
-    trainer.train(resume_from_checkpoint=resume)
+    status = "failed"
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+        status = "finished"
+    finally:
+        if tracker is not None:
+            tracker.close(status)
     return folder
 
 
@@ -99,34 +111,18 @@ def _one_or_many(evals: Mapping[str, Any]) -> Any:
     return {name or "held_out": dataset for name, dataset in evals.items()}
 
 
-def _callbacks(config: Config, folder: Path, material: Material, main: bool) -> list[Any]:
-    callbacks: list[Any] = []
-    if material.prompts:
-        p = config.prompts
-        decoding = Decoding(
-            max_new_tokens=p.max_new_tokens,
-            n_samples=p.n_samples,
-            temperature=p.temperature,
-            top_p=p.top_p,
-            seed=p.seed,
-        )
-        answer = partial(_answer, decoding=decoding, batch_size=p.batch_size)
-        schedule: list[str | int] = ["start", "eval", "end"]
-        callbacks.append(
-            FixedPromptCallback(
-                answer,
-                material.prompts,
-                schedule=schedule,
-                also_at=EARLY_STEPS if p.early else (),
-                with_reference=p.reference and config.trainer.method == "dpo",
-                score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
-            )
-        )
-    if config.tracking.kind != "none" and main:
-        from dpo_diag.training.tracker_callback import TrackerCallback
-
-        callbacks.append(TrackerCallback(config, folder))
-    return callbacks
+def _prompt_callback(config: Config, material: Material) -> FixedPromptCallback:
+    p = config.prompts
+    decoding = Decoding(
+        max_new_tokens=p.max_new_tokens, n_samples=p.n_samples, temperature=p.temperature, top_p=p.top_p, seed=p.seed
+    )
+    return FixedPromptCallback(
+        partial(_answer, decoding=decoding, batch_size=p.batch_size),
+        material.prompts,
+        also_at=EARLY_STEPS if p.early else (),
+        with_reference=p.reference and config.trainer.method == "dpo",
+        score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
+    )
 
 
 def _answer(model: Any, tokenizer: Any, prompts: Sequence[Any], *, decoding: Decoding, batch_size: int) -> Any:

@@ -19,15 +19,20 @@ LINE = (
 """metric behind `eval_` or `eval_NAME_` -> what the line calls it."""
 
 
+def evaluation_prefix(logs: dict[str, Any]) -> str | None:
+    """`eval_` or `eval_NAME_`: what stands before every metric of one evaluation's log call; None for other calls."""
+    key = next((k for k in logs if k.startswith("eval_") and k.endswith("_loss") and "/" not in k), None)
+    return None if key is None else key.removesuffix("loss")
+
+
 def evaluation_line(logs: dict[str, Any], step: int) -> str | None:
     """The short line for an evaluation's logs, e.g. `step 10  eval  loss 0.682  chosen ppl 1.437`; None for others."""
-    key = next((k for k in logs if k.startswith("eval_") and k.endswith("_loss")), None)
-    if key is None:
+    prefix = evaluation_prefix(logs)
+    if prefix is None:
         scores = [
             f"{k.removeprefix('eval_').replace('_score/', ' ')} {v:.3f}" for k, v in logs.items() if "score/" in k
         ]
         return f"step {step:<5} {'  '.join(scores)}" if scores else None
-    prefix = key.removesuffix("loss")
     parts = [f"{name} {float(logs[prefix + metric]):.3f}" for metric, name in LINE if prefix + metric in logs]
     return f"step {step:<5} {prefix.rstrip('_'):<6} {'  '.join(parts)}"
 
