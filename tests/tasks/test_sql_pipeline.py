@@ -272,7 +272,7 @@ def test_a_rank_builds_in_a_process_apart_and_tells_its_failure(tmp_path, monkey
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_real_sft_learns_and_its_mistakes_become_pairs(tmp_path, monkeypatch):
-    """Some 25 s: 60 real steps take the loss from ln(768) = 6.6 to under 3; a rank gets the same through its child."""
+    """Some 25 CPU s: 60 steps take the loss from ln(768) = 6.6 to under 3; a rank gets the same through its child."""
     config = replace(SqlCaseConfig(), sft_steps=60, n_pairs=40, n_train_pairs=32, n_questions=100)
     one = prepare_sql_case(tmp_path / "one", config, progress=False)
     assert one.facts["sft"]["train_loss"] < 3.0 and one.facts["n_correct"] > 0

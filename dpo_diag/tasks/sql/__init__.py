@@ -12,6 +12,7 @@ A question names a database; the answer is one SQL query; it is right when sqlit
     model      the small Llama of this task
     answering  greedy answers, batched
     cache      building a folder once, whatever crashes or runs beside
+    case_config  seeds, sizes, the recipe
     build      the pipeline in one process, for launchers that run several
     pipeline   SFT from scratch, its mistakes as preference pairs, cached
 
