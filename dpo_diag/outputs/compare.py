@@ -58,8 +58,9 @@ class Comparison:
 
 
 def comparison(
-    run: Run | str | os.PathLike[str],
+    run: Run | str | os.PathLike[str] | pd.DataFrame,
     *,
+    texts: pd.DataFrame | None = None,
     baseline: str | int | None = None,
     to_step: int | None = None,
     steps: list[int] | None = None,
@@ -71,7 +72,8 @@ def comparison(
     """All comparisons of a run's answers as frames.
 
     Args:
-        run: a run or its folder.
+        run: a run, its folder, or rows of outputs/ .
+        texts: training pairs, for where phrases come from; None for the run's own.
         baseline: step or model that changes are measured from; None for the SFT model, else the reference, else the
             first step.
         to_step: the policy's step to judge; None for its last.
@@ -82,7 +84,7 @@ def comparison(
     Raises:
         DiagError: no answers, answers of different decoding settings, an unknown step or model.
     """
-    opened = run if isinstance(run, Run) else load_run(run)
+    opened = run if isinstance(run, (Run, pd.DataFrame)) else load_run(run)
     answers = select(opened, sample=sample, steps=steps, models=models)
     base = answers.baseline(baseline)
     look = answers.policy_looks()[-1] if to_step is None else answers.baseline(to_step)
@@ -91,7 +93,8 @@ def comparison(
     measured = features(answers.frame, load_stances(phrase_list)).join(scores)
     changes = answer_changes(answers)
     before, after = answers.of(base)["text"].to_dict(), answers.of(look)["text"].to_dict()
-    texts = opened.texts if opened.has("texts") else None
+    if texts is None and isinstance(opened, Run) and opened.has("texts"):
+        texts = opened.texts
     judged = [x for x in answers.policy_looks() if x != base]
     behaviours = behaviour_table(answers, measured, base, judged)
     return Comparison(
@@ -147,8 +150,7 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
         "looks": records(c.looks),
         "references": records(c.references),
     }
-    strict: dict[str, Any] = _strict(document)
-    return strict
+    return strict(document)
 
 
 def prompt_order(c: Comparison) -> list[str]:
@@ -203,14 +205,14 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Python types that json.dumps(allow_nan=False) takes: missing values, NaN and infinities become None."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, dict):
-        return {str(k): _strict(v) for k, v in value.items()}
+        return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, np.ndarray)):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     if isinstance(value, np.bool_):
         return bool(value)
     if value is pd.NA or value is pd.NaT:

@@ -82,6 +82,12 @@ def searchable(parts: Sequence[Sequence[Word]]) -> str:
     return "\x1e".join("\x1f" + "\x1f".join(w.form for w in part) + "\x1f" for part in parts)
 
 
+def contains(text: str, phrase: str) -> bool:
+    """Whether the phrase's words stand next to each other in one sentence of the text; case and commas aside."""
+    wanted = tuple(word.form for part in sentences(phrase) for word in part)
+    return bool(wanted) and _needle(wanted) in searchable(sentences(text[:MAX_TEXT]))
+
+
 def _needle(gram: Gram) -> str:
     return "\x1f" + "\x1f".join(gram) + "\x1f"
 
