@@ -265,9 +265,6 @@ def check(config: Config) -> None:
         raise _wrong("trainer.learning_rate", t.learning_rate, "0 or more")
     if t.max_length is not None and t.max_length < 2:
         raise _wrong("trainer.max_length", t.max_length, "at least 2 tokens, or null for no limit")
-    for share in ("eval_share", "max_bad_share", "max_truncated_share"):
-        if not 0 <= getattr(config.data, share) <= 1:
-            raise _wrong(f"data.{share}", getattr(config.data, share), "a share from 0 to 1")
     if config.peft.kind != "none" and config.peft.r < 1:
         raise _wrong("peft.r", config.peft.r, "at least 1")
     for extra in config.probes.extra:
@@ -276,11 +273,7 @@ def check(config: Config) -> None:
     for guard in config.guards.stop:
         if guard not in GUARDS:
             raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")
-    p = config.prompts
-    if p.n_samples < 0 or (p.n_samples and p.temperature <= 0):
-        raise _wrong("prompts.n_samples", p.n_samples, "0, or more with prompts.temperature above 0")
-    if p.max_new_tokens < 1:
-        raise _wrong("prompts.max_new_tokens", p.max_new_tokens, "at least 1")
+    check_prompts(config.prompts)
 
 
 def _check_loss(config: Config) -> None:
@@ -314,7 +307,14 @@ def _check_sources(config: Config) -> None:
         )
     if config.model.kind == "hub" and not config.model.name:
         raise _wrong("model.name", "nothing", "a hub id or a local folder")
-    d = config.data
+    check_data(config.data)
+
+
+def check_data(d: DataConfig) -> None:
+    """The pairs are named and there; shares are shares."""
+    for share in ("eval_share", "max_bad_share", "max_truncated_share"):
+        if not 0 <= getattr(d, share) <= 1:
+            raise _wrong(f"data.{share}", getattr(d, share), "a share from 0 to 1")
     if d.kind in ("jsonl", "sharegpt"):
         for key in ("path", "eval_path"):
             value = getattr(d, key)
@@ -324,11 +324,19 @@ def _check_sources(config: Config) -> None:
                 raise _wrong(f"data.{key}", value, "an existing file")
     if d.kind == "hub" and not d.name:
         raise _wrong("data.name", "nothing", "a datasets id or a local dataset folder")
-    if config.prompts.kind == "file":
-        if not config.prompts.path:
+
+
+def check_prompts(p: PromptsConfig) -> None:
+    """The prompt file is there, the decoding possible."""
+    if p.kind == "file":
+        if not p.path:
             raise _wrong("prompts.path", "nothing", "a jsonl file of prompts")
-        if not Path(config.prompts.path).is_file():
-            raise _wrong("prompts.path", config.prompts.path, "an existing jsonl file")
+        if not Path(p.path).is_file():
+            raise _wrong("prompts.path", p.path, "an existing jsonl file")
+    if p.n_samples < 0 or (p.n_samples and p.temperature <= 0):
+        raise _wrong("prompts.n_samples", p.n_samples, "0, or more with prompts.temperature above 0")
+    if p.max_new_tokens < 1:
+        raise _wrong("prompts.max_new_tokens", p.max_new_tokens, "at least 1")
 
 
 def _wrong(key: str, got: object, expected: str) -> DiagError:

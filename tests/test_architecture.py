@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
-GROUND = {"records", "config", "losses", "errors"}
+GROUND = {"records", "config", "config_checkpoints", "losses", "errors"}
 LEFT = {"modeling", "inference", "training", "tasks"}
 RIGHT = {"importers", "divergence", "outputs", "report"}
 SHARED = {"tracking"}

@@ -12,28 +12,36 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.config import Config, conf_dir
+from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
+
+T = TypeVar("T")
+SCHEMAS: dict[str, type] = {"config": Config, "score": ScoreConfig, "generate": GenerateConfig}
+"""conf/NAME.yaml -> its schema, known to Hydra as base_NAME."""
 
 
 def register() -> None:
-    """Make the schema known to Hydra under the name that conf/config.yaml begins with."""
-    ConfigStore.instance().store(name="base_config", node=Config)
+    """Make the schemas known to Hydra under the names that the root files begin with."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"base_{name}", node=schema)
 
 
-def to_config(cfg: DictConfig) -> Config:
+def to_config(cfg: DictConfig, schema: type[T] = Config) -> T:  # type: ignore[assignment]
     """The composed configuration as dataclasses, interpolations resolved."""
     document = OmegaConf.to_container(cfg, resolve=True)
-    merged = OmegaConf.merge(OmegaConf.structured(Config), document)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), document)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
@@ -42,10 +50,10 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def valid_keys() -> dict[str, list[str]]:
+def valid_keys(schema: type = Config) -> dict[str, list[str]]:
     """Dotted prefix -> keys that stand there, from the schema; prefixes whose keys are free are absent."""
     keys: dict[str, list[str]] = {"": []}
-    for f in dataclasses.fields(Config):
+    for f in dataclasses.fields(schema):
         keys[""].append(f.name)
         default = f.default_factory() if callable(f.default_factory) else None
         if dataclasses.is_dataclass(default):
@@ -59,9 +67,9 @@ def _nearest(word: str, choices: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"valid: {', '.join(sorted(set(choices)))}"
 
 
-def explain_override(overrides: list[str]) -> str | None:
+def explain_override(overrides: list[str], schema: type = Config) -> str | None:
     """The first override that names an unknown key, group or option, with its nearest valid one; None if all exist."""
-    keys, root = valid_keys(), conf_dir()
+    keys, root = valid_keys(schema), conf_dir()
     for text in overrides:
         try:
             parsed = OverridesParser.create().parse_override(text)
@@ -107,6 +115,24 @@ def _resumed(arguments: list[str]) -> list[str]:
     return [*before, *arguments, f"hydra.run.dir={folder.resolve()}"]
 
 
+def _told_once(job: Callable[[DictConfig], Any], told: list[DiagError]) -> Callable[[DictConfig], Any]:
+    """In a single run keep a DiagError for `run_app`, where it becomes one line; Hydra would add lines of its own.
+
+    A multirun's job raises, so that the launcher counts it as failed and goes on with the others.
+    """
+
+    def guarded(cfg: DictConfig) -> Any:
+        try:
+            return job(cfg)
+        except DiagError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            told.append(error)
+            return None
+
+    return guarded
+
+
 def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv: list[str] | None = None) -> int:
     """Run a Hydra app; returns the exit status: 0 success, 1 failure, 2 usage.
 
@@ -122,11 +148,12 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     # Hydra prunes and prints tracebacks itself unless told not to; we want the exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    told: list[DiagError] = []
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     register()
     try:
         if "--config-dir" not in " ".join(arguments):
-            wrong = explain_override(overrides)
+            wrong = explain_override(overrides, SCHEMAS[config_name])
             if wrong is not None:
                 raise DiagError(wrong, usage=True)
         arguments = _resumed(arguments)
@@ -134,7 +161,9 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
             # Only rank 0 keeps Hydra's folder; the others learn it from rank 0 (see training.job).
             arguments += ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
         sys.argv = [name, *arguments]
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(_told_once(job, told))()
+        if told:
+            raise told[0]
         return 0
     except DiagError as error:
         if debug:

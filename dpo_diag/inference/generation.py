@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dpo_diag.config import PromptsConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.checkers import check, require_known
 from dpo_diag.inference.prompts import Prompt, to_prompts
@@ -94,6 +95,17 @@ class Decoding:
 
 def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def decoding_from(config: PromptsConfig) -> Decoding:
+    """The decoding that a configuration's `prompts` names: the greedy answer, and its samples."""
+    return Decoding(
+        max_new_tokens=config.max_new_tokens,
+        n_samples=config.n_samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+    )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list[int], str]:

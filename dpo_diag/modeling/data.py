@@ -151,7 +151,7 @@ def load_data(config: DataConfig, *, seed: int = 0) -> PreferenceData:
                 "the held-out pairs are of another kind", got=sources["held_out"].kind, expected=train_set.kind
             )
         train, leaked = without_prompts_of(train_set.rows, held_out)
-    elif len(train_set.rows) > 1:
+    elif len(train_set.rows) > 1 and config.eval_share > 0:
         train, held_out = split_pairs(train_set.rows, config.eval_share, seed)
     else:
         train, held_out = list(train_set.rows), []

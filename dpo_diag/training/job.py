@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from dpo_diag.config import Config, check
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import Decoding, generate
+from dpo_diag.inference.generation import Decoding, decoding_from, generate
 from dpo_diag.modeling.pairs import to_dataset
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
@@ -52,7 +52,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
     main = arguments.process_index == 0
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        write_data_report(material, folder)
+        write_data_report(material, folder, config.data.max_truncated_share)
     trainer = _trainer(config, folder, material, arguments)
     shorten_progress(trainer)
     trainer.add_callback(FactsCallback(trainer, _facts(config, material)))
@@ -113,11 +113,8 @@ def _one_or_many(evals: Mapping[str, Any]) -> Any:
 
 def _prompt_callback(config: Config, material: Material) -> FixedPromptCallback:
     p = config.prompts
-    decoding = Decoding(
-        max_new_tokens=p.max_new_tokens, n_samples=p.n_samples, temperature=p.temperature, top_p=p.top_p, seed=p.seed
-    )
     return FixedPromptCallback(
-        partial(_answer, decoding=decoding, batch_size=p.batch_size),
+        partial(_answer, decoding=decoding_from(p), batch_size=p.batch_size),
         material.prompts,
         also_at=EARLY_STEPS if p.early else (),
         with_reference=p.reference and config.trainer.method == "dpo",

@@ -3,21 +3,21 @@ raised here, before long work; nothing is trained here but the embedded task's o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.config import Config
-from dpo_diag.errors import DiagError
 from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
+from dpo_diag.modeling.data import REPORT_FILE, PreferenceData, load_data
 from dpo_diag.modeling.models import Policy, check_device, load_policy
-from dpo_diag.modeling.pairs import PairSet, Row, read_hub, read_jsonl, read_sharegpt, split_pairs, without_prompts_of
+from dpo_diag.modeling.pairs import Row
 from dpo_diag.modeling.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
+from dpo_diag.records.writer import write_json
 
-HELD_OUT, TRAIN_PROBE = "held_out", "train_probe"
+TRAIN_PROBE = "train_probe"
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Material:
         evals: evaluation sets by name; empty for none.
         prompts: the fixed prompts.
         data: for run.json's `data`.
-        pair_set: what was read from a file or the hub, with its list of bad rows; None for a task.
+        source: what was read from a file or the hub, with its list of bad rows; None for a task.
         notes: what was decided for the user, a line each.
     """
 
@@ -39,7 +39,7 @@ class Material:
     evals: dict[str, list[Row]]
     prompts: list[Prompt]
     data: dict[str, Any] = field(default_factory=dict)
-    pair_set: PairSet | None = None
+    source: PreferenceData | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -47,21 +47,23 @@ def assemble(config: Config, say: Callable[[str], None]) -> Material:
     """Everything that the configuration names, loaded and checked; `say` gets one line before each long step."""
     check_device(config.model.device)
     if config.data.kind == "task":
-        train, evals, data, pair_set, policy = _from_task(config, say)
+        train, evals, data, policy = _from_task(config, say)
+        source, notes = None, list(policy.notes)
     else:
-        train, evals, data, pair_set = _from_source(config)
+        source = load_data(config.data, seed=config.seed)
+        source.check(config.data.max_bad_share)
         say(f"loading {config.model.name or config.model.kind}")
         policy = load_policy(config.model, config.peft, with_reference=_keeps_reference(config))
-    notes = list(policy.notes)
-    if pair_set is not None:
-        notes += require_chat_template(policy.tokenizer, pair_set.kind)
+        notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
+        notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode)
+        train, evals, data = source.train, {"": source.held_out} if source.held_out else {}, source.summary()
     if config.trainer.method == "sft" and config.data.kind != "task":
         train = [as_sft(row) for row in train]
         evals = {name: [as_sft(row) for row in rows] for name, rows in evals.items()}
     if config.probes.train_pairs:
         probe = sorted(train, key=lambda row: str(row.get("pair_id", "")))[: config.probes.train_pairs]
         evals = {**evals, TRAIN_PROBE: probe}
-    return Material(policy, train, evals, _prompts(config), data, pair_set, notes)
+    return Material(policy, train, evals, _prompts(config), data, source, notes)
 
 
 def as_sft(row: Row) -> Row:
@@ -73,37 +75,9 @@ def _keeps_reference(config: Config) -> bool:
     return config.trainer.method == "dpo"
 
 
-def _from_source(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], PairSet]:
-    d = config.data
-    if d.kind == "hub":
-        pairs = read_hub(str(d.name), d.split, revision=d.revision)
-    else:
-        pairs = (read_sharegpt if d.kind == "sharegpt" else read_jsonl)(str(d.path))
-    pairs.require(d.max_bad_share)
-    data = pairs.summary()
-    if d.eval_path is not None or d.eval_split is not None:
-        if d.kind == "hub":
-            others = read_hub(str(d.name), str(d.eval_split), revision=d.revision)
-        else:
-            others = (read_sharegpt if d.kind == "sharegpt" else read_jsonl)(str(d.eval_path))
-        held_out = others.require(d.max_bad_share).rows
-        train, leaking = without_prompts_of(pairs.rows, held_out)
-        data["eval"] = others.summary()
-        data["dropped_from_training"] = {"prompt stands in the evaluation set": len(leaking)}
-        if not train:
-            raise DiagError("every training prompt stands in the evaluation set", where="data.eval_path")
-    elif d.eval_share > 0:
-        train, held_out = split_pairs(pairs.rows, d.eval_share)
-    else:
-        train, held_out = pairs.rows, []
-    train, held_out = train[: d.max_train_pairs], held_out[: d.max_eval_pairs]
-    data |= {"n_train": len(train), "n_eval": len(held_out)}
-    return train, {"": held_out} if held_out else {}, data, pairs
-
-
 def _from_task(
     config: Config, say: Callable[[str], None]
-) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], None, Policy]:
+) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], Policy]:
     from dpo_diag.tasks.sql.pipeline import prepare_sql_case
 
     case_config = sql_case_config(config)
@@ -120,7 +94,7 @@ def _from_task(
         "source": {"task": "sql", "sft_seed": case_config.sft_seed, "data_seed": case_config.data_seed},
         "n_pairs": len(train) + len(held_out), "n_train": len(train), "n_eval": len(held_out), "sft": case.facts,
     }  # fmt: skip
-    return train, {"": held_out}, data, None, policy
+    return train, {"": held_out}, data, policy
 
 
 def _with_id(row: Row) -> Row:
@@ -146,7 +120,7 @@ def sql_case_config(config: Config) -> Any:
     )
 
 
-def _sql_sft(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], None, Policy]:
+def _sql_sft(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], Policy]:
     """The SFT stage itself as a run: an untrained model, the task's SFT set, held-out questions with gold answers."""
     from dpo_diag.modeling.models import describe_model
     from dpo_diag.modeling.tokenizers import describe_tokenizer
@@ -163,7 +137,7 @@ def _sql_sft(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str,
         meta={"model": describe_model(model, "sql_tiny (untrained)"), "tokenizer": describe_tokenizer(tokenizer)},
     )  # fmt: skip
     data = {"source": {"task": "sql", "stage": "sft"}, "n_train": len(train), "n_eval": len(held_out)}
-    return train, {"": held_out}, data, None, policy
+    return train, {"": held_out}, data, policy
 
 
 def _prompts(config: Config) -> list[Prompt]:
@@ -177,9 +151,14 @@ def _prompts(config: Config) -> list[Prompt]:
     return to_prompts(prompt_rows(t.n_held_out, t.n_paraphrased, seed=t.data_seed))
 
 
-def write_data_report(material: Material, folder: Path) -> None:
-    """data_report.json: counts, and every row that was dropped or looked at, with its reason."""
-    if material.pair_set is not None:
-        material.pair_set.write_report(folder / "data_report.json")
-    else:
-        (folder / "data_report.json").write_text(json.dumps(material.data, indent=2, default=str) + "\n")
+def write_data_report(material: Material, folder: Path, max_truncated_share: float) -> None:
+    """data_report.json: counts, and every row that was dropped or looked at; then judge what tokenising cut.
+
+    Raises:
+        DiagError: more than `max_truncated_share` of a set is cut or dropped; the report is written all the same.
+    """
+    if material.source is None:
+        write_json(folder / REPORT_FILE, material.data)
+        return
+    material.source.write_report(folder)
+    material.source.check_tokens(max_truncated_share)

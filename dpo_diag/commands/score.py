@@ -1,0 +1,50 @@
+"""`dpo-score`: measure finished checkpoints on preference pairs; the last line printed is the run folder alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dpo_diag.commands.hydra_app import run_app, to_config
+from dpo_diag.config import loss_spec
+from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
+
+
+def job(cfg: DictConfig) -> str:
+    """One scoring; returns the run folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    config = to_config(cfg, ScoreConfig)
+    check_score(config)
+    out = Path(config.out or HydraConfig.get().runtime.output_dir)
+    from dpo_diag.commands.aftermath import explain_and_report
+    from dpo_diag.inference.checkpoints import Loader, score_checkpoints
+    from dpo_diag.modeling.data import load_data
+
+    source = load_data(config.data, seed=config.seed)
+    source.check(config.data.max_bad_share)
+    rows = source.held_out if config.hold_out else source.train + source.held_out
+    rows = rows[: config.data.max_eval_pairs]
+    folder = score_checkpoints(
+        checkpoint_names(config), rows, out, reference=config.reference, split=config.split,
+        max_length=config.max_length, truncation_mode=config.truncation_mode,
+        loader=Loader(**vars(config.loader)), batch_size=config.batch_size, tokens=config.tokens,
+        no_prompt=config.no_prompt, ches=config.ches,
+        facts={"loss": loss_spec(config.loss).to_dict(), "data": source.summary(), "name": config.name},
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    source.write_report(folder)
+    explain_and_report(folder, explain=config.explain, report=config.report, thresholds=config.checks)
+    print(folder, flush=True)
+    return str(folder)
+
+
+def main() -> int:
+    """Entry point of dpo-score."""
+    return run_app("dpo-score", "score", job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The dataclasses behind conf/score.yaml and conf/generate.yaml: finished checkpoints instead of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo_diag.config import CHOICES, DataConfig, LossConfig, PromptsConfig, check_data, check_prompts, loss_spec
+from dpo_diag.errors import DiagError
+
+
+@dataclass
+class LoaderConfig:
+    """How checkpoints are loaded; their own folders say what they are."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    tokenizer: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class CheckpointsConfig:
+    """What dpo-score and dpo-generate share.
+
+    `checkpoints`: paths, globs, hub ids or NAME=PATH, a string or a list; `out`: the run folder, made or added to.
+    """
+
+    name: str = "scored"
+    output_root: str = "runs"
+    seed: int = 0
+    checkpoints: Any = None
+    out: str | None = None
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    batch_size: int = 16
+
+
+@dataclass
+class ScoreConfig(CheckpointsConfig):
+    """dpo-score: checkpoints x preference pairs. `hold_out=false` scores every pair, not only the held-out share."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    reference: str | None = None
+    split: str = "eval"
+    hold_out: bool = False
+    max_length: int | None = 1024
+    truncation_mode: str = "keep_start"
+    tokens: bool = True
+    no_prompt: bool = False
+    ches: bool = False
+    explain: bool = True
+    report: bool = True
+    checks: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class GenerateConfig(CheckpointsConfig):
+    """dpo-generate: checkpoints x fixed prompts."""
+
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    batch_size: int = 32
+
+
+def checkpoint_names(config: CheckpointsConfig) -> list[str]:
+    """`checkpoints` as a list; raises DiagError for nothing."""
+    value = config.checkpoints
+    names = [value] if isinstance(value, str) else [str(v) for v in value or []]
+    if not names:
+        raise DiagError(
+            "no checkpoint named", where="checkpoints", expected="paths, globs or hub ids",
+            mend="checkpoints='runs/sql_dpo/*/checkpoints/*'", usage=True,
+        )  # fmt: skip
+    return names
+
+
+def check_score(config: ScoreConfig) -> None:
+    """Everything that one field cannot know alone, before any model is loaded."""
+    checkpoint_names(config)
+    loss_spec(config.loss)
+    if config.data.kind == "task" or config.data.kind not in CHOICES["data.kind"]:
+        raise DiagError(
+            "name the pairs to score", where="data", got=config.data.kind, expected="jsonl, sharegpt or hub", usage=True
+        )
+    check_data(config.data)
+
+
+def check_generate(config: GenerateConfig) -> None:
+    """Everything that one field cannot know alone, before any model is loaded."""
+    checkpoint_names(config)
+    if config.prompts.kind != "file":
+        raise DiagError("name the prompts", where="prompts.path", expected="prompts.path=FILE.jsonl", usage=True)
+    check_prompts(config.prompts)
