@@ -11,7 +11,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder; judged at its last step")
-    parser.add_argument("--rules", required=True, metavar="FILE", help="YAML with the rules (see outputs/gate.py)")
+    parser.add_argument(
+        "--rules", required=True, metavar="FILE", help="YAML with the rules (see outputs/gate_rules.py)"
+    )
     parser.add_argument(
         "--baseline", metavar="STEP|RUN", help="a step of this run, or another run (default: this run's first step)"
     )
@@ -20,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dpo_diag.outputs.gate import Gate, junit, load_rules
+    from dpo_diag.outputs.gate import Gate, junit
+    from dpo_diag.outputs.gate_rules import load_rules
     from dpo_diag.outputs.terminal import table
 
     rules = load_rules(args.rules)
@@ -41,7 +44,5 @@ def run(args: argparse.Namespace) -> int:
         rows = [[o.status.upper() if o.status == "failed" else o.status, o.name, o.reason] for o in outcomes]
         columns = max(100, min(220, shutil.get_terminal_size((160, 24)).columns))
         print("\n".join(table(rows, ["", "rule", "why"], columns)))
-        print(
-            f"{len(outcomes) - len(failed)} of {len(outcomes)} rules hold" + (f", {len(failed)} fail" if failed else "")
-        )
+        print(", ".join(f"{sum(o.status == s for o in outcomes)} {s}" for s in ("passed", "failed", "skipped")))
     return 1 if failed else 0
