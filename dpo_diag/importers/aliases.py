@@ -188,8 +188,6 @@ def place(raw: str, trainer: str = "any") -> Place | None:
             if mark == "_" and _lookup(rest, trainer) is None:
                 return Place("train", key, False)
             return _inside("train", rest, trainer)
-        if mark == "_" and "/" in rest and (named := _set_in_front(rest, trainer, "/")):
-            return named
         return _inside(_split_name(word), rest, trainer)
     return Place("train", key, False)
 

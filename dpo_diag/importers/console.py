@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from dpo_diag.importers.facts import facts_from_text
-from dpo_diag.importers.literal import parse_row
+from dpo_diag.importers.literal import ANSI, parse_row
 from dpo_diag.importers.opening import Trouble, chunks
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.rows import RowStore
@@ -91,6 +91,8 @@ class _Reader:
 
     def _row(self, data: bytes, position: int, start: int, end: int) -> None:
         prefix = data[max(position, start - 60) : start]
+        if b"\x1b" in prefix:
+            prefix = ANSI.sub(b"", prefix)
         if b"ank" in prefix and (rank := _RANK.search(prefix)):
             number = int(rank.group(1))
             self.first_rank = number if self.first_rank is None else self.first_rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +111,8 @@ def _detect_text(path: Path, head: bytes) -> str:
 
 def _detect_json(text: str, path: Path) -> str | None:
     """By the first JSON value: a row (JSON lines) or the document."""
+    if text.startswith("[") and not re.match(r"\[\s*[{\]]", text):
+        return None  # `[rank0]: ...`, `[INFO] ...`
     decoder = json.JSONDecoder()
     try:
         value, _ = decoder.raw_decode(text)

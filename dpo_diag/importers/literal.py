@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_FRAME = re.compile(rb"\r?[^\r\n{}|]{0,80}?\s*\d{1,3}%\|[^|\r\n]{0,400}\|\s*\d+/\d+ \[[^\]\r\n]{0,120}\]?\r?")
+_FRAME = re.compile(rb"(?:\r[^\r\n{}|%]{0,80}?)?[ \t]*\d{1,3}%\|[^|\r\n]{0,400}\|\s*\d+/\d+ \[[^\]\r\n]{0,120}\]?\r?")
 _WORDS = re.compile(r"(?<![\w'\"./-])(-?)(nan|inf|NaN|Infinity|infinity|None|True|False)(?![\w'\"./-])")
 _JSON_WORDS = {
     "nan": "NaN", "NaN": "NaN", "inf": "Infinity", "Infinity": "Infinity", "infinity": "Infinity", "None": "null",

@@ -27,6 +27,8 @@ class Column:
 
     def at_common_steps(self, other: Column) -> tuple[Column, FloatArray]:
         """This column and the other's values at the steps that both have."""
+        if np.array_equal(self.step, other.step):
+            return Column(self.step, self.epoch, self.value), other.value
         _, mine, theirs = np.intersect1d(self.step, other.step, assume_unique=True, return_indices=True)
         return Column(self.step[mine], self.epoch[mine], self.value[mine]), other.value[theirs]
 
@@ -115,8 +117,10 @@ class History:
 
 def last_of_each_step(series: Series) -> tuple[Column, Duplicates]:
     """One value a step: the last that was written (a resumed training logs its steps again)."""
-    step = np.where(series.step == UNKNOWN_STEP, 0, series.step)
-    if len(step) and (np.diff(step) > 0).all():
+    step = series.step
+    if len(step) and bool((step == UNKNOWN_STEP).any()):
+        step = np.where(step == UNKNOWN_STEP, 0, step)
+    if len(step) and bool((step[1:] > step[:-1]).all()):
         return Column(step, series.epoch, series.value), Duplicates()
     falls = np.flatnonzero(np.diff(step) < 0)
     backtracks = [(int(step[i]), int(step[i + 1])) for i in falls[:20]]

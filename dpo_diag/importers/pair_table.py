@@ -120,7 +120,9 @@ def csv_rows(path: Path, trouble: Trouble) -> Iterator[tuple[int, dict[str, str]
     """Rows of a CSV or TSV file with a header; rows of another length are reported."""
     header_line = head_of(path).split(b"\n", 1)[0].decode("utf-8", "replace")
     delimiter = max(",\t;|", key=header_line.count)
-    text = io.TextIOWrapper(io.BufferedReader(_Stream(chunks(path, trouble))), encoding="utf-8", errors="replace", newline="")
+    text = io.TextIOWrapper(
+        io.BufferedReader(_Stream(chunks(path, trouble))), encoding="utf-8", errors="replace", newline=""
+    )
     csv.field_size_limit(1 << 26)
     reader = csv.reader((line.replace("\0", "") for line in text), delimiter=delimiter)
     header: list[str] | None = None

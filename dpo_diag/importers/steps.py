@@ -79,7 +79,9 @@ def fill_steps(
     else:
         step, how = _infer(epoch, train, frames, logging_steps, total_steps or store.total, total_epochs)
     for block in blocks:
-        block.steps = array("q", step[np.frombuffer(block.sequence, dtype=np.int64)].tobytes())
+        filled = array("q")
+        filled.frombytes(step[np.frombuffer(block.sequence, dtype=np.int64)].data)
+        block.steps = filled
     return how
 
 

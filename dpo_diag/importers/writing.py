@@ -305,10 +305,9 @@ def _swap_note(history: History) -> list[str]:
     margins = history.column(TRAIN_SPLIT, "rewards/margins")
     if chosen is None or rejected is None or margins is None:
         return []
-    _, i, j = np.intersect1d(chosen.step, rejected.step, assume_unique=True, return_indices=True)
-    step, difference = chosen.step[i], chosen.value[i] - rejected.value[j]
-    _, i, j = np.intersect1d(step, margins.step, assume_unique=True, return_indices=True)
-    a, b = difference[i], margins.value[j]
+    common, other = chosen.at_common_steps(rejected)
+    difference, b = Column(common.step, common.epoch, common.value - other).at_common_steps(margins)
+    a = difference.value
     clear = np.isfinite(a) & np.isfinite(b) & (np.abs(b) > 1e-3)
     if clear.sum() >= 3 and (np.abs(a + b)[clear] <= 1e-2 * np.abs(b)[clear]).mean() > 0.9:
         return ["rewards/margins is rejected - chosen in this log: chosen and rejected are swapped in it"]
