@@ -174,6 +174,7 @@ class RunWriter:
             raise DiagError("unknown kind of run", got=kind, expected=f"one of {KINDS}")
         self.path = Path(path)
         self.rank = rank
+        self.resume_step = resume_step
         self.path.mkdir(parents=True, exist_ok=True)
         existing = self.path / RUN_FILE
         self.meta: dict[str, Any] = {}

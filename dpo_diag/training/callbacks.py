@@ -7,6 +7,7 @@ without them.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ logger = get_logger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
 GenerateFn = Callable[..., Rows]
-"""(model, tokenizer, prompts) -> rows of outputs/ (see `FixedPromptCallback`)."""
+"""(model, tokenizer, prompts, step=, model_name=) -> rows of outputs/ (see `FixedPromptCallback`)."""
 ScoreFn = Callable[[Rows], Mapping[tuple[str, str], tuple[float, float]]]
 """rows -> {(split, name): (value, n)}."""
 
@@ -74,14 +75,23 @@ def borrowed(model: torch.nn.Module, tokenizer: Any) -> Iterator[None]:
             setattr(tokenizer, name, value)
 
 
+def _taken(function: GenerateFn, step: int, name: str) -> dict[str, Any]:
+    """Those of `step` and `model_name` that a generate function takes."""
+    parameters = inspect.signature(function).parameters.values()
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters}
+    return {k: v for k, v in {"step": step, "model_name": name}.items() if anything or k in names}
+
+
 class FixedPromptCallback(TrainerCallback):
     """Answers a fixed list of prompts at step 0, at every evaluation and at the end, and writes them to outputs/.
 
     Args:
-        generate_fn: `generate_fn(model, tokenizer, prompts) -> rows`; the model is unwrapped, in evaluation mode and
-            without gradients. A row is a mapping with at least `prompt_id`, `sample` and `text`; other columns of the
-            outputs table are taken as they are, `step` and `model` are set here. Bind decoding settings with
-            `functools.partial`.
+        generate_fn: `generate_fn(model, tokenizer, prompts, step=..., model_name=...) -> rows` (a DataFrame or
+            mappings); the two keywords only where it takes them. The model is unwrapped, in evaluation mode and
+            without gradients. A row has at least `prompt_id`, `sample` and `text`; other columns of the outputs
+            table are taken as they are, `step` and `model` are set here. Bind decoding settings with
+            `functools.partial(dpo_diag.inference.generation.generate, decoding=...)`.
         prompts: handed to `generate_fn` as they are.
         recorder: a RunWriter; None takes the trainer's own (nothing is written where there is none).
         schedule: when to answer: any of "start", "eval", "end", and integers (every so many optimizer steps).
@@ -150,10 +160,10 @@ class FixedPromptCallback(TrainerCallback):
             return False
         return bool(self.trainer.is_world_process_zero())
 
-    def _generate(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+    def _generate(self, model: torch.nn.Module, name: str, step: int) -> list[dict[str, Any]]:
         tokenizer = getattr(self.trainer, "_tokenizer", None) or self.trainer.processing_class
         with borrowed(model, tokenizer), self.trainer.accelerator.autocast():
-            rows = self.generate_fn(model, tokenizer, self.prompts)
+            rows = self.generate_fn(model, tokenizer, self.prompts, **_taken(self.generate_fn, step, name))
         if hasattr(rows, "to_dict"):
             rows = rows.to_dict("records")
         return [dict(row) for row in rows]
@@ -163,21 +173,21 @@ class FixedPromptCallback(TrainerCallback):
         if ("policy", step) in self.rows or not self._may():
             return []
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return self._keep(self._generate(model), "policy", step)
+        return self._keep(self._generate(model, "policy", step), "policy", step)
 
     def _answer_reference(self, step: int) -> None:
         trainer = self.trainer
         reference = getattr(trainer, "ref_model", None)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         if reference is not None:
-            rows = self._generate(trainer.accelerator.unwrap_model(reference))
+            rows = self._generate(trainer.accelerator.unwrap_model(reference), "ref", 0)
         elif hasattr(policy, "disable_adapter"):
             with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
-                rows = self._generate(policy)
+                rows = self._generate(policy, "ref", 0)
         elif not hasattr(trainer, "precompute_ref_logps"):
             return  # SFT has no reference
         elif step == 0:
-            rows = self._generate(policy)  # before the first step the policy is the reference
+            rows = self._generate(policy, "ref", 0)  # before the first step the policy is the reference
         else:
             logger.warning("the reference is no longer in memory: its answers to the fixed prompts are left out")
             return

@@ -170,7 +170,15 @@ class Recording:
             folder = (
                 get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
             )
-            step = checkpoint_step(folder) if folder is not None and self._recorder_path is not None else None
+            known = folder is not None and (self._recorder_path is not None or self.run_writer is not None)
+            step = checkpoint_step(folder) if known else None
+            if step is not None and self.run_writer is not None and self.run_writer.resume_step != step:
+                raise DiagError(
+                    f"the recorder resumes at step {self.run_writer.resume_step}",
+                    where=self.run_writer.path,
+                    expected=f"step {step} of {folder}",
+                    mend=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
+                )
         self._open(step)
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]

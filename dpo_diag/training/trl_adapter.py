@@ -229,6 +229,20 @@ def _ld_weights(mask: torch.Tensor, alpha: float) -> torch.Tensor:
     return torch.where(position <= shared, 1.0, alpha) * mask
 
 
+def rearranged(full: npt.NDArray[np.int64], seen: npt.NDArray[np.float64]) -> bool:
+    """Whether a collator gave its batch another order than its examples had, as far as lengths can tell.
+
+    Args:
+        full: (2, pairs) response tokens of the examples, -1 where they are not known.
+        seen: (2, pairs) response tokens of the batch's rows.
+    """
+    if (full < 0).any():
+        return False
+    if (seen > full).any():
+        return True  # more than there were
+    return bool((seen != full).any()) and sorted(map(tuple, seen.T.tolist())) == sorted(map(tuple, full.T.tolist()))
+
+
 @torch.no_grad()
 def read_pairs(
     trainer: Any,
@@ -312,8 +326,7 @@ def read_pairs(
     pair_ids, rows, full = (None, np.full(pairs, -1, dtype=np.int64), np.full((2, pairs), -1, dtype=np.int64))
     if ids is not None and len(ids) == pairs:
         pair_ids, rows, full = decode_ids(ids.cpu().numpy())
-        if ((full >= 0) & (seen > full)).any():
-            # More response tokens than the example had: the collator rearranged its examples.
+        if rearranged(full, seen):
             pair_ids, rows, full = None, np.full_like(rows, -1), np.full_like(full, -1)
     if pair_ids is None:
         pair_ids = ids_from_tokens(

@@ -28,15 +28,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_model(seed: int = 0, scale: float = 0.3, **options: Any) -> LlamaForCausalLM:
-    """A random Llama of 21k parameters; `scale` is large so that log-probs differ between models and tokens."""
+def make_model(seed: int = 0, scale: float = 0.3, noise: float = 0.0, **options: Any) -> LlamaForCausalLM:
+    """A random Llama of 17k parameters; `scale` is large so that log-probs differ between models and tokens, `noise`
+    is added to every weight."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
         bos_token_id=None, initializer_range=scale, **options,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return model
 
 
 def make_pairs(n: int, seed: int = 0) -> list[dict[str, str]]:
