@@ -116,6 +116,13 @@ class CheckContext:
             DiagError: the run has no such split.
         """
         context = cls(run, from_step, to_step, split)
+        if from_step is not None or to_step is not None:
+            # The first and last measured steps of a set are the whole run: its history is not cut to them.
+            steps = run.pairs.loc[run.pairs["split"] == split, "step"] if split is not None else run.pairs["step"]
+            if from_step is not None and (from_step <= 0 or (len(steps) and from_step <= steps.min())):
+                context.from_step = None
+            if to_step is not None and len(steps) and to_step >= steps.max():
+                context.to_step = None
         if split is not None:
             known = sorted({*context.history["split"].unique(), *context.pairs["split"].unique()})
             if split not in known:
@@ -182,13 +189,32 @@ class CheckContext:
                 return Start(math.nan, None, False, str(error))
         if self.reference_free:
             return Start(math.nan, None, False, "a loss without a reference has no fixed start")
+        if self._is_sigmoid():
+            return Start(math.log(2), 0.0, True, "ln 2: loss and margins are those of the sigmoid loss")
         return Start(math.log(2), 0.0, False, f"ln 2 assumed: {self._spec}")
+
+    def _is_sigmoid(self) -> bool:
+        """Whether an unnamed loss follows softplus(-margin) in the logged rows.
+
+        Jensen: the mean loss is never below softplus(-mean margin), but for rounding, and lies above it by an eighth
+        of the margins' variance. Hinge and ipo differ at margin 0 already; an SFT term shifts every row.
+        """
+        for split in [*self.fixed_splits, *self.train_splits]:
+            frame = self.wide_rows(["loss", "rewards/margins"], split)
+            if frame is None or len(frame) < 3 or self.find("nll_loss", split) is not None:
+                continue
+            gap = frame.iloc[:, 0].to_numpy() - np.logaddexp(0.0, -frame.iloc[:, 1].to_numpy())
+            return bool(np.quantile(gap, 0.1) > -0.02 and np.median(gap) < 0.3)
+        return False
 
     @cached_property
     def beta(self) -> float | None:
         """The loss's beta; where it is unknown, inferred from an evaluation set (logps = ref + rewards / beta)."""
         if isinstance(self._spec, LossSpec):
             return self._spec.beta
+        said = (self.meta.get("loss") or {}).get("beta")
+        if isinstance(said, (int, float)) and said > 0:
+            return float(said)
         for split in self.fixed_splits:
             frame = self.wide_rows(["logps/chosen", "rewards/chosen"], split)
             if frame is None or len(frame) < 3 or frame.iloc[:, 1].std() < 1e-6:
@@ -388,9 +414,17 @@ class CheckContext:
         first = self.at(self.pair_steps()[0]).reindex(frame.index)
         return (frame["s_c"] - first["s_c"]).to_numpy(), (frame["s_r"] - first["s_r"]).to_numpy()
 
+    @property
+    def pair_loss_is(self) -> str:
+        """What `pair_loss` computes, for the evidence."""
+        if isinstance(self._spec, LossSpec) and not self._spec.not_additive:
+            return "+".join(self._spec.types)
+        return f"sigmoid at beta {self.beta or 0.1:g} in place of the run's loss"
+
     def pair_loss(self, frame: pd.DataFrame) -> FloatArray:
         """Loss of each pair; the sigmoid loss at beta 0.1 stands in where the run does not name an additive loss."""
-        spec = self._spec if isinstance(self._spec, LossSpec) and not self._spec.not_additive else LossSpec()
+        spec = self._spec if isinstance(self._spec, LossSpec) and not self._spec.not_additive else None
+        spec = spec or LossSpec(beta=self.beta or 0.1)
         a, b = self.ratios(frame)
         try:
             return pair_losses(

@@ -78,6 +78,7 @@ def _pair_falls(ctx: CheckContext, t: Thresholds) -> list[Fall]:
     start = ctx.start.value if referenced and math.isfinite(ctx.start.value) else first_loss
     more = {
         "loss": [start if referenced else first_loss, last_loss],
+        "loss_is": ctx.pair_loss_is,
         "quadrants": quadrants(a1 - base_a, b1 - base_b)._asdict(),
         "pairs_that_fell_most": list(after.index[np.argsort(a1 - base_a)[:5]]),
     }

@@ -33,11 +33,15 @@ def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
     moved = _pair_movement(ctx)
     rates = ctx.maybe(lambda: ctx.train_series("learning_rate", 3))
     evidence: dict[str, Any] = {"largest_change_of_a_sum": moved}
-    if rates is not None and float(np.abs(rates.values).max()) == 0.0:
+    moving = _moving(ctx, t)
+    if rates is not None and float(np.abs(rates.values).max()) == 0.0 and moving is None and not moved:
         return speaks("the learning rate is 0 in every row", **evidence, rows=len(rates))
     if grads is not None:
         zero = np.abs(grads.values) <= t["dead_grad_norm"]
         evidence |= {"rows": len(grads), "rows_without_gradient": int(zero.sum()), "first_step": grads.steps[0]}
+        if zero.all() and (moving is not None or moved):
+            return silent(f"grad_norm is logged as 0, but {moving or 'log-probs'} moved: the logged number is wrong",
+                          **evidence)  # fmt: skip
         if zero.all():
             return speaks(f"grad_norm is 0 in all {len(grads)} rows: nothing is trained", **evidence)
         tail = len(zero) - int(np.flatnonzero(~zero)[-1]) - 1
@@ -57,6 +61,16 @@ def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
     return silent("gradients flow, or log-probs move", **evidence)
 
 
+def _moving(ctx: CheckContext, t: Thresholds) -> str | None:
+    """A metric of the training batches that changed beyond noise: some trainers log a gradient norm or rate of 0."""
+    for name in ("loss", "rewards/margins", "rewards/chosen"):
+        series = ctx.maybe(lambda name=name: ctx.train_series(name))  # type: ignore[misc]
+        trend = ends(series.values, t["confidence"]) if series is not None else None
+        if trend is not None and (trend.delta.above or trend.delta.below):
+            return name
+    return None
+
+
 def _constant_evaluations(ctx: CheckContext) -> bool | None:
     """Whether all metrics of a fixed set stay the same over at least three evaluations; None if there are not three."""
     for split in ctx.fixed_splits:
@@ -74,16 +88,16 @@ def _at_floor(ctx: CheckContext, t: Thresholds) -> bool:
 def saturated_level(ctx: CheckContext, t: Thresholds) -> dict[str, Any] | None:
     """Evidence that the loss ends at its floor, from a fixed set or the training batches; None if it does not."""
     start = ctx.start
-    if not math.isfinite(start.value):
-        return None
-    span = start.value - (start.floor or 0.0)
+    # A reference-free log-sigmoid loss has floor 0 too; any other unknown loss does not come near it.
+    lowest = 0.0 if ctx.reference_free else start.floor
+    span = (start.value if math.isfinite(start.value) else math.log(2)) - (lowest or 0.0)
     for series in _losses(ctx):
         # A loss with an NLL term has no floor that it could reach.
         if series is None or len(series) < 3 or ctx.find("nll_loss", series.split) is not None:
             continue
         finite = series.finite
         last = finite.values[-max(2, len(finite) // 5) :]
-        floor, why = _floor(ctx, series, start.floor)
+        floor, why = _floor(ctx, series, lowest)
         if floor is None:
             continue
         if float(np.median(last)) - floor <= t["saturation_share"] * span:
@@ -101,7 +115,7 @@ def _floor(ctx: CheckContext, series: Series, known: float | None) -> tuple[floa
     With smoothing eps, loss = softplus(-m) + eps m for every pair of margin m: where all pairs are won and the loss
     is flat, (loss - softplus(-m)) / m is eps, the same in every row.
     """
-    if ctx.start.known or known is None:
+    if known is None or ctx.maybe(ctx.spec) is not None:
         return known, ctx.start.reason
     frame = ctx.wide_rows(["loss", "rewards/margins", "rewards/accuracies"], series.split)
     if frame is not None and len(frame) >= 6:
@@ -118,7 +132,7 @@ def _floor(ctx: CheckContext, series: Series, known: float | None) -> tuple[floa
 
 def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
     """DVG010: the loss lies at its floor, so that it can no longer tell checkpoints apart and teaches nothing."""
-    if not math.isfinite(ctx.start.value):
+    if not math.isfinite(ctx.start.value) and not ctx.reference_free:
         raise Missing(ctx.start.reason)
     if ctx.start.floor is None and ctx.start.known:
         raise Missing("this loss has no known floor")
@@ -270,11 +284,16 @@ def spike_rows(values: np.ndarray, t: Thresholds) -> np.ndarray:
     centre = float(np.median(residual))
     mad = 1.4826 * float(np.median(np.abs(residual - centre)))
     upper = float(np.quantile(residual, 0.9) - centre) / 1.2816
-    scale = max(mad, upper)
+    # The noise of a loss shrinks with it: a row is judged by the noise around it too, not by a later calm alone.
+    wide = 3 * w
+    local = np.array([
+        np.median(np.abs(np.delete(residual[max(0, i - wide) : i + wide + 1], min(i, wide)))) for i in range(x.size)
+    ])  # fmt: skip
+    scale = np.maximum(max(mad, upper), 1.4826 * local)
     extreme = float(st.norm.ppf(1 - 0.01 / x.size))
     multiple = max(t["spike_mads"], 1.5 * extreme)
     baseline = np.fmax(before, after)
-    level = np.abs(np.median(x))
+    level = max(abs(float(np.median(x))), abs(float(np.median(x[:3]))))
     jump = x - baseline
     return np.flatnonzero(
         (~np.isnan(before)) & (jump > multiple * scale) & (jump > t["spike_min_share"] * level) & (jump > 1e-6)
@@ -302,6 +321,9 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     rise = max(t["divergence_min_share"] * abs(trend.first), 1e-3)
     if trend.delta.above and trend.delta.value > rise and trend.last > start:
         return speaks(f"the loss rose from {trend.first:.3g} to {trend.last:.3g}", **evidence)
+    began = abs(float(loss.values[0]) - start) <= 0.05 * abs(start)
+    if ctx.start.known and began and trend.last_level.low > start + rise and trend.last > 1.3 * abs(start):
+        return speaks(f"the loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
     k = max(3, len(loss) // 8)
     if len(loss) >= 4 * k:
         rolling = np.convolve(loss.values, np.ones(k) / k, mode="valid")
@@ -334,20 +356,23 @@ def overfit(ctx: CheckContext, t: Thresholds) -> Outcome:
         evidence: dict[str, Any] = {
             "split": pairs, "best_step": steps[best], "loss_at_best": means[best], "last_loss": means[-1], "rise": rise,
         }  # fmt: skip
-        if best in (len(steps) - 1, 0) or not rise.above or rise.value < _least_rise(ctx, means[best], t):
+        least = _least_rise(ctx, means[best], t)
+        if best < len(steps) - 1 and rise.value >= least and not rise.above:
+            return cannot_tell(f"the held-out loss rose by {rise} from its minimum: inside the noise", **evidence)
+        if best == len(steps) - 1 or not rise.above or rise.value < least:
             return silent("the held-out loss does not rise from its minimum beyond noise", **evidence)
-        return _onset(train, float(steps[best]), evidence, t)
+        return _onset(ctx, train, float(steps[best]), evidence)
     fixed = ctx.fixed_series("loss", 3)
     v = fixed.values
     best = int(v.argmin())
     up, noise = float(v[-1] - v[best]), noise_sd(v) if len(v) >= 8 else 0.0
     evidence = {"split": fixed.split, "best_step": fixed.steps[best], "loss_at_best": v[best], "last_loss": v[-1],
                 "evaluations": len(v)}  # fmt: skip
-    if best in (0, len(v) - 1) or up < max(_least_rise(ctx, float(v[best]), t), 3 * noise):
+    if best == len(v) - 1 or up < max(_least_rise(ctx, float(v[best]), t), 3 * noise):
         return silent("the held-out loss ends at its minimum, or no more than noise above it", **evidence)
     if len(v) - 1 - best < 2 and up < 2 * _least_rise(ctx, float(v[best]), t):
         return cannot_tell("only the last evaluation lies above the minimum", **evidence)
-    return _onset(train, float(fixed.steps[best]), evidence, t)
+    return _onset(ctx, train, float(fixed.steps[best]), evidence)
 
 
 def is_training_probe(split: str) -> bool:
@@ -360,10 +385,14 @@ def _least_rise(ctx: CheckContext, best: float, t: Thresholds) -> float:
     return max(t["overfit_min_share"] * abs(best), 0.1 * t["overfit_min_share"] * start)
 
 
-def _onset(train: Series | None, step: float, evidence: dict[str, Any], t: Thresholds) -> Outcome:
+def _onset(ctx: CheckContext, train: Series | None, step: float, evidence: dict[str, Any]) -> Outcome:
+    """Overfitting, unless the training loss rises from that step on as well."""
     if train is not None:
         before, after = train.values[train.steps <= step], train.values[train.steps > step]
-        if len(before) >= 3 and len(after) >= 3:
+        if len(before) < 3:
+            # The minimum stands at the very start: compare with the loss's own start, or with the first rows.
+            before = np.full(3, ctx.start.value) if ctx.start.known else train.values[:3]
+        if len(after) >= 3:
             k = max(3, len(before) // 4)
             evidence["train_loss"] = [float(before[-k:].mean()), float(after[-max(3, len(after) // 4) :].mean())]
             noise = noise_sd(train.values) * math.sqrt(2 / 3)
@@ -381,6 +410,8 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
     floor = saturated_level(ctx, t)
     if floor is not None:
         return silent("the loss is at its floor (DVG010)", **floor)
+    if _frozen(ctx) and _moving(ctx, t) is None:
+        return silent("nothing was trained at all (DVG008)")
     loss = ctx.train_series("loss", 20)
     whole = ends(loss.values, t["confidence"])
     half = len(loss) // 2
