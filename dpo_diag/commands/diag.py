@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "outputs": ("dpo_diag.commands.outputs", "what the checkpoints wrote for the fixed prompts, changed ones first"),
     "report": ("dpo_diag.commands.report", "one self-contained HTML file about a run"),
     "import": ("dpo_diag.commands.import_log", "turn another trainer's log or sums into a run"),
+    "track": ("dpo_diag.commands.track", "send a finished run's records to W&B or trackio"),
     "sweep": ("dpo_diag.commands.sweep", "one table over several runs"),
     "review": ("dpo_diag.commands.review", "read two checkpoints' answers side by side, blind, and judge them"),
     "play": ("dpo_diag.commands.play", "type a prompt, see several checkpoints' answers side by side"),

@@ -11,6 +11,8 @@ from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.report.displays.curves import score_name
 from dpo_diag.report.numbers import number, percent, signed
 
+HAPPENED, CHANGE = "What happened", "What to change"
+"""Headings of the narrative that have a place of their own in the page."""
 HARM = {
     "harmful": ("Harmful", "bad"),
     "benign": ("Benign", "good"),
@@ -31,6 +33,14 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Told:
+    """One part of the explanation's narrative."""
+
+    heading: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Headline:
     """The top of the page as text."""
 
@@ -42,13 +52,17 @@ class Headline:
     confidence: str
     text: str
     facts: tuple[Fact, ...]
+    happened: str
+    told: tuple[Told, ...]
 
 
 def headline(run: Run, explanation: dict[str, Any]) -> Headline:
     """From the explanation's verdict and the run's history; what is unknown is left out, never guessed."""
     verdict = explanation.get("verdict") or {}
     harm, style = HARM.get(str(verdict.get("harm")), ("No verdict", "open"))
-    text = str(verdict.get("text") or "")
+    title = _sentence(str(verdict.get("title") or verdict.get("label") or "No verdict"))
+    text = str(verdict.get("text") or "").removeprefix(f"{title}. ")  # the title stands above it
+    parts = narrative(explanation)
     if not text and explanation.get("not_applicable"):
         text = f"Not applicable: {explanation['not_applicable']}."
     steps = [explanation.get("from_step"), explanation.get("to_step")]
@@ -69,13 +83,27 @@ def headline(run: Run, explanation: dict[str, Any]) -> Headline:
     return Headline(
         run=run.path.name if run.path.name else str(run.path),
         subtitle=" · ".join(s for s in subtitle if s),
-        label=_sentence(str(verdict.get("title") or verdict.get("label") or "No verdict")),
+        label=title,
         harm=harm,
         style=style,
         confidence=percent(confidence) if isinstance(confidence, (int, float)) else str(confidence or ""),
         text=text,
         facts=tuple(facts(run, explanation)),
+        happened=" ".join(s for t in parts if t.heading == HAPPENED for s in t.sentences),
+        told=tuple(t for t in parts if t.heading not in (HAPPENED, CHANGE)),
     )
+
+
+def narrative(explanation: dict[str, Any]) -> list[Told]:
+    """The explanation's narrative, without what the verdict says already."""
+    verdict = str((explanation.get("verdict") or {}).get("text") or "")
+    found = []
+    for block in explanation.get("narrative") or []:
+        sentences = [str(s.get("text", "")) for s in block.get("sentences") or []]
+        kept = tuple(s for s in sentences if s and s != verdict)
+        if kept:
+            found.append(Told(str(block.get("heading", "")), kept))
+    return found
 
 
 def _sentence(text: str) -> str:

@@ -8,7 +8,20 @@ from typing import Any
 from markupsafe import Markup
 
 from dpo_diag.records import Run
-from dpo_diag.report.displays import answers, behaviours, checks, curves, metadata, pairs, quadrants, splits, tokens
+from dpo_diag.report.displays import (
+    answers,
+    behaviours,
+    checks,
+    curves,
+    metadata,
+    pairs,
+    quadrants,
+    splits,
+    tokens,
+    vocabulary,
+)
+from dpo_diag.report.headline import CHANGE, narrative
+from dpo_diag.report.text import clean
 
 NOTHING = Markup("")
 
@@ -38,6 +51,7 @@ def build(run: Run, explanation: dict[str, Any], comparison: dict[str, Any]) -> 
         _perplexity(explanation),
         _quadrants(explanation, changes),
         _pairs(run, explanation, changes),
+        _change(explanation),
         _checks(explanation),
         _outputs(run, comparison),
         _metadata(run),
@@ -58,8 +72,8 @@ def _parting(run: Run, explanation: dict[str, Any]) -> Section:
         "The parting of the curves",
         "The loss sees the difference of two log-probs; perplexity sees one of them.",
     )
-    split = curves.evaluation_split(run, explanation.get("split"))
-    frame = curves.curves_frame(run, split)
+    split = curves.evaluation_split(run, explanation.get("split")) or explanation.get("split")
+    frame = curves.curves_frame(run, split, explanation.get("trajectory"))
     if frame.empty:
         return Section(*head, missing="the run has no history of a loss, a perplexity or a score")
     parting = curves.parting_frame(frame)
@@ -116,9 +130,19 @@ def _pairs(run: Run, explanation: dict[str, Any], changes: Any) -> Section:
         note = Markup('<p class="na">Token heat map: not applicable. The run has no token records of both steps.</p>')
     elif found["text"].isna().any():
         note = Markup(
-            '<p class="small">Tokens are shown by id: the run folder has no {} and the texts do not align.</p>'
-        ).format(tokens.VOCAB_FILE)
+            '<p class="small">Tokens are shown by id: there is no {} or tokenizer.json, and the texts do not align.</p>'
+        ).format(vocabulary.VOCAB_FILE)
     return Section(*head, note + pairs.draw_pairs(frame, found))
+
+
+def _change(explanation: dict[str, Any]) -> Section:
+    head = ("change", "What to change", "Coefficients are translated for this run; one change at a time.")
+    advice = [s for told in narrative(explanation) if told.heading == CHANGE for s in told.sentences]
+    own = [s for s in advice if not s.startswith("DVG")]  # the checks below carry their own
+    if not own:
+        return Section(*head, missing=_why(explanation, "remedies", "the explanation proposes no change"))
+    items = Markup("").join(Markup("<li>{}</li>").format(clean(s)) for s in own)
+    return Section(*head, Markup('<ul class="advice">{}</ul>').format(items))
 
 
 def _checks(explanation: dict[str, Any]) -> Section:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup, escape
 
+from dpo_diag.outputs.diff import word_diff
 from dpo_diag.records import Run
 from dpo_diag.report.numbers import number
 from dpo_diag.report.text import clean
@@ -19,7 +18,6 @@ BUDGET = 2_400_000
 LIMITS = (2_000, 1_200, 800, 500, 350, 250, 160, 100)
 OPEN = 5
 """Prompts whose answers are unfolded when the page opens."""
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|\s+|[^\w\s]")
 COLUMNS = ["prompt_id", "prompt", "tags", "reference", "model", "step", "last_step", "text", "correct", "changes"]
 
 
@@ -63,20 +61,10 @@ def _tags(value: Any) -> str:
     return ", ".join(str(t) for t in value) if value is not None and not isinstance(value, float) else ""
 
 
-def word_diff(before: str, after: str) -> Markup:
-    """`after` with what was inserted as <ins> and what was deleted as <del>, word by word (CJK: by character)."""
-    a, b = _WORDS.findall(before), _WORDS.findall(after)
-    parts = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        old, new = "".join(a[i:j]), "".join(b[k:m])
-        if kind == "equal":
-            parts.append(escape(new))
-            continue
-        if old:
-            parts.append(Markup("<del>{}</del>").format(old))
-        if new:
-            parts.append(Markup("<ins>{}</ins>").format(new))
-    return Markup("").join(parts)
+def marked_diff(before: str, after: str) -> Markup:
+    """`after` with what was added as <ins> and what was removed as <del>, word by word."""
+    tags = {"added": Markup("<ins>{}</ins>"), "removed": Markup("<del>{}</del>"), "same": Markup("{}")}
+    return Markup("").join(tags[piece.kind].format(piece.text) for piece in word_diff(before, after))
 
 
 def text_limit(frame: pd.DataFrame, budget: int = BUDGET) -> int:
@@ -89,19 +77,26 @@ def draw_answers(frame: pd.DataFrame) -> Markup:
     """One folded block per prompt with its answers in order; the first few are open."""
     limit = text_limit(frame)
     most = max(1, BUDGET // (2 * limit))
-    blocks, shown = [], 0
+    blocks, same, shown = [], [], 0
     prompts = list(frame.groupby("prompt_id", sort=False))
     for i, (_, rows) in enumerate(prompts):
         if shown + len(rows) > most:
             break
         shown += len(rows)
-        blocks.append(_block(rows, limit, i < OPEN))
+        (blocks if rows["changes"].iloc[0] else same).append(_block(rows, limit, i < OPEN and not same))
     changed = sum(rows["changes"].iloc[0] > 0 for _, rows in prompts)
     head = f"{changed} of {len(prompts)} prompts got another answer at some checkpoint; those with most come first."
     if limit < LIMITS[0]:
         head += f" Answers are cut after {limit} characters here; outputs/ holds them whole."
-    if len(blocks) < len(prompts):
-        head += f" The last {len(prompts) - len(blocks)} prompts are left out for the page's size."
+    left_out = len(prompts) - len(blocks) - len(same)
+    if left_out:
+        head += f" The last {left_out} prompts are left out for the page's size."
+    if same:
+        blocks.append(
+            Markup(
+                '<details id="same"><summary>{} prompts got the same answer throughout</summary>{}</details>'
+            ).format(len(same), Markup("").join(same))
+        )
     tools = Markup(
         '<p class="tools"><label>Find <input type="search" id="find" placeholder="text or tag"></label> '
         '<button type="button" id="open-all">Open all</button> <button type="button" id="close-all">Close all</button> '
@@ -120,7 +115,7 @@ def _block(rows: pd.DataFrame, limit: int, is_open: bool) -> Markup:
     items, before = [], None
     for row in rows.itertuples(index=False):
         text = clean(row.text, limit)
-        body = escape(text) if before is None or row.model != "policy" or before == text else word_diff(before, text)
+        body = escape(text) if before is None or row.model != "policy" or before == text else marked_diff(before, text)
         if row.model == "policy" or before is None:
             before = text
         at = f"step {row.step}" if row.step == row.last_step else f"steps {row.step}–{row.last_step}"

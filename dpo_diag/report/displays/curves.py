@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,11 +40,12 @@ def evaluation_split(run: Run, wanted: str | None = None) -> str | None:
     return fixed[0] if fixed else (TRAIN_SPLIT if TRAIN_SPLIT in measured else None)
 
 
-def curves_frame(run: Run, split: str | None) -> pd.DataFrame:
+def curves_frame(run: Run, split: str | None, trajectory: list[dict[str, Any]] | None = None) -> pd.DataFrame:
     """Long frame of what the panels draw: panel (loss | perplexity | log-probs | score), line, kind, step, value,
-    low and high (a score's Wilson 95 % interval), n, measure (the history's name), split. Empty without history.
+    low and high (a score's Wilson 95 % interval), n, measure (the history's name), split. What the history lacks (a
+    scored run has none) comes from the explanation's `trajectory`. Empty where neither has anything.
     """
-    history = run.history
+    history = _with_trajectory(run.history, split, trajectory or [])
     parts = []
 
     def take(panel: str, line: str, kind: str, name: str, of: str | None) -> bool:
@@ -80,6 +82,20 @@ def curves_frame(run: Run, split: str | None) -> pd.DataFrame:
     for i, (name, of) in enumerate(scores.itertuples(index=False, name=None)):
         take("score", score_name(name, of), "score" if i % 2 == 0 else "score2", name, of)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def _with_trajectory(history: pd.DataFrame, split: str | None, trajectory: list[dict[str, Any]]) -> pd.DataFrame:
+    """The history and, of the loss and perplexities that it lacks, the explanation's own values per step."""
+    known = set(history.loc[history["split"] == split, "name"])
+    names = {"loss": "loss"} | {f"{p}/{s}": f"{p}_{s}" for p in PERPLEXITY_NAMES for s in ("chosen", "rejected")}
+    rows = [
+        {"step": at["step"], "split": split, "name": name, "value": float(at[key])}
+        for name, key in names.items()
+        if name not in known
+        for at in trajectory
+        if at.get(key) is not None
+    ]
+    return pd.concat([history, pd.DataFrame(rows)], ignore_index=True) if rows else history
 
 
 def score_name(name: str, split: str) -> str:

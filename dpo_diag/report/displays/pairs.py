@@ -8,6 +8,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from dpo_diag.records import Run
+from dpo_diag.report.displays.quadrants import NAMED
 from dpo_diag.report.displays.tokens import draw_tokens, tokens_text
 from dpo_diag.report.numbers import number, percent, signed
 from dpo_diag.report.tables import table
@@ -17,9 +18,14 @@ TEXT_CHARS = 1_500
 NOTHING = Markup("")
 
 
+def named_pairs(explanation: dict[str, Any]) -> list[str]:
+    """The ids of the pairs that the report names: the explanation's first ten."""
+    return [str(p.get("pair_id")) for p in (explanation.get("pairs") or [])[:NAMED]]
+
+
 def pairs_frame(run: Run, explanation: dict[str, Any], changes: pd.DataFrame) -> pd.DataFrame:
-    """The explanation's pairs in their order: `changes` columns plus prompt, chosen, rejected (null where unknown)."""
-    ids = [str(p.get("pair_id")) for p in explanation.get("pairs") or []]
+    """The named pairs in order: the columns of `changes` plus prompt, chosen, rejected (null where unknown)."""
+    ids = named_pairs(explanation)
     frame = pd.DataFrame({"pair_id": ids})
     if len(changes):
         frame = frame.merge(changes, on="pair_id", how="left")

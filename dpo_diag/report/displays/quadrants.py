@@ -15,6 +15,8 @@ from dpo_diag.report.scatter import MAX_DOTS, quadrant_scatter
 from dpo_diag.report.svg import responsive
 from dpo_diag.report.tables import behind, figure
 
+NAMED = 10
+"""Pairs that carry a number in the plot: those that the report shows one by one."""
 NAMES = {
     "both_rose": "both rose",
     "chosen_rose": "wanted: chosen did not fall, rejected fell",
@@ -52,7 +54,8 @@ def changes_frame(run: Run, explanation: dict[str, Any]) -> pd.DataFrame:
         [fell_c & fell_r, fell_c, fell_r], ["both_fell", "rejected_rose", "chosen_rose"], "both_rose"
     )
     named = {
-        str(p.get("pair_id")): (i + 1, p.get("share_of_rise")) for i, p in enumerate(explanation.get("pairs") or [])
+        str(p.get("pair_id")): (i + 1, p.get("share_of_rise"))
+        for i, p in enumerate((explanation.get("pairs") or [])[:NAMED])
     }
     out["rank"] = [str(named[p][0]) if p in named else "" for p in out["pair_id"]]
     out["share_of_rise"] = [named[p][1] if p in named else None for p in out["pair_id"]]

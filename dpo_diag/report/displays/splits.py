@@ -18,7 +18,7 @@ TERMS = {"level": "level", "dispersion": "dispersion", "length_weight": "length 
 def loss_split_frame(explanation: dict[str, Any]) -> pd.DataFrame:
     """Rows start, chosen side, rejected side, end with `from`, `to`, `change` (nats); empty where not applicable."""
     loss = explanation.get("loss") or {}
-    if "from" not in loss or loss.get("from") is None:
+    if any(loss.get(k) is None for k in ("from", "chosen_part", "rejected_part")):
         return pd.DataFrame(columns=["part", "from", "to", "change"])
     start, middle = loss["from"], loss["from"] + loss["chosen_part"]
     end = middle + loss["rejected_part"]

@@ -1,13 +1,11 @@
 """Which tokens carry a pair's change: Δ log-prob of each response token between the two steps.
 
-Records hold token ids, not their texts. Texts come from the run folder's optional `vocab.json` ({"id": "text"} for the
-ids that occur); else from the response itself where its characters or words align with the ids in every shown
-response without contradiction; else the ids are shown.
+Records hold token ids, not their texts. Texts come from a vocabulary (see `vocabulary`); else from the response itself
+where its characters or words align with the ids in every shown response without contradiction; else ids are shown.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -15,14 +13,13 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
+from dpo_diag.report.displays.vocabulary import load_vocabulary
 from dpo_diag.report.numbers import number, signed
 from dpo_diag.report.text import clean
 
 MAX_TOKENS = 160
 """Tokens of one response that are shown; of a longer one, the stretch that holds the largest change."""
-VOCAB_FILE = "vocab.json"
 END = "⟨end⟩"
 LEVELS = (0.1, 0.5, 1.5, 4.0)
 """|Δ| in nats at which the colour gets one step stronger: -10 %, -40 %, -78 %, -98 % of the token's probability."""
@@ -51,15 +48,8 @@ def tokens_frame(run: Run, explanation: dict[str, Any], pair_ids: list[str]) -> 
 
 def token_texts(run: Run, frame: pd.DataFrame) -> pd.Series:
     """Text of each row's token, null where neither the vocabulary nor the response tells."""
-    file = run.path / VOCAB_FILE
-    if file.is_file():
-        try:
-            vocabulary = {int(k): str(v) for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
-        except (ValueError, AttributeError) as error:
-            raise DiagError(
-                "the vocabulary cannot be read", where=file, got=error, expected='{"token id": "text"}',
-                mend="remove the file: token ids are then shown",
-            ) from error  # fmt: skip
+    vocabulary = load_vocabulary(run)
+    if vocabulary is not None:
         return frame["token_id"].map(vocabulary).astype(object)
     texts = run.texts.set_index("pair_id")
     answers: dict[tuple[str, str], str] = {

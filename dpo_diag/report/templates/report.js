@@ -4,7 +4,8 @@
   const list = document.getElementById("answers");
   const find = document.getElementById("find");
   if (list && find) {
-    const cards = Array.from(list.children);
+    const cards = Array.from(list.querySelectorAll(".prompt"));
+    const same = document.getElementById("same");
     const texts = new Map();
     const all = (open) => cards.forEach((c) => { if (!c.hidden) c.open = open; });
     document.getElementById("open-all").addEventListener("click", () => all(true));
@@ -17,6 +18,7 @@
         card.hidden = wanted !== "" && !texts.get(card).includes(wanted);
         if (!card.hidden) shown += 1;
       }
+      if (same) same.open = wanted !== "" && cards.some((c) => !c.hidden && same.contains(c));
       document.getElementById("found").textContent = wanted ? `${shown} of ${cards.length} prompts` : "";
     });
   }
