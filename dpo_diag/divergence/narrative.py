@@ -100,9 +100,7 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
             )  # fmt: skip
     elif "not_applicable" in document["perplexity"]:
         said.append(_say(f"Perplexity: {document['perplexity']['not_applicable']}.", "perplexity"))
-    turns = document.get("turning_points", [])
-    if turns:
-        turn = max(turns, key=lambda t: t["dlog"])
+    for turn in sorted(document.get("turning_points", []), key=lambda t: -t["dlog"]):
         said.append(
             _say(
                 f"On the way it turned: from step {turn['step']} to {turn['to_step']} the loss still fell "

@@ -1,0 +1,78 @@
+"""Labels and the rule that harm needs more than likelihoods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dpo_diag.divergence.verdict import Facts, decide
+
+FELL = {"ppl_token": 1, "ppl_seq_mean": 1, "ppl_seq_geomean": 1}
+
+
+def score(direction: str, kind: str = "score") -> dict[str, Any]:
+    return {"what": "accuracy", "split": "held_out", "kind": kind, "from": 0.7, "to": 0.4, "delta": -0.3, "n": 300,
+            "interval": [-0.37, -0.22], "p": None, "method": "m", "direction": direction}  # fmt: skip
+
+
+def facts(**values: Any) -> Facts:
+    given: dict[str, Any] = {"loss": -1, "perplexity": FELL, "chosen": -1, "n_pairs": 100, "has_intervals": True}
+    return Facts(**(given | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({}, "likelihood_displacement"),
+        ({"perplexity": {"ppl_token": -1, "ppl_seq_mean": 1}}, "sign_depends_on_aggregator"),
+        ({"perplexity": {"ppl_token": -1, "ppl_seq_mean": 0}}, "healthy"),
+        ({"perplexity": {"ppl_token": -1}, "turning_points": [{"step": 3}]}, "late_divergence"),
+        ({"loss": 0}, "not_learning"),
+        ({"loss": 1}, "not_learning"),
+        ({"speaking": frozenset({"DVG008"})}, "dead_run"),
+        ({"loss": None}, "loss_unknown"),
+        ({"loss": None, "perplexity": {}, "chosen": None}, "cannot_tell"),
+        ({"loss": None, "perplexity": {}, "chosen": None, "speaking": frozenset({"DVG011"})}, "broken_numbers"),
+        ({"perplexity": {}}, "likelihood_displacement"),
+        ({"perplexity": {}, "chosen": 0}, "healthy"),
+        ({"perplexity": {}, "chosen": None}, "cannot_tell"),
+    ],
+)
+def test_labels(values: dict[str, Any], label: str) -> None:
+    assert decide(facts(**values))["label"] == label
+
+
+def test_likelihoods_alone_never_are_harm() -> None:
+    decision = decide(facts())
+    assert (decision["harm"], decision["because"]) == ("cannot_tell", [])
+    assert "no outputs and no task score" in decision["text"]
+
+
+def test_a_score_that_fell_is_harm_and_is_cited() -> None:
+    decision = decide(facts(evidence=[score("worse")]))
+    assert (decision["harm"], decision["confidence"]) == ("harmful", "high")
+    assert "0.700 → 0.400" in decision["text"] and "n = 300" in decision["text"]
+    assert decision["because"][0]["what"] == "accuracy"
+
+
+def test_a_score_that_held_makes_the_fall_benign() -> None:
+    assert decide(facts(evidence=[score("no_worse")]))["harm"] == "benign"
+
+
+def test_an_unclear_score_leaves_it_open() -> None:
+    assert decide(facts(evidence=[score("unclear")]))["harm"] == "cannot_tell"
+    assert decide(facts(evidence=[score("no_worse"), score("unclear")]))["harm"] == "cannot_tell"
+
+
+def test_that_answers_still_end_is_no_proof_of_benefit() -> None:
+    assert decide(facts(evidence=[score("no_worse", kind="unfinished")]))["harm"] == "cannot_tell"
+
+
+def test_a_healthy_run_has_no_harm_and_a_healthy_loss_no_excuse() -> None:
+    assert decide(facts(perplexity={"ppl_token": -1}))["harm"] == "none"
+    assert decide(facts(perplexity={"ppl_token": -1}, evidence=[score("worse")]))["harm"] == "harmful"
+
+
+def test_means_alone_never_give_high_confidence() -> None:
+    assert decide(facts(only_means=True, perplexity={}))["confidence"] == "low"
