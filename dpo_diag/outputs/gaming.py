@@ -250,7 +250,7 @@ def gaming(answers: Answers, measured: pd.DataFrame, scores: pd.DataFrame, basel
     """
     if baseline == look:
         return [_not_applicable(name, "there is one look only, nothing to compare with") for name in CHECKS]
-    extra = measured.join(scores, rsuffix="_score")
+    extra = measured.join(scores.rename(columns={c: f"{c}_score" for c in scores.columns if c in measured.columns}))
     full = answers.frame.join(extra[[c for c in extra.columns if c not in answers.frame.columns]])
 
     def of(which: Look) -> pd.DataFrame:

@@ -1,0 +1,133 @@
+"""dpo-train from the command line to finished, explained run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpo_diag.commands.hydra_app import run_app
+from dpo_diag.commands.train import job
+from dpo_diag.records import load_run
+
+SMALL = [
+    "trainer.max_steps=4", "trainer.eval_steps=2", "trainer.batch_size=4", "trainer.max_length=64",
+    "trainer.learning_rate=1e-3", "data.eval_share=0.3", "data.max_bad_share=0.1", "prompts=file",
+    "prompts.max_new_tokens=4", "model.device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def own(tiny_folder: Path, pair_file: Path, tmp_path: Path) -> list[str]:
+    """Overrides that name one's own model, pairs and prompts."""
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"id": f"q{i}", "prompt": f"{i} cat:", "tags": ["like_training" if i % 2 else "other"]} for i in range(4)]
+    prompts.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return [
+        "model=hub", f"model.name={tiny_folder}", "data=jsonl", f"data.path={pair_file}", f"prompts.path={prompts}",
+        f"output_root={tmp_path / 'runs'}", *SMALL,
+    ]  # fmt: skip
+
+
+def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """One training: records at steps 0, 2, 4, an exact loss, a report, and the folder alone on the last line."""
+    assert run_app("dpo-train", "config", job, own) == 0
+    folder = Path(capfd.readouterr().out.splitlines()[-1])
+    run = load_run(folder)
+    assert run.meta["status"] == "finished"
+    assert run.meta["loss"]["types"] == ["sigmoid"]
+    assert run.meta["data"]["n_dropped"] == 1
+    report = json.loads((folder / "data_report.json").read_text())
+    assert report["dropped"] == {"chosen equals rejected": 1} or report["n_dropped"] == 1
+
+    eval_pairs = run.pairs[run.pairs["split"] == "eval"]
+    assert sorted(set(eval_pairs["step"])) == [0, 2, 4]
+    assert len(eval_pairs) == 3 * 2 * run.meta["data"]["n_held_out"]
+    losses = run.history.query("split == 'eval' and name == 'loss'").set_index("step")["value"]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    # The mean over pairs of -log sigmoid(beta (a - b)) from the records is the loss that was logged.
+    exact = run.history.query("split == 'eval' and name == 'loss_exact'").set_index("step")["value"]
+    for step, pairs in eval_pairs.groupby("step"):
+        ratio = (pairs["sum_logp"] - pairs["ref_sum_logp"]).groupby([pairs["pair_id"], pairs["side"]]).first().unstack()
+        own_loss = np.log1p(np.exp(-0.1 * (ratio["chosen"] - ratio["rejected"]))).mean()
+        assert own_loss == pytest.approx(exact[step], abs=1e-6)
+    assert run.history.query("name == 'loss_residual'")["value"].max() < 1e-4
+    assert sorted(set(run.outputs["step"])) == [0, 2, 4]
+    assert set(run.outputs["model"]) == {"policy", "ref"}
+    assert set(run.texts["pair_id"]) >= set(eval_pairs["pair_id"])
+    findings = json.loads((folder / "findings.json").read_text())
+    assert findings["n_pairs"] == run.meta["data"]["n_held_out"]
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / ".hydra" / "overrides.yaml").is_file()
+
+
+def test_sft_logs_prompt_and_response_apart(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_app("dpo-train", "config", job, [*own, "trainer=sft", "trainer.learning_rate=1e-3", "name=sft"]) == 0
+    run = load_run(capfd.readouterr().out.splitlines()[-1])
+    names = set(run.history.query("split == 'eval'")["name"])
+    assert {"loss", "ppl_token/response", "ppl_token/prompt"} <= names
+
+
+def test_a_failure_before_training_is_one_line(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """A GPU asked for and absent, a model that is no folder, too many bad rows: told before anything is trained."""
+    for override, said in (
+        ("model.name=/nowhere/model", "/nowhere/model"),
+        ("data.max_bad_share=0.001", "too many bad rows"),
+        ("+trainer.args.neftune=1", "trainer.args.neftune"),
+    ):
+        assert run_app("dpo-train", "config", job, [*own, override]) != 0
+        err = [line for line in capfd.readouterr().err.splitlines() if line.startswith("dpo-train:")]
+        assert len(err) == 1
+        assert said in err[0]
+
+
+@pytest.mark.slow
+def test_a_multirun_gives_two_whole_runs_and_the_last_line_is_a_folder(own: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dpo_diag.commands.train", "-m", *own, "loss.beta=0.1,2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = sorted((tmp_path / "runs" / "run").glob("*/*/run.json"))
+    assert [json.loads(r.read_text())["loss"]["beta"] for r in runs] == [0.1, 2.0]
+    assert Path(done.stdout.splitlines()[-1]) == runs[-1].parent
+    assert all((r.parent / "findings.json").is_file() for r in runs)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_records_of_one(own: list[str], tmp_path: Path) -> None:
+    """Same global batch, 1 x 8 against 2 x 4: the same pairs, sums and metrics to 1e-5."""
+    folders = []
+    for processes, batch in ((1, 8), (2, 4)):
+        launch = ["accelerate", "launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
+                  "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+        command = [str(Path(sys.executable).parent / launch[0]), *launch[1:], "-m", "dpo_diag.commands.train", *own,
+                   f"trainer.batch_size={batch}", f"trainer.eval_batch_size={batch}", f"name=p{processes}"]  # fmt: skip
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        folders.append(Path(done.stdout.splitlines()[-1]))
+    one, two = (load_run(folder) for folder in folders)
+    key = ["step", "split", "pair_id", "side"]
+    joined = one.pairs.merge(two.pairs, on=key, suffixes=("_1", "_2"), validate="one_to_one")
+    assert len(joined) == len(one.pairs) == len(two.pairs)
+    for column in ("sum_logp", "ref_sum_logp", "entropy_sum", "n_tokens", "n_bytes"):
+        assert np.allclose(joined[f"{column}_1"], joined[f"{column}_2"], rtol=1e-5, atol=1e-4), column
+    names = [
+        "loss_exact",
+        "ce/chosen",
+        "ppl_token/chosen",
+        "ppl_seq_mean/rejected",
+        "bits_per_byte/chosen",
+        "top1/chosen",
+    ]
+    first, second = (
+        run.history[run.history["name"].isin(names)].set_index(["step", "split", "name"])["value"] for run in (one, two)
+    )
+    assert len(first) == len(second) > 30
+    assert np.allclose(first, second.reindex(first.index), rtol=1e-5, atol=1e-5)
