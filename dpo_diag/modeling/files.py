@@ -171,7 +171,7 @@ def _csv(path: Path) -> Iterator[RawRow]:
                     continue
                 if None in row or None in row.values():
                     got = sum(value is not None for key, value in row.items() if key is not None)
-                    got += len(row.get(None) or ())  # type: ignore[call-overload]
+                    got += len(row.get(None) or ())
                     expected = len(reader.fieldnames or ())
                     yield number, BadRow("wrong number of cells", f"line {reader.line_num}: {got}, expected {expected}")
                 else:

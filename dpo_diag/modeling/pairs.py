@@ -165,12 +165,14 @@ def collect(
         columns: our name -> the source's, e.g. {"prompt": "question"}.
         limit: stop after so many rows of the source.
     """
+    from tqdm import tqdm
+
     rows: list[Row] = []
     issues: list[tuple[int, str, str, bool]] = []
     seen: dict[str, int] = {}
     digest = hashlib.sha256()
     n_read, dropped, kind = 0, 0, ""
-    for number, raw in raw_rows:
+    for number, raw in tqdm(raw_rows, desc="reading pairs", unit="row", delay=2, leave=False):
         if limit is not None and n_read >= limit:
             break
         n_read += 1
