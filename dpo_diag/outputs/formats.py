@@ -13,7 +13,12 @@ _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 _TABLE_ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)
 _SQL_START = re.compile(r"\s*(?:select|with|insert|update|delete|create)\b", re.IGNORECASE)
-_SYNTAX = re.compile(r"syntax error|incomplete input|unrecognized token|one statement at a time")
+_SYNTAX = re.compile(
+    r"syntax error|incomplete input|unrecognized token|null character|stack overflow|too large|too deep|maximum depth"
+    r"|too big|too many|one statement at a time",
+    re.IGNORECASE,
+)
+_SQL_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 MAX_CHARS = 20_000
 _local = threading.local()
 
@@ -49,6 +54,8 @@ def is_sql(text: str) -> bool:
     sql = unfenced(text).strip()
     if len(sql) > MAX_CHARS or not _SQL_START.match(sql):
         return False
+    if re.search(r";\s*\S", _SQL_QUOTED.sub(" ", sql)):
+        return False  # more than one statement
     try:
         _parser().execute(sql)
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
