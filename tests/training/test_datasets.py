@@ -1,4 +1,4 @@
-"""Where pairs come from: the scenarios that TRL's own trainer accepts, with the ids and splits that the records need."""
+"""Where pairs come from: what TRL's own trainer accepts, with the ids and splits that the records need."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_the_cap_on_tokens_takes_the_same_pairs_every_time(tmp_path: Path, token
     rows = make_pairs(9, seed=1)
     trainer = DiagDPOTrainer(
         model=make_model(1), ref_model=make_model(2), processing_class=tokenizer, recorder=tmp_path / "run",
-        args=arguments(tmp_path / "out", max_steps=1, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=2),
+        args=arguments(tmp_path / "out", max_steps=1, eval_strategy="steps", eval_steps=1, eval_accumulation_steps=1),
         train_dataset=Dataset.from_list(make_pairs(6)), eval_dataset=Dataset.from_list(rows), record_tokens=3,
     )  # fmt: skip
     trainer.train()

@@ -140,7 +140,7 @@ def test_nothing_of_trls_changes(
             extra = {"recorder": tmp_path / "run", "extra_metrics": EXTRA}
         trainer = cls(
             model=make_model(1, attention_dropout=0.1), ref_model=make_model(2), processing_class=tokenizer,
-            args=arguments(tmp_path / cls.__name__, eval_strategy="steps", eval_steps=2, disable_dropout=False, **options),
+            args=arguments(tmp_path / "out", eval_strategy="steps", eval_steps=2, disable_dropout=False, **options),
             train_dataset=Dataset.from_list(make_pairs(11)), eval_dataset=held_out, **extra,
         )  # fmt: skip
         trainer.train()
@@ -346,6 +346,6 @@ def test_bf16_autocast_adds_what_the_loss_added(tmp_path: Path, tokenizer: PreTr
     recorded sums is still TRL's own to rounding."""
     reference = make_model(2)
     trainer, run, start = run_of(tmp_path, tokenizer, reference=reference, bf16=True, max_steps=1)
-    logged = [r for r in trainer.state.log_history if "eval_loss_residual" in r][0]
+    logged = next(r for r in trainer.state.log_history if "eval_loss_residual" in r)
     assert logged["eval_loss_residual"] < 1e-5
     assert_rows(at(run, 0), score_pairs(start, tokenizer, make_pairs(10, seed=1)), ("sum_logp",), tolerance=0.5)

@@ -109,7 +109,7 @@ def test_a_writer_at_another_step_than_the_checkpoint_is_refused(
         model=make_model(1), ref_model=make_model(2), processing_class=tokenizer, recorder=writer,
         args=arguments(tmp_path / "out", max_steps=4), train_dataset=Dataset.from_list(make_pairs(11)),
     )  # fmt: skip
-    with pytest.raises(DiagError, match="resumes at step 1.*checkpoint-2"):
+    with pytest.raises(DiagError, match=r"resumes at step 1.*checkpoint-2"):
         second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
 
 
