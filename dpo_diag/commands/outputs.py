@@ -108,7 +108,7 @@ def _labels(c: Any, steps: list[int] | None) -> dict[tuple[str, int], str]:
 
 def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args: Any, steps: list[int] | None) -> None:
     from dpo_diag.outputs.sanitize import for_terminal
-    from dpo_diag.outputs.terminal import answer_lines, table
+    from dpo_diag.outputs.terminal import answer_lines, table, wrap
 
     columns = args.width or max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
     color = args.color == "always" or (
@@ -119,9 +119,12 @@ def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args
     )
     labels = _labels(c, steps)
     side = args.layout == "columns" or (args.layout == "auto" and columns >= 100)
-    print(f"{for_terminal(document['run'], one_line=True)}: {document['n_prompts']} prompts, "
-          f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}")  # fmt: skip # noqa: E501
-    print(for_terminal(document["sentence"], one_line=True))
+    head = (
+        f"{document['run']}: {document['n_prompts']} prompts, steps {', '.join(map(str, document['steps'])) or 'none'}; "
+        f"{document['baseline']} against {document['to']}"
+    )
+    for line in (head, document["sentence"]):
+        print("\n".join(wrap(for_terminal(line, one_line=True), columns)))
     shown = entries if args.limit == 0 else entries[: args.limit]
     for entry in shown:
         print()
@@ -199,7 +202,9 @@ def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args
     )
     print("\nWays to please raters without getting better")
     for finding in document["gaming"]:
-        print(f"  {finding['outcome']:<14}  {finding['title']}: {for_terminal(finding['reason'], one_line=True)}")
+        text = for_terminal(f"{finding['title']}: {finding['reason']}", one_line=True)
+        for i, line in enumerate(wrap(text, columns - 18)):
+            print(f"  {finding['outcome'] if i == 0 else '':<14}  {line}")
 
 
 def _interval(row: dict[str, Any]) -> str:
