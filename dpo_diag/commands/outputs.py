@@ -120,8 +120,8 @@ def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args
     labels = _labels(c, steps)
     side = args.layout == "columns" or (args.layout == "auto" and columns >= 100)
     head = (
-        f"{document['run']}: {document['n_prompts']} prompts, steps {', '.join(map(str, document['steps'])) or 'none'}; "
-        f"{document['baseline']} against {document['to']}"
+        f"{document['run']}: {document['n_prompts']} prompts, "
+        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
     )
     for line in (head, document["sentence"]):
         print("\n".join(wrap(for_terminal(line, one_line=True), columns)))

@@ -45,11 +45,13 @@ def finite(values: npt.ArrayLike) -> FloatArray:
     return array[np.isfinite(array)]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=24)
 def _resamples(n: int, draws: int, seed: int) -> FloatArray:
     """How often each of n prompts stands in each resample, (draws, n): the same for every metric of a run."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    # Drawing indices and counting them is five to fifteen times faster than multinomial draws.
+    chosen = np.random.default_rng(seed).integers(0, n, size=(draws, n), dtype=np.int64)
+    chosen += np.arange(draws)[:, None] * n
+    return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 def bootstrap_means(values: FloatArray, draws: int = DRAWS, seed: int = SEED) -> FloatArray:

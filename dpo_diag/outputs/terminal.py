@@ -12,7 +12,7 @@ from dpo_diag.outputs.sanitize import for_terminal
 RED, GREEN, BOLD, DIM, RESET = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 MIN_COLUMN = 36
 REWRITTEN = 0.4
-"""Below this share of unchanged characters an answer is shown as it is, named rewritten, instead of as a diff."""
+"""Below this share of unchanged characters (of the shorter answer) an answer is shown as it is, named rewritten, instead of as a diff."""
 
 
 def char_width(char: str) -> int:
@@ -161,7 +161,7 @@ def answer_lines(
             pieces = word_diff(previous, text)
             kept = sum(len(p.text) for p in pieces if p.kind == "same")
             # Where little stayed, marks at every word only get in the way of reading the new answer.
-            if kept >= REWRITTEN * max(len(previous), len(text)):
+            if kept >= REWRITTEN * min(len(previous), len(text)):
                 shown = marked(pieces)
             else:
                 facts.append("rewritten")
