@@ -47,10 +47,10 @@ def write_log(path: Path, size: int, kind: str) -> int:
                     bar = "█" * (percent // 10)
                     parts.append(f"\r{percent:3d}%|{bar:<10}| {done}/{total} [1:02:03<4:05:06,  1.23s/it]")
                 parts.append("\r" + " " * 60 + "\r")
-            fall = 0.693 * math.exp(-step / total)
+            fall, rate = 0.693 * math.exp(-step / total), 5e-6 * (1 - step / total)
             parts.append(
-                f"{{'loss': '{fall:.4g}', 'grad_norm': '{1 + fall:.4g}', 'learning_rate': '{5e-6 * (1 - step / total):.4g}',"
-                f" 'logits/chosen': '-1.724', 'logits/rejected': '-1.708', 'rewards/chosen': '{-step / total:.4g}',"
+                f"{{'loss': '{fall:.4g}', 'grad_norm': '{1 + fall:.4g}', 'learning_rate': '{rate:.4g}'"
+                f", 'logits/chosen': '-1.724', 'logits/rejected': '-1.708', 'rewards/chosen': '{-step / total:.4g}',"
                 f" 'rewards/rejected': '{-2 * step / total:.4g}', 'rewards/accuracies': '0.7125',"
                 f" 'rewards/margins': '{step / total:.4g}', 'logps/chosen': '{-129.2 - 10 * step / total:.6g}',"
                 f" 'logps/rejected': '{-165.3 - 20 * step / total:.6g}', 'epoch': '{step / total:.8g}'}}\n"

@@ -53,7 +53,7 @@ def import_path(
 def default_out(path: Path) -> Path:
     """`runs/imported/<name>`, with a number behind it where that is taken."""
     resolved = path.resolve()
-    name = re.sub(r"\.(gz|bz2|xz|zip|json|jsonl|log|txt|csv|tsv|parquet|wandb|db|npy)", "", resolved.name)
+    name = re.sub(r"(\.(gz|bz2|xz|zip|json|jsonl|log|txt|csv|tsv|parquet|wandb|db|npy))+$", "", resolved.name)
     if name in ("trainer_state", "trainer_log", "logging") or name.startswith("checkpoint-"):
         name = f"{resolved.parent.name}_{name}" if resolved.parent.name else name
     name = re.sub(r"[^\w.-]+", "_", name).strip("._") or "log"

@@ -49,7 +49,7 @@ class History:
     sources: list[Parsed]
     derived: dict[Key, Column] = field(default_factory=dict)
     duplicates: dict[Key, Duplicates] = field(default_factory=dict)
-    disagreements: dict[str, int] = field(default_factory=dict)
+    disagreements: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
     def metrics(self) -> list[Key]:
         """Every (split, name), the sources' own."""
@@ -70,10 +70,10 @@ class History:
             column, duplicates = last_of_each_step(source.store.series(split, name))
             if merged is None:
                 self.duplicates[split, name] = duplicates
-            merged = column if merged is None else self._filled(merged, column, source)
+            merged = column if merged is None else self._filled(merged, column, (source.files[0].name, split, name))
         return merged
 
-    def _filled(self, first: Column, second: Column, source: Parsed) -> Column:
+    def _filled(self, first: Column, second: Column, where: tuple[str, str, str]) -> Column:
         """The first source's values, the second's where the first has none; disagreements are counted."""
         _, mine, theirs = np.intersect1d(first.step, second.step, assume_unique=True, return_indices=True)
         a, b = first.value[mine], second.value[theirs]
@@ -81,8 +81,7 @@ class History:
             # 1e-3: a console's four digits and TensorBoard's float32 are the same number as the trainer's.
             differ = np.abs(a - b) > 1e-6 + 1e-3 * np.abs(a)
         if n := int(differ.sum()):
-            name = source.files[0].name
-            self.disagreements[name] = self.disagreements.get(name, 0) + n
+            self.disagreements[where] = n
         new = np.ones(len(second.step), dtype=bool)
         new[theirs] = False
         step = np.concatenate([first.step, second.step[new]])
@@ -92,6 +91,13 @@ class History:
             np.concatenate([first.epoch, second.epoch[new]])[order],
             np.concatenate([first.value, second.value[new]])[order],
         )
+
+    def disagreeing_values(self) -> dict[str, int]:
+        """Per later source: its values that differ from the first source's."""
+        out: dict[str, int] = {}
+        for (file, _, _), n in self.disagreements.items():
+            out[file] = out.get(file, 0) + n
+        return out
 
     def duplicate_rows(self) -> int:
         """Rows dropped as duplicates: per split the metric that lost most."""

@@ -191,6 +191,9 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
         )
     parsed = Parsed("pairs", [path], trouble, options.trainer or "unknown", options.trainer_version)
     parsed.found = found
+    parsed.steps_from = "the rows' own step"
+    if frame.empty:
+        return parsed
     keep = ~frame.duplicated(["step", "split", "pair_id"], keep="last")
     parsed.duplicates = int((~keep).sum())
     frame = frame[keep].sort_values(["step", "split", "pair_id"], kind="stable", ignore_index=True)
@@ -199,7 +202,6 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
     parsed.pairs = pair_records(frame, parsed)
     parsed.texts = _text_rows(table)
     parsed.history = score_history(frame)
-    parsed.steps_from = "the rows' own step"
     return parsed
 
 

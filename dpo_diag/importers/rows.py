@@ -77,7 +77,7 @@ class Series:
     step: IntArray
     epoch: FloatArray
     value: FloatArray
-    order: IntArray
+    order: npt.NDArray[np.int32]
 
 
 class _Block:
@@ -112,7 +112,7 @@ class _Block:
         self.values = array("d")
         self.steps = array("q")
         self.epochs = array("d")
-        self.sequence = array("q")  # number of the row in the source, over all blocks
+        self.sequence = array("i")  # number of the row in the source, over all blocks
         self.spill: IO[bytes] | None = None
         self.spilled: list[tuple[int, int]] = []  # (offset in the file, rows), each chunk stored column by column
 
@@ -267,7 +267,7 @@ class RowStore:
                             np.frombuffer(block.steps, dtype=np.int64),
                             np.frombuffer(block.epochs, dtype=np.float64),
                             block.column(index),
-                            np.frombuffer(block.sequence, dtype=np.int64),
+                            np.frombuffer(block.sequence, dtype=np.int32),
                         )
                     )
         return join(parts)
@@ -281,7 +281,7 @@ def join(parts: Iterable[Series]) -> Series:
     """Series of several blocks as one, in the order of the source."""
     found = list(parts)
     if not found:
-        return Series(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, np.int64))
+        return Series(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, np.int32))
     if len(found) == 1:
         return found[0]
     number_in_source = np.concatenate([p.order for p in found])

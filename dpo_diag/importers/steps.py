@@ -64,7 +64,7 @@ def fill_steps(
     epoch = np.full(store.rows, np.nan)
     train = np.zeros(store.rows, dtype=bool)
     for block in blocks:
-        sequence = np.frombuffer(block.sequence, dtype=np.int64)
+        sequence = np.frombuffer(block.sequence, dtype=np.int32)
         step[sequence] = np.frombuffer(block.steps, dtype=np.int64)
         epoch[sequence] = np.frombuffer(block.epochs, dtype=np.float64)
         train[sequence] = block.is_train
@@ -80,7 +80,7 @@ def fill_steps(
         step, how = _infer(epoch, train, frames, logging_steps, total_steps or store.total, total_epochs)
     for block in blocks:
         filled = array("q")
-        filled.frombytes(step[np.frombuffer(block.sequence, dtype=np.int64)].data)
+        filled.frombytes(step[np.frombuffer(block.sequence, dtype=np.int32)].view(np.uint8).data)
         block.steps = filled
     return how
 

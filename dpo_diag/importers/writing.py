@@ -22,7 +22,7 @@ from dpo_diag.losses import ADDITIVE, COUPLED, LossSpec
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.writer import RunWriter, part_range
 
-BATCH = 1 << 19
+BATCH = 1 << 18
 
 
 def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.DataFrame | None) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _trainer(sources: list[Parsed], options: Options) -> tuple[str, str | None]:
 
 
 def _frames(columns: Iterator[tuple[str, str, Column]]) -> Iterator[pd.DataFrame]:
-    """History rows in batches of at most about a million; an epoch that is not known is null."""
+    """History rows in batches of about a quarter million; an epoch that is not known is null."""
     waiting: list[pd.DataFrame] = []
     size = 0
     for split, name, column in columns:
@@ -246,7 +246,7 @@ def _source_document(
     notes = [n for s in sources for n in s.notes]
     if differing := history.differing_rows():
         notes.append(f"{differing} repeated rows differ from the one kept (the last of each step)")
-    for name, n in history.disagreements.items():
+    for name, n in history.disagreeing_values().items():
         notes.append(f"{name}: {n} values differ from the first source's, which were kept")
     if check is not None and not check.constant:
         notes.append(

@@ -130,8 +130,8 @@ def test_eric_mitchells_rows_count_examples(tmp_path: Path, imported: Importing)
 def test_numbers_in_the_bar_itself_are_read_where_nothing_else_is(tmp_path: Path, imported: Importing) -> None:
     """OpenRLHF prints its metrics as the bar's postfix."""
     text = "".join(
-        f"\rTrain step of epoch 0:  {i}%|█| {i}/50 [00:0{i}<01:00, 1.0s/it, loss=0.{70 - i}, acc=0.5, chosen_reward={i / 10},"
-        f" reject_reward=-0.1]"
+        f"\rTrain step of epoch 0:  {i}%|█| {i}/50 [00:0{i}<01:00, 1.0s/it, loss=0.{70 - i}, acc=0.5,"
+        f" chosen_reward={i / 10}, reject_reward=-0.1]"
         for i in range(1, 6)
     )
     result, run = imported(log(tmp_path / "train.log", "start\n" + text), as_name="console")

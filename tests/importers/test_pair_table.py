@@ -37,7 +37,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_step_0_is_the_reference_by_default(tmp_path: Path, imported: Importing, suffix: str) -> None:
-    """beta 0.1: pair a has a - b = (-1) - (-3) = 2, pair b (-0.5) - (-9) = 8.5; loss = mean log(1 + exp(-beta (a - b)))."""
+    """beta 0.1: pair a has a - b = (-1) - (-3) = 2, pair b (-0.5) - (-9) = 8.5; loss mean log(1 + exp(-margin))."""
     result, run = imported(write(tmp_path / f"pairs{suffix}", ROWS), loss=("sigmoid",), beta=0.1)
     assert (result["format"], result["rows"], result["read"]) == ("pairs", 4, 4)
     assert run.meta["loss"]["types"] == ["sigmoid"]
@@ -115,7 +115,8 @@ def test_everything_that_can_be_wrong_is_reported_by_line(tmp_path: Path, import
     good = json.dumps(ROWS[0])
     lines = [
         good, "{broken", json.dumps({**ROWS[0], "step": "ten"}), json.dumps({**ROWS[0], "chosen_sum_logp": None}),
-        json.dumps({k: v for k, v in ROWS[0].items() if k != "pair_id"}), json.dumps({**ROWS[1], "chosen_n_tokens": 2.5}),
+        json.dumps({k: v for k, v in ROWS[0].items() if k != "pair_id"}),
+        json.dumps({**ROWS[1], "chosen_n_tokens": 2.5}),
         "[]", good, json.dumps({**ROWS[0], "step": 3, "chosen_sum_logp": math.nan}),
     ]  # fmt: skip
     path = tmp_path / "p.jsonl"

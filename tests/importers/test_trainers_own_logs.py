@@ -76,7 +76,8 @@ def test_swift_string_steps_doubled_rows_and_the_last_line_with_everything(tmp_p
            "global_step/max_steps": "1/94", "percentage": "1.06%", "elapsed_time": "20s", "epoch": 0.01}  # fmt: skip
     two = {**one, "loss": 0.6, "global_step/max_steps": "2/94"}
     last = {"last_model_checkpoint": "x", "best_metric": 0.1, "global_step": 94, "memory": 12.0,
-            "log_history": [{"loss": 0.69, "step": 1}, {"loss": 0.6, "step": 2}, {"eval_loss": 0.5, "step": 3}]}  # fmt: skip
+            "log_history": [{"loss": 0.69, "step": 1}, {"loss": 0.6, "step": 2},
+                            {"eval_loss": 0.5, "step": 3}]}  # fmt: skip
     result, run = imported(jsonl(tmp_path / "logging.jsonl", [one, one, two, two, last]))
     assert (result["format"], result["trainer"], result["duplicates"], result["skipped"]) == (
         "swift",
@@ -258,7 +259,8 @@ def test_a_zip_that_climbs_out_is_not_followed(tmp_path: Path, imported: Importi
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20, b"PK\x03\x04broken",
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20,
+                                     b"PK\x03\x04broken",
                                      b"hello world\n", b"{", b"[1, 2]", b"\x1f\x8b\x08\0broken", b":W&B\xe1\xbe\0",
                                      b"\x93NUMPY\x01\0", b"SQLite format 3\0", b"PAR1"])  # fmt: skip
 def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path, imported: Importing, content: bytes) -> None:

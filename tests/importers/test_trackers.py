@@ -1,0 +1,219 @@
+"""Files written by the real trackers: TensorBoard's writer, wandb offline, trackio; and a run of a W&B server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_diag.errors import DiagError
+from dpo_diag.importers.opening import Trouble
+from dpo_diag.importers.tensorboard import masked_crc, records
+from tests.importers.conftest import Importing
+from tests.importers.reading import steps, value
+
+_WANDB = """
+import wandb
+run = wandb.init(project="p", dir={dir!r}, mode="offline", config={{"beta": 0.25, "loss_type": ["sigmoid"],
+                 "model_name_or_path": "tiny", "logging_steps": 10}})
+for i in range(1, 4):
+    run.log({{"train/loss": 0.69 - 0.01 * i, "train/rewards/chosen": 0.1 * i, "train/global_step": 10 * i,
+             "train/epoch": i / 4}})
+    run.log({{"eval/loss": float("nan"), "eval/rewards/chosen": 0.1 * i, "train/global_step": 10 * i,
+             "blob": "x" * 20000}})
+run.finish()
+"""
+_TRACKIO = """
+import trackio
+for name in {names!r}:
+    trackio.init(project="p", name=name, config={{"beta": 0.25}}, auto_log_gpu=False, auto_log_cpu=False)
+    for i in range(1, 4):
+        trackio.log({{"train/loss": 0.6 + i, "train/rewards/chosen": float("nan"), "train/global_step": 10 * i}})
+    trackio.finish()
+"""
+
+
+def run_script(script: str, folder: Path, **environment: str) -> None:
+    """In a process of its own: trackers keep threads and warn at interpreter exit."""
+    base = {
+        **os.environ,
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DIR": str(folder),
+        "HOME": str(folder),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={**base, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def event_file(folder: Path, points: list[tuple[str, float, int]], text: dict[str, Any] | None = None) -> Path:
+    """Events by TensorBoard's own writer."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = EventFileWriter(str(folder))
+    if text is not None:
+        tensor = TensorProto(dtype=7, string_val=[json.dumps(text).encode()])
+        writer.add_event(Event(step=0, summary=Summary(value=[Summary.Value(tag="args/text_summary", tensor=tensor)])))
+    for tag, number, step in points:
+        writer.add_event(
+            Event(step=step, wall_time=1.0, summary=Summary(value=[Summary.Value(tag=tag, simple_value=number)]))
+        )
+    writer.close()
+    return next(folder.glob("*tfevents*"))
+
+
+OPENRLHF = [
+    ("train/loss", 0.6875, 1), ("train/acc", 0.5, 1), ("train/chosen_reward", 0.125, 1),
+    ("train/reject_reward", -0.25, 1), ("train/acc_mean", 0.25, 1), ("train/loss_mean", 0.5, 1),
+    ("train/loss", math.nan, 2), ("eval/eval_loss", 0.75, 2), ("eval/acc_mean", 0.625, 2),
+]  # fmt: skip
+
+
+def test_openrlhf_tensorboard(tmp_path: Path, imported: Importing) -> None:
+    """Running means are no accuracies; `reject_reward` is rewards/rejected; margins follow exactly."""
+    event_file(tmp_path / "tb", OPENRLHF)
+    result, run = imported(tmp_path / "tb")
+    assert (result["format"], result["trainer"], result["skipped"]) == ("tensorboard", "openrlhf", [])
+    assert (value(run, "loss", 1), value(run, "rewards/accuracies", 1)) == (0.6875, 0.5)
+    assert (value(run, "rewards/rejected", 1), value(run, "rewards/margins", 1)) == (-0.25, 0.375)
+    assert math.isnan(value(run, "loss", 2))
+    assert (value(run, "loss", 2, "eval"), value(run, "rewards/accuracies", 2, "eval")) == (0.75, 0.625)
+    assert value(run, "accuracies_running_mean", 1) == 0.25
+
+
+def test_the_callbacks_arguments_give_loss_and_beta(tmp_path: Path, imported: Importing) -> None:
+    text = {"beta": 0.05, "loss_type": ["sigmoid", "sft"], "label_smoothing": 0.0, "logging_steps": 5, "max_steps": -1}
+    file = event_file(tmp_path / "tb", [("train/loss", 0.5, 5)], text)
+    _, run = imported(file)
+    assert (run.meta["loss"]["types"], run.meta["loss"]["beta"]) == (["sigmoid", "sft"], 0.05)
+    assert "args/text_summary: beta" in run.meta["source"]["said"]["beta"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 13, 30])
+def test_a_cut_event_file_gives_what_came_before(tmp_path: Path, imported: Importing, cut: int) -> None:
+    file = event_file(tmp_path / "tb", [("train/loss", 0.5, 1), ("train/loss", 0.25, 2)])
+    file.write_bytes(file.read_bytes()[:-cut])
+    result, run = imported(file)
+    assert value(run, "loss", 1) == 0.5
+    assert result["skipped"][0]["why"] == "the file ends inside a record"
+
+
+def test_a_damaged_record_is_passed_over(tmp_path: Path, imported: Importing) -> None:
+    file = event_file(tmp_path / "tb", [("train/loss", 0.5, 1), ("train/loss", 0.25, 2)])
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 0xFF  # inside the last record's content
+    file.write_bytes(bytes(data))
+    result, run = imported(file)
+    assert steps(run, "loss") == [1]
+    assert result["skipped"] == [{"line": 3, "why": "a record is damaged: wrong checksum"}]
+
+
+def test_crc_is_the_one_of_tfrecord() -> None:
+    """CRC-32C of nine ASCII digits is 0xE3069283 (RFC 3720's check value); the mask rotates by 15 and adds."""
+    crc = 0xE3069283
+    assert masked_crc(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_a_length_that_lies_ends_the_reading(tmp_path: Path) -> None:
+    path = tmp_path / "events.out.tfevents.1.x"
+    path.write_bytes(struct.pack("<Q", 1 << 60) + b"\0" * 100)
+    trouble = Trouble()
+    assert list(records(path, trouble)) == []
+    assert trouble.count == 1
+
+
+def test_wandb_offline_run(tmp_path: Path, imported: Importing) -> None:
+    run_script(_WANDB.format(dir=str(tmp_path)), tmp_path)
+    result, run = imported(tmp_path / "wandb")
+    assert (result["format"], result["rows"], result["read"], result["skipped"]) == ("wandb", 6, 6, [])
+    assert steps(run, "loss") == [10, 20, 30]
+    assert value(run, "loss", 20) == pytest.approx(0.67, abs=1e-15)
+    assert math.isnan(value(run, "loss", 30, "eval"))
+    assert value(run, "rewards/chosen", 30, "eval") == pytest.approx(0.3)
+    assert (run.meta["loss"]["types"], run.meta["loss"]["beta"]) == (["sigmoid"], 0.25)
+    assert run.meta["model"]["name"] == "tiny"
+    file = next((tmp_path / "wandb").glob("offline*/*.wandb"))
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    result, run = imported(file)
+    assert steps(run, "loss")[0] == 10
+    assert result["skipped"][-1]["why"] == "the file ends inside a record"
+
+
+def test_trackio_project(tmp_path: Path, imported: Importing) -> None:
+    run_script(_TRACKIO.format(names=["one", "two"]), tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
+    file = tmp_path / "trackio" / "p.db"
+    with pytest.raises(DiagError, match="one, two") as error:
+        imported(file)
+    assert error.value.usage
+    result, run = imported(file, run="two")
+    assert (result["format"], result["read"]) == ("trackio", 3)
+    assert steps(run, "loss") == [10, 20, 30]
+    assert value(run, "loss", 20) == 2.6
+    assert math.isnan(value(run, "rewards/chosen", 10))
+    assert result["beta"] == 0.25
+    assert not (tmp_path / "trackio" / "p.db-journal").exists()
+
+
+class _Server:
+    """Stands for wandb.Api: the calls that the importer makes, and nothing else."""
+
+    def run(self, path: str) -> _Server:
+        assert path == "me/dpo/abc123"
+        self.name = "sunny-1"
+        self.config = {"beta": {"value": 0.1}, "loss_type": "sigmoid"}
+        return self
+
+    def scan_history(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "_step": 0,
+                "train/global_step": 5,
+                "train/loss": 0.7,
+                "eval/loss": None,
+                "table": {"_type": "table-file"},
+            },
+            {"_step": 1, "train/global_step": 5, "eval/loss": "NaN", "_timestamp": 1.0},
+        ]
+
+
+@pytest.mark.parametrize("path", ["me/dpo/abc123", "wandb:me/dpo/abc123", "https://wandb.ai/me/dpo/runs/abc123?nw=x"])
+def test_a_run_of_the_server_by_its_path(monkeypatch: pytest.MonkeyPatch, imported: Importing, path: str) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "Api", _Server)
+    result, run = imported(path)
+    assert (result["format"], result["read"]) == ("wandb", 2)
+    assert value(run, "loss", 5) == 0.7
+    assert math.isnan(value(run, "loss", 5, "eval"))
+    assert run.meta["loss"]["beta"] == 0.1
+
+
+def test_a_server_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, imported: Importing) -> None:
+    import wandb
+
+    def refuse() -> None:
+        raise ValueError("api_key not configured\n(no-tty)")
+
+    monkeypatch.setattr(wandb, "Api", refuse)
+    with pytest.raises(DiagError, match="did not give the run") as error:
+        imported("me/dpo/abc123")
+    assert "\n" not in str(error.value)
