@@ -1,0 +1,37 @@
+"""The short table after a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpo_diag.records import RunWriter, load_run
+from dpo_diag.report.summary import before_after, format_table
+
+
+def test_first_and_last_values_and_intervals_for_scores(tmp_path: Path) -> None:
+    """8 of 10 right: Wilson 95 % is 0.490 to 0.943."""
+    writer = RunWriter(tmp_path / "r")
+    values = [(0, "eval", "loss", 0.6931, 4), (10, "eval", "loss", 0.5, 4), (20, "eval", "loss", 0.25, 4)]
+    values += [(0, "held_out", "score/accuracy", 0.9, 10), (20, "held_out", "score/accuracy", 0.8, 10)]
+    values += [(20, "train", "loss", 9.0, 1)]
+    writer.write("history", [dict(zip(("step", "split", "name", "value", "weight"), v, strict=True)) for v in values])
+    table = before_after(load_run(tmp_path / "r"))
+    assert table[["label", "from_step", "before", "to_step", "after"]].to_numpy().tolist() == [
+        ["loss", 0, 0.6931, 20, 0.25],
+        ["accuracy, held_out", 0, 0.9, 20, 0.8],
+    ]
+    assert table["low"].iloc[1] == pytest.approx(0.4902, abs=1e-4)
+    assert table["high"].iloc[1] == pytest.approx(0.9433, abs=1e-4)
+    lines = format_table(table).splitlines()
+    assert lines[0].split() == ["step", "0", "step", "20"]
+    assert lines[1].split() == ["loss", "0.693", "0.250"]
+    assert lines[2].endswith("n = 10, 95 % 0.490 to 0.943")
+
+
+def test_a_run_without_evaluations_says_so(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "r")
+    table = before_after(load_run(tmp_path / "r"))
+    assert table.empty
+    assert "no evaluation was recorded" in format_table(table)
