@@ -69,7 +69,8 @@ def lines(found: Sweep) -> list[str]:
         if len(found.groups) < len(found.runs):
             out += ["over seeds: mean [lowest, highest]", *_align(_groups(found.groups)), ""]
     if found.failed:
-        out += [f"not in the table, failed or unfinished: {len(found.failed)}", *(f"  {f['run']}: {f['why']}" for f in found.failed), ""]
+        out.append(f"not in the table, failed or unfinished: {len(found.failed)}")
+        out += [*(f"  {f['run']}: {f['why']}" for f in found.failed), ""]
     out.append("loss and perplexities: last evaluation; [ ] after a score: 95 % Wilson interval")
     return [for_terminal(line) for line in out]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 from functools import cache
@@ -80,7 +81,8 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise DiagError(
             "the report cannot be written", where=target, got=error.strerror, mend="name another file with --out"
         ) from error

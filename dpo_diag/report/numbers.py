@@ -27,7 +27,8 @@ def number(value: Any, digits: int = 4) -> str:
     if x == int(x) and abs(x) < 1e6:
         text = str(int(x))
     elif 1e-3 <= abs(x) < 1e6:
-        decimals = max(0, digits - 1 - math.floor(math.log10(abs(x))))
+        rounded = float(f"{abs(x):.{digits - 1}e}")  # 0.0099999 has the magnitude of 0.01
+        decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
         text = f"{x:.{decimals}f}"
     else:
         text = f"{x:.{digits - 1}g}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from dpo_diag.report.svg import NARROW, Scale, element, join, linear_ticks, log_
 
 MAX_POINTS = 400
 """Points of one line; a longer series is thinned to the extremes of its stretches, so that no spike is lost."""
+
+DRAWABLE = 1e300
+"""Larger values (a perplexity of a broken model) are marked as lost: no axis could hold them beside others."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,16 @@ def line_chart(
         right: px kept for the names; found from their length if None.
         x_range: steps that the axis covers at least, so that panels under one another share it.
     """
+    series = [replace(s, y=np.where(np.abs(s.y) < DRAWABLE, s.y, np.nan)) for s in series]
     finite_y = [v for s in series for part in (s.y, s.low, s.high) if part is not None for v in part[np.isfinite(part)]]
     if level is not None:
         finite_y.append(level)
     xs = np.concatenate([s.x for s in series] + ([np.array(x_range)] if x_range else [])) if series else np.zeros(0)
     if not len(finite_y) or not len(xs):
         return picture(width, 40, element("text", "no finite value to draw", x=8, y=24, class_="note"), description)
-    low, high = min(finite_y), max(finite_y)
+    low, high = float(min(finite_y)), float(max(finite_y))
     if log:
-        log = low > 0
+        log = low > 0 and math.log10(high) - math.log10(low) < 100
     if log:
         factor = max(high / low, 1.02) ** 0.06
         low, high = low / factor, high * factor

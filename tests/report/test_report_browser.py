@@ -1,0 +1,179 @@
+"""The page in a real Chromium, from file://, with the network watched."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import make_explanation, make_run
+
+from dpo_diag import load_run
+from dpo_diag.report.html import render
+
+pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run", "--disable-quic",
+]  # fmt: skip
+HOSTILE = (
+    '"\'></pre></details><script>window.pwned="script"</script>'
+    '<img src="http://127.0.0.1:9/x" onerror="window.pwned=1">'
+    '<svg onload="window.pwned=2"><a href="javascript:window.pwned=3">x</a>\x1b[2J\u202eevil\u2066\u200b'
+)
+NO_COMPARISON = {"not_applicable": "not compared in this test"}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: install chromium or google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str], list[str]]:
+    """The page, requests that left the file, and what the console or the CSP complained about."""
+    page = browser.new_context(**options).new_page()
+    requests: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda r: requests.append(r.url))
+    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.goto(path.as_uri())
+    return page, requests, complaints
+
+
+@pytest.fixture(scope="module")
+def report(made_run: Path, made_explanation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(load_run(made_run), made_explanation, NO_COMPARISON), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 375])
+def test_it_is_readable_in_light_and_dark_wide_and_narrow(
+    chromium: Any, report: Path, tmp_path: Path, scheme: str, width: int
+) -> None:
+    page, requests, complaints = opened(chromium, report, color_scheme=scheme, viewport={"width": width, "height": 900})
+    assert requests == [report.as_uri()]
+    assert complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        ".map(c => c.match(/\\d+/g).map(Number).reduce((a, b) => a + b) / 3)"
+    )
+    assert (ink < 60 and paper > 200) if scheme == "light" else (ink > 200 and paper < 60)
+    shown = page.locator("svg:visible")
+    assert shown.count() == 7
+    assert page.locator("svg text").evaluate_all(
+        "(all) => all.filter(t => t.getClientRects().length).every(t => parseFloat(getComputedStyle(t).fontSize) >= 10)"
+    )
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('svg')].filter(s => s.getClientRects().length).flatMap(s => {
+          const box = s.getBoundingClientRect();
+          return [...s.querySelectorAll('text')].filter(t => {
+            const r = t.getBoundingClientRect();
+            return r.left < box.left - 1 || r.right > box.right + 1;
+          }).map(t => t.textContent);
+        })"""
+    )
+    assert outside == []
+    page.screenshot(path=str(tmp_path / "shot.png"), full_page=True)
+    assert (tmp_path / "shot.png").stat().st_size > 50_000
+    page.context.close()
+
+
+def test_text_has_contrast_in_both_schemes(chromium: Any, report: Path) -> None:
+    """WCAG AA: 4.5 to 1 for the text, the muted text, and every series' name."""
+    for scheme in ("light", "dark"):
+        page, _, _ = opened(chromium, report, color_scheme=scheme, viewport={"width": 1100, "height": 900})
+        worst = page.evaluate(
+            """() => {
+              const part = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+              const lum = ([r, g, b]) => .2126 * part(r) + .7152 * part(g) + .0722 * part(b);
+              const rgb = s => s.match(/[\\d.]+/g).map(Number).slice(0, 3);
+              const paper = lum(rgb(getComputedStyle(document.body).backgroundColor));
+              const ratio = c => {
+                const ink = lum(rgb(c));
+                return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
+              };
+              const all = (where, what) => [...document.querySelectorAll(where)].map(e => getComputedStyle(e)[what]);
+              const colours = [...all('.small, .lead, p, h2, a', 'color'), ...all('svg .name, svg .tick', 'fill')];
+              return Math.min(...colours.map(ratio));
+            }"""
+        )
+        assert worst >= 4.5, (scheme, worst)
+        page.context.close()
+
+
+def test_the_keyboard_finds_and_opens(chromium: Any, report: Path) -> None:
+    page, _, _ = opened(chromium, report, viewport={"width": 1100, "height": 900})
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.focus("#find")
+    page.keyboard.type("number 7 ")
+    assert page.locator("#found").inner_text() == "1 of 24 prompts"
+    assert page.locator(".prompt:visible").count() == 1
+    card = page.locator(".prompt:visible")
+    was = card.evaluate("c => c.open")
+    card.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert card.evaluate("c => c.open") is not was
+    page.fill("#find", "")
+    page.click("#close-all")
+    assert page.locator(".prompt[open]").count() == 0
+    page.context.close()
+
+
+def test_it_reads_without_scripts_and_prints(chromium: Any, report: Path) -> None:
+    page, _, _ = opened(chromium, report, java_script_enabled=False, viewport={"width": 1100, "height": 900})
+    assert page.locator("h2:visible").count() == 9
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert page.pdf().startswith(b"%PDF")
+    page.context.close()
+
+
+def test_model_text_runs_nothing_and_hides_nothing(chromium: Any, tmp_path: Path) -> None:
+    folder = make_run(
+        tmp_path / "r", pairs=6, prompts=3, texts={i: (f"{i}{HOSTILE}", HOSTILE, HOSTILE + "b") for i in range(6)},
+        answers={0: HOSTILE, 1: "x" * 1_500_000, 2: "\n" * 500 + "end"},
+    )  # fmt: skip
+    explanation = make_explanation(folder)
+    explanation["verdict"]["text"] = HOSTILE
+    path = tmp_path / "hostile.html"
+    path.write_text(render(load_run(folder), explanation, {"sentence": HOSTILE}), encoding="utf-8")
+    page, requests, complaints = opened(chromium, path, viewport={"width": 375, "height": 900})
+    assert page.evaluate("window.pwned") is None
+    assert requests == [path.as_uri()]
+    assert complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    assert "<U+202E>evil<U+2066><U+200B>" in page.locator(".narrative").inner_text()
+    assert page.locator("script").count() == 1
+    assert path.stat().st_size < 1_000_000
+    page.context.close()
+
+
+def test_two_hundred_prompts_at_twenty_checkpoints_stay_usable(chromium: Any, tmp_path: Path) -> None:
+    """Under 5 MB, open in under 2 s, with answers of about 700 characters that change at every checkpoint."""
+    folder = make_run(tmp_path / "r", pairs=20, steps=tuple(range(0, 400, 20)), prompts=200, words=120)
+    path = tmp_path / "large.html"
+    path.write_text(render(load_run(folder), make_explanation(folder), NO_COMPARISON), encoding="utf-8")
+    assert path.stat().st_size < 5_000_000
+    seconds = []
+    for _ in range(2):  # the better of two: another job may hold the machine
+        started = time.perf_counter()
+        page, _, _ = opened(chromium, path, viewport={"width": 1100, "height": 900})
+        seconds.append(time.perf_counter() - started)
+        assert page.locator(".prompt").count() == 200
+        page.context.close()
+    assert min(seconds) < 2.0, seconds

@@ -1,0 +1,386 @@
+"""The frames that the displays draw."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records import RunWriter, load_run, make_pair_id
+from dpo_diag.report.displays import answers, behaviours, checks, curves, quadrants, splits, tokens, vocabulary
+from dpo_diag.report.headline import headline
+
+
+def history_run(folder: Path, rows: list[tuple[int, str, str, float, float]]) -> Any:
+    writer = RunWriter(folder)
+    frame = pd.DataFrame(rows, columns=["step", "split", "name", "value", "weight"])
+    writer.write("history", frame, "all")
+    return load_run(folder)
+
+
+def test_curves_take_the_evaluation_and_never_mix_splits(tmp_path: Path) -> None:
+    run = history_run(
+        tmp_path,
+        [
+            (0, "eval", "loss", 0.7, 4),
+            (10, "eval", "loss", 0.6, 4),
+            (5, "train", "loss", 9.0, 8),
+            (0, "eval", "ppl_seq_mean/chosen", 2.0, 4),
+            (10, "eval", "ppl_seq_mean/chosen", 3.0, 4),
+            (0, "held_out", "score/acc", 0.5, 100),
+            (10, "held_out", "score/acc", 0.25, 100),
+        ],
+    )
+    assert curves.evaluation_split(run) == "eval"
+    frame = curves.curves_frame(run, "eval").set_index(["line", "step"])
+    assert frame.loc[("DPO loss", 10), "value"] == 0.6
+    assert frame.loc[("training batches", 5), "value"] == 9.0
+    assert frame.loc[("acc, held out", 10), ["low", "high"]].tolist() == pytest.approx([0.1754, 0.3430], abs=1e-4)
+    parting = curves.parting_frame(frame.reset_index()).set_index(["line", "step"])["ratio"]
+    assert parting.to_dict() == pytest.approx(
+        {
+            ("DPO loss", 0): 1.0,
+            ("DPO loss", 10): 0.6 / 0.7,
+            ("chosen perplexity", 0): 1.0,
+            ("chosen perplexity", 10): 1.5,
+            ("acc, held out", 0): 1.0,
+            ("acc, held out", 10): 0.5,
+        }
+    )
+
+
+def test_a_log_without_perplexities_shows_its_log_probs(tmp_path: Path) -> None:
+    run = history_run(tmp_path, [(1, "train", "loss", 0.7, 4), (1, "train", "logps/chosen", -120.0, 4)])
+    assert curves.evaluation_split(run) == "train"
+    frame = curves.curves_frame(run, "train")
+    assert frame[["panel", "value"]].to_numpy().tolist() == [["loss", 0.7], ["log-probs", -120.0]]
+
+
+def test_a_scored_run_draws_the_explanations_own_values(tmp_path: Path) -> None:
+    RunWriter(tmp_path, kind="scored")
+    told = [
+        {"step": s, "loss": v, "ppl_seq_mean_chosen": 2 * v, "ppl_token_chosen": None} for s, v in ((0, 1.0), (4, 0.5))
+    ]
+    frame = curves.curves_frame(load_run(tmp_path), "eval", told)
+    assert frame[["line", "step", "value"]].to_numpy().tolist() == [
+        ["DPO loss", 0, 1.0],
+        ["DPO loss", 4, 0.5],
+        ["chosen perplexity", 0, 2.0],
+        ["chosen perplexity", 4, 1.0],
+    ]
+
+
+def test_a_line_that_starts_at_zero_or_nan_has_no_ratio(tmp_path: Path) -> None:
+    run = history_run(
+        tmp_path,
+        [
+            (0, "eval", "loss", math.nan, 4),
+            (1, "eval", "loss", 0.5, 4),
+            (2, "eval", "loss", 0.25, 4),
+            (0, "h", "score/acc", 0.0, 4),
+            (1, "h", "score/acc", 0.5, 4),
+        ],
+    )
+    parting = curves.parting_frame(curves.curves_frame(run, "eval"))
+    assert set(parting["line"]) == {"DPO loss"}
+    assert parting["ratio"].tolist()[1:] == [1.0, 0.5]
+
+
+def test_the_loss_waterfall_joins_start_and_end() -> None:
+    """0.7 + 0.1 - 0.3 = 0.5."""
+    told = {"loss": {"from": 0.7, "to": 0.5, "delta": -0.2, "chosen_part": 0.1, "rejected_part": -0.3, "residual": 0.0}}
+    frame = splits.loss_split_frame(told)
+    assert frame["to"].tolist() == pytest.approx([0.7, 0.8, 0.5, 0.5])
+    assert "rejected side alone (−0.300); the chosen side pushed it up (+0.100)" in splits.draw_loss_split(frame, 0.0)
+    assert splits.loss_split_frame({"loss": {"not_applicable": "aot couples pairs"}}).empty
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "said"),
+    [
+        (-0.1, -0.1, "The loss fell by 0.200, 50 % of it through the chosen side."),
+        (0.2, -0.1, "by more than the rejected"),
+        (-0.2, 0.1, "The chosen side pulled the loss down"),
+        (0.0, 0.0, "The loss did not move."),
+    ],
+)
+def test_the_split_in_words(chosen: float, rejected: float, said: str) -> None:
+    assert said in splits.loss_split_text(chosen, rejected)
+
+
+def test_the_perplexity_split_names_a_sign_that_depends_on_the_aggregate() -> None:
+    """DESIGN's worked example: CE [1, 1, 9, 1] to [4, 4, 4, 4]: level +1, ppl_seq_mean 2027.81 to 54.60."""
+    dlog = math.log(54.598 / 2027.81)
+    told = {
+        "perplexity": {
+            "chosen": {
+                "ppl_seq_mean": {
+                    "from": 2027.81,
+                    "to": 54.598,
+                    "dlog": dlog,
+                    "level": 1.0,
+                    "dispersion": dlog - 1,
+                    "residual": 0.0,
+                },
+                "ppl_seq_geomean": {"from": 20.09, "to": 54.598, "dlog": 1.0, "level": 1.0, "residual": 0.0},
+            },
+            "rejected": {"not_applicable": "no token counts"},
+        }
+    }
+    frame = splits.perplexity_split_frame(told)
+    assert frame["term"].tolist() == ["dispersion", ""]
+    assert (frame["level"] + frame["term_value"]).tolist() == pytest.approx(frame["dlog"].tolist())
+    text = splits.perplexity_split_text(frame)
+    assert text.startswith("The sign depends on the aggregate: ppl_seq_geomean rose, ppl_seq_mean fell.")
+    assert splits.perplexity_split_frame({"perplexity": {"not_applicable": "x"}}).empty
+
+
+def pair_run(folder: Path) -> tuple[Any, list[str]]:
+    """Three pairs at steps 0 and 5: changes (chosen, rejected) = (-2, -3), (+1, -1), (0, +1)."""
+    writer = RunWriter(folder)
+    texts = [(f"p{i}", "ab", "ac") for i in range(3)]
+    ids = [make_pair_id(*t) for t in texts]
+    changes = [(-2.0, -3.0), (1.0, -1.0), (0.0, 1.0)]
+    for step in (0, 5):
+        rows = [
+            {
+                "step": step,
+                "split": "eval",
+                "role": "policy",
+                "pair_id": i,
+                "side": side,
+                "n_tokens": 2,
+                "sum_logp": -4.0 + (change[k] if step else 0.0),
+            }
+            for i, change in zip(ids, changes, strict=True)
+            for k, side in enumerate(("chosen", "rejected"))
+        ]
+        writer.write("pairs", rows, "eval")
+    tokens_at = {0: [-1.0, -3.0], 5: [-0.5, -5.5]}
+    for step, logps in tokens_at.items():
+        rows = [
+            {
+                "step": step,
+                "split": "eval",
+                "role": "policy",
+                "pair_id": ids[0],
+                "side": side,
+                "position": k,
+                "token_id": token,
+                "logp": logps[k],
+            }
+            for side, second in (("chosen", 11), ("rejected", 12))
+            for k, token in enumerate((10, second))
+        ]
+        writer.write("tokens", rows, "eval")
+    writer.write(
+        "texts",
+        [
+            {"split": "eval", "pair_id": i, "prompt": t[0], "chosen": t[1], "rejected": t[2]}
+            for i, t in zip(ids, texts, strict=True)
+        ],
+    )
+    return load_run(folder), ids
+
+
+def told(ids: list[str]) -> dict[str, Any]:
+    return {"from_step": 0, "to_step": 5, "split": "eval", "pairs": [{"pair_id": ids[0], "share_of_rise": 1.0}]}
+
+
+def test_each_pair_lands_in_its_quadrant(tmp_path: Path) -> None:
+    run, ids = pair_run(tmp_path)
+    frame = quadrants.changes_frame(run, told(ids)).set_index("pair_id")
+    assert frame.loc[ids, "quadrant"].tolist() == ["both_fell", "chosen_rose", "both_rose"]
+    assert frame.loc[ids[0], ["rank", "delta_chosen", "ce_from_chosen", "ce_to_chosen"]].tolist() == [
+        "1",
+        -2.0,
+        2.0,
+        3.0,
+    ]
+    drawn = quadrants.draw_quadrants(frame.reset_index())
+    assert (
+        "Of 3 pairs, 33 % lost log-prob on both sides and 33 % lost it on the chosen answer; 33 % moved as wanted."
+        in drawn
+    )
+    assert quadrants.changes_frame(run, {"from_step": 0, "to_step": 99, "split": "eval"}).empty
+    assert quadrants.changes_frame(run, {"from_step": 0, "to_step": 5, "split": "other"}).empty
+
+
+def test_token_changes_and_texts_from_the_answer(tmp_path: Path) -> None:
+    """Two characters, two tokens; 10 is always a, 11 b and 12 c: the characters align."""
+    run, ids = pair_run(tmp_path)
+    frame = tokens.tokens_frame(run, told(ids), [ids[0]])
+    assert frame["delta"].tolist() == [0.5, -2.5, 0.5, -2.5]
+    assert frame["text"].tolist() == ["a", "b", "a", "c"]
+    own = frame.loc[frame["side"] == "chosen"]
+    assert tokens.tokens_text(own) == "−2 nats over 2 tokens; largest fall −2.50 at token 2, “b”"
+    assert [tokens.level(v) for v in (0.05, -0.1, -9, 0.6, math.nan)] == ["z", "d1", "d4", "u2", "nan"]
+
+
+def test_a_vocabulary_file_comes_first_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    run, ids = pair_run(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"10": "A", "11": " B"}))
+    assert tokens.tokens_frame(run, told(ids), [ids[0]])["text"].tolist()[:2] == ["A", " B"]
+    (tmp_path / "vocab.json").write_text("[")
+    with pytest.raises(DiagError, match=r"vocab\.json"):
+        tokens.tokens_frame(run, told(ids), [ids[0]])
+
+
+def test_ids_stand_where_nothing_aligns(tmp_path: Path) -> None:
+    run, ids = pair_run(tmp_path)
+    run.texts.loc[run.texts["pair_id"] == ids[0], "rejected"] = "ba"  # now 10 is both a and b
+    frame = tokens.tokens_frame(run, told(ids), [ids[0]])
+    assert frame["text"].isna().all()
+    assert "#10" in tokens.draw_tokens(frame)
+
+
+def test_a_tokenizer_file_gives_texts_back() -> None:
+    """Byte-level BPE writes a space as Ġ and é as Ã©; half a character shows as its byte."""
+    document = {
+        "model": {"type": "BPE", "vocab": {"ĠSELECT": 5, "Ã©": 6, "Ã": 7}},
+        "pre_tokenizer": {"type": "ByteLevel"},
+        "decoder": None,
+        "added_tokens": [{"id": 0, "content": "<|eos|>"}],
+    }
+    assert vocabulary.tokenizer_vocabulary(document) == {5: " SELECT", 6: "é", 7: "⟨C3⟩", 0: "<|eos|>"}
+    unigram = {"model": {"type": "Unigram", "vocab": [["<unk>", 0.0], ["▁the", -1.0]]}}
+    assert vocabulary.tokenizer_vocabulary(unigram) == {0: "<unk>", 1: " the"}
+    assert len(vocabulary.byte_letters()) == 256
+
+
+def test_a_long_response_shows_the_stretch_with_the_largest_change() -> None:
+    n = 1_000
+    frame = pd.DataFrame({"position": range(n), "token_id": 1, "delta": 0.0, "text": "x"})
+    frame.loc[700, "delta"] = -5.0
+    drawn = tokens.draw_tokens(frame)
+    assert drawn.count("tok z") == tokens.MAX_TOKENS - 1
+    assert "−5" in drawn
+    assert "Left out: 647 tokens before, 193 tokens after." in drawn
+
+
+def outputs_run(folder: Path, rows: list[tuple[int, str, str, str, str]]) -> Any:
+    writer = RunWriter(folder)
+    frame = [
+        {"step": s, "model": m, "prompt_id": p, "sample": 0, "prompt": f"ask {p}", "text": t, "decoding_hash": h}
+        for s, m, p, t, h in rows
+    ]
+    writer.write("outputs", frame)
+    return load_run(folder)
+
+
+def test_changed_answers_come_first_and_equal_ones_fold(tmp_path: Path) -> None:
+    run = outputs_run(
+        tmp_path,
+        [(s, "policy", "a", "same", "g") for s in (0, 5, 9)]
+        + [(0, "policy", "b", "old", "g"), (5, "policy", "b", "new", "g"), (9, "policy", "b", "new", "g")]
+        + [(0, "ref", "b", "old", "g"), (9, "policy", "c", "sampled", "other")],
+    )
+    frame = answers.answers_frame(run)
+    assert frame[["prompt_id", "model", "step", "last_step", "text", "changes"]].to_numpy().tolist() == [
+        ["b", "ref", 0, 0, "old", 1],
+        ["b", "policy", 0, 0, "old", 1],
+        ["b", "policy", 5, 9, "new", 1],
+        ["a", "policy", 0, 9, "same", 0],
+    ]
+    drawn = answers.draw_answers(frame)
+    assert "1 of 2 prompts got another answer" in drawn
+    assert "<del>old</del><ins>new</ins>" in drawn
+    assert "steps 5–9" in drawn
+
+
+def test_the_answers_stay_inside_the_pages_budget() -> None:
+    frame = pd.DataFrame({"text": ["x" * 10_000] * 4_000})
+    limit = answers.text_limit(frame)
+    assert limit == 250
+    assert 2 * 4_000 * limit <= answers.BUDGET
+    assert answers.text_limit(frame.head(2)) == 2_000
+
+
+def test_a_megabyte_line_is_cut(tmp_path: Path) -> None:
+    run = outputs_run(tmp_path, [(0, "policy", "a", "x" * 2_000_000, "g"), (1, "policy", "a", "y" * 2_000_000, "g")])
+    assert len(answers.draw_answers(answers.answers_frame(run))) < 20_000
+
+
+def test_checks_that_speak_come_first_by_severity(made_explanation: dict[str, Any]) -> None:
+    more = [
+        {
+            "code": "DVG030",
+            "title": "T",
+            "outcome": "speaks",
+            "severity": "error",
+            "reason": "R",
+            "evidence": {"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}},
+            "try": [],
+        }
+    ]
+    frame = checks.checks_frame({"checks": made_explanation["checks"] + more})
+    assert frame["code"].tolist() == ["DVG030", "DVG001", "DVG018", "DVG004"]
+    assert frame["evidence"][0] == "x 0.5000 (0.4000 to 0.6000, n 9)"
+    drawn = checks.draw_checks(frame)
+    assert "2 of 4 checks speak." in drawn
+    assert "no review was recorded" in drawn
+
+
+def test_behaviours_of_the_last_step_and_phrases_that_grew() -> None:
+    row = {
+        "model": "policy",
+        "behaviour": "right answers",
+        "tag": "(all)",
+        "n": 10,
+        "toward": 1,
+        "away": 4,
+        "unchanged": 5,
+        "before": 0.7,
+        "after": 0.4,
+        "delta": -0.3,
+        "low": -0.6,
+        "high": -0.01,
+        "p": 0.04,
+    }
+    comparison = {
+        "behaviours": [{**row, "step": 5, "delta": 9.0}, {**row, "step": 10}, {**row, "step": 10, "tag": "hard"}],
+        "phrases": [
+            {
+                "phrase": "rest assured",
+                "before": 0,
+                "after": 9,
+                "n": 10,
+                "in_chosen": 0.3,
+                "in_rejected": 0.0,
+                "q": 0.01,
+            },
+            {"phrase": "noise", "before": 0, "after": 1, "n": 10, "q": 0.6},
+        ],
+        "tags": [],
+        "sentence": "worse",
+    }
+    assert behaviours.behaviours_frame(comparison)["change"].tolist() == ["−0.300 (−0.600 to −0.0100)"]
+    assert behaviours.phrases_frame(comparison)["phrase"].tolist() == ["rest assured"]
+    assert "30.0 %" in behaviours.draw(comparison)
+    assert "not applicable. why" in behaviours.draw({"not_applicable": "why"})
+
+
+def test_the_headline_leaves_out_what_is_unknown(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "r").finish()
+    top = headline(load_run(tmp_path / "r"), {"not_applicable": "no records"})
+    assert (top.harm, top.label, top.text, top.facts) == ("No verdict", "No verdict", "Not applicable: no records.", ())
+
+
+def test_the_headline_says_a_thing_once(made_run: Path, made_explanation: dict[str, Any]) -> None:
+    verdict = {
+        "title": "the loss fell",
+        "text": "The loss fell. It is harm: x.",
+        "harm": "harmful",
+        "confidence": "high",
+    }
+    blocks = [{"heading": "What happened", "sentences": [{"text": verdict["text"]}, {"text": "More."}]}]
+    top = headline(load_run(made_run), {**made_explanation, "verdict": verdict, "narrative": blocks})
+    assert (top.label, top.text, top.happened) == ("The loss fell", "It is harm: x.", "More.")
+    assert [f.name for f in top.facts][:3] == ["loss", "chosen perplexity", "execution accuracy, held out"]
+    assert np.isclose(float(top.facts[0].before), 0.6931)
