@@ -12,6 +12,8 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 
+MOVED_ROWS = 12
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -107,6 +109,7 @@ def _labels(c: Any, steps: list[int] | None) -> dict[tuple[str, int], str]:
 
 
 def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args: Any, steps: list[int] | None) -> None:
+    from dpo_diag.outputs.behaviours import ALL
     from dpo_diag.outputs.sanitize import for_terminal
     from dpo_diag.outputs.terminal import answer_lines, table, wrap
 
@@ -173,6 +176,7 @@ def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args
         for b in document["behaviours"]
         if b["verdict"] != "unchanged" and (b["model"], b["step"]) == (c.look.model, c.look.step)
     ]
+    moved.sort(key=lambda b: b["tag"] != ALL)
     section(
         "Moved beyond chance",
         [
@@ -184,10 +188,12 @@ def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args
                 b["q"],
                 b["verdict"],
             ]
-            for b in moved
+            for b in moved[:MOVED_ROWS]
         ],
         ["behaviour", "tag", "mean", "toward/away/same", "q", "verdict"],
     )
+    if len(moved) > MOVED_ROWS:
+        print(f"  ... {len(moved) - MOVED_ROWS} more in --json")
     at_look = [t for t in document["tags"] if (t["model"], t["step"]) == (c.look.model, c.look.step)]
     section(
         f"By tag at {document['to']} ({document['score']})",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.outputs.looks import Answers, Look
-from dpo_diag.outputs.stats import SEED, benjamini_hochberg, mean_interval, paired_change
+from dpo_diag.outputs.stats import SEED, benjamini_hochberg, bootstrap_means, mean_interval, paired_change
 
 ALL = "(all)"
 
@@ -95,8 +94,9 @@ def behaviour_table(
             before = _column(values, answers, baseline, behaviour.column)
             after = _column(values, answers, look, behaviour.column)
             for tag, ids in groups.items():
-                if behaviour.tags and tag not in behaviour.tags:
-                    continue
+                everywhere = tag != ALL and len(ids) == len(answers.prompt_ids)
+                if tag not in behaviour.tags if behaviour.tags else everywhere:
+                    continue  # a tag that all prompts have says what (all) says
                 common = [i for i in ids if i in before.index and i in after.index]
                 x, y = before[common].to_numpy() * behaviour.sign, after[common].to_numpy() * behaviour.sign
                 change = paired_change(x, y)
@@ -161,8 +161,8 @@ def tag_table(answers: Answers, values: pd.DataFrame, looks: list[Look]) -> pd.D
             for tag, ids in _tags(answers).items():
                 inside = score[score.index.isin(ids)].to_numpy()
                 outside = score[~score.index.isin(ids)].to_numpy()
-                if not inside.size:
-                    continue
+                if not inside.size or not outside.size:
+                    continue  # a tag that all prompts have tells nothing apart
                 own, rest = mean_interval(inside), mean_interval(outside)
                 gap, low, high = _gap(inside, outside)
                 rows.append(
@@ -175,10 +175,6 @@ def tag_table(answers: Answers, values: pd.DataFrame, looks: list[Look]) -> pd.D
 
 def _gap(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float, float]:
     """Difference of two means of different prompts, and its 95 % interval from resampling each side."""
-    from dpo_diag.outputs.stats import bootstrap_means
-
-    if not inside.size or not outside.size:
-        return math.nan, math.nan, math.nan
     drawn = bootstrap_means(inside, seed=SEED) - bootstrap_means(outside, seed=SEED + 1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return float(inside.mean() - outside.mean()), float(low), float(high)

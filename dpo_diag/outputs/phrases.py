@@ -1,11 +1,12 @@
 """Phrase inflation: which phrases did the model take up, and from which training answers.
 
-An n-gram is counted once per answer, so that a loop inside one answer is one. Ranking is by the log-odds with an
-informative prior of Monroe, Colaresi & Quinn (2008, "Fightin' Words", Political Analysis 16:372), here per answer: the
-prior is `PRIOR` answers with the n-gram's share in both looks together, which shrinks what is rare. Whether a rise is
-more than chance is decided by the exact paired test over prompts (McNemar: answers that gained the n-gram against
-those that lost it) under the false discovery rate of Benjamini & Hochberg (1995) over all n-grams that could reach
-significance at all. Overlapping n-grams are told as the longest phrase that carries them.
+An n-gram is counted once per answer, so that a loop inside one answer is one. Whether a rise is more than chance is
+decided by the exact paired test over prompts (McNemar: answers that gained the n-gram against those that lost it) under
+the false discovery rate of Benjamini & Hochberg (1995) over all n-grams that could reach significance at all; the
+strongest evidence comes first. How large it is says the log-odds ratio with an informative prior of Monroe, Colaresi &
+Quinn (2008, "Fightin' Words", Political Analysis 16:372), here per answer: the prior is `PRIOR` answers with the
+n-gram's share in both looks together, which shrinks what is rare. (Ranking by it would put a phrase of 9 answers that
+is new before one that went from 3 to 30.) Overlapping n-grams are told as the longest phrase that carries them.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def inflation(
         for c, q in zip(tested, q_values, strict=True)
         if c.gained > c.lost and (q <= alpha or not only_significant)
     ]
-    risen.sort(key=lambda item: (item[1] > alpha, -item[0].odds[0], -len(item[0].gram), item[0].gram))
+    risen.sort(key=lambda item: (item[0].p, -item[0].odds[0], -len(item[0].gram), item[0].gram))
     kept: list[tuple[_Counted, float, list[str]]] = []
     for counted, q in risen:
         explained = [row for row in kept if _overlaps(counted.gram, row[0].gram) and _explained(counted, row[0])]

@@ -12,7 +12,7 @@ from dpo_diag.outputs.sanitize import for_terminal
 RED, GREEN, BOLD, DIM, RESET = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 MIN_COLUMN = 36
 REWRITTEN = 0.4
-"""Below this share of unchanged characters (of the shorter answer) an answer is shown as it is, named rewritten, instead of as a diff."""
+"""Below this share of unchanged characters (of the shorter answer) an answer is shown whole, named rewritten."""
 
 
 def char_width(char: str) -> int:

@@ -127,6 +127,6 @@ def test_missing_columns_give_nan() -> None:
     assert all(math.isnan(measured[c]) for c in ("truncated", "entropy", "language_switch", "valid_format"))
 
 
-def test_a_megabyte_answer_takes_no_minute() -> None:
-    data = frame(answer_rows({"a": "|" * 500_000 + "*" * 500_000, "b": "```\n" * 100_000, "c": "\t" * 1_000_000}))
+def test_a_huge_answer_takes_no_minute() -> None:
+    data = frame(answer_rows({"a": "|" * 200_000 + "*" * 200_000, "b": "```\n" * 50_000, "c": "\t" * 400_000}))
     assert len(features(data)) == 3
