@@ -102,7 +102,8 @@ class FixedPromptCallback(TrainerCallback):
             to history as `score/NAME` in that split with weight n, and handed to the trainer's other callbacks
             (trackers, progress) as `eval_SPLIT_score/NAME`. TRL's own running averages are not touched.
 
-    Only rank 0 answers. A failure of `score_fn` warns and goes on; a failure of `generate_fn` is raised.
+    Only rank 0 answers; a model that is sharded over processes (FSDP, ZeRO-3) is not asked. A failure of `score_fn`
+    warns and goes on; a failure of `generate_fn` is raised.
     """
 
     def __init__(
@@ -148,8 +149,8 @@ class FixedPromptCallback(TrainerCallback):
             self.answer(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last step."""
-        if "end" in self.schedule:
+        """After the last step; not where the best checkpoint's weights, of another step, are back in the model."""
+        if "end" in self.schedule and not (args.load_best_model_at_end and state.best_model_checkpoint):
             self.answer(state.global_step)
 
     # ---- what ----
@@ -157,6 +158,10 @@ class FixedPromptCallback(TrainerCallback):
     def _may(self) -> bool:
         if self.trainer is None:
             logger.warning("FixedPromptCallback has no trainer: call callback.bind(trainer)")
+            return False
+        plugin = getattr(self.trainer.accelerator.state, "deepspeed_plugin", None)
+        if self.trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            logger.warning_once("fixed prompts are not answered while training: the model is sharded over processes")
             return False
         return bool(self.trainer.is_world_process_zero())
 
@@ -229,17 +234,14 @@ class FixedPromptCallback(TrainerCallback):
 
 
 class RunCallback(TrainerCallback):
-    """The trainer's own: an evaluation before the first step where there are records, and stopping when asked to."""
+    """The trainer's own: starting a training loop, and ending it where a guard was asked to."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate at step 0 without leaving a trace in the random states."""
+        """Rows of an earlier try at this loop are forgotten."""
         self.trainer.begin_run()
-        if self.trainer.evaluates_at_start and state.global_step == 0:
-            with untouched_random_state():
-                self.trainer.evaluate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run where a guard says so and was asked to."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import EVAL_SPLIT
-from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
+from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback, untouched_random_state
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
@@ -69,6 +70,7 @@ class Recording:
         """Take the recorder and add the callbacks; called at the end of `__init__`."""
         self._recorder_path = None if recorder is None or isinstance(recorder, RunWriter) else Path(recorder)
         self.run_writer: RunWriter | None = None
+        self._evaluation_is_ours = False
         own = self.eval_dataset
         self.monitor.own_splits = (
             {f"{EVAL_SPLIT}_{name}" for name in own}
@@ -82,8 +84,7 @@ class Recording:
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, FixedPromptCallback):
                 callback.bind(self)
-        # In front, so that the evaluation at step 0 precedes what the user's callbacks do when training begins.
-        self.callback_handler.callbacks.insert(0, RunCallback(self))
+        self.callback_handler.add_callback(RunCallback(self))
         if isinstance(recorder, RunWriter):
             # Scripts open the writer before they know their rank: every process writes its own files.
             recorder.rank = self.accelerator.process_index
@@ -180,6 +181,10 @@ class Recording:
                     mend=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
                 )
         self._open(step)
+        # TRL's own switch puts the evaluation where it belongs: after every callback has begun, before the first step.
+        added = self._evaluation_is_ours = self.evaluates_at_start and not resume_from_checkpoint
+        if added:
+            self.args.eval_on_start = True
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         except KeyboardInterrupt:
@@ -188,8 +193,17 @@ class Recording:
         except BaseException:
             self._close("failed")
             raise
+        finally:
+            if added:
+                self.args.eval_on_start = False
         self._close("finished")
         return output
+
+    def _evaluate(self: Any, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        # Before the first step, and not asked for by the user: it must not move any random state.
+        silent = skip_scheduler and self._evaluation_is_ours
+        with untouched_random_state() if silent else nullcontext():
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
 
     def _close(self: Any, status: str) -> None:
         self.monitor.flush()
