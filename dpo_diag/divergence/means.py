@@ -46,26 +46,26 @@ def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
 def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split: str | None) -> dict[str, Any]:
     """{"split", "from_step", "to_step", "method", "values"}; values: name -> from, to, delta, interval, n_from, n_to.
 
-    Fixed sets: the two rows themselves (no interval: nothing is known about their scatter). Training rows without
-    given steps: means of the first and the last quarter, with a Welch interval over rows (rows of one run are not quite
-    independent: the interval is a little too narrow). Rows that are not finite are left out and counted. An empty
-    history has no values.
+    Fixed sets: the two rows themselves (no interval: nothing is known about their scatter), and the lowest and highest
+    on the way. Training rows: means of the first and the last quarter (three rows at least), with a Welch interval over
+    rows (rows of one run are not quite independent: it is a little too narrow). Rows that are not finite are left out
+    and counted. An empty history has no values.
     """
     name, steps = history_split(run, split)
     result: dict[str, Any] = {"split": name, "from_step": None, "to_step": None, "method": None, "values": {}}
+    result["windows"] = name is not None and (name == TRAIN_SPLIT or name.startswith("train"))
     if name is None or not steps:
         return result
     rows = run.history.loc[run.history["split"] == name]
     start = steps[0] if from_step in (None, REFERENCE) else int(from_step or 0)
     end = steps[-1] if to_step is None else int(to_step)
     rows = rows.loc[(rows["step"] >= start) & (rows["step"] <= end)]
-    windows = name == TRAIN_SPLIT or name.startswith("train")
     result |= {"from_step": start, "to_step": end}
-    result["method"] = "first and last quarter of the rows" if windows else "first and last evaluation"
+    result["method"] = "first and last quarter of the rows" if result["windows"] else "first and last evaluation"
     for metric in NAMES:
         series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")
         if len(series):
-            result["values"][metric] = _compare(series, windows)
+            result["values"][metric] = _compare(series, bool(result["windows"]))
     return result
 
 
@@ -77,7 +77,8 @@ def _compare(series: pd.DataFrame, windows: bool) -> dict[str, Any]:
         entry["not_finite_rows"] = int(values.size - finite.size)
     if finite.size < 2:
         return entry
-    size = max(1, int(finite.size * WINDOW)) if windows else 1
+    # Three rows are the least that have a scatter; two windows must not overlap.
+    size = max(int(finite.size * WINDOW), min(3, finite.size // 2)) if windows else 1
     first, last = finite[:size], finite[-size:]
     entry |= {
         "from": float(first.mean()), "to": float(last.mean()), "delta": float(last.mean() - first.mean()),
@@ -85,6 +86,11 @@ def _compare(series: pd.DataFrame, windows: bool) -> dict[str, Any]:
     }  # fmt: skip
     if size >= 3:
         entry["interval"] = _welch(first, last)
+    if not windows and finite.size >= 3:
+        low, high = int(finite.argmin()), int(finite.argmax())
+        steps = series["step"].to_numpy()[np.isfinite(values)]
+        entry |= {"lowest": float(finite[low]), "lowest_step": int(steps[low])}
+        entry |= {"highest": float(finite[high]), "highest_step": int(steps[high])}
     return entry
 
 

@@ -14,6 +14,7 @@ gives a token of a short answer n_mean / n_i times the weight that the batch-tok
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -77,9 +78,9 @@ def suggest(
     Args:
         spec: the run's loss, None if unknown.
         n_tokens, sum_logp: of the chosen answers at the first step; empty arrays where token counts are unknown.
-        facts: numbers that the sentences use: "turning_point" ({"step", ...} or None), "a_below_reference" (share of
-            pairs whose chosen answer is below the reference, or None), "margin" (mean beta (a - b), or None),
-            "concentration" (of `perplexity_split.concentration`, or None).
+        facts: numbers that the sentences use: "turning_point" (of `trajectory.turning_points`, or None),
+            "a_below_reference" (share of pairs whose chosen answer is below the reference, or None), "margin" (mean
+            beta (a - b), or None), "concentration" (of `perplexity_split.concentration`, or None).
 
     Returns: [{"name", "why", "do", "settings": {trainer: text}, "source"}].
     """
@@ -90,16 +91,15 @@ def suggest(
         found.append(
             {
                 "name": "stop earlier",
-                "why": f"chosen {turn['perplexity']} was lowest at step {turn['step']} ({turn['from']:.4g}) and stood "
-                f"at {turn['to']:.4g} at step {turn['to_step']}, while the loss fell {turn['loss_from']:.4g} → "
-                f"{turn['loss_to']:.4g}",
+                "why": f"chosen {turn['quantity']} was best at step {turn['step']} ({turn['from']:.4g}) and stood at "
+                f"{turn['to']:.4g} at step {turn['to_step']}",
                 "do": f"compare the checkpoint of step {turn['step']} with the last one on outputs or a task score",
                 "settings": {},
                 "source": "this run",
             }
         )
     if spec is None or "sft" not in spec.types:
-        found.append(_sft_term(n, s))
+        found.append(_sft_term(spec, n, s))
     if spec is not None:
         found.append(_higher_beta(spec, facts.get("margin")))
         below = facts.get("a_below_reference")
@@ -119,9 +119,11 @@ def suggest(
     return found
 
 
-def _sft_term(n: npt.NDArray[np.float64], s: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _sft_term(spec: LossSpec | None, n: npt.NDArray[np.float64], s: npt.NDArray[np.float64]) -> dict[str, Any]:
     known = np.isfinite(n) & np.isfinite(s) & (n > 0)
-    settings = {"TRL": 'loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0] (batch-token mean)'}
+    types = [*(spec.types if spec is not None else ("sigmoid",)), "sft"]
+    factors = [*(spec.term_weights if spec is not None else (1.0,)), 1.0]
+    settings = {"TRL": f"loss_type={json.dumps(types)}, loss_weights={json.dumps(factors)} (batch-token mean)"}
     weights = None
     if known.any():
         weights = nll_weights(1.0, n[known], s[known])

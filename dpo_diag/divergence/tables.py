@@ -47,11 +47,11 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
     if rows:
         unit = f"perplexity per {document['unit']}" if document.get("unit") else "perplexity"
         blocks.append(table([unit, "from", "to", "dlog", "level", "dispersion", "length", "residual"], rows))
-    for name, entry in document.get("means", {}).get("values", {}).items():
-        if name == "loss":
-            rows = [[n, e["from"], e["to"], e["delta"]] for n, e in document["means"]["values"].items()]
-            blocks.append(table(["mean", "from", "to", "delta"], rows))
-        del entry
+    values = document.get("means", {}).get("values", {})
+    if values:
+        blocks.append(
+            table(["mean", "from", "to", "delta"], [[n, e["from"], e["to"], e["delta"]] for n, e in values.items()])
+        )
     roles = (document.get("tokens") or {}).get("by_role")
     if roles:
         names = ["n_tokens", "delta", "share", "mean_delta"]

@@ -5,16 +5,18 @@ and the place where loss and perplexity part ways can be found without being ask
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.divergence import loss_split, perplexity_split
 from dpo_diag.divergence.measure import COUNTS, SideArrays
 from dpo_diag.divergence.select import REFERENCE, VALUES, Selection
-from dpo_diag.divergence.uncertainty import perplexity_intervals
+from dpo_diag.divergence.uncertainty import mean_interval, perplexity_intervals
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.reader import join_reference
@@ -92,7 +94,7 @@ def follow(run: Run, selection: Selection, spec: LossSpec | None, unit: str | No
             change = [now[f"{s}_sum_logp"] - start[f"{s}_sum_logp"] for s in ("chosen", "rejected")]
             row["both_fell"] = metrics.quadrants(change[0], change[1]).both_fell
         rows.append(row)
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=None if rows else ["step"])
     return Trajectory(frame, {"steps": steps, "steps_left_out": missing, **_sums(frame)}, values)
 
 
@@ -144,39 +146,69 @@ def _sums(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def turning_points(trajectory: Trajectory, unit: str | None, least: float = 0.01) -> list[dict[str, Any]]:
-    """Where a chosen perplexity stopped falling and rose while the loss went on falling, one entry per perplexity.
+    """Where the chosen answers stopped gaining and lost again while the loss went on falling.
 
-    The lowest evaluation is taken; it counts when it lies strictly inside, the rise from there to the last evaluation
-    is at least `least` in log and its interval over pairs excludes 0, and the loss fell over the same stretch. (Taking
-    the minimum favours a rise a little; the interval is about pairs, not about that choice.)
+    One entry per perplexity (`quantity`), or, where nothing counts the answers' length, one for the mean chosen
+    log-prob (`sum_logp`). The best evaluation is taken; it counts when it lies strictly inside, the loss from there
+    to the last evaluation has an interval over pairs that excludes 0 (and is at least `least` in log-perplexity), and
+    the preference loss fell over the same stretch. (Taking the best favours a turn a little; the interval is about
+    pairs, not about that choice.) A loss that is unknown does not forbid a turn: `loss_from` is then NaN.
     """
     frame = trajectory.steps
-    found: list[dict[str, Any]] = []
-    if unit is None or len(frame) < 3 or "loss" not in frame:
-        return found
-    last = int(frame["step"].iloc[-1])
+    if len(frame) < 3:
+        return []
+    if unit is None:
+        return _turn(trajectory, "sum_logp", -_mean_sums(trajectory), _sum_change, 0.0)
+    found = []
     for name in metrics.PERPLEXITIES:
-        column = frame[f"{name}_chosen"].to_numpy(dtype=np.float64)
-        if not np.isfinite(column).all():
-            continue
-        at = int(column.argmin())
-        if at in (0, len(frame) - 1):
-            continue
-        step = int(frame["step"].iloc[at])
-        arrays = _chosen_arrays(trajectory.values[step], trajectory.values[last], unit)
-        dlog = perplexity_split.split_perplexity(*arrays.args)[name]["dlog"]
-        bounds = perplexity_intervals(arrays)[name]
-        loss_change = float(frame["loss"].iloc[-1] - frame["loss"].iloc[at])
-        if dlog < least or (bounds is not None and bounds[0] <= 0.0) or not loss_change < 0.0:
-            continue
-        found.append(
-            {
-                "perplexity": name, "step": step, "to_step": last, "from": float(column[at]), "to": float(column[-1]),
-                "dlog": dlog, "interval": bounds, "loss_from": float(frame["loss"].iloc[at]),
-                "loss_to": float(frame["loss"].iloc[-1]),
-            }
-        )  # fmt: skip
+        column = np.log(frame[f"{name}_chosen"].to_numpy(dtype=np.float64))
+
+        def change(before: pd.DataFrame, after: pd.DataFrame, name: str = name) -> tuple[float, list[float] | None]:
+            arrays = _chosen_arrays(before, after, unit)
+            return perplexity_split.split_perplexity(*arrays.args)[name]["dlog"], perplexity_intervals(arrays)[name]
+
+        found += _turn(trajectory, name, column, change, least)
     return found
+
+
+def _mean_sums(trajectory: Trajectory) -> npt.NDArray[np.float64]:
+    return np.array([trajectory.values[s]["chosen_sum_logp"].mean() for s in trajectory.summary["steps"]])
+
+
+def _sum_change(before: pd.DataFrame, after: pd.DataFrame) -> tuple[float, list[float] | None]:
+    fall = (before["chosen_sum_logp"] - after["chosen_sum_logp"]).to_numpy(dtype=np.float64)
+    return float(fall.mean()), mean_interval(fall)
+
+
+def _turn(
+    trajectory: Trajectory,
+    name: str,
+    badness: npt.NDArray[np.float64],
+    change: Callable[[pd.DataFrame, pd.DataFrame], tuple[float, list[float] | None]],
+    least: float,
+) -> list[dict[str, Any]]:
+    """The turn of one quantity, given so that lower is better; empty if there is none."""
+    frame, last = trajectory.steps, len(badness) - 1
+    if not np.isfinite(badness).all():
+        return []
+    at = int(badness.argmin())
+    if at in (0, last):
+        return []
+    step, end = (int(frame["step"].iloc[i]) for i in (at, last))
+    worse, bounds = change(trajectory.values[step], trajectory.values[end])
+    if worse <= 0.0 or worse < least or (bounds is not None and bounds[0] <= 0.0):
+        return []
+    loss = frame["loss"].to_numpy(dtype=np.float64) if "loss" in frame else np.full(last + 1, math.nan)
+    if not np.isnan(loss[[at, last]]).any() and not loss[last] < loss[at]:
+        return []
+    unlog = (lambda v: -v) if name == "sum_logp" else metrics.safe_exp
+    return [
+        {
+            "quantity": name, "step": step, "to_step": end, "from": unlog(float(badness[at])),
+            "to": unlog(float(badness[last])), "worse_by": worse, "interval": bounds,
+            "loss_from": float(loss[at]), "loss_to": float(loss[last]),
+        }
+    ]  # fmt: skip
 
 
 def _chosen_arrays(before: pd.DataFrame, after: pd.DataFrame, unit: str) -> SideArrays:

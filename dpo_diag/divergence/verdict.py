@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_diag.divergence.uncertainty import sign
-
 LABELS = {
     "broken_numbers": "NaN or infinity stands in the records",
     "dead_run": "the run did not train",
@@ -44,20 +42,14 @@ class Facts:
     only_means: bool = False
 
 
-def facts_sign(value: float | None, bounds: list[float] | None) -> int | None:
-    """Sign of a change, None where it is unknown."""
-    return None if value is None else sign(value, bounds)
-
-
 def label(facts: Facts) -> str:
     """The label that fits best; the first that applies, from what makes others meaningless to what is subtle."""
     if "DVG008" in facts.speaking:
         return "dead_run"
     if facts.loss is None:
-        broken = "DVG011" in facts.speaking
         if not facts.perplexity and facts.chosen is None:
-            return "broken_numbers" if broken else "cannot_tell"
-        return "broken_numbers" if broken else "loss_unknown"
+            return "broken_numbers" if "DVG011" in facts.speaking else "cannot_tell"
+        return "loss_unknown"
     if facts.loss >= 0:
         return "not_learning"
     signs = set(facts.perplexity.values())
@@ -121,17 +113,22 @@ def describe(entry: dict[str, Any]) -> str:
     return text
 
 
+def _cite(because: list[dict[str, Any]]) -> str:
+    """The task measure with most answers behind it, paired ones first; and how many more say the same."""
+    ranked = sorted(because, key=lambda e: (e["kind"] not in ("correct", "score"), e.get("p") is None, -(e["n"] or 0)))
+    more = len(ranked) - 1
+    return describe(ranked[0]) + (f", and {more} more measure{'s' if more > 1 else ''} likewise" if more else "")
+
+
 def _harm_text(harm: str, because: list[dict[str, Any]], measured: bool) -> str:
     if harm == "harmful":
-        return f"It is harm: {'; '.join(describe(e) for e in because)}."
+        return f"It is harm: {_cite(because)}."
     if harm == "benign":
-        return f"It is no harm that was measured: {'; '.join(describe(e) for e in because)}."
+        return f"It is no harm that was measured: {_cite(because)}."
     if harm == "none":
-        return (
-            f"Nothing got worse: {'; '.join(describe(e) for e in because)}." if because else "Nothing points to harm."
-        )
+        return f"Nothing got worse: {_cite(because)}." if because else "Nothing points to harm."
     if because:
-        return f"Whether that is harm cannot be told: {'; '.join(describe(e) for e in because)}."
+        return f"Whether that is harm cannot be told: {_cite(because)}."
     if measured:
         return "Whether that is harm cannot be told from what was measured."
     return "Whether that is harm cannot be told from likelihoods alone: no outputs and no task score are recorded."

@@ -206,6 +206,34 @@ def test_means_only(tmp_path: Path) -> None:
     assert document["verdict"]["confidence"] == "low"
 
 
+def test_a_dip_that_came_back_and_batches_too_few(tmp_path: Path) -> None:
+    """Evaluations of rewards/chosen 0, -.8, .2: healthy, and the dip is told; two training rows say nothing."""
+    writer = RunWriter(tmp_path / "run", kind="imported")
+    for name, values in {"loss": (0.69, 0.5, 0.45), "rewards/chosen": (0.0, -0.8, 0.2)}.items():
+        rows = [
+            {"step": s, "split": "eval", "name": name, "value": v} for s, v in zip((0, 50, 100), values, strict=True)
+        ]
+        writer.write("history", rows, split=f"eval.{name}".replace("/", "_"))
+    writer.finish()
+    document = explain(load_run(tmp_path / "run"))
+    assert document["verdict"]["label"] == "healthy" and document["verdict"]["harm"] == "none"
+    said = " ".join(s["text"] for s in document["narrative"][0]["sentences"])
+    assert "rewards/chosen stood as low as -0.8 (step 50) and came back" in said
+    few = RunWriter(tmp_path / "few", kind="imported")
+    few.write("history", [{"step": s, "split": "train", "name": "loss", "value": v} for s, v in ((5, 0.7), (10, 0.6))])
+    few.finish()
+    assert explain(load_run(tmp_path / "few"))["verdict"]["label"] == "cannot_tell"
+
+
+def test_margins_do_not_need_the_loss(tmp_path: Path) -> None:
+    document = explain(
+        build_run(tmp_path / "run", {0: ([-5.0] * 9, [-5.0] * 9), 9: ([-6.0] * 9, [-9.0] * 9)}, loss=None)
+    )
+    assert (document["margins"]["from"], document["margins"]["to"]) == (0.0, 3.0)
+    assert (document["margins"]["accuracy_from"], document["margins"]["accuracy_to"]) == (0.0, 1.0)
+    assert document["verdict"]["label"] == "loss_unknown"
+
+
 def test_an_empty_run_says_so(tmp_path: Path) -> None:
     RunWriter(tmp_path / "run").finish()
     document = explain(load_run(tmp_path / "run"))

@@ -59,7 +59,7 @@ def test_whole_run(ren: Run) -> None:
 
 def test_the_turn_at_evaluation_25_is_found_unasked(ren: Run) -> None:
     document = explain(ren)
-    turns = {t["perplexity"]: t for t in document["turning_points"]}
+    turns = {t["quantity"]: t for t in document["turning_points"]}
     assert {name: t["step"] for name, t in turns.items()} == {
         "ppl_token": 25, "ppl_seq_geomean": 25, "ppl_seq_mean": 13,
     }  # fmt: skip

@@ -49,7 +49,7 @@ def test_dpop_lambda_inside_and_outside_beta() -> None:
 
 def test_suggestions_carry_the_runs_numbers() -> None:
     few = {"pairs": 3, "of": 124, "share": 0.71}
-    turn = {"perplexity": "ppl_seq_mean", "step": 25, "to_step": 49, "from": 2.24, "to": 2.736, "loss_from": 0.0238,
+    turn = {"quantity": "ppl_seq_mean", "step": 25, "to_step": 49, "from": 2.24, "to": 2.736, "loss_from": 0.0238,
             "loss_to": 0.0005}  # fmt: skip
     numbers = {"turning_point": turn, "a_below_reference": 0.38, "margin": 8.2, "concentration": few}
     found = {r["name"]: r for r in suggest(LossSpec(beta=0.1), [10, 30], [-10.0, -60.0], numbers)}
