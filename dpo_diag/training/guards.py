@@ -72,13 +72,13 @@ class Guards:
                 {"loss": batch.loss, "pair_ids": pair_ids, "step": step},
             )
         if step != self._step:
-            self._close_step()
+            self.end()
             self._step = step
         if math.isfinite(batch.loss):
             self._current.append(batch.loss)
 
-    def _close_step(self) -> None:
-        """Judge the step that has just ended against those before it."""
+    def end(self) -> None:
+        """Judge the step that has ended (it may have had several batches) against those before it."""
         if not self._current:
             return
         loss, step = float(np.mean(self._current)), self._step

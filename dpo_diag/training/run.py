@@ -206,6 +206,7 @@ class Recording:
             return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
 
     def _close(self: Any, status: str) -> None:
+        self.monitor.guards.end()
         self.monitor.flush()
         if self.run_writer is not None:
             self.run_writer.finish(status)

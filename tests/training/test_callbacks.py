@@ -97,7 +97,7 @@ def test_answers_and_no_trace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     assert a == b
     assert len(a) == 8  # five losses, evaluations at 2, 4 and 5
     assert (tokenizer.padding_side, tokenizer.truncation_side) == side
-    assert policy.config.use_cache is not False
+    assert policy.config.use_cache == silent.model.config.use_cache
 
     outputs = load_run(tmp_path / "a" / "run").outputs
     assert outputs.groupby("model")["step"].unique().map(list).to_dict() == {"policy": [0, 2, 4, 5], "ref": [0]}
@@ -207,8 +207,12 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
 
     from dpo_diag.training.guards import MAX_PER_CODE, Guards
 
+    class Row(SimpleNamespace):
+        def __len__(self) -> int:
+            return 1
+
     def batch(loss: float) -> Any:
-        return SimpleNamespace(loss=loss, pair_ids=["p"], bad_rows=lambda: np.array([False]))
+        return Row(loss=loss, pair_ids=["p"], bad_rows=lambda: np.array([False]))
 
     said: list[tuple[str, str, Any]] = []
     for last in (1.1, 1.2):
@@ -216,7 +220,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
         for step in range(40):
             guards.batch(batch(0.6 if step % 2 else 0.7), step)
         guards.batch(batch(last), 40)
-        guards.batch(batch(0.6), 41)  # a step is judged when the next begins: it may have several batches
+        guards.end()
     assert [(code, evidence["step"], evidence["loss"]) for code, _, evidence in said] == [("loss_spike", 40, 1.2)]
     assert said[0][2]["bound"] == pytest.approx(1.15, abs=1e-9)
     said.clear()
