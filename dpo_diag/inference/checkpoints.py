@@ -142,18 +142,24 @@ class Loader:
         model.eval()
         return model
 
+    def tokenizer_of(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+        """The tokenizer of a checkpoint: the one set by hand, its own, or (an adapter without one) its base's."""
+        from dpo_diag.modeling.tokenizers import load_tokenizer
+
+        names = [self.tokenizer] if self.tokenizer else [checkpoint.path]
+        if checkpoint.is_adapter and not self.tokenizer:
+            names.append(adapter_base(checkpoint))
+        own = next((n for n in names if not Path(n).is_dir() or _has_tokenizer(Path(n))), names[-1])
+        return load_tokenizer(own, trust_remote_code=self.trust_remote_code)[0]
+
     @contextmanager
     def open(self, checkpoint: Checkpoint) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
         """(model in evaluation mode on its device, tokenizer); freed on leaving."""
         from dpo_diag.modeling.hub import check_name
-        from dpo_diag.modeling.tokenizers import load_tokenizer
 
         path = checkpoint.path if checkpoint.is_adapter else check_name(checkpoint.path)
         base_name = adapter_base(checkpoint) if checkpoint.is_adapter else None
-        names = [self.tokenizer] if self.tokenizer else [path, *([base_name] if base_name else [])]
-        # An adapter folder may hold no tokenizer of its own: then its base's.
-        own = next((n for n in names if not Path(n).is_dir() or _has_tokenizer(Path(n))), names[-1])
-        tokenizer, _ = load_tokenizer(own, trust_remote_code=self.trust_remote_code)
+        tokenizer = self.tokenizer_of(checkpoint)
         if base_name is None:
             self._base = None
             model = self._plain(path)
@@ -374,6 +380,8 @@ def score_checkpoints(
             continue
         say(f"{n}/{len(found)} {role} at step {checkpoint.step}: {len(pairs)} pairs, {checkpoint.path}")
         with loader.open(checkpoint) as (model, tokenizer):
+            if role == REFERENCE:
+                tokenizer = _policys(loader, found, tokenizer, say)
             scores: Scores = score_pairs(
                 model, tokenizer, pairs, step=key[1], split=split, role=role, max_length=max_length,
                 truncation_mode=truncation_mode, batch_size=batch_size, tokens=tokens, no_prompt=no_prompt,
@@ -398,6 +406,21 @@ def score_checkpoints(
         writer.update(**{k: v for k, v in facts.items() if k not in before})
     _close(writer, before)
     return writer.path
+
+
+def _policys(
+    loader: Loader, found: Sequence[Checkpoint], own: PreTrainedTokenizerBase, say: Callable[[str], None]
+) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, with which training tokenises for the reference too; says so where they differ."""
+    from dpo_diag.modeling.tokenizers import tokenizer_fingerprint
+
+    policy = next((c for c in found if c.model == POLICY), None)
+    if policy is None:
+        return own
+    shared = loader.tokenizer_of(policy)
+    if tokenizer_fingerprint(shared) != tokenizer_fingerprint(own):
+        say("    the reference has another tokenizer than the policy: it is given the policy's tokens, as in training")
+    return shared
 
 
 def _with_ids(pairs: Sequence[Row]) -> list[Row]:

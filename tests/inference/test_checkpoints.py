@@ -21,7 +21,7 @@ from dpo_diag.inference.checkpoints import (
 from dpo_diag.inference.generation import Decoding
 from dpo_diag.records import load_run
 
-from .conftest import make_model
+from .conftest import make_model, make_tokenizer
 from .test_scoring import PAIRS
 
 if TYPE_CHECKING:
@@ -129,6 +129,24 @@ def test_score_gives_a_run_with_its_reference(folders: Path, tmp_path: Path) -> 
     assert all("scored already" in line for line in said) and len(said) == 3
     with pytest.raises(DiagError, match="split eval of the run holds other pairs"):
         score_checkpoints([folders / "checkpoint-10"], PAIRS[:1], out, **options)
+
+
+def test_the_reference_gets_the_policys_tokens(
+    folders: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As in training, where one tokenizer serves both: token counts agree though the reference has its own."""
+    make_model(seed=3).save_pretrained(tmp_path / "ref")
+    other = make_tokenizer(chat=False)
+    other.add_tokens(["yes"])
+    other.save_pretrained(tmp_path / "ref")
+    said: list[str] = []
+    out = score_checkpoints(
+        [folders / "checkpoint-10"], PAIRS, tmp_path / "run", reference=tmp_path / "ref", loader=Loader(**CPU),
+        progress=False, say=said.append,
+    )  # fmt: skip
+    assert any("another tokenizer" in line for line in said)
+    pairs = load_run(out).pairs
+    assert (pairs["n_tokens"] == pairs["ref_n_tokens"]).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
