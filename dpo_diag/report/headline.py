@@ -10,6 +10,7 @@ from dpo_diag.records import Run
 from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.report.displays.curves import score_name
 from dpo_diag.report.numbers import number, percent, signed
+from dpo_diag.report.text import capital
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -60,7 +61,7 @@ def headline(run: Run, explanation: dict[str, Any]) -> Headline:
     """From the explanation's verdict and the run's history; what is unknown is left out, never guessed."""
     verdict = explanation.get("verdict") or {}
     harm, style = HARM.get(str(verdict.get("harm")), ("No verdict", "open"))
-    title = _sentence(str(verdict.get("title") or verdict.get("label") or "No verdict"))
+    title = capital(str(verdict.get("title") or verdict.get("label") or "No verdict").replace("_", " "))
     text = str(verdict.get("text") or "").removeprefix(f"{title}. ")  # the title stands above it
     parts = narrative(explanation)
     if not text and explanation.get("not_applicable"):
@@ -104,11 +105,6 @@ def narrative(explanation: dict[str, Any]) -> list[Told]:
         if kept:
             found.append(Told(str(block.get("heading", "")), kept))
     return found
-
-
-def _sentence(text: str) -> str:
-    plain = text.replace("_", " ")
-    return plain[:1].upper() + plain[1:]
 
 
 def facts(run: Run, explanation: dict[str, Any]) -> list[Fact]:

@@ -12,6 +12,8 @@ from dpo_diag.report.numbers import number
 from dpo_diag.report.text import clean
 
 MAX_ROWS = 200
+SHORT = 32
+"""Cells up to so many characters stay on one line; the table scrolls sideways instead."""
 
 
 def table(
@@ -37,7 +39,10 @@ def table(
         for column, value in zip(frame.columns, record, strict=True):
             text = formats[column](value) if column in formats else number(value) if numeric[column] else clean(value)
             cells.append(
-                Markup("<td{}>{}</td>").format(Markup(' class="num"') if numeric[column] else "", escape(text))
+                Markup("<td{}>{}</td>").format(
+                    Markup(' class="num"' if numeric[column] else ' class="short"' if len(text) <= SHORT else ""),
+                    escape(text),
+                )
             )
         rows.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))
     left_out = len(frame) - len(rows)

@@ -24,3 +24,8 @@ def finalize(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     return clean(value, None) if isinstance(value, str) else ("" if value is None else value)
+
+
+def capital(text: str) -> str:
+    """The text with its first letter large."""
+    return text[:1].upper() + text[1:]

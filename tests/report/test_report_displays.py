@@ -302,6 +302,22 @@ def test_the_answers_stay_inside_the_pages_budget() -> None:
     assert answers.text_limit(frame.head(2)) == 2_000
 
 
+def test_many_short_answers_are_all_there_and_too_many_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 prompts with two answers of 6 characters cost 150 * 2 * (12 + 300) = 93,600 of 3.8 million; of 50,000, 80."""
+    rows = [(s, "policy", f"q{i:04d}", f"look {s}", "g") for i in range(150) for s in range(2)]
+    frame = answers.answers_frame(outputs_run(tmp_path, rows))
+    drawn = answers.draw_answers(frame)
+    assert drawn.count('class="card prompt"') == 150
+    assert "left out" not in drawn
+    monkeypatch.setattr(answers, "BUDGET", 40_000)
+    monkeypatch.setattr(answers, "ROOM", 10_000)
+    drawn = answers.draw_answers(frame)
+    assert drawn.count('class="card prompt"') == 80
+    assert "The last 70 prompts are left out for the page's size." in drawn.replace("&#39;", "'")
+
+
 def test_a_megabyte_line_is_cut(tmp_path: Path) -> None:
     run = outputs_run(tmp_path, [(0, "policy", "a", "x" * 2_000_000, "g"), (1, "policy", "a", "y" * 2_000_000, "g")])
     assert len(answers.draw_answers(answers.answers_frame(run))) < 20_000
@@ -321,10 +337,10 @@ def test_checks_that_speak_come_first_by_severity(made_explanation: dict[str, An
     ]
     frame = checks.checks_frame({"checks": made_explanation["checks"] + more})
     assert frame["code"].tolist() == ["DVG030", "DVG001", "DVG018", "DVG004"]
-    assert frame["evidence"][0] == "x 0.5000 (0.4000 to 0.6000, n 9)"
+    assert frame["evidence"][0] == [("x", "0.5000 (0.4000 to 0.6000, n 9)")]
     drawn = checks.draw_checks(frame)
     assert "2 of 4 checks speak." in drawn
-    assert "no review was recorded" in drawn
+    assert "No review was recorded" in drawn
 
 
 def test_behaviours_of_the_last_step_and_phrases_that_grew() -> None:

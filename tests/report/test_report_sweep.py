@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_diag import RunWriter
+from dpo_diag import RunWriter, load_run
 from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
 from dpo_diag.report.sweep import sweep
@@ -107,3 +107,16 @@ def test_report_prints_its_path_alone_on_the_last_line(
 def test_track_refuses_a_report_without_an_entity(made_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["track", str(made_run), "--report"]) == 2
     assert "a W&B report needs an entity; mend: add --entity TEAM" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_track_notes_where_it_went_and_touches_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    finished(tmp_path / "r", 0.5, 40)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")}
+    meta = load_run(tmp_path / "r").meta
+    assert main(["track", str(tmp_path / "r"), "--name", "mine", "--project", "p"]) == 0
+    where = json.loads(capsys.readouterr().out)
+    assert (where["kind"], where["mode"], where["name"]) == ("wandb", "offline", "mine")
+    assert load_run(tmp_path / "r").meta == {**meta, "tracking": where}
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before

@@ -15,6 +15,8 @@ from dpo_diag.report.text import clean
 
 BUDGET = 2_400_000
 """Characters of answers on a page: what 200 prompts x 20 checkpoints may take of the 5 MB that a page may weigh."""
+OVERHEAD, ROOM = 300, 1_400_000
+"""Characters of markup around one answer, and what all of it may take."""
 LIMITS = (2_000, 1_200, 800, 500, 350, 250, 160, 100)
 OPEN = 5
 """Prompts whose answers are unfolded when the page opens."""
@@ -76,13 +78,12 @@ def text_limit(frame: pd.DataFrame, budget: int = BUDGET) -> int:
 def draw_answers(frame: pd.DataFrame) -> Markup:
     """One folded block per prompt with its answers in order; the first few are open."""
     limit = text_limit(frame)
-    most = max(1, BUDGET // (2 * limit))
     blocks, same, shown = [], [], 0
     prompts = list(frame.groupby("prompt_id", sort=False))
     for i, (_, rows) in enumerate(prompts):
-        if shown + len(rows) > most:
+        shown += 2 * int(rows["text"].fillna("").str.len().clip(upper=limit).sum()) + OVERHEAD * len(rows)
+        if shown > BUDGET + ROOM:
             break
-        shown += len(rows)
         (blocks if rows["changes"].iloc[0] else same).append(_block(rows, limit, i < OPEN and not same))
     changed = sum(rows["changes"].iloc[0] > 0 for _, rows in prompts)
     head = f"{changed} of {len(prompts)} prompts got another answer at some checkpoint; those with most come first."
