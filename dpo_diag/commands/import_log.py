@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="split of rows that name none (per-pair tables and scores; default eval)")
     parser.add_argument("--run", help="which run of a project that holds several (trackio, W&B)")
     parser.add_argument("--scores", type=Path, help="task scores: rows of step, name, value, n (JSON lines or CSV)")
+    parser.add_argument(
+        "--texts", type=Path, help="pairs (prompt, chosen, rejected) in the order of an array's prompts"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         run=args.run,
         scores=args.scores,
+        texts=args.texts,
     )
     _check(options)
     result = import_path(args.path, args.out, args.as_name, options)

@@ -123,7 +123,7 @@ _BY_TRAINER: dict[tuple[str, str], str] = {(a.trainer, a.key): a.name for a in A
 
 STEP_KEYS: tuple[str, ...] = (
     "train/global_step", "global_step", "trainer/global_step", "step", "current_steps", "global_step/max_steps",
-    "steps", "training_step", "iteration", "iter", "counters/examples", "_step",
+    "eval/global_step", "steps", "training_step", "iteration", "iter", "counters/examples", "_step",
 )  # fmt: skip
 """Columns that can hold the optimizer step, best first. W&B's `_step` counts log calls, so it comes last."""
 EPOCH_KEYS: tuple[str, ...] = ("epoch", "train/epoch", "epochs", "current_epoch")
@@ -133,7 +133,7 @@ _BOOKKEEPING = re.compile(
     r"(?:.*[_/])?(?:runtime|samples_per_second|steps_per_second|steps/second|samples/second|total_flos|percentage|"
     r"elapsed_time|remaining_time|throughput|tokens_per_second(?:_per_gpu)?|memory\(gib\)|train_speed\([^)]*\)|"
     r"_timestamp|timestamp|_runtime|wall.?time|time|eta|examples_per_second|num_input_tokens_seen|"
-    r"peak_memory_(?:active|alloc|reserved)|model_preparation_time|_wandb.*|_wall_time)"
+    r"peak_memory_(?:active|alloc|reserved)|memory/.*|model_preparation_time|_wandb.*|_wall_time)"
 )
 _SPLIT = re.compile(r"(train(?:ing)?|eval(?:uation)?|validation|val|valid|dev|test|held_?out)([_/.])(.+)", re.DOTALL)
 _ERIC = re.compile(r"(rewards|logps|loss|logits|nll)_(train|eval(?:_[\w-]+)?|test)/(.+)")

@@ -111,7 +111,11 @@ def reference_logps(history: History, split: str, side: str, beta: float) -> Col
     common, reward = logps.at_common_steps(rewards)
     if len(common.step) == 0:
         return None
-    return Column(common.step, common.epoch, common.value - reward / beta, derived=True)
+    reference = common.value - reward / beta
+    with np.errstate(invalid="ignore"):
+        if np.nanmax(np.abs(reference), initial=0.0) <= 1e-3 * np.nanmax(np.abs(common.value), initial=0.0):
+            return None  # rewards = beta x logps: a loss without a reference (ORPO, SimPO)
+    return Column(common.step, common.epoch, reference, derived=True)
 
 
 def nll_weight_at_start(history: History, weight: float | None) -> float | None:

@@ -156,6 +156,8 @@ def _document_kind(value: Mapping[str, Any]) -> str | None:
         return "h2o"
     if isinstance(value.get("history"), (list, Mapping)) or isinstance(value.get("data"), (list, Mapping)):
         return "hf"
+    if value and all(str(k).isdigit() and isinstance(v, Mapping) for k, v in value.items()):
+        return "hf"
     columns = [v for v in value.values() if isinstance(v, list)]
     if len(columns) >= 2 and any(str(k).endswith("loss") and isinstance(v, list) for k, v in value.items()):
         return "hf"

@@ -77,6 +77,8 @@ def rows_of(document: Any) -> list[Any] | None:
             return inner
         if isinstance(inner, Mapping) and (found := rows_of(inner)) is not None:
             return found
+    if document and all(str(k).isdigit() and isinstance(v, Mapping) for k, v in document.items()):
+        return [{"step": int(k), **v} for k, v in document.items() if len(str(k)) < 16]
     columns = {k: v for k, v in document.items() if isinstance(v, list)}
     lengths = {len(v) for v in columns.values()}
     if len(columns) >= 2 and len(lengths) == 1 and all(not isinstance(v, list) for c in columns.values() for v in c):

@@ -138,4 +138,6 @@ def last_of_each_step(series: Series) -> tuple[Column, Duplicates]:
     same = (kept_value == value) | (np.isnan(kept_value) & np.isnan(value))
     found = Duplicates(int((~last).sum()), int((~same).sum()), backtracks)
     keep = order[last]
+    if not found.dropped:
+        found.backtracks = []  # late lines, put in order: no step came twice
     return Column(step[keep], series.epoch[keep], series.value[keep]), found

@@ -28,6 +28,7 @@ class Options:
     split: str | None = None
     run: str | None = None
     scores: Path | None = None
+    texts: Path | None = None
 
 
 @dataclass

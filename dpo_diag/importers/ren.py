@@ -44,7 +44,7 @@ def read_ren(path: Path, options: Options) -> Parsed:
     split, columns = _columns(keys)
     if not all(side in columns for side in SIDES):
         raise DiagError("no chosen and rejected among the metrics", where=keys_file, got=keys[:12])
-    texts_file, texts = _texts(folder, prompts, trouble)
+    texts_file, texts = _texts(folder, prompts, trouble, options.texts)
     parsed = Parsed(
         "ren", [f for f in (file, keys_file, texts_file) if f], trouble, options.trainer or "eric-mitchell/dpo",
         options.trainer_version or "2023",
@@ -139,9 +139,12 @@ def _columns(keys: list[str]) -> tuple[str, dict[str, int]]:
     return split, columns
 
 
-def _texts(folder: Path, prompts: int, trouble: Trouble) -> tuple[Path | None, list[dict[str, str]] | None]:
+def _texts(
+    folder: Path, prompts: int, trouble: Trouble, named: Path | None
+) -> tuple[Path | None, list[dict[str, str]] | None]:
     """The pairs file: as many rows as prompts, each with prompt, chosen and rejected."""
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name):
+    beside = sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name)
+    for file in [named] if named is not None else beside:
         rows = _json_rows(file, Trouble(), limit=prompts + 1)
         if rows and all(isinstance(rows[0].get(k), str) for k in ("prompt", *SIDES)):
             if len(rows) != prompts:

@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -222,7 +222,7 @@ class RowStore:
     def _add_without(self, row: Mapping[str, Any], line: int, step: int | None) -> tuple[_Block, int] | None:
         """The row without the values that are no numbers; known metrics of a wrong type are reported."""
         kept: dict[str, Any] = {}
-        for key, value in row.items():
+        for key, value in flat(row):
             where = place(str(key), self.trainer)
             is_metric = where is not None and clean_key(str(key)).lower() not in (*STEP_KEYS, *EPOCH_KEYS, *TOTAL_KEYS)
             if is_metric and number(value) is None:
@@ -292,6 +292,15 @@ def join(parts: Iterable[Series]) -> Series:
         np.concatenate([p.value for p in found])[order],
         number_in_source[order],
     )
+
+
+def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(key, value) with nested objects joined by slashes: {"train": {"loss": 1}} is train/loss, as W&B flattens."""
+    for key, value in row.items():
+        if isinstance(value, Mapping) and depth < 6:
+            yield from flat(value, f"{prefix}{key}/", depth + 1)
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ class Reduction(NamedTuple):
 
 SMALL_LOGPS = 8.0
 _MEAN_LOSSES = {
-    "trl": ("ipo",),
+    "trl": ("ipo", "orpo", "simpo"),
     "llama-factory": ("ipo", "orpo", "simpo"),
     "ms-swift": ("ipo", "orpo", "simpo", "cpo"),
     "open-instruct": ("sigmoid_norm", "simpo"),
@@ -61,7 +61,8 @@ def logps_reduction(
 ) -> Reduction:
     """Whether logged log-probs are summed or averaged over a response's tokens; "" where nothing decides.
 
-    Averages: ipo in TRL until 0.28, ipo, orpo and simpo in LLaMA-Factory, dpo_norm in open-instruct.
+    Averages: ipo in TRL until 0.28, orpo and simpo in its trainers for them; ipo, orpo and
+    simpo in LLaMA-Factory; dpo_norm in open-instruct.
 
     Args:
         asked: what the user says.
@@ -71,7 +72,7 @@ def logps_reduction(
         return Reduction(asked, "as given")
     who = f"{trainer} {version}" if version else trainer
     hit = [name for name in loss if name in _MEAN_LOSSES.get(trainer, ())]
-    if hit and not (trainer == "trl" and _at_least(version, (0, 29))):
+    if hit and not (hit == ["ipo"] and trainer == "trl" and _at_least(version, (0, 29))):
         return Reduction("mean", f"{who} averages log-probs over tokens under {hit[0]}")
     if loss:
         return Reduction("sum", f"{who} sums log-probs under {', '.join(loss)}")

@@ -65,6 +65,8 @@ def _write(
     scores: pd.DataFrame | None,
 ) -> dict[str, Any]:
     trainer, version = _trainer(sources, options)
+    if not facts.loss and any(name.startswith("log_odds") for _, name in history.metrics()):
+        facts.take("loss", ("orpo",), "the log holds ORPO's log odds")
     types = options.loss or facts.loss
     beta = options.beta if options.beta is not None else facts.beta
     check = check_beta(history, beta)

@@ -172,3 +172,11 @@ def test_ren_and_sutherland(tmp_path: Path, imported: Importing) -> None:
     assert value(run, "logps/rejected", 1, "eval_probe") == -8.5
     assert math.isnan(value(run, "older/argmax_prob_logits", 1, "eval_probe"))
     assert len(run.texts) == 2
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (tmp_path / "pairs.jsonl").rename(other / "pairs.jsonl")
+    _, run = imported(tmp_path, texts=other / "pairs.jsonl")
+    assert first in set(run.pairs["pair_id"])
+    result, run = imported(tmp_path)
+    assert set(run.pairs["pair_id"]) == {"prompt-00000", "prompt-00001"}
+    assert any("bytes are not known" in n for n in result["notes"])

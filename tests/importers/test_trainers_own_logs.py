@@ -269,3 +269,38 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path, imported: Importi
         imported(tmp_path / "thing.bin")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run1").exists()
+
+
+def test_nested_rows_are_joined_by_slashes(tmp_path: Path, imported: Importing) -> None:
+    """A tracker's history that keeps its groups nested, and an object keyed by steps."""
+    nested = {"_step": 3, "train": {"loss": 0.6, "rewards": {"chosen": 0.25}}, "eval": {"loss": 0.7}}
+    _, run = imported(jsonl(tmp_path / "history.jsonl", [nested]))
+    assert (value(run, "loss", 3), value(run, "rewards/chosen", 3), value(run, "loss", 3, "eval")) == (0.6, 0.25, 0.7)
+    (tmp_path / "by_step.json").write_text(json.dumps({"5": {"loss": 0.6}, "10": {"loss": 0.5}}))
+    _, run = imported(tmp_path / "by_step.json")
+    assert [value(run, "loss", s) for s in (5, 10)] == [0.6, 0.5]
+
+
+def test_late_lines_are_put_in_order_and_are_no_restart(tmp_path: Path, imported: Importing) -> None:
+    rows = [{"step": s, "loss": s / 100} for s in (10, 30, 20, 40)]
+    result, run = imported(jsonl(tmp_path / "log.jsonl", rows))
+    assert steps(run, "loss") == [10, 20, 30, 40]
+    assert (result["duplicates"], run.meta["source"]["backtracks"]) == (0, [])
+
+
+def test_openrlhf_evaluations_name_their_own_step(tmp_path: Path, imported: Importing) -> None:
+    rows = [{"train/global_step": 5, "train/loss": 0.6, "train/chosen_reward": 0.1, "_step": 0},
+            {"eval/global_step": 5, "eval/eval_loss": 0.5, "_step": 1}]  # fmt: skip
+    _, run = imported(jsonl(tmp_path / "log.jsonl", rows))
+    assert (value(run, "loss", 5), value(run, "loss", 5, "eval")) == (0.6, 0.5)
+
+
+def test_orpo_has_mean_log_probs_and_no_reference(tmp_path: Path, imported: Importing) -> None:
+    """ORPO's rewards are beta x the mean log-prob: what logps - rewards / beta gives is 0, no reference."""
+    rows = [{"step": 1, "loss": 2.0, "nll_loss": 1.5, "log_odds_ratio": -0.5, "logps/chosen": -1.5,
+             "rewards/chosen": -0.15, "logps/rejected": -2.0, "rewards/rejected": -0.2}]  # fmt: skip
+    _, run = imported(jsonl(tmp_path / "log.jsonl", rows), beta=0.1)
+    assert run.meta["logps_reduction"] == "mean"
+    assert value(run, "ce/rejected", 1) == 2.0
+    assert not any(n.startswith("ref_logps") for n in run.history["name"])
+    assert "orpo" in run.meta["loss"]["not_applicable"]
