@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import sys
 import tempfile
@@ -35,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="exit 1 when harmful, or when checks speak: speaks:DVG001,DVG011")  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="follow a growing run or log and say what changed")
     parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS", help="how often --watch looks")
+    parser.add_argument("--loss", help="of a log that does not name it: e.g. sigmoid or sigmoid,sft")
+    parser.add_argument("--beta", type=float, help="of a log that does not name it")
     parser.add_argument("--no-write", action="store_true", help="do not write findings.json into the run")
 
 
@@ -91,16 +91,21 @@ def _explain(path: Path, args: argparse.Namespace, thresholds: dict[str, float])
     from dpo_diag.divergence import explain
 
     if (path / RUN_FILE).is_file() or not path.exists():
+        if args.loss is not None or args.beta is not None:
+            raise DiagError(
+                "a run folder names its loss itself", where="--loss, --beta", mend="only a log needs them", usage=True
+            )
         opened = load_run(path)
         document = explain(opened, args.from_step, args.to_step, args.split, thresholds)
         if not args.no_write:
             _write(path / FINDINGS, document)
         return document
-    if importlib.util.find_spec("dpo_diag.importers") is None:
-        load_run(path)  # says what is missing
+    from dpo_diag.importers import Options, import_path
+
+    options = Options(loss=tuple((args.loss or "").replace(" ", "").split(",")) if args.loss else (), beta=args.beta)
     with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
         out = Path(folder) / "run"
-        importlib.import_module("dpo_diag.importers").import_path(path, out)
+        import_path(path, out, options=options)
         document = explain(load_run(out), args.from_step, args.to_step, args.split, thresholds)
     return {**document, "run": str(path)}
 

@@ -17,7 +17,7 @@ LABELS = {
     "not_learning": "the loss did not fall",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
     "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
-    "late_divergence": "the loss kept falling after chosen perplexity had turned and risen",
+    "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
     "healthy": "the loss fell and the chosen answers did not become less likely",
     "loss_unknown": "the loss is unknown; only likelihoods can be read",
     "cannot_tell": "too little is recorded to say",
