@@ -34,7 +34,7 @@ def names(roles: np.ndarray) -> str:
         ROLE_NAMES[r]] for r in roles)  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TOKENS, TOKENS)
 def test_matches_are_a_longest_common_subsequence(x: list[int], y: list[int]) -> None:
     in_x, in_y = matches(np.array(x, dtype=np.int64), np.array(y, dtype=np.int64))
@@ -42,7 +42,7 @@ def test_matches_are_a_longest_common_subsequence(x: list[int], y: list[int]) ->
     assert int(in_x.sum()) == lcs_length(x, y)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TOKENS, TOKENS)
 def test_edit_distance_is_levenshtein(x: list[int], y: list[int]) -> None:
     assert edit_distance(x, y) == levenshtein(x, y)
@@ -77,7 +77,7 @@ def test_last_token_is_an_end_only_if_it_is_the_end_token() -> None:
     assert (names(chosen), names(rejected)) == ("fd", "fe")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TOKENS, TOKENS)
 def test_shared_tokens_pair_up(x: list[int], y: list[int]) -> None:
     """Both sides have the same prefix, and every token has a role."""

@@ -59,7 +59,7 @@ def test_sft_term_belongs_to_chosen_and_is_the_batch_token_mean() -> None:
 
 
 @pytest.mark.parametrize("kind", ADDITIVE)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(rows=st.lists(PAIR, min_size=1, max_size=12), beta=st.floats(0.01, 2.0))
 def test_every_additive_loss_adds_up(kind: str, rows: list[tuple[Any, ...]], beta: float) -> None:
     pairs = frame(rows)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_diag.records import metrics
@@ -45,6 +45,7 @@ def test_length_weight_by_hand() -> None:
     assert metrics.length_weight(s, n) == -0.25
 
 
+@settings(max_examples=40, deadline=None)
 @given(RESPONSES)
 def test_seq_mean_is_level_plus_dispersion(responses: list[tuple[float, int]]) -> None:
     s, n = sums([c for c, _ in responses], [k for _, k in responses])
@@ -53,6 +54,7 @@ def test_seq_mean_is_level_plus_dispersion(responses: list[tuple[float, int]]) -
     assert metrics.log_ppl_seq_mean(s, n) == pytest.approx(metrics.mean_ce(s, n) + spread, rel=1e-12, abs=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
 @given(RESPONSES)
 def test_token_is_level_plus_length_weight(responses: list[tuple[float, int]]) -> None:
     s, n = sums([c for c, _ in responses], [k for _, k in responses])
