@@ -36,7 +36,11 @@ PACKAGES = (
     "wandb",
     "hydra-core",
 )
-_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|credential)s?$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(secret|password|passwd|api_?key|credential)s?$|^((hf|hub|hub_model|access|auth|api|bearer|user|git\w*|wandb)_)?token$",
+    re.IGNORECASE,
+)
+"""Keys whose values are not written down; pad_token and its like are no secrets."""
 _PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 

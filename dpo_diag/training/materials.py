@@ -88,7 +88,9 @@ def _from_task(
         say(f"{len(case.train) + len(case.held_out)} pairs collected")
     model = replace(config.model, kind="hub", name=str(case.model_dir))
     policy = load_policy(model, config.peft, with_reference=_keeps_reference(config))
-    policy.meta["model"]["name"] = "sql_tiny (SFT)"
+    # The cache's folder is this machine's; the name is the same everywhere.
+    for part in ("model", "tokenizer", "reference"):
+        policy.meta[part] = policy.meta.get(part, {}) | {"name": "sql_tiny (SFT)"}
     train, held_out = ([_with_id(row) for row in rows] for rows in (case.train, case.held_out))
     data = {
         "source": {"task": "sql", "sft_seed": case_config.sft_seed, "data_seed": case_config.data_seed},
