@@ -17,6 +17,8 @@ from dpo_diag.config import Config, check
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import Decoding, decoding_from, generate
 from dpo_diag.modeling.pairs import to_dataset
+from dpo_diag.records import load_run
+from dpo_diag.records.writer import write_json
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.materials import Material, assemble, write_data_report
@@ -71,7 +73,17 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
     finally:
         if tracker is not None:
             tracker.close(status)
+    if main:
+        write_vocabulary(folder, material.policy.tokenizer)
     return folder
+
+
+def write_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """vocab.json, {"id": "text"} of the token ids in tokens/, so that a report shows words where no tokenizer is."""
+    table = load_run(folder).arrow("tokens", ["token_id"])
+    if table.num_rows:
+        ids = sorted(table.column("token_id").unique().to_pylist())
+        write_json(folder / "vocab.json", {str(i): tokenizer.decode([i]) for i in ids})
 
 
 def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -> Any:

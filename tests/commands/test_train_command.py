@@ -64,6 +64,8 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     findings = json.loads((folder / "findings.json").read_text())
     assert findings["n_pairs"] == run.meta["data"]["n_held_out"]
     assert (folder / "report.html").stat().st_size > 10_000
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    assert {str(i) for i in run.tokens["token_id"]} == set(vocabulary)
     assert (folder / ".hydra" / "overrides.yaml").is_file()
 
 
