@@ -176,7 +176,8 @@ def compare_weights(a: str | Path, b: str | Path, *, ranks: bool | None = None) 
     else:
         updates_b, whole_b = _updates(path_b, weights_b, config_b)
         if config_a is None:
-            updates_a, base = {}, weights_a
+            updates_a: dict[str, _Update] = {}
+            base: Weights | None = weights_a
         else:
             updates_a, whole_a = _updates(path_a, weights_a, config_a)
             base = _local_base(config_b, notes)

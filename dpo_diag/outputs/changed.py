@@ -71,7 +71,7 @@ def _first(old: Any, new: Any) -> int | None:
     a, b = _tokens(old), _tokens(new)
     if a and b and isinstance(a[0], str) != isinstance(b[0], str):
         a, b = words(old["text"]), words(new["text"])
-    return first_difference(a, b)  # type: ignore[arg-type]
+    return first_difference(a, b)
 
 
 def change_table(changes: pd.DataFrame) -> pd.DataFrame:

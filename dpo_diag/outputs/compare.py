@@ -191,7 +191,7 @@ def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
                 "prompt": rows[0].get("prompt"),
                 "tags": rows[0].get("tags"),
                 "reference": rows[0].get("reference"),
-                "changed": None if old is None or new is None else old != new,
+                "changed": None if old is None or new is None or c.baseline == c.look else old != new,
                 "times_changed": times.get(prompt_id, 0),
                 "answers": list(told.values()),
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from itertools import pairwise
 from typing import NamedTuple
 
 from dpo_diag.outputs.words import diff_tokens
@@ -96,8 +95,3 @@ def marked(pieces: Sequence[Piece], *, context: int | None = None) -> str:
             tail = piece.text[len(piece.text) - context :] if i < len(pieces) - 1 else ""
             out.append(f"{head} … {tail}")
     return "".join(out)
-
-
-def changes(texts: Sequence[str | None]) -> list[bool | None]:
-    """Per text, whether it differs from the one before; None for the first and beside a missing one."""
-    return [None, *[None if a is None or b is None else a != b for a, b in pairwise(texts)]] if texts else []

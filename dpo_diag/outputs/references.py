@@ -44,7 +44,7 @@ class _Words:
     """rouge-score's own tokenizer drops all that is not ASCII: a Chinese answer would score 0."""
 
     def tokenize(self, text: str) -> list[str]:
-        return words(text)
+        return list(words(text))
 
 
 @lru_cache(maxsize=65_536)

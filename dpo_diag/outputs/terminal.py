@@ -136,12 +136,18 @@ def answer_lines(
     """
     tags = ", ".join(entry.get("tags") or [])
     count = entry["times_changed"]
-    note = f"changed {count} time{'s' if count != 1 else ''}" if count else "unchanged" if not entry["changed"] else ""
+    note = (
+        f"changed {count} time{'s' if count != 1 else ''}"
+        if count
+        else "unchanged"
+        if entry["changed"] is False
+        else ""
+    )
     title = "  ".join(part for part in (f"[{entry['prompt_id']}]", tags, note) if part)
     lines = [_paint(clip(for_terminal(title, one_line=True), columns), BOLD, color)]
     for name in ("prompt", "reference"):
         if entry.get(name) is not None:
-            text = for_terminal(f"{name}: {entry[name]}", max_chars=max_chars)
+            text = for_terminal(f"{name}: {entry[name]}".rstrip(), max_chars=max_chars)
             lines += [_paint("  " + line, DIM, color) for line in wrap(text, columns - 2)]
     answers = distinct_answers(entry, labels)
     blocks: list[tuple[str, str]] = []

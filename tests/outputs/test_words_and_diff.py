@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_diag.outputs.diff import changes, first_difference, marked, word_diff
+from dpo_diag.outputs.diff import first_difference, marked, word_diff
 from dpo_diag.outputs.words import diff_tokens, join, main_script, sentences, words
 
 TEXT = st.text(st.sampled_from("ab c\n你好.，🎉"), max_size=30)
@@ -65,8 +65,3 @@ def test_a_megabyte_is_diffed_by_its_ends() -> None:
 )
 def test_first_difference(old: list[int], new: list[int], at: int | None) -> None:
     assert first_difference(old, new) == at
-
-
-def test_changes_between_neighbours() -> None:
-    assert changes(["a", "a", None, "b", "c"]) == [None, False, None, None, True]
-    assert changes([]) == []
