@@ -116,6 +116,10 @@ def facts_from_file(path: Path, trouble: Trouble) -> Facts:
     if path.suffix == ".md":
         return _facts_from_card(raw.decode("utf-8", "replace"), where)
     try:
+        if path.name == "config.json":  # the model's: its keys say nothing about the training
+            document = json.loads(raw)
+            name = document.get("_name_or_path") if isinstance(document, Mapping) else None
+            return Facts(model={"name": name}) if isinstance(name, str) and name else Facts()
         if path.suffix == ".json":
             return facts_from_mapping(json.loads(raw), where)
         import yaml

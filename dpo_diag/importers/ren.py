@@ -79,13 +79,15 @@ def _array(path: Path, folder: Path, trouble: Trouble) -> tuple[Path, FloatArray
     tried = []
     for file in candidates:
         try:
-            array = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError, MemoryError, OverflowError) as error:
-            trouble.skip(None, f"no array: {str(error)[:80]}", file=file.name)
-            tried.append(f"{file.name}: {error}")
+            # Mapped: a header that claims more than the file holds is refused before anything is allocated.
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # a damaged header raises whatever its parser raises (SyntaxError, TokenError, ...)
+            why = " ".join(str(error).split())[:80] or type(error).__name__
+            trouble.skip(None, f"no array: {why}", file=file.name)
+            tried.append(f"{file.name}: {why}")
             continue
         if array.ndim == 3 and np.issubdtype(array.dtype, np.floating) and array.size:
-            return file, np.asarray(array, dtype=np.float64)
+            return file, np.array(array, dtype=np.float64)
         tried.append(f"{file.name}: shape {array.shape}, {array.dtype}")
     raise DiagError(
         "no array of log-probs",

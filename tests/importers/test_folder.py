@@ -83,11 +83,13 @@ def test_several_files_named_together_are_merged(tmp_path: Path, imported: Impor
 
 def test_the_model_card_names_trls_version(tmp_path: Path, imported: Importing) -> None:
     folder = state(tmp_path / "out", [row(1, loss=0.6, **{"logps/chosen": -1.5})])
+    (folder / "config.json").write_text('{"_name_or_path": "other", "beta": 9.0, "loss_type": "hinge"}')
     (folder / "README.md").write_text("---\nbase_model: org/base\n---\n### Framework versions\n\n- TRL: 0.12.1\n")
     result, run = imported(folder, loss=("ipo",), beta=0.1)
     assert (result["trainer"], result["trainer_version"]) == ("trl", "0.12.1")
     assert run.meta["logps_reduction"] == "mean"
-    assert run.meta["model"]["name"] == "org/base"
+    assert run.meta["model"]["name"] == "other"
+    assert run.meta["loss"]["beta"] == 0.1
 
 
 def test_hostile_configuration_files_are_reported_not_run(tmp_path: Path, imported: Importing) -> None:

@@ -150,6 +150,7 @@ def test_a_file_without_rows_is_refused_in_one_line(tmp_path: Path, imported: Im
     assert not (tmp_path / "run1").exists()
 
 
+@pytest.mark.slow  # imports transformers and torch
 def test_transformers_own_trainer_state_is_read_back(tmp_path: Path, imported: Importing) -> None:
     """Written by transformers' TrainerState itself: the numbers come back unchanged."""
     from transformers.trainer_callback import TrainerState
