@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {"records", "config", "config_checkpoints", "losses", "errors"}
 LEFT = {"modeling", "inference", "training", "tasks"}
-RIGHT = {"importers", "divergence", "outputs", "report"}
-SHARED = {"tracking"}
+RIGHT = {"importers", "divergence", "outputs", "report", "review"}
+SHARED = {"tracking", "serving"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 
 

@@ -1,0 +1,206 @@
+"""The judgements: append-only JSONL, one file per reviewer under RUN/review/, each line safe before the next item.
+
+A line is written with one system call on a file opened for appending, under a lock, and synced to the disk. A process
+killed in the middle leaves at most one torn last line, which reading passes over and reports; the next write starts a
+new line after it. Nothing is ever rewritten: an undo is a line too, and the last line about an item counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.outputs.looks import Look
+
+try:
+    import fcntl
+except ImportError:  # Windows: one reviewer's two processes are not kept apart there
+    fcntl = None  # type: ignore[assignment]
+
+FOLDER = "review"
+VERSION = 1
+WINNERS = ("a", "b", "tie", "both_bad")
+UNDO, SKIP = "undo", "skip"
+PERSON, JUDGE = "person", "judge"
+_NAME = re.compile(r"\w[\w .@+:-]{0,63}\Z")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One line: what a reviewer said about an item.
+
+    Attributes:
+        kind: person | judge.
+        item, prompt_id, sample, decoding_hash: what was judged.
+        a, b: the two looks; `left` tells which of them stood left.
+        outcome: a | b (that answer is better) | tie | both_bad | skip | undo.
+        behaviours: behaviour -> which answers show it, a subset of ["a", "b"]; only behaviours the reviewer marked.
+        asked: the behaviours that were on the list: an unmarked one is "neither shows it", an absent one unknown.
+        note: free text.
+        seconds: how long the item was on the screen.
+        time: ISO 8601, UTC.
+        detail: a judge's: its model, what it said in either order.
+    """
+
+    reviewer: str
+    kind: str
+    item: str
+    prompt_id: str
+    sample: int
+    a: Look
+    b: Look
+    left: str
+    outcome: str
+    time: str
+    decoding_hash: str | None = None
+    behaviours: dict[str, list[str]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    note: str = ""
+    seconds: float | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> str:
+        row = {"v": VERSION, **asdict(self), "a": self.a._asdict(), "b": self.b._asdict()}
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """All lines that could be read, in order, and (file, line number, why) of those that could not."""
+
+    rows: list[Judgement]
+    damaged: list[tuple[str, int, str]]
+
+    def effective(self) -> list[Judgement]:
+        """The last line of each reviewer about each item, without undone ones; skips are in it."""
+        last: dict[tuple[str, str], Judgement] = {}
+        for row in self.rows:
+            # Re-inserted, so that the order is that of the last word on each item.
+            last.pop((row.reviewer, row.item), None)
+            if row.outcome != UNDO:
+                last[row.reviewer, row.item] = row
+        return list(last.values())
+
+
+def check_reviewer(name: str) -> str:
+    """The name, if it can be a file's name everywhere.
+
+    Raises:
+        DiagError: a path, an empty or an overlong name.
+    """
+    if not _NAME.match(name) or name.rstrip() != name or name.endswith("."):
+        raise DiagError(
+            "not a reviewer's name", where="--reviewer", got=repr(name[:80]),
+            expected="up to 64 letters, digits, blanks, . @ + : _ -, a letter or digit first", usage=True,
+        )  # fmt: skip
+    return name
+
+
+def file_of(run: str | os.PathLike[str], reviewer: str) -> Path:
+    """Where a reviewer's lines stand."""
+    return Path(run) / FOLDER / f"{check_reviewer(reviewer).replace(':', '_')}.jsonl"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DiagError("judgements cannot be written", where=path, got=error.strerror) from error
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if fresh:
+            _sync_folder(path.parent)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new file's name must survive a power cut as well as its content."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def append(run: str | os.PathLike[str], row: Judgement) -> None:
+    """Add one line; on the disk when this returns.
+
+    Raises:
+        DiagError: the folder cannot be written, or the disk is full.
+    """
+    path = file_of(run, row.reviewer)
+    # A lone surrogate in a note becomes its JSON escape.
+    data = (row.to_line() + "\n").encode("utf-8", "backslashreplace")
+    with _locked(path) as handle:
+        size = os.fstat(handle).st_size
+        if size:
+            os.lseek(handle, size - 1, os.SEEK_SET)
+            if os.read(handle, 1) != b"\n":
+                data = b"\n" + data  # a torn line of a killed process stays alone
+        try:
+            written = os.write(handle, data)
+            os.fsync(handle)
+        except OSError as error:
+            raise DiagError("a judgement could not be saved", where=path, got=error.strerror) from error
+        if written != len(data):
+            raise DiagError("a judgement could not be saved whole", where=path, mend="make room on the disk")
+
+
+def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements:
+    """The judgements of one reviewer, or of all; none for a run that was never reviewed.
+
+    Lines that are torn or do not fit are passed over and named.
+    """
+    folder = Path(run) / FOLDER
+    files = sorted(folder.glob("*.jsonl")) if reviewer is None else [file_of(run, reviewer)]
+    rows: list[Judgement] = []
+    damaged: list[tuple[str, int, str]] = []
+    for path in files:
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_parse(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                torn = number == len(lines)
+                damaged.append((path.name, number, "torn: the process was killed while writing it" if torn else
+                                f"cannot be read: {type(error).__name__}"))  # fmt: skip
+    return Judgements(rows, damaged)
+
+
+def _parse(line: bytes) -> Judgement:
+    row = json.loads(line.decode("utf-8", "replace"))
+    if int(row.pop("v")) != VERSION:
+        raise ValueError("unknown version")
+    if row["outcome"] not in (*WINNERS, SKIP, UNDO) or row["kind"] not in (PERSON, JUDGE):
+        raise ValueError("unknown outcome or kind")
+    known = Judgement.__dataclass_fields__
+    row = {k: v for k, v in row.items() if k in known}
+    a, b = (Look(str(row[x]["model"]), int(row[x]["step"])) for x in ("a", "b"))
+    marks = {str(k): [str(x) for x in v if x in ("a", "b")] for k, v in dict(row.get("behaviours") or {}).items()}
+    found = Judgement(**{**row, "a": a, "b": b, "behaviours": marks})
+    if not isinstance(found.item, str) or not isinstance(found.reviewer, str):
+        raise TypeError("item or reviewer is no text")
+    return found
