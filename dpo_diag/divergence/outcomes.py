@@ -164,7 +164,8 @@ def _paired_mean(change: Any) -> dict[str, Any]:
 def judge(entry: dict[str, Any], benign_margin: float, least_harm: float) -> str:
     """What one piece of evidence says: "worse", "better", "no_worse" or "unclear".
 
-    worse or better: the interval excludes 0 in that direction and the change is at least `least_harm` (a share);
+    worse or better: the interval excludes 0 in that direction (and so does the exact test, where there is one: the two
+    can differ in small samples), and a worsening is at least `least_harm` (a share);
     no_worse: the interval excludes a worsening of `benign_margin` or more; unclear: none of these, or no interval.
     """
     bounds = entry.get("interval")
@@ -173,8 +174,10 @@ def judge(entry: dict[str, Any], benign_margin: float, least_harm: float) -> str
     sign = 1.0 if entry["better"] == "higher" else -1.0
     low, high = sorted((sign * bounds[0], sign * bounds[1]))
     delta = sign * entry["delta"]
-    if high < 0.0 and delta <= -least_harm:
+    p = entry.get("p")
+    told = p is None or p < 0.05
+    if told and high < 0.0 and delta <= -least_harm:
         return "worse"
-    if low > 0.0:
+    if told and low > 0.0:
         return "better"
     return "no_worse" if low > -benign_margin else "unclear"

@@ -122,3 +122,11 @@ def test_graded_answers_use_paired_means(tmp_path: Path) -> None:
 def test_judgement(delta: float, interval: list[float] | None, better: str, expected: str) -> None:
     """A significant fall of one point is smaller than `least_harm` .02 and inside `benign_margin` .05: no worse."""
     assert judge({"delta": delta, "interval": interval, "better": better}, 0.05, 0.02) == expected
+
+
+def test_a_verdict_needs_the_exact_test_too() -> None:
+    """Interval and test disagree (p = 0.071 beside -0.180 to -0.001, as a real small run gave): it is not told."""
+    entry = {"better": "higher", "delta": -0.092, "interval": [-0.180, -0.001], "p": 0.071}
+    assert judge(entry, 0.05, 0.02) == "unclear"
+    assert judge(entry | {"p": 0.049}, 0.05, 0.02) == "worse"
+    assert judge({**entry, "delta": 0.092, "interval": [0.001, 0.180]}, 0.05, 0.02) == "no_worse"
