@@ -1,10 +1,12 @@
-"""`python -m benchmarks.diagnosis [--quick] [--seeds N]`: the confusion matrix; exit status 1 if a clear cause is missed
-or a healthy run alarms. Without --quick it also trains, and writes RESULTS.md beside this file.
+"""`python -m benchmarks.diagnosis [--quick] [--seeds N]`: the confusion matrix; exit status 1 if a clear cause is
+missed or a healthy run alarms. Without --quick it also trains, and writes RESULTS.md beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from benchmarks.diagnosis.score import Result, by_code, healthy_table, judge, si
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-def trained() -> list[Result]:
+def trained(verbose: bool = False) -> list[Result]:
     """Train each tiny run and judge it; needs torch and TRL."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from datasets.utils.logging import disable_progress_bar
@@ -29,7 +31,9 @@ def trained() -> list[Result]:
     for training in TRAININGS:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            path = run(training, Path(folder))
+            # The trainer prints its rows; standard output holds the table alone.
+            with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
+                path = run(training, Path(folder))
             results.append(
                 judge(path, training.name, "trained", training.strength, training.truth, training.follows)
             )
@@ -60,11 +64,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="simulated runs only, one seed, nothing written")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each simulated run (default 3)")
     parser.add_argument("--no-training", action="store_true", help="simulated runs only, nothing written")
+    parser.add_argument("--verbose", action="store_true", help="show what the trainers print")
     args = parser.parse_args()
     seeds = 1 if args.quick else args.seeds
     results = simulated([*healthy(seeds), *planted(seeds)])
     if not (args.quick or args.no_training):
-        results += trained()
+        results += trained(args.verbose)
     command = " ".join(["python -m benchmarks.diagnosis", *sys.argv[1:]])
     document = report(results, command)
     print(document)

@@ -71,14 +71,14 @@ CAUSES: dict[str, list[Plan]] = {
     ],
     "aggregator": [
         Plan(truth=("DVG003",), strength="clear", hard_pairs=4, hard_ce=2.0, chosen=0.08,
-             follows=("DVG004", "DVG001")),
+             follows=("DVG004", "DVG001", "DVG009", "DVG016", "DVG020")),
         Plan(truth=("DVG003",), strength="weak", hard_pairs=3, hard_ce=0.4, chosen=0.01, follows=("DVG004",)),
     ],
     "few hard pairs": [
         Plan(truth=("DVG004",), strength="clear", hard_pairs=5, hard_ce=2.0, chosen=-0.02,
-             follows=("DVG001", "DVG003")),
+             follows=("DVG001", "DVG003", "DVG009", "DVG016", "DVG020")),
         Plan(truth=("DVG004",), strength="clear", hard_pairs=3, hard_ce=3.0, chosen=0.0, spread=0.02,
-             follows=("DVG001", "DVG003")),
+             follows=("DVG001", "DVG003", "DVG009", "DVG016", "DVG020")),
     ],
     "length": [
         Plan(truth=("DVG005",), strength="clear", chosen=-0.10, rejected=-0.10, spread=0.04, length_gap=40.0,

@@ -58,6 +58,8 @@ def _aggregator_of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
             series = ctx.find(name, split)
             if series is not None and len(series) >= 2:
                 first, last = float(series.values[0]), float(series.values[-1])
+                if name != "ce/chosen" and min(first, last) <= 0:
+                    continue  # no perplexity: whatever logged it meant something else
                 found[name] = [first, last] if name == "ce/chosen" else [math.log(first), math.log(last)]
         if len(found) < 2:
             continue

@@ -74,7 +74,9 @@ class Check:
     def run(self, context: CheckContext, thresholds: Thresholds) -> dict[str, Any]:
         """The finding, with the keys of `dpo-diag explain --json` (DESIGN section 6)."""
         try:
-            result = self.function(context, thresholds)
+            # Logs hold infinities and numbers like 1e300; what overflows becomes NaN, which speaks for no effect.
+            with np.errstate(all="ignore"):
+                result = self.function(context, thresholds)
         except Missing as missing:
             result = Outcome("not_applicable", str(missing))
         spoke = result.outcome == "speaks"

@@ -211,15 +211,17 @@ def _train_falls(ctx: CheckContext, split: str, t: Thresholds) -> list[Fall]:
         rolling = np.convolve(values, np.ones(k) / k, mode="valid")
         best = int(rolling.argmax())
         if 0 < best < len(rolling) - k:
-            windows = len(values) // k
-            wide = ends(values, 1 - (1 - t["confidence"]) / windows)
+            # The best window is chosen by looking at every row: Bonferroni over the rows.
+            wide = ends(values, 1 - (1 - t["confidence"]) / len(values))
             half = (wide.last_level.high - wide.last_level.value) * math.sqrt(wide.k / k * 2) if wide else math.inf
             drop = float(rolling[-1] - rolling[best])
             low = float(series.steps[best])
             falls.append(
                 Fall(
                     "training batches", "best to last", low, high, unit,
-                    Interval(drop, drop - half, drop + half, len(values)), _gain(ctx, split, unit, low, high, False),
+                    Interval(drop, drop - half, drop + half, len(values)),
+                    # The margin of the whole run: over a short window its own gain is mostly noise.
+                    _gain(ctx, split, unit, float(series.steps[0]), high, from_zero),
                     math.nan if unit == "reward" else ratio(-drop, float(abs(rolling[best]))),
                     _loss_fell(ctx, split, low, high), {"series": series.name, "batch_sd": trend.sd},
                 )

@@ -220,13 +220,30 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
             f"the loss of {fixed.split if fixed else '?'} did not fall over {len(fixed or ())} evaluations", **evidence
         )
     loss_gain = better[0]
-    if loss_gain.high < least or (loss_gain.value <= 0 and loss_gain.n >= t["not_learning_min_rows"]):
+    many = loss_gain.n >= t["not_learning_min_rows"]
+    bound = min(loss_gain.high, _half_bound(ctx, t)) if many else loss_gain.high
+    evidence["improvement_excluded_above"] = bound
+    if loss_gain.high < least or (many and (loss_gain.value <= 0 or bound < 2 * least)):
         return speaks(
             f"the loss improved by {loss_gain} over {loss_gain.n} rows: nothing beyond noise; margin and accuracy no "
             "better",
             **evidence,
         )
     return cannot_tell(f"the loss improved by {loss_gain}: inside its noise", **evidence)
+
+
+def _half_bound(ctx: CheckContext, t: Thresholds) -> float:
+    """Upper bound of the improvement by whole halves, which see more than quarters: of the second half over the first,
+    and, where the loss may well be a sigmoid (its first half lies around ln 2), of the second half over ln 2."""
+    loss = ctx.maybe(lambda: ctx.train_series("loss"))
+    halves = ends(loss.values, t["confidence"], 0.5) if loss is not None else None
+    if halves is None:
+        return math.inf
+    bound = -halves.delta.low
+    spread = halves.last_level.high - halves.last_level.value
+    if math.isfinite(ctx.start.value) and abs(halves.first - ctx.start.value) <= spread:
+        bound = min(bound, ctx.start.value - halves.last_level.low)
+    return bound
 
 
 def _frozen(ctx: CheckContext) -> bool:
@@ -348,7 +365,10 @@ def overfit(ctx: CheckContext, t: Thresholds) -> Outcome:
     pairs = ctx.maybe(ctx.pair_split)
     if pairs is not None and not is_training_probe(pairs):
         steps = ctx.pair_steps()
-        means = [float(np.nanmean(ctx.pair_loss(ctx.at(s)))) for s in steps]
+        losses = [ctx.pair_loss(ctx.at(s)) for s in steps]
+        if not all(np.isfinite(values).any() for values in losses):
+            raise Missing("some evaluation has no finite pair loss")
+        means = [float(np.nanmean(values)) for values in losses]
         best = int(np.argmin(means))
         before, after = ctx.change(steps[best], steps[-1])
         confidence = 1 - (1 - t["confidence"]) / max(1, len(steps) - 1)
@@ -418,7 +438,7 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
     late = ends(loss.values[half:], t["confidence"])
     if whole is None or late is None:
         raise Missing("too few rows of the training loss")
-    start = ctx.start.value if ctx.start.known else whole.first
+    start = ctx.start.value if ctx.start.known else float(loss.values[:3].mean())
     early = start - late.first
     rates = ctx.find("learning_rate", loss.split)
     low_rate = False

@@ -168,7 +168,7 @@ def _early_excess(values: Any, start: float, t: Thresholds) -> Interval | None:
     half = float(st.t.ppf(0.5 + t["confidence"] / 2, early.size - 1) * sd / math.sqrt(early.size))
     excess = float(early.mean()) - start
     rising = float(early[k:].mean() - early[:k].mean()) > sd * math.sqrt(2 / k)
-    at_start = abs(float(early[0]) - start) <= max(0.5 * sd, t["reference_tolerance_loss"])
+    at_start = abs(float(early[0]) - start) <= max(0.25 * sd, t["reference_tolerance_loss"])
     if rising or at_start:
         return None
     return Interval(excess, excess - half, excess + half, int(early.size))

@@ -1,0 +1,76 @@
+"""DVG007: the policy did not start at its reference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+LN2 = math.log(2)
+SIGMOID = {"types": ["sigmoid"], "beta": 0.1}
+
+
+def test_pairs_two_nats_away_at_step_0(pairs, finding, noise):
+    ref = np.full(20, -30.0), np.full(20, -30.0)
+    run = pairs({0: (ref[0] + 2, ref[1] - 2), 5: (ref[0], ref[1] - 5)}, ref=ref)
+    found = finding(run, "DVG007")
+    assert found["outcome"] == "speaks" and found["severity"] == "error"
+    assert found["evidence"]["mean_abs_log_ratio_at_step_0"] == pytest.approx(2.0)
+
+
+def test_pairs_at_the_reference(pairs, finding, noise):
+    ref = np.full(20, -30.0), np.full(20, -30.0)
+    run = pairs({0: (ref[0] + noise(20, 0.01), ref[1]), 5: (ref[0], ref[1] - 5)}, ref=ref)
+    assert finding(run, "DVG007")["outcome"] == "silent"
+
+
+def test_first_loss_of_a_wrong_reference(means, finding):
+    """FACTS: a reference reloaded from disk gives a first loss of .733 instead of .693."""
+    found = finding(means({"loss": [0.733, 0.73, 0.72, 0.70, 0.68, 0.66, 0.64]}, every=1, loss=SIGMOID), "DVG007")
+    assert found["outcome"] == "speaks"
+    assert found["evidence"]["expected_first_loss"] == pytest.approx(LN2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "first"),
+    [
+        ({"types": ["sigmoid"]}, LN2),
+        ({"types": ["ipo"], "beta": 0.1}, 25.0),
+        ({"types": ["hinge"]}, 1.0),
+        ({"types": ["cdpo"], "label_smoothing": 0.1}, LN2),
+        ({"types": ["apo_zero"]}, 1.0),
+    ],
+)
+def test_each_loss_has_its_own_start(means, finding, loss, first):
+    """(1 / (2 beta))^2 = 25 for ipo; hinge 1; apo_zero 0.5 + 0.5; label smoothing leaves ln 2."""
+    run = means({"loss": [first * f for f in (1.0, 0.99, 0.98, 0.96, 0.95, 0.93, 0.91)]}, every=1, loss=loss)
+    assert finding(run, "DVG007")["outcome"] == "silent"
+
+
+def test_an_nll_term_explains_its_share(means, finding):
+    """1.238 - 0.545 = 0.693."""
+    run = means({"loss": [1.238, 1.2, 1.1, 1.0, 0.9, 0.9], "nll_loss": [0.545, 0.53, 0.5, 0.5, 0.5, 0.5]}, every=1)
+    assert finding(run, "DVG007")["outcome"] == "silent"
+
+
+def test_no_gradient_and_yet_a_margin(means, finding):
+    """Nothing can have moved: rewards/chosen of .16 in the first row mean another starting point (a real case)."""
+    run = means({
+        "loss": [0.61, 0.608, 0.602, 0.602, 0.61, 0.609], "grad_norm": [0.0] * 6,
+        "rewards/chosen": [0.16, 0.168, 0.2, 0.21, 0.2, 0.18], "rewards/margins": [0.156, 0.161, 0.19, 0.2, 0.19, 0.18],
+    })  # fmt: skip
+    assert finding(run, "DVG007")["outcome"] == "speaks"
+
+
+def test_a_first_row_after_many_steps_shows_no_start(means, finding):
+    t = np.arange(1, 12)
+    m = 1.5 * (1 - np.exp(-t / 2))
+    run = means({"loss": np.log1p(np.exp(-m)), "rewards/margins": m, "rewards/chosen": m / 2}, every=100)
+    assert finding(run, "DVG007")["outcome"] == "silent"
+
+
+def test_unknown_loss_type_cannot_tell(means, finding):
+    """Loss only, away from ln 2, and nothing says that it is DPO."""
+    found = finding(means({"loss": [1.4, 1.39, 1.38, 1.4, 1.37, 1.36]}, every=1), "DVG007")
+    assert found["outcome"] == "not_applicable" and found["reason"].startswith("cannot tell")

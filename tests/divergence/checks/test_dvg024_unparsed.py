@@ -1,0 +1,19 @@
+"""DVG024: lines that the importer could not read."""
+
+from __future__ import annotations
+
+
+def test_skipped_lines(means, finding):
+    run = means({"loss": [0.69] * 6}, source={"read": 6, "skipped": [{"line": 4, "why": "a row is cut off"}]})
+    found = finding(run, "DVG024")
+    assert found["outcome"] == "speaks" and found["evidence"]["count"] == 1
+    assert found["evidence"]["skipped"] == [{"line": 4, "why": "a row is cut off"}]
+
+
+def test_every_line_read(means, finding):
+    assert finding(means({"loss": [0.69] * 6}, source={"read": 6, "skipped": []}), "DVG024")["outcome"] == "silent"
+
+
+def test_not_imported(pairs, finding):
+    run = pairs({0: ([-10.0] * 4, -10.0), 5: (-9.0, -12.0)})
+    assert finding(run, "DVG024")["outcome"] == "not_applicable"
