@@ -15,19 +15,8 @@ from dpo_diag.divergence.narrative import narrate
 from dpo_diag.divergence.pair_sections import explain_pairs
 from dpo_diag.divergence.select import Step, pair_splits, select
 from dpo_diag.divergence.strict_json import plain
+from dpo_diag.divergence.thresholds import explanation_thresholds
 from dpo_diag.records import Run, load_run
-
-DEFAULTS: dict[str, float] = {
-    "verdict.benign_margin": 0.05,
-    "verdict.least_harm": 0.02,
-    "verdict.least_dlog": 0.005,
-    "turning_point.least_dlog": 0.01,
-    "key_tokens.gain": 2.0,
-    "key_tokens.floor": -2.0,
-}
-"""Thresholds of the explanation itself (the checks have their own): a worsening of a score by less than `benign_margin`
-counts as none where the interval excludes more; a change of a log-perplexity under `least_dlog` (half a percent) has no
-direction; key tokens are those that the prompt makes likelier by `gain` nats, with log-prob above `floor` (LongPPL)."""
 
 
 def explain(
@@ -35,7 +24,7 @@ def explain(
     from_step: Step | None = None,
     to_step: int | None = None,
     split: str | None = None,
-    thresholds: Mapping[str, float] | None = None,
+    thresholds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Why loss and perplexities moved between two steps, in which pairs and tokens, and whether it is harm.
 
@@ -44,18 +33,16 @@ def explain(
         from_step: default the first measured step; "ref" compares the reference itself with `to_step`.
         to_step: default the last measured step.
         split: default a fixed evaluation set before anything else.
-        thresholds: overrides by name: `DEFAULTS`, and the checks' own.
+        thresholds: overrides by name: those of conf/explanation, dotted or nested, and those of conf/checks.
 
     Returns: strict JSON values (None instead of NaN) with the keys of DESIGN section 6. A run without pair records gets
         what its logged means allow (`means`), the rest is {"not_applicable": reason}.
 
     Raises:
-        DiagError: no run, no such split or step.
+        DiagError: no run, no such split, step or threshold.
     """
     opened = run if isinstance(run, Run) else load_run(run)
-    given = {k: float(v) for k, v in (thresholds or {}).items()}
-    values = {**DEFAULTS, **{k: v for k, v in given.items() if k in DEFAULTS}}
-    rest = {k: v for k, v in given.items() if k not in DEFAULTS}
+    values, rest = explanation_thresholds(thresholds)
     splits = pair_splits(opened)
     only_logged = split is not None and split not in splits and bool((opened.history["split"] == split).any())
     if splits and not only_logged:

@@ -20,6 +20,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference.prompts import Prompt, prompts_hash, to_prompts
 from dpo_diag.modeling.pairs import Row, text_rows
 from dpo_diag.records import Run, RunWriter, metrics
+from dpo_diag.records.ches_file import has_ches, write_ches
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ def score_checkpoints(
             can be told).
         split: name of this set in the records.
         max_length, truncation_mode, tokens, no_prompt, batch_size: as for `score_pairs`.
-        ches: also compute CHES under the reference and write `ches.csv` into the run folder.
+        ches: also compute CHES under the reference and write it to the run's `ches.csv`, which the explanation reads.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
 
     Raises:
@@ -375,7 +376,7 @@ def score_checkpoints(
             say(f"{n}/{len(found)} {checkpoint.model}: only policy and ref have a place in pairs/, left out")
             continue
         key = (role, checkpoint.step if role == POLICY else 0)
-        if key in done and not (ches and role == REFERENCE and not (writer.path / "ches.csv").exists()):
+        if key in done and not (ches and role == REFERENCE and not has_ches(writer.path, split)):
             say(f"{n}/{len(found)} {role} at step {checkpoint.step}: scored already")
             continue
         say(f"{n}/{len(found)} {role} at step {checkpoint.step}: {len(pairs)} pairs, {checkpoint.path}")
@@ -395,7 +396,7 @@ def score_checkpoints(
             known = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
             writer.write("history", history_rows(scores.pairs, known, key[1], split), split=split)
         if scores.ches is not None:
-            scores.ches.assign(split=split).to_csv(writer.path / "ches.csv", index=False)
+            write_ches(writer.path, scores.ches, split)
         writer.write("pairs", scores.pairs, split=label)
         field = "reference" if role == REFERENCE else "model"
         writer.update(**{field: described[0], "tokenizer": described[1]})
