@@ -219,6 +219,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("none", "sql"),
 }
 GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike")
+PROMPT_SETS = Path(__file__).resolve().parent / "data" / "prompts"
+"""Prompt sets that the package ships, by the name of the file."""
 EXTRA_METRICS = ("top5", "greedy_logp")
 
 
@@ -331,8 +333,9 @@ def check_prompts(p: PromptsConfig) -> None:
     if p.kind == "file":
         if not p.path:
             raise _wrong("prompts.path", "nothing", "a jsonl file of prompts")
-        if not Path(p.path).is_file():
-            raise _wrong("prompts.path", p.path, "an existing jsonl file")
+        shipped = sorted(f.stem for f in PROMPT_SETS.glob("*.jsonl"))
+        if not Path(p.path).is_file() and p.path not in shipped:
+            raise _wrong("prompts.path", p.path, f"an existing jsonl file, or one of {', '.join(shipped)}")
     if p.n_samples < 0 or (p.n_samples and p.temperature <= 0):
         raise _wrong("prompts.n_samples", p.n_samples, "0, or more with prompts.temperature above 0")
     if p.max_new_tokens < 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.config import PROMPT_SETS
 from dpo_diag.errors import DiagError
 
 Message = dict[str, str]
@@ -127,8 +128,7 @@ def _unique(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
 
 def shipped_prompt_sets() -> dict[str, Path]:
     """name -> file of the prompt sets that come with the package."""
-    folder = Path(__file__).resolve().parents[1] / "data" / "prompts"
-    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    return {path.stem: path for path in sorted(PROMPT_SETS.glob("*.jsonl"))}
 
 
 def load_prompts(path: str | os.PathLike[str]) -> list[Prompt]:

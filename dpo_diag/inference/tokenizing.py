@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from dpo_diag.errors import DiagError
 from dpo_diag.modeling.pairs import Row
 from dpo_diag.modeling.tokenizers import require_chat_template
-from dpo_diag.modeling.tokens import _shared as shared
-from dpo_diag.modeling.tokens import _tokenised as tokenised
+from dpo_diag.modeling.tokens import shared_prefix, tokenised
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.schemas import SIDES
 
@@ -84,7 +83,7 @@ def encode_pairs(
             dropped.append((row["pair_id"], ids))
             continue
         prompt, with_chosen, with_rejected = ids
-        n_prompt = min(shared(prompt, with_chosen), shared(prompt, with_rejected))
+        n_prompt = min(shared_prefix(prompt, with_chosen), shared_prefix(prompt, with_rejected))
         if max_length is not None and truncation_mode == "keep_start" and n_prompt >= max_length:
             dropped.append((row["pair_id"], f"the prompt's {n_prompt} tokens fill max_length {max_length}"))
             continue

@@ -153,7 +153,7 @@ def measure_tokens(
         byte_lengths = token_bytes(tokenizer)
     records: list[dict[str, Any]] = []
     issues: list[tuple[int, str, str, bool]] = []
-    for row, ids in _tokenised(rows, tokenizer):
+    for row, ids in tokenised(rows, tokenizer):
         if isinstance(ids, str):
             records.append(
                 {"row": row["row"], "pair_id": row["pair_id"], "outcome": "dropped", **dict.fromkeys(_COUNTS, 0)}
@@ -216,7 +216,7 @@ def _measure_one(
 ) -> tuple[dict[str, Any], list[tuple[str, str, bool]]]:
     """Counts of one pair and its issues (why, detail, dropped)."""
     prompt, with_chosen, with_rejected = ids
-    n_prompt = min(_shared(prompt, with_chosen), _shared(prompt, with_rejected))
+    n_prompt = min(shared_prefix(prompt, with_chosen), shared_prefix(prompt, with_rejected))
     responses = {"chosen": with_chosen[n_prompt:], "rejected": with_rejected[n_prompt:]}
     issues: list[tuple[str, str, bool]] = []
     if n_prompt < len(prompt):
@@ -255,14 +255,14 @@ def _measure_one(
     return record, issues
 
 
-def _shared(a: list[int], b: list[int]) -> int:
+def shared_prefix(a: list[int], b: list[int]) -> int:
     """Length of the common prefix."""
     if b[: len(a)] == a:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _tokenised(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Row, TokenIds | str]]:
+def tokenised(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Row, TokenIds | str]]:
     """Each row with its token ids, or with why its chat template refused; in batches, which fast tokenizers need."""
     from tqdm import tqdm
 

@@ -191,6 +191,7 @@ def _facts(config: Config, material: Material) -> dict[str, Any]:
         "notes": material.notes,
         "git_commit": git_commit(),
         "prompts": {"kind": config.prompts.kind, "path": config.prompts.path, "n": len(material.prompts)},
+        "decoding": decoding_from(config.prompts).to_dict() if material.prompts else {},
         "task": config.task.kind,
     }
 
