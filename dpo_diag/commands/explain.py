@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     rules = [_rule(text) for text in args.fail_on]
-    thresholds = dict(_threshold(text) for text in args.thresholds)
+    thresholds = dict(parse_threshold(text) for text in args.thresholds)
     if args.watch:
         return _watch(args, thresholds, rules)
     document = _explain(Path(args.run), args, thresholds)
@@ -48,7 +48,12 @@ def run(args: argparse.Namespace) -> int:
     return _status(document, rules)
 
 
-def _threshold(text: str) -> tuple[str, float]:
+def parse_threshold(text: str) -> tuple[str, float]:
+    """NAME=NUMBER of a command line.
+
+    Raises:
+        DiagError: it is not of that form.
+    """
     name, separator, value = text.partition("=")
     try:
         if not separator or not name:
