@@ -90,7 +90,8 @@ class LossSpec:
 
 def log_sigmoid(x: FloatArray) -> FloatArray:
     """log(1 / (1 + exp(-x))), without overflow."""
-    return -np.logaddexp(0.0, -x)
+    result: FloatArray = -np.logaddexp(0.0, -x)
+    return result
 
 
 def sigmoid(x: FloatArray) -> FloatArray:
@@ -187,7 +188,8 @@ def _term(
     if kind == "robust":
         return (-(1 - eps) * log_sigmoid(logits) + eps * log_sigmoid(-logits)) / (1 - 2 * eps)
     if kind == "hinge":
-        return np.maximum(1.0 - logits, 0.0)
+        hinge: FloatArray = np.maximum(1.0 - logits, 0.0)
+        return hinge
     if kind == "ipo":
         return np.square(delta - 1.0 / (2.0 * beta))
     if kind == "exo_pair":
