@@ -104,7 +104,7 @@ def scores(spec: LossSpec, ratio: FloatArray) -> FloatArray:
     if spec.f_divergence_type == "forward_kl":
         return 1.0 - np.exp(-ratio)
     if spec.f_divergence_type == "js_divergence":
-        return np.log(2.0) + log_sigmoid(ratio)
+        return float(np.log(2.0)) + log_sigmoid(ratio)
     if spec.f_divergence_type == "alpha_divergence" and abs(spec.f_alpha_divergence_coef - 1.0) >= 1e-6:
         power = spec.f_alpha_divergence_coef - 1.0
         # 80 is TRL's clamp in float32; without it the same pair would give another loss here than there.
@@ -194,7 +194,8 @@ def _term(
         return np.square(delta - 1.0 / (2.0 * beta))
     if kind == "exo_pair":
         won, lost = sigmoid(logits), sigmoid(-logits)
-        return won * (log_sigmoid(logits) - np.log1p(-eps)) + lost * (log_sigmoid(-logits) - np.log(eps))
+        clean, flipped = float(np.log1p(-eps)), float(np.log(eps))
+        return won * (log_sigmoid(logits) - clean) + lost * (log_sigmoid(-logits) - flipped)
     if kind == "discopop":
         mix = sigmoid(logits / spec.discopop_tau)
         return -log_sigmoid(logits) * (1 - mix) + np.exp(-logits) * mix
