@@ -50,13 +50,11 @@ class Gathered(Generic[B]):
 class Accumulator(Generic[B]):
     """Collects micro-batches of one split on one rank."""
 
-    spec: LossSpec | None
     batches: list[B] = field(default_factory=list)
     residual: float = math.nan
 
-    def add(self, batch: B) -> None:
-        """Take one micro-batch; its per-token values are not kept."""
-        residual = batch.residual(self.spec)
+    def add(self, batch: B, residual: float = math.nan) -> None:
+        """Take one micro-batch and its loss residual; its per-token values are not kept."""
         if not math.isnan(residual):
             self.residual = residual if math.isnan(self.residual) else max(self.residual, residual)
         self.batches.append(batch.without_tokens())

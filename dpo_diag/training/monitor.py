@@ -57,7 +57,7 @@ class Monitor:
         self.texts = TextSource()
         self.own_splits: set[str] = set()
         self.splits: dict[str, dict[str, Any]] = {}
-        self._train: Accumulator[Any] = Accumulator(spec)
+        self._train: Accumulator[Any] = Accumulator()
         self._eval: Accumulator[Any] | None = None
         self._tokens: dict[str, tuple[TokenRows, int]] = {}
         self._closed: tuple[str, str, dict[str, Value]] | None = None
@@ -80,20 +80,20 @@ class Monitor:
 
     def observe(self, batch: Batch, step: int) -> None:
         """Take one micro-batch, of the running evaluation or else of training step `step`."""
-        self._check(batch)
+        residual = self._check(batch)
         if self._eval is not None:
-            self._eval.add(batch)
+            self._eval.add(batch, residual)
             if isinstance(batch, PairBatch):
                 self._keep_tokens(batch)
             return
         self.guards.batch(batch, step)
-        self._train.add(batch)
+        self._train.add(batch, residual)
         if self.recorder is not None and isinstance(batch, PairBatch):
             self.recorder.train_batch(batch, step, reference=not self.moving_reference)
             self._untold += [p for p in batch.pair_ids if self.recorder.lacks_text(TRAIN_SPLIT, p)]
             self._step = step
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch) -> float:
         residual = batch.residual(self.spec)
         if residual > RESIDUAL_TOLERANCE * max(1.0, abs(batch.loss)):
             self.warn_once(
@@ -102,6 +102,7 @@ class Monitor:
                 f"differs by {residual:.3g} (logged as loss_residual). Something adds to the loss that this "
                 f"configuration does not name, so its decomposition will be off by as much.",
             )
+        return residual
 
     def warn_once(self, key: str, message: str) -> None:
         """Say something once per trainer, on the main process."""
@@ -134,7 +135,7 @@ class Monitor:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Collect what is observed inside as one evaluation; close it with `close_evaluation` before leaving."""
-        self._eval, self._tokens, self._closed = Accumulator(self.spec), {}, None
+        self._eval, self._tokens, self._closed = Accumulator(), {}, None
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from dpo_diag.records import RunWriter
 from dpo_diag.records.reader import Run
-from dpo_diag.records.schemas import SIDES, TABLES
+from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
 from dpo_diag.training.batch import PairBatch, TokenRows
 
 FLUSH_SECONDS = 2.0
@@ -29,12 +29,14 @@ TRAIN_TEXTS = 1000
 """Texts of training pairs that are kept (evaluation sets keep all): the data set itself is elsewhere."""
 
 
-def pair_frame(batch: PairBatch, keep: npt.NDArray[np.bool_], role: str, step: int, split: str) -> pd.DataFrame:
-    """Rows of the pairs table for one role: two rows a pair, chosen first."""
+def pair_frame(
+    batch: PairBatch, keep: npt.NDArray[np.bool_], role: str, steps: npt.NDArray[np.int64], split: str
+) -> pd.DataFrame:
+    """Rows of the pairs table for one role: two rows a pair, chosen first; `steps` is (pairs,)."""
     values = batch.policy if role == "policy" else batch.reference
     ids = np.asarray(batch.pair_ids, dtype=object)[keep]
     columns: dict[str, Any] = {
-        "step": step,
+        "step": np.tile(steps[keep], 2),
         "split": split,
         "role": role,
         "pair_id": np.concatenate([ids, ids]),
@@ -69,12 +71,14 @@ class Recorder:
         self.writer = writer
         self.main = writer.rank == 0
         self._history: list[dict[str, Any]] = []
-        self._train: list[pd.DataFrame] = []
+        self._train: list[tuple[PairBatch, int]] = []
+        self._train_reference = False
         self._last: dict[tuple[str, str], tuple[tuple[int, int], pd.DataFrame]] = {}
         self._flushed = time.monotonic()
         self._references: dict[str, set[str]] = {}
         self._token_references: dict[str, set[str]] = {}
         self._texts: dict[str, set[str]] = {}
+        self._waiting_texts: list[dict[str, Any]] = []
         self._remember()
 
     def _remember(self) -> None:
@@ -95,34 +99,46 @@ class Recorder:
 
     def _new_references(self, batch: PairBatch, keep: npt.NDArray[np.bool_], split: str) -> npt.NDArray[np.bool_]:
         seen = self._references.setdefault(split, set())
-        new = np.array([k and p not in seen for p, k in zip(batch.pair_ids, keep, strict=True)], dtype=bool)
-        seen.update(p for p, n in zip(batch.pair_ids, new, strict=True) if n)
+        new = np.zeros(len(batch), dtype=bool)
+        for i, pair_id in enumerate(batch.pair_ids):
+            if keep[i] and pair_id not in seen:
+                new[i] = True
+                seen.add(pair_id)
         return new
 
     def pair_rows(
-        self, batch: PairBatch, step: int, split: str, keep: npt.NDArray[np.bool_] | None = None, *, reference: bool
-    ) -> list[pd.DataFrame]:
-        """Frames of the pairs table: the policy's rows, and the reference's of pairs that have none in this split.
+        self,
+        batch: PairBatch,
+        steps: npt.NDArray[np.int64],
+        split: str,
+        keep: npt.NDArray[np.bool_],
+        *,
+        reference: bool,
+    ) -> pd.DataFrame:
+        """Rows of the pairs table: the policy's, and the reference's of pairs that have none in this split.
 
         Args:
-            keep: (pairs,) which pairs to write; all if None. A pair that occurs twice is written once.
+            steps: (pairs,).
+            keep: (pairs,) which pairs to write. A pair that occurs twice in a step is written once.
             reference: False for a reference that moves during training: one row per set cannot describe it.
         """
+        seen: set[tuple[int, str]] = set()
         once = np.zeros(len(batch), dtype=bool)
-        once[np.unique(np.asarray(batch.pair_ids, dtype=object).astype(str), return_index=True)[1]] = True
-        keep = once if keep is None else keep & once
-        if not keep.any():
-            return []
-        frames = [pair_frame(batch, keep, "policy", step, split)]
+        for i, key in enumerate(zip(steps.tolist(), batch.pair_ids, strict=True)):
+            once[i] = key not in seen
+            seen.add(key)
+        keep = keep & once
+        frames = [pair_frame(batch, keep, "policy", steps, split)]
         if reference and batch.reference:
             new = self._new_references(batch, keep, split)
             if new.any():
-                frames.append(pair_frame(batch, new, "ref", step, split))
-        return frames
+                frames.append(pair_frame(batch, new, "ref", steps, split))
+        return pd.concat(frames, ignore_index=True)
 
-    def train_batch(self, batch: PairBatch, step: int, split: str = "train", *, reference: bool) -> None:
-        """Keep one micro-batch for the next flush."""
-        self._train += self.pair_rows(batch, step, split, reference=reference)
+    def train_batch(self, batch: PairBatch, step: int, *, reference: bool) -> None:
+        """Keep one micro-batch for the next flush; building its rows waits until then, which is many times cheaper."""
+        self._train.append((batch.without_tokens(), step))
+        self._train_reference = reference
 
     def evaluation(
         self,
@@ -135,9 +151,10 @@ class Recorder:
         reference: bool,
     ) -> None:
         """Write one evaluation of one set: this rank's pairs where `keep`, and the tokens of those in `tokens`."""
-        frames = self.pair_rows(batch, step, split, keep, reference=reference)
-        if frames:
-            self.writer.write("pairs", pd.concat(frames, ignore_index=True), split=split)
+        steps = np.full(len(batch), step, dtype=np.int64)
+        rows = self.pair_rows(batch, steps, split, keep, reference=reference)
+        if len(rows):
+            self.writer.write("pairs", rows, split=split)
         seen = self._token_references.setdefault(split, set())
         parts = []
         for pair_id, (rows, position) in tokens.items():
@@ -166,11 +183,18 @@ class Recorder:
             )
 
     def texts(self, split: str, rows: Iterable[Mapping[str, Any]], step: int) -> None:
-        """Write texts of pairs whose texts this split does not have yet: dicts of pair_id, prompt, chosen, rejected."""
+        """Write texts of pairs whose texts this split does not have yet: dicts of pair_id, prompt, chosen, rejected.
+
+        Those of training batches wait for the next flush: a file a step would be a file a pair.
+        """
         seen = self._texts.setdefault(split, set())
         new = {r["pair_id"]: {**r, "split": split} for r in rows if r["pair_id"] not in seen}
-        if new:
-            seen.update(new)
+        if not new:
+            return
+        seen.update(new)
+        if split == TRAIN_SPLIT:
+            self._waiting_texts += [{**row, "_step": step} for row in new.values()]
+        else:
             self.writer.write("texts", list(new.values()), split=f"{split}-{step:08d}")
 
     def lacks_text(self, split: str, pair_id: str) -> bool:
@@ -204,8 +228,16 @@ class Recorder:
         if not force and time.monotonic() - self._flushed < FLUSH_SECONDS:
             return
         if self._train:
-            self._write("pairs", "train", pd.concat(self._train, ignore_index=True))
+            batch = PairBatch.concat([b for b, _ in self._train])
+            steps = np.concatenate([np.full(len(b), s, dtype=np.int64) for b, s in self._train])
+            everything = np.ones(len(batch), dtype=bool)
             self._train = []
+            rows = self.pair_rows(batch, steps, TRAIN_SPLIT, everything, reference=self._train_reference)
+            self._write("pairs", TRAIN_SPLIT, rows)
+        if self._waiting_texts:
+            frame = pd.DataFrame(self._waiting_texts)
+            self._waiting_texts = []
+            self.writer.write("texts", frame.drop(columns="_step"), split=f"{TRAIN_SPLIT}-{frame['_step'].max():08d}")
         if self._history:
             frame = pd.DataFrame(self._history)
             self._history = []
@@ -215,5 +247,5 @@ class Recorder:
 
     def forget_after(self, step: int) -> None:
         """Drop rows of later steps that still wait: the training loop starts again (auto_find_batch_size)."""
-        self._train = [f for f in self._train if int(f["step"].iloc[0]) <= step]
+        self._train = [(b, s) for b, s in self._train if s <= step]
         self._history = [r for r in self._history if r["step"] <= step]

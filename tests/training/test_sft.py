@@ -1,0 +1,225 @@
+"""DiagSFTTrainer: response and prompt apart, exact, bit-identical to stock, and a wrong mask shows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from dpo_diag import load_run
+from dpo_diag.training import DiagSFTTrainer
+from dpo_diag.training.sequences import assistant_mask
+
+from .plain import score
+from .tiny import make_model, make_pairs, make_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<eos>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+ROWS = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in make_pairs(7)]
+CHATS = [
+    {"messages": [
+        {"role": "user", "content": f"{i} cat"}, {"role": "assistant", "content": " red" * (1 + i % 3)},
+        {"role": "user", "content": "dog?"}, {"role": "assistant", "content": " two blue"},
+    ]}
+    for i in range(5)
+]  # fmt: skip
+
+
+def arguments(folder: Any, **options: Any) -> SFTConfig:
+    known: dict[str, Any] = {
+        "output_dir": str(folder), "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": [],
+        "logging_steps": 1, "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": True,
+        "learning_rate": 1e-2, "per_device_train_batch_size": 3, "per_device_eval_batch_size": 3, "max_steps": 2,
+        "seed": 3, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return SFTConfig(**(known | options))
+
+
+def run_sft(folder: Path, tokenizer: Any, rows: list[dict[str, Any]], cls: Any = DiagSFTTrainer, model: Any = None,
+            options: Any = None, **extra: Any) -> Any:  # fmt: skip
+    trainer = cls(
+        model=model or make_model(1, attention_dropout=0.2), args=arguments(folder / "out", **(options or {})),
+        train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        **extra,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+def parts(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
+    """Token ids of prompt + completion + end, and 1 where the completion is."""
+    prompt = tokenizer(row["prompt"])["input_ids"]
+    ids = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]
+    return ids, [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+
+
+def expected_of(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int]]], max_length: int = 10**6) -> Any:
+    """Metrics of response and prompt from the plain loop."""
+    found = {}
+    for name, keep in (("response", 1), ("prompt", 0)):
+        values = [score(model.eval(), ids[:max_length], [int(m == keep) for m in mask][:max_length])
+                  for ids, mask in rows]  # fmt: skip
+        values = [v for v in values if v["n_tokens"]]
+        s, n = (np.array([v[k] for v in values]) for k in ("sum_logp", "n_tokens"))
+        found |= {
+            f"ce/{name}": (-s / n).mean(),
+            f"ppl_token/{name}": math.exp(-s.sum() / n.sum()),
+            f"ppl_seq_mean/{name}": np.exp(-s / n).mean(),
+            f"ppl_seq_geomean/{name}": math.exp((-s / n).mean()),
+            f"top1/{name}": sum(v["top1"] * v["n_tokens"] for v in values) / n.sum(),
+            f"entropy/{name}": sum(v["entropy_sum"] for v in values) / n.sum(),
+        }
+    return found
+
+
+def first_evaluation(trainer: Any) -> dict[str, float]:
+    return next(r for r in trainer.state.log_history if "eval_loss" in r)
+
+
+def test_both_parts_are_exact_and_nothing_of_trls_changes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    ours = run_sft(tmp_path, tokenizer, ROWS, recorder=tmp_path / "run",
+                   options={"gradient_accumulation_steps": 2, "pad_to_multiple_of": 16})  # fmt: skip
+    stock = run_sft(tmp_path, tokenizer, ROWS, SFTTrainer,
+                    options={"gradient_accumulation_steps": 2, "pad_to_multiple_of": 16})  # fmt: skip
+    pick = ("loss", "eval_loss", "grad_norm", "entropy", "eval_entropy", "mean_token_accuracy",
+            "eval_mean_token_accuracy", "num_tokens")  # fmt: skip
+    theirs = [{k: r[k] for k in pick if k in r} for r in stock.state.log_history]
+    mine = [{k: r[k] for k in pick if k in r} for r in ours.state.log_history if r["step"] > 0]
+    assert theirs == mine
+    assert all(torch.equal(a, b) for a, b in zip(stock.model.parameters(), ours.model.parameters(), strict=True))
+    start = first_evaluation(ours)
+    assert start["step"] == 0
+    expected = expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS])
+    for name, value in expected.items():
+        assert start[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert start["eval_loss_on_prompt"] == 0.0
+    assert start["eval_loss_exact"] == pytest.approx(math.log(expected["ppl_token/response"]), rel=1e-6)
+    assert all(v < 1e-5 for r in ours.state.log_history for k, v in r.items() if k.endswith("loss_residual"))
+    run = load_run(tmp_path / "run")
+    assert run.meta["loss"] == {"not_applicable": "SFT: a negative log-likelihood, no preference loss"}
+    assert set(run.history["split"]) == {"train", "eval"}
+    assert not run.has("pairs")
+    weights = run.history[run.history["step"] == 0].set_index("name")["weight"]
+    tokens = sum(sum(mask) for _, mask in (parts(tokenizer, r) for r in ROWS))
+    assert weights["ppl_token/response"] == weights["loss"] == tokens
+
+
+def test_training_on_the_prompt_shows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The same data with the loss on everything: response and prompt are what they were, and the share is named."""
+    trainer = run_sft(tmp_path, tokenizer, ROWS, options={"completion_only_loss": False, "max_steps": 1})
+    start = first_evaluation(trainer) | {}
+    rows = [parts(tokenizer, r) for r in ROWS]
+    in_prompt = sum(len(mask) - sum(mask) - 1 for _, mask in rows)  # the first token has no score
+    in_all = sum(len(mask) - 1 for _, mask in rows)
+    evaluated = [r for r in trainer.state.log_history if "eval_loss" in r]
+    assert evaluated[0]["eval_loss_on_prompt"] == pytest.approx(in_prompt / in_all)
+    assert start["eval_ce/prompt"] > 0
+
+
+def test_cut_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """max_length 8: masks are cut as the tokens are; rows whose prompt fills it are dropped by TRL."""
+    options = {"max_length": 8, "completion_only_loss": False, "max_steps": 1}
+    trainer = DiagSFTTrainer(
+        model=make_model(1), args=arguments(tmp_path, **options), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS),
+    )  # fmt: skip
+    found = trainer.evaluate()
+    for name, value in expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS], 8).items():
+        assert found[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def test_a_conversation_is_split_by_its_turns(tmp_path: Path) -> None:
+    """TRL trains on every turn of `messages` unless told otherwise: the user's share of the loss is said."""
+    tokenizer = chat_tokenizer()
+    trainer = DiagSFTTrainer(
+        model=make_model(1), args=arguments(tmp_path), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(CHATS), eval_dataset=Dataset.from_list(CHATS),
+    )  # fmt: skip
+    found = trainer.evaluate()
+    rows, outside, scored = [], 0, 0
+    for chat in CHATS:
+        ids: list[int] = []
+        mask: list[int] = []
+        for m in chat["messages"]:
+            head = tokenizer(f"<{m['role']}>", add_special_tokens=False)["input_ids"]
+            body = tokenizer(m["content"] + "<eos>", add_special_tokens=False)["input_ids"]
+            ids += head + body
+            mask += [0] * len(head) + [int(m["role"] == "assistant")] * len(body)
+        assert ids == tokenizer(tokenizer.apply_chat_template(chat["messages"], tokenize=False))["input_ids"]
+        rows.append((ids, mask))
+        outside += mask[1:].count(0)
+        scored += len(mask) - 1
+    for name, value in expected_of(make_model(1), tokenizer, rows).items():
+        assert found[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert found["eval_loss_on_prompt"] == pytest.approx(outside / scored)
+
+
+def test_a_template_that_rewrites_prefixes_is_not_guessed(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A template that renders a conversation by its length: no prefix begins the whole, so nothing is known."""
+    odd = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    messages = CHATS[0]["messages"]
+    ids = tokenizer(tokenizer.apply_chat_template(messages, chat_template=odd, tokenize=False))["input_ids"]
+    assert assistant_mask(tokenizer, messages, ids, chat_template=odd) == [-1] * len(ids)
+
+
+@pytest.mark.filterwarnings("ignore:.label_smoothing_factor. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ([{"text": r["prompt"] + r["completion"]} for r in ROWS], {}),
+        (ROWS, {"packing": True, "max_length": 16, "packing_strategy": "wrapped"}),
+        (ROWS, {"loss_type": "dft"}),
+        (ROWS, {"label_smoothing_factor": 0.1}),
+        (ROWS, {"assistant_only_loss": False, "remove_unused_columns": False}),
+    ],
+    ids=["text", "packed", "dft", "label smoothing", "all columns"],
+)
+def test_other_kinds_train_as_stock(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], options: dict[str, Any]
+) -> None:
+    found = [run_sft(tmp_path / c.__name__, tokenizer, rows, c, options=options) for c in (SFTTrainer, DiagSFTTrainer)]
+    stock, ours = ([(r.get("loss"), r.get("eval_loss")) for r in t.state.log_history] for t in found)
+    assert stock == ours
+    last = [r for r in found[1].state.log_history if "eval_loss" in r][-1]
+    assert last["eval_ppl_token/response"] > 1
+    assert "eval_loss_residual" not in last or last["eval_loss_residual"] < 1e-5
+
+
+def test_lora_and_streams(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trainer = DiagSFTTrainer(
+        model=make_model(1), args=arguments(tmp_path), processing_class=tokenizer, peft_config=lora,
+        train_dataset=Dataset.from_list(ROWS).to_iterable_dataset(), eval_dataset=Dataset.from_list(ROWS),
+    )  # fmt: skip
+    trainer.train()
+    logged = next(r for r in trainer.state.log_history if "loss" in r)
+    expected = expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS[:3]])
+    assert logged["ce/prompt"] == pytest.approx(expected["ce/prompt"], rel=1e-5)
+    assert logged["ce/response"] == pytest.approx(expected["ce/response"], rel=1e-5)
+
+
+def test_prompt_metrics_can_be_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    trainer = DiagSFTTrainer(
+        model=make_model(1), args=arguments(tmp_path), processing_class=tokenizer, prompt_metrics=False,
+        train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS),
+    )  # fmt: skip
+    found = trainer.evaluate()
+    assert not any("/prompt" in k for k in found)
+    expected = expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS])
+    assert found["eval_ce/response"] == pytest.approx(expected["ce/response"], rel=1e-5)
