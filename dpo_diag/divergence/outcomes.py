@@ -18,8 +18,11 @@ from scipy import stats
 from dpo_diag.divergence.select import REFERENCE, Step
 from dpo_diag.records import Run
 from dpo_diag.records.metrics import wilson_interval
+from dpo_diag.review.results import results as review_results
 
 SCORE = "score/"
+LEAST_REVIEWED = 8
+"""Prompts that people judged below which their preference is no evidence."""
 
 
 def newcombe_interval(p0: float, n0: float, p1: float, n1: float) -> tuple[float, float]:
@@ -52,10 +55,10 @@ def mcnemar(lost: int, won: int, n: int) -> dict[str, Any]:
 def evidence(run: Run, from_step: Step, to_step: int) -> list[dict[str, Any]]:
     """Everything measured that is not likelihood, between the two steps; empty where nothing was.
 
-    Each entry: {"what", "split", "kind": "score" | "correct" | "unfinished" | "empty", "method", "from_step",
-    "to_step", "from", "to", "delta", "interval", "p", "n", "better": "higher" | "lower"}. `judge` says its direction.
+    Each entry: {"what", "split", "kind": "score" | "correct" | "unfinished" | "empty" | "review", "method",
+    "from_step", "to_step", "from", "to", "delta", "interval", "p", "n", "better": "higher" | "lower"}. `judge` says its direction.
     """
-    return [*_scores(run, from_step, to_step), *_answers(run, from_step, to_step)]
+    return [*_scores(run, from_step, to_step), *_answers(run, from_step, to_step), *_reviews(run, from_step, to_step)]
 
 
 def _scores(run: Run, from_step: Step, to_step: int) -> list[dict[str, Any]]:
@@ -127,6 +130,33 @@ def _answers(run: Run, from_step: Step, to_step: int) -> list[dict[str, Any]]:
             entry |= _paired_mean(new - old)
         found.append(entry)
     return found
+
+
+def _reviews(run: Run, from_step: Step, to_step: int) -> list[dict[str, Any]]:
+    """What people preferred, blind, between the two looks: a win rate against the 0.5 of no preference; [] below
+    8 prompts."""
+    start = 0 if from_step == REFERENCE else int(from_step)
+    return [
+        {
+            "what": f"people's blind preference for step {c['b_step']} over {c['a']}", "split": "review",
+            "kind": "review", "better": "higher", "from_step": c["a_step"], "to_step": c["b_step"],
+            "from": 0.5, "to": c["win_rate"], "delta": c["win_rate"] - 0.5,
+            "interval": [c["low"] - 0.5, c["high"] - 0.5], "p": c["p"], "n": c["n"],
+            "method": "blind pairwise verdicts, ties half (Wilson)",
+        }
+        for c in reviewed(run)
+        if c["n"] >= LEAST_REVIEWED
+        and c["b_step"] == to_step
+        and c["a_step"] == start
+        and (c["a_model"] == "policy" or start == 0)
+    ]  # fmt: skip
+
+
+def reviewed(run: Run) -> list[dict[str, Any]]:
+    """Comparisons that people judged whose later look is the policy's (`dpo_diag.review.results`); [] without any."""
+    if not (run.path / "review").is_dir():
+        return []
+    return [c for c in review_results(run)["comparisons"] if c["b_model"] == "policy"]
 
 
 def _verdicts(both: pd.DataFrame) -> list[tuple[str, str, str, Any, Any]]:

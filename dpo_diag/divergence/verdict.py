@@ -71,7 +71,7 @@ def decide(facts: Facts) -> dict[str, Any]:
     suspicious = name in ("likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown")
     if worse:
         harm, because = "harmful", worse
-    elif any(e["kind"] in ("score", "correct") for e in fine) and not unclear_scores(unclear):
+    elif any(e["kind"] in ("score", "correct", "review") for e in fine) and not unclear_scores(unclear):
         harm, because = ("benign" if suspicious else "none"), fine
     elif suspicious or name in ("broken_numbers", "cannot_tell"):
         harm, because = "cannot_tell", unclear

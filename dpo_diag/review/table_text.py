@@ -8,6 +8,7 @@ from dpo_diag.outputs.sanitize import for_terminal
 from dpo_diag.outputs.terminal import table
 
 COLUMNS = 140
+ROWS = 12
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -46,7 +47,9 @@ def lines(document: dict[str, Any]) -> list[str]:
     if "not_applicable" in document:
         out.append(document["not_applicable"])
     out += _section("Win rate (ties and both bad count half; several reviewers of an item are averaged)", _HEADER,
-                    _comparisons(document["comparisons"]))  # fmt: skip
+                    _comparisons(document["comparisons"][:ROWS]))  # fmt: skip
+    if len(document["comparisons"]) > ROWS:
+        out.append(f"  and {len(document['comparisons']) - ROWS} pairs of looks with fewer items: see --json")
     ranking = document["ranking"]
     if len(ranking.get("looks", [])) > 2:
         out += _section(

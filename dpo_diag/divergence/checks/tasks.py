@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, cannot
 from dpo_diag.divergence.checks.context import CheckContext
 from dpo_diag.divergence.checks.likelihood import chosen_falls
 from dpo_diag.divergence.checks.stats import Interval, paired_proportion_change, proportion_change
+from dpo_diag.divergence.outcomes import reviewed
+from dpo_diag.records.metrics import wilson_interval
 
 _SEEN = re.compile(r"train|template|like|(?<!un)seen|familiar", re.IGNORECASE)
 _UNSEEN = re.compile(r"paraphras|held|unseen|novel|fresh|test|reword|probe", re.IGNORECASE)
@@ -72,6 +75,26 @@ def score_changes(ctx: CheckContext, t: Thresholds) -> list[dict[str, Any]]:
     return found
 
 
+def preferences(ctx: CheckContext, t: Thresholds) -> list[dict[str, Any]]:
+    """People's blind preference for the last step that they judged over earlier looks (`dpo-diag review`); [] if none.
+
+    `change` is the last step's win rate minus the other's (ties half), with Wilson's interval at the scores' confidence
+    corrected for the number of looks compared.
+    """
+    found = reviewed(ctx.run)
+    last = max((c["b_step"] for c in found), default=0)
+    found = [c for c in found if c["b_step"] == last]
+    out = []
+    for c in found:
+        level = 1 - (1 - t["confidence_scores"]) / len(found)
+        low, high = wilson_interval(c["win_rate"] * c["n"], c["n"], NormalDist().inv_cdf(0.5 + level / 2))
+        change = Interval(2 * c["win_rate"] - 1, 2 * low - 1, 2 * high - 1, c["n"])
+        out.append({"score": f"people's preference against {c['a']}", "split": "review", "model": c["a_model"],
+                    "steps": [c["a_step"], last], "from": 1 - c["win_rate"], "to": c["win_rate"], "n": c["n"],
+                    "paired": True, "change": change})  # fmt: skip
+    return out
+
+
 def score_fell(ctx: CheckContext, t: Thresholds) -> Outcome:
     """DVG025: a task score fell beyond its interval."""
     changes = score_changes(ctx, t)
@@ -94,10 +117,18 @@ def benign(ctx: CheckContext, t: Thresholds) -> Outcome:
     falls = [f for f in chosen_falls(ctx, t) if f.material(t) and f.delta.below]
     if not falls:
         return silent("chosen did not fall, so there is nothing to excuse")
-    changes = score_changes(ctx, t)
-    evidence: dict[str, Any] = {"scores": changes, "fall": falls[0].evidence()}
+    preferred = preferences(ctx, t)
+    changes = ctx.maybe(lambda: score_changes(ctx, t)) or []
+    if not changes and not preferred:
+        changes = score_changes(ctx, t)
+    evidence: dict[str, Any] = {"scores": changes, "review": preferred, "fall": falls[0].evidence()}
     if any(c["change"].below for c in changes):
         return silent("a task score fell (DVG025)", **evidence)
+    against = [c for c in preferred if c["change"].below]
+    if against:
+        return silent(f"people preferred the earlier answers: {against[0]['change']} (DVG019)", **evidence)
+    # A review of some dozens of prompts can hardly exclude a small fall: beside scores, it only speaks against them.
+    changes = changes or preferred
     safe = [c for c in changes if c["change"].low >= -t["benign_margin"]]
     if len(safe) == len(changes):
         c = min(changes, key=lambda c: c["change"].low)
@@ -177,6 +208,10 @@ def best_not_last(ctx: CheckContext, t: Thresholds) -> Outcome:
                       "best": float(rows["value"].iloc[best]), "last": float(rows["value"].iloc[-1]),
                       "n": float(rows["weight"].iloc[-1]), "change": change,
                       "is_last": best == len(rows) - 1})  # fmt: skip
+    for c in preferences(ctx, t):
+        if c["model"] == "policy":
+            found.append({"score": c["score"], "best_step": c["steps"][0], "best": c["from"], "last": c["to"],
+                          "n": c["n"], "change": c["change"], "is_last": c["change"].value >= 0})  # fmt: skip
     if not found:
         raise Missing("no task score at three steps with its n: likelihoods alone do not rank checkpoints")
     worse = [f for f in found if f["change"].below]
