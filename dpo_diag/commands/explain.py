@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.commands.destination import add_gained, refuse
 from dpo_diag.errors import DiagError
 from dpo_diag.records.reader import load_run
 from dpo_diag.records.writer import RUN_FILE, write_json
@@ -35,12 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS", help="how often --watch looks")
     parser.add_argument("--loss", help="of a log that does not name it: e.g. sigmoid or sigmoid,sft")
     parser.add_argument("--beta", type=float, help="of a log that does not name it")
+    parser.add_argument("--destination", action="store_true",
+                        help="load both checkpoints: which tokens gained where the answers lost most")  # fmt: skip
+    parser.add_argument("--checkpoint-from", metavar="MODEL", help="the first step's model (default: found by the run)")
+    parser.add_argument("--checkpoint-to", metavar="MODEL", help="the last step's model (default: found by the run)")
+    parser.add_argument("--device", default="auto", help="of --destination: auto, cpu, cuda, mps")
     parser.add_argument("--no-write", action="store_true", help="do not write findings.json into the run")
 
 
 def run(args: argparse.Namespace) -> int:
     rules = [_rule(text) for text in args.fail_on]
     thresholds = dict(parse_threshold(text) for text in args.thresholds)
+    refuse(args)
     if args.watch:
         return _watch(args, thresholds, rules)
     document = _explain(Path(args.run), args, thresholds)
@@ -102,9 +109,13 @@ def _explain(path: Path, args: argparse.Namespace, thresholds: dict[str, float])
             )
         opened = load_run(path)
         document = explain(opened, args.from_step, args.to_step, args.split, thresholds)
+        if args.destination:
+            document = add_gained(document, opened, args, thresholds)
         if not args.no_write:
             _write(path / FINDINGS, document)
         return document
+    if args.destination:
+        raise DiagError("--destination needs a run folder", where=path, got="a log", usage=True)
     from dpo_diag.importers import Options, import_path
 
     options = Options(loss=tuple((args.loss or "").replace(" ", "").split(",")) if args.loss else (), beta=args.beta)

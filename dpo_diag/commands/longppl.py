@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     )
     shown = sorted(document["key_tokens"], key=lambda k: k["short"] - k["long"])[: args.top]
     if shown:
-        rows = [[escape_text(k["text"]), k["position"], k["long"], k["short"]] for k in shown]
+        rows = [[f'"{escape_text(k["text"])}"', k["position"], k["long"], k["short"]] for k in shown]
         print("\n" + table(["key token", "position", "log p long", "log p short"], rows))
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_diag.divergence.wording import Sentence, number, percent, say
+from dpo_diag.divergence.wording import Sentence, escape_text, number, percent, say
 
 ROLE_WORDS = {
     "shared_prefix": "in the beginning that both answers share",
@@ -20,7 +20,7 @@ LEAST_KEY_TOKENS = 20
 
 def why(document: dict[str, Any]) -> list[Sentence]:
     """Sentences about causes; one that says so if there is none."""
-    said = [*_loss(document), *_perplexity(document), *_tokens(document), *_destination(document)]
+    said = [*_loss(document), *_perplexity(document), *_tokens(document), *_destination(document), *_gained(document)]
     said += [*_prompt(document), *_similarity(document)]
     for check in document["checks"]:
         if check["outcome"] == "speaks":
@@ -92,6 +92,39 @@ def _destination(document: dict[str, Any]) -> list[Sentence]:
         for side, section in found.items()
         if isinstance(section, dict) and section.get("text")
     ]
+
+
+def _gained(document: dict[str, Any]) -> list[Sentence]:
+    """Which tokens took what chosen lost, and whether the single-token theory foretold it."""
+    found = document.get("gained") or {}
+    if "not_applicable" in found:
+        return [say(f"Where the lost probability went cannot be told: {found['not_applicable']}.", "gained")]
+    said = []
+    for side in ("chosen", "rejected"):
+        section = found.get(side)
+        if not section or not section["gained"]:
+            continue
+        took = ", ".join(f"{_quoted(g['text'])} ({percent(g['share'])})" for g in section["gainers"][:3])
+        went = section["went_to"]
+        text = (
+            f"At the {section['n_positions']} positions where {side} tokens lost most probability, the largest gainers "
+            f"were {took}; of all that was gained {percent(went['other_answer'])} went to the other answer's token, "
+            f"{percent(went['former_first_choice'])} to what was the model's first choice already."
+        )
+        said.append(say(text, f"gained.{side}"))
+    theory = found.get("theory") or {}
+    if "rho" in theory and theory["rho"]["mean"] is not None:
+        text = (
+            f"At {theory['n_positions']} first differences the single-token theory's ranking of tokens correlates "
+            f"{theory['rho']['mean']:+.2f} with what happened; {theory['hits']:.1f} of the {theory['of']} largest "
+            f"gainers were among its first {theory['of']} (by chance {theory['hits_by_chance']:.2g})."
+        )
+        said.append(say(text, "gained.theory"))
+    return said
+
+
+def _quoted(text: str) -> str:
+    return f'"{escape_text(text, 40)}"'
 
 
 def _prompt(document: dict[str, Any]) -> list[Sentence]:

@@ -1,0 +1,188 @@
+"""Whole next-token distributions of two checkpoints, at a few positions of recorded answers only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from dpo_diag.errors import DiagError
+from dpo_diag.inference.checkpoints import Checkpoint, Loader
+from dpo_diag.inference.scoring import evaluating, forward_names
+from dpo_diag.inference.tokenizing import encode_pairs
+from dpo_diag.modeling.pairs import Row
+from dpo_diag.records.schemas import SIDES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FloatArray = npt.NDArray[np.float32]
+_TURN = r"(system|user|assistant|tool): "
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """What both checkpoints say at P positions.
+
+    Attributes:
+        kept: index labels of the rows whose context could be rebuilt, in order.
+        before, after: next-token log-probs (nats), (P, vocabulary) float32.
+        scores: W (w_target - w_rival), W the earlier model's unembedding, for the kept rows with `theory`,
+            (rows, vocabulary) float32.
+        text_of: token id -> text.
+    """
+
+    kept: list[Any]
+    before: FloatArray
+    after: FloatArray
+    scores: FloatArray
+    text_of: Callable[[int], str]
+
+
+def next_token_logp(model: PreTrainedModel, contexts: Sequence[Sequence[int]], *, batch_size: int = 8) -> FloatArray:
+    """Log-probs (nats) of every token after each context: (contexts, vocabulary) float32.
+
+    The LM head sees the last position of each context and nothing else; what the model does to logits after it
+    (scaling, soft caps) stays.
+
+    Raises:
+        DiagError: an empty context, a model without an output embedding.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
+    if not all(len(c) for c in contexts):
+        raise DiagError("a position has nothing before it", expected="a prompt or an earlier token")
+    device = next(model.parameters()).device
+    kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in forward_names(model) else {}
+    order = sorted(range(len(contexts)), key=lambda i: (-len(contexts[i]), i))
+    found: list[FloatArray | None] = [None] * len(contexts)
+    last: tuple[torch.Tensor, torch.Tensor]
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0][last][None], *given[1:]))
+    try:
+        with evaluating(model):
+            for start in range(0, len(order), batch_size):
+                chunk = order[start : start + batch_size]
+                width = max(len(contexts[i]) for i in chunk)
+                ids = torch.zeros((len(chunk), width), dtype=torch.long)
+                mask = torch.zeros_like(ids)
+                for row, i in enumerate(chunk):
+                    ids[row, : len(contexts[i])] = torch.tensor(list(contexts[i]))
+                    mask[row, : len(contexts[i])] = 1
+                last = (torch.arange(len(chunk), device=device), (mask.sum(1) - 1).to(device))
+                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **kwargs).logits[0]
+                logp = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+                for row, i in enumerate(chunk):
+                    found[i] = logp[row]
+    finally:
+        handle.remove()
+    if not contexts:
+        return np.zeros((0, head.weight.shape[0]), dtype=np.float32)
+    return np.stack([f for f in found if f is not None])
+
+
+def unembedding_scores(model: PreTrainedModel, targets: Sequence[int], rivals: Sequence[int]) -> FloatArray:
+    """W (w_target - w_rival) for each pair of tokens, W the output embedding: (pairs, vocabulary) float32."""
+    weight = model.get_output_embeddings().weight.detach()
+    difference = weight[list(targets)].float() - weight[list(rivals)].float()
+    return np.asarray((difference @ weight.float().T).cpu().numpy(), dtype=np.float32)
+
+
+def compare_at(
+    earlier: Checkpoint,
+    later: Checkpoint,
+    positions: pd.DataFrame,
+    texts: pd.DataFrame,
+    *,
+    loader: Loader | None = None,
+    max_length: int | None = None,
+    truncation_mode: str = "keep_start",
+    batch_size: int = 8,
+) -> NextTokens:
+    """Load both checkpoints, one after the other, and ask each at the given positions.
+
+    Args:
+        positions: `pair_id`, `side`, `prefix` (response tokens before the position), `token_id`, `theory`, `rival`.
+        texts: `pair_id`, `prompt`, `chosen`, `rejected`: the pairs' texts, from which prompts are tokenised anew.
+        max_length, truncation_mode: as in the training or scoring that wrote the records.
+
+    Raises:
+        DiagError: a checkpoint that cannot be loaded, vocabularies of different sizes.
+    """
+    loader = loader or Loader()
+    rows = texts.drop_duplicates("pair_id").set_index("pair_id")
+    tokenizer = loader.tokenizer_of(later)
+    prompts = _Prompts(tokenizer, rows, max_length, truncation_mode)
+    contexts: list[list[int]] = []
+    kept: list[Any] = []
+    for label, row in positions.iterrows():
+        prompt = prompts.of(str(row["pair_id"]), str(row["side"]), [*row["prefix"], int(row["token_id"])])
+        if prompt is not None and (prompt or row["prefix"]):
+            kept.append(label)
+            contexts.append([*prompt, *row["prefix"]])
+    asked = positions.loc[kept]
+    theory = asked[asked["theory"].astype(bool)]
+    with loader.open(earlier) as (model, _):
+        before = next_token_logp(model, contexts, batch_size=batch_size)
+        scores = unembedding_scores(model, theory["token_id"].tolist(), theory["rival"].tolist())
+    with loader.open(later) as (model, _):
+        after = next_token_logp(model, contexts, batch_size=batch_size)
+    if before.shape != after.shape:
+        raise DiagError("the two checkpoints have different vocabularies", where=f"{earlier.path} and {later.path}",
+                        got=f"{before.shape[1]} and {after.shape[1]} tokens")  # fmt: skip
+    return NextTokens(kept, before, after, scores, lambda token: str(tokenizer.decode([token])))
+
+
+class _Prompts:
+    """Prompt tokens of recorded answers: the texts are tokenised again and must give the recorded answer's tokens."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rows: pd.DataFrame, max_length: int | None, truncation_mode: str
+    ) -> None:
+        self.tokenizer, self.rows, self.limits = tokenizer, rows, (max_length, truncation_mode)
+        self.known: dict[str, list[tuple[dict[str, list[int]], dict[str, list[int]]]]] = {}
+
+    def of(self, pair_id: str, side: str, begins: list[int]) -> list[int] | None:
+        """Prompt tokens of an answer that begins with these tokens; None if no way of tokenising gives it."""
+        if pair_id not in self.known:
+            self.known[pair_id] = self._ways(pair_id)
+        for prompt, response in self.known[pair_id]:
+            if response[side][: len(begins)] == begins:
+                return prompt[side]
+        return None
+
+    def _ways(self, pair_id: str) -> list[tuple[dict[str, list[int]], dict[str, list[int]]]]:
+        if pair_id not in self.rows.index:
+            return []
+        row = self.rows.loc[pair_id]
+        text = {name: str(row[name]) for name in ("prompt", *SIDES)}
+        found = []
+        for candidate in (_as_messages(text), text):
+            if candidate is None or (candidate is not text and not self.tokenizer.chat_template):
+                continue
+            try:
+                encoded = encode_pairs([candidate], self.tokenizer, *self.limits).pairs
+            except DiagError:
+                continue
+            found += [(p.prompt, p.response) for p in encoded]
+        return found
+
+
+def _as_messages(text: dict[str, str]) -> Row | None:
+    """The messages behind a prompt that the records render as `role: content` paragraphs; None if it is none."""
+    if not re.match(_TURN, text["prompt"]):
+        return None
+    turns = re.split(rf"\n\n(?={_TURN})", text["prompt"])
+    prompt = []
+    # re.split also gives what the group inside the lookahead matched: every other piece is a turn.
+    for turn in turns[::2]:
+        role, _, content = turn.partition(": ")
+        prompt.append({"role": role, "content": content})
+    answers = {side: [{"role": "assistant", "content": text[side]}] for side in SIDES}
+    return {"prompt": prompt, **answers}
