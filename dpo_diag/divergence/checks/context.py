@@ -10,44 +10,19 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.divergence.checks.base import Missing
+from dpo_diag.divergence.checks.series import ALIASES, FloatArray, Series, Start, is_training
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, pair_losses
 from dpo_diag.records.reader import Run
 
-FloatArray = npt.NDArray[np.float64]
 T = TypeVar("T")
-
-ALIASES: dict[str, tuple[str, ...]] = {
-    "rewards/accuracies": (
-        "rewards/accuracies", "rewards/accuracy", "reward_accuracy", "accuracies", "accuracy", "acc", "acc_mean",
-    ),
-    "rewards/margins": ("rewards/margins", "rewards/margin", "reward_margin", "margins", "margin"),
-    "rewards/chosen": ("rewards/chosen", "chosen_reward", "chosen_rewards", "rewards_chosen"),
-    "rewards/rejected": (
-        "rewards/rejected", "reject_reward", "rejected_reward", "rejected_rewards", "rewards_rejected",
-    ),
-    "logps/chosen": ("logps/chosen", "log_probs/chosen", "chosen_logps", "logp/chosen", "policy_chosen_logps"),
-    "logps/rejected": (
-        "logps/rejected", "log_probs/rejected", "rejected_logps", "logp/rejected", "policy_rejected_logps",
-    ),
-    "ce/chosen": ("ce/chosen", "chosen_cross_entropy_loss", "chosen_cross_entropy"),
-    "ce/rejected": ("ce/rejected", "rejected_cross_entropy_loss", "rejected_cross_entropy"),
-    "grad_norm": ("grad_norm", "gradient_norm", "grad/norm", "total_norm"),
-    "learning_rate": ("learning_rate", "lr"),
-    "loss": ("loss", "dpo_loss", "preference_loss"),
-    "nll_loss": ("nll_loss", "sft_loss"),
-    "entropy": ("entropy", "entropy/chosen"),
-}  # fmt: skip
-"""metric as TRL names it -> the names under which trainers log it."""
 
 _SIDE_COLUMNS = {
     "sum_logp": "s", "n_tokens": "n", "n_bytes": "bytes", "n_truncated": "cut", "top1": "top1", "entropy_sum": "ent",
@@ -55,43 +30,8 @@ _SIDE_COLUMNS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Series:
-    """One metric of one split in step order. `fixed`: each value is over the same pairs (an evaluation set)."""
-
-    name: str
-    split: str
-    steps: FloatArray
-    values: FloatArray
-    weights: FloatArray
-    fixed: bool
-
-    def __len__(self) -> int:
-        return int(self.values.size)
-
-    @property
-    def finite(self) -> Series:
-        keep = np.isfinite(self.values)
-        return Series(self.name, self.split, self.steps[keep], self.values[keep], self.weights[keep], self.fixed)
-
-
-@dataclass(frozen=True)
-class Start:
-    """The loss of a policy that equals its reference: known from the loss's definition, or assumed, and why."""
-
-    value: float
-    floor: float | None
-    known: bool
-    reason: str
-
-
 REFERENCE_STEP = -1
 """Stands for the reference itself where a set was measured at one step only."""
-
-
-def is_training(split: str) -> bool:
-    """Whether a split's values come from training batches, by its name."""
-    return split == "train" or split.startswith(("train_", "train/"))
 
 
 class CheckContext:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, silent, speaks
-from dpo_diag.divergence.checks.context import CheckContext, is_training
+from dpo_diag.divergence.checks.context import CheckContext
+from dpo_diag.divergence.checks.series import is_training
 from dpo_diag.divergence.checks.stats import proportion_change
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_diag.divergence.checks import aggregation, integrity, likelihood, optimisation, reference, tasks
+from dpo_diag.divergence.checks import aggregation, integrity, learning, likelihood, loss_course, reference, tasks
 from dpo_diag.divergence.checks.base import Check
 
 RAZIN = "Razin et al. 2024, arXiv 2410.08847 (likelihood displacement)"
@@ -56,18 +56,18 @@ CHECKS: tuple[Check, ...] = (
          "pass a frozen copy as ref_model, or precompute its log-probs"),
     ),
     Check(
-        "DVG008", "dead run", "grad_norm, or a fixed set at two steps", "error", optimisation.dead, (),
+        "DVG008", "dead run", "grad_norm, or a fixed set at two steps", "error", learning.dead, (),
         ("check requires_grad of the adapter's weights, the optimizer's parameter list, the gradient scaler and "
          "gradient checkpointing with a frozen embedding",),
     ),
     Check(
         "DVG009", "not learning", "loss, margins or accuracy at enough steps", "warning",
-        optimisation.not_learning, (),
+        learning.not_learning, (),
         ("raise the learning rate; check that warm-up is over and that the batch is not a handful of pairs",
          "check that chosen and rejected are not swapped in part of the data"),
     ),
     Check(
-        "DVG010", "saturated at the loss's floor", "loss", "warning", optimisation.saturated,
+        "DVG010", "saturated at the loss's floor", "loss", "warning", learning.saturated,
         ("RLHFlow/OPA-DPO issue 10: loss to 0 and no change in outputs",),
         ("stop earlier; more epochs on won pairs only push probabilities further",
          "use harder pairs, a higher beta, or label smoothing"),
@@ -101,7 +101,7 @@ CHECKS: tuple[Check, ...] = (
         ("compare bits per byte instead",),
     ),
     Check(
-        "DVG016", "loss spikes", "loss of the training batches at ten steps", "info", optimisation.spikes, (LINT,),
+        "DVG016", "loss spikes", "loss of the training batches at ten steps", "info", loss_course.spikes, (LINT,),
         ("look at the batch of that step; clip gradients, lower the learning rate or lengthen warm-up",),
     ),
     Check(
@@ -120,7 +120,7 @@ CHECKS: tuple[Check, ...] = (
         ("take the best checkpoint, and confirm it on fresh questions",),
     ),
     Check(
-        "DVG020", "divergence of the loss", "loss of the training batches", "error", optimisation.diverged, (LINT,),
+        "DVG020", "divergence of the loss", "loss of the training batches", "error", loss_course.diverged, (LINT,),
         ("lower the learning rate, clip gradients, check the data at the step where it turns",),
     ),
     Check(
@@ -129,11 +129,11 @@ CHECKS: tuple[Check, ...] = (
         ("split the log into its runs, or import only the last one",),
     ),
     Check(
-        "DVG022", "overfit onset", "the held-out loss at three steps", "warning", optimisation.overfit, (LINT,),
+        "DVG022", "overfit onset", "the held-out loss at three steps", "warning", loss_course.overfit, (LINT,),
         ("stop at the step of the minimum; fewer epochs",),
     ),
     Check(
-        "DVG023", "stagnation", "twenty rows of the training loss", "info", optimisation.stagnation, (LINT,),
+        "DVG023", "stagnation", "twenty rows of the training loss", "info", learning.stagnation, (LINT,),
         ("the run could have stopped earlier, or its learning rate is wrong for what is left to learn",),
     ),
     Check(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from dpo_diag.divergence.checks.base import Missing, Outcome, Thresholds, cannot_tell, silent, speaks
 from dpo_diag.divergence.checks.context import CheckContext
-from dpo_diag.divergence.checks.likelihood import chosen_falls
+from dpo_diag.divergence.checks.falls import chosen_falls
 from dpo_diag.divergence.checks.stats import Interval, paired_proportion_change, proportion_change
 from dpo_diag.divergence.outcomes import reviewed
 from dpo_diag.records.metrics import wilson_interval
