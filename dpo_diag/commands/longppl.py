@@ -40,11 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(document, allow_nan=False, ensure_ascii=False))
         return 0
-    number = lambda v: "not defined" if v is None else f"{v:.4g}"  # noqa: E731
-    short, whole = number(document["ppl_short"]), number(document["ppl_long"])
+    short, whole = _number(document["ppl_short"]), _number(document["ppl_long"])
     print(
-        f"LongPPL {number(document['longppl'])} over {document['n_key']} key tokens, perplexity "
-        f"{number(document['ppl'])} over all {document['n_tokens']}\n"
+        f"LongPPL {_number(document['longppl'])} over {document['n_key']} key tokens, perplexity "
+        f"{_number(document['ppl'])} over all {document['n_tokens']}\n"
         f"{document['n_compared']} tokens stand after the first {args.truncation}: perplexity {whole} with the whole "
         f"context, {short} with the short one (window {args.window})"
     )
@@ -53,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
         rows = [[f'"{escape_text(k["text"])}"', k["position"], k["long"], k["short"]] for k in shown]
         print("\n" + table(["key token", "position", "log p long", "log p short"], rows))
     return 0
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4g}"
 
 
 def measure(args: argparse.Namespace, gain: float, floor: float) -> dict[str, Any]:
@@ -112,4 +115,4 @@ def _two_log_probs(name: str, text: str, args: argparse.Namespace) -> tuple[list
         found = long_and_short(
             model, ids, truncation=args.truncation, window=args.window, batch_size=args.batch_size
         )  # fmt: skip
-        return ids, [tokenizer.decode([t]) for t in ids], found
+        return ids, [str(tokenizer.decode([t])) for t in ids], found

@@ -95,16 +95,16 @@ def gained_section(
         "positions": [...]}, "theory": see `_theory`}; or {"not_applicable": reason, "agreement"} where the loaded
         models are not those of the records.
     """
+    if not len(positions):
+        return {"not_applicable": "no token lost probability"}
     log0, log1 = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     rows = np.arange(len(positions))
     target = positions["token_id"].to_numpy(dtype=np.int64)
-    agreement = {}
+    agreement: dict[str, dict[str, float]] = {}
     for key, loaded, column in (("from", log0, "logp_from"), ("to", log1, "logp_to")):
         gap = np.abs(loaded[rows, target] - positions[column].to_numpy(dtype=np.float64))
-        agreement[key] = {"median": float(np.median(gap)), "max": float(gap.max())} if gap.size else None
+        agreement[key] = {"median": float(np.median(gap)), "max": float(gap.max())}
     section: dict[str, Any] = {"agreement": agreement}
-    if not len(positions):
-        return section | {"not_applicable": "no token lost probability"}
     for key, name in (("from", "earlier"), ("to", "later")):
         if not agreement[key]["median"] <= thresholds["gained.max_disagreement"]:
             why = f"the {name} checkpoint is not what the records measured: its log-probs differ from theirs by"

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.scoring import _Scorer, _Sequence, evaluating
+from dpo_diag.inference.generation import _as_it_was as evaluating
+from dpo_diag.inference.scoring import _Scorer, _Sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

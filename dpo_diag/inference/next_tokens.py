@@ -14,7 +14,8 @@ import torch
 
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.checkpoints import Checkpoint, Loader
-from dpo_diag.inference.scoring import evaluating, forward_names
+from dpo_diag.inference.generation import _as_it_was as evaluating
+from dpo_diag.inference.generation import _forward_names as forward_names
 from dpo_diag.inference.tokenizing import encode_pairs
 from dpo_diag.modeling.pairs import Row
 from dpo_diag.records.schemas import SIDES
@@ -54,7 +55,7 @@ def next_token_logp(model: PreTrainedModel, contexts: Sequence[Sequence[int]], *
     Raises:
         DiagError: an empty context, a model without an output embedding.
     """
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is None:
         raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
     if not all(len(c) for c in contexts):
@@ -89,7 +90,8 @@ def next_token_logp(model: PreTrainedModel, contexts: Sequence[Sequence[int]], *
 
 def unembedding_scores(model: PreTrainedModel, targets: Sequence[int], rivals: Sequence[int]) -> FloatArray:
     """W (w_target - w_rival) for each pair of tokens, W the output embedding: (pairs, vocabulary) float32."""
-    weight = model.get_output_embeddings().weight.detach()
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight = head.weight.detach()
     difference = weight[list(targets)].float() - weight[list(rivals)].float()
     return np.asarray((difference @ weight.float().T).cpu().numpy(), dtype=np.float32)
 
