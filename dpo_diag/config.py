@@ -117,7 +117,6 @@ class ProbesConfig:
     """
 
     record_tokens: int = 256
-    record_train_pairs: bool = True
     train_pairs: int = 0
     extra: list[str] = field(default_factory=lambda: ["top5", "greedy_logp"])
 
