@@ -50,7 +50,12 @@ class Table:
 
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 
-_STEP = Column("step", pa.int64(), "optimizer steps done when the row was measured; 0 = before training", False)
+_STEP = Column(
+    "step",
+    pa.int64(),
+    "optimizer steps done when the row was measured, 0 = before training; split train: the step that used the batch",
+    False,
+)
 _SPLIT = Column(
     "split", _CATEGORY, "train (training batches), eval or eval_<name> (fixed sets), or an import's name", False
 )

@@ -66,6 +66,13 @@ class Monitor:
         self._untold: list[str] = []
         self._step = 0
 
+    def begin(self, step: int) -> None:
+        """A training loop begins at this step; nothing of an earlier one is carried into it."""
+        self._train.clear()
+        self._untold = []
+        if self.recorder is not None:
+            self.recorder.begin(step)
+
     # ---- one micro-batch ----
 
     @property

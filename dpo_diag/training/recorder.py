@@ -73,10 +73,12 @@ class Recorder:
         self._history: list[dict[str, Any]] = []
         self._train: list[tuple[PairBatch, int]] = []
         self._train_reference = False
+        self._began = False
         self._last: dict[tuple[str, str], tuple[tuple[int, int], pd.DataFrame]] = {}
         self._flushed = time.monotonic()
-        self._references: dict[str, set[str]] = {}
-        self._token_references: dict[str, set[str]] = {}
+        # split -> pair_id -> the step whose file holds the reference's row: writing that step again replaces the file
+        self._references: dict[str, dict[str, int]] = {}
+        self._token_references: dict[str, dict[str, int]] = {}
         self._texts: dict[str, set[str]] = {}
         self._waiting_texts: list[dict[str, Any]] = []
         self._remember()
@@ -88,22 +90,24 @@ class Recorder:
         run = Run(self.writer.path)
         for table, seen in (("pairs", self._references), ("tokens", self._token_references)):
             if run.has(table):
-                rows = run.read(table, ["split", "pair_id"], roles=["ref"]).drop_duplicates()
-                for split, ids in rows.astype(str).groupby("split")["pair_id"]:
-                    seen[str(split)] = set(ids)
+                rows = run.read(table, ["step", "split", "pair_id"], roles=["ref"]).drop_duplicates()
+                for split, part in rows.astype({"split": str, "pair_id": str}).groupby("split"):
+                    seen[str(split)] = dict(zip(part["pair_id"], part["step"].astype(int), strict=True))
         if run.has("texts"):
             for split, ids in run.read("texts", ["split", "pair_id"]).groupby("split")["pair_id"]:
                 self._texts[str(split)] = set(ids)
 
     # ---- pairs and tokens ----
 
-    def _new_references(self, batch: PairBatch, keep: npt.NDArray[np.bool_], split: str) -> npt.NDArray[np.bool_]:
-        seen = self._references.setdefault(split, set())
+    def _new_references(
+        self, batch: PairBatch, steps: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_], split: str
+    ) -> npt.NDArray[np.bool_]:
+        seen = self._references.setdefault(split, {})
         new = np.zeros(len(batch), dtype=bool)
-        for i, pair_id in enumerate(batch.pair_ids):
-            if keep[i] and pair_id not in seen:
-                new[i] = True
-                seen.add(pair_id)
+        for i, (pair_id, step) in enumerate(zip(batch.pair_ids, steps.tolist(), strict=True)):
+            new[i] = keep[i] and seen.get(pair_id, step) == step
+            if new[i]:
+                seen[pair_id] = step
         return new
 
     def pair_rows(
@@ -130,7 +134,7 @@ class Recorder:
         keep = keep & once
         frames = [pair_frame(batch, keep, "policy", steps, split)]
         if reference and batch.reference:
-            new = self._new_references(batch, keep, split)
+            new = self._new_references(batch, steps, keep, split)
             if new.any():
                 frames.append(pair_frame(batch, new, "ref", steps, split))
         return pd.concat(frames, ignore_index=True)
@@ -155,13 +159,13 @@ class Recorder:
         rows = self.pair_rows(batch, steps, split, keep, reference=reference)
         if len(rows):
             self.writer.write("pairs", rows, split=split)
-        seen = self._token_references.setdefault(split, set())
+        seen = self._token_references.setdefault(split, {})
         parts = []
         for pair_id, (rows, position) in tokens.items():
             parts.append(rows.frame(position, pair_id, "policy"))
-            if reference and pair_id not in seen:
+            if reference and seen.get(pair_id, step) == step:
                 parts.append(rows.frame(position, pair_id, "ref"))
-                seen.add(pair_id)
+                seen[pair_id] = step
         parts = [p for p in parts if len(p)]
         if parts:
             self.writer.write("tokens", pd.concat(parts, ignore_index=True).assign(step=step, split=split), split=split)
@@ -245,7 +249,13 @@ class Recorder:
                 self._write("history", str(split), rows.reset_index(drop=True))
         self._flushed = time.monotonic()
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows of later steps that still wait: the training loop starts again (auto_find_batch_size)."""
-        self._train = [(b, s) for b, s in self._train if s <= step]
-        self._history = [r for r in self._history if r["step"] <= step]
+    def begin(self, step: int) -> None:
+        """A training loop begins at this step. A second one starts over (a smaller batch after running out of memory,
+        or a second call of train()): what the first one wrote beyond the step is removed."""
+        if self._began:
+            self._train, self._history, self._last = [], [], {}
+            self.writer._drop_after(step)
+            for seen in (self._references, self._token_references, self._texts):
+                seen.clear()
+            self._remember()
+        self._began = True

@@ -153,9 +153,8 @@ class Recording:
         return described
 
     def begin_run(self: Any) -> None:
-        """At the start of every training loop (a second one after a smaller batch was needed starts over)."""
-        if self.monitor.recorder is not None:
-            self.monitor.recorder.forget_after(self.state.global_step)
+        """At the start of every training loop."""
+        self.monitor.begin(self.state.global_step)
 
     @property
     def should_stop(self: Any) -> bool:

@@ -112,6 +112,7 @@ def test_answers_and_no_trace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_trackers_hear_of_scores_and_trls_averages_stay(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     heard = []
 
@@ -131,6 +132,7 @@ def test_trackers_hear_of_scores_and_trls_averages_stay(tmp_path: Path, tokenize
     assert rows.loc[(rows["split"] == "train") & (rows["name"] == "ce/chosen"), "weight"].tolist() == [11.0]
 
 
+@pytest.mark.slow
 def test_lora_answers_with_the_adapter_off(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     base = make_model(1)
     expected = alone(base, tokenizer)
@@ -144,6 +146,7 @@ def test_lora_answers_with_the_adapter_off(tmp_path: Path, tokenizer: PreTrained
     assert [r["token_ids"] for r in callback.rows["policy", 3]] == alone(trainer.model, tokenizer) != expected
 
 
+@pytest.mark.slow
 def test_precomputed_reference_answers_before_the_first_step(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

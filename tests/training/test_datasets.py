@@ -227,6 +227,7 @@ def test_compute_metrics_still_gets_its_logits(tmp_path: Path, tokenizer: PreTra
     assert found["eval_ce/chosen"] == pytest.approx(sum(ce) / 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_foreign_set_never_shares_a_split(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     own, other = make_pairs(4, seed=1), make_pairs(3, seed=5)
     trainer = trained(tmp_path, tokenizer, Dataset.from_list(make_pairs(6)), Dataset.from_list(own))
@@ -242,6 +243,8 @@ def test_a_foreign_set_never_shares_a_split(tmp_path: Path, tokenizer: PreTraine
     assert ids["eval"] == {identity(r) for r in own}
     foreign = [s for s in ids.index if s.startswith("eval_") and s != "eval_more"]
     assert len(foreign) == 1
+    assert run.pairs["ref_sum_logp"].notna().all()  # evaluated twice at one step: the file is replaced, whole
+    assert run.tokens["ref_logp"].notna().all()
     assert ids[foreign[0]] == {identity(r) for r in other}
     assert set(run.history.loc[run.history["split"] == foreign[0], "name"]) >= {"ce/chosen", "loss"}
 

@@ -121,10 +121,15 @@ OWN = {"loss", "grad_norm", "learning_rate", "entropy", "num_tokens", "logits/ch
 @pytest.mark.parametrize(
     "options",
     [
-        {"gradient_accumulation_steps": 2},
-        {"gradient_checkpointing": True, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+        pytest.param({"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
+        {
+            "gradient_checkpointing": True,
+            "gradient_accumulation_steps": 2,
+            "loss_type": ["sigmoid", "sft"],
+            "loss_weights": [1.0, 0.5],
+        },
         {"bf16": True, "use_weighting": True},
-        {"precompute_ref_log_probs": True, "ld_alpha": 0.5},
+        pytest.param({"precompute_ref_log_probs": True, "ld_alpha": 0.5}, marks=pytest.mark.slow),
     ],
     ids=["accumulation", "checkpointing", "bf16", "precomputed"],
 )
@@ -165,6 +170,7 @@ def test_at_the_reference_the_loss_is_ln_2(tmp_path: Path, tokenizer: PreTrained
     assert (rows["sum_logp"] == rows["ref_sum_logp"]).all()
 
 
+@pytest.mark.slow
 def test_swapping_the_sides_negates_the_margin(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     pairs = make_pairs(6, seed=3)
     swapped = [{"prompt": p["prompt"], "chosen": p["rejected"], "rejected": p["chosen"]} for p in pairs]
@@ -179,6 +185,7 @@ def test_swapping_the_sides_negates_the_margin(tmp_path: Path, tokenizer: PreTra
     assert first["eval_ce/chosen"] == pytest.approx(second["eval_ce/rejected"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_split_and_padding_change_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     reference = make_model(2)
     rows = []
@@ -305,6 +312,7 @@ def test_lora_reference_is_the_disabled_adapter(tmp_path: Path, tokenizer: PreTr
     assert set(tokens["step"]) == {0}
 
 
+@pytest.mark.slow
 def test_a_trained_adapter_is_its_own_reference(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A PeftModel handed in gets a frozen copy of its adapter ("ref"), not the base model, as reference."""
     lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")

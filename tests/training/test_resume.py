@@ -97,6 +97,22 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path, tokenizer: PreTr
         trainer_of(tmp_path / "out2", tmp_path / "run", tokenizer).train()
 
 
+def test_a_second_training_starts_over(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """train() twice, the second shorter: the run holds the second alone, references and texts included."""
+    trainer = trainer_of(tmp_path / "out", tmp_path / "run", tokenizer)
+    trainer.args.max_steps = 5
+    trainer.train()
+    trainer.args.max_steps = 2
+    trainer.train()
+    run = load_run(tmp_path / "run")
+    rows = run.read("pairs")
+    assert set(rows.loc[rows["split"] == "train", "step"]) == {1, 2}
+    assert set(rows.loc[rows["split"] == "eval", "step"]) == {0, 2}
+    assert not rows.duplicated(["step", "split", "role", "pair_id", "side"]).any()
+    assert run.pairs["ref_sum_logp"].notna().all()
+    assert set(run.history["step"]) == {0, 1, 2}
+
+
 def test_a_writer_at_another_step_than_the_checkpoint_is_refused(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

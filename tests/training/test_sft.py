@@ -178,6 +178,7 @@ def test_a_template_that_rewrites_prefixes_is_not_guessed(tokenizer: PreTrainedT
     assert assistant_mask(tokenizer, messages, ids, chat_template=odd) == [-1] * len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.label_smoothing_factor. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("rows", "options"),
@@ -201,6 +202,7 @@ def test_other_kinds_train_as_stock(
     assert "eval_loss_residual" not in last or last["eval_loss_residual"] < 1e-5
 
 
+@pytest.mark.slow
 def test_lora_and_streams(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     trainer = DiagSFTTrainer(

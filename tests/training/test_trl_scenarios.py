@@ -101,6 +101,7 @@ def test_mixture_of_experts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
     assert_rows(at(run, 0), score_pairs(make(), tokenizer, HELD), ("sum_logp", "top1"))
 
 
+@pytest.mark.slow
 def test_half_precision_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A bfloat16 model: token log-probs are still float32, so that the sums are TRL's to rounding."""
     _, ours, run = train_both(tmp_path, tokenizer, lambda: make_model(1).bfloat16(), lambda: make_model(2).bfloat16())
@@ -129,6 +130,7 @@ def test_a_model_and_its_reference_from_a_folder(tmp_path: Path) -> None:
     assert run.meta["model"]["name"] == str(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_several_losses_with_one_that_couples(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     _, ours, run = train_both(
         tmp_path, tokenizer, lambda: make_model(1), lambda: make_model(2), loss_type=["sigmoid", "bco_pair", "sft"],
@@ -138,6 +140,7 @@ def test_several_losses_with_one_that_couples(tmp_path: Path, tokenizer: PreTrai
     assert run.meta["loss"]["types"] == ["sigmoid", "bco_pair", "sft"]
 
 
+@pytest.mark.slow
 def test_tools_and_template_arguments(tmp_path: Path) -> None:
     """Extra columns change how a prompt is rendered: the recorded log-probs are those of what the model saw."""
     tokenizer = make_tokenizer()
@@ -168,6 +171,7 @@ def test_tools_and_template_arguments(tmp_path: Path) -> None:
     assert len(run.texts[run.texts["split"] == "eval"]) == 4
 
 
+@pytest.mark.slow
 def test_dropout_in_the_adapter(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """LoRA dropout needs disable_dropout=False; the reference forward has none, and random numbers are drawn in the
     same order as in stock TRL."""
@@ -183,6 +187,7 @@ def test_dropout_in_the_adapter(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     assert_rows(train, seen, ("sum_logp",), prefix="ref_")
 
 
+@pytest.mark.slow
 def test_deep_copies_and_pickles_do_not_drag_the_trainer_along(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
