@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         f"{document['n_compared']} tokens stand after the first {args.truncation}: perplexity {whole} with the whole "
         f"context, {short} with the short one (window {args.window})"
     )
+    if document["n_windows"] == 1:
+        print("the first short context holds the whole text, so no token can be key: lower --truncation or --window")
     shown = sorted(document["key_tokens"], key=lambda k: k["short"] - k["long"])[: args.top]
     if shown:
         rows = [[f'"{escape_text(k["text"])}"', k["position"], k["long"], k["short"]] for k in shown]

@@ -117,6 +117,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["longppl"] == document["longppl"]
     assert main(["longppl", str(folder), str(text), *options]) == 0
     assert "LongPPL" in capsys.readouterr().out
+    assert main(["longppl", str(folder), str(text), "--truncation", "8", "--device", "cpu"]) == 0
+    assert "no token can be key" in capsys.readouterr().out
     assert main(["longppl", str(folder), str(tmp_path / "none.txt")]) == 1
     assert "cannot be read" in capsys.readouterr().err
     assert main(["longppl", str(folder), str(text), "spike_mads=3", *options]) == 2
