@@ -59,6 +59,7 @@ def explain_means(
         evidence=evidence,
         speaking=frozenset(c["code"] for c in checks if c["outcome"] == "speaks"),
         only_means=True,
+        chosen_lower_in_noise=bool(chosen and chosen["delta"] < 0 and _mean_sign(chosen, summary["windows"]) != -1),
     )
     document["verdict"] = verdict.decide(facts)
     document["remedies"] = []

@@ -19,6 +19,7 @@ LABELS = {
     "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
     "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
     "healthy": "the loss fell and the chosen answers did not become less likely",
+    "within_noise": "the loss fell; whether the chosen answers became less likely is inside the noise of the batches",
     "loss_unknown": "the loss is unknown; only likelihoods can be read",
     "cannot_tell": "too little is recorded to say",
 }
@@ -40,6 +41,8 @@ class Facts:
     n_pairs: int = 0
     has_intervals: bool = False
     only_means: bool = False
+    chosen_lower_in_noise: bool = False
+    """The logged mean of chosen is lower at the end, but not beyond what batches differ by."""
 
 
 def label(facts: Facts) -> str:
@@ -59,6 +62,8 @@ def label(facts: Facts) -> str:
         return "likelihood_displacement"
     if facts.turning_points:
         return "late_divergence"
+    if not signs and facts.chosen_lower_in_noise:
+        return "within_noise"
     return "healthy" if signs or facts.chosen is not None else "cannot_tell"
 
 
@@ -69,6 +74,7 @@ def decide(facts: Facts) -> dict[str, Any]:
     fine = [e for e in facts.evidence if e.get("direction") in ("no_worse", "better")]
     unclear = [e for e in facts.evidence if e.get("direction") == "unclear"]
     suspicious = name in ("likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown")
+    suspicious = suspicious or name == "within_noise"
     if worse:
         harm, because = "harmful", worse
     elif any(e["kind"] in ("score", "correct", "review") for e in fine) and not unclear_scores(unclear):

@@ -76,3 +76,12 @@ def test_a_healthy_run_has_no_harm_and_a_healthy_loss_no_excuse() -> None:
 
 def test_means_alone_never_give_high_confidence() -> None:
     assert decide(facts(only_means=True, perplexity={}))["confidence"] == "low"
+
+
+def test_a_fall_inside_the_noise_is_not_called_healthy() -> None:
+    """Rewards of chosen -0.001 to -0.276 over seven batches, interval -0.83 to +0.28: lower, and not distinguishable."""
+    facts = Facts(loss=-1, perplexity={}, chosen=0, only_means=True, chosen_lower_in_noise=True)
+    assert decide(facts)["label"] == "within_noise"
+    assert decide(facts)["harm"] == "cannot_tell"
+    higher = Facts(loss=-1, perplexity={}, chosen=0, only_means=True)
+    assert decide(higher)["label"] == "healthy"
