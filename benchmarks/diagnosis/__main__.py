@@ -34,9 +34,7 @@ def trained(verbose: bool = False) -> list[Result]:
             # The trainer prints its rows; standard output holds the table alone.
             with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
                 path = run(training, Path(folder))
-            results.append(
-                judge(path, training.name, "trained", training.strength, training.truth, training.follows)
-            )
+            results.append(judge(path, training.name, "trained", training.strength, training.truth, training.follows))
             print(f"trained: {training.name}, {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
     return results
 

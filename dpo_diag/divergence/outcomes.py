@@ -56,7 +56,8 @@ def evidence(run: Run, from_step: Step, to_step: int) -> list[dict[str, Any]]:
     """Everything measured that is not likelihood, between the two steps; empty where nothing was.
 
     Each entry: {"what", "split", "kind": "score" | "correct" | "unfinished" | "empty" | "review", "method",
-    "from_step", "to_step", "from", "to", "delta", "interval", "p", "n", "better": "higher" | "lower"}. `judge` says its direction.
+    "from_step", "to_step", "from", "to", "delta", "interval", "p", "n", "better": "higher" | "lower"}; `judge` says its
+    direction.
     """
     return [*_scores(run, from_step, to_step), *_answers(run, from_step, to_step), *_reviews(run, from_step, to_step)]
 

@@ -79,7 +79,7 @@ def test_means_alone_never_give_high_confidence() -> None:
 
 
 def test_a_fall_inside_the_noise_is_not_called_healthy() -> None:
-    """Rewards of chosen -0.001 to -0.276 over seven batches, interval -0.83 to +0.28: lower, and not distinguishable."""
+    """Rewards of chosen -0.001 to -0.276 over seven batches, interval -0.83 to +0.28: lower, not surely so."""
     facts = Facts(loss=-1, perplexity={}, chosen=0, only_means=True, chosen_lower_in_noise=True)
     assert decide(facts)["label"] == "within_noise"
     assert decide(facts)["harm"] == "cannot_tell"

@@ -94,6 +94,7 @@ def test_paraphrases_have_templates_of_their_own(drawn):
 
 def test_every_template_names_the_same_slots_as_its_intent():
     """A paraphrase that leaves out a slot could not be answered."""
+
     def slots(template):
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name}
         return fields - {"t", "s", "p", "ap"}

@@ -145,8 +145,8 @@ def tokenizers(ctx: CheckContext, t: Thresholds) -> Outcome:
         if isinstance(tokenizer, dict):
             names[key] = str(tokenizer.get("fingerprint") or tokenizer.get("name") or json.dumps(tokenizer))
     for i, other in enumerate(ctx.meta.get("tokenizers", []) or []):
-        names[f"checkpoint {i}"] = str(other.get("fingerprint") or other.get("name")) if isinstance(other, dict) else (
-            str(other)
+        names[f"checkpoint {i}"] = (
+            str(other.get("fingerprint") or other.get("name")) if isinstance(other, dict) else (str(other))
         )
     evidence: dict[str, Any] = {"tokenizers": names}
     counted = ctx.pairs[ctx.pairs["n_tokens"].notna()]

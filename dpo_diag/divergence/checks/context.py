@@ -330,8 +330,9 @@ class CheckContext:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The same pairs at two steps (by default the first and the last), rows aligned, non-finite sums left out."""
         steps = self.pair_steps(split)
-        before, after = self.at(steps[0] if first is None else first, split), self.at(
-            steps[-1] if last is None else last, split
+        before, after = (
+            self.at(steps[0] if first is None else first, split),
+            self.at(steps[-1] if last is None else last, split),
         )
         common = before.index.intersection(after.index)
         b, a = before.reindex(common), after.reindex(common)

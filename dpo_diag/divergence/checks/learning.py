@@ -216,8 +216,13 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     if any(g.low > 0 and g.value >= t["not_learning_least"] for g in better):
         return silent("loss, margin or accuracy improved beyond noise", **evidence)
     if not better:
-        return cannot_tell("too few evaluations and no training rows", **evidence) if len(fixed or ()) < 4 else speaks(
-            f"the loss of {fixed.split if fixed else '?'} did not fall over {len(fixed or ())} evaluations", **evidence
+        return (
+            cannot_tell("too few evaluations and no training rows", **evidence)
+            if len(fixed or ()) < 4
+            else speaks(
+                f"the loss of {fixed.split if fixed else '?'} did not fall over {len(fixed or ())} evaluations",
+                **evidence,
+            )
         )
     loss_gain = better[0]
     many = loss_gain.n >= t["not_learning_min_rows"]

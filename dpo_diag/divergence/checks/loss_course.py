@@ -173,7 +173,6 @@ def _onset(ctx: CheckContext, train: Series | None, step: float, evidence: dict[
             if evidence["train_loss"][1] > evidence["train_loss"][0] + 2 * noise:
                 return silent("held-out and training loss rise together: divergence, not overfitting", **evidence)
     return speaks(
-        f"the held-out loss rises from {evidence['loss_at_best']:.4g} (step {step:.0f}) to "
-        f"{evidence['last_loss']:.4g}",
+        f"the held-out loss rises from {evidence['loss_at_best']:.4g} (step {step:.0f}) to {evidence['last_loss']:.4g}",
         **evidence,
     )

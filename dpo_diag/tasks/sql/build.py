@@ -37,9 +37,7 @@ def build_in_one_process(
     """
     trainer = f"{trainer_class.__module__}:{trainer_class.__qualname__}" if trainer_class else ""
     command = [sys.executable, "-m", "dpo_diag.tasks.sql.build", os.fspath(cache_root), json.dumps(asdict(config))]
-    done = subprocess.run(
-        [*command, trainer], env=single_process_environment(dict(os.environ)), stdout=2, check=False
-    )
+    done = subprocess.run([*command, trainer], env=single_process_environment(dict(os.environ)), stdout=2, check=False)
     if done.returncode != 0:
         raise DiagError(
             "preparing the SQL case failed in its own process",

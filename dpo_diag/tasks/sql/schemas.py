@@ -79,87 +79,147 @@ class Database:
 DATABASES: tuple[Database, ...] = (
     Database(
         "library",
-        Table("author", "author", "authors", (
-            Column("name", "name", "name", _PEOPLE),
-            Column("country", "country", "category", _text("Peru Kenya Norway Japan")),
-            Column("born", "birth year", "number", (1900, 1990, 1)),
-        )),
-        Table("book", "book", "books", (
-            Column("title", "title", "name", _THINGS),
-            Column("genre", "genre", "category", _text("Crime Poetry Travel Drama Satire")),
-            Column("pages", "page count", "number", (90, 890, 10)),
-            Column("year", "release year", "number", (1950, 2020, 1)),
-        )),
+        Table(
+            "author",
+            "author",
+            "authors",
+            (
+                Column("name", "name", "name", _PEOPLE),
+                Column("country", "country", "category", _text("Peru Kenya Norway Japan")),
+                Column("born", "birth year", "number", (1900, 1990, 1)),
+            ),
+        ),
+        Table(
+            "book",
+            "book",
+            "books",
+            (
+                Column("title", "title", "name", _THINGS),
+                Column("genre", "genre", "category", _text("Crime Poetry Travel Drama Satire")),
+                Column("pages", "page count", "number", (90, 890, 10)),
+                Column("year", "release year", "number", (1950, 2020, 1)),
+            ),
+        ),
     ),
     Database(
         "clinic",
-        Table("doctor", "doctor", "doctors", (
-            Column("name", "name", "name", _PEOPLE),
-            Column("field", "field", "category", _text("Heart Skin Bone Eye")),
-            Column("age", "age", "number", (30, 68, 1)),
-        )),
-        Table("visit", "visit", "visits", (
-            Column("patient", "patient", "name", _PEOPLE),
-            Column("reason", "reason", "category", _text("Checkup Fever Injury Vaccine Cough")),
-            Column("cost", "cost", "number", (20, 420, 5)),
-            Column("minutes", "duration", "number", (5, 95, 1)),
-        )),
+        Table(
+            "doctor",
+            "doctor",
+            "doctors",
+            (
+                Column("name", "name", "name", _PEOPLE),
+                Column("field", "field", "category", _text("Heart Skin Bone Eye")),
+                Column("age", "age", "number", (30, 68, 1)),
+            ),
+        ),
+        Table(
+            "visit",
+            "visit",
+            "visits",
+            (
+                Column("patient", "patient", "name", _PEOPLE),
+                Column("reason", "reason", "category", _text("Checkup Fever Injury Vaccine Cough")),
+                Column("cost", "cost", "number", (20, 420, 5)),
+                Column("minutes", "duration", "number", (5, 95, 1)),
+            ),
+        ),
     ),
     Database(
         "airline",
-        Table("plane", "plane", "planes", (
-            Column("model", "model", "name", _THINGS),
-            Column("maker", "maker", "category", _text("Aero Boreal Cirrus Delta")),
-            Column("seats", "seat count", "number", (60, 420, 10)),
-        )),
-        Table("flight", "flight", "flights", (
-            Column("pilot", "pilot", "name", _PEOPLE),
-            Column("status", "status", "category", _text("Ontime Delayed Boarding Cancelled Landed")),
-            Column("price", "price", "number", (40, 940, 5)),
-            Column("miles", "distance", "number", (100, 4900, 50)),
-        )),
+        Table(
+            "plane",
+            "plane",
+            "planes",
+            (
+                Column("model", "model", "name", _THINGS),
+                Column("maker", "maker", "category", _text("Aero Boreal Cirrus Delta")),
+                Column("seats", "seat count", "number", (60, 420, 10)),
+            ),
+        ),
+        Table(
+            "flight",
+            "flight",
+            "flights",
+            (
+                Column("pilot", "pilot", "name", _PEOPLE),
+                Column("status", "status", "category", _text("Ontime Delayed Boarding Cancelled Landed")),
+                Column("price", "price", "number", (40, 940, 5)),
+                Column("miles", "distance", "number", (100, 4900, 50)),
+            ),
+        ),
     ),
     Database(
         "orchard",
-        Table("farm", "farm", "farms", (
-            Column("name", "name", "name", _THINGS),
-            Column("region", "region", "category", _text("North South East West")),
-            Column("acres", "area", "number", (10, 250, 5)),
-        )),
-        Table("harvest", "harvest", "harvests", (
-            Column("picker", "picker", "name", _PEOPLE),
-            Column("fruit", "fruit", "category", _text("Apple Pear Plum Fig Cherry")),
-            Column("kilos", "weight", "number", (50, 980, 10)),
-            Column("rain", "rainfall", "number", (1, 75, 1)),
-        )),
+        Table(
+            "farm",
+            "farm",
+            "farms",
+            (
+                Column("name", "name", "name", _THINGS),
+                Column("region", "region", "category", _text("North South East West")),
+                Column("acres", "area", "number", (10, 250, 5)),
+            ),
+        ),
+        Table(
+            "harvest",
+            "harvest",
+            "harvests",
+            (
+                Column("picker", "picker", "name", _PEOPLE),
+                Column("fruit", "fruit", "category", _text("Apple Pear Plum Fig Cherry")),
+                Column("kilos", "weight", "number", (50, 980, 10)),
+                Column("rain", "rainfall", "number", (1, 75, 1)),
+            ),
+        ),
     ),
     Database(
         "school",
-        Table("teacher", "teacher", "teachers", (
-            Column("name", "name", "name", _PEOPLE),
-            Column("subject", "subject", "category", _text("Music Physics History Art")),
-            Column("salary", "salary", "number", (2000, 6000, 100)),
-        )),
-        Table("pupil", "pupil", "pupils", (
-            Column("name", "name", "name", _PEOPLE),
-            Column("club", "club", "category", _text("Chess Choir Robotics Garden Judo")),
-            Column("score", "score", "number", (10, 100, 1)),
-            Column("height", "height", "number", (110, 190, 1)),
-        )),
+        Table(
+            "teacher",
+            "teacher",
+            "teachers",
+            (
+                Column("name", "name", "name", _PEOPLE),
+                Column("subject", "subject", "category", _text("Music Physics History Art")),
+                Column("salary", "salary", "number", (2000, 6000, 100)),
+            ),
+        ),
+        Table(
+            "pupil",
+            "pupil",
+            "pupils",
+            (
+                Column("name", "name", "name", _PEOPLE),
+                Column("club", "club", "category", _text("Chess Choir Robotics Garden Judo")),
+                Column("score", "score", "number", (10, 100, 1)),
+                Column("height", "height", "number", (110, 190, 1)),
+            ),
+        ),
     ),
     Database(
         "museum",
-        Table("gallery", "gallery", "galleries", (
-            Column("name", "name", "name", _THINGS),
-            Column("wing", "wing", "category", _text("Main Annex Tower Court")),
-            Column("capacity", "capacity", "number", (30, 480, 5)),
-        )),
-        Table("artwork", "artwork", "artworks", (
-            Column("title", "title", "name", _THINGS),
-            Column("medium", "medium", "category", _text("Oil Bronze Paper Glass Marble")),
-            Column("value", "value", "number", (100, 9900, 100)),
-            Column("year", "year", "number", (1700, 1990, 1)),
-        )),
+        Table(
+            "gallery",
+            "gallery",
+            "galleries",
+            (
+                Column("name", "name", "name", _THINGS),
+                Column("wing", "wing", "category", _text("Main Annex Tower Court")),
+                Column("capacity", "capacity", "number", (30, 480, 5)),
+            ),
+        ),
+        Table(
+            "artwork",
+            "artwork",
+            "artworks",
+            (
+                Column("title", "title", "name", _THINGS),
+                Column("medium", "medium", "category", _text("Oil Bronze Paper Glass Marble")),
+                Column("value", "value", "number", (100, 9900, 100)),
+                Column("year", "year", "number", (1700, 1990, 1)),
+            ),
+        ),
     ),
 )
 

@@ -38,9 +38,7 @@ def test_pairs_inside_the_noise_cannot_tell(pairs, finding, noise):
 def test_a_fall_after_a_rise_is_found_against_the_best_step(pairs, finding, noise):
     """+6 at step 10, +3 at step 20: above the reference throughout, yet 3 nats below its best while the loss fell."""
     ref = -40.0 + noise(40), -40.0 + noise(40, seed=1)
-    run = pairs(
-        {0: ref, 10: (ref[0] + 6, ref[1] - 5), 20: (ref[0] + 3 + noise(40, 0.2, 5), ref[1] - 25)}, ref=ref
-    )
+    run = pairs({0: ref, 10: (ref[0] + 6, ref[1] - 5), 20: (ref[0] + 3 + noise(40, 0.2, 5), ref[1] - 25)}, ref=ref)
     found = finding(run, "DVG001")
     assert found["outcome"] == "speaks" and found["evidence"]["window"] == "best to last"
     assert found["evidence"]["steps"] == [10, 20]
