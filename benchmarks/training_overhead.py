@@ -34,7 +34,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from dpo_diag.training import DiagDPOTrainer
-from dpo_diag.training.trl_adapter import HeadProbe
+from dpo_diag.training.head_probe import HeadProbe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "stock TRL": {},

@@ -118,7 +118,7 @@ class PairBatch:
 
     def bad_rows(self) -> npt.NDArray[np.bool_]:
         """(pairs,) true where a log-prob sum is not finite."""
-        return ~np.isfinite(self.policy["sum_logp"]).all(axis=0)
+        return np.asarray(~np.isfinite(self.policy["sum_logp"]).all(axis=0))
 
     def without_tokens(self) -> PairBatch:
         """The same without its per-token values."""

@@ -229,7 +229,7 @@ class Monitor:
             split, known = closed[1], closed[2]
         else:
             split, known = TRAIN_SPLIT, closed[2] if scope == "" and closed is not None else {}
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in logs.items():
             for prefix in (f"{scope}_", f"{EVAL_SPLIT}_") if scope else ():
                 if name.startswith(prefix):

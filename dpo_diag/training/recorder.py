@@ -161,10 +161,10 @@ class Recorder:
             self.writer.write("pairs", rows, split=split)
         seen = self._token_references.setdefault(split, {})
         parts = []
-        for pair_id, (rows, position) in tokens.items():
-            parts.append(rows.frame(position, pair_id, "policy"))
+        for pair_id, (values, position) in tokens.items():
+            parts.append(values.frame(position, pair_id, "policy"))
             if reference and seen.get(pair_id, step) == step:
-                parts.append(rows.frame(position, pair_id, "ref"))
+                parts.append(values.frame(position, pair_id, "ref"))
                 seen[pair_id] = step
         parts = [p for p in parts if len(p)]
         if parts:

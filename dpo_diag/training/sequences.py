@@ -164,7 +164,7 @@ class SequenceBatch:
 
     def bad_rows(self) -> npt.NDArray[np.bool_]:
         """(rows,) true where a log-prob sum is not finite."""
-        return ~np.isfinite(self.sums["sum_logp"]).all(axis=0)
+        return np.asarray(~np.isfinite(self.sums["sum_logp"]).all(axis=0))
 
     def without_tokens(self) -> SequenceBatch:
         """Itself: nothing per token is kept."""

@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from dpo_diag.records import RunWriter
 from dpo_diag.training import trl_adapter
+from dpo_diag.training.head_probe import head_scores_every_position
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.run import Recording
 from dpo_diag.training.sequences import (
@@ -50,7 +51,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        free = trl_adapter.head_scores_every_position(self.accelerator.device)
+        free = head_scores_every_position(self.accelerator.device)
         self._whole = free if prompt_metrics is None else prompt_metrics
         config = getattr(self.model, "active_peft_config", None)
         if getattr(config, "is_prompt_learning", False) or self.accelerator.parallelism_config is not None:

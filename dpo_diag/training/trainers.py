@@ -18,6 +18,7 @@ from dpo_diag.modeling.token_bytes import token_bytes
 from dpo_diag.records import RunWriter
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.aggregate import pair_metrics, pair_weights
+from dpo_diag.training.head_probe import EXTRA_METRICS, HeadProbe
 from dpo_diag.training.monitor import Monitor, decoded_texts
 from dpo_diag.training.pair_ids import KEY, PairIdCollator, add_pair_ids, take_ids
 from dpo_diag.training.run import Recording
@@ -34,7 +35,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):
             measures and logs, but writes nothing.
         record_tokens: pairs of each evaluation set whose tokens are recorded (0 for none).
         extra_metrics: any of "top5" and "greedy_logp", read inside the fused LM head while the logits of a tile exist
-            (see `trl_adapter.HeadProbe` for the price: 1 to 2 % of a step for top5, next to nothing for greedy_logp).
+            (see `head_probe.HeadProbe` for the price: 1 to 2 % of a step for top5, next to nothing for greedy_logp).
         evaluate_at_start: evaluate before the first step, where the policy still is the reference. None: where there
             is a recorder, an evaluation set and an `eval_strategy`. The random states are put back, so that losses
             are those of a run without it. (`args.eval_on_start=True` stays TRL's own and does the same.)
@@ -56,12 +57,12 @@ class DiagDPOTrainer(Recording, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
-        unknown = [name for name in extra if name not in trl_adapter.EXTRA_METRICS]
+        unknown = [name for name in extra if name not in EXTRA_METRICS]
         if unknown:
-            raise DiagError("unknown extra metric", got=unknown, expected=f"some of {trl_adapter.EXTRA_METRICS}")
+            raise DiagError("unknown extra metric", got=unknown, expected=f"some of {EXTRA_METRICS}")
         self._pair_sources: list[Any] = []
         super().__init__(*args, **kwargs)
-        self._probe = trl_adapter.HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
+        self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self._spec = trl_adapter.loss_spec(self)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)

@@ -11,7 +11,7 @@ import trl.kernels.chunked_logprob as kernel
 import trl.trainer.utils as trl_utils
 from trl.trainer.utils import add_fused_lm_head
 
-from dpo_diag.training.trl_adapter import HeadProbe
+from dpo_diag.training.head_probe import HeadProbe
 
 from .tiny import make_model
 
