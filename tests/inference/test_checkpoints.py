@@ -11,13 +11,8 @@ import torch
 
 from dpo_diag.errors import DiagError
 from dpo_diag.inference import checkpoints as module
-from dpo_diag.inference.checkpoints import (
-    Checkpoint,
-    Loader,
-    find_checkpoints,
-    generate_checkpoints,
-    score_checkpoints,
-)
+from dpo_diag.inference.checkpoint_runs import generate_checkpoints, score_checkpoints
+from dpo_diag.inference.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.inference.generation import Decoding
 from dpo_diag.records import load_run
 
