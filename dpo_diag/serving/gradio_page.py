@@ -41,7 +41,7 @@ def gradio_app(title: str, folder: Path, name: str, functions: Sequence[Function
     Args:
         title: of the browser's tab.
         folder, name: where the page's three files lie.
-        functions: what the script may call, as `await server.NAME({...})`: each takes and returns a JSON object.
+        functions: what the script may call, as `await callServer("NAME", {...})`: each takes and returns a JSON object.
         what: the command, for the error where Gradio is missing.
     """
     require_gradio(what)
@@ -55,7 +55,7 @@ def gradio_app(title: str, folder: Path, name: str, functions: Sequence[Function
         gradio.HTML(
             "",
             html_template=parts["html"],
-            js_on_load=parts["js"],
+            js_on_load=(Path(__file__).parent / "call.js").read_text(encoding="utf-8") + parts["js"],
             apply_default_css=False,
             server_functions=[_plain(function) for function in functions],
         )

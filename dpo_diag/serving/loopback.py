@@ -20,6 +20,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HOST = "127.0.0.1"
+ALIVE = "/alive"
+"""Answered by the guard itself: a page asks here whether its server still lives."""
 
 # 'unsafe-eval' and 'unsafe-inline' are Gradio's needs (it compiles a component's script in the page). What keeps model
 # text from acting is that it only ever becomes textContent; what this policy keeps is that nothing leaves the machine.
@@ -57,6 +59,9 @@ class Guard:
             await _answer(send, 403, "This page answers to its own address only.")
             return
         if self._same(self._cookie_of(headers)):
+            if scope.get("path") == ALIVE:
+                await _answer(send, 204, "")
+                return
             await self.app(scope, receive, _with_headers(send))
             return
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))

@@ -19,12 +19,12 @@ async def _page(scope: Any, receive: Any, send: Any) -> None:
 
 def request(
     query: str = "", cookie: str | None = None, host: str = f"127.0.0.1:{PORT}", origin: str | None = None,
-    method: str = "GET", kind: str = "http",
+    method: str = "GET", path: str = "/",
 ) -> tuple[int, dict[str, str], bytes]:  # fmt: skip
     headers = [(b"host", host.encode())]
     headers += [(b"cookie", cookie.encode())] if cookie else []
     headers += [(b"origin", origin.encode())] if origin else []
-    scope = {"type": kind, "method": method, "query_string": query.encode(), "headers": headers, "path": "/"}
+    scope = {"type": "http", "method": method, "query_string": query.encode(), "headers": headers, "path": path}
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -66,6 +66,11 @@ def test_everything_else_is_refused(case: dict[str, Any]) -> None:
     assert status == 403
     assert b"page" not in body.replace(b"This page", b"")
     assert "set-cookie" not in headers
+
+
+def test_the_guard_itself_says_that_it_lives_to_those_who_may_ask() -> None:
+    assert request(cookie=f"dpo_diag_{PORT}={TOKEN}", path="/alive")[0] == 204
+    assert request(path="/alive")[0] == 403
 
 
 def test_its_own_origin_may_post() -> None:

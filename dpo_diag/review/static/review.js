@@ -126,18 +126,15 @@ async function call(name, argument) {
   busy = true;
   root.setAttribute("aria-busy", "true");
   // A verdict is not shown as given before the server has it on the disk.
-  let gone;
-  const late = new Promise((_, reject) => { gone = setTimeout(() => reject(new Error("late")), 15000); });
   try {
     const old = draft();
-    const state = await Promise.race([server[name](argument), late]);
-    if (!state || !("total" in state)) throw new Error("no state");
+    const state = await callServer(name, argument);
+    if (!("total" in state)) throw new Error("no state");
     if (old) try { sessionStorage.removeItem(old); } catch {}
     show(state);
   } catch (error) {
     tell("The server does not answer: the last verdict may not be saved. Start dpo-diag review again and open its new address.", true);
   } finally {
-    clearTimeout(gone);
     busy = false;
     root.setAttribute("aria-busy", "false");
   }
