@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 from dpo_diag.commands.hydra_app import run_app
 
@@ -20,16 +19,11 @@ def run(args: argparse.Namespace) -> int:
     """Train, explain, report; the last line is the run folder."""
     from dpo_diag.commands.train import job
 
-    start = time.monotonic()
-    print(
-        "Text-to-SQL in three stages: SFT from scratch, 620 pairs that the SFT model got wrong, DPO on them.",
-        flush=True,
-    )
+    print("Text-to-SQL in three stages: SFT from scratch, 620 pairs that the SFT model got wrong, DPO on them.")
+    if not args.all:
+        print("The two known ways out: dpo-diag demo --all, or experiment=sql_dpo_sft_term and sql_dpo_high_beta.")
     status = 0
     for experiment in ("sql_dpo", *(WAYS_OUT if args.all else ())):
         print(f"\n=== dpo-train experiment={experiment} {' '.join(args.overrides)}", flush=True)
         status = run_app("dpo-train", "config", job, [f"experiment={experiment}", *args.overrides]) or status
-    if status == 0 and not args.all:
-        print(f"({time.monotonic() - start:.0f} s) The two ways out: dpo-diag demo --all, or", flush=True)
-        print("  dpo-train experiment=sql_dpo_sft_term; dpo-train experiment=sql_dpo_high_beta", flush=True)
     return status
