@@ -187,7 +187,8 @@ def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements
                 torn = number == len(lines)
                 damaged.append((path.name, number, "torn: the process was killed while writing it" if torn else
                                 f"cannot be read: {type(error).__name__}"))  # fmt: skip
-    return Judgements(rows, damaged)
+    # Two names may share a file ("a:b" and "a_b"; "Ann" and "ann" on some disks): the line says whose it is.
+    return Judgements([r for r in rows if reviewer in (None, r.reviewer)], damaged)
 
 
 def _parse(line: bytes) -> Judgement:

@@ -129,6 +129,15 @@ def test_names_of_people_are_accepted(tmp_path: Path) -> None:
         assert table.file_of(tmp_path, name) == tmp_path / "review" / f"{name}.jsonl"
 
 
+def test_names_that_share_a_file_are_kept_apart(run_path: Path) -> None:
+    (item,) = choose_items(load_run(run_path), n=1)
+    table.append(run_path, judgement(item, "a", "judge_m"))
+    table.append(run_path, judgement(item, "b", "judge:m", "judge"))
+    assert [j.outcome for j in table.read(run_path, "judge_m").rows] == ["a"]
+    assert [j.outcome for j in table.read(run_path, "judge:m").rows] == ["b"]
+    assert len(table.read(run_path).effective()) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_line(run_path: Path) -> None:
     (run_path / "review").write_text("a file where the folder should be")
     (item,) = choose_items(load_run(run_path), n=1)
