@@ -35,7 +35,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):
             measures and logs, but writes nothing.
         record_tokens: pairs of each evaluation set whose tokens are recorded (0 for none).
         extra_metrics: any of "top5" and "greedy_logp", read inside the fused LM head while the logits of a tile exist
-            (see `head_probe.HeadProbe` for the price: 1 to 2 % of a step for top5, next to nothing for greedy_logp).
+            (see `head_probe.HeadProbe` for the price: about 2 % of a step for top5, 1 % for greedy_logp).
         evaluate_at_start: evaluate before the first step, where the policy still is the reference. None: where there
             is a recorder, an evaluation set and an `eval_strategy`. The random states are put back, so that losses
             are those of a run without it. (`args.eval_on_start=True` stays TRL's own and does the same.)
