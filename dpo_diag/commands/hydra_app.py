@@ -5,10 +5,13 @@ Heavy imports (torch, trl) stay inside the jobs, so that `--help`, `--cfg job` a
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import difflib
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -158,8 +161,10 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
                 raise DiagError(wrong, usage=True)
         arguments = _resumed(arguments)
         if not is_main_process():
-            # Only rank 0 keeps Hydra's folder; the others learn it from rank 0 (see training.job).
-            arguments += ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+            # The run folder is rank 0's, which tells it to the others (see training.job); theirs is thrown away.
+            scratch = tempfile.mkdtemp(prefix="dpo-diag-rank-")
+            atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+            arguments += ["hydra.output_subdir=null", f"hydra.run.dir={scratch}"]
         sys.argv = [name, *arguments]
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(_told_once(job, told))()
         if told:

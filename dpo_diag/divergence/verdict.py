@@ -14,7 +14,7 @@ from typing import Any
 LABELS = {
     "broken_numbers": "NaN or infinity stands in the records",
     "dead_run": "the run did not train",
-    "not_learning": "the loss did not fall",
+    "not_learning": "the loss did not fall beyond its noise",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
     "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
     "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",

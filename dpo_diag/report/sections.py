@@ -16,6 +16,7 @@ from dpo_diag.report.displays import (
     metadata,
     pairs,
     quadrants,
+    reviews,
     splits,
     tokens,
     vocabulary,
@@ -54,8 +55,20 @@ def build(run: Run, explanation: dict[str, Any], comparison: dict[str, Any]) -> 
         _change(explanation),
         _checks(explanation),
         _outputs(run, comparison),
+        _reviews(run),
         _metadata(run),
     ]
+
+
+def _reviews(run: Run) -> Section:
+    from dpo_diag.review import results
+
+    head = ("reviews", "What people said", "Two checkpoints' answers side by side, judged blind.")
+    found = results(run)
+    if found.get("not_applicable"):
+        return Section(*head, missing=str(found["not_applicable"]))
+    said = f"{found['n_verdicts']} verdicts on {found['n_items']} items by {len(found['reviewers'])} reviewers."
+    return Section(*head, Markup('<p class="small">{}</p>').format(said) + reviews.draw_reviews(found))
 
 
 def _why(explanation: dict[str, Any], part: str, otherwise: str) -> str:

@@ -144,3 +144,17 @@ def test_without_gradio_the_command_says_how_to_get_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "gradio" else real(name, *a))
     assert main(["review", str(run_path), "--no-browser"]) == 1
     assert 'pip install "dpo-diag[review]"' in capsys.readouterr().err
+
+
+def test_the_report_shows_what_people_said(run_path: Path) -> None:
+    """Five verdicts, win rate 0.6: the page holds them; without verdicts it says how to get some."""
+    from dpo_diag.report import write_report
+
+    page = write_report(load_run(run_path)).read_text(encoding="utf-8")
+    assert "nobody has judged an answer yet" in page
+    items = choose_items(load_run(run_path), n=5)
+    for item, outcome in zip(items, ("b", "b", "tie", "both_bad", "a"), strict=True):
+        table.append(run_path, judgement(item, outcome))
+    page = write_report(load_run(run_path)).read_text(encoding="utf-8")
+    assert "5 verdicts on 5 items by 1 reviewers" in page
+    assert "1 / 2 / 1 / 1" in page
