@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.errors import DiagError
+from dpo_diag.modeling.tokenizers import tokenizer_fingerprint
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback, untouched_random_state
@@ -41,12 +41,6 @@ def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
         raise DiagError(
             "the checkpoint does not say its step", where=file, got=error, mend="resume from a complete checkpoint"
         ) from error
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """16 hex digits over the vocabulary (tokens and ids) and the chat template."""
-    document = json.dumps([sorted(tokenizer.get_vocab().items()), str(getattr(tokenizer, "chat_template", None))])
-    return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
 class Recording:
