@@ -135,6 +135,7 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str | None = No
         "vocab_size": len(tokenizer),
         "pad_token": tokenizer.pad_token,
         "eos_token": tokenizer.eos_token,
+        "eos_token_id": tokenizer.eos_token_id,
         "chat_template": bool(getattr(tokenizer, "chat_template", None)),
         "fingerprint": tokenizer_fingerprint(tokenizer),
     }

@@ -14,7 +14,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.errors import DiagError
-from dpo_diag.modeling.tokenizers import tokenizer_fingerprint
+from dpo_diag.modeling.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback, untouched_random_state
@@ -136,11 +136,7 @@ class Recording:
         described: dict[str, Any] = {
             "trainer": type(self).__name__,
             "model": description,
-            "tokenizer": {
-                "name": str(getattr(tokenizer, "name_or_path", "")),
-                "vocab_size": len(tokenizer),
-                "fingerprint": tokenizer_fingerprint(tokenizer),
-            },
+            "tokenizer": describe_tokenizer(tokenizer),
             "training": {k: getattr(v, "value", v) for k, v in arguments.items()}
             | {"world_size": self.accelerator.num_processes},
         }

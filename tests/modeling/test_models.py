@@ -94,7 +94,7 @@ def test_fingerprints_follow_content(tiny_model: Path, tmp_path: Path) -> None:
     loaded, _ = load_tokenizer(str(tmp_path))
     assert describe_tokenizer(loaded, "mine") == {
         "name": "mine", "vocab_size": 261, "pad_token": "<|end|>", "eos_token": "<|end|>", "chat_template": True,
-        "fingerprint": tokenizer_fingerprint(chat),
+        "eos_token_id": chat.eos_token_id, "fingerprint": tokenizer_fingerprint(chat),
     }  # fmt: skip
 
 
