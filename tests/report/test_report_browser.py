@@ -136,7 +136,7 @@ def test_the_keyboard_finds_and_opens(chromium: Any, report: Path) -> None:
 
 def test_it_reads_without_scripts_and_prints(chromium: Any, report: Path) -> None:
     page, _, _ = opened(chromium, report, java_script_enabled=False, viewport={"width": 1100, "height": 900})
-    assert page.locator("h2:visible").count() == 9
+    assert page.locator("h2:visible").count() == 10
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert page.pdf().startswith(b"%PDF")

@@ -16,7 +16,7 @@ from dpo_diag.records import RunWriter
 from dpo_diag.report import write_report
 from dpo_diag.report.html import render, source_hash
 
-SECTIONS = ["curves", "loss", "perplexity", "quadrants", "pairs", "change", "checks", "outputs", "run"]
+SECTIONS = ["curves", "loss", "perplexity", "quadrants", "pairs", "change", "checks", "outputs", "reviews", "run"]
 HOSTILE = (
     '</style></script><script>window.pwned=1</script><img src=x onerror="window.pwned=2">'
     "\x1b[31m\u202egnp\u200b{{ 7*7 }}"
@@ -118,7 +118,8 @@ def test_an_empty_run_says_what_it_lacks(tmp_path: Path) -> None:
     assert len(found) == len(SECTIONS) - 1
     assert found[0] == "Not applicable: the run has no history of a loss, a perplexity or a score."
     assert found[1] == "Not applicable: no pair records."
-    assert found[-1].startswith("Not applicable: the run has no outputs")
+    assert found[-2].startswith("Not applicable: the run has no outputs")
+    assert found[-1].startswith("Not applicable: nobody has judged an answer yet")
     assert "interrupted" in text
 
 
