@@ -77,7 +77,7 @@ def explain_override(overrides: list[str], schema: type = Config) -> str | None:
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:
-            return f"override {text!r} cannot be parsed; expected key=value; mend: quote values with spaces or commas"
+            return f"override {text!r} cannot be parsed; expected key=value; mend: quote values with space, comma or ="
         key = str(parsed.key_or_group or "")
         if key.startswith("hydra") or parsed.is_add() or not key:
             continue
@@ -155,7 +155,9 @@ def run_app(name: str, config_name: str, job: Callable[[DictConfig], Any], argv:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     register()
     try:
-        if "--config-dir" not in " ".join(arguments):
+        # `-sc install=bash` is no override: it asks Hydra for the shell's completion script.
+        completion = any(a in ("-sc", "--shell-completion", "--shell_completion") for a in arguments)
+        if not completion and "--config-dir" not in " ".join(arguments):
             wrong = explain_override(overrides, SCHEMAS[config_name])
             if wrong is not None:
                 raise DiagError(wrong, usage=True)

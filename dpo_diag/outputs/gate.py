@@ -70,11 +70,9 @@ class Gate:
         self.run = run if isinstance(run, Run) else load_run(run)
         self.step: int | None = None
         self.other = self.run
-        if baseline is None:
-            pass
-        elif baseline.isdigit() and not Path(baseline).is_dir():
+        if baseline is not None and baseline.isdigit() and not Path(baseline).is_dir():
             self.step = int(baseline)
-        else:
+        elif baseline is not None:
             self.other = load_run(baseline)
         self._comparison: Comparison | None = None
         self._findings: dict[str, dict[str, Any]] | None = None
@@ -235,6 +233,14 @@ class Gate:
         value, change = mean_interval(b), paired_change(a.reindex(b.index), b)
         return _Seen(value.value, (value.low, value.high), float(a.mean()), (change.low, change.high), value.n)
 
+    def review(self, rule: Mapping[str, Any]) -> _Seen:
+        from dpo_diag.review.results import last_comparison  # it reads outputs/ in its turn
+
+        found = last_comparison(self.run, self.step) if self.same_run else None
+        if found is None:
+            raise _Missing("nobody has judged its answers against this baseline: dpo-diag review RUN")
+        return _Seen(found["win_rate"], (found["low"], found["high"]), n=found["n"])
+
     # ---- what speaks ----
 
     def finding(self, code: str) -> tuple[str, str]:
@@ -261,7 +267,7 @@ class Gate:
         of = " gap" if rule.get("of") == "gap" else ""
         name = str(rule.get("name") or f"{subject} {rule[subject]}{of}{split}{': ' + limits if limits else ''}")
         try:
-            if subject in ("metric", "tag", "phrase"):
+            if subject in ("metric", "tag", "phrase", "review"):
                 return _limited(name, rule, getattr(self, subject)(rule))
             return self._spoken(name, subject, rule)
         except (_Missing, DiagError) as error:

@@ -18,6 +18,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "finding": (),
     "gaming": (),
     "behaviour": (),
+    "review": ("min", "max"),
 }
 """What a rule can look at -> the limits that go with it."""
 COMMON = ("name", "split", "missing", "of")
@@ -35,6 +36,7 @@ def load_rules(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     - `finding: CODE` (a check of `explain`; fails if it speaks)
     - `gaming: NAME` (length_bias, format_gaming, strategy_collapse, sycophancy; fails if it speaks)
     - `behaviour: NAME` (fails if it moved away from what is wanted)
+    - `review: win_rate` (of the last step that people judged, by item, ties half; `dpo-diag review`); min, max
 
     and may say `name` and `missing: skip`.
 
@@ -84,6 +86,8 @@ def _check_rule(rule: Any, where: str) -> None:
     for key in numeric:
         if isinstance(rule[key], bool) or not isinstance(rule[key], (int, float)) or not math.isfinite(rule[key]):
             raise DiagError(f"{key} is no number", where=where, got=repr(rule[key]), usage=True)
+    if subject == "review" and rule["review"] != "win_rate":
+        raise DiagError("a review has one number", where=where, got=rule["review"], expected="win_rate", usage=True)
     if rule.get("missing", "fail") not in ("fail", "skip"):
         raise DiagError("missing is fail or skip", where=where, got=rule["missing"], usage=True)
     if rule.get("of", "score") not in ("score", "gap"):

@@ -88,6 +88,27 @@ def results(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
     return document
 
 
+def last_comparison(run: Run | str | os.PathLike[str], a_step: int | None = None) -> dict[str, Any] | None:
+    """People's comparison (as in `results`) of the last policy step that they judged over an earlier look.
+
+    Args:
+        run: a run or its folder.
+        a_step: only against looks of this step; None for what most items compare.
+
+    Returns:
+        None where nobody judged that.
+    """
+    found: list[dict[str, Any]] = [
+        c
+        for c in results(run)["comparisons"]
+        if c["b_model"] == "policy"
+        and (c["a_model"] != "policy" or c["a_step"] < c["b_step"])
+        and a_step in (None, c["a_step"])
+    ]
+    # The most items come first.
+    return max(found, key=lambda c: int(c["b_step"]), default=None)
+
+
 def _current(run: Run, judgements: Sequence[Judgement]) -> tuple[set[str], dict[str, list[str]]]:
     """Items whose two answers stand in the run as they were judged, and the tags of each prompt."""
     if not judgements or not run.has("outputs"):
