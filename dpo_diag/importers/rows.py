@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class _Block:
             return
         if self.spill is None:
             self.spill = tempfile.TemporaryFile(prefix="dpo-diag-")  # noqa: SIM115 - lives as long as the block
+            weakref.finalize(self, self.spill.close)
         width = len(self.metrics)
         rows = len(self.values) // width
         self.spill.seek(0, 2)
