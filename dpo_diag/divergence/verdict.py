@@ -15,14 +15,29 @@ LABELS = {
     "broken_numbers": "NaN or infinity stands in the records",
     "dead_run": "the run did not train",
     "not_learning": "the loss did not fall beyond its noise",
+    "loss_unclear": "the loss moved less than pairs or batches differ: it does not tell whether the run learned",
+    "loss_rose": "the loss rose again after it had fallen",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
     "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
     "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
+    "reference_mismatch": "the loss fell, but the run did not start at its reference: rewards and margins are no gains",
+    "rejected_collapse": "the loss fell because the rejected answers lost far more than it needs, not the chosen ones",
+    "saturated": "the loss stands at its floor: these pairs have nothing left to teach",
     "healthy": "the loss fell and the chosen answers did not become less likely",
     "within_noise": "the loss fell; whether the chosen answers became less likely is inside the noise of the batches",
     "loss_unknown": "the loss is unknown; only likelihoods can be read",
     "cannot_tell": "too little is recorded to say",
 }
+
+NOT_HEALTHY = {"DVG007": "reference_mismatch", "DVG002": "rejected_collapse", "DVG010": "saturated"}
+"""Checks that speak of the whole run: chosen kept its likelihood, and still "healthy" would be the wrong headline."""
+SUSPICIOUS = frozenset(
+    {
+        "likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown", "within_noise",
+        "reference_mismatch", "rejected_collapse", "loss_unclear",
+    }
+)  # fmt: skip
+"""Labels of what could be harm: without outputs or a score the word is "cannot_tell"."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,11 @@ def label(facts: Facts) -> str:
             return "broken_numbers" if "DVG011" in facts.speaking else "cannot_tell"
         return "loss_unknown"
     if facts.loss >= 0:
-        return "not_learning"
+        if "DVG010" in facts.speaking:
+            return "saturated"
+        if facts.loss > 0 and facts.speaking & {"DVG020", "DVG022"}:
+            return "loss_rose"
+        return "not_learning" if facts.loss > 0 or "DVG009" in facts.speaking else "loss_unclear"
     signs = set(facts.perplexity.values())
     if {1, -1} <= signs:
         return "sign_depends_on_aggregator"
@@ -64,6 +83,9 @@ def label(facts: Facts) -> str:
         return "late_divergence"
     if not signs and facts.chosen_lower_in_noise:
         return "within_noise"
+    for code, name in NOT_HEALTHY.items():
+        if code in facts.speaking:
+            return name
     return "healthy" if signs or facts.chosen is not None else "cannot_tell"
 
 
@@ -73,8 +95,8 @@ def decide(facts: Facts) -> dict[str, Any]:
     worse = [e for e in facts.evidence if e.get("direction") == "worse"]
     fine = [e for e in facts.evidence if e.get("direction") in ("no_worse", "better")]
     unclear = [e for e in facts.evidence if e.get("direction") == "unclear"]
-    suspicious = name in ("likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown")
-    suspicious = suspicious or name == "within_noise"
+    chosen_lost = facts.chosen == -1 or 1 in facts.perplexity.values()
+    suspicious = name in SUSPICIOUS or (name in ("loss_rose", "saturated") and chosen_lost)
     if worse:
         harm, because = "harmful", worse
     elif any(e["kind"] in ("score", "correct", "review") for e in fine) and not unclear_scores(unclear):

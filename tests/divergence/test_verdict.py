@@ -28,7 +28,8 @@ def facts(**values: Any) -> Facts:
         ({"perplexity": {"ppl_token": -1, "ppl_seq_mean": 1}}, "sign_depends_on_aggregator"),
         ({"perplexity": {"ppl_token": -1, "ppl_seq_mean": 0}}, "healthy"),
         ({"perplexity": {"ppl_token": -1}, "turning_points": [{"step": 3}]}, "late_divergence"),
-        ({"loss": 0}, "not_learning"),
+        ({"loss": 0, "speaking": frozenset({"DVG009"})}, "not_learning"),
+        ({"loss": 0}, "loss_unclear"),  # few rows, or a few pairs that outweigh the others' gain
         ({"loss": 1}, "not_learning"),
         ({"speaking": frozenset({"DVG008"})}, "dead_run"),
         ({"loss": None}, "loss_unknown"),
@@ -37,10 +38,33 @@ def facts(**values: Any) -> Facts:
         ({"perplexity": {}}, "likelihood_displacement"),
         ({"perplexity": {}, "chosen": 0}, "healthy"),
         ({"perplexity": {}, "chosen": None}, "cannot_tell"),
+        ({"perplexity": {}, "chosen": 0, "speaking": frozenset({"DVG007", "DVG010"})}, "reference_mismatch"),
+        ({"perplexity": {}, "chosen": 1, "speaking": frozenset({"DVG002", "DVG010"})}, "rejected_collapse"),
+        ({"perplexity": {}, "chosen": 1, "speaking": frozenset({"DVG010"})}, "saturated"),
+        ({"loss": 0, "speaking": frozenset({"DVG010"})}, "saturated"),
+        ({"loss": 1, "speaking": frozenset({"DVG022"})}, "loss_rose"),
+        ({"loss": 0, "speaking": frozenset({"DVG022"})}, "loss_unclear"),
+        ({"perplexity": {}, "chosen": 1, "speaking": frozenset({"DVG011", "DVG016"})}, "healthy"),
     ],
 )
 def test_labels(values: dict[str, Any], label: str) -> None:
     assert decide(facts(**values))["label"] == label
+
+
+@pytest.mark.parametrize(
+    ("chosen", "codes", "loss", "harm"),
+    [
+        (1, {"DVG002"}, -1, "cannot_tell"),  # rejected collapse: outputs must say whether it is harm
+        (1, {"DVG007"}, -1, "cannot_tell"),
+        (1, {"DVG010"}, -1, "none"),
+        (-1, {"DVG022"}, 1, "cannot_tell"),  # the loss rose and chosen fell: no clean bill of health
+        (1, {"DVG022"}, 1, "none"),
+        (1, {"DVG004"}, 0, "cannot_tell"),  # four of 120 pairs outweigh what the others gained
+    ],
+)
+def test_no_clean_bill_where_a_check_speaks_of_the_run(chosen: int, codes: set[str], loss: int, harm: str) -> None:
+    decision = decide(facts(perplexity={}, chosen=chosen, speaking=frozenset(codes), loss=loss))
+    assert decision["harm"] == harm and decision["label"] != "healthy"
 
 
 def test_likelihoods_alone_never_are_harm() -> None:
