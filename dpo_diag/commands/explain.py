@@ -21,7 +21,7 @@ FINDINGS = "findings.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, or another trainer's log file or folder")
     parser.add_argument(
-        "thresholds", nargs="*", metavar="NAME=VALUE", help="thresholds, e.g. turning_point.least_dlog=0.02"
+        "thresholds", nargs="*", default=[], metavar="NAME=VALUE", help="thresholds, e.g. turning_point.least_dlog=0.02"
     )
     parser.add_argument(
         "--from", dest="from_step", metavar="STEP", help="first step (default: the first measured), or ref"

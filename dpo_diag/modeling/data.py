@@ -76,6 +76,17 @@ class PreferenceData:
         for report in self.tokens.values():
             report.require(max_truncated_share)
 
+    def told(self) -> list[str]:
+        """A line for each set with dropped rows and one for each with others that were noted (cut, say); [] for none."""
+        lines, table = [], self.issues()
+        for (name, dropped), part in table.groupby(["set", "dropped"], sort=False):
+            why = ", ".join(
+                f"{group['row'].nunique()} {reason} (first row {group['row'].iloc[0]})"
+                for reason, group in part.groupby("why", sort=False)
+            )
+            lines.append(f"{name}: {part['row'].nunique()} rows {'dropped' if dropped else 'noted'}: {why}")
+        return [*lines, "rows are listed in data_issues.csv"] if lines else []
+
     def issues(self) -> pd.DataFrame:
         """Every listed row: set, stage (read | split | tokenise), row, why, detail, dropped."""
         frames = [s.issues.assign(set=name, stage="read") for name, s in self.sources.items()]

@@ -122,3 +122,8 @@ def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "dpo-train: unknown key 'loss.bta'; did you mean loss.beta?\n"
     assert run_app("dpo-train", "config", lambda cfg: None, ["trainer.learning_rate=abc"]) == 2
     assert "could not be converted to Float" in capsys.readouterr().err
+
+
+def test_shell_completion_is_no_override(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app("dpo-train", "config", lambda cfg: None, ["-sc", "install=bash"]) == 0
+    assert "-F hydra_bash_completion dpo-train" in capsys.readouterr().out
