@@ -57,9 +57,10 @@ class ScoreConfig(CheckpointsConfig):
 
 @dataclass
 class GenerateConfig(CheckpointsConfig):
-    """dpo-generate: checkpoints x fixed prompts."""
+    """dpo-generate: checkpoints x fixed prompts. `across`: also old answers under new models, and the reverse."""
 
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    across: bool = False
     batch_size: int = 32
 
 

@@ -23,13 +23,20 @@ def job(cfg: DictConfig) -> str:
     from dpo_diag.inference.generation import decoding_from
     from dpo_diag.inference.prompts import load_prompts
 
-    p = config.prompts
+    p, loader = config.prompts, Loader(**vars(config.loader))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     folder = generate_checkpoints(
         checkpoint_names(config), load_prompts(str(p.path)), out,
         decoding=decoding_from(p),
-        loader=Loader(**vars(config.loader)), batch_size=config.batch_size,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        loader=loader, batch_size=config.batch_size, say=say,
     )  # fmt: skip
+    if config.across:
+        from dpo_diag.inference.answers_across import score_across
+
+        score_across(checkpoint_names(config), out, loader=loader, batch_size=config.batch_size, say=say)
     print(folder, flush=True)
     return str(folder)
 

@@ -206,6 +206,20 @@ def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args
         [[r["metric"], r["value"], _interval(r), r["n"], r["not_applicable"] or ""] for r in scored],
         ["metric", "value", "95 %", "n", ""],
     )
+    section(
+        f"Answers under the model that did not write them, nats per answer: {document['baseline']} -> each look",
+        [
+            [
+                f"{a['model']} (step {a['step']})",
+                "the baseline's" if a["of"] == "old" else "its own",
+                a["n"],
+                f"{a['logp_before']:.2f} -> {a['logp_after']:.2f}",
+                f"{a['delta']:+.2f} [{a['low']:+.2f}, {a['high']:+.2f}]",
+            ]
+            for a in document["across"]
+        ],
+        ["look", "answers", "n", "log-prob", "change, 95 %"],
+    )
     print("\nWays to please raters without getting better")
     for finding in document["gaming"]:
         text = for_terminal(f"{finding['title']}: {finding['reason']}", one_line=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dpo_diag.outputs.across import across_table
 from dpo_diag.outputs.behaviours import behaviour_table, primary_score, sentence, tag_table
 from dpo_diag.outputs.changed import answer_changes, change_table
 from dpo_diag.outputs.features import features, look_table
@@ -39,6 +40,7 @@ class Comparison:
         tags, behaviours: tables of `behaviours`.
         gaming: findings.
         sentence: in one sentence, what moved.
+        across: old answers under new models and the reverse (`across.across_table`); empty where none were scored.
     """
 
     answers: Answers
@@ -55,6 +57,7 @@ class Comparison:
     behaviours: pd.DataFrame
     gaming: list[Finding]
     sentence: str
+    across: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def comparison(
@@ -112,6 +115,7 @@ def comparison(
         behaviours=behaviours,
         gaming=gaming(answers, measured[measured.columns.difference(scores.columns, sort=False)], scores, base, look),
         sentence=sentence(behaviours, base, look) if base != look else "There is one look only: nothing to compare.",
+        across=across_table(opened.path, answers, base) if isinstance(opened, Run) else pd.DataFrame(),
     )
 
 
@@ -120,7 +124,7 @@ def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]
 
     Keys: run; baseline, to (look names); n_prompts; steps (of the policy); models; sentence; prompts (one entry per
     prompt, changed ones first, each with its distinct answers in the order of looks); changed (per look, since what);
-    phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per look); references (scores per look).
+    phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per look); references (scores per look); across.
 
     Args:
         run: a run or its folder.
@@ -149,6 +153,7 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
         "gaming": [f.to_dict() for f in c.gaming],
         "looks": records(c.looks),
         "references": records(c.references),
+        "across": records(c.across),
     }
     return strict(document)
 
