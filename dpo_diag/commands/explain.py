@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rules = [_rule(text) for text in args.fail_on]
+    rules = [rule for text in args.fail_on for rule in _rules(text)]
     thresholds = dict(parse_threshold(text) for text in args.thresholds)
     refuse(args)
     if args.watch:
@@ -68,6 +68,14 @@ def parse_threshold(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError as error:
         raise DiagError("not a threshold", got=text, expected="NAME=NUMBER", usage=True) from error
+
+
+def _rules(text: str) -> list[tuple[str, frozenset[str]]]:
+    """One rule, or "harmful" and another one joined by a comma or a bar."""
+    first, rest = text[:7], text[8:]
+    if first == "harmful" and rest and text[7] in ",|":
+        return [_rule(first), _rule(rest)]
+    return [_rule(text)]
 
 
 def _rule(text: str) -> tuple[str, frozenset[str]]:

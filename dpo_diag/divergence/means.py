@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from dpo_diag.divergence.select import REFERENCE, Step, split_order
+from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
 
@@ -49,7 +50,8 @@ def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split
     Fixed sets: the two rows themselves (no interval: nothing is known about their scatter), and the lowest and highest
     on the way. Training rows: means of the first and the last quarter (three rows at least), with a Welch interval over
     rows (rows of one run are not quite independent: it is a little too narrow). Rows that are not finite are left out
-    and counted. An empty history has no values.
+    and counted. An empty history has no values; the steps told are those of rows within the ones asked for, and a
+    window without any is a DiagError.
     """
     name, steps = history_split(run, split)
     result: dict[str, Any] = {"split": name, "from_step": None, "to_step": None, "method": None, "values": {}}
@@ -59,6 +61,11 @@ def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split
     rows = run.history.loc[run.history["split"] == name]
     start = steps[0] if from_step in (None, REFERENCE) else int(from_step or 0)
     end = steps[-1] if to_step is None else int(to_step)
+    within = [step for step in steps if start <= step <= end]
+    if not within:
+        raise DiagError("no row between these steps", where="--from, --to", got=f"{start} to {end}",
+                        expected=f"steps from {steps[0]} to {steps[-1]}", usage=True)  # fmt: skip
+    start, end = within[0], within[-1]
     rows = rows.loc[(rows["step"] >= start) & (rows["step"] <= end)]
     result |= {"from_step": start, "to_step": end}
     result["method"] = "first and last quarter of the rows" if result["windows"] else "first and last evaluation"

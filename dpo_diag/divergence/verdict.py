@@ -81,6 +81,9 @@ def label(facts: Facts) -> str:
         return "likelihood_displacement"
     if facts.turning_points:
         return "late_divergence"
+    if not signs and "DVG001" in facts.speaking:
+        # Against the reference, or on another split: chosen may have risen between these two steps, or not be logged.
+        return "likelihood_displacement"
     if not signs and facts.chosen_lower_in_noise:
         return "within_noise"
     for code, name in NOT_HEALTHY.items():

@@ -50,6 +50,9 @@ def test_fail_on_sets_the_exit_status(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "fail-on DVG001" in capsys.readouterr().err
     assert main(["explain", str(fine.path), "--fail-on", "speaks:DVG011"]) == 0
     assert main(["explain", str(fine.path), "--fail-on", "speaks:DVG999"]) == 2
+    assert main(["explain", str(fine.path), "--fail-on", "harmful,speaks:DVG011"]) == 0
+    assert main(["explain", str(fine.path), "--fail-on", "harmful,speaks:DVG011,DVG001"]) == 1
+    assert main(["explain", str(fine.path), "--fail-on", "harmful,speak"]) == 2
 
 
 @pytest.mark.parametrize(

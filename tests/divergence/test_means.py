@@ -10,6 +10,7 @@ import pytest
 
 from dpo_diag import Run, RunWriter, load_run
 from dpo_diag.divergence.means import perplexity_of_means, summarise_means
+from dpo_diag.errors import DiagError
 
 
 def log_of(path: Path, split: str, columns: dict[str, list[float]]) -> Run:
@@ -67,6 +68,16 @@ def test_nan_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     )
     entry = found["values"]["loss"]
     assert (entry["from"], entry["to"], entry["not_finite_rows"]) == (0.7, 0.4, 2)
+
+
+def test_steps_told_are_those_of_the_rows(tmp_path: Path) -> None:
+    run = log_of(tmp_path / "run", "eval", {"loss": [0.7, 0.5, 0.4]})
+    first, second, last = sorted(run.history["step"].unique())
+    found = summarise_means(run, int(first) + 1, int(last) + 50, None)
+    assert (found["from_step"], found["to_step"]) == (second, last)
+    assert found["values"]["loss"]["from"] == 0.5
+    with pytest.raises(DiagError, match="no row between these steps"):
+        summarise_means(run, int(last) + 1, None, None)
 
 
 def test_dispersion_from_two_logged_means() -> None:

@@ -41,6 +41,8 @@ def facts(**values: Any) -> Facts:
         ({"perplexity": {}, "chosen": 0, "speaking": frozenset({"DVG007", "DVG010"})}, "reference_mismatch"),
         ({"perplexity": {}, "chosen": 1, "speaking": frozenset({"DVG002", "DVG010"})}, "rejected_collapse"),
         ({"perplexity": {}, "chosen": 1, "speaking": frozenset({"DVG010"})}, "saturated"),
+        ({"perplexity": {}, "chosen": None, "speaking": frozenset({"DVG001", "DVG002"})}, "likelihood_displacement"),
+        ({"perplexity": {}, "chosen": 1, "speaking": frozenset({"DVG001"})}, "likelihood_displacement"),
         ({"loss": 0, "speaking": frozenset({"DVG010"})}, "saturated"),
         ({"loss": 1, "speaking": frozenset({"DVG022"})}, "loss_rose"),
         ({"loss": 0, "speaking": frozenset({"DVG022"})}, "loss_unclear"),
