@@ -128,10 +128,22 @@ def _from_frames(train: npt.NDArray[np.bool_], frames: Frames | None) -> tuple[I
         return None, None
     totals, counts = np.unique(seen, return_counts=True)
     total = int(totals[np.argmax(counts)])
+    if _frames_lead(before, before_total, after, total):
+        return before, total
     # tqdm draws the bar again right after a row: that frame is exact, the one before may lag (drawing is throttled).
     steps = np.where(after_total == total, after, np.where(before_total == total, before, UNKNOWN_STEP))
     found = (steps[train] >= 0).mean() if train.any() else 0.0
     return (steps, total) if found >= 0.8 else (None, total)
+
+
+def _frames_lead(before: IntArray, before_total: IntArray, after: IntArray, total: int) -> bool:
+    """Whether every row has its own frame before it and none after (filtered logs, bars printed with the row): then the
+    frame after a row is the next row's. A finished bar before the last row and nothing after it tells it from a bar
+    that lags by one."""
+    if len(before) < 3 or not (before_total == total).all() or before[-1] != total or after[-1] >= 0:
+        return False
+    next_own = after[:-1] == before[1:]
+    return bool((next_own | (after[:-1] < 0)).all() and next_own.mean() > 0.5 and (np.diff(before) >= 0).all())
 
 
 def _steps_per_epoch(

@@ -34,6 +34,15 @@ def test_rows_take_their_step_from_the_frame_that_follows(tmp_path: Path, import
     assert run.history["epoch"].tolist()[::2] == [0.1, 0.2, 0.3]
 
 
+def test_frames_that_stand_before_their_rows_only(tmp_path: Path, imported: Importing) -> None:
+    """A filtered log: the frame after a row is the next row's own, so row k of 5 is step 10 k, not 10 (k + 1)."""
+    text = "".join(f"[rank0]: {frame(d, 50)}\r[rank0]: {{'loss': '0.6', 'epoch': '{d / 25:.3g}'}}\n" for d in
+                   (10, 20, 30, 40, 50))  # fmt: skip
+    result, run = imported(log(tmp_path / "train.log", text + "{'train_runtime': '9.1', 'epoch': '2'}\n"))
+    assert steps(run, "loss") == [10, 20, 30, 40, 50]
+    assert result["steps_from"] == "progress frames"
+
+
 def test_an_evaluation_bar_between_does_not_count(tmp_path: Path, imported: Importing) -> None:
     text = ""
     for done in (10, 20, 30):
