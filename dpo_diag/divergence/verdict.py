@@ -14,7 +14,7 @@ from typing import Any
 LABELS = {
     "broken_numbers": "NaN or infinity stands in the records",
     "dead_run": "the run did not train",
-    "not_learning": "the loss did not fall beyond its noise",
+    "not_learning": "the loss did not fall by enough to matter, or not beyond its noise",
     "loss_unclear": "the loss moved less than pairs or batches differ: it does not tell whether the run learned",
     "loss_rose": "the loss rose again after it had fallen",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
@@ -29,7 +29,12 @@ LABELS = {
     "cannot_tell": "too little is recorded to say",
 }
 
-NOT_HEALTHY = {"DVG007": "reference_mismatch", "DVG002": "rejected_collapse", "DVG010": "saturated"}
+NOT_HEALTHY = {
+    "DVG007": "reference_mismatch",
+    "DVG002": "rejected_collapse",
+    "DVG010": "saturated",
+    "DVG009": "not_learning",
+}
 """Checks that speak of the whole run: chosen kept its likelihood, and still "healthy" would be the wrong headline."""
 SUSPICIOUS = frozenset(
     {

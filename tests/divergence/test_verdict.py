@@ -31,6 +31,8 @@ def facts(**values: Any) -> Facts:
         ({"loss": 0, "speaking": frozenset({"DVG009"})}, "not_learning"),
         ({"loss": 0}, "loss_unclear"),  # few rows, or a few pairs that outweigh the others' gain
         ({"loss": 1}, "not_learning"),
+        # The loss of the pairs fell by 1e-5, beyond its noise: that is no success to report.
+        ({"perplexity": {"ppl_token": -1}, "speaking": frozenset({"DVG009"})}, "not_learning"),
         ({"speaking": frozenset({"DVG008"})}, "dead_run"),
         ({"loss": None}, "loss_unknown"),
         ({"loss": None, "perplexity": {}, "chosen": None}, "cannot_tell"),
