@@ -22,10 +22,11 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
     fall = displaced(ctx, t)
     if fall is not None:
         both = fall.more.get("quadrants", {}).get("both_fell")
+        loss = "while the loss fell" if fall.loss_fell else "(whether the loss fell is not recorded)"
         share = f"; both sides fell in {both:.0%} of pairs" if both is not None else ""
         return speaks(
             f"chosen log-prob fell by {-fall.delta.value:.3g} {fall.unit.replace('_', ' ')} ({fall.window}, "
-            f"steps {fall.from_step:.0f} to {fall.to_step:.0f}) while the loss fell{share}; {CAVEAT}",
+            f"steps {fall.from_step:.0f} to {fall.to_step:.0f}) {loss}{share}; {CAVEAT}",
             **fall.evidence(),
             all_windows=[f.evidence() for f in falls],
         )

@@ -81,6 +81,13 @@ def test_cross_entropy_alone(means, finding):
     assert found["evidence"]["chosen_change"]["value"] == pytest.approx(-0.1)
 
 
+def test_a_loss_that_is_not_recorded_is_not_said_to_have_fallen(means, finding):
+    known = finding(means(held={"loss": [0.69, 0.6, 0.5], "ce/chosen": [1.0, 1.04, 1.1]}), "DVG001")
+    assert "while the loss fell" in known["reason"]
+    unknown = finding(means(held={"ce/chosen": [1.0, 1.04, 1.1]}), "DVG001")
+    assert unknown["outcome"] == "speaks" and "whether the loss fell is not recorded" in unknown["reason"]
+
+
 def test_loss_only_is_not_applicable(means, finding):
     found = finding(means({"loss": [0.69, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]}), "DVG001")
     assert found["outcome"] == "not_applicable" and "rewards/chosen" in found["reason"]
