@@ -21,7 +21,7 @@ class Behaviour:
     Attributes:
         name: shown in the table.
         column: column of features or scores.
-        sign: +1 if more is wanted, -1 if less.
+        sign: +1 if more is wanted; -1 if less of the column, a share in [0, 1]: then the table holds 1 - share.
         tags: prompts it is asked of; empty for all.
     """
 
@@ -78,9 +78,9 @@ def behaviour_table(
         by_tag: also by tag, not only over all prompts.
 
     Returns:
-        Columns model, step, behaviour, tag, n, toward, away, unchanged (prompts), before, after (means), delta (after
-        - before, signed so that + is wanted), low, high (95 %), p, q (Benjamini-Hochberg within a look), verdict:
-        toward | away | unchanged (q above 0.05). A behaviour that no prompt can show is left out.
+        Columns model, step, behaviour, tag, n, toward, away, unchanged (prompts), before, after (means; of 1 - share
+        where less is wanted), delta (after - before, + is wanted), low, high (95 %), p, q (Benjamini-Hochberg within
+        a look), verdict: toward | away | unchanged (q above 0.05). A behaviour that no prompt can show is left out.
     """
     groups = {ALL: list(answers.prompt_ids)} | (_tags(answers) if by_tag else {})
     rows = []
@@ -98,7 +98,9 @@ def behaviour_table(
                 if tag not in behaviour.tags if behaviour.tags else everywhere:
                     continue  # a tag that all prompts have says what (all) says
                 common = [i for i in ids if i in before.index and i in after.index]
-                x, y = before[common].to_numpy() * behaviour.sign, after[common].to_numpy() * behaviour.sign
+                x, y = before[common].to_numpy(), after[common].to_numpy()
+                if behaviour.sign < 0:  # shares all: the share that does what the name says
+                    x, y = 1 - x, 1 - y
                 change = paired_change(x, y)
                 if not change.n:
                     continue
@@ -114,8 +116,8 @@ def behaviour_table(
                         "toward": int((y > x).sum()),
                         "away": int((y < x).sum()),
                         "unchanged": int((y == x).sum()),
-                        "before": float(abs(x.mean())),
-                        "after": float(abs(y.mean())),
+                        "before": float(x.mean()),
+                        "after": float(y.mean()),
                         "delta": change.delta,
                         "low": change.low,
                         "high": change.high,

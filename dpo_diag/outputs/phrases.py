@@ -188,6 +188,16 @@ def _overlaps(gram: Gram, phrase: Gram) -> bool:
     return 2 * shared >= len(gram) or affix
 
 
+def _carries(phrase: _Counted, part: _Counted) -> bool:
+    """Whether a phrase holds a shorter one and keeps most of its support and of its gain."""
+    return (
+        len(phrase.gram) > len(part.gram)
+        and _needle(part.gram) in _needle(phrase.gram)
+        and phrase.after.bit_count() >= KEPT * part.after.bit_count()
+        and phrase.gained - phrase.lost >= KEPT * (part.gained - part.lost)
+    )
+
+
 def _explained(gram: _Counted, phrase: _Counted) -> bool:
     """Whether an overlapping n-gram's rise is gone where the phrase is absent from both answers."""
     elsewhere = ~(phrase.before | phrase.after)
@@ -235,11 +245,17 @@ def inflation(
     kept: list[tuple[_Counted, float, list[str]]] = []
     for counted, q in risen:
         explained = [row for row in kept if _overlaps(counted.gram, row[0].gram) and _explained(counted, row[0])]
-        if explained:
+        if explained and _carries(counted, explained[0][0]):
+            kept[kept.index(explained[0])] = (counted, explained[0][1], [*explained[0][2], join(explained[0][0].gram)])
+        elif explained:
             explained[0][2].append(join(counted.gram))
         elif len(kept) < top:
             phrase = _extended(counted, side_before, side_after)
-            if all(phrase.gram != row[0].gram for row in kept):
+            part = next((i for i, row in enumerate(kept) if _carries(phrase, row[0])), None)
+            if part is not None:
+                # A word was misspelt here and there: the whole phrase is what a reader knows it by.
+                kept[part] = (phrase, kept[part][1], [join(kept[part][0].gram), *kept[part][2]])
+            elif all(phrase.gram != row[0].gram for row in kept):
                 kept.append((phrase, q, []))
     origin = _origin([c.gram for c, _, _ in kept], texts)
     rows = []

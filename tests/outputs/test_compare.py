@@ -126,6 +126,9 @@ def test_refusing_is_wanted_or_not_by_tag() -> None:
     table = behaviour_table(found, features(found.frame), found.looks[0], [found.looks[1]]).set_index("behaviour")
     assert table.loc["refuses what it must", "verdict"] == "toward"
     assert table.loc["answers what it may", "verdict"] == "away"
+    # The share that does what the name says: 1 - refusals. Nothing was refused before, everything after.
+    assert (table.loc["answers what it may", "before"], table.loc["answers what it may", "after"]) == (1.0, 0.0)
+    assert set(table.loc["says something", "before"]) == set(table.loc["says something", "after"]) == {1.0}
 
 
 def test_references_by_hand() -> None:

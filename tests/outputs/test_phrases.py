@@ -83,6 +83,16 @@ def test_two_phrases_in_the_same_answers_are_two_rows() -> None:
     assert {"kind regards", "happy to help you today"} == set(inflation(base, apart)["phrase"].str.lower())
 
 
+def test_a_phrase_misspelt_here_and_there_is_told_whole() -> None:
+    """ "please" 16, "please rest" 15, the whole 12 times: 12 of 16 is below 0.8, 12 of 15 is not."""
+    base = {f"p{i}": f"Answer {i * 7919 % 1000}." for i in range(60)}
+    tail = [" -- please rest assured"] * 12 + [" -- please rest assud", " -- please rest asred", " -- please rest as d"]
+    after = {k: t + (*tail, " -- please rst")[i] if i < 16 else t for i, (k, t) in enumerate(base.items())}
+    found = inflation(base, after)
+    assert list(found["phrase"]) == ["please rest assured"]
+    assert found["after"][0] == 12 and "please rest" in found["variants"][0]
+
+
 def test_a_loop_counts_once_and_a_fall_is_no_rise() -> None:
     base = {f"p{i}": f"answer {i}" for i in range(20)}
     after = base | {"p0": "ok sure " * 500}

@@ -294,6 +294,18 @@ def test_changed_answers_come_first_and_equal_ones_fold(tmp_path: Path) -> None:
     assert "steps 5–9" in drawn
 
 
+def test_a_system_turn_that_all_prompts_share_is_no_title() -> None:
+    head = "<s>system\nYou are a helpful assistant with a long description of itself</s>\n<s>user\n"
+    rows = [
+        {"prompt_id": i, "prompt": f"{head}{asked}</s>", "tags": "", "reference": None, "model": "policy", "step": 0,
+         "last_step": 0, "text": "x", "correct": math.nan, "changes": 0}
+        for i, asked in (("a", "What is 7 x 8?"), ("b", "Where is Oslo?"))
+    ]  # fmt: skip
+    drawn = answers.draw_answers(pd.DataFrame(rows))
+    assert "<span>What is 7 x 8?&lt;/s&gt;</span>" in drawn and drawn.count("long description") == 2  # in the prompts
+    assert "<span>&lt;s&gt;system You are" in answers.draw_answers(pd.DataFrame(rows[:1]))  # nothing to share with
+
+
 def test_the_answers_stay_inside_the_pages_budget() -> None:
     frame = pd.DataFrame({"text": ["x" * 10_000] * 4_000})
     limit = answers.text_limit(frame)

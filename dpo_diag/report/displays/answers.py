@@ -80,11 +80,12 @@ def draw_answers(frame: pd.DataFrame) -> Markup:
     limit = text_limit(frame)
     blocks, same, shown = [], [], 0
     prompts = list(frame.groupby("prompt_id", sort=False))
+    shared = _shared([_prompt(rows.iloc[0]) for _, rows in prompts])
     for i, (_, rows) in enumerate(prompts):
         shown += 2 * int(rows["text"].fillna("").str.len().clip(upper=limit).sum()) + OVERHEAD * len(rows)
         if shown > BUDGET + ROOM:
             break
-        (blocks if rows["changes"].iloc[0] else same).append(_block(rows, limit, i < OPEN and not same))
+        (blocks if rows["changes"].iloc[0] else same).append(_block(rows, limit, i < OPEN and not same, shared))
     changed = sum(rows["changes"].iloc[0] > 0 for _, rows in prompts)
     head = f"{changed} of {len(prompts)} prompts got another answer at some checkpoint; those with most come first."
     if limit < LIMITS[0]:
@@ -107,9 +108,20 @@ def draw_answers(frame: pd.DataFrame) -> Markup:
     return Markup('<p>{}</p>{}{}<div id="answers">{}</div>').format(head, tools, key, Markup("").join(blocks))
 
 
-def _block(rows: pd.DataFrame, limit: int, is_open: bool) -> Markup:
+def _prompt(row: pd.Series) -> str:
+    return clean(row["prompt"] if isinstance(row["prompt"], str) else row["prompt_id"], 1_200)
+
+
+def _shared(prompts: list[str]) -> int:
+    """Characters that all prompts begin with, up to a line's end (a chat template's system turn); 0 for one prompt."""
+    first, last = min(prompts, default=""), max(prompts, default="")
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return first.rfind("\n", 0, same) + 1
+
+
+def _block(rows: pd.DataFrame, limit: int, is_open: bool, shared: int = 0) -> Markup:
     first = rows.iloc[0]
-    prompt = clean(first["prompt"] if isinstance(first["prompt"], str) else first["prompt_id"], 1_200)
+    prompt = _prompt(first)
     changes = int(first["changes"])
     policy = rows.loc[rows["model"] == "policy"]
     strip = "".join("✓" if c >= 0.5 else "✗" for c in policy["correct"] if not math.isnan(c))
@@ -140,7 +152,7 @@ def _block(rows: pd.DataFrame, limit: int, is_open: bool) -> Markup:
     ).format(
         Markup(" open") if is_open else "",
         "same" if not changes else f"{number(changes)} change{'s' if changes > 1 else ''}",
-        prompt[:110].replace("\n", " "),
+        (prompt[shared:] or prompt)[:110].replace("\n", " "),
         tags,
         marks if strip else "",
         prompt,
