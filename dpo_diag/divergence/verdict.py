@@ -16,7 +16,7 @@ LABELS = {
     "dead_run": "the run did not train",
     "not_learning": "the loss did not fall by enough to matter, or not beyond its noise",
     "loss_unclear": "the loss moved less than pairs or batches differ: it does not tell whether the run learned",
-    "loss_rose": "the loss rose again after it had fallen",
+    "loss_rose": "the loss rose beyond its noise",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
     "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
     "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
