@@ -25,6 +25,8 @@ NAMES = (
     "ppl_token/rejected", "ppl_seq_mean/chosen", "ppl_seq_mean/rejected", "ppl_seq_geomean/chosen",
     "ppl_seq_geomean/rejected", "bits_per_byte/chosen", "bits_per_byte/rejected", "greedy_logp/chosen",
     "entropy/chosen", "top1/chosen", "pairs/both_fell", "pairs/chosen_fell",
+    "ce/response", "ppl_token/response", "ppl_seq_mean/response", "ppl_seq_geomean/response", "top1/response",
+    "ce/prompt", "ppl_token/prompt",
 )  # fmt: skip
 """Logged means that an explanation reads, in the order in which it shows them."""
 WINDOW = 0.25
@@ -138,6 +140,11 @@ def perplexity_of_means(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if section:
             result[side] = section
     if not result:
+        if "ppl_token/response" in values or "ce/response" in values:
+            return {
+                "not_applicable": "a supervised run has no chosen and rejected answers; the perplexities of response "
+                "and prompt stand among the means"
+            }
         return {
             "not_applicable": "the log holds neither cross-entropies nor perplexities, and log-prob sums without token "
             "counts give none"

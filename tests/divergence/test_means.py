@@ -100,3 +100,9 @@ def test_log_prob_sums_alone_give_no_perplexity() -> None:
 def test_a_perplexity_alone_has_no_split() -> None:
     row = perplexity_of_means({"ppl_token/chosen": {"from": 2.0, "to": 4.0, "delta": 2.0}})["chosen"]["ppl_token"]
     assert row["dlog"] == pytest.approx(math.log(2)) and row["level"] is None and row["length_weight"] is None
+
+
+def test_a_supervised_run_is_not_told_that_it_logged_no_perplexity() -> None:
+    values = {"ppl_token/response": {"from": 900.0, "to": 13.0, "delta": -887.0}}
+    assert perplexity_of_means(values)["not_applicable"].startswith("a supervised run has no chosen and rejected")
+    assert perplexity_of_means({})["not_applicable"].startswith("the log holds neither cross-entropies")
