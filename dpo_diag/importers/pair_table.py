@@ -312,8 +312,15 @@ def pair_records(frame: pd.DataFrame, parsed: Parsed) -> pd.DataFrame:
     for column in _COUNTS:
         if column in rows:
             rows[column] = rows[column].astype("Int64")
-    if (rows["sum_logp"] > 1e-6).any():
-        parsed.notes.append(f"{int((rows['sum_logp'] > 1e-6).sum())} log-probs are positive: not sums of log-probs?")
+    positive = int((rows["sum_logp"] > 1e-6).sum())
+    if positive > 0.5 * len(rows):
+        # Negative log-likelihoods under the wrong name would turn every finding upside down.
+        raise DiagError(
+            "log-probs are above 0", where="*_sum_logp", got=f"{positive} of {len(rows)} values",
+            expected="sums of log-probs, 0 or less", mend="negate the column if it holds negative log-likelihoods",
+        )  # fmt: skip
+    if positive:
+        parsed.notes.append(f"{positive} log-probs are positive: not sums of log-probs?")
     return rows
 
 

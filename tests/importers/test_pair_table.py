@@ -180,3 +180,14 @@ def test_ren_and_sutherland(tmp_path: Path, imported: Importing) -> None:
     result, run = imported(tmp_path)
     assert set(run.pairs["pair_id"]) == {"prompt-00000", "prompt-00001"}
     assert any("bytes are not known" in n for n in result["notes"])
+
+
+def test_negative_log_likelihoods_under_the_wrong_name_are_refused(tmp_path: Path, imported: Importing) -> None:
+    """Every value above 0: read as log-probs they would turn every finding upside down."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"step": s, "pair_id": f"p{i}", "chosen_sum_logp": 9.5, "rejected_sum_logp": 7.0} for s in (0, 5) for i in "ab"
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DiagError, match=r"log-probs are above 0; .*got 12 of 12 values; .*negate"):
+        imported(path, "pairs")
