@@ -26,7 +26,7 @@ LABELS = {
     "healthy": "the loss fell and the chosen answers did not become less likely",
     "within_noise": "the loss fell; whether the chosen answers became less likely is inside the noise of the batches",
     "loss_unknown": "the loss is unknown; only likelihoods can be read",
-    "cannot_tell": "too little is recorded to say",
+    "cannot_tell": "too little is recorded to say more than what the loss did",
 }
 
 NOT_HEALTHY = {
