@@ -46,12 +46,12 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
     arguments = (dpo_arguments if is_dpo else sft_arguments)(config, folder)
     folder = Path(broadcast_object_list([str(folder)])[0])
     arguments.output_dir = str(folder / "checkpoints")
-    material = assemble(config, say)
+    main = arguments.process_index == 0
+    material = assemble(config, say, folder if main else None)
     if not material.evals:
         arguments.eval_strategy = "no"
     for note in material.notes:
         say(f"note: {note}")
-    main = arguments.process_index == 0
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         write_data_report(material, folder, config.data.max_truncated_share)

@@ -43,14 +43,20 @@ class Material:
     notes: list[str] = field(default_factory=list)
 
 
-def assemble(config: Config, say: Callable[[str], None]) -> Material:
-    """Everything that the configuration names, loaded and checked; `say` gets one line before each long step."""
+def assemble(config: Config, say: Callable[[str], None], report_to: Path | None = None) -> Material:
+    """Everything that the configuration names, loaded and checked; `say` gets one line before each long step.
+
+    `report_to`: run folder that gets the list of bad rows before they are judged: a run that they stop keeps it.
+    """
     check_device(config.model.device)
     if config.data.kind == "task":
         train, evals, data, policy = _from_task(config, say)
         source, notes = None, list(policy.notes)
     else:
         source = load_data(config.data, seed=config.seed)
+        if report_to is not None:
+            report_to.mkdir(parents=True, exist_ok=True)
+            source.write_report(report_to)
         source.check(config.data.max_bad_share)
         say(f"loading {config.model.name or config.model.kind}")
         policy = load_policy(config.model, config.peft, with_reference=_keeps_reference(config))

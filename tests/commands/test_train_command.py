@@ -76,7 +76,9 @@ def test_sft_logs_prompt_and_response_apart(own: list[str], capfd: pytest.Captur
     assert {"loss", "ppl_token/response", "ppl_token/prompt"} <= names
 
 
-def test_a_failure_before_training_is_one_line(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_before_training_is_one_line(
+    own: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A GPU asked for and absent, a model that is no folder, too many bad rows: told before anything is trained."""
     for override, said in (
         ("model.name=/nowhere/model", "/nowhere/model"),
@@ -87,6 +89,11 @@ def test_a_failure_before_training_is_one_line(own: list[str], capfd: pytest.Cap
         err = [line for line in capfd.readouterr().err.splitlines() if line.startswith("dpo-train:")]
         assert len(err) == 1
         assert said in err[0]
+        if "max_bad_share" in override:
+            newest = max((p for p in (tmp_path / "runs" / "run").iterdir()), key=lambda p: p.stat().st_mtime)
+            listed = (newest / "data_issues.csv").read_text().splitlines()
+            assert len(listed) == 2
+            assert listed[1] == "train,read,41,chosen equals rejected,same,True"
 
 
 @pytest.mark.slow
