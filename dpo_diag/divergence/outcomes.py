@@ -17,22 +17,12 @@ from scipy import stats
 
 from dpo_diag.divergence.select import REFERENCE, Step
 from dpo_diag.records import Run
-from dpo_diag.records.metrics import wilson_interval
+from dpo_diag.records.metrics import newcombe_interval
 from dpo_diag.review.results import results as review_results
 
 SCORE = "score/"
 LEAST_REVIEWED = 8
 """Prompts that people judged below which their preference is no evidence."""
-
-
-def newcombe_interval(p0: float, n0: float, p1: float, n1: float) -> tuple[float, float]:
-    """95 % interval of p1 - p0 for two independent proportions (Newcombe 1998, method 10, from Wilson intervals)."""
-    l0, u0 = wilson_interval(p0 * n0, int(n0))
-    l1, u1 = wilson_interval(p1 * n1, int(n1))
-    difference = p1 - p0
-    low = difference - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2)
-    high = difference + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2)
-    return low, high
 
 
 def mcnemar(lost: int, won: int, n: int) -> dict[str, Any]:

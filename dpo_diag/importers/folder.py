@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -164,11 +163,3 @@ def model_name(facts: Facts) -> str | None:
     """The model's name, as a configuration says it."""
     name = facts.model.get("name")
     return str(name) if name else None
-
-
-def read_json(path: Path) -> object:
-    """A small JSON file, None if it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (ValueError, OSError, RecursionError):
-        return None

@@ -16,7 +16,6 @@ from dpo_diag.importers.derived import check_beta, derive, nll_weight_at_start
 from dpo_diag.importers.merged import Column, History
 from dpo_diag.importers.opening import Trouble
 from dpo_diag.importers.parsed import Facts, Options, Parsed
-from dpo_diag.importers.rows import number
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
 from dpo_diag.losses import ADDITIVE, COUPLED, LossSpec
 from dpo_diag.records.schemas import TRAIN_SPLIT
@@ -314,8 +313,3 @@ def _swap_note(history: History) -> list[str]:
     if clear.sum() >= 3 and (np.abs(a + b)[clear] <= 1e-2 * np.abs(b)[clear]).mean() > 0.9:
         return ["rewards/margins is rejected - chosen in this log: chosen and rejected are swapped in it"]
     return []
-
-
-def numbers_only(row: dict[str, Any]) -> dict[str, float]:
-    """The numeric entries of a row."""
-    return {k: n for k, v in row.items() if (n := number(v)) is not None}

@@ -24,9 +24,10 @@ from dpo_diag.outputs.compare import Comparison, comparison
 from dpo_diag.outputs.gate_rules import LIMITS, SUBJECTS
 from dpo_diag.outputs.looks import POLICY, SFT, answers
 from dpo_diag.outputs.sanitize import visible
-from dpo_diag.outputs.stats import SEED, bootstrap_means, mean_interval, newcombe_interval, paired_change
+from dpo_diag.outputs.stats import SEED, bootstrap_means, mean_interval, paired_change
 from dpo_diag.outputs.words import sentences
 from dpo_diag.records import Run, load_run, metrics
+from dpo_diag.records.metrics import newcombe_interval
 
 
 @dataclass(frozen=True)

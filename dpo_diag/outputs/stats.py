@@ -134,19 +134,6 @@ def paired_change(before: npt.ArrayLike, after: npt.ArrayLike, seed: int = SEED)
     return Change(mean, float(low), float(high), effect, sign_flip(d, seed), d.size)
 
 
-def newcombe_interval(p0: float, n0: float, p1: float, n1: float) -> tuple[float, float]:
-    """95 % interval of p1 - p0 from two counts alone (Newcombe 1998, method 10), where the pairing is not known.
-
-    Wider than a paired one when both were measured on the same questions: safe for a gate.
-    """
-    from dpo_diag.records.metrics import wilson_interval
-
-    l0, u0 = wilson_interval(p0 * n0, int(n0))
-    l1, u1 = wilson_interval(p1 * n1, int(n1))
-    low = p1 - p0 - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2)
-    return low, p1 - p0 + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2)
-
-
 def benjamini_hochberg(p_values: npt.ArrayLike) -> FloatArray:
     """q-values (Benjamini & Hochberg 1995): the false discovery rate at which each would be called; NaN stays NaN.
 

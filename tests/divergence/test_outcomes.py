@@ -10,7 +10,8 @@ import pytest
 from builders import build_run
 
 from dpo_diag.divergence import outcomes
-from dpo_diag.divergence.outcomes import judge, mcnemar, newcombe_interval
+from dpo_diag.divergence.outcomes import judge, mcnemar
+from dpo_diag.records.metrics import newcombe_interval
 
 STEPS = {0: ([-5.0], [-6.0]), 10: ([-6.0], [-9.0])}
 

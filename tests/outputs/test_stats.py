@@ -16,10 +16,10 @@ from dpo_diag.outputs.stats import (
     entropy,
     mcnemar,
     mean_interval,
-    newcombe_interval,
     paired_change,
     sign_flip,
 )
+from dpo_diag.records.metrics import newcombe_interval
 
 
 def test_exact_tests_by_hand() -> None:

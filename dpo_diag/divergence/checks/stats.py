@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats as st
 
-from dpo_diag.records.metrics import wilson_interval
+from dpo_diag.records.metrics import newcombe_interval
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -121,15 +121,7 @@ def ends(values: npt.ArrayLike, confidence: float, share: float = 0.25) -> Ends 
 def proportion_change(p0: float, n0: float, p1: float, n1: float, confidence: float) -> Interval:
     """p1 - p0 of two independent samples of answers, with Newcombe's interval from two Wilson intervals."""
     z = float(st.norm.ppf(0.5 + confidence / 2))
-    low0, high0 = wilson_interval(p0 * n0, int(n0), z)
-    low1, high1 = wilson_interval(p1 * n1, int(n1), z)
-    d = p1 - p0
-    return Interval(
-        d,
-        d - math.sqrt((p1 - low1) ** 2 + (high0 - p0) ** 2),
-        d + math.sqrt((high1 - p1) ** 2 + (p0 - low0) ** 2),
-        int(min(n0, n1)),
-    )
+    return Interval(p1 - p0, *newcombe_interval(p0, n0, p1, n1, z), int(min(n0, n1)))
 
 
 def paired_proportion_change(before: npt.ArrayLike, after: npt.ArrayLike, confidence: float) -> Interval:
