@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from dpo_diag import load_run
-from dpo_diag.divergence.loss_split import loss_spec, split_losses
-from dpo_diag.divergence.measure import choose_unit, side_arrays
-from dpo_diag.divergence.perplexity_split import pair_contributions, pair_table, split_perplexity
-from dpo_diag.divergence.select import select
-from dpo_diag.divergence.tokens import by_role, token_change
+from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.decompose.loss_split import loss_spec, split_losses
+from dpo_diag.diagnosis.decompose.measure import choose_unit, side_arrays
+from dpo_diag.diagnosis.decompose.perplexity_split import pair_contributions, pair_table, split_perplexity
+from dpo_diag.diagnosis.decompose.tokens import by_role, token_change
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def write_run(path: Path, rows: int, checkpoints: int, seed: int = 0) -> int:
 
 def streamed(path: Path) -> float:
     """dpo_diag's own explanation; returns the chosen log-prob change at and after the first difference, in nats."""
-    from dpo_diag.divergence import explain
+    from dpo_diag.diagnosis import explain
 
     document = explain(load_run(path))
     found = document["tokens"]["chosen_after_first_difference"]

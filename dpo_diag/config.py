@@ -218,7 +218,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("none", "sql"),
 }
 GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike")
-PROMPT_SETS = Path(__file__).resolve().parent / "data" / "prompts"
+PROMPT_SETS = Path(__file__).resolve().parent / "inference" / "prompt_sets"
 """Prompt sets that the package ships, by the name of the file."""
 EXTRA_METRICS = ("top5", "greedy_logp")
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_diag.commands.diag import COMMANDS
 from dpo_diag.config import conf_dir
-from dpo_diag.outputs.gate_rules import load_rules
+from dpo_diag.gate.rules import load_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

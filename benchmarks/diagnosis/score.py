@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.diagnosis.simulate import Plan, write
-from dpo_diag.divergence.checks import CHECKS, CheckContext, run_checks
+from dpo_diag.diagnosis.checks import CHECKS, CheckContext, run_checks
 from dpo_diag.records import load_run
 
 

@@ -16,7 +16,7 @@ def explain_and_report(
 
     Works from the records alone, like `dpo-diag explain` and `dpo-diag report` on the same folder.
     """
-    from dpo_diag.divergence import explain as explain_run
+    from dpo_diag.diagnosis import explain as explain_run
     from dpo_diag.records import load_run
     from dpo_diag.records.writer import write_json
     from dpo_diag.report.summary import before_after, format_table

@@ -18,8 +18,8 @@ def add_gained(
     Raises:
         DiagError: a checkpoint that is not found or cannot be loaded.
     """
-    from dpo_diag.divergence.narrative import narrate
-    from dpo_diag.divergence.strict_json import plain
+    from dpo_diag.diagnosis.narrative import narrate
+    from dpo_diag.diagnosis.strict_json import plain
 
     told: dict[str, Any] = {**document, "gained": plain(_gained(document, run, args, thresholds))}
     told["narrative"] = plain(narrate(told, run))
@@ -29,11 +29,11 @@ def add_gained(
 def _gained(
     document: dict[str, Any], run: Run, args: argparse.Namespace, thresholds: Mapping[str, Any]
 ) -> dict[str, Any]:
-    from dpo_diag.divergence.gained import gained_section, losing_positions
-    from dpo_diag.divergence.select import select
-    from dpo_diag.divergence.thresholds import explanation_thresholds
-    from dpo_diag.divergence.token_sections import NO_TOKENS
-    from dpo_diag.divergence.tokens import token_change
+    from dpo_diag.diagnosis.aligned import select
+    from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
+    from dpo_diag.diagnosis.decompose.tokens import token_change
+    from dpo_diag.diagnosis.thresholds import explanation_thresholds
+    from dpo_diag.diagnosis.token_sections import NO_TOKENS
 
     if not document["n_pairs"]:
         return {"not_applicable": "no pair stands at both steps"}
@@ -48,9 +48,9 @@ def _gained(
     if not len(positions):
         return {"not_applicable": "no token lost probability"}
 
-    from dpo_diag.inference.checkpoints import Loader
     from dpo_diag.inference.next_tokens import compare_at
-    from dpo_diag.inference.run_checkpoints import checkpoint_of
+    from dpo_diag.models.checkpoints import Loader
+    from dpo_diag.models.run_checkpoints import checkpoint_of
 
     earlier = checkpoint_of(run, document["from_step"], args.checkpoint_from, "--checkpoint-from")
     later = checkpoint_of(run, document["to_step"], args.checkpoint_to, "--checkpoint-to")

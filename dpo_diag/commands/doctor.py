@@ -169,7 +169,7 @@ def _browser() -> Finding:
 
 
 def _model_cache() -> Finding:
-    from dpo_diag.modeling.smollm2 import cache_dir, smollm2_folder
+    from dpo_diag.models.smollm2 import cache_dir, smollm2_folder
 
     try:
         return Finding("smollm2", OK, str(smollm2_folder()))
@@ -197,7 +197,7 @@ def _netrc_has(host: str) -> bool:
 
 def _disk() -> list[Finding]:
     """Room where runs and models are written."""
-    from dpo_diag.modeling.smollm2 import cache_dir
+    from dpo_diag.models.smollm2 import cache_dir
 
     findings, seen = [], set()
     for name, path in (("disk", Path.cwd()), ("disk of the cache", cache_dir())):

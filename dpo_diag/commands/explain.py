@@ -108,7 +108,7 @@ def _status(document: dict[str, Any], rules: list[tuple[str, frozenset[str]]]) -
 
 
 def _explain(path: Path, args: argparse.Namespace, thresholds: dict[str, float]) -> dict[str, Any]:
-    from dpo_diag.divergence import explain
+    from dpo_diag.diagnosis import explain
 
     if (path / RUN_FILE).is_file() or not path.exists():
         if args.loss is not None or args.beta is not None:
@@ -145,7 +145,7 @@ def _print(document: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(document, allow_nan=False, ensure_ascii=False))
         return
-    from dpo_diag.divergence.tables import render_document
+    from dpo_diag.diagnosis.tables import render_document
 
     print(render_document(document, args.top))
     if not args.no_write and (Path(args.run) / RUN_FILE).is_file():
@@ -163,7 +163,7 @@ def _signature(path: Path) -> tuple[Any, ...]:
 
 def _watch(args: argparse.Namespace, thresholds: dict[str, float], rules: list[tuple[str, frozenset[str]]]) -> int:
     """Explain whenever the records change, print what changed; ends when run.json says that the run ended."""
-    from dpo_diag.divergence.tables import render_change
+    from dpo_diag.diagnosis.tables import render_change
 
     path, seen, before = Path(args.run), None, None
     while True:

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, and print the folder alone on the last line."""
-    from dpo_diag.modeling import smollm2
+    from dpo_diag.models import smollm2
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

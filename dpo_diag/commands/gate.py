@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dpo_diag.outputs.gate import Gate, junit
-    from dpo_diag.outputs.gate_rules import load_rules
+    from dpo_diag.gate.judge import Gate, junit
+    from dpo_diag.gate.rules import load_rules
     from dpo_diag.outputs.terminal import table
 
     rules = load_rules(args.rules)

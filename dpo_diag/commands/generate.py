@@ -19,9 +19,9 @@ def job(cfg: DictConfig) -> str:
     check_generate(config)
     out = Path(config.out or HydraConfig.get().runtime.output_dir)
     from dpo_diag.inference.checkpoint_runs import generate_checkpoints
-    from dpo_diag.inference.checkpoints import Loader
     from dpo_diag.inference.generation import decoding_from
     from dpo_diag.inference.prompts import load_prompts
+    from dpo_diag.models.checkpoints import Loader
 
     p, loader = config.prompts, Loader(**vars(config.loader))
 

@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dpo_diag.commands.explain import parse_threshold
-    from dpo_diag.divergence.strict_json import plain
-    from dpo_diag.divergence.tables import table
-    from dpo_diag.divergence.thresholds import explanation_thresholds
-    from dpo_diag.divergence.wording import escape_text
+    from dpo_diag.diagnosis.strict_json import plain
+    from dpo_diag.diagnosis.tables import table
+    from dpo_diag.diagnosis.thresholds import explanation_thresholds
+    from dpo_diag.diagnosis.wording import escape_text
 
     values, rest = explanation_thresholds(dict(parse_threshold(t) for t in args.thresholds))
     if rest:
@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace, gain: float, floor: float) -> dict[str, An
     import numpy as np
     import pandas as pd
 
-    from dpo_diag.divergence.prompt_dependence import key_tokens, longppl
+    from dpo_diag.diagnosis.decompose.prompt_dependence import key_tokens, longppl
 
     text = _text(Path(args.file))
     ids, words, own = _two_log_probs(args.model, text, args)
@@ -106,9 +106,9 @@ def _text(path: Path) -> str:
 
 def _two_log_probs(name: str, text: str, args: argparse.Namespace) -> tuple[list[int], list[str], Any]:
     """(token ids, their texts, LongShort) of the text under a model."""
-    from dpo_diag.inference.checkpoints import Checkpoint, Loader
     from dpo_diag.inference.longppl import long_and_short
-    from dpo_diag.modeling.smollm2 import smollm2_folder
+    from dpo_diag.models.checkpoints import Checkpoint, Loader
+    from dpo_diag.models.smollm2 import smollm2_folder
 
     path = str(smollm2_folder()) if name == "smollm2" else name
     with Loader(device=args.device).open(Checkpoint(path)) as (model, tokenizer):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from dpo_diag.divergence.loss_level import compare_levels, loss_level
-from dpo_diag.divergence.strict_json import plain
-from dpo_diag.divergence.tables import table
+from dpo_diag.diagnosis.decompose.loss_level import compare_levels, loss_level
+from dpo_diag.diagnosis.strict_json import plain
+from dpo_diag.diagnosis.tables import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

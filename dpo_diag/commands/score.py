@@ -20,9 +20,9 @@ def job(cfg: DictConfig) -> str:
     check_score(config)
     out = Path(config.out or HydraConfig.get().runtime.output_dir)
     from dpo_diag.commands.aftermath import explain_and_report
+    from dpo_diag.data.source import load_data
     from dpo_diag.inference.checkpoint_runs import score_checkpoints
-    from dpo_diag.inference.checkpoints import Loader
-    from dpo_diag.modeling.data import load_data
+    from dpo_diag.models.checkpoints import Loader
 
     source = load_data(config.data, seed=config.seed)
     source.check(config.data.max_bad_share)

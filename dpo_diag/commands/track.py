@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(opened: Run, args: argparse.Namespace) -> None:
-    from dpo_diag.divergence import explain
+    from dpo_diag.diagnosis import explain
     from dpo_diag.report.wandb_report import build_report, save_report, write_spec
 
     history = opened.history

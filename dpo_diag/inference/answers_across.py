@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoints import Checkpoint, Loader, find_checkpoints
+from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.records import Run
 from dpo_diag.records.answer_logps import KEY, add_answer_logps, read_answer_logps
 
@@ -33,7 +33,7 @@ def score_across(
         DiagError: fewer than two checkpoints with answers, or checkpoints of different tokenizers.
     """
     from dpo_diag.inference.scoring import answer_logp
-    from dpo_diag.modeling.tokenizers import tokenizer_fingerprint
+    from dpo_diag.models.tokenizers import tokenizer_fingerprint
 
     loader = loader or Loader()
     run = Run(out)

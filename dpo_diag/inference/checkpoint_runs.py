@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dpo_diag.data.pairs import Row, text_rows
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
 from dpo_diag.inference.prompts import Prompt, prompts_hash, to_prompts
-from dpo_diag.modeling.pairs import Row, text_rows
+from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
 from dpo_diag.records import Run, RunWriter, metrics
 from dpo_diag.records.ches_file import has_ches, write_ches
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
@@ -232,7 +232,7 @@ def _policys(
     loader: Loader, found: Sequence[Checkpoint], own: PreTrainedTokenizerBase, say: Callable[[str], None]
 ) -> PreTrainedTokenizerBase:
     """The policy's tokenizer, with which training tokenises for the reference too; says so where they differ."""
-    from dpo_diag.modeling.tokenizers import tokenizer_fingerprint
+    from dpo_diag.models.tokenizers import tokenizer_fingerprint
 
     policy = next((c for c in found if c.model == POLICY), None)
     if policy is None:
@@ -266,8 +266,8 @@ def _same_pairs(run: Run, pairs: Sequence[Row], split: str) -> None:
 
 
 def _described(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    from dpo_diag.modeling.models import describe_model
-    from dpo_diag.modeling.tokenizers import describe_tokenizer
+    from dpo_diag.models.policy import describe_model
+    from dpo_diag.models.tokenizers import describe_tokenizer
 
     return describe_model(model, checkpoint.path, fingerprint=False), describe_tokenizer(tokenizer, checkpoint.path)
 

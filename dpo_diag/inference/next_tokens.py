@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from dpo_diag.data.pairs import Row
+from dpo_diag.data.tokenizing import encode_pairs
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoints import Checkpoint, Loader
 from dpo_diag.inference.generation import _as_it_was as evaluating
 from dpo_diag.inference.generation import _forward_names as forward_names
-from dpo_diag.inference.tokenizing import encode_pairs
-from dpo_diag.modeling.pairs import Row
+from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.records.schemas import SIDES
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
 from dpo_diag.inference.generation import Decoding, encode_prompt, generate
 from dpo_diag.inference.generation import _as_it_was as evaluating
 from dpo_diag.inference.generation import _forward_names as forward_names
 from dpo_diag.inference.prompts import Prompt
+from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
 from dpo_diag.records import Run
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.words import UNSPACED
 
-SHIPPED = Path(__file__).resolve().parents[1] / "data" / "phrases" / "stances.yaml"
+SHIPPED = Path(__file__).resolve().parent / "phrase_lists" / "stances.yaml"
 
 
 def _folded(text: str) -> str:

@@ -90,7 +90,7 @@ def write_report(
 
 
 def _explain(run: Run) -> dict[str, Any]:
-    from dpo_diag.divergence import explain
+    from dpo_diag.diagnosis import explain
 
     try:
         return dict(explain(run))

@@ -42,7 +42,7 @@ def build(run: Run, explanation: dict[str, Any], comparison: dict[str, Any]) -> 
     """All sections.
 
     Args:
-        explanation: the explain document (see `dpo_diag.divergence.explain`), or {"not_applicable": reason}.
+        explanation: the explain document (see `dpo_diag.diagnosis.explain`), or {"not_applicable": reason}.
         comparison: the outputs document (see `dpo_diag.outputs.compare`), or {"not_applicable": reason}.
     """
     changes = quadrants.changes_frame(run, explanation)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config import Config
+from dpo_diag.data.pairs import Row
+from dpo_diag.data.source import REPORT_FILE, PreferenceData, load_data
 from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
-from dpo_diag.modeling.data import REPORT_FILE, PreferenceData, load_data
-from dpo_diag.modeling.models import Policy, check_device, load_policy
-from dpo_diag.modeling.pairs import Row
-from dpo_diag.modeling.tokenizers import require_chat_template
+from dpo_diag.models.policy import Policy, check_device, load_policy
+from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.writer import write_json
 
@@ -131,8 +131,8 @@ def sql_case_config(config: Config) -> Any:
 
 def _sql_sft(config: Config) -> tuple[list[Row], dict[str, list[Row]], dict[str, Any], Policy]:
     """The SFT stage itself as a run: an untrained model, the task's SFT set, held-out questions with gold answers."""
-    from dpo_diag.modeling.models import describe_model
-    from dpo_diag.modeling.tokenizers import describe_tokenizer
+    from dpo_diag.models.policy import describe_model
+    from dpo_diag.models.tokenizers import describe_tokenizer
     from dpo_diag.tasks.sql.pipeline import build_sft_model, build_tokenizer, prompt_rows, sft_rows
 
     case_config = sql_case_config(config)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
+from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.errors import DiagError
-from dpo_diag.modeling.token_bytes import token_bytes
 from dpo_diag.records import RunWriter
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.aggregate import pair_metrics, pair_weights

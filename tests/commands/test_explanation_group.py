@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from dpo_diag.commands.hydra_app import register, to_config
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import ScoreConfig
-from dpo_diag.divergence.checks import load_thresholds
-from dpo_diag.divergence.thresholds import explanation_thresholds
+from dpo_diag.diagnosis.checks import load_thresholds
+from dpo_diag.diagnosis.thresholds import explanation_thresholds
 
 
 @pytest.mark.parametrize(("name", "schema"), [("config", Config), ("score", ScoreConfig)])

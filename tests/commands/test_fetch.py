@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpo_diag.commands import diag
-from dpo_diag.modeling import smollm2
+from dpo_diag.models import smollm2
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def one(shared_data: Path, start: str) -> Path:
 
 
 def explained(run: Run) -> dict[str, object]:
-    from dpo_diag.divergence import explain
+    from dpo_diag.diagnosis import explain
 
     return dict(explain(run)["verdict"])
 

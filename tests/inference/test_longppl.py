@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpo_diag.commands.diag import main
-from dpo_diag.divergence.prompt_dependence import longppl
+from dpo_diag.diagnosis.decompose.prompt_dependence import longppl
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.longppl import long_and_short, windows
 
@@ -127,8 +127,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.slow
 def test_smollm2_recalls_what_the_window_cut() -> None:
     """A number told once, 500 tokens of filler, the number again: its repetition is key, the filler is not."""
-    from dpo_diag.inference.checkpoints import Checkpoint, Loader
-    from dpo_diag.modeling.smollm2 import smollm2_folder
+    from dpo_diag.models.checkpoints import Checkpoint, Loader
+    from dpo_diag.models.smollm2 import smollm2_folder
 
     try:
         folder = smollm2_folder()

@@ -15,9 +15,9 @@ import torch
 from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.checkpoint_runs import score_checkpoints
-from dpo_diag.inference.checkpoints import Checkpoint, Loader
 from dpo_diag.inference.next_tokens import _as_messages, compare_at, next_token_logp, unembedding_scores
-from dpo_diag.inference.run_checkpoints import checkpoint_of
+from dpo_diag.models.checkpoints import Checkpoint, Loader
+from dpo_diag.models.run_checkpoints import checkpoint_of
 from dpo_diag.records import RunWriter, load_run
 
 from .conftest import make_model, make_tokenizer

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from dpo_diag.data.tokenizing import encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.inference import scoring
 from dpo_diag.inference.generation import Decoding, generate
 from dpo_diag.inference.schedule import schedule
 from dpo_diag.inference.scoring import answer_logp, score_pairs
-from dpo_diag.inference.tokenizing import encode_pairs
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
 

@@ -15,8 +15,8 @@ import pytest
 
 from dpo_diag.commands import diag
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.safetensors_file import Weights
 from dpo_diag.inference.weights import compare_weights, effective_rank
+from dpo_diag.models.safetensors_file import Weights
 
 NAME = "model.layers.{}.self_attn.q_proj.weight"
 

@@ -312,7 +312,7 @@ def test_command_json_csv_and_errors(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_right_wing_needs_no_torch() -> None:
     code = (
-        "import sys, dpo_diag.outputs, dpo_diag.outputs.gate, dpo_diag.commands.outputs, dpo_diag.commands.gate;"
+        "import sys, dpo_diag.outputs, dpo_diag.gate.judge, dpo_diag.commands.outputs, dpo_diag.commands.gate;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'trl')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

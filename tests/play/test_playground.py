@@ -13,8 +13,8 @@ import torch
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.play_page import Calls
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoints import Checkpoint, Loader
 from dpo_diag.inference.play import Models, Playground, choose, label, pieces, run_checkpoints, token_logps
+from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.records import load_run
 from tests.inference.conftest import make_model, make_tokenizer
 

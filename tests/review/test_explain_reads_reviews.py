@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dpo_diag.divergence.checks.base import Missing
-from dpo_diag.divergence.checks.tasks import best_not_last, preferences
-from dpo_diag.divergence.outcomes import evidence, judge
-from dpo_diag.divergence.select import REFERENCE
-from dpo_diag.divergence.verdict import Facts, decide
+from dpo_diag.diagnosis.aligned import REFERENCE
+from dpo_diag.diagnosis.checks.base import Missing
+from dpo_diag.diagnosis.checks.tasks import best_not_last, preferences
+from dpo_diag.diagnosis.evidence import evidence, judge
+from dpo_diag.diagnosis.verdict import Facts, decide
 from dpo_diag.records import load_run
 from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.review import table

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.outputs.gate import Gate
-from dpo_diag.outputs.gate_rules import load_rules
+from dpo_diag.gate.judge import Gate
+from dpo_diag.gate.rules import load_rules
 from dpo_diag.records import load_run
 from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.review import table

@@ -1,0 +1,182 @@
+"""Where did the probability go that the answers lost?
+
+Per answer token: log-prob of the target, of the model's own first choice (greedy), entropy, share of targets that are
+the first choice. Together they tell the model's own answer gaining (squeezing: Ren & Sutherland 2024, arXiv 2407.10490)
+from mass that spreads over many tokens (3D-properties: arXiv 2406.07327). Finer questions need two loaded models: the
+pure functions below take what such a run of models gives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dpo_diag.diagnosis.aligned import REFERENCE, Selection
+from dpo_diag.diagnosis.decompose.token_layout import fill
+from dpo_diag.diagnosis.decompose.tokens import TokenChange
+from dpo_diag.diagnosis.uncertainty import mean_interval, sign
+from dpo_diag.records import Run
+
+FloatArray = npt.NDArray[np.float64]
+_QUANTITIES = {"target_logp": "sum_logp", "greedy_logp": "greedy_logp_sum", "entropy": "entropy_sum"}
+
+
+def log1m_exp(x: npt.ArrayLike) -> FloatArray:
+    """log(1 - exp(x)) for x <= 0, without the loss of small values of log(1 - p + 1e-100) in float32; -inf at 0."""
+    values = np.asarray(x, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(values > -math.log(2), np.log(-np.expm1(values)), np.log1p(-np.exp(values)))
+
+
+def destination(selection: Selection) -> dict[str, Any]:
+    """Per side, nats per token over the answers that know each quantity:
+
+    {"target_logp" | "greedy_logp" | "entropy" | "top1": {"from", "to", "delta", "interval" (over answers)},
+     "gap": greedy minus target, likewise, "reading": "own_answer" | "spread" | "sharper" | "unchanged" | "mixed",
+     "text"}; or {"not_applicable": reason} where neither greedy log-prob nor entropy is recorded.
+    """
+    return {side: _side(selection.pairs, side) for side in selection.sides}
+
+
+def _side(pairs: pd.DataFrame, side: str) -> dict[str, Any]:
+    n0, n1 = (pairs[f"{side}_n_tokens_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
+    counted = (n0 > 0) & (n1 > 0)
+    result: dict[str, Any] = {}
+    for name, column in _QUANTITIES.items():
+        v0, v1 = (pairs[f"{side}_{column}_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
+        result |= _entry(name, v0, v1, n0, n1, counted)
+    t0, t1 = (pairs[f"{side}_top1_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
+    result |= _entry("top1", t0 * n0, t1 * n1, n0, n1, counted)
+    if "greedy_logp" not in result and "entropy" not in result:
+        return {"not_applicable": "neither the greedy log-prob nor the entropy of this side is recorded"}
+    if {"greedy_logp", "target_logp"} <= set(result):
+        target, greedy = result["target_logp"], result["greedy_logp"]
+        result["gap"] = {k: greedy[k] - target[k] for k in ("from", "to", "delta")}
+    reading = read(*(_sign(result.get(n)) for n in ("target_logp", "greedy_logp", "entropy")))
+    result["reading"] = reading
+    result["text"] = _text(reading, result)
+    return result
+
+
+def _entry(
+    name: str, v0: FloatArray, v1: FloatArray, n0: FloatArray, n1: FloatArray, counted: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Token-weighted means at both steps over the answers where the quantity is finite; none gives no entry."""
+    keep = counted & np.isfinite(v0) & np.isfinite(v1)
+    if not keep.any():
+        return {}
+    start, end = float(v0[keep].sum() / n0[keep].sum()), float(v1[keep].sum() / n1[keep].sum())
+    # Each answer's part of the token-weighted change: these average to end - start.
+    bounds = mean_interval(v1[keep] / n1[keep].mean() - v0[keep] / n0[keep].mean())
+    return {name: {"from": start, "to": end, "delta": end - start, "interval": bounds, "answers": int(keep.sum())}}
+
+
+def _sign(entry: dict[str, Any] | None) -> int | None:
+    return None if entry is None else sign(entry["delta"], entry["interval"])
+
+
+def read(target: int | None, greedy: int | None, entropy: int | None) -> str:
+    """What the signs of the changes say together (None: not recorded).
+
+    own_answer: the target fell while the model's own first choice did not fall and entropy did not rise; spread: the
+    target fell and entropy rose or the first choice fell; sharper: the target did not fall and entropy fell;
+    unchanged: nothing moved; mixed: anything else.
+    """
+    if target == -1:
+        if entropy == 1 or greedy == -1:
+            return "mixed" if greedy == 1 or entropy == -1 else "spread"
+        return "own_answer" if greedy == 1 or entropy == -1 else "mixed"
+    if entropy == -1 or greedy == 1:
+        return "sharper"
+    moved = [v for v in (target, greedy, entropy) if v]
+    return "mixed" if moved else "unchanged"
+
+
+_WORDS = {
+    "own_answer": "the probability that the answers lost went to the model's own first choices",
+    "spread": "the probability that the answers lost spread over many tokens",
+    "sharper": "the model became surer of itself on these answers without losing them",
+    "unchanged": "neither the answers nor the model's own choices moved",
+    "mixed": "the signs do not agree on one reading",
+}
+
+
+def _text(reading: str, result: dict[str, Any]) -> str:
+    numbers = [
+        f"{words} {result[name]['from']:.3g} → {result[name]['to']:.3g}"
+        for name, words in (("target_logp", "target"), ("greedy_logp", "own first choice"), ("entropy", "entropy"))
+        if name in result
+    ]
+    return f"{_WORDS[reading]} (nats per token: {', '.join(numbers)})."
+
+
+def lost_mass(run: Run, selection: Selection, change: TokenChange) -> dict[str, Any]:
+    """Of the target probability that a side's tokens lost, how much lay where: {side: {"lost", "gained" (expected
+    target tokens, sum of probability), "displaced" (share of the lost mass at tokens that were first choice and are no
+    longer), "still_first", "never_first", "others"}}; shares add up to 1. Without `is_top1` rows: not applicable.
+    """
+    first = selection.from_step == REFERENCE
+    before = fill(run, change.layout, None if first else int(selection.from_step), selection.split, ["is_top1"],
+                  "ref" if first else "policy")["is_top1"]  # fmt: skip
+    after = fill(run, change.layout, selection.to_step, selection.split, ["is_top1"])["is_top1"]
+    if np.isnan(before).all() or np.isnan(after).all():
+        return {"not_applicable": "whether a target was the first choice is not recorded (tokens.is_top1)"}
+    result: dict[str, Any] = {}
+    for side in selection.sides:
+        places = change.side(side) & ~np.isnan(before) & ~np.isnan(after)
+        moved = np.exp(change.before[places]) - np.exp(change.after[places])
+        lost = np.maximum(moved, 0.0)
+        was, is_ = before[places] == 1, after[places] == 1
+        total = float(lost.sum())
+        groups = {"displaced": was & ~is_, "still_first": was & is_, "never_first": ~was & ~is_, "others": ~was & is_}
+        result[side] = {
+            "lost": total,
+            "gained": float(np.maximum(-moved, 0.0).sum()),
+            **{k: (float(lost[m].sum()) / total if total else None) for k, m in groups.items()},
+        }
+    return result
+
+
+def gained_most(before: npt.ArrayLike, after: npt.ArrayLike, targets: npt.ArrayLike, top: int = 5) -> pd.DataFrame:
+    """The tokens that gained most at positions that lost most, from two models' whole next-token log-probs.
+
+    Args:
+        before, after: (positions, vocabulary), log-probs of both checkpoints at the same positions.
+        targets: (positions,), the answer's token at each.
+
+    Returns: `position`, `target`, `lost` (probability), `token`, `gained` (probability), `share` (gained over lost):
+        for each position whose target lost probability, the `top` gainers, positions with the largest loss first.
+    """
+    p0, p1 = np.exp(np.asarray(before, dtype=np.float64)), np.exp(np.asarray(after, dtype=np.float64))
+    target = np.asarray(targets, dtype=np.int64)
+    rows = np.arange(target.size)
+    lost = p0[rows, target] - p1[rows, target]
+    found = []
+    for position in np.argsort(-lost, kind="stable"):
+        if lost[position] <= 0:
+            break
+        gain = p1[position] - p0[position]
+        for token in np.argsort(-gain, kind="stable")[:top]:
+            if gain[token] <= 0:
+                break
+            found.append((int(position), int(target[position]), lost[position], int(token), gain[token]))
+    frame = pd.DataFrame(found, columns=["position", "target", "lost", "token", "gained"])
+    return frame.assign(share=frame["gained"] / frame["lost"])
+
+
+def predicted_gainers(unembedding: npt.ArrayLike, chosen: int, rejected: int) -> npt.NDArray[np.int64]:
+    """Single-token theory: token ids by W (w_chosen - w_rejected), the ones expected to gain most first.
+
+    Args:
+        unembedding: W, (vocabulary, hidden). chosen, rejected: first token ids of the two answers.
+
+    Razin et al. 2024 (arXiv 2410.08847, Theorem 5): under one-token answers and fixed hidden states the log-prob change
+    of token z grows with <w_z, w_chosen - w_rejected>. A predictor to compare with `gained_most`, not a law for answers
+    of many tokens.
+    """
+    w = np.asarray(unembedding, dtype=np.float64)
+    return np.argsort(-(w @ (w[chosen] - w[rejected])), kind="stable").astype(np.int64)

@@ -1,0 +1,160 @@
+"""What a log of means supports: other trainers write batch or evaluation means, never pairs.
+
+From means alone nothing can be split over pairs, and no share of pairs can be counted. What can be said: where the
+logged means went, how large the change is against the scatter of batches, and, where a log holds both a cross-entropy
+and `ppl_seq_mean`, the dispersion term (the identity of DESIGN section 2.1 holds for means as well).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dpo_diag.diagnosis.aligned import REFERENCE, Step, split_order
+from dpo_diag.errors import DiagError
+from dpo_diag.records import Run, metrics
+from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
+
+NAMES = (
+    "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
+    "logps/rejected", "nll_loss", "entropy", "grad_norm", "ce/chosen", "ce/rejected", "ppl_token/chosen",
+    "ppl_token/rejected", "ppl_seq_mean/chosen", "ppl_seq_mean/rejected", "ppl_seq_geomean/chosen",
+    "ppl_seq_geomean/rejected", "bits_per_byte/chosen", "bits_per_byte/rejected", "greedy_logp/chosen",
+    "entropy/chosen", "top1/chosen", "pairs/both_fell", "pairs/chosen_fell",
+    "ce/response", "ppl_token/response", "ppl_seq_mean/response", "ppl_seq_geomean/response", "top1/response",
+    "ce/prompt", "ppl_token/prompt",
+)  # fmt: skip
+"""Logged means that an explanation reads, in the order in which it shows them."""
+WINDOW = 0.25
+"""Training rows scatter with their batches: first and last quarter of the rows are compared."""
+
+
+def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
+    """The split whose history is read (fixed sets with two rows or more first) and its steps."""
+    history = run.history
+    rows = history.loc[history["name"].isin(NAMES) & history["value"].notna()]
+    steps = {str(s): sorted({int(x) for x in group["step"]}) for s, group in rows.groupby("split")}
+    if split is not None:
+        return (split, steps[split]) if split in steps else (None, [])
+    for name in split_order(list(steps)):
+        if len(steps[name]) >= 2:
+            return name, steps[name]
+    return next(iter(steps.items()), (None, []))
+
+
+def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split: str | None) -> dict[str, Any]:
+    """{"split", "from_step", "to_step", "method", "values"}; values: name -> from, to, delta, interval, n_from, n_to.
+
+    Fixed sets: the two rows themselves (no interval: nothing is known about their scatter), and the lowest and highest
+    on the way. Training rows: means of the first and the last quarter (three rows at least), with a Welch interval over
+    rows (rows of one run are not quite independent: it is a little too narrow). Rows that are not finite are left out
+    and counted. An empty history has no values; the steps told are those of rows within the ones asked for, and a
+    window without any is a DiagError.
+    """
+    name, steps = history_split(run, split)
+    result: dict[str, Any] = {"split": name, "from_step": None, "to_step": None, "method": None, "values": {}}
+    result["windows"] = name is not None and (name == TRAIN_SPLIT or name.startswith("train"))
+    if name is None or not steps:
+        return result
+    rows = run.history.loc[run.history["split"] == name]
+    start = steps[0] if from_step in (None, REFERENCE) else int(from_step or 0)
+    end = steps[-1] if to_step is None else int(to_step)
+    within = [step for step in steps if start <= step <= end]
+    if not within:
+        raise DiagError("no row between these steps", where="--from, --to", got=f"{start} to {end}",
+                        expected=f"steps from {steps[0]} to {steps[-1]}", usage=True)  # fmt: skip
+    start, end = within[0], within[-1]
+    rows = rows.loc[(rows["step"] >= start) & (rows["step"] <= end)]
+    result |= {"from_step": start, "to_step": end}
+    result["method"] = "first and last quarter of the rows" if result["windows"] else "first and last evaluation"
+    for metric in NAMES:
+        series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")
+        if len(series):
+            result["values"][metric] = _compare(series, bool(result["windows"]))
+    return result
+
+
+def _compare(series: pd.DataFrame, windows: bool) -> dict[str, Any]:
+    values = series["value"].to_numpy(dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    entry: dict[str, Any] = {"from": None, "to": None, "delta": None, "interval": None, "n_from": 0, "n_to": 0}
+    if values.size > finite.size:
+        entry["not_finite_rows"] = int(values.size - finite.size)
+    if finite.size < 2:
+        return entry
+    # Three rows are the least that have a scatter; two windows must not overlap.
+    size = max(int(finite.size * WINDOW), min(3, finite.size // 2)) if windows else 1
+    first, last = finite[:size], finite[-size:]
+    entry |= {
+        "from": float(first.mean()), "to": float(last.mean()), "delta": float(last.mean() - first.mean()),
+        "n_from": size, "n_to": size,
+    }  # fmt: skip
+    if size >= 3:
+        entry["interval"] = _welch(first, last)
+    if not windows and finite.size >= 3:
+        low, high = int(finite.argmin()), int(finite.argmax())
+        steps = series["step"].to_numpy()[np.isfinite(values)]
+        entry |= {"lowest": float(finite[low]), "lowest_step": int(steps[low])}
+        entry |= {"highest": float(finite[high]), "highest_step": int(steps[high])}
+    return entry
+
+
+def _welch(first: Any, last: Any) -> list[float]:
+    v0, v1 = first.var(ddof=1) / first.size, last.var(ddof=1) / last.size
+    spread = v0 + v1
+    delta = float(last.mean() - first.mean())
+    if spread == 0.0:
+        return [delta, delta]
+    freedom = spread**2 / (v0**2 / (first.size - 1) + v1**2 / (last.size - 1))
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(spread)
+    return [delta - half, delta + half]
+
+
+def perplexity_of_means(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The perplexity section that means allow: from, to, dlog; level where a cross-entropy per response is logged, and
+    then the second term as the difference (residual 0 by construction). {"not_applicable": reason} if nothing is."""
+    result: dict[str, Any] = {}
+    for side in SIDES:
+        section: dict[str, Any] = {}
+        level = _level(values, side)
+        for name, extra in (("ppl_token", "length_weight"), ("ppl_seq_mean", "dispersion"), ("ppl_seq_geomean", None)):
+            entry = values.get(f"{name}/{side}")
+            if entry is None or entry["from"] is None or min(entry["from"], entry["to"]) <= 0:
+                continue
+            dlog = math.log(entry["to"]) - math.log(entry["from"])
+            row: dict[str, Any] = {"from": entry["from"], "to": entry["to"], "dlog": dlog, "level": level}
+            if extra:
+                row[extra] = None if level is None else dlog - level
+            row["residual"] = None if level is None else (dlog - level if extra is None else 0.0)
+            section[name] = row
+        if level is not None and "ppl_seq_geomean" not in section:
+            entry = values[f"ce/{side}"]
+            section["ppl_seq_geomean"] = {
+                "from": metrics.safe_exp(entry["from"]), "to": metrics.safe_exp(entry["to"]),
+                "dlog": level, "level": level, "residual": 0.0,
+            }  # fmt: skip
+        if section:
+            result[side] = section
+    if not result:
+        if "ppl_token/response" in values or "ce/response" in values:
+            return {
+                "not_applicable": "a supervised run has no chosen and rejected answers; the perplexities of response "
+                "and prompt stand among the means"
+            }
+        return {
+            "not_applicable": "the log holds neither cross-entropies nor perplexities, and log-prob sums without token "
+            "counts give none"
+        }
+    return result
+
+
+def _level(values: dict[str, dict[str, Any]], side: str) -> float | None:
+    geomean = values.get(f"ppl_seq_geomean/{side}")
+    if geomean and geomean["from"] and geomean["to"] and min(geomean["from"], geomean["to"]) > 0:
+        return math.log(geomean["to"]) - math.log(geomean["from"])
+    entry = values.get(f"ce/{side}")
+    return None if entry is None or entry["delta"] is None else float(entry["delta"])

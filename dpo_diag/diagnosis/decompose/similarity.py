@@ -1,0 +1,134 @@
+"""How alike were the two answers before training, and did that foretell what happened to chosen?
+
+CHES (Razin et al. 2024, arXiv 2410.08847): with h_t the last layer's hidden states from the last prompt token on and
+S = sum_t h_t over an answer, CHES = <S+, S-> - |S+|^2 and ln-CHES = <S+, S->/(n+ n-) - |S+|^2/n+^2; higher means more
+displacement expected. Raw CHES tracks length, hence the length-normalised form, and hence correlations with length
+partialled out. Everything here is numpy over explicit masks: no assumption about padding sides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from dpo_diag.diagnosis.aligned import Selection
+from dpo_diag.diagnosis.decompose.alignment import edit_distance
+from dpo_diag.diagnosis.decompose.token_layout import TokenLayout
+
+FloatArray = npt.NDArray[np.float64]
+LEAST_PAIRS = 10
+"""Below this many pairs no correlation is given."""
+
+
+def hidden_sums(hidden: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """(S, n): sums of hidden states over the marked positions, (answers, width), and how many, (answers,).
+
+    Args:
+        hidden: (answers, positions, width). mask: (answers, positions), true where a state counts: from the last prompt
+            token to the last but one of the answer, i.e. the states that predict the answer's tokens.
+    """
+    h, m = np.asarray(hidden, dtype=np.float64), np.asarray(mask, dtype=bool)
+    if h.shape[:2] != m.shape:
+        raise ValueError(f"mask {m.shape} does not fit hidden states {h.shape}")
+    return np.asarray(np.where(m[..., None], h, 0.0).sum(axis=1)), m.sum(axis=1).astype(np.float64)
+
+
+def ches(
+    sum_chosen: npt.ArrayLike, n_chosen: npt.ArrayLike, sum_rejected: npt.ArrayLike, n_rejected: npt.ArrayLike
+) -> pd.DataFrame:
+    """`ches` and `ln_ches` of each pair from hidden-state sums (pairs, width) and counts (pairs,); NaN where a count
+    is 0. Hand case: S+ = (1, 2) over 2, S- = (3, 1) over 1: <S+, S-> = 5, |S+|^2 = 5, so 0 and 5/2 - 5/4 = 1.25."""
+    s, r = np.asarray(sum_chosen, dtype=np.float64), np.asarray(sum_rejected, dtype=np.float64)
+    n, m = np.asarray(n_chosen, dtype=np.float64), np.asarray(n_rejected, dtype=np.float64)
+    cross, own = (s * r).sum(axis=1), (s * s).sum(axis=1)
+    empty = (n <= 0) | (m <= 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        normal = cross / (n * m) - own / (n * n)
+    return pd.DataFrame({"ches": np.where(empty, math.nan, cross - own), "ln_ches": np.where(empty, math.nan, normal)})
+
+
+def pair_features(selection: Selection, layout: TokenLayout | None) -> pd.DataFrame:
+    """What was known of each pair before training, one row a pair in the order of `Selection.pairs`.
+
+    Columns: `pair_id`, `n_chosen`, `length_gap` (chosen minus rejected, tokens or else bytes), `ref_logp_gap`
+    (reference log-prob of chosen minus rejected, nats), `edit_distance` (of the token ids over the longer length, 0
+    equal to 1 nothing shared; NaN without token rows).
+    """
+    pairs = selection.pairs
+    frame = pairs[["pair_id"]].copy()
+    unit = "n_tokens" if pairs["chosen_n_tokens_1"].notna().any() else "n_bytes"
+    frame["n_chosen"] = pairs[f"chosen_{unit}_1"]
+    if "rejected" not in selection.sides:
+        return frame
+    frame["length_gap"] = pairs[f"chosen_{unit}_1"] - pairs[f"rejected_{unit}_1"]
+    frame["ref_logp_gap"] = pairs["chosen_ref"] - pairs["rejected_ref"]
+    distances = {} if layout is None else edit_distances(layout)
+    frame["edit_distance"] = [distances.get(str(p), math.nan) for p in pairs["pair_id"]]
+    return frame
+
+
+def edit_distances(layout: TokenLayout) -> dict[str, float]:
+    """pair_id -> Levenshtein distance of the two answers' token ids over the longer length; 0 for two empty ones."""
+    found = {}
+    complete = layout.complete
+    for i, pair in enumerate(layout.pair_ids):
+        if not (complete[2 * i] and complete[2 * i + 1]):
+            continue
+        chosen, rejected = layout.tokens_of(2 * i), layout.tokens_of(2 * i + 1)
+        found[pair] = edit_distance(chosen, rejected) / max(chosen.size, rejected.size, 1)
+    return found
+
+
+def partial_spearman(x: npt.ArrayLike, y: npt.ArrayLike, control: npt.ArrayLike) -> tuple[float, float]:
+    """Rank correlation of x and y with the ranks of `control` partialled out of both, and its two-sided p (t with
+    n - 3 degrees of freedom); (NaN, NaN) where a rank has no variance left or n < 4."""
+    ranks = [stats.rankdata(np.asarray(v, dtype=np.float64)) for v in (x, y, control)]
+    n = ranks[0].size
+    if n < 4:
+        return math.nan, math.nan
+    design = np.column_stack([np.ones(n), ranks[2]])
+    left = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks[:2]]
+    scale = math.sqrt(float((left[0] ** 2).sum()) * float((left[1] ** 2).sum()))
+    if scale < 1e-9 * n:
+        return math.nan, math.nan
+    rho = max(-1.0, min(1.0, float((left[0] * left[1]).sum()) / scale))
+    if abs(rho) == 1.0:
+        return rho, 0.0
+    t = rho * math.sqrt((n - 3) / (1 - rho * rho))
+    return rho, float(2 * stats.t.sf(abs(t), n - 3))
+
+
+def rank_correlations(features: pd.DataFrame, outcome: npt.ArrayLike, length: str = "n_chosen") -> list[dict[str, Any]]:
+    """Did a feature foretell the outcome? One entry per feature column (`pair_id` and the length aside).
+
+    Args:
+        features: one row a pair; any columns, e.g. of `pair_features` joined with those of `ches`.
+        outcome: (pairs,), e.g. the change of chosen log-prob per token.
+        length: the column that is partialled out.
+
+    Returns: [{"feature", "rho", "p", "rho_given_length", "p_given_length", "n"}]; rho None below LEAST_PAIRS known
+        values or where either side is constant. Spearman throughout.
+    """
+    target = np.asarray(outcome, dtype=np.float64)
+    found: list[dict[str, Any]] = []
+    for name in features.columns:
+        if name == "pair_id":
+            continue
+        values = features[name].to_numpy(dtype=np.float64)
+        known = np.isfinite(values) & np.isfinite(target) & np.isfinite(features[length].to_numpy(dtype=np.float64))
+        entry: dict[str, Any] = {"feature": str(name), "n": int(known.sum())}
+        entry |= dict.fromkeys(("rho", "p", "rho_given_length", "p_given_length"))
+        x, y = values[known], target[known]
+        if x.size >= LEAST_PAIRS and np.ptp(x) > 0 and np.ptp(y) > 0:
+            rho, p = stats.spearmanr(x, y)
+            entry |= {"rho": float(rho), "p": float(p)}
+            if name != length:
+                partial = partial_spearman(x, y, features[length].to_numpy(dtype=np.float64)[known])
+                entry |= {"rho_given_length": partial[0], "p_given_length": partial[1]}
+        found.append(entry)
+    return found

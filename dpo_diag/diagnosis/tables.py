@@ -1,0 +1,99 @@
+"""The explanation as text for a terminal: the narrative and compact tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dpo_diag.diagnosis.narrative import render
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """Aligned columns: text to the left, numbers to the right; a header alone for no rows."""
+    cells = [header, *[[_cell(v) for v in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        lines.append(
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def render_document(document: dict[str, Any], top: int = 10) -> str:
+    """Narrative first, then loss, perplexities, pairs and checks as tables."""
+    blocks = [f"{document['run']} ({document['kind']})", render(document["narrative"])]
+    loss = document["loss"]
+    if loss.get("chosen_part") is not None:
+        names = ["from", "to", "delta", "chosen_part", "rejected_part", "residual"]
+        blocks.append(table(["loss", *names], [["mean", *[loss[n] for n in names]]]))
+    rows = []
+    for side, section in document["perplexity"].items():
+        if not isinstance(section, dict):
+            continue
+        for name, row in section.items():
+            if name == "excluded":
+                continue
+            rows.append([f"{name} {side}", row["from"], row["to"], row["dlog"], row["level"], row.get("dispersion"),
+                         row.get("length_weight"), row["residual"]])  # fmt: skip
+    if rows:
+        unit = f"perplexity per {document['unit']}" if document.get("unit") else "perplexity"
+        blocks.append(table([unit, "from", "to", "dlog", "level", "dispersion", "length", "residual"], rows))
+    values = document.get("means", {}).get("values", {})
+    if values:
+        blocks.append(
+            table(["mean", "from", "to", "delta"], [[n, e["from"], e["to"], e["delta"]] for n, e in values.items()])
+        )
+    roles = (document.get("tokens") or {}).get("by_role")
+    if roles:
+        names = ["n_tokens", "delta", "share", "mean_delta"]
+        blocks.append(table(["tokens", *names], [[f"{r['side']} {r['role']}", *[r[n] for n in names]] for r in roles]))
+    if document["pairs"] and top > 0:
+        names = ["share_of_rise", "cumulative_share", "chosen_ce_from", "chosen_ce_to", "chosen_delta_logp",
+                 "rejected_delta_logp", "loss_delta"]  # fmt: skip
+        rows = [[p["pair_id"], *[p.get(n) for n in names]] for p in document["pairs"][:top]]
+        blocks.append(table(["pair", *names], rows))
+    if document["checks"]:
+        order = {"speaks": 0, "silent": 1, "not_applicable": 2}
+        listed = sorted(document["checks"], key=lambda c: (order[c["outcome"]], c["code"]))
+        silent = [c["code"] for c in listed if c["outcome"] == "silent"]
+        lines = [
+            f"{c['code']} speaks ({c['severity']}): {c['title']}: {c['reason']}"
+            for c in listed
+            if c["outcome"] == "speaks"
+        ]
+        lines.append(f"silent: {', '.join(silent) or 'none'}")
+        lines += [f"{c['code']} not applicable: {c['reason']}" for c in listed if c["outcome"] == "not_applicable"]
+        blocks.append("checks\n" + "\n".join(f"  {line}" for line in lines))
+    return "\n\n".join(blocks)
+
+
+def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """What a new look at a growing run says, one line a change; the first look says where it stands."""
+    loss, chosen = now["loss"], now["perplexity"].get("chosen", {})
+    state = [f"step {now['to_step']}"]
+    if loss.get("to") is not None:
+        state.append(f"loss {_cell(loss['from'])} → {_cell(loss['to'])}")
+    for name in ("ppl_token", "ppl_seq_mean"):
+        if name in chosen:
+            state.append(f"chosen {name} {_cell(chosen[name]['from'])} → {_cell(chosen[name]['to'])}")
+    lines = [", ".join(state)]
+    decision = now["verdict"]
+    old = before["verdict"] if before else {}
+    if (decision["label"], decision["harm"]) != (old.get("label"), old.get("harm")):
+        lines.append(f"  verdict: {decision['label']}, harm {decision['harm']}: {decision['text']}")
+    spoken = {c["code"] for c in before["checks"] if c["outcome"] == "speaks"} if before else set()
+    for check in now["checks"]:
+        if check["outcome"] == "speaks" and check["code"] not in spoken:
+            lines.append(f"  {check['code']} now speaks: {check['reason']}")
+    still = {c["code"] for c in now["checks"] if c["outcome"] == "speaks"}
+    lines += [f"  {code} no longer speaks" for code in sorted(spoken - still)]
+    return "\n".join(lines)

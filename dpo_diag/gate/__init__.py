@@ -1,0 +1,1 @@
+"""Rules over a run for CI. Reads diagnosis, outputs and review; nothing reads it."""

@@ -1,0 +1,1 @@
+"""Policy, reference, tokenizer, adapters, checkpoints: found and loaded in one place."""

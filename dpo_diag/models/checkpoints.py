@@ -1,0 +1,200 @@
+"""Checkpoints: finding them from paths, globs and hub ids, and loading full models and adapters one after the other."""
+
+from __future__ import annotations
+
+import gc
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_diag.errors import DiagError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+POLICY, REFERENCE = "policy", "ref"
+_NUMBERED = re.compile(r"(?:checkpoint|step|global_step)[-_]?(\d+)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model to ask: where it is, what column it is in the records, and after how many optimizer steps."""
+
+    path: str
+    model: str = POLICY
+    step: int = 0
+
+    @property
+    def is_adapter(self) -> bool:
+        return (Path(self.path) / "adapter_config.json").is_file()
+
+
+def _step_of(path: Path) -> int | None:
+    """Optimizer steps of a checkpoint folder, from its trainer_state.json or its name; None if neither says."""
+    state = path / "trainer_state.json"
+    if state.is_file():
+        try:
+            return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+        except (ValueError, KeyError, TypeError):
+            pass
+    match = _NUMBERED.search(path.name)
+    return int(match.group(1)) if match else None
+
+
+def find_checkpoints(names: Iterable[str | os.PathLike[str]]) -> list[Checkpoint]:
+    """Checkpoints from paths, globs, hub ids and NAME=PATH entries, in step order, others (ref, sft, ...) first.
+
+    A folder whose step is known (trainer_state.json, or a name like checkpoint-20) is the policy at that step.
+    NAME=PATH gives a model of another column: `ref=...`, `sft=...`; `policy@40=PATH` sets a step by hand. A single
+    folder or hub id without a step is the policy at step 0.
+
+    Raises:
+        DiagError: nothing found, or two checkpoints for the same place in the records.
+    """
+    found: list[Checkpoint] = []
+    for entry in names:
+        text = str(entry)
+        label, _, rest = text.partition("=")
+        named = re.fullmatch(r"([A-Za-z_][\w.-]*)(?:@(\d+))?", label) if rest and not Path(text).exists() else None
+        pattern = rest if named else text
+        paths = sorted(glob.glob(pattern)) or ([pattern] if _may_be_hub(pattern) else [])
+        if not paths:
+            raise DiagError("no checkpoint found", where=pattern, mend="name folders, a glob over them or a hub id")
+        for path in paths:
+            if Path(path).exists() and not _is_model(Path(path)):
+                if len(paths) > 1:
+                    continue  # a glob over checkpoints/* also meets files beside them
+                raise DiagError(
+                    "not a model folder", where=path, expected="config.json or adapter_config.json",
+                    mend="name the checkpoint folders, e.g. runs/x/checkpoints/checkpoint-*",
+                )  # fmt: skip
+            step = _step_of(Path(path)) if Path(path).exists() else None
+            if named and named.group(2) is not None:
+                step = int(named.group(2))
+            found.append(Checkpoint(path, named.group(1) if named else POLICY, step or 0))
+    if not found:
+        raise DiagError("no checkpoint found", where=", ".join(map(str, names)))
+    places: dict[tuple[str, int], str] = {}
+    for c in found:
+        known = places.setdefault((c.model, c.step), c.path)
+        if known != c.path:
+            raise DiagError(
+                f"two checkpoints are {c.model} at step {c.step}", got=f"{known} and {c.path}",
+                mend="name one by hand, e.g. other=PATH or policy@40=PATH",
+            )  # fmt: skip
+    unique = [Checkpoint(path, model, step) for (model, step), path in places.items()]
+    return sorted(unique, key=lambda c: (c.model == POLICY, c.step, c.model))
+
+
+def _may_be_hub(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.startswith((".", "runs/"))
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+@dataclass
+class Loader:
+    """Loads checkpoints; adapters of one base share it, so that only the first pays for it.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N, mps.
+        dtype: auto (float32 on a CPU), float32, bfloat16, float16.
+        tokenizer: a tokenizer's folder or id; None for each checkpoint's own.
+        trust_remote_code, attn_implementation: as for `modeling.models.load_model`.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    _base: tuple[str, Any] | None = None
+
+    def _plain(self, name: str) -> PreTrainedModel:
+        from dpo_diag.models.policy import check_device, choose_dtype, load_model
+
+        device = check_device(self.device)
+        model = load_model(
+            name,
+            dtype=choose_dtype(self.dtype, device)[0],
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+        model.to(device)
+        model.eval()
+        return model
+
+    def tokenizer_of(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+        """The tokenizer of a checkpoint: the one set by hand, its own, or (an adapter without one) its base's."""
+        from dpo_diag.models.tokenizers import load_tokenizer
+
+        names = [self.tokenizer] if self.tokenizer else [checkpoint.path]
+        if checkpoint.is_adapter and not self.tokenizer:
+            names.append(adapter_base(checkpoint))
+        own = next((n for n in names if not Path(n).is_dir() or _has_tokenizer(Path(n))), names[-1])
+        return load_tokenizer(own, trust_remote_code=self.trust_remote_code)[0]
+
+    @contextmanager
+    def open(self, checkpoint: Checkpoint) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """(model in evaluation mode on its device, tokenizer); freed on leaving."""
+        from dpo_diag.models.hub import check_name
+
+        path = checkpoint.path if checkpoint.is_adapter else check_name(checkpoint.path)
+        base_name = adapter_base(checkpoint) if checkpoint.is_adapter else None
+        tokenizer = self.tokenizer_of(checkpoint)
+        if base_name is None:
+            self._base = None
+            model = self._plain(path)
+            try:
+                yield model, tokenizer
+            finally:
+                del model
+                _free()
+            return
+        from peft import PeftModel
+
+        if self._base is None or self._base[0] != base_name:
+            self._base = None
+            _free()
+            self._base = (base_name, self._plain(base_name))
+        adapted = PeftModel.from_pretrained(self._base[1], path)
+        adapted.eval()
+        try:
+            yield adapted, tokenizer
+        finally:
+            self._base = (base_name, adapted.unload())
+            del adapted
+            _free()
+
+
+def adapter_base(checkpoint: Checkpoint) -> str:
+    """Folder or hub id of the model under an adapter, from adapter_config.json."""
+    file = Path(checkpoint.path) / "adapter_config.json"
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise DiagError("the adapter does not name its base model", where=file, got=error) from error
+    if not isinstance(name, str) or not name:
+        raise DiagError("the adapter does not name its base model", where=file, got=repr(name))
+    return name
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

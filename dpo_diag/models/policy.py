@@ -1,0 +1,282 @@
+"""Policy, reference and tokenizer, ready for TRL's trainers; every doubt about them raised before any long work."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dpo_diag.config import ModelConfig, PeftConfig
+from dpo_diag.errors import DiagError
+from dpo_diag.models.adapters import check_adapter, lora_config, quantization_config
+from dpo_diag.models.hub import check_name, loading
+from dpo_diag.models.smollm2 import smollm2_folder
+from dpo_diag.models.tokenizers import describe_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class Policy:
+    """What a trainer takes, and what run.json says about it.
+
+    Attributes:
+        model: the policy, on the CPU unless quantised (the trainer places it).
+        tokenizer: with a pad token; pads on the right.
+        peft_config: for TRL's `peft_config`; None for full fine-tuning.
+        reference: for TRL's `ref_model`: a frozen copy, or the model that `model.reference` names; None with an adapter
+            (switching it off gives the reference).
+        device: "cpu", "cuda" or "mps".
+        notes: what was decided for the user, a line each.
+        meta: for run.json's `model`, `tokenizer` and `reference`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    peft_config: LoraConfig | None
+    reference: PreTrainedModel | None
+    device: str
+    notes: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def check_device(device: str = "auto") -> str:
+    """The device to use: "cpu", "cuda" (or "cuda:N") or "mps"; "auto" takes an accelerator where there is one.
+
+    Raises:
+        DiagError: an unknown name, or a GPU asked for and absent.
+    """
+    import torch
+
+    kind = device.split(":")[0]
+    if kind in ("gpu",):
+        device = kind = "cuda"
+    if kind not in ("auto", "cpu", "cuda", "mps"):
+        raise DiagError("unknown device", where="model.device", got=device, expected="auto, cpu, cuda, cuda:N or mps")
+    has_mps = torch.backends.mps.is_available()
+    if kind == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            why = "this torch is built without CUDA" if torch.version.cuda is None else "no GPU is visible"
+            raise DiagError(
+                "a GPU was asked for and there is none", where=f"model.device={device}", got=why,
+                mend="set model.device=auto or cpu, or install torch with CUDA on a machine with a GPU",
+            )  # fmt: skip
+        number = device.partition(":")[2]
+        if number and (not number.isdigit() or int(number) >= torch.cuda.device_count()):
+            raise DiagError(
+                "no such GPU", where="model.device", got=device, expected=f"below {torch.cuda.device_count()}"
+            )
+    if kind == "mps" and not has_mps:
+        raise DiagError(
+            "a GPU was asked for and there is none", where="model.device=mps", mend="set model.device=auto or cpu"
+        )
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> tuple[torch.dtype | str, list[str]]:
+    """The dtype to load in, and a note. "auto" is the checkpoint's own on an accelerator and float32 on a CPU,
+    where half precision is slower and rounds the log-probs that are compared here."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise DiagError("unknown dtype", where="model.dtype", got=dtype, expected=", ".join(DTYPES))
+    if dtype == "auto":
+        return ("auto", []) if device != "cpu" else (torch.float32, [])
+    if dtype == "float16":
+        return torch.float16, ["float16 weights overflow in full fine-tuning; bfloat16 has float32's range"]
+    if dtype == "bfloat16" and device == "cpu":
+        return torch.bfloat16, ["bfloat16 on a CPU is slow, and its log-probs carry 3 digits"]
+    return getattr(torch, dtype), []
+
+
+def resolve_name(config: ModelConfig) -> str:
+    """The hub id or folder that a configuration names.
+
+    Raises:
+        DiagError: no name, a wrong path, SmolLM2 that was not fetched.
+    """
+    if config.kind == "smollm2":
+        return str(smollm2_folder())
+    if not config.name:
+        raise DiagError("no model named", where="model.name", expected="a hub id or a local folder", usage=True)
+    return check_name(config.name)
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    quantization: Any = None,
+) -> PreTrainedModel:
+    """A causal LM from a hub id or local folder, safetensors only unless `allow_pickle`; weights must fit exactly.
+
+    Raises:
+        DiagError: it cannot be loaded, is no causal LM, or weights are missing (they would be random numbers).
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+    }
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if not allow_pickle:
+        options["use_safetensors"] = True
+    with loading(name, "model"):
+        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise DiagError(
+            "the checkpoint lacks weights of the model, which would be random", where=name,
+            got=f"{len(missing)} missing, e.g. {missing[0]}", mend="check that the checkpoint is whole and a causal LM",
+        )  # fmt: skip
+    mismatched = info.get("mismatched_keys") or ()
+    if mismatched:
+        raise DiagError(
+            "weights of another shape than the config says", where=name, got=sorted(map(str, mismatched))[0]
+        )
+    return model
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model as it is in memory, in eval mode, without gradients: the reference of full fine-tuning.
+
+    TRL's `ref_model=None` would load the reference again from `config._name_or_path`, which is another model when the
+    weights were changed in memory, and nothing at all for a model from scratch.
+    """
+    reference = copy.deepcopy(model)
+    reference.eval()
+    reference.requires_grad_(False)
+    return reference
+
+
+def load_reference(config: ModelConfig, policy: PreTrainedModel, *, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The model that `model.reference` names, frozen, or a frozen copy of the policy.
+
+    Raises:
+        DiagError: it cannot be loaded, or its vocabulary is not the policy's (log-probs would not compare).
+    """
+    if not config.reference:
+        return frozen_copy(policy)
+    reference = load_model(
+        check_name(config.reference),
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
+    ours, theirs = _n_embeddings(policy), _n_embeddings(reference)
+    if ours != theirs:
+        raise DiagError(
+            "the reference has another vocabulary than the policy", where="model.reference", got=f"{theirs} embeddings",
+            expected=ours, mend="take a reference of the same family",
+        )  # fmt: skip
+    reference.eval()
+    reference.requires_grad_(False)
+    return reference
+
+
+def load_policy(
+    config: ModelConfig, peft: PeftConfig | None = None, *, with_reference: bool = True, fingerprint: bool = True
+) -> Policy:
+    """Policy, tokenizer, adapter configuration and reference from the configuration (`kind` hub or smollm2).
+
+    Cheap checks (device, dtype, adapter, path) come first. `with_reference=False` leaves the reference out (SFT, or
+    precomputed log-probs).
+
+    Raises:
+        DiagError: see the functions that it calls.
+    """
+    peft = peft or PeftConfig()
+    device = check_device(config.device)
+    check_adapter(peft, device)
+    dtype, notes = choose_dtype(config.dtype, device)
+    name = resolve_name(config)
+    model = load_model(
+        name,
+        revision=config.revision,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+        quantization=quantization_config(peft, dtype),
+    )
+    tokenizer_name = check_name(config.tokenizer, "tokenizer") if config.tokenizer else name
+    tokenizer, tokenizer_notes = load_tokenizer(
+        tokenizer_name,
+        revision=config.revision if tokenizer_name == name else None,
+        trust_remote_code=config.trust_remote_code,
+        chat_template=config.chat_template,
+        n_embeddings=_n_embeddings(model),
+    )
+    tokenizer.padding_side = "right"
+    reference = None
+    if with_reference and (peft.kind == "none" or config.reference):
+        reference = load_reference(config, model, dtype=dtype)
+    meta: dict[str, Any] = {
+        "model": describe_model(model, config.name or name, fingerprint=fingerprint),
+        "tokenizer": describe_tokenizer(tokenizer, config.tokenizer or config.name),
+    }
+    if with_reference:
+        kind = "named model" if config.reference else "adapter switched off" if peft.kind != "none" else "frozen copy"
+        meta["reference"] = {"kind": kind, "name": config.reference or config.name or name}
+    return Policy(
+        model=model,
+        tokenizer=tokenizer,
+        peft_config=lora_config(peft, model),
+        reference=reference,
+        device=device,
+        notes=[*notes, *tokenizer_notes],
+        meta=meta,
+    )
+
+
+def _n_embeddings(model: PreTrainedModel) -> int:
+    embeddings = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def describe_model(model: PreTrainedModel, name: str, *, fingerprint: bool = True) -> dict[str, Any]:
+    """For run.json's `model`: name, architecture, size, dtype, attention, fingerprint of the weights."""
+    described = {
+        "name": name,
+        "architecture": type(model).__name__,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "revision": getattr(model.config, "_commit_hash", None),
+    }
+    if fingerprint:
+        described["fingerprint"] = model_fingerprint(model)
+    return {key: value for key, value in described.items() if value is not None}
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 over every weight's name, dtype, shape and bytes, by name; tied weights count once under each name.
+
+    About a second for a gigabyte. The same checkpoint loaded in another dtype is another model, and has another one.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()

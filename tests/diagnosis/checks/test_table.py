@@ -1,0 +1,137 @@
+"""The table as a whole: keys, thresholds, robustness, strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dpo_diag.diagnosis.checks import CHECKS, OUTCOMES, SEVERITIES, CheckContext, load_thresholds, run_checks
+from dpo_diag.errors import DiagError
+from dpo_diag.records import RunWriter, load_run
+
+KEYS = {"code", "title", "outcome", "reason", "severity", "evidence", "try", "sources"}
+
+
+def test_codes_are_unique_ordered_and_told() -> None:
+    codes = [c.code for c in CHECKS]
+    assert codes == [f"DVG{i:03d}" for i in range(1, len(CHECKS) + 1)]
+    for check in CHECKS:
+        assert check.severity in SEVERITIES and check.needs and check.try_next
+        assert "harmful" not in check.title
+
+
+def test_an_empty_run_answers_every_check(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "r")
+    findings = run_checks(CheckContext.from_run(load_run(tmp_path / "r")))
+    assert [f["code"] for f in findings] == [c.code for c in CHECKS]
+    assert {f["outcome"] for f in findings} == {"not_applicable"}
+    assert all(set(f) == KEYS and f["reason"] for f in findings)
+
+
+def test_a_threshold_can_be_set_and_a_wrong_name_gets_the_nearest(means, finding) -> None:
+    run = means(held={"loss": [0.69, 0.6, 0.5], "ce/chosen": [1.0, 1.04, 1.1]})
+    assert finding(run, "DVG001")["outcome"] == "speaks"
+    assert finding(run, "DVG001", displacement_min_nats_per_token=0.2)["outcome"] == "silent"
+    with pytest.raises(DiagError, match="did you mean spike_mads"):
+        load_thresholds({"spike_mad": 5})
+    with pytest.raises(DiagError, match="a threshold is a number"):
+        load_thresholds({"spike_mads": "many"})
+
+
+def test_every_threshold_is_used_and_every_used_one_is_declared() -> None:
+    folder = Path(__file__).resolve().parents[3] / "dpo_diag" / "diagnosis" / "checks"
+    source = "\n".join(p.read_text(encoding="utf-8") for p in folder.glob("*.py"))
+    used = set(re.findall(r'\bt\["([a-z_0-9]+)"\]', source))
+    used |= {f"displacement_min_{unit}" for unit in ("nats", "reward", "nats_per_token")}
+    assert used == set(load_thresholds())
+
+
+def test_an_unknown_split_is_refused(means) -> None:
+    with pytest.raises(DiagError, match="no such split"):
+        CheckContext.from_run(means({"loss": [0.6] * 9}), split="evil")
+
+
+def test_a_window_leaves_the_rest_out(means, finding) -> None:
+    """NaN at step 15 only: outside the window it is not seen."""
+    run = means({"loss": [0.69, 0.68, math.nan, 0.66, 0.65, 0.64]})
+    assert finding(run, "DVG011")["outcome"] == "speaks"
+    assert finding(run, "DVG011", from_step=20)["outcome"] == "silent"
+
+
+def test_beta_is_read_off_an_evaluation_set(means) -> None:
+    """logps = -183.85 + rewards / 0.1, as in a real log without its loss."""
+    rewards = [-0.0558, -0.7829, -0.6336, 0.0675, 0.1403]
+    run = means(held={"rewards/chosen": rewards, "logps/chosen": [-183.85 + 10 * r for r in rewards]})
+    assert CheckContext.from_run(run).beta == pytest.approx(0.1)
+
+
+def test_a_log_without_reference_is_recognised(means) -> None:
+    logps = np.linspace(-1.0, -1.4, 8)
+    run = means({"rewards/chosen": 2.5 * logps, "logps/chosen": logps, "rewards/rejected": 2.5 * (logps - 0.1),
+                 "logps/rejected": logps - 0.1})  # fmt: skip
+    assert CheckContext.from_run(run).reference_free
+    with_reference = means({"rewards/chosen": 0.1 * (logps + 1.0), "logps/chosen": logps,
+                            "rewards/rejected": 0.1 * (logps + 0.9), "logps/rejected": logps - 0.1})  # fmt: skip
+    assert not CheckContext.from_run(with_reference).reference_free
+
+
+NAMES = ["loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
+         "logps/rejected", "grad_norm", "learning_rate", "entropy", "ce/chosen", "ppl_token/chosen", "nll_loss",
+         "ppl_seq_mean/chosen", "score/accuracy"]  # fmt: skip
+VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 0.693, math.nan, math.inf, -math.inf, 1e300, 1e-300]))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_log_breaks_a_check(tmp_path_factory, data: st.DataObject) -> None:
+    """Any finite, infinite, constant, short or one-sided history: an answer for each check, in strict JSON."""
+    rows = []
+    for name in data.draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=8, unique=True)):
+        split = data.draw(st.sampled_from(["train", "eval", "eval_b", "held_out"]))
+        constant = data.draw(st.booleans())
+        values = data.draw(st.lists(VALUES, min_size=1, max_size=30))
+        rows += [
+            {"step": i, "split": split, "name": name, "value": values[0] if constant else v, "weight": 100.0}
+            for i, v in enumerate(values)
+        ]
+    folder = tmp_path_factory.mktemp("fuzz") / "r"
+    RunWriter(folder).write("history", rows)
+    check_all(folder)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_pairs_break_a_check(tmp_path_factory, data: st.DataObject) -> None:
+    """One to six pairs, any sums (also -inf and NaN), n of 0 or 1, with or without reference and counts."""
+    size, steps = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    frames = []
+    reference, counts = data.draw(st.booleans()), data.draw(st.sampled_from([None, 0, 1, 7]))
+    sums = st.one_of(st.floats(-1e5, 0), st.sampled_from([0.0, -50.0, math.nan, -math.inf]))
+    for role, at in [("policy", range(steps)), ("ref", range(int(reference)))]:
+        for step in at:
+            for side in ("chosen", "rejected"):
+                frames.append(pd.DataFrame({
+                    "step": step, "split": "eval", "role": role, "pair_id": [f"p{i}" for i in range(size)],
+                    "side": side, "sum_logp": data.draw(st.lists(sums, min_size=size, max_size=size)),
+                    "n_tokens": pd.Series([counts] * size, dtype="Int32"),
+                }))  # fmt: skip
+    folder = tmp_path_factory.mktemp("fuzz") / "r"
+    RunWriter(folder).write("pairs", pd.concat(frames, ignore_index=True))
+    check_all(folder)
+
+
+def check_all(folder: Path) -> None:
+    findings = run_checks(CheckContext.from_run(load_run(folder)))
+    json.dumps(findings, allow_nan=False)
+    assert len(findings) == len(CHECKS)
+    for f in findings:
+        assert f["outcome"] in OUTCOMES and f["severity"] in SEVERITIES
+        assert f["reason"] and (f["outcome"] == "speaks") == bool(f["try"])

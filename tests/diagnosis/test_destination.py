@@ -1,0 +1,113 @@
+"""Where the probability went: readings, lost mass, the pure functions on two models' log-probs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import build_run, build_token_run
+
+from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.decompose.destination import (
+    destination,
+    gained_most,
+    log1m_exp,
+    lost_mass,
+    predicted_gainers,
+    read,
+)
+from dpo_diag.diagnosis.decompose.tokens import token_change
+
+
+@pytest.mark.parametrize(
+    ("target", "greedy", "entropy", "expected"),
+    [
+        (-1, 1, -1, "own_answer"),
+        (-1, 0, -1, "own_answer"),
+        (-1, -1, 1, "spread"),
+        (-1, None, 1, "spread"),
+        (-1, -1, -1, "mixed"),
+        (-1, 0, 0, "mixed"),
+        (1, 1, -1, "sharper"),
+        (0, 0, 0, "unchanged"),
+        (1, 0, 0, "mixed"),
+    ],
+)
+def test_readings(target: int, greedy: int | None, entropy: int, expected: str) -> None:
+    assert read(target, greedy, entropy) == expected
+
+
+def test_numbers_are_per_token(tmp_path: Path) -> None:
+    """10 tokens each: greedy sums -4 -> -2 are -.4 -> -.2 a token, entropy .5 -> .3, gap of greedy over target .6 ->
+    .8 + ... = 1.0 - .2."""
+    run = build_run(tmp_path / "run", {0: ([-10.0] * 9, [-10.0] * 9), 9: ([-12.0] * 9, [-30.0] * 9)})
+    pairs = select(run).pairs
+    for side in ("chosen", "rejected"):
+        for when, greedy, entropy in ((0, -4.0, 5.0), (1, -2.0, 3.0)):
+            pairs[f"{side}_greedy_logp_sum_{when}"] = greedy
+            pairs[f"{side}_entropy_sum_{when}"] = entropy
+    selection = select(run)
+    selection.pairs[pairs.columns] = pairs
+    chosen = destination(selection)["chosen"]
+    assert (chosen["greedy_logp"]["from"], chosen["greedy_logp"]["to"]) == (-0.4, -0.2)
+    assert chosen["entropy"]["delta"] == pytest.approx(-0.2)
+    assert (chosen["gap"]["from"], chosen["gap"]["to"]) == (pytest.approx(0.6), pytest.approx(1.0))
+    assert chosen["reading"] == "own_answer" and "-1 → -1.2" in chosen["text"]
+
+
+def test_not_recorded_is_not_applicable(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", {0: ([-10.0], [-10.0]), 9: ([-12.0], [-30.0])})
+    assert "not_applicable" in destination(select(run))["chosen"]
+
+
+def test_lost_mass_by_hand(tmp_path: Path) -> None:
+    """Chosen probabilities .5 .25 .5 -> .25 .25 1: lost .25, gained .5. The first token was first choice and is no
+    longer: all of the lost mass is displaced."""
+    half, quarter = math.log(0.5), math.log(0.25)
+    logps: dict[int, Any] = {
+        0: {"q": ([half, quarter, half], [half] * 3)},
+        9: {"q": ([quarter, quarter, 0.0], [half] * 3)},
+    }
+    run = build_token_run(tmp_path / "run", {"q": ([4, 5, 6], [4, 5, 6])}, logps, end=None)
+    selection = select(run)
+    change = token_change(run, selection)
+    assert change is not None
+    assert "is_top1" in lost_mass(run, selection, change)["not_applicable"]
+    run = build_token_run(tmp_path / "with", {"q": ([4, 5, 6], [4, 5, 6])}, {0: logps[0]}, end=None,
+                          extra={"is_top1": [True, False, True]})  # fmt: skip
+    other = build_token_run(tmp_path / "later", {"q": ([4, 5, 6], [4, 5, 6])}, {9: logps[9]}, end=None,
+                            extra={"is_top1": [False, False, True]})  # fmt: skip
+    for path in other.files("tokens"):
+        path.rename(run.path / "tokens" / path.name)
+    for path in other.files("pairs"):
+        path.rename(run.path / "pairs" / path.name)
+    selection = select(run, 0, 9)
+    change = token_change(run, selection)
+    assert change is not None
+    found = lost_mass(run, selection, change)["chosen"]
+    assert (found["lost"], found["gained"]) == (pytest.approx(0.25, abs=1e-7), pytest.approx(0.5, abs=1e-7))
+    assert (found["displaced"], found["still_first"], found["never_first"]) == (1.0, 0.0, 0.0)
+
+
+def test_gained_most_by_hand() -> None:
+    """Position 1 loses .5 of target 0: token 2 takes .4, token 1 .1; position 0 loses .1 to token 1; 2 gains."""
+    before = np.log([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
+    after = np.log([[0.4, 0.35, 0.25], [0.3, 0.2, 0.5], [0.3, 0.35, 0.35]])
+    found = gained_most(before, after, [0, 0, 0])
+    assert found[["position", "token"]].values.tolist() == [[1, 2], [1, 1], [0, 1]]
+    np.testing.assert_allclose(found["share"], [0.8, 0.2, 1.0])
+
+
+def test_predicted_gainers_by_hand() -> None:
+    """w+ - w- = (1, -1): scores of rows (1,0) (0,1) (2,0) (1,1) are 1, -1, 2, 0."""
+    assert predicted_gainers([[1, 0], [0, 1], [2, 0], [1, 1]], chosen=0, rejected=1).tolist() == [2, 0, 3, 1]
+
+
+def test_log1m_exp_keeps_what_float32_guards_lose() -> None:
+    assert log1m_exp([-1e-20])[0] == pytest.approx(math.log(1e-20))
+    assert log1m_exp([0.0])[0] == -math.inf
+    assert log1m_exp([-800.0])[0] == 0.0
+    assert log1m_exp([math.log(0.25)])[0] == pytest.approx(math.log(0.75))
