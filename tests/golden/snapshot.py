@@ -1,0 +1,166 @@
+"""A document as a small snapshot: numbers in NAME.json, sentences in NAME.text.txt, and the differences of two of them.
+
+A sentence is kept apart from the numbers, so that a rewording is read in one file and a changed number in the other.
+Long lists are cut to their first and last rows; floats keep seven significant digits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent / "snapshots"
+LONGEST_LIST, FIRST, LAST = 8, 4, 2
+DIGITS = 7
+RTOL, ATOL = 1e-5, 1e-8
+ZERO = 1e-12  # residuals of exact decompositions: rounding, different on every machine
+MOST_SHOWN = 20
+LINE = 118
+SENTENCE = re.compile(r"\S+\s+\S+")
+MACHINE = frozenset((
+    "created", "started", "finished", "created_at", "finished_at", "time", "seconds", "duration", "version",
+    "schema_version", "hash", "sha256",
+))  # fmt: skip
+"""Keys whose values belong to the machine, the moment or the release: left out of every snapshot."""
+
+
+class Snapshot(NamedTuple):
+    """`numbers` is a JSON document without its sentences; `texts` maps a path in the document to its sentence."""
+
+    numbers: Any
+    texts: dict[str, str]
+
+
+def snapshot(document: Any, *, places: Mapping[str, str] | None = None) -> Snapshot:
+    """Cut and rounded; `places` maps the folders of this test run to the words that stand for them."""
+    texts: dict[str, str] = {}
+    return Snapshot(_reduced(document, "", texts, places or {}), texts)
+
+
+def _reduced(value: Any, path: str, texts: dict[str, str], places: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(k): _reduced(v, f"{path}.{k}".lstrip("."), texts, places)
+            for k, v in value.items()
+            if str(k) not in MACHINE
+        }
+    if isinstance(value, (list, tuple)):
+        return _reduced_list(list(value), path, texts, places)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.{DIGITS}g}") if abs(value) > ZERO else 0.0
+    if isinstance(value, str):
+        for place, name in places.items():
+            value = value.replace(place, name)
+        if SENTENCE.search(value):
+            texts[path] = value
+            return "..."
+    return value
+
+
+def _reduced_list(rows: list[Any], path: str, texts: dict[str, str], places: Mapping[str, str]) -> Any:
+    """A list by the codes of its rows if they have codes (checks), else cut if it is long."""
+    if rows and all(isinstance(r, Mapping) and "code" in r for r in rows):
+        return {r["code"]: _reduced({k: v for k, v in r.items() if k != "code"}, f"{path}.{r['code']}", texts, places)
+                for r in rows}  # fmt: skip
+    kept = list(enumerate(rows))
+    if len(rows) > LONGEST_LIST:
+        kept = kept[:FIRST] + kept[-LAST:]
+    reduced = [_reduced(row, f"{path}[{i}]", texts, places) for i, row in kept]
+    if len(rows) <= LONGEST_LIST:
+        return reduced
+    return {"length": len(rows), "first": reduced[:FIRST], "last": reduced[FIRST:]}
+
+
+def differences(old: Snapshot, new: Snapshot) -> list[str]:
+    """One line per path that differs: `path: old -> new`, numbers first."""
+    return [*_different_values(old.numbers, new.numbers, ""), *_different_texts(old.texts, new.texts)]
+
+
+def _different_values(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            inner = f"{path}.{key}".lstrip(".")
+            if key not in new:
+                yield f"{inner}: {_short(old[key])} -> absent"
+            elif key not in old:
+                yield f"{inner}: absent -> {_short(new[key])}"
+            else:
+                yield from _different_values(old[key], new[key], inner)
+    elif isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            yield f"{path}: {len(old)} rows -> {len(new)} rows"
+        for i, (a, b) in enumerate(zip(old, new, strict=False)):
+            yield from _different_values(a, b, f"{path}[{i}]")
+    elif not _same(old, new):
+        yield f"{path}: {_short(old)} -> {_short(new)}"
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equal, or two numbers within the tolerance; True is no 1."""
+    if isinstance(old, bool) or isinstance(new, bool) or not isinstance(old, (int, float)):
+        return old is new or (type(old) is type(new) and old == new)
+    return isinstance(new, (int, float)) and math.isclose(old, new, rel_tol=RTOL, abs_tol=ATOL)
+
+
+def _different_texts(old: dict[str, str], new: dict[str, str]) -> Iterator[str]:
+    for path in [*old, *(k for k in new if k not in old)]:
+        if old.get(path) != new.get(path):
+            yield f"{path}:\n      {old.get(path, 'absent')}\n   -> {new.get(path, 'absent')}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def read(name: str) -> Snapshot:
+    """The stored snapshot; an empty one where none is stored."""
+    numbers = FOLDER / f"{name}.json"
+    texts = FOLDER / f"{name}.text.txt"
+    stored: dict[str, str] = {}
+    if texts.is_file():
+        for line in texts.read_text(encoding="utf-8").splitlines():
+            path, _, sentence = line.partition(": ")
+            stored[path] = json.loads(sentence) if sentence.startswith('"') else sentence
+    return Snapshot(json.loads(numbers.read_text(encoding="utf-8")) if numbers.is_file() else {}, stored)
+
+
+def write(name: str, new: Snapshot) -> None:
+    """Store it; sentences one a line, those with line breaks or opening quotes as JSON strings."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(pretty(new.numbers) + "\n", encoding="utf-8")
+    lines = [f"{path}: {_line(text)}\n" for path, text in new.texts.items()]
+    texts = FOLDER / f"{name}.text.txt"
+    if lines:
+        texts.write_text("".join(lines), encoding="utf-8")
+    else:
+        texts.unlink(missing_ok=True)
+
+
+def _line(text: str) -> str:
+    plain = text.isprintable() and not text.startswith('"') and text == text.strip()
+    return text if plain else json.dumps(text, ensure_ascii=True)
+
+
+def pretty(value: Any, indent: str = "") -> str:
+    """JSON, one line for what fits on one."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if len(indent) + len(flat) <= LINE or not isinstance(value, (dict, list)) or not value:
+        return flat
+    inner = indent + " "
+    if isinstance(value, dict):
+        rows = [f"{inner}{json.dumps(k, ensure_ascii=False)}: {pretty(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + pretty(v, inner) for v in value) + f"\n{indent}]"
+
+
+def explanation(name: str, found: list[str]) -> str:
+    """The message of a failed comparison."""
+    shown = "\n".join(f"  {line}" for line in found[:MOST_SHOWN])
+    more = f"\n  ... {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+    return (f"{name}: {len(found)} differences from tests/golden/snapshots/{name}.* (old -> new)\n{shown}{more}\n"
+            "If they are meant: python -m tests.golden.update, and name them in the CHANGELOG.")  # fmt: skip
