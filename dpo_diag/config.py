@@ -229,7 +229,7 @@ def conf_dir() -> Path:
     for candidate in (package / "conf", package.parent / "conf"):
         if candidate.is_dir():
             return candidate
-    raise DiagError("conf/ is missing", where=f"{package} and the folder beside it", mend="reinstall dpo-diag")
+    raise DiagError("conf/ is missing", where=f"{package} and the folder beside it", hint="reinstall dpo-diag")
 
 
 def loss_spec(config: LossConfig) -> LossSpec:
@@ -303,7 +303,7 @@ def _check_sources(config: Config) -> None:
         raise DiagError(
             f"{uses_task[0]}.kind is task but there is no task",
             expected=f"task=sql, or another {uses_task[0]}",
-            mend="dpo-train experiment=sql_dpo, or model=hub model.name=... data=jsonl data.path=... prompts=none",
+            hint="dpo-train experiment=sql_dpo, or model=hub model.name=... data=jsonl data.path=... prompts=none",
             usage=True,
         )
     if config.model.kind == "hub" and not config.model.name:

@@ -71,7 +71,7 @@ def checkpoint_names(config: CheckpointsConfig) -> list[str]:
     if not names:
         raise DiagError(
             "no checkpoint named", where="checkpoints", expected="paths, globs or hub ids",
-            mend="checkpoints='runs/sql_dpo/*/checkpoints/*'", usage=True,
+            hint="checkpoints='runs/sql_dpo/*/checkpoints/*'", usage=True,
         )  # fmt: skip
     return names
 

@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read: what, where, got, expected, mend, in one line."""
+"""The one error that a user is meant to read: what, where, got, expected, hint, in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DiagError(Exception):
         where: file, row, column or option.
         got: what was found there.
         expected: what was wanted instead.
-        mend: what the user can do about it.
+        hint: what the user can do about it.
         usage: True for a mistake in how a command was called (exit status 2 instead of 1).
     """
 
@@ -22,10 +22,10 @@ class DiagError(Exception):
         where: object = None,
         got: object = None,
         expected: object = None,
-        mend: str | None = None,
+        hint: str | None = None,
         usage: bool = False,
     ) -> None:
-        self.what, self.where, self.got, self.expected, self.mend = what, where, got, expected, mend
+        self.what, self.where, self.got, self.expected, self.hint = what, where, got, expected, hint
         self.usage = usage
         parts = [what]
         if where is not None:
@@ -34,6 +34,6 @@ class DiagError(Exception):
             parts.append(f"got {got}")
         if expected is not None:
             parts.append(f"expected {expected}")
-        if mend is not None:
-            parts.append(f"mend: {mend}")
+        if hint is not None:
+            parts.append(f"hint: {hint}")
         super().__init__("; ".join(" ".join(str(part).split()) for part in parts))

@@ -159,7 +159,7 @@ def pair_losses(
 
 def _needed(value: npt.ArrayLike | None, name: str, kind: str) -> FloatArray:
     if value is None:
-        raise DiagError(f"{name} is not known", where=f"loss {kind}", mend="record token counts (full pair records)")
+        raise DiagError(f"{name} is not known", where=f"loss {kind}", hint="record token counts (full pair records)")
     return np.asarray(value, dtype=np.float64)
 
 

@@ -66,9 +66,9 @@ def _print(title: str, findings: list[Finding]) -> None:
     print(title)
     width = max((len(finding.name) for finding in findings), default=0)
     for finding in findings:
-        mend = f"  -> {finding.mend}" if finding.mend else ""
+        hint = f"  -> {finding.hint}" if finding.hint else ""
         print(f"  {finding.outcome.upper() if finding.outcome == FAIL else finding.outcome:4}  "
-              f"{finding.name:{width}}  {finding.found}{mend}")  # fmt: skip
+              f"{finding.name:{width}}  {finding.found}{hint}")  # fmt: skip
 
 
 def check_machine(*, quick: bool = False) -> list[Finding]:
@@ -209,10 +209,10 @@ def _disk() -> list[Finding]:
         seen.add(device)
         free = shutil.disk_usage(path).free
         outcome = FAIL if free < _NO_DISK else WARN if free < _LOW_DISK else OK
-        mend = "free some room, or set output_root to another disk" if outcome != OK else ""
+        hint = "free some room, or set output_root to another disk" if outcome != OK else ""
         if not os.access(path, os.W_OK):
-            outcome, mend = FAIL, "it cannot be written: choose another folder"
-        findings.append(Finding(name, outcome, f"{free / 1e9:.1f} GB free at {path}", mend))
+            outcome, hint = FAIL, "it cannot be written: choose another folder"
+        findings.append(Finding(name, outcome, f"{free / 1e9:.1f} GB free at {path}", hint))
     return findings
 
 

@@ -113,7 +113,7 @@ def _explain(path: Path, args: argparse.Namespace, thresholds: dict[str, float])
     if (path / RUN_FILE).is_file() or not path.exists():
         if args.loss is not None or args.beta is not None:
             raise DiagError(
-                "a run folder names its loss itself", where="--loss, --beta", mend="only a log needs them", usage=True
+                "a run folder names its loss itself", where="--loss, --beta", hint="only a log needs them", usage=True
             )
         opened = load_run(path)
         document = explain(opened, args.from_step, args.to_step, args.split, thresholds)

@@ -77,7 +77,7 @@ def explain_override(overrides: list[str], schema: type = Config) -> str | None:
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:
-            return f"override {text!r} cannot be parsed; expected key=value; mend: quote values with space, comma or ="
+            return f"override {text!r} cannot be parsed; expected key=value; hint: quote values with space, comma or ="
         key = str(parsed.key_or_group or "")
         if key.startswith("hydra") or parsed.is_add() or not key:
             continue

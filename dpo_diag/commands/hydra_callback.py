@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class LogFailure(Callback):
-    """One line for a mistake that a user can mend, the traceback for anything else."""
+    """One line for a mistake that a user can correct, the traceback for anything else."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Called in the worker that ran the job, while its log is open."""

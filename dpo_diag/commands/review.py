@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.results:
         return _results(opened, args.json)
     if args.all and (args.a or args.b):
-        raise DiagError("--all compares every checkpoint", got="--a or --b too", mend="leave one out", usage=True)
+        raise DiagError("--all compares every checkpoint", got="--a or --b too", hint="leave one out", usage=True)
     items = choose_items(opened, a=args.a, b=args.b, every=args.all, n=args.n, sample=args.sample, same=args.same,
                          seed=args.seed)  # fmt: skip
     if args.judge_url:

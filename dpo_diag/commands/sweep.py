@@ -136,5 +136,5 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
         frame_for_csv(frame).to_csv(path, index=False)
     except OSError as error:
         raise DiagError(
-            "the table cannot be written", where=path, got=error.strerror, mend="name another file"
+            "the table cannot be written", where=path, got=error.strerror, hint="name another file"
         ) from error

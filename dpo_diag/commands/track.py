@@ -28,16 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     opened = load_run(args.run)
     if (args.report or args.report_spec) and not args.entity:
-        raise DiagError("a W&B report needs an entity", mend="add --entity TEAM", usage=True)
+        raise DiagError("a W&B report needs an entity", hint="add --entity TEAM", usage=True)
     if args.report and (args.kind != "wandb" or args.mode != "online"):
         raise DiagError(
-            "a report is saved online", mend="--kind wandb --mode online, or --report-spec FILE", usage=True
+            "a report is saved online", hint="--kind wandb --mode online, or --report-spec FILE", usage=True
         )
     tracker = make_tracker(args.kind, project=args.project, mode=args.mode, entity=args.entity, group=args.group)
     where = mirror(opened, tracker, args.name)
     if tracker.failures:
         raise DiagError(
-            "the run was not mirrored whole", got=tracker.failures[0], mend="check the service, then repeat"
+            "the run was not mirrored whole", got=tracker.failures[0], hint="check the service, then repeat"
         )
     noted = {**opened.meta, "tracking": without_secrets(where)}
     write_json(opened.path / RUN_FILE, noted)

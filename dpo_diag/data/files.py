@@ -29,13 +29,13 @@ def iterate_rows(path: str | Path) -> Iterator[RawRow]:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise DiagError("no such data file", where=path, mend="check data.path (it is relative to where you started)")
+        raise DiagError("no such data file", where=path, hint="check data.path (it is relative to where you started)")
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if _suffix(p) in SUFFIXES)
-        mend = (
+        hint = (
             f"name one of the files inside: {', '.join(inside[:5])}" if inside else "use data=hub for a dataset folder"
         )
-        raise DiagError("the data path is a folder", where=path, expected="a file", mend=mend)
+        raise DiagError("the data path is a folder", where=path, expected="a file", hint=hint)
     suffix = _suffix(path)
     if suffix not in SUFFIXES:
         raise DiagError(
@@ -57,7 +57,7 @@ def _guarded(path: Path, suffix: str) -> Iterator[RawRow]:
         yield from readers.get(suffix, _jsonl)(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DiagError(
-            "the gzip file is damaged or cut off", where=path, got=error, mend="download it again"
+            "the gzip file is damaged or cut off", where=path, got=error, hint="download it again"
         ) from None
     except PermissionError as error:
         raise DiagError("the data file cannot be read", where=path, got=error.strerror) from None
@@ -109,8 +109,8 @@ def _json(path: Path) -> Iterator[RawRow]:
     except UnicodeDecodeError as error:
         raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}") from None
     except (ValueError, RecursionError) as error:
-        mend = "one object a line belongs in a .jsonl file" if raw.lstrip().startswith(b"{") else None
-        raise DiagError("the file is not JSON", where=path, got=error, mend=mend) from None
+        hint = "one object a line belongs in a .jsonl file" if raw.lstrip().startswith(b"{") else None
+        raise DiagError("the file is not JSON", where=path, got=error, hint=hint) from None
     if isinstance(document, Mapping):
         arrays = _arrays_of_rows(document)
         if len(arrays) > 1:

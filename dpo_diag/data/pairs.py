@@ -113,7 +113,7 @@ class PairSet:
             where=where,
             got=f"{self._dropped} of {self.n_read} rows: {', '.join(reasons)}",
             expected=f"at most {max_bad_share:.3g} of the rows" if self.rows else "prompt, chosen, rejected",
-            mend="mend those rows, choose the right data format, or raise data.max_bad_share",
+            hint="hint those rows, choose the right data format, or raise data.max_bad_share",
         )
 
     def to_dataset(self) -> Dataset:
@@ -130,7 +130,7 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
     from datasets import Dataset
 
     if not rows:
-        raise DiagError("no preference pairs to train or evaluate on", mend="check data and the held-out share")
+        raise DiagError("no preference pairs to train or evaluate on", hint="check data and the held-out share")
     names = [name for name in TRAINED_COLUMNS if any(name in row for row in rows)]
     return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
 
@@ -314,8 +314,8 @@ def _load_hub(name: str, split: str, config: str | None, revision: str | None) -
             finally:
                 datasets.config.HF_HUB_OFFLINE = before
         if not folder.is_dir():
-            mend = "use data=jsonl for a single file" if folder.exists() else "check data.name"
-            raise DiagError("no such dataset folder", where=folder, mend=mend)
+            hint = "use data=jsonl for a single file" if folder.exists() else "check data.name"
+            raise DiagError("no such dataset folder", where=folder, hint=hint)
         if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
             return datasets.load_dataset(str(folder), config, split=split)
         loaded = datasets.load_from_disk(str(folder))
@@ -337,13 +337,13 @@ def _hub_error(name: str, split: str, error: Exception) -> DiagError:
         return DiagError(
             "the data set is not in the local cache and the hub cannot be reached",
             where=name,
-            mend="connect, unset HF_HUB_OFFLINE, or read a local file with data=jsonl data.path=...",
+            hint="connect, unset HF_HUB_OFFLINE, or read a local file with data=jsonl data.path=...",
         )
     if "split" in text.lower() and split in text:
         return DiagError("no such split", where=name, got=split, expected=shorten(str(error), 160))
     if "gated" in text.lower() or "401" in text or "403" in text:
-        return DiagError("the data set asks for a login", where=name, mend="ask for access there, then `hf auth login`")
-    return DiagError("the data set cannot be loaded", where=name, got=shorten(text, 200), mend="check data.name")
+        return DiagError("the data set asks for a login", where=name, hint="ask for access there, then `hf auth login`")
+    return DiagError("the data set cannot be loaded", where=name, got=shorten(text, 200), hint="check data.name")
 
 
 def prompt_key(prompt: Any) -> str:
@@ -376,7 +376,7 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
     sizes = Counter(keys)
     if len(sizes) < 2:
         raise DiagError(
-            "all pairs share one prompt: held-out pairs would leak", where="data.held_out", mend="set data.held_out=0"
+            "all pairs share one prompt: held-out pairs would leak", where="data.held_out", hint="set data.held_out=0"
         )
     place = {key: int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:16], 16) / 2**64 for key in sizes}
     ordered = sorted(sizes, key=lambda key: (place[key], key))

@@ -168,7 +168,7 @@ def load_data(config: DataConfig, *, seed: int = 0) -> PreferenceData:
         train, held_out = list(train_set.rows), []
     if train_set.rows and not train:
         raise DiagError(
-            "every training prompt stands in the held-out set", where="data.eval_path", mend="check the paths"
+            "every training prompt stands in the held-out set", where="data.eval_path", hint="check the paths"
         )
     return PreferenceData(
         train=train,

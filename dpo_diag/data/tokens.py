@@ -122,7 +122,7 @@ class TokenReport:
             where=f"trainer.max_length={self.max_length}",
             got=f"{self.n_truncated} truncated and {self.n_dropped} dropped of {n} ({why})",
             expected=f"at most {max_truncated_share:.3g} of the pairs",
-            mend=f"trainer.max_length={enough} would do, or raise data.max_truncated_share",
+            hint=f"trainer.max_length={enough} would do, or raise data.max_truncated_share",
         )
 
 

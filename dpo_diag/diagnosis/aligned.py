@@ -94,7 +94,7 @@ def select(run: Run, from_step: Step | None = None, to_step: int | None = None, 
     """
     available = pair_splits(run)
     if not available:
-        raise DiagError("the run holds no pair records", where=run.name, mend="score its checkpoints with dpo-score")
+        raise DiagError("the run holds no pair records", where=run.name, hint="score its checkpoints with dpo-score")
     if split is None:
         split = next(iter(available))
     if split not in available:

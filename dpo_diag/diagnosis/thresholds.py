@@ -37,7 +37,7 @@ def explanation_thresholds(overrides: Mapping[str, Any] | None = None) -> tuple[
             raise DiagError(
                 "unknown threshold", where="checks", got=name,
                 expected=f"did you mean {near[0]}?" if near else f"one of {', '.join(sorted(values))}",
-                mend="see conf/explanation/default.yaml and conf/checks/default.yaml", usage=True,
+                hint="see conf/explanation/default.yaml and conf/checks/default.yaml", usage=True,
             )  # fmt: skip
         try:
             values[name] = float(value)

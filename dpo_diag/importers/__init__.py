@@ -74,14 +74,14 @@ def _read(
     if not path.exists():
         if as_name == "wandb" or (as_name is None and _is_run_id(str(path))):
             return [reader("wandb")(path, options)]
-        raise DiagError("no such file or folder", where=path, mend="check the path", usage=True)
+        raise DiagError("no such file or folder", where=path, hint="check the path", usage=True)
     if path.is_file() and is_zip(path):
         unzip(path, scratch, trouble)
         return read_folder(scratch, as_name, options, shown=path)
     if path.is_dir():
         return read_folder(path, as_name, options, shown=path)
     if not path.is_file():
-        raise DiagError("not a regular file", where=path, mend="name a file or a folder")
+        raise DiagError("not a regular file", where=path, hint="name a file or a folder")
     return [reader(as_name or detect(path))(path, options)]
 
 

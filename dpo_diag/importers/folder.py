@@ -25,7 +25,7 @@ def read_folder(path: Path, as_name: str | None, options: Options, shown: Path) 
         DiagError: a run folder of this project, or nothing in it is known.
     """
     if (path / "run.json").is_file():
-        raise DiagError("already a run folder", where=shown, mend="read it with dpo-diag explain")
+        raise DiagError("already a run folder", where=shown, hint="read it with dpo-diag explain")
     if as_name in ("ren", "wandb", "tensorboard", "trackio"):
         return [reader(as_name)(path, options)]
     special = _special(path)
@@ -51,7 +51,7 @@ def read_folder(path: Path, as_name: str | None, options: Options, shown: Path) 
             where=shown,
             got=", ".join(sorted(p.name for p in list(path.iterdir())[:8])) or "nothing",
             expected="trainer_state.json, a trainer's log, TensorBoard events, a .wandb file or a .npy array",
-            mend="name the file itself",
+            hint="name the file itself",
         )
     sources: list[Parsed] = []
     for name, file in dict.fromkeys(found):
@@ -64,7 +64,7 @@ def read_folder(path: Path, as_name: str | None, options: Options, shown: Path) 
                 sources[0].notes.append(f"{file.name} was left out: {error.what}")
     sources = [s for s in sources if s.read or s is sources[0]]
     if not sources:
-        raise DiagError("no log in the folder could be read", where=shown, mend="name the file itself")
+        raise DiagError("no log in the folder could be read", where=shown, hint="name the file itself")
     _configuration(roots, sources[0])
     return sources
 
@@ -126,7 +126,7 @@ def _any_log(path: Path, as_name: str | None) -> list[tuple[str, Path]]:
             found.append((name, file))
     if len(found) > 1:
         names = ", ".join(str(f.relative_to(path)) for _, f in found[:6])
-        raise DiagError("several logs in the folder", where=path, got=names, mend="name the one to import", usage=True)
+        raise DiagError("several logs in the folder", where=path, got=names, hint="name the one to import", usage=True)
     return found
 
 

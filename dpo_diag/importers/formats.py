@@ -64,7 +64,7 @@ def detect(path: Path) -> str:
     """
     head = head_of(path)
     if not head.strip(b"\0 \t\r\n"):
-        raise DiagError("the file is empty", where=path, expected="a log", mend="name the trainer's log")
+        raise DiagError("the file is empty", where=path, expected="a log", hint="name the trainer's log")
     raw = _raw_head(path)
     if raw.startswith(b"SQLite format 3\0"):
         return "trackio"
@@ -104,7 +104,7 @@ def _detect_text(path: Path, head: bytes) -> str:
         return "pairs" if {"chosen_sum_logp", "rejected_sum_logp"} & set(columns) else "csv"
     if b"\0" in head and b"\n" not in head[:4096]:
         raise DiagError(
-            "not a log that is known here", where=path, got="binary data", mend="see dpo-diag import --formats"
+            "not a log that is known here", where=path, got="binary data", hint="see dpo-diag import --formats"
         )
     return "console"
 

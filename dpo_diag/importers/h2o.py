@@ -33,7 +33,7 @@ def read_h2o(path: Path, options: Options) -> Parsed:
     try:
         document = json.loads(whole(path, trouble))
     except (ValueError, RecursionError) as error:
-        raise DiagError("the charts are broken JSON", where=path, got=error, mend="download them again") from error
+        raise DiagError("the charts are broken JSON", where=path, got=error, hint="download them again") from error
     if not isinstance(document, Mapping):
         raise DiagError("no charts", where=path, got=type(document).__name__, expected="an object of subsets")
     store = RowStore(trouble, options.trainer or "h2o-llmstudio")

@@ -39,7 +39,7 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
         rows, numbered = salvage(text, trouble, str(error))
     if rows is None:
         raise DiagError(
-            "no log_history", where=path, expected="trainer_state.json or a list of rows", mend="name the trainer's log"
+            "no log_history", where=path, expected="trainer_state.json or a list of rows", hint="name the trainer's log"
         )
     store = RowStore(trouble, options.trainer or "any")
     for row, line in zip(rows, numbered, strict=True):

@@ -172,11 +172,11 @@ def unzip(path: Path, target: Path, trouble: Trouble) -> None:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DiagError("the zip archive cannot be read", where=path, got=error, mend="zip it again") from error
+        raise DiagError("the zip archive cannot be read", where=path, got=error, hint="zip it again") from error
     with archive:
         members = [m for m in archive.infolist() if not m.is_dir()]
         if len(members) > MAX_ZIP_FILES or sum(m.file_size for m in members) > MAX_ZIP_BYTES:
-            raise DiagError("the zip archive is too large", where=path, got=f"{len(members)} files", mend="unpack it")
+            raise DiagError("the zip archive is too large", where=path, got=f"{len(members)} files", hint="unpack it")
         for member in members:
             name = PurePosixPath(member.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or (member.external_attr >> 28) == 0xA:

@@ -112,7 +112,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 yield row_number, row
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DiagError(
-            "the Parquet file cannot be read", where=path, got=str(error).splitlines()[0][:120], mend="write it again"
+            "the Parquet file cannot be read", where=path, got=str(error).splitlines()[0][:120], hint="write it again"
         ) from error
 
 
@@ -187,7 +187,7 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
             where=path,
             got=sorted(seen)[:12] or "no rows",
             expected="step, pair_id, chosen_sum_logp, rejected_sum_logp (dpo-diag import --formats)",
-            mend="name the columns so",
+            hint="name the columns so",
         )
     parsed = Parsed("pairs", [path], trouble, options.trainer or "unknown", options.trainer_version)
     parsed.found = found
@@ -317,7 +317,7 @@ def pair_records(frame: pd.DataFrame, parsed: Parsed) -> pd.DataFrame:
         # Negative log-likelihoods under the wrong name would turn every finding upside down.
         raise DiagError(
             "log-probs are above 0", where="*_sum_logp", got=f"{positive} of {len(rows)} values",
-            expected="sums of log-probs, 0 or less", mend="negate the column if it holds negative log-likelihoods",
+            expected="sums of log-probs, 0 or less", hint="negate the column if it holds negative log-likelihoods",
         )  # fmt: skip
     if positive:
         parsed.notes.append(f"{positive} log-probs are positive: not sums of log-probs?")

@@ -109,7 +109,7 @@ def _keys(
         "no json lines name the metrics",
         where=folder,
         expected=f"a .json or .jsonl file with {metrics} keys a line, e.g. logps_eval_.../chosen",
-        mend="put it beside the array",
+        hint="put it beside the array",
     )
 
 

@@ -44,7 +44,7 @@ def read_trackio(path: Path, options: Options) -> Parsed:
             return _read(connection, file, options, trouble)
         except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
             raise DiagError(
-                "the database cannot be read", where=file, got=error, expected="trackio's tables", mend="copy it again"
+                "the database cannot be read", where=file, got=error, expected="trackio's tables", hint="copy it again"
             ) from error
         finally:
             connection.close()
@@ -57,7 +57,7 @@ def _database(folder: Path) -> Path:
             "which project",
             where=folder,
             got=[p.name for p in found] or "no .db file",
-            mend="name the file",
+            hint="name the file",
             usage=True,
         )
     return found[0]
@@ -66,7 +66,7 @@ def _database(folder: Path) -> Path:
 def _read(connection: sqlite3.Connection, file: Path, options: Options, trouble: Trouble) -> Parsed:
     columns = [r[1] for r in connection.execute("PRAGMA table_info(metrics)")]
     if "metrics" not in columns:
-        raise DiagError("no database of trackio's", where=file, got="no table metrics", mend="name <project>.db")
+        raise DiagError("no database of trackio's", where=file, got="no table metrics", hint="name <project>.db")
     name_column = "run_name" if "run_name" in columns else None
     run = None
     if name_column:
@@ -77,7 +77,7 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options, trouble:
                 "which run",
                 where=file,
                 got=", ".join(runs[:12]) or "no runs",
-                mend="name one with --run NAME",
+                hint="name one with --run NAME",
                 usage=True,
             )
     store = RowStore(trouble, options.trainer or "any")

@@ -53,7 +53,7 @@ def _run_file(folder: Path, run: str | None) -> Path:
             "which W&B run",
             where=folder,
             got=", ".join(p.stem for p in found[:12]) or "no .wandb file",
-            mend="name the .wandb file, or one of several with --run ID",
+            hint="name the .wandb file, or one of several with --run ID",
             usage=True,
         )
     return found[0]
@@ -197,7 +197,7 @@ def _read_server(text: str, options: Options) -> Parsed:
             "W&B did not give the run",
             where=where,
             got=f"{type(error).__name__}: {str(error)[:120]}",
-            mend="check WANDB_BASE_URL and WANDB_API_KEY, or import the offline run's folder",
+            hint="check WANDB_BASE_URL and WANDB_API_KEY, or import the offline run's folder",
         ) from error
     parsed.facts.merge(facts_from_mapping(config, "W&B config"))
     return _finished(parsed, options)

@@ -41,11 +41,11 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
             where=", ".join(str(s.files[0]) for s in sources),
             got=_first_reason(sources),
             expected="log rows with a loss, rewards or log-probs",
-            mend="name the format with --as, or see dpo-diag import --formats",
+            hint="name the format with --as, or see dpo-diag import --formats",
         )
     existed = out.exists()
     if any(part_range(p) for p in out.glob("*/*.parquet")):
-        raise DiagError("the folder already holds a run", where=out, mend="name another folder with --out", usage=True)
+        raise DiagError("the folder already holds a run", where=out, hint="name another folder with --out", usage=True)
     try:
         return _write(RunWriter(out, kind="imported"), out, sources, history, facts, options, scores)
     except BaseException:

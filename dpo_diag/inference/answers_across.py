@@ -42,14 +42,14 @@ def score_across(
     answers = {(str(m), int(s)): own for (m, s), own in frame.groupby(["model", "step"], observed=True)}
     found = [c for c in find_checkpoints(list(checkpoints)) if (c.model, c.step) in answers]
     if len(found) < 2:
-        raise DiagError("no two checkpoints with answers", where=run.path, got=len(found), mend="name more checkpoints")
+        raise DiagError("no two checkpoints with answers", where=run.path, got=len(found), hint="name more checkpoints")
     rank = {"sft": 0, "ref": 1}
     old = min(found, key=lambda c: (rank.get(c.model, 2), c.step))
     others = [c for c in found if (c.model, c.step) != (old.model, old.step)]
     prints = {tokenizer_fingerprint(loader.tokenizer_of(c)) for c in found}
     if len(prints) > 1:
         raise DiagError("the checkpoints have different tokenizers", where="across", got=f"{len(prints)} of them",
-                        mend="loader.tokenizer=PATH, if one fits all")  # fmt: skip
+                        hint="loader.tokenizer=PATH, if one fits all")  # fmt: skip
     done = set(read_answer_logps(run.path)[KEY].itertuples(index=False, name=None))
     work: list[tuple[Checkpoint, list[Checkpoint]]] = [*((c, [old]) for c in others), (old, others)]
     for scorer, writers in work:

@@ -127,7 +127,7 @@ def _answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
         if asked and len(other):
             raise DiagError(
                 "the run holds answers under other decoding settings", where=run.path, got=other.iloc[0],
-                expected=wanted, mend="use the settings in its run.json (decoding), or another out folder",
+                expected=wanted, hint="use the settings in its run.json (decoding), or another out folder",
             )  # fmt: skip
     needed = set(range(decoding.answers_per_prompt))
     per_prompt = frame.groupby(["model", "step", "prompt_id"])["sample"].agg(set)
@@ -261,7 +261,7 @@ def _same_pairs(run: Run, pairs: Sequence[Row], split: str) -> None:
         if foreign:
             raise DiagError(
                 f"split {split} of the run holds other pairs", where=run.path, got=f"{len(foreign)} that are not here",
-                mend="give this set a split name of its own, or another out folder",
+                hint="give this set a split name of its own, or another out folder",
             )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[l
                 "the tokenizer has no chat template",
                 where=f"prompt {prompt.id}",
                 got="messages",
-                mend="give the prompt as text, or set tokenizer.chat_template",
+                hint="give the prompt as text, or set tokenizer.chat_template",
             )
         messages = [dict(m) for m in prompt.messages]
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
@@ -309,7 +309,7 @@ def _check_lengths(model: PreTrainedModel, encoded: Sequence[Sequence[int]], ids
             where=f"prompts {', '.join(too_long[:5])}",
             got=f"{longest} prompt tokens + max_new_tokens {new}",
             expected=f"at most {limit}",
-            mend="shorten these prompts or lower max_new_tokens",
+            hint="shorten these prompts or lower max_new_tokens",
         )
 
 

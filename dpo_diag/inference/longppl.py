@@ -76,13 +76,13 @@ def long_and_short(
     if len(ids) <= truncation:
         raise DiagError(
             "the text is no longer than the short context", got=f"{len(ids)} tokens",
-            expected=f"more than {truncation}", mend="give a longer text or a smaller --truncation",
+            expected=f"more than {truncation}", hint="give a longer text or a smaller --truncation",
         )  # fmt: skip
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if isinstance(limit, int) and len(ids) > limit:
         raise DiagError(
             "the text is longer than the model's context", got=f"{len(ids)} tokens", expected=f"at most {limit}",
-            mend=f"take its beginning with --max-tokens {limit}",
+            hint=f"take its beginning with --max-tokens {limit}",
         )  # fmt: skip
     scorer = _Scorer(model, 0, hidden=False)
     spans = windows(len(ids), truncation, window)

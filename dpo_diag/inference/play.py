@@ -55,7 +55,7 @@ def run_checkpoints(run: Run, also: Sequence[str] = ()) -> list[Checkpoint]:
     if not places:
         raise DiagError(
             "no model to ask", where=run.path, got="no checkpoints/ and no reference on this machine",
-            mend="name models, e.g. --also mine=PATH",
+            hint="name models, e.g. --also mine=PATH",
         )  # fmt: skip
     return sorted(places.values(), key=lambda c: (c.model == POLICY, c.model != REFERENCE, c.step, c.model))
 
@@ -100,7 +100,7 @@ def choose(found: Sequence[Checkpoint], steps: str | None, limit: int = 4) -> li
             known = ", ".join(str(c.step) if c.model == POLICY else c.model for c in found)
             raise DiagError(
                 "named twice" if match else "no such checkpoint on this machine", where="--steps", got=name,
-                expected=f"some of {known}", mend=None if match else "or name its folder: --also NAME=PATH", usage=True,
+                expected=f"some of {known}", hint=None if match else "or name its folder: --also NAME=PATH", usage=True,
             )  # fmt: skip
         chosen.append(match[-1])
     if not chosen:
@@ -260,7 +260,7 @@ class Playground:
 
     def _answer(self, checkpoint: Checkpoint, prompt: str, raw: bool) -> Answer:
         if not prompt.strip():
-            raise DiagError("the prompt is empty", mend="type a question")
+            raise DiagError("the prompt is empty", hint="type a question")
         key = (checkpoint, prompt, raw)
         if key not in self._answers:
             with _told(checkpoint):

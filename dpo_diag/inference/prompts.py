@@ -72,7 +72,7 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
         turns.append({"role": str(turn["role"]), "content": turn["content"]})
     if turns[-1]["role"] == "assistant":
         raise DiagError(
-            "the last message is the assistant's: nothing is left to answer", where=where, mend="remove that turn"
+            "the last message is the assistant's: nothing is left to answer", where=where, hint="remove that turn"
         )
     return tuple(turns)
 
@@ -85,7 +85,7 @@ def to_prompt(row: Mapping[str, Any] | Prompt, where: str = "a prompt") -> Promp
         raise DiagError("a prompt is a JSON object", where=where, got=type(row).__name__)
     identity = row.get("id")
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or str(identity) == "":
-        raise DiagError("id is missing", where=where, got=repr(identity), mend="give every prompt a unique id")
+        raise DiagError("id is missing", where=where, got=repr(identity), hint="give every prompt a unique id")
     text, chat = row.get("prompt"), row.get("messages")
     if isinstance(text, Sequence) and not isinstance(text, str):
         # TRL's conversational datasets hold the messages under "prompt".
@@ -145,14 +145,14 @@ def load_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         shipped = shipped_prompt_sets()
         if str(path) not in shipped:
             raise DiagError(
-                "no such prompt file", where=path, mend=f"name a jsonl file or a shipped set: {', '.join(shipped)}"
+                "no such prompt file", where=path, hint=f"name a jsonl file or a shipped set: {', '.join(shipped)}"
             )
         file = shipped[str(path)]
     prompts, places = [], []
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise DiagError("the prompt file is not UTF-8", where=file, got=error, mend="save it as UTF-8") from error
+        raise DiagError("the prompt file is not UTF-8", where=file, got=error, hint="save it as UTF-8") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

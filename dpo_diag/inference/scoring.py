@@ -209,7 +209,7 @@ def score_pairs(
     encoded = encode_pairs(pairs, tokenizer, max_length, truncation_mode)
     if not encoded.pairs:
         reason = encoded.dropped[0][1] if encoded.dropped else "there are none"
-        raise DiagError("no pair to score", got=reason, mend="check the pairs and max_length")
+        raise DiagError("no pair to score", got=reason, hint="check the pairs and max_length")
     sequences = [_Sequence(i, s, p.prompt[s], p.response[s]) for i, p in enumerate(encoded.pairs) for s in SIDES]
     bare: list[_Sequence] = []
     if no_prompt and tokens:

@@ -106,7 +106,7 @@ def _updates(path: Path, weights: Weights, config: dict[str, Any]) -> tuple[dict
             factors.setdefault(match.group(1), {})[match.group(3)] = weights[name].astype(np.float64)
             continue
         if "lora_magnitude" in name:
-            raise DiagError("DoRA adapters rescale weights and cannot be compared", where=path, mend="merge it first")
+            raise DiagError("DoRA adapters rescale weights and cannot be compared", where=path, hint="merge it first")
         saved = _SAVED.match(name)
         if saved:
             whole[saved.group(1) + saved.group(2)] = name
@@ -171,7 +171,7 @@ def compare_weights(a: str | Path, b: str | Path, *, ranks: bool | None = None) 
         raise DiagError(
             "an adapter before a full model cannot be compared",
             where=f"{a}, {b}",
-            mend="swap them, or merge the adapter",
+            hint="swap them, or merge the adapter",
         )
     else:
         updates_b, whole_b = _updates(path_b, weights_b, config_b)

@@ -33,10 +33,10 @@ def check_adapter(config: PeftConfig, device: str) -> None:
         if config.bits not in (4, 8):
             raise DiagError("QLoRA weights have 4 or 8 bits", where="peft.bits", got=config.bits)
         if not device.startswith("cuda"):
-            raise DiagError("QLoRA needs a GPU", where="peft.kind", got=f"device {device}", mend="use peft=lora")
+            raise DiagError("QLoRA needs a GPU", where="peft.kind", got=f"device {device}", hint="use peft=lora")
         if util.find_spec("bitsandbytes") is None:
             raise DiagError(
-                "QLoRA needs bitsandbytes", where="peft.kind", mend="pip install bitsandbytes, or peft=lora"
+                "QLoRA needs bitsandbytes", where="peft.kind", hint="pip install bitsandbytes, or peft=lora"
             )
 
 

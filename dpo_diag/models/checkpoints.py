@@ -66,14 +66,14 @@ def find_checkpoints(names: Iterable[str | os.PathLike[str]]) -> list[Checkpoint
         pattern = rest if named else text
         paths = sorted(glob.glob(pattern)) or ([pattern] if _may_be_hub(pattern) else [])
         if not paths:
-            raise DiagError("no checkpoint found", where=pattern, mend="name folders, a glob over them or a hub id")
+            raise DiagError("no checkpoint found", where=pattern, hint="name folders, a glob over them or a hub id")
         for path in paths:
             if Path(path).exists() and not _is_model(Path(path)):
                 if len(paths) > 1:
                     continue  # a glob over checkpoints/* also meets files beside them
                 raise DiagError(
                     "not a model folder", where=path, expected="config.json or adapter_config.json",
-                    mend="name the checkpoint folders, e.g. runs/x/checkpoints/checkpoint-*",
+                    hint="name the checkpoint folders, e.g. runs/x/checkpoints/checkpoint-*",
                 )  # fmt: skip
             step = _step_of(Path(path)) if Path(path).exists() else None
             if named and named.group(2) is not None:
@@ -87,7 +87,7 @@ def find_checkpoints(names: Iterable[str | os.PathLike[str]]) -> list[Checkpoint
         if known != c.path:
             raise DiagError(
                 f"two checkpoints are {c.model} at step {c.step}", got=f"{known} and {c.path}",
-                mend="name one by hand, e.g. other=PATH or policy@40=PATH",
+                hint="name one by hand, e.g. other=PATH or policy@40=PATH",
             )  # fmt: skip
     unique = [Checkpoint(path, model, step) for (model, step), path in places.items()]
     return sorted(unique, key=lambda c: (c.model == POLICY, c.step, c.model))

@@ -31,18 +31,18 @@ def check_name(name: str, what: str = "model") -> str:
         return name
     path = Path(name).expanduser()
     if not path.exists():
-        raise DiagError(f"no such {what} folder", where=path, mend="check model.name (a hub id is written OWNER/NAME)")
+        raise DiagError(f"no such {what} folder", where=path, hint="check model.name (a hub id is written OWNER/NAME)")
     if not path.is_dir():
-        mend = "name its folder" if path.suffix in (".safetensors", ".bin", ".json") else None
-        raise DiagError(f"a {what} is a folder", where=path, got="a file", mend=mend)
+        hint = "name its folder" if path.suffix in (".safetensors", ".bin", ".json") else None
+        raise DiagError(f"a {what} is a folder", where=path, got="a file", hint=hint)
     if what == "model" and not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise DiagError(
-                "the folder holds an adapter alone", where=path, mend="merge it into its base model first (peft)"
+                "the folder holds an adapter alone", where=path, hint="merge it into its base model first (peft)"
             )
         inside = sorted(p.parent.name for p in path.glob("*/config.json"))
-        mend = f"name one of the folders inside: {', '.join(inside[:5])}" if inside else None
-        raise DiagError("no model in the folder", where=path, expected="config.json and *.safetensors", mend=mend)
+        hint = f"name one of the folders inside: {', '.join(inside[:5])}" if inside else None
+        raise DiagError("no model in the folder", where=path, expected="config.json and *.safetensors", hint=hint)
     return str(path.resolve())
 
 
@@ -102,14 +102,14 @@ def explain(name: str, what: str, error: BaseException) -> DiagError:
         return DiagError(
             f"the {what} brings its own code, which is not run unless asked",
             where=name,
-            mend="read that code, then set model.trust_remote_code=true",
+            hint="read that code, then set model.trust_remote_code=true",
         )
     if "gated" in lower or "401" in lower or "403" in lower:
-        return DiagError(f"the {what} asks for a login", where=name, mend="ask for access there, then `hf auth login`")
+        return DiagError(f"the {what} asks for a login", where=name, hint="ask for access there, then `hf auth login`")
     if "attn_implementation" in lower or "flashattention" in lower or "flash_attn" in lower:
         return DiagError(
             f"the {what} cannot use that attention", where=name, got=_first_line(error),
-            mend="set model.attn_implementation=sdpa or eager",
+            hint="set model.attn_implementation=sdpa or eager",
         )  # fmt: skip
     if isinstance(error, ImportError):
         return DiagError(f"the {what} needs a package that is absent", where=name, got=_first_line(error))
@@ -117,18 +117,18 @@ def explain(name: str, what: str, error: BaseException) -> DiagError:
         return DiagError(
             f"the {what} has no safetensors weights",
             where=name,
-            mend="convert them, or, for a source that you trust, set model.allow_pickle=true",
+            hint="convert them, or, for a source that you trust, set model.allow_pickle=true",
         )
     if not looks_local(name) and any(word in lower for word in _OFFLINE):
         return DiagError(
             f"the {what} is not in the local cache and the hub cannot be reached",
             where=name,
-            mend="connect, unset HF_HUB_OFFLINE, or name a local folder",
+            hint="connect, unset HF_HUB_OFFLINE, or name a local folder",
         )
     if "unrecognized configuration class" in lower or "automodelforcausallm" in lower:
         return DiagError("not a causal language model", where=name, got=_architecture(text), expected="a causal LM")
     if "repositorynotfound" in lower or "404" in lower or "not a valid model identifier" in lower:
-        return DiagError(f"no such {what} on the hub", where=name, mend="check model.name")
+        return DiagError(f"no such {what} on the hub", where=name, hint="check model.name")
     return DiagError(f"the {what} cannot be loaded", where=name, got=_first_line(error))
 
 

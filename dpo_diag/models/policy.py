@@ -67,7 +67,7 @@ def check_device(device: str = "auto") -> str:
             why = "this torch is built without CUDA" if torch.version.cuda is None else "no GPU is visible"
             raise DiagError(
                 "a GPU was asked for and there is none", where=f"model.device={device}", got=why,
-                mend="set model.device=auto or cpu, or install torch with CUDA on a machine with a GPU",
+                hint="set model.device=auto or cpu, or install torch with CUDA on a machine with a GPU",
             )  # fmt: skip
         number = device.partition(":")[2]
         if number and (not number.isdigit() or int(number) >= torch.cuda.device_count()):
@@ -76,7 +76,7 @@ def check_device(device: str = "auto") -> str:
             )
     if kind == "mps" and not has_mps:
         raise DiagError(
-            "a GPU was asked for and there is none", where="model.device=mps", mend="set model.device=auto or cpu"
+            "a GPU was asked for and there is none", where="model.device=mps", hint="set model.device=auto or cpu"
         )
     return device
 
@@ -144,7 +144,7 @@ def load_model(
     if missing:
         raise DiagError(
             "the checkpoint lacks weights of the model, which would be random", where=name,
-            got=f"{len(missing)} missing, e.g. {missing[0]}", mend="check that the checkpoint is whole and a causal LM",
+            got=f"{len(missing)} missing, e.g. {missing[0]}", hint="check that the checkpoint is whole and a causal LM",
         )  # fmt: skip
     mismatched = info.get("mismatched_keys") or ()
     if mismatched:
@@ -185,7 +185,7 @@ def load_reference(config: ModelConfig, policy: PreTrainedModel, *, dtype: torch
     if ours != theirs:
         raise DiagError(
             "the reference has another vocabulary than the policy", where="model.reference", got=f"{theirs} embeddings",
-            expected=ours, mend="take a reference of the same family",
+            expected=ours, hint="take a reference of the same family",
         )  # fmt: skip
     reference.eval()
     reference.requires_grad_(False)

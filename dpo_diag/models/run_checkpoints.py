@@ -41,7 +41,7 @@ def checkpoint_of(run: Run, step: int | str, named: str | None = None, option: s
     raise DiagError(
         f"no checkpoint of {'the reference' if step == REFERENCE else f'step {step}'} found", where=run.path,
         got=f"checkpoints of steps {', '.join(str(c.step) for c in own)}" if own else "no checkpoints",
-        mend=f"name its folder with {option}",
+        hint=f"name its folder with {option}",
     )  # fmt: skip
 
 

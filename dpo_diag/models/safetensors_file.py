@@ -44,7 +44,7 @@ class Weights(Mapping[str, FloatArray]):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise DiagError("no such checkpoint", where=path, mend="name a folder with .safetensors files")
+            raise DiagError("no such checkpoint", where=path, hint="name a folder with .safetensors files")
         files = [self.path] if self.path.is_file() else self._files()
         self._entries: dict[str, _Entry] = {}
         for file in files:
@@ -60,7 +60,7 @@ class Weights(Mapping[str, FloatArray]):
             files = [self.path / Path(str(name)).name for name in names]
             absent = [f.name for f in files if not f.is_file()]
             if absent:
-                raise DiagError("a shard is missing", where=self.path, got=absent[0], mend="download it again")
+                raise DiagError("a shard is missing", where=self.path, got=absent[0], hint="download it again")
             return files
         files = [self.path / n for n in ("model.safetensors", "adapter_model.safetensors")]
         files = [f for f in files if f.is_file()] or sorted(self.path.glob("*.safetensors"))
@@ -68,7 +68,7 @@ class Weights(Mapping[str, FloatArray]):
             pickled = any(self.path.glob("*.bin")) or any(self.path.glob("*.pt"))
             raise DiagError(
                 "no .safetensors file", where=self.path, got="pickled weights only" if pickled else "none",
-                mend="save it with safe_serialization" if pickled else "name a checkpoint folder",
+                hint="save it with safe_serialization" if pickled else "name a checkpoint folder",
             )  # fmt: skip
         return files
 
@@ -88,7 +88,7 @@ class Weights(Mapping[str, FloatArray]):
         if dtype is None:
             raise DiagError(
                 "a tensor of a type that is not read", where=f"{entry.file}, {name}", got=entry.dtype,
-                expected=", ".join(_DTYPES), mend="compare unquantised checkpoints",
+                expected=", ".join(_DTYPES), hint="compare unquantised checkpoints",
             )  # fmt: skip
         raw = np.fromfile(entry.file, dtype="<u1", count=entry.end - entry.start, offset=entry.start)
         values = raw.view(dtype)
@@ -122,6 +122,6 @@ def _header(file: Path) -> dict[str, _Entry]:
             entries[name] = _Entry(file, dtype, shape, 8 + length + begin, 8 + length + end)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DiagError(
-            "not a whole safetensors file", where=file, got=error, mend="save or download it again"
+            "not a whole safetensors file", where=file, got=error, hint="save or download it again"
         ) from error
     return entries

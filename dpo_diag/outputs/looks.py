@@ -82,7 +82,7 @@ def check_comparable(frame: pd.DataFrame, where: object = None) -> None:
                 where=where,
                 got="; ".join(parts),
                 expected="one decoding hash",
-                mend="write them again with one setting (dpo-generate), or select steps or models of one hash",
+                hint="write them again with one setting (dpo-generate), or select steps or models of one hash",
             )
 
 
@@ -109,7 +109,7 @@ def answers(
         raise DiagError(
             "the run holds no answers to fixed prompts",
             where=where,
-            mend="train with prompts=..., or write them with dpo-generate",
+            hint="train with prompts=..., or write them with dpo-generate",
         )
     for name in ("model", "prompt_id", "text"):
         if frame[name].dtype != object:

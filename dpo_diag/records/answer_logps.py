@@ -27,14 +27,14 @@ def read_answer_logps(folder: str | os.PathLike[str]) -> pd.DataFrame:
     path = Path(folder) / ANSWER_LOGPS_FILE
     if not path.is_file():
         return pd.DataFrame(columns=list(COLUMNS))
-    mend = "remove it and run dpo-generate with across=true again"
+    hint = "remove it and run dpo-generate with across=true again"
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise DiagError("not a table", where=path, got=str(error).splitlines()[0], mend=mend) from error
+        raise DiagError("not a table", where=path, got=str(error).splitlines()[0], hint=hint) from error
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
-        raise DiagError("a column is missing", where=path, expected=missing[0], mend=mend)
+        raise DiagError("a column is missing", where=path, expected=missing[0], hint=hint)
     return frame[list(COLUMNS)]
 
 

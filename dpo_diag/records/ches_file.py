@@ -47,15 +47,15 @@ def read_ches(folder: str | os.PathLike[str], split: str | None = None) -> pd.Da
     path = Path(folder) / CHES_FILE
     if not path.is_file():
         return pd.DataFrame({c: pd.Series(dtype=np.float64 if c in NUMBERS else object) for c in COLUMNS})
-    mend = "remove it and score the reference again (dpo-score ches=true)"
+    hint = "remove it and score the reference again (dpo-score ches=true)"
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
-        raise DiagError("not a table", where=path, got=str(error).splitlines()[0], mend=mend) from error
+        raise DiagError("not a table", where=path, got=str(error).splitlines()[0], hint=hint) from error
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
         raise DiagError("a column is missing", where=path, got=", ".join(map(str, frame.columns)), expected=missing[0],
-                        mend=mend)  # fmt: skip
+                        hint=hint)  # fmt: skip
     frame = frame[list(COLUMNS)]
     for name in NUMBERS:
         # An empty field is an unknown value; anything else that is no number is a damaged file.
@@ -64,10 +64,10 @@ def read_ches(folder: str | os.PathLike[str], split: str | None = None) -> pd.Da
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             where = f"{path}, row {row + 2}, column {name}"
-            raise DiagError("not a number", where=where, got=frame[name][row], mend=mend)
+            raise DiagError("not a number", where=where, got=frame[name][row], hint=hint)
         frame = frame.assign(**{name: values})
     twice = frame.duplicated(["split", "pair_id"])
     if twice.any():
         row = int(np.flatnonzero(twice)[0])
-        raise DiagError("a pair stands twice", where=f"{path}, row {row + 2}", got=frame["pair_id"][row], mend=mend)
+        raise DiagError("a pair stands twice", where=f"{path}, row {row + 2}", got=frame["pair_id"][row], hint=hint)
     return frame if split is None else frame[frame["split"] == split].reset_index(drop=True)

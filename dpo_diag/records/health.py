@@ -32,7 +32,7 @@ class Finding:
     name: str
     outcome: str
     found: str
-    mend: str = ""
+    hint: str = ""
 
     def to_dict(self) -> dict[str, str]:
         return asdict(self)
@@ -176,8 +176,8 @@ def _missing_reference(frame: pd.DataFrame) -> list[Finding]:
 def _leftovers(folder: Path) -> list[Finding]:
     """Files under a temporary name: a write that was killed, or one that is under way."""
     found = [str(p.relative_to(folder)) for p in sorted(folder.rglob(".*.tmp"))]
-    mend = "nothing reads them; remove them unless the run is still writing"
-    return [Finding("leftovers", WARN, f"{len(found)} temporary files: {_some(found)}", mend)] if found else []
+    hint = "nothing reads them; remove them unless the run is still writing"
+    return [Finding("leftovers", WARN, f"{len(found)} temporary files: {_some(found)}", hint)] if found else []
 
 
 def _some(values: list[Any]) -> str:

@@ -36,7 +36,7 @@ class Run:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise DiagError("no run folder", where=self.path, expected="a folder with run.json", mend="check the path")
+            raise DiagError("no run folder", where=self.path, expected="a folder with run.json", hint="check the path")
         file = self.path / RUN_FILE
         if not file.is_file():
             inside = sorted(str(p.parent.relative_to(self.path)) for p in self.path.glob("*/" + RUN_FILE))
@@ -46,12 +46,12 @@ class Run:
                 if inside
                 else "import a log with dpo-diag import"
             )
-            raise DiagError("not a run folder: no run.json", where=self.path, mend=hint)
+            raise DiagError("not a run folder: no run.json", where=self.path, hint=hint)
         try:
             self.meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DiagError(
-                "run.json cannot be read", where=file, got=error, mend="restore it or train again"
+                "run.json cannot be read", where=file, got=error, hint="restore it or train again"
             ) from error
         version = str(self.meta.get("schema_version", ""))
         if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
@@ -60,7 +60,7 @@ class Run:
                 where=file,
                 got=version or "none",
                 expected=f"{SCHEMA_VERSION.split('.')[0]}.x",
-                mend="read it with the dpo_diag version that wrote it",
+                hint="read it with the dpo_diag version that wrote it",
             )
 
     def __repr__(self) -> str:
@@ -214,7 +214,7 @@ def _read_part(path: Path, table: Table, wanted: list[str], condition: pc.Expres
             "a record file cannot be read",
             where=path,
             got=error,
-            mend="remove that file: only its steps are lost; or restore it",
+            hint="remove that file: only its steps are lost; or restore it",
         ) from error
     arrays = []
     by_name = {c.name: c for c in table.columns}
@@ -223,7 +223,7 @@ def _read_part(path: Path, table: Table, wanted: list[str], condition: pc.Expres
         if name not in present:
             if not column.nullable:
                 raise DiagError(
-                    f"column {name} is missing", where=path, expected=column.meaning, mend="write the run again"
+                    f"column {name} is missing", where=path, expected=column.meaning, hint="write the run again"
                 )
             arrays.append(pa.chunked_array([pa.nulls(read.num_rows, column.type)]))
             continue
@@ -239,7 +239,7 @@ def _read_part(path: Path, table: Table, wanted: list[str], condition: pc.Expres
                 where=path,
                 got=values.type,
                 expected=column.type,
-                mend="write the column in the declared type",
+                hint="write the column in the declared type",
             ) from error
     return pa.Table.from_arrays(arrays, schema=pa.schema([table.schema.field(c) for c in wanted]))
 
@@ -287,6 +287,6 @@ def load_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     runs = Runs(Run(p) for p in paths if (Path(p) / RUN_FILE).is_file())
     if not runs:
         raise DiagError(
-            "no run found", where=pattern, mend="name run folders or a glob over them, e.g. 'runs/sql_dpo/*/*'"
+            "no run found", where=pattern, hint="name run folders or a glob over them, e.g. 'runs/sql_dpo/*/*'"
         )
     return runs

@@ -190,7 +190,7 @@ class RunWriter:
             raise DiagError(
                 "the folder already holds a run",
                 where=self.path,
-                mend="name another folder, remove this one, or resume from its last checkpoint",
+                hint="name another folder, remove this one, or resume from its last checkpoint",
             )
         if rank == 0:
             self.update(

@@ -84,7 +84,7 @@ def write_report(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise DiagError(
-            "the report cannot be written", where=target, got=error.strerror, mend="name another file with --out"
+            "the report cannot be written", where=target, got=error.strerror, hint="name another file with --out"
         ) from error
     return target
 

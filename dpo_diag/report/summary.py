@@ -69,7 +69,7 @@ def _row(history: pd.DataFrame, split: str, metric: str, label: str) -> dict[str
 def format_table(table: pd.DataFrame) -> str:
     """The table for a terminal; says so when there is nothing to show."""
     if table.empty:
-        return "no evaluation was recorded; mend: give an evaluation set (data.eval_share or data.eval_path)"
+        return "no evaluation was recorded; hint: give an evaluation set (data.eval_share or data.eval_path)"
     several = table.loc[~table["metric"].str.startswith("score/"), "split"].nunique() > 1
     labels = [
         f"{row.label} [{row.split}]" if several and not str(row.metric).startswith("score/") else str(row.label)

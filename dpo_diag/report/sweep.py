@@ -58,7 +58,7 @@ def overrides(folder: Path) -> dict[str, str]:
     try:
         lines = yaml.safe_load(file.read_text(encoding="utf-8")) or []
     except yaml.YAMLError as error:
-        raise DiagError("the overrides cannot be read", where=file, got=error, mend="restore or remove it") from error
+        raise DiagError("the overrides cannot be read", where=file, got=error, hint="restore or remove it") from error
     pairs = (str(line).lstrip("+~").partition("=") for line in lines)
     return {k: str(v) for k, v in without_secrets({name: value for name, _, value in pairs}).items()}
 
@@ -112,7 +112,7 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         raise DiagError(
             "no run found",
             where=", ".join(map(str, patterns)),
-            mend="name run folders or a glob, e.g. 'runs/sql_dpo/*/*'",
+            hint="name run folders or a glob, e.g. 'runs/sql_dpo/*/*'",
         )
     return _tables(rows, failed)
 

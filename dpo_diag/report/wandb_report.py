@@ -89,7 +89,7 @@ def _workspaces() -> Any:
             warnings.simplefilter("ignore")  # its own deprecations, which its users can do nothing about
             import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
-        raise DiagError("wandb-workspaces is not installed", mend="pip install 'dpo-diag[wandb-report]'") from error
+        raise DiagError("wandb-workspaces is not installed", hint="pip install 'dpo-diag[wandb-report]'") from error
     return wr
 
 
@@ -132,6 +132,6 @@ def save_report(report: Report, *, draft: bool = False) -> str:
         raise DiagError(
             "the W&B report was not saved",
             got=error,
-            mend="check wandb login and the entity, or write the spec instead",
+            hint="check wandb login and the entity, or write the spec instead",
         ) from error
     return str(report.url)

@@ -128,7 +128,7 @@ def choose_items(
         raise DiagError(
             "the run holds no answers to fixed prompts",
             where=run.path,
-            mend="train with prompts=..., or write them with dpo-generate",
+            hint="train with prompts=..., or write them with dpo-generate",
         )
     if n < 1:
         raise DiagError("nothing to review", where="--n", got=n, expected="at least 1", usage=True)
@@ -139,7 +139,7 @@ def choose_items(
         second = find_look(looks, b) if b is not None else next((x for x in reversed(own) if x != first), first)
         if first == second:
             raise DiagError(
-                "one look cannot be compared with itself", got=first.label, mend="name two, e.g. --a 0 --b 40",
+                "one look cannot be compared with itself", got=first.label, hint="name two, e.g. --a 0 --b 40",
                 usage=True,
             )  # fmt: skip
         looks = [x for x in looks if x in (first, second)]
@@ -149,13 +149,13 @@ def choose_items(
         found = select(frame, sample=sample)
     except DiagError as error:
         raise DiagError(
-            error.what, where=run.path, got=error.got, expected=error.expected, mend=error.mend, usage=error.usage
+            error.what, where=run.path, got=error.got, expected=error.expected, hint=error.hint, usage=error.usage
         ) from None
     items = _draw(found, looks, n, same, seed)
     if not items:
         raise DiagError(
             "no two answers differ", where=run.path, got=" and ".join(x.label for x in looks[:4]),
-            mend="compare other steps (--a, --b), or show equal answers too (--same)",
+            hint="compare other steps (--a, --b), or show equal answers too (--same)",
         )  # fmt: skip
     return items
 

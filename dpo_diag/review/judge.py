@@ -63,7 +63,7 @@ class Endpoint:
             raise DiagError("not a URL", where="--judge-url", got=url, expected="http(s)://HOST/v1", usage=True)
         if parts.username or parts.password or parts.query:
             raise DiagError(
-                "no credentials in the URL", where="--judge-url", mend=f"put the key into {KEY_VARIABLE}", usage=True
+                "no credentials in the URL", where="--judge-url", hint=f"put the key into {KEY_VARIABLE}", usage=True
             )
         key = os.environ.get(KEY_VARIABLE) or None
         if key and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
@@ -101,7 +101,7 @@ class Endpoint:
                     if error.code not in (429, 500, 502, 503, 504) or attempt == 2:
                         raise DiagError(
                             "the judge refused", where=self.url, got=f"HTTP {error.code}",
-                            mend=f"check the URL, --judge-model and {KEY_VARIABLE}",
+                            hint=f"check the URL, --judge-model and {KEY_VARIABLE}",
                         ) from None  # fmt: skip
             except (urllib.error.URLError, TimeoutError, OSError) as error:
                 if attempt == 2:

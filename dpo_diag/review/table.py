@@ -161,7 +161,7 @@ def append(run: str | os.PathLike[str], row: Judgement) -> None:
         except OSError as error:
             raise DiagError("a judgement could not be saved", where=path, got=error.strerror) from error
         if written != len(data):
-            raise DiagError("a judgement could not be saved whole", where=path, mend="make room on the disk")
+            raise DiagError("a judgement could not be saved whole", where=path, hint="make room on the disk")
 
 
 def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements:

@@ -22,7 +22,7 @@ def require_gradio(what: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec("gradio") is None:
-        raise DiagError(f"{what} needs Gradio, which is not installed", mend='pip install "dpo-diag[review]"')
+        raise DiagError(f"{what} needs Gradio, which is not installed", hint='pip install "dpo-diag[review]"')
 
 
 def _plain(function: Function) -> Function:

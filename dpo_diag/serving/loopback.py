@@ -127,7 +127,7 @@ def serve(app: App, *, port: int = 0, browser: bool = True, say: Callable[[str],
     except (OSError, OverflowError) as error:
         listener.close()
         raise DiagError(
-            "the port cannot be used", where="--port", got=f"{port}: {error}", mend="leave --port out for a free one"
+            "the port cannot be used", where="--port", got=f"{port}: {error}", hint="leave --port out for a free one"
         ) from error
     token = secrets.token_urlsafe(24)
     number = int(listener.getsockname()[1])

@@ -35,7 +35,7 @@ class TrackioTracker:
             import trackio
         except ImportError as error:
             raise DiagError(
-                "trackio is not installed", mend="pip install 'dpo-diag[trackio]', or tracking=wandb"
+                "trackio is not installed", hint="pip install 'dpo-diag[trackio]', or tracking=wandb"
             ) from error
         before = trackio.context_vars.current_run.get()
         with contextlib.redirect_stdout(io.StringIO()):  # stdout may be promised to one JSON document

@@ -43,7 +43,7 @@ class WandbTracker:
             import wandb
         except ImportError as error:
             raise DiagError(
-                "wandb is not installed", mend="pip install wandb, or turn it off with tracking=none"
+                "wandb is not installed", hint="pip install wandb, or turn it off with tracking=none"
             ) from error
         Path(folder).mkdir(parents=True, exist_ok=True)
         # create_new: two trainings in one process would otherwise be merged, and a run that the user's own script has

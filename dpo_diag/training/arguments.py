@@ -73,7 +73,7 @@ def _with_extra(known: dict[str, Any], extra: dict[str, Any], target: type) -> d
             near = difflib.get_close_matches(key, fields, n=1)
             raise DiagError(
                 "unknown argument", where=f"trainer.args.{key}", expected=f"a field of {target.__name__}",
-                mend=f"did you mean {near[0]}?" if near else None, usage=True,
+                hint=f"did you mean {near[0]}?" if near else None, usage=True,
             )  # fmt: skip
     return known | extra
 

@@ -161,7 +161,7 @@ def _checkpoint(folder: Path) -> str:
     if last is None:
         raise DiagError(
             "nothing to resume from", where=folder / "checkpoints", got="no checkpoint",
-            mend="start again, with trainer.save_steps so that checkpoints are written",
+            hint="start again, with trainer.save_steps so that checkpoints are written",
         )  # fmt: skip
     return str(last)
 

@@ -39,7 +39,7 @@ def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
         return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
     except (OSError, KeyError, ValueError) as error:
         raise DiagError(
-            "the checkpoint does not say its step", where=file, got=error, mend="resume from a complete checkpoint"
+            "the checkpoint does not say its step", where=file, got=error, hint="resume from a complete checkpoint"
         ) from error
 
 
@@ -167,7 +167,7 @@ class Recording:
                     f"the recorder resumes at step {self.run_writer.resume_step}",
                     where=self.run_writer.path,
                     expected=f"step {step} of {folder}",
-                    mend=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
+                    hint=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
                 )
         self._open(step)
         # TRL's own switch puts the evaluation where it belongs: after every callback has begun, before the first step.

@@ -28,7 +28,7 @@ def test_the_cache_folder_is_the_user_s_choice(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_without_it_the_model_says_how_to_get_it(cache: Path) -> None:
-    with pytest.raises(DiagError, match="mend: run dpo-diag fetch smollm2"):
+    with pytest.raises(DiagError, match="hint: run dpo-diag fetch smollm2"):
         load_policy(ModelConfig(kind="smollm2"))
 
 

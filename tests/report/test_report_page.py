@@ -142,7 +142,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
     made_run: Path, made_explanation: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DiagError, match=r"the report cannot be written; in .*file/r\.html; .*mend: name another file"):
+    with pytest.raises(DiagError, match=r"the report cannot be written; in .*file/r\.html; .*hint: name another file"):
         write_report(made_run, tmp_path / "file" / "r.html", made_explanation)
 
 

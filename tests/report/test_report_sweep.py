@@ -106,7 +106,7 @@ def test_report_prints_its_path_alone_on_the_last_line(
 
 def test_track_refuses_a_report_without_an_entity(made_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["track", str(made_run), "--report"]) == 2
-    assert "a W&B report needs an entity; mend: add --entity TEAM" in capsys.readouterr().err
+    assert "a W&B report needs an entity; hint: add --entity TEAM" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -87,13 +87,13 @@ def test_a_report_that_cannot_be_saved_is_one_line() -> None:
         def save(self, draft: bool) -> None:
             raise PermissionError("entity not\nyours")
 
-    with pytest.raises(DiagError, match="the W&B report was not saved; got entity not yours; mend: check wandb login"):
+    with pytest.raises(DiagError, match="the W&B report was not saved; got entity not yours; hint: check wandb login"):
         save_report(Refused())  # type: ignore[arg-type]
 
 
 def test_the_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(
-        DiagError, match=r"wandb-workspaces is not installed; mend: pip install 'dpo-diag\[wandb-report\]'"
+        DiagError, match=r"wandb-workspaces is not installed; hint: pip install 'dpo-diag\[wandb-report\]'"
     ):
         build_report("p", "e")

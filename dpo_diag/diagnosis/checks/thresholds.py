@@ -21,7 +21,7 @@ def load_thresholds(overrides: Mapping[str, Any] | None = None) -> dict[str, flo
     file = conf_dir() / "checks" / "default.yaml"
     content = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(content, dict):
-        raise DiagError("not a mapping of names to numbers", where=file, mend="restore it from the package")
+        raise DiagError("not a mapping of names to numbers", where=file, hint="restore it from the package")
     values = {str(k): float(v) for k, v in content.items()}
     for name, value in (overrides or {}).items():
         if name not in values:
@@ -31,7 +31,7 @@ def load_thresholds(overrides: Mapping[str, Any] | None = None) -> dict[str, flo
                 where="checks",
                 got=name,
                 expected=f"did you mean {near[0]}?" if near else f"one of {', '.join(sorted(values))}",
-                mend="see conf/checks/default.yaml",
+                hint="see conf/checks/default.yaml",
                 usage=True,
             )
         try:

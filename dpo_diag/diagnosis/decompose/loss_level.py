@@ -44,7 +44,7 @@ def loss_level(loss: float, vocab_size: int | None = None) -> dict[str, Any]:
         raise DiagError("a loss must be a finite number", got=loss, usage=True)
     if loss < 0:
         raise DiagError(
-            "a cross-entropy cannot be negative", got=loss, mend="pass the loss, not the log-prob", usage=True
+            "a cross-entropy cannot be negative", got=loss, hint="pass the loss, not the log-prob", usage=True
         )
     if vocab_size is not None and vocab_size < 2:
         raise DiagError("a vocabulary has at least 2 tokens", where="--vocab-size", got=vocab_size, usage=True)

@@ -164,5 +164,5 @@ def _value(spec: LossSpec, pairs: pd.DataFrame, chosen_at: int, rejected_at: int
 def _column(pairs: pd.DataFrame, name: str, what: str) -> FloatArray:
     values = pairs[name].to_numpy(dtype=np.float64) if name in pairs else np.full(len(pairs), math.nan)
     if np.isnan(values).all():
-        raise DiagError(f"{name} is not recorded", where=what, mend="record full pair rows")
+        raise DiagError(f"{name} is not recorded", where=what, hint="record full pair rows")
     return values

@@ -34,7 +34,7 @@ def load_vocabulary(run: Run) -> dict[int, str] | None:
                 where=file,
                 got=error,
                 expected='{"token id": "text"}',
-                mend="remove the file: token ids are then shown",
+                hint="remove the file: token ids are then shown",
             ) from error
     for path in _tokenizer_files(run):
         try:

@@ -42,7 +42,7 @@ def build_in_one_process(
         raise DiagError(
             "preparing the SQL case failed in its own process",
             got=f"exit status {done.returncode}",
-            mend="see the lines above; or prepare it once without the launcher",
+            hint="see the lines above; or prepare it once without the launcher",
         )
 
 

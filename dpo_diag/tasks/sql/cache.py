@@ -91,10 +91,10 @@ def build_once(
             "another job holds the lock of this cache entry",
             where=root / f".{name}-{key}.lock",
             expected=f"free within {timeout:.0f} s",
-            mend="wait for it, or end that job",
+            hint="wait for it, or end that job",
         ) from None
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise DiagError(
-            "the cache folder cannot be written", where=root, got=error.strerror, mend="choose another cache folder"
+            "the cache folder cannot be written", where=root, got=error.strerror, hint="choose another cache folder"
         ) from None
     return final, meta, False

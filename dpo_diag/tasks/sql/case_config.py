@@ -17,7 +17,7 @@ class SqlCaseConfig:
         sft_steps, sft_batch_size, sft_learning_rate: SFT sees steps x batch questions once; AdamW, cosine to 0.
         sft_warmup_steps, sft_adam_beta2: linear warm-up; AdamW's second decay.
         planted_error: share of the SFT answers with `>=` that say `>` instead (0 none, 1 all): a systematic mistake
-            for DPO to mend.
+            for DPO to correct.
         vocab_size, hidden_size, layers, heads, intermediate_size, initializer_range: tokenizer and model.
         n_pairs: how many pairs to collect.
         n_train_pairs: how many of them train; the rest are held out.

@@ -254,7 +254,7 @@ def _collect_pairs(folder: Path, config: SqlCaseConfig, model_dir: Path, progres
                 where="task sql",
                 got=f"{len(pairs)} pairs from {asked} questions",
                 expected=config.n_pairs,
-                mend="fewer pairs (n_pairs), fewer sft_steps, or more max_questions",
+                hint="fewer pairs (n_pairs), fewer sft_steps, or more max_questions",
             )
         upto = min(asked + config.n_questions, config.max_questions)
         # The stream is a prefix of itself: asking for more gives the same first questions.

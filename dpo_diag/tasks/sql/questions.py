@@ -117,7 +117,7 @@ def generate_questions(set_name: str, n: int, *, seed: int = 0, unique: bool = T
                 "the generator ran out of unique questions",
                 where=f"set {set_name}",
                 got=f"{len(out)} of {n}",
-                mend="ask for fewer questions",
+                hint="ask for fewer questions",
             )
         db, prompt, sql, template = _draw(stream, templates, paraphrased)
         if (unique and prompt in seen) or (not paraphrased and pool_of(prompt) != set_name):
