@@ -32,12 +32,12 @@ def _gained(
     from dpo_diag.diagnosis.aligned import select
     from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
     from dpo_diag.diagnosis.decompose.tokens import token_change
-    from dpo_diag.diagnosis.thresholds import explanation_thresholds
     from dpo_diag.diagnosis.token_sections import NO_TOKENS
+    from dpo_diag.thresholds import load_thresholds
 
     if not document["n_pairs"]:
         return {"not_applicable": "no pair stands at both steps"}
-    values, _ = explanation_thresholds(thresholds)
+    values = load_thresholds(thresholds)
     selection = select(run, document["from_step"], document["to_step"], document["split"])
     change = token_change(run, selection)
     if change is None or not change.usable.any():

@@ -14,6 +14,7 @@ from dpo_diag.commands.destination import add_gained, refuse
 from dpo_diag.errors import DiagError
 from dpo_diag.records.reader import load_run
 from dpo_diag.records.writer import RUN_FILE, write_json
+from dpo_diag.thresholds import parse_threshold
 
 FINDINGS = "findings.json"
 
@@ -53,21 +54,6 @@ def run(args: argparse.Namespace) -> int:
     document = _explain(Path(args.run), args, thresholds)
     _print(document, args)
     return _status(document, rules)
-
-
-def parse_threshold(text: str) -> tuple[str, float]:
-    """NAME=NUMBER of a command line.
-
-    Raises:
-        DiagError: it is not of that form.
-    """
-    name, separator, value = text.partition("=")
-    try:
-        if not separator or not name:
-            raise ValueError
-        return name, float(value)
-    except ValueError as error:
-        raise DiagError("not a threshold", got=text, expected="NAME=NUMBER", usage=True) from error
 
 
 def _rules(text: str) -> list[tuple[str, frozenset[str]]]:

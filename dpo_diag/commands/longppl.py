@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dpo_diag.commands.explain import parse_threshold
     from dpo_diag.diagnosis.strict_json import plain
     from dpo_diag.diagnosis.tables import table
-    from dpo_diag.diagnosis.thresholds import explanation_thresholds
     from dpo_diag.diagnosis.wording import escape_text
 
-    values, rest = explanation_thresholds(dict(parse_threshold(t) for t in args.thresholds))
-    if rest:
+    overrides = dict(parse_threshold(t) for t in args.thresholds)
+    if other := sorted(name for name in overrides if not name.startswith("key_tokens.")):
         expected = "key_tokens.gain or key_tokens.floor"
-        raise DiagError("not a threshold of LongPPL", got=", ".join(rest), expected=expected, usage=True)
+        raise DiagError("not a threshold of LongPPL", got=", ".join(other), expected=expected, usage=True)
+    values = load_thresholds(overrides)
     document = plain(measure(args, values["key_tokens.gain"], values["key_tokens.floor"]))
     if args.json:
         print(json.dumps(document, allow_nan=False, ensure_ascii=False))

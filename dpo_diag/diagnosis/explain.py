@@ -15,8 +15,8 @@ from dpo_diag.diagnosis.mean_sections import explain_means
 from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_sections import explain_pairs
 from dpo_diag.diagnosis.strict_json import plain
-from dpo_diag.diagnosis.thresholds import explanation_thresholds
 from dpo_diag.records import Run, load_run
+from dpo_diag.thresholds import load_thresholds
 
 
 def explain(
@@ -33,7 +33,7 @@ def explain(
         from_step: default the first measured step; "ref" compares the reference itself with `to_step`.
         to_step: default the last measured step.
         split: default a fixed evaluation set before anything else.
-        thresholds: overrides by name: those of conf/explanation, dotted or nested, and those of conf/checks.
+        thresholds: overrides by name, dotted or nested (see dpo_diag.thresholds).
 
     Returns: strict JSON values (None instead of NaN) with the keys of DESIGN section 6. A run without pair records gets
         what its logged means allow (`means`), the rest is {"not_applicable": reason}.
@@ -42,13 +42,13 @@ def explain(
         DiagError: no run, no such split, step or threshold.
     """
     opened = run if isinstance(run, Run) else load_run(run)
-    values, rest = explanation_thresholds(thresholds)
+    values = load_thresholds(thresholds)
     splits = pair_splits(opened)
     only_logged = split is not None and split not in splits and bool((opened.history["split"] == split).any())
     if splits and not only_logged:
-        document = explain_pairs(opened, select(opened, from_step, to_step, split), values, rest)
+        document = explain_pairs(opened, select(opened, from_step, to_step, split), values)
     else:
-        document = explain_means(opened, from_step, to_step, split, values, rest)
+        document = explain_means(opened, from_step, to_step, split, values)
     result: dict[str, Any] = plain(document)
     result["narrative"] = plain(narrate(result, opened))
     return result

@@ -19,7 +19,6 @@ def explain_means(
     to_step: int | None,
     split: str | None,
     values: Mapping[str, float],
-    rest: Mapping[str, float],
 ) -> dict[str, Any]:
     """The document of a run without pairs, between the logged steps of one split (default: a fixed set)."""
     if from_step is not None and from_step != REFERENCE and not str(from_step).lstrip("-").isdigit():
@@ -30,7 +29,7 @@ def explain_means(
     no_pairs = "the run holds means only, no pairs"
     loss = logged.get("loss")
     perplexity = means.perplexity_of_means(logged)
-    checks = run_all_checks(run, from_step, to_step, split, rest)
+    checks = run_all_checks(run, from_step, to_step, split, values)
     start, end = summary["from_step"] or 0, summary["to_step"] or 0
     evidence = judged_evidence(run, start, end, values)
     chosen = next((logged[n] for n in ("rewards/chosen", "logps/chosen") if n in logged), None)

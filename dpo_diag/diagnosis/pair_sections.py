@@ -23,10 +23,8 @@ REMEDIED = ("likelihood_displacement", "sign_depends_on_aggregator", "late_diver
 """Verdict labels that the remedies for falling likelihood answer; others only where something measured got worse."""
 
 
-def explain_pairs(
-    run: Run, selection: Selection, values: Mapping[str, float], rest: Mapping[str, float]
-) -> dict[str, Any]:
-    """The document of a selection of pairs; `values`: thresholds of the explanation, `rest`: those of the checks."""
+def explain_pairs(run: Run, selection: Selection, values: Mapping[str, float]) -> dict[str, Any]:
+    """The document of a selection of pairs; `values`: every threshold."""
     pairs = selection.pairs
     spec, why_not = loss_split.loss_spec(run)
     document = head(run, selection.from_step, selection.to_step, selection.split, len(pairs))
@@ -41,7 +39,7 @@ def explain_pairs(
     path = trajectory.follow(run, selection, spec, unit) if len(pairs) else None
     turns = trajectory.turning_points(path, unit, values["turning_point.least_dlog"]) if path else []
     perplexity = _perplexity(sides, unit) if sides else {"not_applicable": unit_note or "no response can be measured"}
-    checks = run_all_checks(run, selection.from_step, selection.to_step, selection.split, rest)
+    checks = run_all_checks(run, selection.from_step, selection.to_step, selection.split, values)
     evidence = judged_evidence(run, selection.from_step, selection.to_step, values)
     quadrants, chosen_sign = _quadrants(selection)
     concentration = perplexity_split.concentration(table) if "share_of_rise" in table else None

@@ -21,7 +21,7 @@ from dpo_diag.records import Run, metrics
 
 GAIN, FLOOR = 2.0, -2.0
 """alpha and beta of the paper (its appendix finds results stable around them), for library calls that name none; an
-explanation takes those of conf/explanation."""
+explanation takes those of conf/checks."""
 
 
 class LongPPL(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 
 from dpo_diag.diagnosis.checks import CheckContext, run_checks
 from dpo_diag.records import Run, RunWriter, load_run
+from dpo_diag.thresholds import load_thresholds
 
 SIGMOID = {"types": ["sigmoid"], "beta": 0.1}
 
@@ -105,7 +106,7 @@ def finding() -> Callable[..., dict[str, Any]]:
         **thresholds: float,
     ) -> dict[str, Any]:  # fmt: skip
         context = CheckContext.from_run(run, from_step, to_step, split)
-        return next(f for f in run_checks(context, thresholds) if f["code"] == code)
+        return next(f for f in run_checks(context, load_thresholds(thresholds)) if f["code"] == code)
 
     return find
 

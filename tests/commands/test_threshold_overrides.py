@@ -1,4 +1,4 @@
-"""The thresholds of explanation and checks as dpo-train and dpo-score compose them."""
+"""The thresholds as dpo-train and dpo-score compose them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from hydra import compose, initialize_config_dir
 from dpo_diag.commands.hydra_app import register, to_config
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import ScoreConfig
-from dpo_diag.diagnosis.checks import load_thresholds
-from dpo_diag.diagnosis.thresholds import explanation_thresholds
+from dpo_diag.thresholds import defaults, load_thresholds
 
 
 @pytest.mark.parametrize(("name", "schema"), [("config", Config), ("score", ScoreConfig)])
-def test_an_override_reaches_the_explanation_and_leaves_the_checks_theirs(name: str, schema: type) -> None:
+def test_an_override_reaches_the_thresholds(name: str, schema: type) -> None:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         overrides = ["checks.verdict.least_dlog=0.25", "checks.spike_mads=9"]
         checks = to_config(compose(name, overrides=overrides), schema).checks  # type: ignore[type-var]
-    values, rest = explanation_thresholds(checks)
-    defaults = explanation_thresholds()[0]
-    assert values == defaults | {"verdict.least_dlog": 0.25}
-    assert load_thresholds(rest) == load_thresholds() | {"spike_mads": 9.0}
+    assert load_thresholds(checks) == {**defaults(), "verdict.least_dlog": 0.25, "spike_mads": 9.0}

@@ -1,0 +1,161 @@
+"""Statistics against numbers by hand, against brute force and against simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_diag import stats
+from dpo_diag.stats import Interval
+
+
+def test_a_mean_has_students_interval() -> None:
+    """1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.302653: half width 4.302653 / sqrt 3 = 2.484138."""
+    i = stats.mean_interval([1, 2, 3, math.nan])
+    assert (i.value, i.low, i.high, i.n) == (2.0, pytest.approx(-0.484138), pytest.approx(4.484138), 3)
+    assert i.method == "t" and i.bounds == [i.low, i.high]
+    few = stats.mean_interval([1.5, 2.5])
+    assert few.value == 2.0 and few.n == 2 and few.bounds is None and not few.above and not few.below
+    assert stats.mean_interval([]).n == 0 and math.isnan(stats.mean_interval([math.inf]).value)
+
+
+def test_a_mean_of_zeros_and_ones_has_wilsons_interval() -> None:
+    """10 of 10: (1 + 1.92) / (1 + 3.84 / 10) -+ ... gives 0.7225 to 1; 0 of 0 is unknown."""
+    i = stats.mean_interval([1.0] * 10)
+    assert (i.value, i.n, i.method) == (1.0, 10, "Wilson")
+    assert (i.low, i.high) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
+    assert math.isnan(stats.proportion(0, 0).value)
+    assert stats.proportion(0, 10).low == 0.0 and stats.proportion(0, 10).high == pytest.approx(1 - 0.7225, abs=1e-4)
+
+
+def test_two_samples_of_answers_by_the_paper() -> None:
+    """Newcombe 1998, table II, example (a): 56/70 - 48/80 = .2, method 10 gives .0524 to .3339."""
+    i = stats.proportion_change(48 / 80, 80, 56 / 70, 70)
+    assert (i.value, i.n) == (pytest.approx(0.2), 70)
+    assert [i.low, i.high] == pytest.approx([0.0524, 0.3339], abs=1e-4)
+
+
+def test_two_samples_of_numbers_by_hand() -> None:
+    """1 2 3 and 4 6 8: variances 1/3 and 4/3 of the means, degrees (5/3)^2 / ((1/9 + 16/9) / 2) = 2.9412."""
+    i = stats.mean_difference([1, 2, 3], [4, 6, 8])
+    half = 3.2188 * math.sqrt(5 / 3)  # t(0.975, 2.9412)
+    assert i.value == 4.0 and [i.low, i.high] == pytest.approx([4 - half, 4 + half], abs=2e-3)
+    assert stats.mean_difference([1, 2], [3, 4]).bounds is None and math.isnan(stats.mean_difference([], [1]).value)
+
+
+def test_the_same_questions_twice() -> None:
+    """100 questions, 10 lost, 2 won: -0.08; Agresti-Min centre -8/102, half 1.96 sqrt((13/102 - (8/102)^2)/102).
+
+    McNemar: P(X <= 2 | 12, 1/2) = (1 + 12 + 66) / 4096, two-sided twice that.
+    """
+    before, after = np.r_[np.ones(60), np.zeros(40)], np.r_[np.ones(50), np.zeros(10), np.ones(2), np.zeros(38)]
+    change = stats.paired_change(before, after)
+    half = 1.959964 * math.sqrt((13 / 102 - (8 / 102) ** 2) / 102)
+    assert change.delta.value == pytest.approx(-0.08) and change.delta.n == 100
+    assert change.delta.bounds == pytest.approx([-8 / 102 - half, -8 / 102 + half])
+    assert change.p == pytest.approx(2 * 79 / 4096)
+    assert stats.paired_proportion_change(0, 0, 50).low < 0 < stats.paired_proportion_change(0, 0, 50).high
+
+
+def test_paired_scores_leave_out_what_has_no_partner() -> None:
+    change = stats.paired_change([0, 0, 0.5, math.nan, 0], [1, 1, 0.5, 1, math.nan])
+    assert change.delta.n == 3 and change.delta.value == pytest.approx(2 / 3) and change.p == 0.5
+    assert stats.paired_change([1, 2], [1, 2]).effect == 0 and stats.paired_change([1, 1], [2, 2]).effect == math.inf
+    assert stats.paired_change([], []).delta.n == 0 and math.isnan(stats.paired_change([], []).p)
+
+
+def test_mcnemar_by_hand() -> None:
+    """8 gained, 1 lost: P(X >= 8 | 9) = (9 + 1) / 512; two-sided twice that."""
+    assert stats.mcnemar(1, 8) == stats.mcnemar(8, 1) == pytest.approx(20 / 512)
+    assert stats.mcnemar(0, 0) == 1.0 and stats.mcnemar(3, 3) == 1.0
+
+
+def test_sign_flip_equals_enumeration() -> None:
+    """All 2^6 sign patterns of 1, 2, 3, 4, 5, 1, counted: the share with a sum as far from 0 as 14."""
+    d = np.array([1.0, 2, 3, 4, 5, -1])
+    sums = [abs(np.dot(s, np.abs(d))) for s in itertools.product((1, -1), repeat=6)]
+    assert stats.sign_flip(d) == pytest.approx(np.mean(np.array(sums) >= abs(d.sum())), abs=0.01)
+    assert stats.sign_flip([0, 0]) == 1.0
+    assert stats.sign_flip([1.0] * 8) == pytest.approx(2 / 256)
+
+
+def test_false_discovery_by_hand() -> None:
+    """p .01 .02 .03 .5: .04, .04, .04, .5; NaN takes no part."""
+    q = stats.false_discovery([0.5, 0.01, math.nan, 0.03, 0.02])
+    assert q[[0, 1, 3, 4]].tolist() == pytest.approx([0.5, 0.04, 0.04, 0.04]) and math.isnan(q[2])
+    assert np.isnan(stats.false_discovery([math.nan])).all() and stats.false_discovery([]).size == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_q_values_keep_the_order_and_are_no_smaller(p: list[float]) -> None:
+    q = stats.false_discovery(p)
+    assert (q >= np.array(p) - 1e-12).all() and (q <= 1).all()
+    assert (np.diff(q[np.argsort(p)]) >= -1e-12).all()
+
+
+def test_the_bootstrap_of_a_mean_agrees_with_t_and_repeats_itself() -> None:
+    x = np.random.default_rng(0).normal(1, 1, 200)
+    first, second = (stats.bootstrap(lambda c: c @ x / c.sum(axis=1), 200) for _ in range(2))
+    t = stats.mean_interval(x)
+    assert first == second and first.value == pytest.approx(x.mean())
+    assert [first.low, first.high] == pytest.approx([t.low, t.high], abs=0.02)
+    assert stats.bootstrap(lambda c: c @ x[:7] / 7, 7).bounds is None
+    assert math.isnan(stats.bootstrap(lambda c: c.sum(axis=1), 0).value)
+
+
+def test_clusters_are_drawn_whole() -> None:
+    """20 sources of 10 equal answers each hold 20 facts, not 200: the interval is sqrt 10 times as wide."""
+    x = np.repeat(np.random.default_rng(0).normal(0, 1, 20), 10)
+    mean = lambda c: c @ x / c.sum(axis=1)  # noqa: E731
+    alone, whole = stats.bootstrap(mean, 200), stats.bootstrap(mean, 200, clusters=np.repeat(np.arange(20), 10))
+    assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(10), rel=0.15)
+    assert whole.method == "bootstrap, clustered"
+    assert stats.bootstrap(mean, 200, clusters=np.repeat(np.arange(5), 40)).bounds is None
+
+
+def test_a_statistic_that_is_mostly_undefined_has_no_interval() -> None:
+    assert stats.bootstrap(lambda c: np.where(c[:, 0] == 1, 1.0, np.nan), 20).bounds is None
+
+
+def test_the_sign_of_an_estimate() -> None:
+    assert Interval(1.0, 0.5, 1.5, 9).sign == 1 and Interval(-1.0, -1.5, -0.5, 9).sign == -1
+    assert Interval(1.0, -0.5, 2.5, 9).sign == 0 and Interval(0.0, math.nan, math.nan, 1).sign == 0
+    assert Interval(2.0, math.nan, math.nan, 1).sign == 1 and Interval(math.nan, math.nan, math.nan, 0).sign == 0
+
+
+def test_scaling_by_a_negative_factor_turns_the_interval_round() -> None:
+    i = Interval(1.0, 0.5, 1.5, 9).scaled(-2)
+    assert (i.value, i.low, i.high) == (-2.0, -3.0, -1.0)
+    assert str(i) == "-2 [-3, -1]"
+
+
+def test_noise_of_a_trend_is_not_inflated_by_it() -> None:
+    x = np.linspace(0, 100, 200) + np.random.default_rng(0).normal(0, 1, 200)
+    assert stats.noise_sd(x) == pytest.approx(1.0, abs=0.2) and np.std(x) > 25
+    assert stats.noise_sd([3.0] * 9) == 0.0 and math.isnan(stats.noise_sd([1.0, 2.0]))
+
+
+def test_noise_survives_a_spike() -> None:
+    x = np.random.default_rng(0).normal(0, 1, 100)
+    x[50] = 1000.0
+    assert stats.noise_sd(x) < 2.0
+
+
+def test_ends_by_hand() -> None:
+    """Eight rows, quarters of three: (0+1+2)/3 = 1, (5+6+7)/3 = 6; successive differences 1: sd sqrt(1/2)."""
+    e = stats.ends(np.arange(8.0))
+    assert e is not None and (e.first, e.last, e.delta.value, e.k) == (1.0, 6.0, 5.0, 3)
+    assert e.sd == pytest.approx(math.sqrt(0.5))
+    assert stats.ends(np.arange(5.0)) is None
+
+
+def test_ends_cover_their_truth() -> None:
+    """400 flat series of 40 rows: the 95 % interval of the change leaves 0 out in about 5 %, here at most 9 %."""
+    rng = np.random.default_rng(2)
+    trends = [stats.ends(rng.normal(0, 1, 40)) for _ in range(400)]
+    assert 5 <= sum(t is not None and t.delta.sign != 0 for t in trends) <= 36
