@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.commands.diag import main
+from tests.golden import binaries, written
+from tests.golden.report import content
+from tests.golden.snapshot import Snapshot, differences, read, snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "runs" / "example"
 INPUTS = Path(__file__).parent / "inputs"
 
 Case = Callable[[Path], Any]
+"""Runs commands in an empty folder and returns what they said."""
 CASES: dict[str, Case] = {}
-SLOW: frozenset[str] = frozenset()
 
 
 def document_of(name: str, folder: Path) -> tuple[Any, dict[str, str]]:
@@ -31,9 +34,18 @@ def dpo_diag(*arguments: str | Path) -> dict[str, Any]:
     """The JSON document that a command prints, with its exit status and the lines on standard error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(a) for a in arguments])
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as error:  # the parser's own way out
+            status = error.code
     document = json.loads(out.getvalue()) if out.getvalue().startswith(("{", "[")) else out.getvalue().splitlines()
     return {"exit": status, "output": document, "stderr": err.getvalue().splitlines()}
+
+
+def _printed(*arguments: str | Path) -> dict[str, Any]:
+    """What a command prints for people, as one text."""
+    document = dpo_diag(*arguments)
+    return {**document, "output": "\n".join(line.rstrip() for line in document["output"])}
 
 
 def example(folder: Path) -> Path:
@@ -60,7 +72,7 @@ def _brief(case: Case) -> Case:
 
 
 def _explain_example(*options: str) -> Case:
-    return lambda folder: dpo_diag("explain", EXAMPLE, "--json", "--no-write", *options)
+    return lambda folder: dpo_diag("explain", EXAMPLE, *options, "--json", "--no-write")
 
 
 CASES["example_explain"] = _explain_example()
@@ -114,3 +126,126 @@ for _name, _input, _options in (
 CASES["import_pairs_swapped_sign"] = lambda folder: dpo_diag(
     "import", INPUTS / "pairs_swapped_sign.csv", "--out", folder
 )
+
+
+for _name, _make, _options in (
+    ("tensorboard", binaries.tensorboard, ()),
+    ("openrlhf_tensorboard", binaries.openrlhf_tensorboard, ("--loss", "sigmoid", "--beta", "0.1")),
+    ("several_sources", binaries.several_sources, ()),
+    ("wandb_file", binaries.wandb_file, ()),
+    ("trackio", binaries.trackio_database, ("--run", "displaced")),
+    ("ren", binaries.ren_folder, ("--loss", "sigmoid", "--beta", "0.1")),
+    ("parquet_pairs", binaries.parquet_pairs, ("--loss", "ipo", "--beta", "0.2", "--split", "held_out")),
+    ("gzipped_log", binaries.gzipped_log, ("--trainer", "ms-swift", "--trainer-version", "3.1")),
+    ("h2o_zip", binaries.h2o_zip, ()),
+):
+    CASES[f"import_{_name}"] = _imported(_make, *_options)
+
+
+def _explain_written(make: Callable[[Path], Path]) -> Case:
+    return _brief(lambda folder: dpo_diag("explain", make(folder), "--json", "--no-write"))
+
+
+for _make in (written.benign_squeezing, written.few_hard_pairs, written.only_lengths, written.two_tokenizers,
+              written.end_token):  # fmt: skip
+    CASES[f"written_{_make.__name__}"] = _explain_written(_make)
+
+CASES["explain_log"] = _brief(lambda folder: dpo_diag("explain", INPUTS / "orpo_log.jsonl", "--json"))
+
+
+def _thresholds(folder: Path) -> Any:
+    """Other thresholds, and rules that make the command fail."""
+    document = dpo_diag(
+        "explain", EXAMPLE, "verdict.benign_margin=0.2", "turning_point.least_dlog=0.05", "--json", "--no-write",
+        "--fail-on", "harmful,speaks:DVG001",
+    )  # fmt: skip
+    kept = {key: document["output"][key] for key in ("verdict", "thresholds", "turning_points")}
+    return {**document, "output": kept}
+
+
+CASES["example_explain_thresholds"] = _thresholds
+CASES["example_explain_printed"] = lambda folder: _printed("explain", EXAMPLE, "--no-write", "--top", "3")
+
+
+def _outputs(*options: str) -> Case:
+    """The comparison of the example's answers; of 420 rows of behaviours those of all prompts at the last step."""
+
+    def case(folder: Path) -> Any:
+        document = dpo_diag("outputs", EXAMPLE, "--json", *options)
+        rows = document["output"]["behaviours"]
+        last = max(row["step"] for row in rows)
+        document["output"]["behaviours"] = [r for r in rows if r["tag"] == "(all)" and r["step"] == last]
+        return document
+
+    return case
+
+
+CASES["example_outputs"] = _outputs()
+CASES["example_outputs_printed"] = lambda folder: _printed(
+    "outputs", EXAMPLE, "--baseline", "20", "--to", "60", "--limit", "3", "--width", "100", "--color", "never"
+)
+
+
+def _report(folder: Path) -> Any:
+    run = example(folder)
+    told = dpo_diag("report", run, "--out", folder / "report.html", "--open-less")
+    return {"exit": told["exit"], "sections": content((folder / "report.html").read_text(encoding="utf-8"))}
+
+
+def _report_of_an_import(folder: Path) -> Any:
+    dpo_diag("import", INPUTS / "trl_displaced", "--out", folder / "run")
+    told = dpo_diag("report", folder / "run", "--out", folder / "report.html", "--open-less")
+    return {"exit": told["exit"], "sections": content((folder / "report.html").read_text(encoding="utf-8"))}
+
+
+def _sweep(folder: Path) -> Any:
+    """Two imported runs, the example, and a folder that is no run."""
+    for name, source in (("a", "trl_displaced"), ("b", "trl_wrong_reference_trainer_state.json")):
+        dpo_diag("import", INPUTS / source, "--out", folder / name, "--loss", "sigmoid", "--beta", "0.1")
+    return dpo_diag("sweep", folder / "a", folder / "b", example(folder), "--json")
+
+
+def _doctor(folder: Path) -> Any:
+    """What it says of the run; what it says of the machine is the machine's own."""
+    document = dpo_diag("doctor", EXAMPLE, "--json", "--quick")
+    return {"exit": document["exit"], "run": document["output"]["run"]}
+
+
+CASES["example_report"] = _report
+CASES["import_report"] = _report_of_an_import
+CASES["sweep"] = _sweep
+CASES["doctor"] = _doctor
+CASES["gate"] = lambda folder: dpo_diag("gate", EXAMPLE, "--rules", INPUTS / "gate_rules.yaml", "--json")
+CASES["gate_from_20"] = lambda folder: dpo_diag(
+    "gate", EXAMPLE, "--rules", INPUTS / "gate_metric_rules.yaml", "--baseline", "20", "--json"
+)
+CASES["ppl"] = lambda folder: dpo_diag("ppl", "2.3", "--vocab-size", "49152", "--json")
+CASES["ppl_of_two"] = lambda folder: dpo_diag("ppl", "3.1", "2.3", "--json")
+
+
+def _trained(method: str) -> Case:
+    """A tiny training and its explanation; without sentences, whose last digits another processor may turn."""
+
+    def case(folder: Path) -> Any:
+        from tests.golden import trained
+
+        run = getattr(trained, f"train_{method}")(folder)
+        document = dpo_diag("explain", run, "--json", "--no-write")
+        return {"exit": document["exit"], "output": document["output"]}
+
+    return _brief(case)
+
+
+TRAINED = ("trained_dpo", "trained_sft")
+CASES["trained_dpo"] = _trained("dpo")
+CASES["trained_sft"] = _trained("sft")
+
+
+def compared(name: str, folder: Path) -> tuple[Snapshot, list[str]]:
+    """The snapshot of today, and how it differs from the stored one."""
+    document, places = document_of(name, folder)
+    new = snapshot(document, places)
+    if name not in TRAINED:
+        return new, differences(read(name), new)
+    new = Snapshot(new.numbers, {})
+    return new, differences(read(name), new, rtol=1e-4, atol=1e-5)

@@ -6,10 +6,11 @@ Long lists are cut to their first and last rows; floats keep seven significant d
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,11 @@ LONGEST_LIST, FIRST, LAST = 8, 4, 2
 DIGITS = 7
 RTOL, ATOL = 1e-5, 1e-8
 ZERO = 1e-12  # residuals of exact decompositions: rounding, different on every machine
+NAMES = ("code", "name", "phrase", "behaviour")
 MOST_SHOWN = 20
 LINE = 118
+ROUNDING_ERROR = re.compile(r"[-−+]?\d+(\.\d+)?e[-−]1[3-9]")
+MOMENT = re.compile(r"\b20\d\d-\d\d-\d\d(T[\d:.]+([+-][\d:]+|Z)?)?")
 SENTENCE = re.compile(r"\S+\s+\S+")
 MACHINE = frozenset((
     "created", "started", "finished", "created_at", "finished_at", "time", "seconds", "duration", "version",
@@ -35,7 +39,7 @@ class Snapshot(NamedTuple):
     texts: dict[str, str]
 
 
-def snapshot(document: Any, *, places: Mapping[str, str] | None = None) -> Snapshot:
+def snapshot(document: Any, places: Mapping[str, str] | None = None) -> Snapshot:
     """Cut and rounded; `places` maps the folders of this test run to the words that stand for them."""
     texts: dict[str, str] = {}
     return Snapshot(_reduced(document, "", texts, places or {}), texts)
@@ -56,16 +60,22 @@ def _reduced(value: Any, path: str, texts: dict[str, str], places: Mapping[str, 
         for place, name in places.items():
             value = value.replace(place, name)
         if SENTENCE.search(value):
-            texts[path] = value
+            texts[path] = "\n".join(_printable(line) for line in value.split("\n"))
             return "..."
     return value
 
 
+def _printable(line: str) -> str:
+    """A line without control characters, the digits of rounding errors, and the time of the test."""
+    kept = MOMENT.sub("DATE", ROUNDING_ERROR.sub("~0", line))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in kept)
+
+
 def _reduced_list(rows: list[Any], path: str, texts: dict[str, str], places: Mapping[str, str]) -> Any:
-    """A list by the codes of its rows if they have codes (checks), else cut if it is long."""
-    if rows and all(isinstance(r, Mapping) and "code" in r for r in rows):
-        return {r["code"]: _reduced({k: v for k, v in r.items() if k != "code"}, f"{path}.{r['code']}", texts, places)
-                for r in rows}  # fmt: skip
+    """A list by the names of its rows where they have names (checks, rules, phrases), else cut if it is long."""
+    if key := _name_of(rows):
+        inner = [({k: v for k, v in row.items() if k != key}, str(row[key])) for row in rows]
+        return {name: _reduced(row, f"{path}.{name}", texts, places) for row, name in inner}
     kept = list(enumerate(rows))
     if len(rows) > LONGEST_LIST:
         kept = kept[:FIRST] + kept[-LAST:]
@@ -75,12 +85,32 @@ def _reduced_list(rows: list[Any], path: str, texts: dict[str, str], places: Map
     return {"length": len(rows), "first": reduced[:FIRST], "last": reduced[FIRST:]}
 
 
-def differences(old: Snapshot, new: Snapshot) -> list[str]:
+def _name_of(rows: list[Any]) -> str | None:
+    """The column that names the rows of a list, each once."""
+    if not rows or not all(isinstance(row, Mapping) for row in rows):
+        return None
+    for key in NAMES:
+        names = {row.get(key) for row in rows if isinstance(row.get(key), str)}
+        if key == "name" and any(" " in name for name in names):
+            continue  # a sentence: rewording it must not move the numbers below it
+        if len(names) == len(rows):
+            return key
+    return None
+
+
+def differences(old: Snapshot, new: Snapshot, rtol: float = RTOL, atol: float = ATOL) -> list[str]:
     """One line per path that differs: `path: old -> new`, numbers first."""
-    return [*_different_values(old.numbers, new.numbers, ""), *_different_texts(old.texts, new.texts)]
+
+    def same(a: Any, b: Any) -> bool:
+        """Equal, or two numbers within the tolerance; True is no 1."""
+        if isinstance(a, bool) or isinstance(b, bool) or not isinstance(a, (int, float)):
+            return type(a) is type(b) and bool(a == b)
+        return isinstance(b, (int, float)) and math.isclose(a, b, rel_tol=rtol, abs_tol=atol)
+
+    return [*_different_values(old.numbers, new.numbers, "", same), *_different_texts(old.texts, new.texts)]
 
 
-def _different_values(old: Any, new: Any, path: str) -> Iterator[str]:
+def _different_values(old: Any, new: Any, path: str, same: Callable[[Any, Any], bool]) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
             inner = f"{path}.{key}".lstrip(".")
@@ -89,27 +119,27 @@ def _different_values(old: Any, new: Any, path: str) -> Iterator[str]:
             elif key not in old:
                 yield f"{inner}: absent -> {_short(new[key])}"
             else:
-                yield from _different_values(old[key], new[key], inner)
+                yield from _different_values(old[key], new[key], inner, same)
     elif isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new):
             yield f"{path}: {len(old)} rows -> {len(new)} rows"
         for i, (a, b) in enumerate(zip(old, new, strict=False)):
-            yield from _different_values(a, b, f"{path}[{i}]")
-    elif not _same(old, new):
+            yield from _different_values(a, b, f"{path}[{i}]", same)
+    elif not same(old, new):
         yield f"{path}: {_short(old)} -> {_short(new)}"
-
-
-def _same(old: Any, new: Any) -> bool:
-    """Equal, or two numbers within the tolerance; True is no 1."""
-    if isinstance(old, bool) or isinstance(new, bool) or not isinstance(old, (int, float)):
-        return old is new or (type(old) is type(new) and old == new)
-    return isinstance(new, (int, float)) and math.isclose(old, new, rel_tol=RTOL, abs_tol=ATOL)
 
 
 def _different_texts(old: dict[str, str], new: dict[str, str]) -> Iterator[str]:
     for path in [*old, *(k for k in new if k not in old)]:
-        if old.get(path) != new.get(path):
-            yield f"{path}:\n      {old.get(path, 'absent')}\n   -> {new.get(path, 'absent')}"
+        before, after = old.get(path, "absent"), new.get(path, "absent")
+        if before == after:
+            continue
+        if "\n" not in before + after:
+            yield f"{path}:\n      {before}\n   -> {after}"
+            continue
+        for line in difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0):
+            if not line.startswith(("---", "+++", "@@")):
+                yield f"{path}: {line}"
 
 
 def _short(value: Any) -> str:
@@ -122,28 +152,30 @@ def read(name: str) -> Snapshot:
     numbers = FOLDER / f"{name}.json"
     texts = FOLDER / f"{name}.text.txt"
     stored: dict[str, str] = {}
-    if texts.is_file():
-        for line in texts.read_text(encoding="utf-8").splitlines():
+    path = ""
+    for line in texts.read_text(encoding="utf-8").split("\n")[:-1] if texts.is_file() else []:
+        if line.startswith("|"):
+            stored[path] = f"{stored[path]}\n{line[1:]}" if path in stored else line[1:]
+        else:
             path, _, sentence = line.partition(": ")
-            stored[path] = json.loads(sentence) if sentence.startswith('"') else sentence
+            path = path.removesuffix(":")
+            if sentence:
+                stored[path] = sentence
     return Snapshot(json.loads(numbers.read_text(encoding="utf-8")) if numbers.is_file() else {}, stored)
 
 
 def write(name: str, new: Snapshot) -> None:
-    """Store it; sentences one a line, those with line breaks or opening quotes as JSON strings."""
+    """Store it; a sentence a line behind its path, a text of several lines below it, each behind a bar."""
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(pretty(new.numbers) + "\n", encoding="utf-8")
-    lines = [f"{path}: {_line(text)}\n" for path, text in new.texts.items()]
+    lines = []
+    for path, text in new.texts.items():
+        lines += [f"{path}:", *(f"|{line}" for line in text.split("\n"))] if "\n" in text else [f"{path}: {text}"]
     texts = FOLDER / f"{name}.text.txt"
     if lines:
-        texts.write_text("".join(lines), encoding="utf-8")
+        texts.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     else:
         texts.unlink(missing_ok=True)
-
-
-def _line(text: str) -> str:
-    plain = text.isprintable() and not text.startswith('"') and text == text.strip()
-    return text if plain else json.dumps(text, ensure_ascii=True)
 
 
 def pretty(value: Any, indent: str = "") -> str:

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.cases import CASES, SLOW, document_of
-from tests.golden.snapshot import FOLDER, Snapshot, differences, explanation, read, snapshot
-
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+from tests.golden.cases import CASES, compared
+from tests.golden.snapshot import FOLDER, Snapshot, differences, explanation, snapshot
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_output_equals_its_snapshot(name: str, tmp_path: Path) -> None:
-    document, places = document_of(name, tmp_path)
-    found = differences(read(name), snapshot(document, places=places))
+    _, found = compared(name, tmp_path)
     assert not found, explanation(name, found)
 
 

@@ -7,30 +7,28 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.golden.cases import CASES, document_of
-from tests.golden.snapshot import FOLDER, differences, read, snapshot, write
+from tests.golden.cases import CASES, compared
+from tests.golden.snapshot import FOLDER, differences, read, write
 
 
 def main(patterns: list[str]) -> int:
-    """Rewrite; names are glob patterns, all snapshots without any."""
+    """Rewrite the snapshots whose names fit a glob pattern, all without any; those of no case are removed."""
     changed = 0
     for name in [n for n in CASES if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]:
+        is_new = not (FOLDER / f"{name}.json").is_file()
         with tempfile.TemporaryDirectory() as folder:
-            document, places = document_of(name, Path(folder))
-            new = snapshot(document, places=places)
-        old = read(name)
-        found = differences(old, new)
+            snapshot, found = compared(name, Path(folder))
         if not found:
             continue
         changed += 1
-        print(f"{name}: {len(found)} differences" if (FOLDER / f"{name}.json").is_file() else f"{name}: new")
-        if (FOLDER / f"{name}.json").is_file():
-            print("\n".join(f"  {line}" for line in found))
-        write(name, new)
-    for stale in sorted({p.name.split(".")[0] for p in FOLDER.iterdir()} - set(CASES)) if not patterns else []:
-        print(f"{stale}: no longer a case, removed")
-        for file in FOLDER.glob(f"{stale}.*"):
-            file.unlink()
+        print(f"{name}: new" if is_new else "\n".join([f"{name}: {len(found)} differences", *found]), flush=True)
+        write(name, snapshot)
+        assert not differences(read(name), snapshot), f"{name} does not come back as it was written"
+    if not patterns:
+        for file in FOLDER.iterdir():
+            if file.name.split(".")[0] not in CASES:
+                print(f"{file.name}: of no case, removed")
+                file.unlink()
     print(f"{changed} of {len(CASES)} snapshots rewritten")
     return 0
 
