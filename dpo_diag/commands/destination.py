@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
 
 
 def add_gained(
-    document: dict[str, Any], run: Run, args: argparse.Namespace, thresholds: Mapping[str, Any]
+    document: dict[str, Any],
+    run: Run,
+    thresholds: Mapping[str, Any],
+    checkpoint_from: str | None = None,
+    checkpoint_to: str | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """The explanation with the section `gained`, and the narrative told anew with it.
+    """The explanation with the section `gained`, and its narrative with what that section says.
+
+    Args:
+        checkpoint_from, checkpoint_to: the two models; None for the run's own checkpoints of the two steps.
 
     Raises:
         DiagError: a checkpoint that is not found or cannot be loaded.
     """
     from dpo_diag.diagnosis.narrative import narrate
-    from dpo_diag.diagnosis.strict_json import plain
+    from dpo_diag.text import plain
 
-    told: dict[str, Any] = {**document, "gained": plain(_gained(document, run, args, thresholds))}
-    told["narrative"] = plain(narrate(told, run))
-    return told
+    gained = _gained(document, run, thresholds, (checkpoint_from, checkpoint_to), device)
+    extended: dict[str, Any] = {**document, "gained": plain(gained)}
+    extended["narrative"] = plain(narrate(extended, run))
+    return extended
 
 
 def _gained(
-    document: dict[str, Any], run: Run, args: argparse.Namespace, thresholds: Mapping[str, Any]
+    document: dict[str, Any],
+    run: Run,
+    thresholds: Mapping[str, Any],
+    checkpoints: tuple[str | None, str | None],
+    device: str,
 ) -> dict[str, Any]:
     from dpo_diag.diagnosis.aligned import select
     from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
@@ -52,11 +63,11 @@ def _gained(
     from dpo_diag.models.checkpoints import Loader
     from dpo_diag.models.run_checkpoints import checkpoint_of
 
-    earlier = checkpoint_of(run, document["from_step"], args.checkpoint_from, "--checkpoint-from")
-    later = checkpoint_of(run, document["to_step"], args.checkpoint_to, "--checkpoint-to")
+    earlier = checkpoint_of(run, document["from_step"], checkpoints[0], "--checkpoint-from")
+    later = checkpoint_of(run, document["to_step"], checkpoints[1], "--checkpoint-to")
     texts = run.read("texts", splits=[document["split"]])
     length, mode = _limits(run)
-    found = compare_at(earlier, later, positions, texts, loader=Loader(device=args.device), max_length=length,
+    found = compare_at(earlier, later, positions, texts, loader=Loader(device=device), max_length=length,
                        truncation_mode=mode)  # fmt: skip
     section: dict[str, Any] = {"from_checkpoint": earlier.path, "to_checkpoint": later.path,
                                "left_out": len(positions) - len(found.kept)}  # fmt: skip
@@ -73,16 +84,3 @@ def _limits(run: Run) -> tuple[int | None, str]:
     settings = training if isinstance(training, dict) else {}
     length = settings.get("max_length")
     return (length if isinstance(length, int) else None), str(settings.get("truncation_mode") or "keep_start")
-
-
-def refuse(args: argparse.Namespace) -> None:
-    """Options that need --destination, or that it does not go with.
-
-    Raises:
-        DiagError: with usage set.
-    """
-    given = [n for n in ("checkpoint_from", "checkpoint_to") if getattr(args, n) is not None]
-    if given and not args.destination:
-        raise DiagError(f"--{given[0].replace('_', '-')} goes with --destination", usage=True)
-    if args.destination and args.watch:
-        raise DiagError("--destination loads models: it does not go with --watch", usage=True)

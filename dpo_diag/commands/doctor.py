@@ -5,8 +5,7 @@ torch is asked in a process of its own: it takes seconds to import, and a broken
 
 from __future__ import annotations
 
-import argparse
-import json
+import json as json_module
 import os
 import shutil
 import subprocess
@@ -18,7 +17,9 @@ from pathlib import Path
 from dpo_diag import __version__
 from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
+from dpo_diag.extras import install_hint, is_installed
 from dpo_diag.records.health import FAIL, OK, WARN, Finding, check_run
+from dpo_diag.text import to_json
 
 DISTRIBUTION = "dpo-diag"
 _TORCH = """
@@ -31,32 +32,25 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 _LOW_DISK, _NO_DISK = 2e9, 2e8
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `dpo-diag doctor`."""
-    parser.add_argument("run", nargs="?", type=Path, help="a run folder to check as well")
-    parser.add_argument("--quick", action="store_true", help="leave out what takes seconds (torch in a process)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+def doctor(run: Path | None = None, /, *, quick: bool = False, json: bool = False) -> int:
+    """Is this machine ready to train and to analyse, and is this run whole; 1 when something fails.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Print every finding; 1 if one of them fails."""
-    machine = check_machine(quick=args.quick)
-    about_run = check_run(args.run) if args.run is not None else []
+    Args:
+        run: a run folder to check as well.
+        quick: leave out what takes seconds (torch in a process).
+        json: one JSON document on standard output.
+    """
+    machine = check_machine(quick=quick)
+    about_run = check_run(run) if run is not None else []
     failed = any(finding.outcome == FAIL for finding in [*machine, *about_run])
-    if args.json:
-        document = {
-            "ok": not failed,
-            "version": __version__,
-            "machine": [finding.to_dict() for finding in machine],
-            "run": None
-            if args.run is None
-            else {"path": str(args.run), "findings": [finding.to_dict() for finding in about_run]},
-        }
-        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    if json:
+        of_run = run and {"path": str(run), "findings": [finding.to_dict() for finding in about_run]}
+        findings = [finding.to_dict() for finding in machine]
+        print(to_json({"ok": not failed, "version": __version__, "machine": findings, "run": of_run}, indent=2))
         return 1 if failed else 0
     _print("this machine", machine)
-    if args.run is not None:
-        _print(str(args.run), about_run)
+    if run is not None:
+        _print(str(run), about_run)
     counts = {outcome: sum(f.outcome == outcome for f in [*machine, *about_run]) for outcome in (OK, WARN, FAIL)}
     print(f"{counts[OK]} ok, {counts[WARN]} to look at, {counts[FAIL]} failed")
     return 1 if failed else 0
@@ -141,9 +135,11 @@ def _wrong_package(name: str, found: str, wanted: str, outcome: str) -> Finding:
 
 
 def _torch() -> Finding:
+    if not is_installed("torch"):
+        return Finding("torch", OK, f"not installed: records are read here, not made ({install_hint('torch')})")
     try:
         done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=120, check=False)
-        about = json.loads(done.stdout.strip().splitlines()[-1])
+        about = json_module.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return Finding("torch", FAIL, "importing it took more than 120 s")
     except (ValueError, IndexError):

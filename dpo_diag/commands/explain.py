@@ -2,58 +2,126 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from dpo_diag.commands.destination import add_gained, refuse
+from cyclopts import Parameter
+
 from dpo_diag.errors import DiagError
 from dpo_diag.records.reader import load_run
 from dpo_diag.records.writer import RUN_FILE, write_json
+from dpo_diag.text import to_json
 from dpo_diag.thresholds import parse_threshold
 
 FINDINGS = "findings.json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, or another trainer's log file or folder")
-    parser.add_argument(
-        "thresholds", nargs="*", default=[], metavar="NAME=VALUE", help="thresholds, e.g. turning_point.least_dlog=0.02"
-    )
-    parser.add_argument(
-        "--from", dest="from_step", metavar="STEP", help="first step (default: the first measured), or ref"
-    )
-    parser.add_argument("--to", dest="to_step", type=int, metavar="STEP", help="last step (default: the last measured)")
-    parser.add_argument("--split", help="which set (default: a fixed evaluation set)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="pairs in the printed table (default 10)")
-    parser.add_argument("--fail-on", action="append", default=[], metavar="WHAT",
-                        help="exit 1 when harmful, or when checks speak: speaks:DVG001,DVG011")  # fmt: skip
-    parser.add_argument("--watch", action="store_true", help="follow a growing run or log and say what changed")
-    parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS", help="how often --watch looks")
-    parser.add_argument("--loss", help="of a log that does not name it: e.g. sigmoid or sigmoid,sft")
-    parser.add_argument("--beta", type=float, help="of a log that does not name it")
-    parser.add_argument("--destination", action="store_true",
-                        help="load both checkpoints: which tokens gained where the answers lost most")  # fmt: skip
-    parser.add_argument("--checkpoint-from", metavar="MODEL", help="the first step's model (default: found by the run)")
-    parser.add_argument("--checkpoint-to", metavar="MODEL", help="the last step's model (default: found by the run)")
-    parser.add_argument("--device", default="auto", help="of --destination: auto, cpu, cuda, mps")
-    parser.add_argument("--no-write", action="store_true", help="do not write findings.json into the run")
+def explain(
+    run: Path,
+    /,
+    *thresholds: str,
+    from_step: Annotated[str | None, Parameter(name="--from")] = None,
+    to_step: Annotated[int | None, Parameter(name="--to")] = None,
+    split: str | None = None,
+    json: bool = False,
+    top: int = 10,
+    fail_on: list[str] | None = None,
+    watch: bool = False,
+    interval: float = 5.0,
+    loss: str | None = None,
+    beta: float | None = None,
+    destination: bool = False,
+    checkpoint_from: str | None = None,
+    checkpoint_to: str | None = None,
+    device: str = "auto",
+    no_write: bool = False,
+) -> int:
+    """Why the loss and the perplexities parted, in which pairs and tokens, and whether it is harm.
 
+    Args:
+        run: a run folder, or another trainer's log file or folder.
+        thresholds: NAME=VALUE, e.g. turning_point.least_dlog=0.02.
+        from_step: first step (default: the first measured), or ref.
+        to_step: last step (default: the last measured).
+        split: which set (default: a fixed evaluation set).
+        json: one JSON document on standard output, nothing else there.
+        top: pairs in the printed table.
+        fail_on: exit 1 when harmful, or when checks speak: speaks:DVG001,DVG011.
+        watch: follow a growing run or log and say what changed.
+        interval: seconds between two looks of --watch.
+        loss: of a log that does not name it, e.g. sigmoid or sigmoid,sft.
+        beta: of a log that does not name it.
+        destination: load both checkpoints: which tokens gained where the answers lost most.
+        checkpoint_from: the first step's model, a folder or hub id (default: found by the run).
+        checkpoint_to: the last step's model (default: found by the run).
+        device: of --destination: auto, cpu, cuda, mps.
+        no_write: do not write findings.json into the run.
+    """
+    rules = [rule for text in fail_on or () for rule in _rules(text)]
+    if destination and watch:
+        raise DiagError("--destination loads models and does not go with --watch", usage=True)
+    if not destination and (checkpoint_from or checkpoint_to):
+        raise DiagError("--checkpoint-from and --checkpoint-to belong to --destination", usage=True)
+    request = _Request(run, from_step, to_step, split, dict(parse_threshold(text) for text in thresholds), loss, beta)
+    if watch:
+        return _watch(request, interval, rules, json=json, write=not no_write)
+    is_run = request.is_run
+    if destination and not is_run:
+        raise DiagError("--destination needs a run folder", where=run, got="a log", usage=True)
+    document = request.document()
+    if destination:
+        from dpo_diag.commands.destination import add_gained
 
-def run(args: argparse.Namespace) -> int:
-    rules = [rule for text in args.fail_on for rule in _rules(text)]
-    thresholds = dict(parse_threshold(text) for text in args.thresholds)
-    refuse(args)
-    if args.watch:
-        return _watch(args, thresholds, rules)
-    document = _explain(Path(args.run), args, thresholds)
-    _print(document, args)
+        document = add_gained(document, load_run(run), request.thresholds, checkpoint_from, checkpoint_to, device)
+    written = is_run and not no_write and _write(run / FINDINGS, document)
+    if json:
+        print(to_json(document))
+        return _status(document, rules)
+    from dpo_diag.diagnosis.tables import render_document
+
+    print(render_document(document, top))
+    if written:
+        print(f"\nwrote {run / FINDINGS}")
     return _status(document, rules)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be explained: a run folder, or a log with what it does not say itself."""
+
+    path: Path
+    from_step: str | None
+    to_step: int | None
+    split: str | None
+    thresholds: Mapping[str, float]
+    loss: str | None
+    beta: float | None
+
+    @property
+    def is_run(self) -> bool:
+        return (self.path / RUN_FILE).is_file() or not self.path.exists()
+
+    def document(self) -> dict[str, Any]:
+        from dpo_diag.diagnosis import explain as explain_run
+
+        if self.is_run:
+            if self.loss is not None or self.beta is not None:
+                hint = "only a log needs them"
+                raise DiagError("a run folder names its loss itself", where="--loss, --beta", hint=hint, usage=True)
+            return explain_run(load_run(self.path), self.from_step, self.to_step, self.split, self.thresholds)
+        from dpo_diag.importers import Options, import_path
+
+        types = tuple(t.strip() for t in (self.loss or "").split(",") if t.strip())
+        with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
+            out = Path(folder) / "run"
+            import_path(self.path, out, options=Options(loss=types, beta=self.beta))
+            document = explain_run(load_run(out), self.from_step, self.to_step, self.split, self.thresholds)
+        return {**document, "run": str(self.path)}
 
 
 def _rules(text: str) -> list[tuple[str, frozenset[str]]]:
@@ -75,13 +143,12 @@ def _rule(text: str) -> tuple[str, frozenset[str]]:
 
 
 def _status(document: dict[str, Any], rules: list[tuple[str, frozenset[str]]]) -> int:
-    """1 if any rule holds, told on standard error; a named code that no check has is a usage error."""
+    """1 if any rule holds, with the reason on standard error; a named code that no check has is a usage error."""
     spoken = {c["code"]: c for c in document["checks"] if c["outcome"] == "speaks"}
     known = {c["code"] for c in document["checks"]}
     failed = []
     for kind, codes in rules:
-        unknown = codes - known
-        if unknown:
+        if unknown := codes - known:
             raise DiagError("no such check", where="--fail-on", got=", ".join(sorted(unknown)),
                             expected=f"one of {', '.join(sorted(known))}", usage=True)  # fmt: skip
         if kind == "harmful" and document["verdict"]["harm"] == "harmful":
@@ -93,49 +160,14 @@ def _status(document: dict[str, Any], rules: list[tuple[str, frozenset[str]]]) -
     return 1 if failed else 0
 
 
-def _explain(path: Path, args: argparse.Namespace, thresholds: dict[str, float]) -> dict[str, Any]:
-    from dpo_diag.diagnosis import explain
-
-    if (path / RUN_FILE).is_file() or not path.exists():
-        if args.loss is not None or args.beta is not None:
-            raise DiagError(
-                "a run folder names its loss itself", where="--loss, --beta", hint="only a log needs them", usage=True
-            )
-        opened = load_run(path)
-        document = explain(opened, args.from_step, args.to_step, args.split, thresholds)
-        if args.destination:
-            document = add_gained(document, opened, args, thresholds)
-        if not args.no_write:
-            _write(path / FINDINGS, document)
-        return document
-    if args.destination:
-        raise DiagError("--destination needs a run folder", where=path, got="a log", usage=True)
-    from dpo_diag.importers import Options, import_path
-
-    options = Options(loss=tuple((args.loss or "").replace(" ", "").split(",")) if args.loss else (), beta=args.beta)
-    with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
-        out = Path(folder) / "run"
-        import_path(path, out, options=options)
-        document = explain(load_run(out), args.from_step, args.to_step, args.split, thresholds)
-    return {**document, "run": str(path)}
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write(path: Path, document: dict[str, Any]) -> bool:
+    """Whether the findings are written; a folder that cannot be written to is no reason not to print them."""
     try:
         write_json(path, document)
     except OSError as error:
         print(f"dpo-diag explain: findings not written: {error}", file=sys.stderr)
-
-
-def _print(document: dict[str, Any], args: argparse.Namespace) -> None:
-    if args.json:
-        print(json.dumps(document, allow_nan=False, ensure_ascii=False))
-        return
-    from dpo_diag.diagnosis.tables import render_document
-
-    print(render_document(document, args.top))
-    if not args.no_write and (Path(args.run) / RUN_FILE).is_file():
-        print(f"\nwrote {Path(args.run) / FINDINGS}")
+        return False
+    return True
 
 
 def _signature(path: Path) -> tuple[Any, ...]:
@@ -147,27 +179,28 @@ def _signature(path: Path) -> tuple[Any, ...]:
     return tuple((str(p), s.st_mtime_ns, s.st_size) for p in files for s in [p.stat()])
 
 
-def _watch(args: argparse.Namespace, thresholds: dict[str, float], rules: list[tuple[str, frozenset[str]]]) -> int:
+def _watch(
+    request: _Request, interval: float, rules: list[tuple[str, frozenset[str]]], *, json: bool, write: bool
+) -> int:
     """Explain whenever the records change, print what changed; ends when run.json says that the run ended."""
     from dpo_diag.diagnosis.tables import render_change
 
-    path, seen, before = Path(args.run), None, None
+    path, seen, before = request.path, None, None
     while True:
         now = _signature(path) if path.exists() else None
         if now is not None and now != seen:
             seen = now
             try:
-                document = _explain(path, args, thresholds)
+                document = request.document()
             except DiagError as error:
                 if error.usage:
                     raise
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
             else:
-                if args.json:
-                    print(json.dumps(document, allow_nan=False, ensure_ascii=False), flush=True)
-                else:
-                    print(render_change(before, document), flush=True)
+                if write and request.is_run:
+                    _write(path / FINDINGS, document)
+                print(to_json(document) if json else render_change(before, document), flush=True)
                 before = document
         if before is not None and (path / RUN_FILE).is_file() and load_run(path).meta.get("status") != "running":
             return _status(before, rules)
-        time.sleep(args.interval)
+        time.sleep(interval)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-
 from dpo_diag.diagnosis.decompose.loss_level import compare_levels, loss_level
-from dpo_diag.diagnosis.strict_json import plain
-from dpo_diag.diagnosis.tables import table
+from dpo_diag.text import table, to_json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("loss", type=float, nargs="+", help="cross-entropy in nats per token; several are compared")
-    parser.add_argument("--vocab-size", type=int, help="tokens of the vocabulary: gives the uniform guess as scale")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: bool = False) -> int:
+    """What a loss means as perplexity.
 
-
-def run(args: argparse.Namespace) -> int:
-    levels = [loss_level(loss, args.vocab_size) for loss in args.loss]
-    changes = compare_levels(args.loss)
-    if args.json:
-        document = levels[0] if len(levels) == 1 else {"levels": levels, "changes": changes}
-        print(json.dumps(plain(document), allow_nan=False, ensure_ascii=False))
+    Args:
+        loss: a cross-entropy in nats per token.
+        losses: more of them, to compare.
+        vocab_size: tokens of the vocabulary: gives the uniform guess as scale.
+        json: one JSON document on standard output.
+    """
+    values = [loss, *losses]
+    levels = [loss_level(value, vocab_size) for value in values]
+    changes = compare_levels(values)
+    if json:
+        print(to_json(levels[0] if len(levels) == 1 else {"levels": levels, "changes": changes}))
         return 0
     names = ["loss", "perplexity", "bits_per_token", "uniform_loss", "share_of_uniform"]
     header = ["loss", "perplexity", "bits per token", "uniform loss", "share of uniform"]

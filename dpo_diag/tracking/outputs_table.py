@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dpo_diag.outputs.sanitize import cut, visible
+from dpo_diag.text import cut, visible
 
 MAX_CHARS = 10_000
 

@@ -74,9 +74,9 @@ def test_the_table_for_people_and_for_spreadsheets(four_runs: Path, capsys: pyte
     file = four_runs / "out" / "t.csv"
     assert main(["sweep", f"{four_runs}/*", "--csv", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "alike in all: experiment=sql" in out
+    assert "the same in all: experiment=sql" in out
     assert "0.400 [0.309, 0.498] n=100" in out
-    assert "0.5 [0.4, 0.6] n=200" in out
+    assert "0.5000 [0.4000, 0.6000] n=200" in out
     assert "failed or unfinished: 2" in out
     assert len(list(csv.DictReader(file.read_text().splitlines()))) == 4
 

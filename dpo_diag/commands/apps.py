@@ -1,0 +1,34 @@
+"""Entry points of the Hydra apps: what they need is an extra, and its absence is one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from dpo_diag.extras import of_import_error
+
+
+def _run(name: str) -> int:
+    try:
+        return int(importlib.import_module(f"dpo_diag.commands.{name}").main())
+    except ModuleNotFoundError as error:
+        absent = of_import_error(error, f"dpo-{name}")
+        if absent is None:
+            raise
+        print(f"dpo-{name}: {absent}", file=sys.stderr)
+        return 1
+
+
+def train() -> int:
+    """dpo-train"""
+    return _run("train")
+
+
+def score() -> int:
+    """dpo-score"""
+    return _run("score")
+
+
+def generate() -> int:
+    """dpo-generate"""
+    return _run("generate")

@@ -1,0 +1,58 @@
+"""Which extra brings which package: a command whose extra is missing says so in one line.
+
+`pip install dpo-diag` brings what reads records; what runs a model, serves a page or sends to a tracker is an extra.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from dpo_diag.errors import DiagError
+
+EXTRA_OF = {
+    **dict.fromkeys(
+        ("accelerate", "datasets", "huggingface_hub", "hydra", "omegaconf", "peft", "safetensors", "tokenizers",
+         "torch", "tqdm", "transformers", "trl"),
+        "train",
+    ),
+    "gguf": "gguf",
+    **dict.fromkeys(("fastapi", "gradio", "uvicorn"), "review"),
+    **dict.fromkeys(("rouge_score", "sacrebleu"), "text-metrics"),
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+    "wandb_workspaces": "wandb-report",
+}  # fmt: skip
+"""Name of an importable package -> the extra that installs it."""
+
+
+def install_hint(package: str) -> str:
+    """The pip command that brings an importable package."""
+    extra = EXTRA_OF.get(package.split(".")[0])
+    return f"pip install 'dpo-diag[{extra}]'" if extra else f"pip install {package}"
+
+
+def is_installed(package: str) -> bool:
+    """Whether the package can be imported, without importing it."""
+    return find_spec(package) is not None
+
+
+def require(package: str, what: str) -> None:
+    """Raise a DiagError that names the extra, unless the package is installed.
+
+    Args:
+        what: what needs it, as the sentence begins: "reading event files".
+    """
+    if not is_installed(package):
+        raise missing(package, what)
+
+
+def missing(package: str, what: str) -> DiagError:
+    """The error of a package that is not installed."""
+    return DiagError(f"{what} needs {package.split('.')[0]}, which is not installed", hint=install_hint(package))
+
+
+def of_import_error(error: ModuleNotFoundError, what: str) -> DiagError | None:
+    """The error of an import that failed because an extra is not installed; None for any other module."""
+    package = (error.name or "").split(".")[0]
+    return missing(package, what) if package in EXTRA_OF and not is_installed(package) else None
