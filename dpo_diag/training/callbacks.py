@@ -8,17 +8,15 @@ without them.
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
+from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import TABLES
 
@@ -29,50 +27,6 @@ GenerateFn = Callable[..., Rows]
 """(model, tokenizer, prompts, step=, model_name=) -> rows of outputs/ (see `FixedPromptCallback`)."""
 ScoreFn = Callable[[Rows], Mapping[tuple[str, str], tuple[float, float]]]
 """rows -> {(split, name): (value, n)}."""
-
-
-@contextmanager
-def untouched_random_state() -> Iterator[None]:
-    """Put Python's, numpy's and torch's random states (all accelerators) back on leaving."""
-    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if gpus is not None:
-            torch.cuda.set_rng_state_all(gpus)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
-
-
-@contextmanager
-def borrowed(model: torch.nn.Module, tokenizer: Any) -> Iterator[None]:
-    """The model in evaluation mode without gradients, the tokenizer to use at will; both as before on leaving."""
-    modes = {module: module.training for module in model.modules()}
-    names = ("padding_side", "truncation_side", "pad_token")
-    kept = {name: getattr(tokenizer, name) for name in names if tokenizer is not None and hasattr(tokenizer, name)}
-    configs = [c for c in (getattr(model, "config", None), getattr(model, "generation_config", None)) if c is not None]
-    cache = [(c, c.use_cache) for c in configs if hasattr(c, "use_cache")]
-    checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    for module in checkpointing:
-        module.gradient_checkpointing = False  # with it the cache is off, and every new token costs the whole text
-    model.eval()
-    try:
-        with untouched_random_state(), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for module in checkpointing:
-            module.gradient_checkpointing = True
-        for config, value in cache:
-            config.use_cache = value
-        for name, value in kept.items():
-            setattr(tokenizer, name, value)
 
 
 def _taken(function: GenerateFn, step: int, name: str) -> dict[str, Any]:

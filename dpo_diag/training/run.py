@@ -14,10 +14,11 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.errors import DiagError
+from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import EVAL_SPLIT
-from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback, untouched_random_state
+from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder

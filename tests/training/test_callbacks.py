@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback, untouched_random_state
-from dpo_diag.training.callbacks import borrowed
 
 from .tiny import arguments, make_model, make_pairs
 
@@ -158,25 +157,6 @@ def test_precomputed_reference_answers_before_the_first_step(
     ).train()
     assert [r["token_ids"] for r in callback.rows["ref", 0]] == expected
     assert set(callback.rows) == {("ref", 0), ("policy", 1)}
-
-
-def test_borrowed_puts_back_what_an_error_left(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = make_model(1)
-    model.train()
-    model.model.layers[0].eval()
-    modes = [m.training for m in model.modules()]
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="stop"), borrowed(model, tokenizer):
-        assert not any(m.training for m in model.modules())
-        assert not torch.is_grad_enabled()
-        tokenizer.padding_side = "left"
-        torch.rand(3)
-        model.train()
-        raise RuntimeError("stop")
-    assert [m.training for m in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), state)
-    assert tokenizer.padding_side == "right"
 
 
 def test_guards_say_what_the_log_hides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
