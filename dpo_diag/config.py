@@ -50,21 +50,6 @@ class DataConfig:
 
 
 @dataclass
-class LossConfig:
-    """The preference loss; names and meanings are TRL's DPOConfig's (see dpo_diag.losses.LossSpec)."""
-
-    types: list[str] = field(default_factory=lambda: ["sigmoid"])
-    weights: list[float] = field(default_factory=list)
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    f_divergence_type: str = "reverse_kl"
-    f_alpha_divergence_coef: float = 0.5
-    discopop_tau: float = 0.05
-    ld_alpha: float | None = None
-    use_weighting: bool = False
-
-
-@dataclass
 class TrainerConfig:
     """How to train: `method` dpo or sft; batch sizes in examples per device; intervals in optimizer steps.
 
@@ -194,7 +179,7 @@ class Config:
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
@@ -232,21 +217,6 @@ def conf_dir() -> Path:
     raise DiagError("conf/ is missing", where=f"{package} and the folder beside it", hint="reinstall dpo-diag")
 
 
-def loss_spec(config: LossConfig) -> LossSpec:
-    """The loss that a configuration names; raises DiagError for unknown names and mismatched weights."""
-    return LossSpec(
-        types=tuple(config.types),
-        weights=tuple(config.weights),
-        beta=config.beta,
-        label_smoothing=config.label_smoothing,
-        f_divergence_type=config.f_divergence_type,
-        f_alpha_divergence_coef=config.f_alpha_divergence_coef,
-        discopop_tau=config.discopop_tau,
-        ld_alpha=config.ld_alpha,
-        use_weighting=config.use_weighting,
-    )
-
-
 def check(config: Config) -> None:
     """Everything that one field cannot know alone; raises the first DiagError, before any long work."""
     for key, choices in CHOICES.items():
@@ -254,7 +224,7 @@ def check(config: Config) -> None:
         value = getattr(getattr(config, group), name)
         if value not in choices:
             raise _wrong(key, value, f"one of {', '.join(choices)}")
-    _check_loss(config)
+    config.loss.check_trainable()
     _check_sources(config)
     t = config.trainer
     for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
@@ -275,22 +245,6 @@ def check(config: Config) -> None:
         if guard not in GUARDS:
             raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")
     check_prompts(config.prompts)
-
-
-def _check_loss(config: Config) -> None:
-    try:
-        spec = loss_spec(config.loss)
-    except DiagError as error:
-        error.usage = True
-        raise
-    if "cdpo" in spec.types:
-        raise _wrong("loss.types", "cdpo", "TRL 1.16's names; for noisy labels use robust with loss.label_smoothing")
-    if spec.beta <= 0:
-        raise _wrong("loss.beta", spec.beta, "more than 0")
-    if not 0 <= spec.label_smoothing < 0.5:
-        raise _wrong("loss.label_smoothing", spec.label_smoothing, "from 0 to below 0.5")
-    if "exo_pair" in spec.types and spec.label_smoothing == 0:
-        raise _wrong("loss.label_smoothing", 0, "more than 0: exo_pair takes its logarithm")
 
 
 def _check_sources(config: Config) -> None:

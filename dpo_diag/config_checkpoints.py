@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_diag.config import CHOICES, DataConfig, LossConfig, PromptsConfig, check_data, check_prompts, loss_spec
+from dpo_diag.config import CHOICES, DataConfig, PromptsConfig, check_data, check_prompts
 from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec
 
 
 @dataclass
@@ -41,7 +42,7 @@ class ScoreConfig(CheckpointsConfig):
     """dpo-score: checkpoints x preference pairs. `hold_out=false` scores every pair, not only the held-out share."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossSpec = field(default_factory=LossSpec)
     reference: str | None = None
     split: str = "eval"
     hold_out: bool = False
@@ -79,7 +80,6 @@ def checkpoint_names(config: CheckpointsConfig) -> list[str]:
 def check_score(config: ScoreConfig) -> None:
     """Everything that one field cannot know alone, before any model is loaded."""
     checkpoint_names(config)
-    loss_spec(config.loss)
     if config.data.kind == "task" or config.data.kind not in CHOICES["data.kind"]:
         raise DiagError(
             "name the pairs to score", where="data", got=config.data.kind, expected="jsonl, sharegpt or hub", usage=True

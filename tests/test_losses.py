@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import ADDITIVE, COUPLED, LossSpec, loss_at_reference, pair_losses
+from dpo_diag.losses import LOSSES, LossSpec, loss_at_reference, pair_losses
 
-TYPES = tuple(t for t in ADDITIVE if t != "cdpo")  # cdpo is older TRL's, see its own test
+TYPES = tuple(name for name, loss in LOSSES.items() if loss.in_trl and loss.formula)
+COUPLED = tuple(name for name, loss in LOSSES.items() if loss.formula is None)
 F_TYPES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 LENGTHS = np.array([[3, 5, 1, 4], [4, 2, 6, 4]])  # chosen, rejected; four pairs
 PROMPT = 2

@@ -78,11 +78,11 @@ def _numbers(text: str | None) -> tuple[float, ...]:
 
 
 def _check(options: Any) -> None:
-    from dpo_diag.losses import ADDITIVE, COUPLED
+    from dpo_diag.losses import LOSSES
 
-    unknown = [t for t in options.loss if t not in ADDITIVE + COUPLED]
+    unknown = [t for t in options.loss if t not in LOSSES]
     if unknown:
-        raise DiagError("unknown loss type", got=unknown, expected=f"some of {ADDITIVE + COUPLED}", usage=True)
+        raise DiagError("unknown loss type", got=unknown, expected=f"some of {tuple(LOSSES)}", usage=True)
     if options.beta is not None and not (options.beta > 0 and math.isfinite(options.beta)):
         raise DiagError("beta is a positive number", got=options.beta, usage=True)
     if options.label_smoothing is not None and not 0 <= options.label_smoothing < 0.5:

@@ -8,7 +8,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import run_app, to_config
-from dpo_diag.config import loss_spec
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
 
 
@@ -33,7 +32,7 @@ def job(cfg: DictConfig) -> str:
         max_length=config.max_length, truncation_mode=config.truncation_mode,
         loader=Loader(**vars(config.loader)), batch_size=config.batch_size, tokens=config.tokens,
         no_prompt=config.no_prompt, ches=config.ches,
-        facts={"loss": loss_spec(config.loss).to_dict(), "data": source.summary(), "name": config.name},
+        facts={"loss": config.loss.to_dict(), "data": source.summary(), "name": config.name},
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     source.write_report(folder)

@@ -17,7 +17,7 @@ from dpo_diag.importers.merged import Column, History
 from dpo_diag.importers.opening import Trouble
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
-from dpo_diag.losses import ADDITIVE, COUPLED, LossSpec
+from dpo_diag.losses import LOSSES, LossSpec
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.writer import RunWriter, part_range
 
@@ -213,7 +213,7 @@ def _loss_document(types: tuple[str, ...], beta: float | None, options: Options,
         return {"not_applicable": "the source does not name its loss (--loss sigmoid --beta 0.1)", **known}
     smoothing = options.label_smoothing if options.label_smoothing is not None else facts.label_smoothing or 0.0
     names = tuple("cdpo" if t == "sigmoid" and smoothing > 0 else t for t in types)
-    if any(t not in ADDITIVE + COUPLED for t in names):
+    if any(t not in LOSSES for t in names):
         return {"not_applicable": f"no per-pair form of the loss {', '.join(names)} is known here", **known}
     if beta is None:
         return {"not_applicable": "beta is not known (--beta 0.1)", **known}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dpo_diag.diagnosis.decompose.loss_split import COLUMNS, split_losses, summarise
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import ADDITIVE, COUPLED, DIVERGENCES, LossSpec, pair_losses
+from dpo_diag.losses import DIVERGENCES, LOSSES, LossSpec, pair_losses
 
 FINITE = st.floats(-80.0, 80.0)
 PAIR = st.tuples(FINITE, FINITE, FINITE, FINITE, st.integers(1, 300), st.integers(1, 300), st.floats(-900.0, 0.0))
@@ -58,7 +58,7 @@ def test_sft_term_belongs_to_chosen_and_is_the_batch_token_mean() -> None:
     assert rows["rejected_part"].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", ADDITIVE)
+@pytest.mark.parametrize("kind", [name for name, loss in LOSSES.items() if loss.formula])
 @settings(max_examples=12, deadline=None)
 @given(rows=st.lists(PAIR, min_size=1, max_size=12), beta=st.floats(0.01, 2.0))
 def test_every_additive_loss_adds_up(kind: str, rows: list[tuple[Any, ...]], beta: float) -> None:
@@ -100,7 +100,7 @@ def test_wpo_weight_stands_apart_and_adds_up() -> None:
     assert summary["weight_part"] != 0.0
 
 
-@pytest.mark.parametrize("kind", COUPLED)
+@pytest.mark.parametrize("kind", [name for name, loss in LOSSES.items() if loss.formula is None])
 def test_coupled_losses_are_refused_by_name(kind: str) -> None:
     with pytest.raises(DiagError, match=f"{kind} couples"):
         split_losses(LossSpec(types=(kind,)), frame([(0, 0, 1, 1, 1, 1, -1)]))

@@ -1,0 +1,23 @@
+"""Preference losses: how one is described (`LossSpec`, also the Hydra node), what each kind's value is per pair
+(`LOSSES`, one entry a kind), and what follows from both. Training checks TRL's number with it, analysis splits a
+change with it exactly. No torch here: the formulas take numpy arrays and torch tensors alike.
+"""
+
+from dpo_diag.losses.registry import LOSSES, NUMPY, FloatArray, Loss, Ops, Pairs
+from dpo_diag.losses.spec import DIVERGENCES, LossSpec
+from dpo_diag.losses.values import loss_at_reference, loss_floor, pair_losses, term_sum
+
+__all__ = [
+    "DIVERGENCES",
+    "LOSSES",
+    "NUMPY",
+    "FloatArray",
+    "Loss",
+    "LossSpec",
+    "Ops",
+    "Pairs",
+    "loss_at_reference",
+    "loss_floor",
+    "pair_losses",
+    "term_sum",
+]

@@ -1,0 +1,96 @@
+"""The description of a preference loss: one dataclass for conf/loss/*.yaml, the trainer, run.json and the analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.losses.registry import LOSSES
+
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+
+
+@dataclass  # not frozen: OmegaConf makes a frozen node read-only, and Hydra could not set its keys
+class LossSpec:
+    """What a preference loss is made of; the names are TRL's DPOConfig's.
+
+    Attributes:
+        types: kinds of `LOSSES` that are added up.
+        weights: one factor each; all 1 if empty.
+        beta: inverse temperature (ipo: tau).
+        ld_alpha: LD-DPO's factor on the tokens beyond the shorter response (arXiv 2409.06411); it changes the
+            log-probs that enter a and b (column `loss_logp`), not the loss.
+        use_weighting: WPO (arXiv 2406.11827): each pair's loss times its detached weight.
+
+    Raises:
+        DiagError: an unknown kind or divergence, another number of weights than types.
+    """
+
+    types: tuple[str, ...] = ("sigmoid",)
+    weights: tuple[float, ...] = ()
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    discopop_tau: float = 0.05
+    ld_alpha: float | None = None
+    use_weighting: bool = False
+
+    def __post_init__(self) -> None:
+        # Hydra and JSON have lists only.
+        self.types, self.weights = tuple(self.types), tuple(self.weights)
+        unknown = [t for t in self.types if t not in LOSSES]
+        if unknown or not self.types:
+            expected = f"some of {', '.join(LOSSES)}"
+            raise DiagError("unknown loss type", got=unknown or "none", expected=expected, usage=True)
+        if self.weights and len(self.weights) != len(self.types):
+            expected = f"{len(self.types)} weights"
+            raise DiagError("one weight per loss type", got=self.weights, expected=expected, usage=True)
+        if self.f_divergence_type not in DIVERGENCES:
+            expected = f"one of {DIVERGENCES}"
+            raise DiagError("unknown f-divergence", got=self.f_divergence_type, expected=expected, usage=True)
+
+    def check_trainable(self) -> None:
+        """What a record may hold and a training may not.
+
+        Raises:
+            DiagError: beta that is not positive, label smoothing out of range or missing where it is needed.
+        """
+
+        def wrong(key: str, got: object, expected: str) -> DiagError:
+            return DiagError("configuration does not fit", where=f"loss.{key}", got=got, expected=expected, usage=True)
+
+        if self.beta <= 0:
+            raise wrong("beta", self.beta, "more than 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise wrong("label_smoothing", self.label_smoothing, "from 0 to below 0.5")
+        for kind in self.types:
+            if LOSSES[kind].needs_smoothing and self.label_smoothing == 0:
+                raise wrong("label_smoothing", 0, f"more than 0: {kind} takes its logarithm")
+
+    @property
+    def term_weights(self) -> tuple[float, ...]:
+        """One factor per type."""
+        return self.weights or (1.0,) * len(self.types)
+
+    @property
+    def not_additive(self) -> str | None:
+        """Why this loss has no per-pair value, or None if it has one."""
+        coupled = [t for t in self.types if LOSSES[t].formula is None]
+        if coupled:
+            return f"{', '.join(coupled)} couples the pairs of a batch"
+        if self.use_weighting and "sft" in self.types:
+            return "sft under use_weighting multiplies a batch mean by pair weights"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As run.json keeps it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> LossSpec:
+        """From run.json's `loss`; keys that are not the loss's own are ignored."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in document.items() if k in known and v is not None})
