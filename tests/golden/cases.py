@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpo_diag import load_run
 from dpo_diag.commands.diag import main
 from tests.golden import binaries, written
 from tests.golden.report import content
@@ -82,12 +83,34 @@ CASES["example_explain_train"] = _brief(_explain_example("--split", "train"))
 CASES["formats"] = lambda folder: dpo_diag("import", "--formats", "--json")
 
 
+def _records(path: Path) -> dict[str, Any]:
+    """A run as `load_run` gives it: run.json, every series of the history in a few numbers, sums of the pairs."""
+    run = load_run(path)
+    series = {}
+    for (split, name), rows in run.history.groupby(["split", "name"], observed=True, sort=True):
+        if str(name).endswith(("runtime", "_per_second")):
+            continue
+        rows = rows.sort_values("step")
+        series[f"{split} {name}"] = {
+            "steps": [len(rows), int(rows["step"].iloc[0]), int(rows["step"].iloc[-1])],
+            "values": [float(v) for v in (rows["value"].iloc[0], rows["value"].iloc[-1], rows["value"].mean())],
+            "last_epoch": float(rows["epoch"].iloc[-1]),
+            "derived": bool(rows["derived"].eq(True).any()),
+        }
+    pairs = {}
+    for key, rows in run.pairs.groupby(["step", "split", "role", "side"], observed=True, sort=True):
+        numbers = rows.select_dtypes("number").drop(columns="step").dropna(axis=1, how="all")
+        pairs[" ".join(map(str, key))] = {"n": len(rows), **{k: float(v) for k, v in numbers.sum().items()}}
+    return {"run.json": run.meta, "history": series, "pairs": pairs, "n_texts": len(run.texts)}
+
+
 def _imported(make: Callable[[Path], Path], *options: str) -> Case:
-    """What `import` says of a source and what `explain` says of the run that it wrote."""
+    """What `import` says of a source, what it wrote, and what `explain` says of that."""
 
     def case(folder: Path) -> Any:
-        read = dpo_diag("import", make(folder), "--out", folder / "run", "--json", *options)
-        return {"import": read, "explain": dpo_diag("explain", folder / "run", "--json", "--no-write")}
+        imported = dpo_diag("import", make(folder), "--out", folder / "run", "--json", *options)
+        explained = dpo_diag("explain", folder / "run", "--json", "--no-write")
+        return {"import": imported, "records": _records(folder / "run"), "explain": explained}
 
     return _brief(case)
 
@@ -186,23 +209,24 @@ CASES["example_outputs_printed"] = lambda folder: _printed(
 )
 
 
-def _report(folder: Path) -> Any:
-    run = example(folder)
-    told = dpo_diag("report", run, "--out", folder / "report.html", "--open-less")
-    return {"exit": told["exit"], "sections": content((folder / "report.html").read_text(encoding="utf-8"))}
+def _report(run: Path, folder: Path) -> Any:
+    """What a reader sees in the report, by section."""
+    page = folder / "report.html"
+    document = dpo_diag("report", run, "--out", page, "--open-less")
+    return {"exit": document["exit"], "sections": content(page.read_text(encoding="utf-8"))}
 
 
 def _report_of_an_import(folder: Path) -> Any:
     dpo_diag("import", INPUTS / "trl_displaced", "--out", folder / "run")
-    told = dpo_diag("report", folder / "run", "--out", folder / "report.html", "--open-less")
-    return {"exit": told["exit"], "sections": content((folder / "report.html").read_text(encoding="utf-8"))}
+    return _report(folder / "run", folder)
 
 
 def _sweep(folder: Path) -> Any:
     """Two imported runs, the example, and a folder that is no run."""
     for name, source in (("a", "trl_displaced"), ("b", "trl_wrong_reference_trainer_state.json")):
         dpo_diag("import", INPUTS / source, "--out", folder / name, "--loss", "sigmoid", "--beta", "0.1")
-    return dpo_diag("sweep", folder / "a", folder / "b", example(folder), "--json")
+    (folder / "empty").mkdir()
+    return dpo_diag("sweep", folder / "a", folder / "b", folder / "empty", example(folder), "--json")
 
 
 def _doctor(folder: Path) -> Any:
@@ -211,7 +235,7 @@ def _doctor(folder: Path) -> Any:
     return {"exit": document["exit"], "run": document["output"]["run"]}
 
 
-CASES["example_report"] = _report
+CASES["example_report"] = lambda folder: _report(example(folder), folder)
 CASES["import_report"] = _report_of_an_import
 CASES["sweep"] = _sweep
 CASES["doctor"] = _doctor
@@ -231,7 +255,7 @@ def _trained(method: str) -> Case:
 
         run = getattr(trained, f"train_{method}")(folder)
         document = dpo_diag("explain", run, "--json", "--no-write")
-        return {"exit": document["exit"], "output": document["output"]}
+        return {"exit": document["exit"], "output": document["output"], "records": _records(run)}
 
     return _brief(case)
 

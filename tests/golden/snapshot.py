@@ -23,10 +23,11 @@ NAMES = ("code", "name", "phrase", "behaviour")
 MOST_SHOWN = 20
 LINE = 118
 ROUNDING_ERROR = re.compile(r"[-−+]?\d+(\.\d+)?e[-−]1[3-9]")
+SCRATCH = re.compile(r"\S*/dpo-diag-import-[^/\s]+")  # where an archive was unpacked
 MOMENT = re.compile(r"\b20\d\d-\d\d-\d\d(T[\d:.]+([+-][\d:]+|Z)?)?")
 SENTENCE = re.compile(r"\S+\s+\S+")
 MACHINE = frozenset((
-    "created", "started", "finished", "created_at", "finished_at", "time", "seconds", "duration", "version",
+    "created", "started", "ended", "packages", "git_commit", "time", "seconds", "duration", "version",
     "schema_version", "hash", "sha256",
 ))  # fmt: skip
 """Keys whose values belong to the machine, the moment or the release: left out of every snapshot."""
@@ -54,11 +55,14 @@ def _reduced(value: Any, path: str, texts: dict[str, str], places: Mapping[str, 
         }
     if isinstance(value, (list, tuple)):
         return _reduced_list(list(value), path, texts, places)
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)  # NaN equals no NaN
         return float(f"{value:.{DIGITS}g}") if abs(value) > ZERO else 0.0
     if isinstance(value, str):
         for place, name in places.items():
             value = value.replace(place, name)
+        value = SCRATCH.sub("SCRATCH", value)
         if SENTENCE.search(value):
             texts[path] = "\n".join(_printable(line) for line in value.split("\n"))
             return "..."
