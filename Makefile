@@ -19,7 +19,7 @@ $(BIN)/python:
 
 $(VENV)/.ready: $(BIN)/python pyproject.toml requirements.lock
 	$(BIN)/python -m pip install -q -c requirements.lock "$(TORCH)"
-	$(BIN)/python -m pip install -q -c requirements.lock -e .
+	$(BIN)/python -m pip install -q -c requirements.lock -e ".[train]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

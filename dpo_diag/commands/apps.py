@@ -32,3 +32,7 @@ def score() -> int:
 def generate() -> int:
     """dpo-generate"""
     return _run("generate")
+
+
+if __name__ == "__main__":
+    sys.exit(_run(sys.argv.pop(1)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
 from dpo_diag.report.displays.checks import checks_frame
 from dpo_diag.report.headline import HARM
 from dpo_diag.report.text import clean
@@ -51,7 +52,7 @@ def build_report(
         group: only the runs of this W&B group.
 
     Raises:
-        DiagError: wandb-workspaces is not installed.
+        DiagError: wandb_workspaces is not installed.
     """
     wr = _workspaces()
     charts = [*CHARTS, *([("Task scores", tuple(scores), False)] if scores else [])]
@@ -84,12 +85,10 @@ def build_report(
 
 
 def _workspaces() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own deprecations, which its users can do nothing about
-            import wandb_workspaces.reports.v2 as wr
-    except ImportError as error:
-        raise DiagError("wandb-workspaces is not installed", hint="pip install 'dpo-diag[wandb-report]'") from error
+    require("wandb_workspaces", "a W&B report")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own deprecations, which its users can do nothing about
+        import wandb_workspaces.reports.v2 as wr
     return wr
 
 

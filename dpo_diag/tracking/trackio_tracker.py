@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
 from dpo_diag.records.writer import without_secrets
 from dpo_diag.tracking.base import STEP
 from dpo_diag.tracking.outputs_table import outputs_table
@@ -31,12 +31,9 @@ class TrackioTracker:
 
     def start(self, config: Mapping[str, Any], run_name: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """See `Tracker.start`."""
-        try:
-            import trackio
-        except ImportError as error:
-            raise DiagError(
-                "trackio is not installed", hint="pip install 'dpo-diag[trackio]', or tracking=wandb"
-            ) from error
+        require("trackio", "tracking with trackio")
+        import trackio
+
         before = trackio.context_vars.current_run.get()
         with contextlib.redirect_stdout(io.StringIO()):  # stdout may be promised to one JSON document
             self._run = trackio.init(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
 from dpo_diag.records.writer import without_secrets
 from dpo_diag.tracking.base import STEP
 from dpo_diag.tracking.outputs_table import outputs_table
@@ -39,12 +39,9 @@ class WandbTracker:
 
     def start(self, config: Mapping[str, Any], run_name: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """See `Tracker.start`; the W&B files lie in FOLDER/wandb."""
-        try:
-            import wandb
-        except ImportError as error:
-            raise DiagError(
-                "wandb is not installed", hint="pip install wandb, or turn it off with tracking=none"
-            ) from error
+        require("wandb", "tracking with W&B")
+        import wandb
+
         Path(folder).mkdir(parents=True, exist_ok=True)
         # create_new: two trainings in one process would otherwise be merged, and a run that the user's own script has
         # open would be taken over. console off: a sweep's jobs share one console.

@@ -131,7 +131,7 @@ def test_a_missing_package_stops_nothing(kind: str, monkeypatch: pytest.MonkeyPa
     where = tracker.start({}, "r", tmp_path)
     tracker.log(1, {"train/loss": 0.7})
     tracker.finish()
-    assert f"{kind} is not installed" in where["failed"]
+    assert f"needs {kind}, which is not installed" in where["failed"]
     assert len(tracker.failures) == 1
 
 
