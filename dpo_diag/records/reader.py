@@ -17,7 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.run_info import RunInfo
+from dpo_diag.records.run_upgrade import read_info
 from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
+from dpo_diag.records.splits import Role, preferred
 from dpo_diag.records.writer import RUN_FILE, part_range
 
 _REFERENCE_COLUMNS = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
@@ -65,6 +68,23 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, kind={self.kind!r}, status={self.meta.get('status')!r})"
+
+    @cached_property
+    def info(self) -> RunInfo:
+        """run.json, typed; one of schema 1.0 is brought up to this version.
+
+        Raises:
+            DiagError: a field of the wrong type.
+        """
+        return read_info(self.meta, self.path / RUN_FILE, lambda: self.history)
+
+    def role(self, split: str) -> Role:
+        """What a split's pairs are to the training: train | train_probe | held_out | other."""
+        return self.info.role(split)
+
+    def preferred(self, splits: Iterable[str]) -> list[str]:
+        """Splits in the order in which an analysis prefers them, best first; see `records.splits`."""
+        return preferred(splits, self.role)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,244 @@
+"""run.json as typed records: every field with its type, meaning, unit; what a source does not know is null.
+
+The annotations are the schema (see typed_json). `RunWriter` writes nothing else, `Run.info` reads it, and a run.json of
+schema 1.0 becomes this in `run_upgrade.upgrade`.
+"""
+
+# ruff: noqa: RUF009 (`declared` is dataclasses.field, and frozen dataclasses are safe defaults)
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from dpo_diag.losses import LossSpec
+from dpo_diag.records.splits import Role, role_from_name
+from dpo_diag.records.typed_json import declared, hints
+
+Kind = Literal["trained", "scored", "imported"]
+Status = Literal["running", "finished", "failed", "interrupted"]
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A PEFT adapter on the model."""
+
+    type: str | None = declared("PEFT's name of the method: LORA, ...")
+    r: int | None = declared("rank")
+    lora_alpha: float | None = declared("scale is lora_alpha / r (rsLoRA: / sqrt r)")
+    lora_dropout: float | None = declared("dropout before the adapter")
+    target_modules: tuple[str, ...] | str | None = declared("modules that it changes, or a pattern of their names")
+    use_rslora: bool | None = declared("rank-stabilised scale")
+    use_dora: bool | None = declared("DoRA")
+    task_type: str | None = declared("PEFT's task: CAUSAL_LM")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model: the policy, or one that was scored."""
+
+    name: str | None = declared("folder or hub name")
+    revision: str | None = declared("commit on the hub")
+    architecture: str | None = declared("class name in transformers")
+    n_parameters: int | None = declared("all parameters", "count")
+    n_trainable: int | None = declared("parameters that training changes", "count")
+    dtype: str | None = declared("torch's name of the weights' type: float32, bfloat16")
+    attn_implementation: str | None = declared("transformers' name: sdpa, eager, flash_attention_2")
+    fingerprint: str | None = declared("SHA-256 over names, types, shapes and bytes of the weights")
+    adapter: AdapterInfo | None = declared("adapter; null for full fine-tuning")
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """A tokenizer."""
+
+    name: str | None = declared("folder or hub name")
+    vocab_size: int | None = declared("tokens", "count")
+    pad_token: str | None = declared("padding token")
+    eos_token: str | None = declared("end token")
+    eos_token_id: int | None = declared("its id")
+    chat_template: bool | None = declared("whether it has a chat template")
+    fingerprint: str | None = declared("SHA-256 over rules, vocabulary, special tokens, chat template")
+
+
+@dataclass(frozen=True)
+class ReferenceInfo(ModelInfo):
+    """The reference, against which log-ratios are taken."""
+
+    kind: str | None = declared("where its log-probs come from: frozen copy, named model, adapter switched off, ...")
+    fixed: bool | None = declared("false where it follows the policy during training")
+    step: int | None = declared("the policy at this step is the reference", "optimizer steps")
+    source: str | None = declared("imports: the rows that hold the reference's log-probs")
+    tokenizer: TokenizerInfo | None = declared("its tokenizer, where it is not the policy's")
+
+
+@dataclass(frozen=True)
+class TrainingInfo:
+    """The trainer's arguments, under their names in transformers and TRL."""
+
+    seed: int | None = declared("seed of the training")
+    data_seed: int | None = declared("seed of the sampler")
+    learning_rate: float | None = declared("peak learning rate")
+    lr_scheduler_type: str | None = declared("schedule")
+    optim: str | None = declared("optimizer")
+    weight_decay: float | None = declared("weight decay")
+    warmup_steps: float | None = declared("steps, or below 1 a share of all steps")
+    max_grad_norm: float | None = declared("gradients are clipped to this norm")
+    per_device_train_batch_size: int | None = declared("pairs in a micro-batch", "pairs")
+    per_device_eval_batch_size: int | None = declared("pairs in an evaluation batch", "pairs")
+    gradient_accumulation_steps: int | None = declared("micro-batches in a step", "count")
+    max_steps: int | None = declared("-1: num_train_epochs decides", "optimizer steps")
+    num_train_epochs: float | None = declared("passes over the training set")
+    max_length: int | None = declared("prompt and response are cut to this", "tokens")
+    truncation_mode: str | None = declared("which end of a prompt is kept")
+    bf16: bool | None = declared("bfloat16 autocast")
+    fp16: bool | None = declared("float16 autocast")
+    gradient_checkpointing: bool | None = declared("activations are computed twice")
+    disable_dropout: bool | None = declared("dropout is off, in adapters too")
+    logging_steps: float | None = declared("steps, or below 1 a share of all steps")
+    eval_steps: float | None = declared("steps, or below 1 a share of all steps")
+    save_steps: float | None = declared("steps, or below 1 a share of all steps")
+    world_size: int | None = declared("processes", "count")
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """A split of the records: rows of one origin."""
+
+    role: Role = declared("train | train_probe | held_out | other, see records.splits", default="other")
+    n_pairs: int | None = declared("different pairs", "pairs")
+    n_duplicates: int | None = declared("pairs beyond the first of each id", "pairs")
+    fingerprint: str | None = declared("hash of the sorted pair_ids")
+    handed_to_evaluate: bool | None = declared("a set that was passed to evaluate(), not the trainer's own")
+
+
+@dataclass(frozen=True)
+class PromptsInfo:
+    """The fixed prompts that outputs/ answers."""
+
+    kind: str | None = declared("none | task | file")
+    path: str | None = declared("file")
+    n: int | None = declared("prompts", "count")
+    hash: str | None = declared("hash over the prompts")
+
+
+@dataclass(frozen=True)
+class DecodingInfo:
+    """How the answers in outputs/ were written; see inference.generation.Decoding."""
+
+    max_new_tokens: int | None = declared("the end token included", "tokens")
+    greedy: bool | None = declared("sample 0 is the greedy answer")
+    n_samples: int | None = declared("seeded samples for each prompt", "count")
+    temperature: float | None = declared("of the samples")
+    top_p: float | None = declared("nucleus of the samples")
+    top_k: int | None = declared("0: all tokens", "tokens")
+    seed: int | None = declared("of the samples")
+    stop_token_ids: tuple[int, ...] | None = declared("null: the model's and the tokenizer's end tokens")
+    hash: str | None = declared("hash over all of these")
+
+
+@dataclass(frozen=True)
+class DroppedPair:
+    """A pair that could not be scored."""
+
+    pair_id: str | None = declared("its id")
+    why: str | None = declared("reason")
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where an imported run comes from and how it was read."""
+
+    files: tuple[str, ...] = declared("files that were read", default=())
+    format: str | None = declared("format of the first source, as --as takes it")
+    formats: tuple[str, ...] = declared("format of each source", default=())
+    trainer: str | None = declared("who wrote the log")
+    trainer_version: str | None = declared("its version or range of versions")
+    steps_from: Mapping[str, str] = declared("file -> what gave its rows their step", factory=dict)
+    logps_why: str | None = declared("what decided whether logps are sums or means")
+    said: Mapping[str, str] = declared("fact -> file and line that says it", factory=dict)
+    options: Mapping[str, Any] = declared("options of the import", factory=dict)
+    names: Mapping[str, str] = declared("the log's name -> ours", factory=dict)
+    kept_under_own_name: tuple[str, ...] = declared("names that no table knows", default=())
+    left_out: tuple[str, ...] = declared("names of timing and bookkeeping", default=())
+    summary: Mapping[str, Any] | None = declared("the log's final summary row")
+    duplicates: int | None = declared("rows that repeat a step", "rows")
+    backtracks: tuple[Mapping[str, Any], ...] = declared("split, from, to where steps run backwards", default=())
+    read: int | None = declared("rows that were read", "rows")
+    skipped: tuple[Mapping[str, Any], ...] = declared("line and why; empty where more than can be listed", default=())
+    skipped_count: int | None = declared("rows that were not read", "rows")
+    beta_check: Mapping[str, Any] | None = declared("whether the reference derived with beta is constant")
+    nll_weight: float | None = declared("weight of the NLL term in the loss")
+    notes: tuple[str, ...] = declared("what a reader of the log should know", default=())
+    details: Mapping[str, Any] = declared("what only this format says", factory=dict)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """run.json. Times are ISO 8601 in UTC."""
+
+    schema_version: str = declared("major.minor", default="")
+    kind: Kind = declared("trained | scored | imported", default="trained")
+    status: Status | None = declared("running | finished | failed | interrupted")
+    error: str | None = declared("what ended a failed run")
+    created: str | None = declared("when the folder was made")
+    ended: str | None = declared("when the status became final")
+    name: str | None = declared("the run's name in its configuration")
+    seed: int | None = declared("seed of everything")
+    task: str | None = declared("embedded task, or none")
+    method: str | None = declared("sft for supervised runs")
+    trainer: str | None = declared("class of the trainer")
+    git_commit: str | None = declared("commit of the working directory, + where files were changed")
+    packages: Mapping[str, str] = declared("versions of the packages that decide what is computed", factory=dict)
+    notes: tuple[str, ...] = declared("what was decided for the user", default=())
+
+    model: ModelInfo = declared("the policy", default=ModelInfo())
+    tokenizer: TokenizerInfo = declared("the policy's tokenizer", default=TokenizerInfo())
+    other_tokenizers: tuple[TokenizerInfo, ...] = declared("of checkpoints scored under another one", default=())
+    reference: ReferenceInfo = declared("the reference", default=ReferenceInfo())
+    training: TrainingInfo = declared("the trainer's arguments", default=TrainingInfo())
+
+    loss: LossSpec | None = declared("the loss, where its formula is known")
+    loss_reason: str | None = declared("why `loss` is null")
+    loss_names: tuple[str, ...] = declared("the loss as the source names it, where `loss` is null", default=())
+    loss_like: str | None = declared("where nothing names the loss: the formula that the logged means follow (sigmoid)")
+    beta: float | None = declared("beta of the loss: named by the source, or inferred from its means")
+    logps: Reduction | None = declared("whether history's logps/* are sums or means over a response's tokens")
+    reference_free: bool | None = declared("rewards are beta times the log-prob itself: no reference in them")
+
+    splits: Mapping[str, SplitInfo] = declared("every split of the records", factory=dict)
+    data: Mapping[str, Any] = declared("sources, counts and reasons, as in data_report.json", factory=dict)
+    prompts: PromptsInfo = declared("the fixed prompts", default=PromptsInfo())
+    decoding: DecodingInfo = declared("how answers were written", default=DecodingInfo())
+    dropped_pairs: tuple[DroppedPair, ...] = declared("the first 100 pairs that could not be scored", default=())
+    source: SourceInfo = declared("imports: where the run comes from", default=SourceInfo())
+    tracking: Mapping[str, Any] = declared("where a tracker shows the run", factory=dict)
+    other: Mapping[str, Any] = declared("fields of run.json that this version does not know", factory=dict)
+
+    def role(self, split: str) -> Role:
+        """What the split's pairs are to the training; by its name where the run does not say."""
+        known = self.splits.get(split)
+        return known.role if known is not None else role_from_name(split)
+
+
+class DeclaredField(NamedTuple):
+    """One line of the schema of run.json."""
+
+    name: str
+    type: str
+    unit: str | None
+    meaning: str
+
+
+def declared_fields(kind: type = RunInfo, prefix: str = "") -> Iterator[DeclaredField]:
+    """Every field of run.json with a dotted name, depth first; a loss's fields are those of LossSpec."""
+    for field in dataclasses.fields(kind):
+        annotation = hints(kind)[field.name]
+        name = f"{prefix}{field.name}"
+        shown = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        yield DeclaredField(name, shown, field.metadata["unit"], field.metadata["meaning"])
+        if dataclasses.is_dataclass(annotation):
+            yield from declared_fields(annotation, f"{name}.")  # type: ignore[arg-type]
