@@ -24,7 +24,7 @@ from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dpo_diag.inference.generation import Decoding
+    from dpo_diag.models.decoding import Decoding
 
 _KEEP_ALL = 2**62
 
@@ -76,7 +76,8 @@ def generate_checkpoints(
     Raises:
         DiagError: answers in `out` were written under other decoding settings or for other prompts of the same ids.
     """
-    from dpo_diag.inference.generation import Decoding, generate
+    from dpo_diag.inference.generation import generate
+    from dpo_diag.models.decoding import Decoding
 
     decoding, loader = decoding or Decoding(), loader or Loader()
     rows = to_prompts(prompts)

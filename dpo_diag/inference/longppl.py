@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import _as_it_was as evaluating
 from dpo_diag.inference.scoring import _Scorer, _Sequence
+from dpo_diag.models.borrowed import borrowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ def long_and_short(
         )  # fmt: skip
     scorer = _Scorer(model, 0, hidden=False)
     spans = windows(len(ids), truncation, window)
-    with evaluating(model):
+    with borrowed(model):
         long = np.concatenate([[np.nan], scorer.measure([_Sequence(0, "", ids[:1], ids[1:])])[0].logp])
         short = long.copy()
         for at in range(0, len(spans), batch_size):

@@ -15,8 +15,8 @@ import torch
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.tokenizing import encode_pairs
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import _as_it_was as evaluating
-from dpo_diag.inference.generation import _forward_names as forward_names
+from dpo_diag.models.batches import forward_parameters
+from dpo_diag.models.borrowed import borrowed
 from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.records.schemas import SIDES
 
@@ -61,13 +61,13 @@ def next_token_logp(model: PreTrainedModel, contexts: Sequence[Sequence[int]], *
     if not all(len(c) for c in contexts):
         raise DiagError("a position has nothing before it", expected="a prompt or an earlier token")
     device = next(model.parameters()).device
-    kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in forward_names(model) else {}
+    kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
     order = sorted(range(len(contexts)), key=lambda i: (-len(contexts[i]), i))
     found: list[FloatArray | None] = [None] * len(contexts)
     last: tuple[torch.Tensor, torch.Tensor]
     handle = head.register_forward_pre_hook(lambda _, given: (given[0][last][None], *given[1:]))
     try:
-        with evaluating(model):
+        with borrowed(model):
             for start in range(0, len(order), batch_size):
                 chunk = order[start : start + batch_size]
                 width = max(len(contexts[i]) for i in chunk)

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import Decoding, encode_prompt, generate
-from dpo_diag.inference.generation import _as_it_was as evaluating
-from dpo_diag.inference.generation import _forward_names as forward_names
+from dpo_diag.inference.generation import encode_prompt, generate
 from dpo_diag.inference.prompts import Prompt
+from dpo_diag.models.batches import forward_parameters
+from dpo_diag.models.borrowed import borrowed
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
+from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import Run
 
 if TYPE_CHECKING:
@@ -339,11 +340,11 @@ def token_logps(
         return np.empty(0), []
     device = next(model.parameters()).device
     ids = torch.tensor([[*prompt_ids, *answer_ids]], device=device)
-    names = forward_names(model)
+    names = forward_parameters(model)
     kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
     if "logits_to_keep" in names:
         kwargs["logits_to_keep"] = n + 1
-    with evaluating(model):
+    with borrowed(model):
         logits = model(input_ids=ids, **kwargs).logits[0, -n - 1 : -1].float()
         logp = torch.log_softmax(logits, dim=-1)
     own = logp.gather(1, ids[0, -n:].unsqueeze(1)).squeeze(1)

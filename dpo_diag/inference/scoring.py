@@ -22,8 +22,8 @@ from dpo_diag.data.pairs import Row
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokenizing import EncodedPair, encode_pairs
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import _as_it_was as evaluating
-from dpo_diag.inference.generation import _forward_names as forward_names
+from dpo_diag.models.batches import forward_parameters
+from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TABLES
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Scorer:
     def __init__(self, model: PreTrainedModel, pad_id: int, hidden: bool) -> None:
         self.model, self.pad_id, self.hidden = model, pad_id, hidden
         self.device = next(model.parameters()).device
-        self.names = forward_names(model)
+        self.names = forward_parameters(model)
         self.head = model.get_output_embeddings()
         if self.head is None:
             raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
@@ -220,7 +220,7 @@ def score_pairs(
     measured: dict[int, _Measured] = {}
     alone: dict[int, npt.NDArray[np.float64]] = {}
     title = f"scoring, step {step}, {role}"
-    with evaluating(model), tqdm(
+    with borrowed(model), tqdm(
         total=len(sequences) + len(bare), desc=title, unit="response", disable=not progress
     ) as bar:  # fmt: skip
         for chunk in _batches(sequences, batch_size):
@@ -325,7 +325,7 @@ def answer_logp(
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     scorer = _Scorer(model, pad, False)
     found = np.full(len(sequences), np.nan)
-    with evaluating(model), tqdm(total=len(sequences), unit="answer", disable=not progress) as bar:
+    with borrowed(model), tqdm(total=len(sequences), unit="answer", disable=not progress) as bar:
         for chunk in _batches(sequences, batch_size):
             for i, m in zip(chunk, scorer.measure([sequences[i] for i in chunk]), strict=True):
                 found[i] = m.logp.sum()

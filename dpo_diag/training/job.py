@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from dpo_diag.config import Config, check
 from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import Decoding, decoding_from, generate
+from dpo_diag.inference.generation import decoding_from, generate
+from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
 from dpo_diag.records.writer import write_json
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback

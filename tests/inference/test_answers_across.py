@@ -10,9 +10,9 @@ import pytest
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.answers_across import score_across
 from dpo_diag.inference.checkpoint_runs import generate_checkpoints
-from dpo_diag.inference.generation import Decoding
 from dpo_diag.inference.scoring import answer_logp
 from dpo_diag.models.checkpoints import Loader
+from dpo_diag.models.decoding import Decoding
 from dpo_diag.outputs.compare import compare
 from dpo_diag.records import load_run
 from dpo_diag.records.answer_logps import read_answer_logps

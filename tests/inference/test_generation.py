@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import Decoding, _draw, encode_prompt, generate, stop_ids
+from dpo_diag.inference.generation import encode_prompt, generate
 from dpo_diag.inference.prompts import Prompt
+from dpo_diag.models.decoding import Decoding, draw, stop_ids
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
 
@@ -88,11 +89,11 @@ def test_sampling_follows_the_distribution() -> None:
     """Masses .5, .3, .2 at u = .49, .51, .79, .81; top_p .7 keeps the first two: .625 and .375 of what is left."""
     logits = torch.tensor([[0.3, 0.5, 0.2]]).log().repeat(4, 1)
     u = torch.tensor([0.29, 0.31, 0.79, 0.81], dtype=torch.float64)
-    assert _draw(logits, u, Decoding()).tolist() == [0, 1, 1, 2]
+    assert draw(logits, u, Decoding()).tolist() == [0, 1, 1, 2]
     nucleus = Decoding(top_p=0.7)
-    assert _draw(logits, torch.tensor([0.62, 0.63, 0.999, 0.0]).double(), nucleus).tolist() == [1, 0, 0, 1]
-    assert _draw(logits, u, Decoding(top_k=1)).tolist() == [1, 1, 1, 1]
-    cold = _draw(logits, torch.tensor([0.01, 0.99, 0.5, 0.5]).double(), Decoding(temperature=0.01))
+    assert draw(logits, torch.tensor([0.62, 0.63, 0.999, 0.0]).double(), nucleus).tolist() == [1, 0, 0, 1]
+    assert draw(logits, u, Decoding(top_k=1)).tolist() == [1, 1, 1, 1]
+    cold = draw(logits, torch.tensor([0.01, 0.99, 0.5, 0.5]).double(), Decoding(temperature=0.01))
     assert cold.tolist() == [1, 1, 1, 1]
 
 

@@ -11,9 +11,9 @@ import torch
 from dpo_diag.data.tokenizing import encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.inference import scoring
-from dpo_diag.inference.generation import Decoding, generate
-from dpo_diag.inference.schedule import schedule
+from dpo_diag.inference.generation import generate
 from dpo_diag.inference.scoring import answer_logp, score_pairs
+from dpo_diag.models.decoding import Decoding
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
 
@@ -158,12 +158,3 @@ def test_own_answers_have_the_logp_that_generation_recorded(
 def test_nothing_to_score_is_one_line(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DiagError, match="no pair to score; got the prompt's"):
         score_pairs(model, tokenizer, PAIRS[:1], step=0, max_length=3, progress=False)
-
-
-def test_schedule_by_hand() -> None:
-    assert schedule(50, 20) == [0, 1, 2, 4, 8, 16, 20, 40, 50]
-    assert schedule(10) == [0, 1, 2, 4, 8, 10]
-    assert schedule(0, 5) == [0]
-    assert schedule(3, 100) == [0, 1, 2, 3]
-    assert schedule(40, 20, start=10) == [16, 20, 40]
-    assert schedule(4, 1) == [0, 1, 2, 3, 4]

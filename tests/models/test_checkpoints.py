@@ -11,9 +11,9 @@ import torch
 
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.checkpoint_runs import generate_checkpoints, score_checkpoints
-from dpo_diag.inference.generation import Decoding
 from dpo_diag.models import checkpoints as module
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
+from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
 from tests.inference.conftest import make_model, make_tokenizer
 from tests.inference.test_scoring import PAIRS

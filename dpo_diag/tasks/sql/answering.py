@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts: left padded, longest prompts together, several hundred at once."""
+"""Greedy answers to many questions of the task, several hundred at once."""
 
 from __future__ import annotations
 
@@ -30,47 +30,11 @@ def greedy_answers(
     progress: bool = True,
     title: str = "answering",
 ) -> list[Answer]:
-    """One greedy answer per prompt, in the order of the prompts; [] for none.
+    """One greedy answer per prompt, in the order of the prompts; [] for none. The model is left as it was."""
+    from dpo_diag.models.decoding import Decoding, write_answers
 
-    The tokenizer's padding side, the model's mode and its generation config are left as they were.
-    """
-    import torch
-    from tqdm.auto import tqdm
-    from transformers import GenerationConfig
-
-    if not prompts:
-        return []
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     ids = [tokenizer(prompt, add_special_tokens=True)["input_ids"] for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    answers: dict[int, Answer] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), tqdm(total=len(ids), desc=title, unit="prompt", disable=not progress) as bar:
-            for start in range(0, len(order), batch_size):
-                chunk = order[start : start + batch_size]
-                width = max(len(ids[i]) for i in chunk)
-                # Padded here rather than by the tokenizer, whose padding side belongs to training.
-                rows = [[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in chunk]
-                mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chunk]
-                out = model.generate(
-                    input_ids=torch.tensor(rows, device=model.device),
-                    attention_mask=torch.tensor(mask, device=model.device),
-                    generation_config=settings,
-                )
-                for i, row in zip(chunk, out[:, width:].tolist(), strict=True):
-                    finished = tokenizer.eos_token_id in row
-                    if finished:
-                        row = row[: row.index(tokenizer.eos_token_id)]
-                    answers[i] = Answer(tokenizer.decode(row, skip_special_tokens=True), finished)
-                bar.update(len(chunk))
-    finally:
-        model.train(was_training)
-    return [answers[i] for i in range(len(ids))]
+    answers = write_answers(
+        model, tokenizer, ids, Decoding(max_new_tokens), batch_size=batch_size, title=title, progress=progress
+    )
+    return [Answer(own.text(tokenizer), own.stopped) for (own,) in answers]
