@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.importers.archive import is_zip, unzip
 from dpo_diag.importers.formats import FORMATS, NAMES, Format, detect, reader
-from dpo_diag.importers.opening import Trouble, is_zip, unzip
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.scores import read_scores
 from dpo_diag.importers.writing import write_run
+from dpo_diag.records.text_files import Skipped
 
 __all__ = ["FORMATS", "NAMES", "Format", "Options", "default_out", "import_path"]
 
@@ -39,14 +40,14 @@ def import_path(
     paths = [Path(p) for p in ([path] if isinstance(path, (str, Path)) else path)]
     if not paths:
         raise DiagError("no file named", expected="a log, a folder or several of one run", usage=True)
-    trouble = Trouble()
+    skipped = Skipped()
     with tempfile.TemporaryDirectory(prefix="dpo-diag-import-") as scratch:
         sources: list[Parsed] = []
         for number, one in enumerate(paths):
-            sources += _read(one, as_name, options, Path(scratch) / str(number), trouble, paths)
+            sources += _read(one, as_name, options, Path(scratch) / str(number), skipped, paths)
         sources = _in_order(sources)
-        scores = read_scores(options.scores, trouble, options.split) if options.scores else None
-        sources[0].trouble.extend(trouble)
+        scores = read_scores(options.scores, skipped, options.split) if options.scores else None
+        sources[0].skipped.extend(skipped)
         return write_run(Path(out) if out else default_out(paths[0]), sources, options, scores)
 
 
@@ -67,7 +68,7 @@ def default_out(path: Path) -> Path:
 
 
 def _read(
-    path: Path, as_name: str | None, options: Options, scratch: Path, trouble: Trouble, paths: list[Path]
+    path: Path, as_name: str | None, options: Options, scratch: Path, skipped: Skipped, paths: list[Path]
 ) -> list[Parsed]:
     from dpo_diag.importers.folder import read_folder
 
@@ -76,7 +77,7 @@ def _read(
             return [reader("wandb")(path, options)]
         raise DiagError("no such file or folder", where=path, hint="check the path", usage=True)
     if path.is_file() and is_zip(path):
-        unzip(path, scratch, trouble)
+        unzip(path, scratch, skipped)
         return read_folder(scratch, as_name, options, shown=path)
     if path.is_dir():
         return read_folder(path, as_name, options, shown=path)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from dpo_diag.importers.facts import facts_from_text
 from dpo_diag.importers.literal import ANSI, parse_row
-from dpo_diag.importers.opening import Trouble, chunks
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import Frames, fill_steps
+from dpo_diag.records.text_files import Skipped, pieces
 
 PIECE = 4 << 20
 TAIL = 1 << 16
@@ -38,8 +38,8 @@ PREFERENCE = ("rewards/", "logps/")
 class _Section:
     """The rows of one training in the file."""
 
-    def __init__(self, trouble: Trouble, trainer: str) -> None:
-        self.store = RowStore(trouble, trainer)
+    def __init__(self, skipped: Skipped, trainer: str) -> None:
+        self.store = RowStore(skipped, trainer)
         self.frames = Frames()
         self.bar_total: int | None = None
 
@@ -51,10 +51,10 @@ class _Section:
 class _Reader:
     """State over the pieces of a file."""
 
-    def __init__(self, trouble: Trouble, trainer: str) -> None:
-        self.trouble = trouble
+    def __init__(self, skipped: Skipped, trainer: str) -> None:
+        self.skipped = skipped
         self.trainer = trainer
-        self.section = _Section(trouble, trainer)
+        self.section = _Section(skipped, trainer)
         self.best: _Section | None = None
         self.other_rows = 0
         self.other_trainings = 0
@@ -79,7 +79,7 @@ class _Reader:
             counted = start
             self.candidates += 1
             if not match.group(1):
-                self.trouble.skip(self.line, "a row is cut off: no closing brace")
+                self.skipped.add(self.line, "a row is cut off: no closing brace")
             else:
                 self._row(data, position, start, end)
             position = end
@@ -101,7 +101,7 @@ class _Reader:
                 return
         row = parse_row(data[start:end])
         if row is None:
-            self.trouble.skip(self.line, "a row cannot be parsed as a dictionary")
+            self.skipped.add(self.line, "a row cannot be parsed as a dictionary")
             return
         step = None
         if prefix[-3:].strip()[-1:] in (b":", b"=", b"-", b"|") and (count := _COUNT.search(prefix)):
@@ -136,7 +136,7 @@ class _Reader:
     def _next_section(self) -> None:
         """A training row after a final summary: another training begins; the preference training is the one wanted."""
         self.close()
-        self.section = _Section(self.trouble, self.trainer)
+        self.section = _Section(self.skipped, self.trainer)
 
     def close(self) -> None:
         """Keep the better of the section that ends and the best so far: preference rows first, then the later one."""
@@ -163,13 +163,13 @@ def _counter(groups: tuple[bytes, ...]) -> tuple[int, int]:
 
 def read_console(path: Path, options: Options) -> Parsed:
     """Read a console log. Steps: see `dpo_diag.importers.steps`."""
-    trouble = Trouble()
-    reader = _Reader(trouble, options.trainer or "any")
+    skipped = Skipped()
+    reader = _Reader(skipped, options.trainer or "any")
     facts = Facts()
     data, is_head = b"", True
     waiting: list[bytes] = []
     size = 0
-    for piece in chunks(path, trouble, PIECE):
+    for piece in pieces(path, skipped, PIECE):
         waiting.append(piece)
         size += len(piece)
         if size < PIECE:
@@ -186,7 +186,7 @@ def read_console(path: Path, options: Options) -> Parsed:
     reader.close()
     section = reader.best or reader.section
     store = section.store
-    parsed = Parsed("console", [path], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    parsed = Parsed("console", [path], skipped, options.trainer or "unknown", options.trainer_version, store=store)
     parsed.facts = facts
     if store.rows == 0 and not store.summaries:
         _read_postfix(path, parsed, options)
@@ -225,9 +225,9 @@ def _final_epoch(store: RowStore, facts: Facts) -> float | None:
 
 def _read_postfix(path: Path, parsed: Parsed, options: Options) -> None:
     """No dictionaries at all: the numbers that a progress bar carries (`loss=0.69, acc=0.5`), as OpenRLHF prints."""
-    store = RowStore(parsed.trouble, options.trainer or "openrlhf", wrong_type_is_trouble=False)
+    store = RowStore(parsed.skipped, options.trainer or "openrlhf", report_wrong_types=False)
     line, rest = 1, b""
-    for piece in chunks(path, Trouble(), PIECE):
+    for piece in pieces(path, Skipped(), PIECE):
         data = rest + piece
         cut = max(data.rfind(b"\r"), data.rfind(b"\n")) + 1
         if cut == 0 and len(data) < TAIL:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.importers.opening import Trouble, whole
 from dpo_diag.importers.parsed import Facts
 from dpo_diag.importers.rows import number, step_number
+from dpo_diag.records.text_files import Skipped, whole
 
 # configuration key -> fact; the last part of a nested key decides (loss.beta, training.beta).
 _KEYS: dict[str, str] = {
@@ -107,12 +107,12 @@ def facts_from_mapping(document: Any, where: str) -> Facts:
     return facts
 
 
-def facts_from_file(path: Path, trouble: Trouble) -> Facts:
+def facts_from_file(path: Path, skipped: Skipped) -> Facts:
     """Facts of one configuration file or model card; a file that cannot be read is reported, not raised."""
     where = path.name
     if path.stat().st_size > 16 << 20:
         return Facts()
-    raw = whole(path, trouble)
+    raw = whole(path, skipped)
     if path.suffix == ".md":
         return _facts_from_card(raw.decode("utf-8", "replace"), where)
     try:
@@ -126,9 +126,9 @@ def facts_from_file(path: Path, trouble: Trouble) -> Facts:
 
         return facts_from_mapping(yaml.safe_load(raw.decode("utf-8", "replace")), where)
     except (ValueError, RecursionError) as error:
-        trouble.skip(None, f"a configuration cannot be read: {str(error).splitlines()[0][:80]}", file=where)
+        skipped.add(None, f"a configuration cannot be read: {str(error).splitlines()[0][:80]}", file=where)
     except Exception as error:  # yaml raises its own family, and a hostile file can raise others
-        trouble.skip(None, f"a configuration cannot be read: {type(error).__name__}", file=where)
+        skipped.add(None, f"a configuration cannot be read: {type(error).__name__}", file=where)
     return Facts()
 
 

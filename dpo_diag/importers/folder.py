@@ -8,8 +8,8 @@ from pathlib import Path
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import CONFIG_FILES, facts_from_file, versions_from_card
 from dpo_diag.importers.formats import detect, reader
-from dpo_diag.importers.opening import Trouble, head_of, whole
 from dpo_diag.importers.parsed import Facts, Options, Parsed
+from dpo_diag.records.text_files import Skipped, head_of, whole
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 OWN_LOGS = ("trainer_log.jsonl", "logging.jsonl")
@@ -146,14 +146,14 @@ def _configuration(roots: list[Path], main: Parsed) -> None:
             file = root / name
             if not file.is_file():
                 continue
-            trouble = Trouble()
-            found = facts_from_file(file, trouble)
+            skipped = Skipped()
+            found = facts_from_file(file, skipped)
             if found.said or found.model:
                 main.facts.merge(found)
                 main.extra.setdefault("configuration", []).append(name)
-            main.trouble.extend(trouble)
+            main.skipped.extend(skipped)
             if name == "README.md":
-                versions = versions_from_card(whole(file, trouble).decode("utf-8", "replace"))
+                versions = versions_from_card(whole(file, skipped).decode("utf-8", "replace"))
                 if "trl" in versions and main.trainer == "unknown":
                     main.trainer, main.version = "trl", versions["trl"]
                     main.extra["versions"] = versions

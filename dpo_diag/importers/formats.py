@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.console import METRIC
-from dpo_diag.importers.opening import head_of
 from dpo_diag.importers.parsed import Importer
 from dpo_diag.importers.torchtune import LINE as TORCHTUNE_LINE
+from dpo_diag.records.text_files import head_of
 
 
 class Format(NamedTuple):

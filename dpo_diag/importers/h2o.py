@@ -15,9 +15,9 @@ from typing import Any
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.by_step import RowsByStep
 from dpo_diag.importers.facts import facts_from_mapping
-from dpo_diag.importers.opening import Trouble, whole
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import MAX_STEP, RowStore, number
+from dpo_diag.records.text_files import Skipped, whole
 
 _PREFIX = {"train": "", "meta": "", "validation": "validation/", "val": "validation/", "test": "test/"}
 _LEFT_OUT = ("df", "cfg", "internal", "html", "texts", "plots")
@@ -29,17 +29,17 @@ def read_h2o(path: Path, options: Options) -> Parsed:
     Raises:
         DiagError: no JSON object, or no chart in it.
     """
-    trouble = Trouble()
+    skipped = Skipped()
     try:
-        document = json.loads(whole(path, trouble))
+        document = json.loads(whole(path, skipped))
     except (ValueError, RecursionError) as error:
         raise DiagError("the charts are broken JSON", where=path, got=error, hint="download them again") from error
     if not isinstance(document, Mapping):
         raise DiagError("no charts", where=path, got=type(document).__name__, expected="an object of subsets")
-    store = RowStore(trouble, options.trainer or "h2o-llmstudio")
+    store = RowStore(skipped, options.trainer or "h2o-llmstudio")
     rows = RowsByStep(store)
-    parsed = Parsed("h2o", [path], trouble, options.trainer or "h2o-llmstudio", options.trainer_version, store=store)
-    points = _points(document, trouble)
+    parsed = Parsed("h2o", [path], skipped, options.trainer or "h2o-llmstudio", options.trainer_version, store=store)
+    points = _points(document, skipped)
     fractional = sorted({s for _, s, _ in points if s != int(s)})
     places = {s: i for i, s in enumerate(sorted({s for _, s, _ in points}))} if fractional else None
     for key, step, value in points:
@@ -54,7 +54,7 @@ def read_h2o(path: Path, options: Options) -> Parsed:
     return parsed
 
 
-def _points(document: Mapping[str, Any], trouble: Trouble) -> list[tuple[str, float, float]]:
+def _points(document: Mapping[str, Any], skipped: Skipped) -> list[tuple[str, float, float]]:
     """(key with its subset's prefix, step, value); a null value is NaN."""
     out = []
     for subset, charts in document.items():
@@ -66,13 +66,13 @@ def _points(document: Mapping[str, Any], trouble: Trouble) -> list[tuple[str, fl
                 continue
             steps = chart.get("steps")
             if not isinstance(steps, list) or len(steps) != len(chart["values"]):
-                trouble.skip(None, f"{subset}/{name}: steps and values differ in length")
+                skipped.add(None, f"{subset}/{name}: steps and values differ in length")
                 continue
             for at, (raw_step, raw) in enumerate(zip(steps, chart["values"], strict=True)):
                 step = number(raw_step)
                 value = math.nan if raw is None else number(raw)
                 if step is None or not 0 <= step <= MAX_STEP or value is None:
-                    trouble.skip(at + 1, f"{subset}/{name}: a point is no number")
+                    skipped.add(at + 1, f"{subset}/{name}: a point is no number")
                     continue
                 out.append((f"{prefix}{name}", step, value))
     return out

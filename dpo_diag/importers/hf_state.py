@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.opening import Trouble, whole
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore, step_number
 from dpo_diag.importers.steps import fill_steps
+from dpo_diag.records.text_files import Skipped, whole
 
 _START = re.compile(r'"(?:log_history|history|logs|rows|data)"\s*:\s*\[|^\s*\[')
 _ROW_START = re.compile(r"\{")
@@ -27,8 +27,8 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
     Raises:
         DiagError: the document holds no list of rows.
     """
-    trouble = Trouble()
-    raw = whole(path, trouble)
+    skipped = Skipped()
+    raw = whole(path, skipped)
     text = raw.decode("utf-8", "replace")
     document: Any = None
     try:
@@ -36,18 +36,18 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
         rows = rows_of(document)
         numbered = _line_numbers(text, rows)
     except (ValueError, RecursionError) as error:
-        rows, numbered = salvage(text, trouble, str(error))
+        rows, numbered = salvage(text, skipped, str(error))
     if rows is None:
         raise DiagError(
             "no log_history", where=path, expected="trainer_state.json or a list of rows", hint="name the trainer's log"
         )
-    store = RowStore(trouble, options.trainer or "any")
+    store = RowStore(skipped, options.trainer or "any")
     for row, line in zip(rows, numbered, strict=True):
         if isinstance(row, Mapping):
             store.add(row, line)
         else:
-            trouble.skip(line, f"a row of log_history is no object: {type(row).__name__}")
-    parsed = Parsed("hf", [path], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+            skipped.add(line, f"a row of log_history is no object: {type(row).__name__}")
+    parsed = Parsed("hf", [path], skipped, options.trainer or "unknown", options.trainer_version, store=store)
     if isinstance(document, Mapping):
         state = {k: v for k, v in document.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
         parsed.extra["trainer_state"] = state
@@ -106,7 +106,7 @@ def _line_numbers(text: str, rows: list[Any] | None) -> list[int]:
     return numbers
 
 
-def salvage(text: str, trouble: Trouble, why: str) -> tuple[list[Any] | None, list[int]]:
+def salvage(text: str, skipped: Skipped, why: str) -> tuple[list[Any] | None, list[int]]:
     """The rows of a broken document, one by one; every part that cannot be read is reported by line."""
     start = _START.search(text)
     if start is None:
@@ -115,14 +115,14 @@ def salvage(text: str, trouble: Trouble, why: str) -> tuple[list[Any] | None, li
     rows: list[Any] = []
     numbers: list[int] = []
     position, line, counted = start.end(), 1, 0
-    trouble.skip(None, f"the document is broken: {why}")
+    skipped.add(None, f"the document is broken: {why}")
     while (match := _ROW_START.search(text, position)) is not None:
         line += text.count("\n", counted, match.start())
         counted = match.start()
         try:
             row, position = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
-            trouble.skip(line, "a row is cut off or broken")
+            skipped.add(line, "a row is cut off or broken")
             position = match.start() + 1
             continue
         rows.append(row)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.importers.opening import Trouble, lines
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import fill_steps
+from dpo_diag.records.text_files import Skipped, lines
 
 _NESTED = ("metrics", "logs", "log", "data", "values", "scalars")
 
@@ -23,15 +23,15 @@ def read_jsonl_log(path: Path, options: Options) -> Parsed:
 
 def read_lines(path: Path, options: Options, name: str, trainer: str) -> Parsed:
     """Read JSON lines; what is no object is reported by line. A `log_history` inside a row adds steps."""
-    trouble = Trouble()
-    store = RowStore(trouble, trainer)
+    skipped = Skipped()
+    store = RowStore(skipped, trainer)
     found, late = 0, list[tuple[int, Any]]()
-    for line, text in lines(path, trouble):
+    for line, text in lines(path, skipped):
         text = text.strip()
         if not text:
             continue
         found += 1
-        row = parse_line(text, line, trouble)
+        row = parse_line(text, line, skipped)
         if row is None:
             continue
         if isinstance(row.get("log_history"), list):
@@ -51,22 +51,22 @@ def read_lines(path: Path, options: Options, name: str, trainer: str) -> Parsed:
             store.add(inner, line)
             found += 1
     parsed = Parsed(
-        name, [path], trouble, trainer if trainer != "any" else "unknown", options.trainer_version, store=store
+        name, [path], skipped, trainer if trainer != "any" else "unknown", options.trainer_version, store=store
     )
     parsed.steps_from = fill_steps(store, logging_steps=options.logging_steps)
     parsed.found, parsed.read = found, store.rows
     return parsed
 
 
-def parse_line(text: bytes, line: int, trouble: Trouble) -> dict[str, Any] | None:
+def parse_line(text: bytes, line: int, skipped: Skipped) -> dict[str, Any] | None:
     """One JSON object, or None with the reason reported."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        trouble.skip(line, f"not JSON: {re.sub(r'[^ -~]', '?', str(error))[:80]}")
+        skipped.add(line, f"not JSON: {re.sub(r'[^ -~]', '?', str(error))[:80]}")
         return None
     if not isinstance(row, dict):
-        trouble.skip(line, f"a row is no object: {type(row).__name__}")
+        skipped.add(line, f"a row is no object: {type(row).__name__}")
         return None
     return row
 

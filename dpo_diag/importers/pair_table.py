@@ -7,12 +7,9 @@ a pair; numeric columns `score/NAME`, one value a step or one a pair.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,12 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.opening import Trouble, chunks, head_of, lines
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import number, step_number
 from dpo_diag.records.pair_id import make_pair_id
+from dpo_diag.records.row_files import readable_rows
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
+from dpo_diag.records.text_files import Skipped
 
 MEASURES = ("n_tokens", "n_bytes", "n_truncated", "entropy_sum", "greedy_logp_sum", "top1", "top5")
 _COUNTS = ("n_tokens", "n_bytes", "n_truncated")
@@ -68,117 +66,18 @@ class _Table:
         return pd.DataFrame(data)
 
 
-def read_rows(path: Path, trouble: Trouble) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line or row number, row) of JSON lines, CSV, TSV, Parquet or a JSON list."""
-    head = head_of(path, 4096)
-    if head[:4] == b"PAR1":
-        yield from _parquet_rows(path)
-    elif head.lstrip()[:1] == b"[":
-        from dpo_diag.importers.hf_state import rows_of
-
-        try:
-            document = json.loads(b"".join(chunks(path, trouble)))
-        except (ValueError, RecursionError) as error:
-            trouble.skip(None, f"the document is broken: {error}")
-            return
-        yield from enumerate((r for r in rows_of(document) or [] if isinstance(r, Mapping)), start=1)
-    elif head.lstrip()[:1] == b"{":
-        for line, text in lines(path, trouble):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                trouble.skip(line, f"not JSON: {str(error)[:80]}")
-                continue
-            if isinstance(row, Mapping):
-                yield line, row
-            else:
-                trouble.skip(line, f"a row is no object: {type(row).__name__}")
-    else:
-        yield from csv_rows(path, trouble)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        row_number = 0
-        for batch in file.iter_batches(batch_size=65536):
-            for row in batch.to_pylist():
-                row_number += 1
-                yield row_number, row
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DiagError(
-            "the Parquet file cannot be read", where=path, got=str(error).splitlines()[0][:120], hint="write it again"
-        ) from error
-
-
-def csv_rows(path: Path, trouble: Trouble) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV or TSV file with a header; rows of another length are reported."""
-    header_line = head_of(path).split(b"\n", 1)[0].decode("utf-8", "replace")
-    delimiter = max(",\t;|", key=header_line.count)
-    text = io.TextIOWrapper(
-        io.BufferedReader(_Stream(chunks(path, trouble))), encoding="utf-8", errors="replace", newline=""
-    )
-    csv.field_size_limit(1 << 26)
-    reader = csv.reader((line.replace("\0", "") for line in text), delimiter=delimiter)
-    header: list[str] | None = None
-    while True:
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            trouble.skip(reader.line_num, f"not CSV: {error}")
-            continue
-        if not values or not any(v.strip() for v in values):
-            continue
-        if header is None:
-            header = [h.strip() for h in values]
-            continue
-        if len(values) != len(header):
-            trouble.skip(reader.line_num, f"{len(values)} columns where the header has {len(header)}")
-            continue
-        yield reader.line_num, dict(zip(header, values, strict=True))
-
-
-class _Stream(io.RawIOBase):
-    """An iterator of bytes as a file, for the csv module."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = piece
-        n = min(len(buffer), len(self._rest))
-        buffer[:n] = self._rest[:n]
-        self._rest = self._rest[n:]
-        return n
-
-
 def read_pair_table(path: Path, options: Options) -> Parsed:
     """Read a generic table to pair records, texts and score history.
 
     Raises:
         DiagError: a required column is nowhere in the file.
     """
-    trouble = Trouble()
+    skipped = Skipped()
     table, seen, found = _Table(), set[str](), 0
-    for line, row in read_rows(path, trouble):
+    for line, row in readable_rows(path, skipped):
         found += 1
         seen.update(str(k) for k in row)
-        _take(table, row, line, trouble, options.split or EVAL_SPLIT)
+        _take(table, row, line, skipped, options.split or EVAL_SPLIT)
     frame = table.frame()
     missing = [c for c in REQUIRED if c not in seen]
     if missing and frame.empty:
@@ -189,7 +88,7 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
             expected="step, pair_id, chosen_sum_logp, rejected_sum_logp (dpo-diag import --formats)",
             hint="name the columns so",
         )
-    parsed = Parsed("pairs", [path], trouble, options.trainer or "unknown", options.trainer_version)
+    parsed = Parsed("pairs", [path], skipped, options.trainer or "unknown", options.trainer_version)
     parsed.found = found
     parsed.steps_from = "the rows' own step"
     if frame.empty:
@@ -205,21 +104,21 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
     return parsed
 
 
-def _take(table: _Table, row: Mapping[str, Any], line: int, trouble: Trouble, split: str) -> None:
+def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, split: str) -> None:
     step = step_number(row.get("step"))
     sums = [number(row.get(f"{side}_sum_logp")) for side in SIDES]
     if step is None:
-        trouble.skip(line, f"step is no step: {str(row.get('step'))[:40]!r}")
+        skipped.add(line, f"step is no step: {str(row.get('step'))[:40]!r}")
         return
     if any(s is None for s in sums):
         bad = next(f"{side}_sum_logp" for side, s in zip(SIDES, sums, strict=True) if s is None)
-        trouble.skip(line, f"{bad} is not a number: {str(row.get(bad))[:40]!r}")
+        skipped.add(line, f"{bad} is not a number: {str(row.get(bad))[:40]!r}")
         return
     texts = {k: text for k in TEXTS if (text := _text(row.get(k))) is not None}
     pair_id = row.get("pair_id")
     if pair_id is None or pair_id == "":
         if len(texts) < len(TEXTS):
-            trouble.skip(line, "no pair_id, and not all of prompt, chosen, rejected to make one")
+            skipped.add(line, "no pair_id, and not all of prompt, chosen, rejected to make one")
             return
         try:
             pair_id = make_pair_id(row["prompt"], row["chosen"], row["rejected"])
@@ -233,14 +132,14 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, trouble: Trouble, sp
         value = number(raw)
         if value is None or (column.endswith(_COUNTS) and not (value >= 0 and value == int(value))):
             if value is None or not math.isnan(value):
-                trouble.skip(line, f"{column} is no {'count' if column.endswith(_COUNTS) else 'number'}: {raw!r:.40}")
+                skipped.add(line, f"{column} is no {'count' if column.endswith(_COUNTS) else 'number'}: {raw!r:.40}")
             continue
         table.put(column, value)
     for column, raw in row.items():
         if str(column).startswith("score/") and raw is not None and raw != "":
             value = number(raw)
             if value is None:
-                trouble.skip(line, f"{column} is not a number: {raw!r:.40}")
+                skipped.add(line, f"{column} is not a number: {raw!r:.40}")
             else:
                 table.put(str(column), value)
     table.steps.append(step)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from dpo_diag.importers.opening import Trouble
 from dpo_diag.importers.rows import RowStore
+from dpo_diag.records.text_files import Skipped
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Parsed:
 
     format: str
     files: list[Path]
-    trouble: Trouble
+    skipped: Skipped
     trainer: str = "unknown"
     version: str | None = None
     store: RowStore | None = None

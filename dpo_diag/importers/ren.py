@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.opening import Trouble, head_of, lines
 from dpo_diag.importers.pair_table import fill_bytes, pair_records
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.text_files import Skipped, head_of, lines
 
 FloatArray = npt.NDArray[np.float64]
 _NAME = re.compile(r"logps_(train|eval\w*|test)/(.+)")
@@ -37,16 +37,16 @@ def read_ren(path: Path, options: Options) -> Parsed:
         DiagError: no three-dimensional float array, or no json lines whose number of keys is the array's second size.
     """
     folder = path if path.is_dir() else path.parent
-    trouble = Trouble()
-    file, array = _array(path, folder, trouble)
+    skipped = Skipped()
+    file, array = _array(path, folder, skipped)
     evaluations, metrics, prompts = array.shape
-    keys_file, keys, means = _keys(folder, evaluations, metrics, trouble)
+    keys_file, keys, means = _keys(folder, evaluations, metrics, skipped)
     split, columns = _columns(keys)
     if not all(side in columns for side in SIDES):
         raise DiagError("no chosen and rejected among the metrics", where=keys_file, got=keys[:12])
-    texts_file, texts = _texts(folder, prompts, trouble, options.texts)
+    texts_file, texts = _texts(folder, prompts, skipped, options.texts)
     parsed = Parsed(
-        "ren", [f for f in (file, keys_file, texts_file) if f], trouble, options.trainer or "eric-mitchell/dpo",
+        "ren", [f for f in (file, keys_file, texts_file) if f], skipped, options.trainer or "eric-mitchell/dpo",
         options.trainer_version or "2023",
     )  # fmt: skip
     split = options.split or split
@@ -74,7 +74,7 @@ def read_ren(path: Path, options: Options) -> Parsed:
     return parsed
 
 
-def _array(path: Path, folder: Path, trouble: Trouble) -> tuple[Path, FloatArray]:
+def _array(path: Path, folder: Path, skipped: Skipped) -> tuple[Path, FloatArray]:
     candidates = [path] if path.is_file() else sorted(folder.glob("*.npy"))
     tried = []
     for file in candidates:
@@ -83,7 +83,7 @@ def _array(path: Path, folder: Path, trouble: Trouble) -> tuple[Path, FloatArray
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header raises whatever its parser raises (SyntaxError, TokenError, ...)
             why = " ".join(str(error).split())[:80] or type(error).__name__
-            trouble.skip(None, f"no array: {why}", file=file.name)
+            skipped.add(None, f"no array: {why}", file=file.name)
             tried.append(f"{file.name}: {why}")
             continue
         if array.ndim == 3 and np.issubdtype(array.dtype, np.floating) and array.size:
@@ -98,11 +98,11 @@ def _array(path: Path, folder: Path, trouble: Trouble) -> tuple[Path, FloatArray
 
 
 def _keys(
-    folder: Path, evaluations: int, metrics: int, trouble: Trouble
+    folder: Path, evaluations: int, metrics: int, skipped: Skipped
 ) -> tuple[Path, list[str], list[dict[str, Any]]]:
     """The json lines whose rows have one key per metric."""
     for file in sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name):
-        rows = _json_rows(file, Trouble(), limit=evaluations)
+        rows = _json_rows(file, Skipped(), limit=evaluations)
         if rows and all(len(r) == metrics for r in rows[:1]) and any(_NAME.match(k) for k in rows[0]):
             return file, list(rows[0]), rows
     raise DiagError(
@@ -113,17 +113,17 @@ def _keys(
     )
 
 
-def _json_rows(file: Path, trouble: Trouble, limit: int) -> list[dict[str, Any]]:
+def _json_rows(file: Path, skipped: Skipped, limit: int) -> list[dict[str, Any]]:
     rows = []
     if head_of(file, 64).lstrip()[:1] != b"{":
         return []
-    for line, text in lines(file, trouble):
+    for line, text in lines(file, skipped):
         if not text.strip():
             continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError):
-            trouble.skip(line, "not JSON")
+            skipped.add(line, "not JSON")
             row = {}
         rows.append(row if isinstance(row, dict) else {})
         if len(rows) >= limit:
@@ -142,15 +142,15 @@ def _columns(keys: list[str]) -> tuple[str, dict[str, int]]:
 
 
 def _texts(
-    folder: Path, prompts: int, trouble: Trouble, named: Path | None
+    folder: Path, prompts: int, skipped: Skipped, named: Path | None
 ) -> tuple[Path | None, list[dict[str, str]] | None]:
     """The pairs file: as many rows as prompts, each with prompt, chosen and rejected."""
     beside = sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name)
     for file in [named] if named is not None else beside:
-        rows = _json_rows(file, Trouble(), limit=prompts + 1)
+        rows = _json_rows(file, Skipped(), limit=prompts + 1)
         if rows and all(isinstance(rows[0].get(k), str) for k in ("prompt", *SIDES)):
             if len(rows) != prompts:
-                trouble.skip(None, f"{len(rows)} pairs for {prompts} prompts: texts left out", file=file.name)
+                skipped.add(None, f"{len(rows)} pairs for {prompts} prompts: texts left out", file=file.name)
                 continue
             return file, [{k: str(r.get(k, "")) for k in ("prompt", *SIDES)} for r in rows]
     return None, None

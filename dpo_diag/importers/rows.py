@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.importers.aliases import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
-from dpo_diag.importers.opening import Trouble
+from dpo_diag.records.text_files import Skipped
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -153,15 +153,15 @@ class RowStore:
         total: the largest total number of steps that a row names.
     """
 
-    def __init__(self, trouble: Trouble, trainer: str = "any", wrong_type_is_trouble: bool = True) -> None:
-        self.trouble = trouble
+    def __init__(self, skipped: Skipped, trainer: str = "any", report_wrong_types: bool = True) -> None:
+        self.skipped = skipped
         self.trainer = trainer
         self.blocks: dict[tuple[Any, ...], _Block] = {}
         self.rows = 0
         self.summaries: list[dict[str, Any]] = []
         self.total: int | None = None
         self.named_step = 0
-        self._report_types = wrong_type_is_trouble
+        self._report_types = report_wrong_types
 
     def add(self, row: Mapping[str, Any], line: int = 0, step: int | None = None) -> tuple[_Block, int] | None:
         """Take a row. `step` is used when the row names none. Returns its (block, index), None if it held no metric."""
@@ -186,7 +186,7 @@ class RowStore:
             named = step_number(row[block.step_key])
             if named is None:
                 if row[block.step_key] is not None and self._report_types:
-                    self.trouble.skip(line or None, f"{block.step_key} is no step: {_short(row[block.step_key])}")
+                    self.skipped.add(line or None, f"{block.step_key} is no step: {_short(row[block.step_key])}")
                     return None
             else:
                 found_step = named
@@ -229,7 +229,7 @@ class RowStore:
             is_metric = where is not None and clean_key(str(key)).lower() not in (*STEP_KEYS, *EPOCH_KEYS, *TOTAL_KEYS)
             if is_metric and number(value) is None:
                 if where is not None and where.known and value is not None and self._report_types:
-                    self.trouble.skip(line or None, f"{key} is not a number: {_short(value)}")
+                    self.skipped.add(line or None, f"{key} is not a number: {_short(value)}")
                 continue
             kept[key] = value
         return self.add(kept, line, step)

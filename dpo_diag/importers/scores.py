@@ -8,25 +8,25 @@ from pathlib import Path
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.opening import Trouble
-from dpo_diag.importers.pair_table import read_rows
 from dpo_diag.importers.rows import number, step_number
+from dpo_diag.records.row_files import readable_rows
 from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.records.text_files import Skipped
 
 
-def read_scores(path: Path, trouble: Trouble, split: str | None = None) -> pd.DataFrame:
+def read_scores(path: Path, skipped: Skipped, split: str | None = None) -> pd.DataFrame:
     """History rows `score/NAME` with weight n (answers the score is a mean over; null if not given).
 
     Raises:
         DiagError: no row could be read.
     """
     rows = []
-    inner = Trouble()
-    for line, row in read_rows(path, inner):
+    inner = Skipped()
+    for line, row in readable_rows(path, inner):
         step, value = step_number(row.get("step")), number(row.get("value"))
         name = row.get("name")
         if step is None or value is None or not isinstance(name, str) or not name:
-            inner.skip(line, "a score needs step, name and value")
+            inner.add(line, "a score needs step, name and value")
             continue
         n = number(row.get("n"))
         rows.append(
@@ -38,7 +38,7 @@ def read_scores(path: Path, trouble: Trouble, split: str | None = None) -> pd.Da
                 "weight": n if n is not None and n > 0 else math.nan,
             }
         )
-    trouble.extend(inner, path.name)
+    skipped.extend(inner, path.name)
     if not rows:
         raise DiagError("no score can be read", where=path, expected="rows of step, name, value, n", got="none")
     return pd.DataFrame(rows).drop_duplicates(["step", "split", "name"], keep="last", ignore_index=True)

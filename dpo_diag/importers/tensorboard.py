@@ -14,10 +14,10 @@ from pathlib import Path
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.by_step import RowsByStep
 from dpo_diag.importers.facts import facts_from_mapping
-from dpo_diag.importers.opening import Trouble, chunks
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.protobuf import fields
 from dpo_diag.importers.rows import RowStore
+from dpo_diag.records.text_files import Skipped, pieces
 
 MAX_RECORD = 256 << 20
 _DOUBLE, _FLOAT, _INT32, _INT64 = 2, 1, 3, 9
@@ -32,13 +32,13 @@ def read_tensorboard(path: Path, options: Options) -> Parsed:
     files = [path] if path.is_file() else event_files(path)
     if not files:
         raise DiagError("no TensorBoard events", where=path, expected="files named events.out.tfevents.*")
-    trouble = Trouble()
-    store = RowStore(trouble, options.trainer or "any")
+    skipped = Skipped()
+    store = RowStore(skipped, options.trainer or "any")
     rows = RowsByStep(store)
-    parsed = Parsed("tensorboard", files, trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    parsed = Parsed("tensorboard", files, skipped, options.trainer or "unknown", options.trainer_version, store=store)
     points, tags = 0, set[str]()
     for file in files:
-        for step, tag, value in scalars(file, trouble):
+        for step, tag, value in scalars(file, skipped):
             if isinstance(value, str):
                 _take_text(parsed, tag, value, file.name)
                 continue
@@ -75,19 +75,19 @@ def _take_text(parsed: Parsed, tag: str, text: str, where: str) -> None:
         parsed.facts.model.setdefault("name", document["_name_or_path"])
 
 
-def scalars(path: Path, trouble: Trouble) -> Iterator[tuple[int, str, float | str]]:
+def scalars(path: Path, skipped: Skipped) -> Iterator[tuple[int, str, float | str]]:
     """(step, tag, value) of a file; text values are strings. What cannot be read is reported by record."""
-    for number, record in enumerate(records(path, trouble), start=1):
+    for number, record in enumerate(records(path, skipped), start=1):
         try:
             yield from _event(record)
         except (ValueError, IndexError, struct.error, UnicodeDecodeError):
-            trouble.skip(number, "an event record is broken")
+            skipped.add(number, "an event record is broken")
 
 
-def records(path: Path, trouble: Trouble) -> Iterator[bytes]:
+def records(path: Path, skipped: Skipped) -> Iterator[bytes]:
     """TFRecord framing: length (8), its checksum (4), data, their checksum (4). A wrong checksum ends the reading."""
     buffer, number = b"", 0
-    for piece in chunks(path, trouble):
+    for piece in pieces(path, skipped):
         buffer += piece
         position = 0
         while len(buffer) - position >= 12:
@@ -95,7 +95,7 @@ def records(path: Path, trouble: Trouble) -> Iterator[bytes]:
             (size,) = struct.unpack("<Q", head)
             (check,) = struct.unpack("<I", buffer[position + 8 : position + 12])
             if size > MAX_RECORD or masked_crc(head) != check:
-                trouble.skip(number + 1, "a record's length is damaged: the rest of the file cannot be found")
+                skipped.add(number + 1, "a record's length is damaged: the rest of the file cannot be found")
                 return
             if len(buffer) - position < 16 + size:
                 break
@@ -104,12 +104,12 @@ def records(path: Path, trouble: Trouble) -> Iterator[bytes]:
             (check,) = struct.unpack("<I", buffer[position + 12 + size : position + 16 + size])
             position += 16 + size
             if masked_crc(data) != check:
-                trouble.skip(number, "a record is damaged: wrong checksum")
+                skipped.add(number, "a record is damaged: wrong checksum")
                 continue
             yield data
         buffer = buffer[position:]
     if buffer:
-        trouble.skip(number + 1, "the file ends inside a record")
+        skipped.add(number + 1, "the file ends inside a record")
 
 
 def _crc_table() -> list[int]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
-from dpo_diag.importers.opening import Trouble
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import fill_steps
+from dpo_diag.records.text_files import Skipped
 
 
 def read_trackio(path: Path, options: Options) -> Parsed:
@@ -28,7 +28,7 @@ def read_trackio(path: Path, options: Options) -> Parsed:
         DiagError: no database of trackio's, or several runs and none named.
     """
     file = path if path.is_file() else _database(path)
-    trouble = Trouble()
+    skipped = Skipped()
     with tempfile.TemporaryDirectory(prefix="dpo-diag-") as scratch:
         # A copy: opening a database beside its write-ahead log would write to the user's folder.
         copy = Path(scratch) / "project.db"
@@ -41,7 +41,7 @@ def read_trackio(path: Path, options: Options) -> Parsed:
         except (OSError, sqlite3.Error) as error:
             raise DiagError("the database cannot be opened", where=file, got=error) from error
         try:
-            return _read(connection, file, options, trouble)
+            return _read(connection, file, options, skipped)
         except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
             raise DiagError(
                 "the database cannot be read", where=file, got=error, expected="trackio's tables", hint="copy it again"
@@ -63,7 +63,7 @@ def _database(folder: Path) -> Path:
     return found[0]
 
 
-def _read(connection: sqlite3.Connection, file: Path, options: Options, trouble: Trouble) -> Parsed:
+def _read(connection: sqlite3.Connection, file: Path, options: Options, skipped: Skipped) -> Parsed:
     columns = [r[1] for r in connection.execute("PRAGMA table_info(metrics)")]
     if "metrics" not in columns:
         raise DiagError("no database of trackio's", where=file, got="no table metrics", hint="name <project>.db")
@@ -80,8 +80,8 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options, trouble:
                 hint="name one with --run NAME",
                 usage=True,
             )
-    store = RowStore(trouble, options.trainer or "any")
-    parsed = Parsed("trackio", [file], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    store = RowStore(skipped, options.trainer or "any")
+    parsed = Parsed("trackio", [file], skipped, options.trainer or "unknown", options.trainer_version, store=store)
     where, values = (" WHERE run_name = ?", (run,)) if run is not None else ("", ())
     order = " ORDER BY id" if "id" in columns else " ORDER BY timestamp" if "timestamp" in columns else ""
     step_column = "step" if "step" in columns else "NULL"
@@ -91,7 +91,7 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options, trouble:
         parsed.found += 1
         row = _row(text)
         if row is None:
-            trouble.skip(number, "metrics are no JSON object")
+            skipped.add(number, "metrics are no JSON object")
             continue
         store.add(row, number, step if isinstance(step, int) and step >= 0 else None)
     parsed.facts.merge(_config(connection, run, file.name))

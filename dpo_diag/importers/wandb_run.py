@@ -16,11 +16,11 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
-from dpo_diag.importers.opening import Trouble, chunks
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.protobuf import fields
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import fill_steps
+from dpo_diag.records.text_files import Skipped, pieces
 
 BLOCK = 32768
 _HEADER = 7
@@ -60,11 +60,11 @@ def _run_file(folder: Path, run: str | None) -> Path:
 
 
 def _read_file(file: Path, options: Options) -> Parsed:
-    trouble = Trouble()
-    store = RowStore(trouble, options.trainer or "any")
-    parsed = Parsed("wandb", [file], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    skipped = Skipped()
+    store = RowStore(skipped, options.trainer or "any")
+    parsed = Parsed("wandb", [file], skipped, options.trainer or "unknown", options.trainer_version, store=store)
     config: dict[str, Any] = {}
-    for number, record in enumerate(records(file, trouble), start=1):
+    for number, record in enumerate(records(file, skipped), start=1):
         try:
             for kind, value in fields(record):
                 if kind == _RECORD_HISTORY and isinstance(value, bytes):
@@ -81,7 +81,7 @@ def _read_file(file: Path, options: Options) -> Parsed:
                             key = "run_id" if inner == _RUN_ID else "run_name"
                             parsed.extra[key] = content.decode("utf-8", "replace")
         except (ValueError, IndexError, struct.error):
-            trouble.skip(number, "a record is no message of W&B's")
+            skipped.add(number, "a record is no message of W&B's")
     parsed.facts.merge(facts_from_mapping(config, f"{file.name}: config"))
     return _finished(parsed, options)
 
@@ -101,9 +101,9 @@ def _finished(parsed: Parsed, options: Options) -> Parsed:
     return parsed
 
 
-def records(file: Path, trouble: Trouble) -> Iterator[bytes]:
+def records(file: Path, skipped: Skipped) -> Iterator[bytes]:
     """Records of LevelDB's log format behind the 7-byte header: blocks of 32 KiB, each record with a CRC-32."""
-    data = b"".join(chunks(file, trouble))
+    data = b"".join(pieces(file, skipped))
     if data[:4] != b":W&B":
         raise DiagError("no W&B file", where=file, got=data[:7], expected="a file that begins with :W&B")
     position, parts, number = _HEADER, list[bytes](), 0
@@ -118,10 +118,10 @@ def records(file: Path, trouble: Trouble) -> Iterator[bytes]:
             position += left
             continue
         if len(content) < size:
-            trouble.skip(number + 1, "the file ends inside a record")
+            skipped.add(number + 1, "the file ends inside a record")
             return
         if kind > _LAST or zlib.crc32(content, zlib.crc32(bytes([kind]))) != check:
-            trouble.skip(number + 1, "a record is damaged: the rest of its block is passed over")
+            skipped.add(number + 1, "a record is damaged: the rest of its block is passed over")
             parts = []
             position += left
             continue
@@ -181,9 +181,9 @@ def _read_server(text: str, options: Options) -> Parsed:
         raise DiagError("no path of a W&B run", got=text, expected="entity/project/run", usage=True)
     import wandb
 
-    trouble = Trouble()
-    store = RowStore(trouble, options.trainer or "any")
-    parsed = Parsed("wandb", [Path(where)], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    skipped = Skipped()
+    store = RowStore(skipped, options.trainer or "any")
+    parsed = Parsed("wandb", [Path(where)], skipped, options.trainer or "unknown", options.trainer_version, store=store)
     try:
         run = wandb.Api().run("/".join(parts))
         for number, row in enumerate(run.scan_history(), start=1):

@@ -13,30 +13,30 @@ from typing import Any
 
 from dpo_diag.importers.aliases import STEP_KEYS, clean_key
 from dpo_diag.importers.jsonl_log import with_split
-from dpo_diag.importers.opening import Trouble
-from dpo_diag.importers.pair_table import csv_rows
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore, number
 from dpo_diag.importers.steps import fill_steps
+from dpo_diag.records.row_files import readable_rows
+from dpo_diag.records.text_files import Skipped
 
 _EMPTY = ("", "null", "none", "na", "n/a", "-")
 
 
 def read_wide_csv(path: Path, options: Options) -> Parsed:
     """Read the rows; empty cells are missing, `nan` is NaN."""
-    trouble = Trouble()
-    store = RowStore(trouble, options.trainer or "any")
-    parsed = Parsed("csv", [path], trouble, options.trainer or "unknown", options.trainer_version, store=store)
+    skipped = Skipped()
+    store = RowStore(skipped, options.trainer or "any")
+    parsed = Parsed("csv", [path], skipped, options.trainer or "unknown", options.trainer_version, store=store)
     names: dict[str, str] | None = None
     runs: set[str] = set()
-    for line, raw in csv_rows(path, trouble):
+    for line, raw in readable_rows(path, skipped):
         parsed.found += 1
         if names is None:
             names, runs = _column_names(list(raw), path, options.run)
         row: dict[str, Any] = {
             names[key]: value
             for key, value in raw.items()
-            if names.get(key) and value is not None and value.strip().lower() not in _EMPTY
+            if names.get(key) and value is not None and str(value).strip().lower() not in _EMPTY
         }
         if {"name", "value"} <= set(row) and (number(row["value"]) is not None):
             row[row.pop("name")] = row.pop("value")

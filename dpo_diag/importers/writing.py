@@ -14,11 +14,11 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.derived import check_beta, derive, nll_weight_at_start
 from dpo_diag.importers.merged import Column, History
-from dpo_diag.importers.opening import Trouble
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
 from dpo_diag.losses import LOSSES, LossSpec
 from dpo_diag.records.schemas import TRAIN_SPLIT
+from dpo_diag.records.text_files import Skipped
 from dpo_diag.records.writer import RunWriter, part_range
 
 BATCH = 1 << 18
@@ -84,9 +84,9 @@ def _write(
             if rows is not None:
                 for split, part in rows.groupby("split", sort=True):
                     writer.write(table, part.reset_index(drop=True), str(split))
-    trouble = Trouble()
+    skipped = Skipped()
     for source in sources:
-        trouble.extend(source.trouble, source.files[0].name if len(sources) > 1 else None)
+        skipped.extend(source.skipped, source.files[0].name if len(sources) > 1 else None)
     if _has_pairs(sources):
         writer.update(logps_reduction=options.logps or "sum")  # the tables' columns are sums by definition
     elif reduction.value and any(name.startswith("logps/") for _, name in history.metrics()):
@@ -97,9 +97,9 @@ def _write(
         reference={"source": next((s.extra["reference_from"] for s in sources if "reference_from" in s.extra), None)},
         source=_source_document(sources, history, facts, options, trainer, version, reduction.why, check, nll_weight),
     )
-    skipped = trouble.listed
-    if trouble.count > len(skipped):
-        skipped = [*skipped, {"line": None, "why": f"and {trouble.count - len(skipped)} more"}]
+    listed = skipped.listed
+    if skipped.count > len(listed):
+        listed = [*listed, {"line": None, "why": f"and {skipped.count - len(listed)} more"}]
     writer.finish("finished")
     duplicates = history.duplicate_rows() + sum(s.duplicates for s in sources)
     summaries = sum(len(s.store.summaries) for s in sources if s.store is not None)
@@ -109,9 +109,9 @@ def _write(
         "format": primary.format,
         "rows": sum(s.found for s in sources),
         "read": sum(s.read for s in sources) - history.duplicate_rows(),
-        "skipped": skipped,
+        "skipped": listed,
         "merged": [str(f) for s in sources for f in s.files] if sum(len(s.files) for s in sources) > 1 else [],
-        "skipped_count": trouble.count,
+        "skipped_count": skipped.count,
         "duplicates": duplicates,
         "summary_rows": summaries,
         "trainer": trainer,
@@ -124,8 +124,8 @@ def _write(
 
 def _first_reason(sources: list[Parsed]) -> str:
     for source in sources:
-        if source.trouble.listed:
-            row = source.trouble.listed[0]
+        if source.skipped.listed:
+            row = source.skipped.listed[0]
             return f"{row['why']} (line {row['line']})" if row["line"] else str(row["why"])
     return "no rows"
 
@@ -291,8 +291,8 @@ def _logps_size(history: History) -> float | None:
 
 def _skipped(sources: list[Parsed]) -> list[dict[str, Any]] | int:
     """What was not read, by line; the number alone where it is more than is listed."""
-    count = sum(s.trouble.count for s in sources)
-    listed = [row for s in sources for row in s.trouble.listed]
+    count = sum(s.skipped.count for s in sources)
+    listed = [row for s in sources for row in s.skipped.listed]
     return listed if len(listed) == count else count
 
 

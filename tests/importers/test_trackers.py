@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.opening import Trouble
 from dpo_diag.importers.tensorboard import masked_crc, records
+from dpo_diag.records.text_files import Skipped
 from tests.importers.conftest import Importing
 from tests.importers.reading import steps, value
 
@@ -135,9 +135,9 @@ def test_crc_is_the_one_of_tfrecord() -> None:
 def test_a_length_that_lies_ends_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "events.out.tfevents.1.x"
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"\0" * 100)
-    trouble = Trouble()
-    assert list(records(path, trouble)) == []
-    assert trouble.count == 1
+    skipped = Skipped()
+    assert list(records(path, skipped)) == []
+    assert skipped.count == 1
 
 
 def test_wandb_offline_run(tmp_path: Path, imported: Importing) -> None:

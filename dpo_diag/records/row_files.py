@@ -1,0 +1,229 @@
+"""THE reader of row files: JSON lines, a JSON array, CSV, TSV or Parquet, compressed or not, as dictionaries.
+
+Used for preference pairs, for tables of log-probs, for scores. The content decides the format, the name where it does
+not: an array begins with "[", Parquet with "PAR1". Everything but an array is read row by row. A row that cannot be
+read never stops the others: it comes as a `BadRow`, which says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records.text_files import Skipped, head_of, lines, pieces, whole
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
+"""Names by which a row file is known, also with .gz, .bz2 or .xz behind them."""
+_COMPRESSED = (".gz", ".bz2", ".xz")
+_DELIMITERS = ",\t;|"
+_LONGEST_CELL = 2**31 - 1  # the csv module's own limit, 128 KiB, is shorter than some conversations
+_BATCH = 4096
+
+
+class BadRow(Exception):
+    """Why a row cannot be used: `why`, a short fixed phrase (rows are counted by it), `detail`, what stood there."""
+
+    def __init__(self, why: str, detail: str = "") -> None:
+        super().__init__(why)
+        self.why, self.detail = why, detail
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.detail}" if self.detail else self.why
+
+
+Row = tuple[int, Mapping[str, Any] | BadRow]
+"""(number, the row or why it cannot be read): the number is the line where the format has lines, else the place."""
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix below a compression's: ".jsonl" of "pairs.jsonl.gz"; "" without one."""
+    name = path.name.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return Path(name).suffix
+
+
+def read_rows(path: Path, skipped: Skipped | None = None) -> Iterator[Row]:
+    """Every row of a file, in order, numbered from 1.
+
+    Args:
+        skipped: takes the damage of a file that breaks off (a cut download), whose rows before the break are kept.
+            Without it damage is an error.
+
+    Raises:
+        DiagError: the file cannot be opened or read as a whole (a broken array or Parquet file), holds several arrays
+            of rows, or, without `skipped`, is damaged or not UTF-8.
+    """
+    head, suffix = head_of(path), suffix_of(path)
+    first = head.lstrip()[:1]
+    if head.startswith(b"PAR1") or suffix == ".parquet":
+        return _parquet(path)
+    if first == b"[":
+        return _array(path, skipped)
+    if suffix in (".jsonl", ".ndjson") or (first == b"{" and suffix != ".json"):
+        return _json_lines(path, skipped)
+    if suffix == ".json" or first == b"{":
+        return _json_lines(path, skipped) if _one_row_a_line(path) else _array(path, skipped)
+    return _csv(path, skipped)
+
+
+def readable_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows that can be read; what cannot goes on the list."""
+    for number, row in read_rows(path, skipped):
+        if isinstance(row, BadRow):
+            skipped.add(number, str(row))
+        else:
+            yield number, row
+
+
+def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
+    """One line of JSON as a row."""
+    try:
+        return _as_row(json.loads(text.decode()))
+    except UnicodeDecodeError as error:
+        return BadRow("undecodable line", f"not UTF-8 at byte {error.start}")
+    except RecursionError:
+        return BadRow("undecodable line", "not JSON: nested too deeply")
+    except ValueError as error:
+        return BadRow("undecodable line", f"not JSON: {_short(error)}")
+
+
+def _short(error: object) -> str:
+    """A library's own words, on one line of ASCII: they can quote the file."""
+    return ascii(" ".join(str(error).split()))[1:-1][:80]
+
+
+def _as_row(value: Any) -> Mapping[str, Any] | BadRow:
+    if isinstance(value, Mapping):
+        return value
+    return BadRow("wrong type", f"the row is {type(value).__name__}, expected an object")
+
+
+def _json_lines(path: Path, skipped: Skipped | None) -> Iterator[Row]:
+    for number, text in lines(path, skipped):
+        if text.strip():
+            yield number, parse_row(text)
+
+
+def _one_row_a_line(path: Path) -> bool:
+    """Whether a .json file's first line is a whole row, and not an object that holds the array of rows."""
+    first = next(lines(path, Skipped()), (1, b""))[1].strip()
+    row = parse_row(first) if first.startswith(b"{") and first.endswith(b"}") else None
+    return isinstance(row, Mapping) and not _arrays_of_rows(row)
+
+
+def _array(path: Path, skipped: Skipped | None) -> Iterator[Row]:
+    """One array of rows, an object that holds one, or one row written over several lines."""
+    raw = whole(path, skipped)
+    try:
+        document = json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}") from None
+    except (ValueError, RecursionError) as error:
+        hint = "one object a line belongs in a .jsonl file" if raw.lstrip().startswith(b"{") else None
+        raise DiagError("the file is not JSON", where=path, got=_short(error), hint=hint) from None
+    if isinstance(document, Mapping):
+        arrays = _arrays_of_rows(document)
+        if len(arrays) > 1:
+            raise DiagError(
+                "the file holds several arrays of rows", where=path, got=", ".join(arrays), expected="one array"
+            )
+        document = document[arrays[0]] if arrays else [document]
+    if not isinstance(document, list):
+        raise DiagError(
+            "the file holds no rows", where=path, got=type(document).__name__, expected="an array of objects"
+        )
+    for number, value in enumerate(document, start=1):
+        yield number, _as_row(value)
+
+
+def _arrays_of_rows(document: Mapping[str, Any]) -> list[str]:
+    """Keys whose value is a list of rows of pairs (a single row's own lists are messages, which have no such keys)."""
+    sides = ("chosen", "rejected", "chosen_sum_logp", "rejected_sum_logp")
+    return [
+        key
+        for key, value in document.items()
+        if isinstance(value, list)
+        and value
+        and all(isinstance(v, Mapping) for v in value)
+        and any(side in v for v in value for side in sides)
+    ]
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    compressed = path.name.lower().endswith(_COMPRESSED)
+    try:
+        with pq.ParquetFile(io.BytesIO(whole(path)) if compressed else path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DiagError(
+            "the Parquet file cannot be read", where=path, got=_short(error), hint="write it again"
+        ) from error
+
+
+def _csv(path: Path, skipped: Skipped | None) -> Iterator[Row]:
+    """Rows under a header, by the delimiter that the header holds most of; a tab where the file is called .tsv."""
+    header_line = head_of(path).split(b"\n", 1)[0].decode("utf-8", "replace")
+    delimiter = "\t" if suffix_of(path) == ".tsv" else max(_DELIMITERS, key=header_line.count)
+    text = io.TextIOWrapper(
+        io.BufferedReader(_Stream(pieces(path, skipped))),
+        encoding="utf-8", errors="strict" if skipped is None else "replace", newline="",
+    )  # fmt: skip
+    before = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        # Zero bytes are what a full disk or a crash leaves; the csv module refuses them.
+        reader = csv.reader((line.replace("\0", "") for line in text), delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield reader.line_num, BadRow("undecodable line", f"not CSV: {error}")
+                continue
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [name.strip() for name in cells]
+            elif len(cells) != len(header):
+                yield reader.line_num, BadRow("wrong number of cells", f"{len(cells)}, expected {len(header)}")
+            else:
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+    except UnicodeDecodeError as error:
+        raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+class _Stream(io.RawIOBase):
+    """An iterator of bytes as a file, for the csv module."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self._source = source
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._source, None)
+            if piece is None:
+                return 0
+            self._rest = piece
+        n = min(len(buffer), len(self._rest))
+        buffer[:n], self._rest = self._rest[:n], self._rest[n:]
+        return n
