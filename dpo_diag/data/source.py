@@ -10,7 +10,7 @@ import pandas as pd
 
 from dpo_diag.config import DataConfig
 from dpo_diag.data.pairs import PairSet, Row, read_hub, read_pairs, split_pairs, without_prompts_of
-from dpo_diag.data.tokens import TokenReport, measure_until
+from dpo_diag.data.token_report import TokenReport, measure_until
 from dpo_diag.errors import DiagError
 from dpo_diag.records.writer import write_json
 

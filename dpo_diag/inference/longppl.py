@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.scoring import _Scorer, _Sequence
-from dpo_diag.models.borrowed import borrowed
+from dpo_diag.models.logps import Span, score_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,14 +83,11 @@ def long_and_short(
             "the text is longer than the model's context", got=f"{len(ids)} tokens", expected=f"at most {limit}",
             hint=f"take its beginning with --max-tokens {limit}",
         )  # fmt: skip
-    scorer = _Scorer(model, 0, hidden=False)
     spans = windows(len(ids), truncation, window)
-    with borrowed(model):
-        long = np.concatenate([[np.nan], scorer.measure([_Sequence(0, "", ids[:1], ids[1:])])[0].logp])
-        short = long.copy()
-        for at in range(0, len(spans), batch_size):
-            part = spans[at : at + batch_size]
-            batch = [_Sequence(0, "", ids[start:first], ids[first:end]) for start, first, end in part]
-            for (_, first, end), measured in zip(part, scorer.measure(batch), strict=True):
-                short[first:end] = measured.logp
+    (whole,) = score_tokens(model, [Span(ids[:1], ids[1:])])
+    long = np.concatenate([[np.nan], whole.logp])
+    short = long.copy()
+    contexts = [Span(ids[start:first], ids[first:end]) for start, first, end in spans]
+    for (_, first, end), own in zip(spans, score_tokens(model, contexts, batch_size=batch_size), strict=True):
+        short[first:end] = own.logp
     return LongShort(long, short, len(spans))

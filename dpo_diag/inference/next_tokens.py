@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from dpo_diag.data.pairs import Row
-from dpo_diag.data.tokenizing import encode_pairs
+from dpo_diag.data.tokens import encode_pairs
 from dpo_diag.errors import DiagError
-from dpo_diag.models.batches import forward_parameters
-from dpo_diag.models.borrowed import borrowed
 from dpo_diag.models.checkpoints import Checkpoint, Loader
+from dpo_diag.models.logps import next_token_logps
 from dpo_diag.records.schemas import SIDES
 
 if TYPE_CHECKING:
@@ -44,48 +42,6 @@ class NextTokens:
     after: FloatArray
     scores: FloatArray
     text_of: Callable[[int], str]
-
-
-def next_token_logp(model: PreTrainedModel, contexts: Sequence[Sequence[int]], *, batch_size: int = 8) -> FloatArray:
-    """Log-probs (nats) of every token after each context: (contexts, vocabulary) float32.
-
-    The LM head sees the last position of each context and nothing else; what the model does to logits after it
-    (scaling, soft caps) stays.
-
-    Raises:
-        DiagError: an empty context, a model without an output embedding.
-    """
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None:
-        raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
-    if not all(len(c) for c in contexts):
-        raise DiagError("a position has nothing before it", expected="a prompt or an earlier token")
-    device = next(model.parameters()).device
-    kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
-    order = sorted(range(len(contexts)), key=lambda i: (-len(contexts[i]), i))
-    found: list[FloatArray | None] = [None] * len(contexts)
-    last: tuple[torch.Tensor, torch.Tensor]
-    handle = head.register_forward_pre_hook(lambda _, given: (given[0][last][None], *given[1:]))
-    try:
-        with borrowed(model):
-            for start in range(0, len(order), batch_size):
-                chunk = order[start : start + batch_size]
-                width = max(len(contexts[i]) for i in chunk)
-                ids = torch.zeros((len(chunk), width), dtype=torch.long)
-                mask = torch.zeros_like(ids)
-                for row, i in enumerate(chunk):
-                    ids[row, : len(contexts[i])] = torch.tensor(list(contexts[i]))
-                    mask[row, : len(contexts[i])] = 1
-                last = (torch.arange(len(chunk), device=device), (mask.sum(1) - 1).to(device))
-                logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **kwargs).logits[0]
-                logp = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-                for row, i in enumerate(chunk):
-                    found[i] = logp[row]
-    finally:
-        handle.remove()
-    if not contexts:
-        return np.zeros((0, head.weight.shape[0]), dtype=np.float32)
-    return np.stack([f for f in found if f is not None])
 
 
 def unembedding_scores(model: PreTrainedModel, targets: Sequence[int], rivals: Sequence[int]) -> FloatArray:
@@ -131,10 +87,10 @@ def compare_at(
     asked = positions.loc[kept]
     theory = asked[asked["theory"].astype(bool)]
     with loader.open(earlier) as (model, _):
-        before = next_token_logp(model, contexts, batch_size=batch_size)
+        before = next_token_logps(model, contexts, batch_size=batch_size)
         scores = unembedding_scores(model, theory["token_id"].tolist(), theory["rival"].tolist())
     with loader.open(later) as (model, _):
-        after = next_token_logp(model, contexts, batch_size=batch_size)
+        after = next_token_logps(model, contexts, batch_size=batch_size)
     if before.shape != after.shape:
         raise DiagError("the two checkpoints have different vocabularies", where=f"{earlier.path} and {later.path}",
                         got=f"{before.shape[1]} and {after.shape[1]} tokens")  # fmt: skip
@@ -169,10 +125,10 @@ class _Prompts:
             if candidate is None or (candidate is not text and not self.tokenizer.chat_template):
                 continue
             try:
-                encoded = encode_pairs([candidate], self.tokenizer, *self.limits).pairs
+                encoded = list(encode_pairs([candidate], self.tokenizer, *self.limits))
             except DiagError:
                 continue
-            found += [(p.prompt, p.response) for p in encoded]
+            found += [(p.prompt, p.response) for p in encoded if p.dropped is None]
         return found
 
 

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import encode_prompt, generate
 from dpo_diag.inference.prompts import Prompt
-from dpo_diag.models.batches import forward_parameters
-from dpo_diag.models.borrowed import borrowed
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
 from dpo_diag.models.decoding import Decoding
+from dpo_diag.models.logps import Span, score_tokens
 from dpo_diag.records import Run
 
 if TYPE_CHECKING:
@@ -272,8 +270,8 @@ class Playground:
                 (row,) = generate(model, tokenizer, [asked], self.decoding, step=0, progress=False).to_dict("records")
                 ids = list(row["token_ids"])
                 prompt_ids = encode_prompt(tokenizer, asked)[0]
-                logp, likeliest = token_logps(model, prompt_ids, ids)
-                tokens = pieces(tokenizer, ids, logp, likeliest, row["finish_reason"] == "stop")
+                (own,) = score_tokens(model, [Span(prompt_ids, ids)], n_likeliest=ALTERNATIVES)
+                tokens = pieces(tokenizer, ids, own.logp, own.likeliest, row["finish_reason"] == "stop")
             self._answers[key] = Answer(
                 checkpoint, str(row["text"]), prompt_ids, ids, str(row["finish_reason"]), tokens
             )
@@ -297,10 +295,10 @@ class Playground:
             for answer in missing:
                 if model is None or not _same_tokens(tokenizer, answer):
                     continue
-                logp, _ = token_logps(model, answer.prompt_ids, answer.token_ids)
+                (own,) = score_tokens(model, [Span(answer.prompt_ids, answer.token_ids)])
                 at = 0
                 for token in answer.tokens:
-                    token.base_logp = float(logp[at : at + token.n_tokens].sum())
+                    token.base_logp = float(own.logp[at : at + token.n_tokens].sum())
                     at += token.n_tokens
             for token in found[0].tokens:
                 token.base_logp = token.logp
@@ -326,31 +324,6 @@ def _same_tokens(tokenizer: Any, answer: Answer) -> bool:
         return False
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return bool(text.encode("utf-8", "replace").decode("utf-8") == answer.text)
-
-
-def token_logps(
-    model: PreTrainedModel, prompt_ids: Sequence[int], answer_ids: Sequence[int]
-) -> tuple[np.ndarray, list[list[tuple[int, float]]]]:
-    """Log-probs (nats) of the answer's tokens after the prompt, and the likeliest token ids at each position.
-
-    Returns: float64 (n,), and n lists of (token id, log-prob), likeliest first.
-    """
-    n = len(answer_ids)
-    if n == 0:
-        return np.empty(0), []
-    device = next(model.parameters()).device
-    ids = torch.tensor([[*prompt_ids, *answer_ids]], device=device)
-    names = forward_parameters(model)
-    kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
-    if "logits_to_keep" in names:
-        kwargs["logits_to_keep"] = n + 1
-    with borrowed(model):
-        logits = model(input_ids=ids, **kwargs).logits[0, -n - 1 : -1].float()
-        logp = torch.log_softmax(logits, dim=-1)
-    own = logp.gather(1, ids[0, -n:].unsqueeze(1)).squeeze(1)
-    top = logp.topk(min(ALTERNATIVES, logp.shape[1]), dim=-1)
-    likeliest = [list(zip(i, p, strict=True)) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-    return own.double().cpu().numpy(), likeliest
 
 
 def pieces(

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_diag.data.pairs import collect, read_sharegpt
-from dpo_diag.data.tokens import CUT, CUT_EQUAL, MOVED, PROMPT_FILLS, REFUSED, measure_tokens, measure_until
+from dpo_diag.data.token_report import CUT, CUT_EQUAL, MOVED, measure_tokens, measure_until
+from dpo_diag.data.tokens import PROMPT_FILLS, REFUSED
 from dpo_diag.errors import DiagError
 from tests.data.conftest import byte_tokenizer
 

@@ -15,8 +15,9 @@ import torch
 from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.checkpoint_runs import score_checkpoints
-from dpo_diag.inference.next_tokens import _as_messages, compare_at, next_token_logp, unembedding_scores
+from dpo_diag.inference.next_tokens import _as_messages, compare_at, unembedding_scores
 from dpo_diag.models.checkpoints import Checkpoint, Loader
+from dpo_diag.models.logps import next_token_logps
 from dpo_diag.models.run_checkpoints import checkpoint_of
 from dpo_diag.records import RunWriter, load_run
 
@@ -48,18 +49,18 @@ def root(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
 
 def test_log_probs_equal_a_plain_forward(model: LlamaForCausalLM) -> None:
     contexts = [[5, 6, 7], [9], [4, 4, 4, 4, 8], [9]]
-    found = next_token_logp(model, contexts, batch_size=3)
+    found = next_token_logps(model, contexts, batch_size=3)
     assert found.shape == (4, 258) and found.dtype == np.float32
     for context, row in zip(contexts, found, strict=True):
         with torch.no_grad():
             plain = model(torch.tensor([context])).logits[0, -1].double().log_softmax(-1)
         np.testing.assert_allclose(row, plain.numpy(), atol=2e-5)
-    assert next_token_logp(model, []).shape == (0, 258)
+    assert next_token_logps(model, []).shape == (0, 258)
     # The hook is gone: whole sequences have logits everywhere again.
     with torch.no_grad():
         assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 258)
     with pytest.raises(DiagError, match="nothing before it"):
-        next_token_logp(model, [[]])
+        next_token_logps(model, [[]])
 
 
 def test_scores_by_hand() -> None:

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_diag.data.tokenizing import encode_pairs
+from dpo_diag.data.tokens import encode_pairs
 from dpo_diag.errors import DiagError
-from dpo_diag.inference import scoring
 from dpo_diag.inference.generation import generate
 from dpo_diag.inference.scoring import answer_logp, score_pairs
+from dpo_diag.models import logps
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
 
-from .conftest import make_model, make_tokenizer
+from .conftest import make_model
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -52,41 +52,11 @@ def plain(model: LlamaForCausalLM, prompt: list[int], response: list[int]) -> di
     }
 
 
-def test_encoding_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Byte-level: "no" is 2 tokens and the end token makes 3; "é" is 2 bytes."""
-    encoded = encode_pairs(PAIRS, tokenizer, None)
-    first = encoded.pairs[0]
-    assert tokenizer.decode(first.prompt["chosen"]) == "Q: one? "
-    assert first.response["rejected"] == [*tokenizer("no")["input_ids"], 1]
-    assert [len(p.response["chosen"]) for p in encoded.pairs] == [9, 3, 19]
-    assert encoded.dropped == []
-    cut = encode_pairs(PAIRS, tokenizer, 12)
-    assert [p.n_truncated for p in cut.pairs] == [{"chosen": 5, "rejected": 0}, {"chosen": 14, "rejected": 0}]
-    assert "35 tokens fill max_length 12" in cut.dropped[0][1]
-    end = encode_pairs(PAIRS[:1], tokenizer, 10, "keep_end").pairs[0]
-    assert len(end.prompt["chosen"]) == 1 and len(end.prompt["rejected"]) == 7 and len(end.response["chosen"]) == 9
-    assert len(encode_pairs([PAIRS[0], dict(PAIRS[0])], tokenizer).pairs) == 1
-
-
-def test_encoding_of_messages_and_refusals(tokenizer: PreTrainedTokenizerFast) -> None:
-    pair = encode_pairs(CHAT, tokenizer).pairs[0]
-    assert tokenizer.decode(pair.prompt["chosen"]) == "<|user|>hi<|assistant|>"
-    assert tokenizer.decode(pair.response["chosen"]) == "hello<eos>"
-    with pytest.raises(DiagError, match="rejected is missing"):
-        encode_pairs([{"prompt": "a", "chosen": "b"}], tokenizer)
-    with pytest.raises(DiagError, match="all text or all messages"):
-        encode_pairs([*PAIRS, *CHAT], tokenizer)
-    with pytest.raises(DiagError, match="chat template"):
-        encode_pairs(CHAT, make_tokenizer(chat=False))
-    with pytest.raises(DiagError, match="keep_start or keep_end"):
-        encode_pairs(PAIRS, tokenizer, truncation_mode="middle")
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_scores_equal_a_plain_loop(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "MAX_LOGITS", 258 * 7)  # chunks of 7 positions, so that a response spans several
+    monkeypatch.setattr(logps, "MAX_LOGITS", 258 * 7)  # chunks of 7 positions, so that a response spans several
     model.train()
     state = torch.get_rng_state()
     scores = score_pairs(
@@ -94,7 +64,7 @@ def test_scores_equal_a_plain_loop(
     )
     assert model.training and torch.equal(torch.get_rng_state(), state)
     model.eval()
-    encoded = encode_pairs(PAIRS, tokenizer).pairs
+    encoded = list(encode_pairs(PAIRS, tokenizer))
     by_key = scores.pairs.set_index(["pair_id", "side"])
     token_rows = scores.tokens.set_index(["pair_id", "side"])
     hidden = {}
@@ -141,7 +111,7 @@ def test_scaled_logits_are_the_models_own(tokenizer: PreTrainedTokenizerFast) ->
 
     model.__class__ = Doubled
     scores = score_pairs(model, tokenizer, PAIRS, step=0, progress=False)
-    pair = encode_pairs(PAIRS, tokenizer).pairs[0]
+    pair = next(encode_pairs(PAIRS, tokenizer))
     want = plain(model, pair.prompt["chosen"], pair.response["chosen"])
     assert scores.pairs.iloc[0]["sum_logp"] == pytest.approx(want["logp"].sum(), abs=1e-4)
 
@@ -156,5 +126,5 @@ def test_own_answers_have_the_logp_that_generation_recorded(
 
 
 def test_nothing_to_score_is_one_line(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DiagError, match="no pair to score; got the prompt's"):
+    with pytest.raises(DiagError, match="no pair to score; got the prompt fills max_length: 8 tokens"):
         score_pairs(model, tokenizer, PAIRS[:1], step=0, max_length=3, progress=False)

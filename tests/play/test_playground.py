@@ -13,8 +13,9 @@ import torch
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.play_page import Calls
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.play import Models, Playground, choose, label, pieces, run_checkpoints, token_logps
+from dpo_diag.inference.play import Models, Playground, choose, label, pieces, run_checkpoints
 from dpo_diag.models.checkpoints import Checkpoint, Loader
+from dpo_diag.models.logps import Span, score_tokens
 from dpo_diag.records import load_run
 from tests.inference.conftest import make_model, make_tokenizer
 
@@ -126,8 +127,8 @@ def test_adapters_share_their_base_and_are_not_mixed_up(played_run: Path, tmp_pa
     answers = [ground.compare("hello"), playground_of(ground).compare("hello")]
     for checkpoint, answer in zip(checkpoints, answers[0][1:], strict=True):
         with Loader(**CPU).open(checkpoint) as (model, _):
-            alone, _ = token_logps(model, answer.prompt_ids, answer.token_ids)
-        assert answer.sum_logp == pytest.approx(float(alone.sum()), abs=1e-4)
+            (alone,) = score_tokens(model, [Span(answer.prompt_ids, answer.token_ids)])
+        assert answer.sum_logp == pytest.approx(float(alone.logp.sum()), abs=1e-4)
     assert [a.sum_logp for a in answers[0]] == pytest.approx([a.sum_logp for a in answers[1]], abs=1e-5)
     assert answers[0][1].sum_logp != pytest.approx(answers[0][2].sum_logp, abs=1e-4)
 
