@@ -14,11 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from dpo_diag import load_run
-from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.loss_split import loss_spec, split_losses
-from dpo_diag.diagnosis.decompose.measure import choose_unit, side_arrays
 from dpo_diag.diagnosis.decompose.perplexity_split import pair_contributions, pair_table, split_perplexity
-from dpo_diag.diagnosis.decompose.tokens import by_role, token_change
+from dpo_diag.diagnosis.decompose.tokens import by_role
 
 
 def main() -> None:
@@ -32,9 +31,9 @@ def main() -> None:
 
     # 1. Which rows: the fixed set, its first and last step, the pairs that stand at both.
     run = load_run(args.run)
-    chosen_rows = select(run, args.from_step, args.to_step, args.split)
-    pairs = chosen_rows.pairs
-    print(f"{run.name}: {chosen_rows.split}, {chosen_rows.from_step} to {chosen_rows.to_step}, {len(pairs)} pairs\n")
+    aligned = align(run, args.from_step, args.to_step, args.split)
+    pairs = aligned.pairs
+    print(f"{run.name}: {aligned.split}, {aligned.from_step} to {aligned.to_step}, {len(pairs)} pairs\n")
     frames: dict[str, pd.DataFrame] = {}
 
     # 2. Through which side the loss moved (means over pairs; the two parts add up to the change).
@@ -46,10 +45,9 @@ def main() -> None:
         print(frames["loss"].drop(columns="pair_id").mean().round(5).to_string(), "\n")
 
     # 3. Why each perplexity moved, for each side, per token (or per byte where no tokens were counted).
-    unit, note = choose_unit(pairs, chosen_rows.sides)
-    if unit is None:
-        raise SystemExit(f"perplexity: not applicable: {note}")
-    sides = {side: side_arrays(chosen_rows, side, unit) for side in chosen_rows.sides}
+    sides = aligned.responses
+    if "chosen" not in sides:
+        raise SystemExit(f"perplexity: not applicable: {aligned.unit_and_note[1]}")
     splits = {(side, name): row for side, a in sides.items() for name, row in split_perplexity(*a.args).items()}
     frames["perplexity"] = pd.DataFrame(splits).T.rename_axis(["side", "perplexity"]).reset_index()
     print(frames["perplexity"].round(4).to_string(index=False), "\n")
@@ -62,9 +60,8 @@ def main() -> None:
     print(frames["pairs"][columns].head(10).round(4).to_string(index=False), "\n")
 
     # 5. In which tokens, by their role in the alignment of chosen and rejected.
-    change = token_change(run, chosen_rows)
-    if change is not None:
-        frames["tokens_by_role"] = by_role(change)
+    if aligned.tokens is not None:
+        frames["tokens_by_role"] = by_role(aligned.tokens)
         print(frames["tokens_by_role"].round(4).to_string(index=False), "\n")
 
     out = args.out or args.run / "analysis"

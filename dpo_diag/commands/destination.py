@@ -40,17 +40,16 @@ def _gained(
     checkpoints: tuple[str | None, str | None],
     device: str,
 ) -> dict[str, Any]:
-    from dpo_diag.diagnosis.aligned import select
+    from dpo_diag.diagnosis.aligned import align
     from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
-    from dpo_diag.diagnosis.decompose.tokens import token_change
     from dpo_diag.diagnosis.token_sections import NO_TOKENS
     from dpo_diag.thresholds import load_thresholds
 
     if not document["n_pairs"]:
         return {"not_applicable": "no pair stands at both steps"}
     values = load_thresholds(thresholds)
-    selection = select(run, document["from_step"], document["to_step"], document["split"])
-    change = token_change(run, selection)
+    aligned = align(run, document["from_step"], document["to_step"], document["split"])
+    change = aligned.tokens
     if change is None or not change.usable.any():
         return dict(NO_TOKENS)
     if not run.has("texts"):

@@ -1,105 +1,227 @@
-"""Which rows an explanation compares: the split, the two steps, and the pairs that stand at both.
+"""The two-step view of a run: which rows are compared, and the pairs and tokens that both steps hold, made once.
 
-A fixed evaluation set comes before anything else: only there do the same pairs return at every step. Pairs that stand
-at one of the two steps only are counted and named in `coverage`, never dropped in silence.
+A fixed evaluation set comes before anything else: only there do the same pairs return at every step. Pairs recorded at
+one of the two steps only are counted and named in `coverage`, never dropped in silence.
+
+Pairs count in response tokens. Where a source gives log-prob sums but no token counts (many public dumps), the UTF-8
+bytes of the text stand in: every formula holds per byte as it does per token, and the result says `"unit": "byte"`.
+Byte-level perplexities are smaller numbers (a token has about four bytes) and compare across tokenizers.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, as_reference, two_steps
+from dpo_diag.diagnosis.token_rows import BoolArray, TokenChange, TokenLayout, any_layout, token_change
 from dpo_diag.errors import DiagError
-from dpo_diag.records import Run
-from dpo_diag.records.reader import join_reference
-from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
+from dpo_diag.records import Run, metrics
+from dpo_diag.records.schemas import TRAIN_SPLIT
 
-REFERENCE = "ref"
-"""Instead of a step: the reference model itself."""
-Step = int | str
-
-VALUES = ("sum_logp", "n_tokens", "n_bytes", "n_truncated", "top1", "top5", "entropy_sum", "greedy_logp_sum", "weight")
-_JOINED = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1")
+COUNTS = {"token": "n_tokens", "byte": "n_bytes"}
 TRAIN_WINDOW_PAIRS = 64
 """Training batches hold other pairs at every step; explained against the reference, the newest this many are taken."""
+_NAMED = 20
+"""Pairs that are named where some are left out."""
 
 
-@dataclass(frozen=True)
-class Selection:
+@dataclass(frozen=True, eq=False)
+class SideArrays:
+    """sum_logp (nats) and counts of one side at both steps; only responses with finite numbers and a positive count.
+
+    `keep` marks those rows of `Aligned.pairs`; `excluded` counts the others by reason and names some.
+    """
+
+    side: str
+    unit: str
+    keep: BoolArray
+    sum_from: FloatArray
+    n_from: FloatArray
+    sum_to: FloatArray
+    n_to: FloatArray
+    excluded: dict[str, Any]
+
+    @property
+    def args(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """(sum_from, n_from, sum_to, n_to), as the decompositions take them."""
+        return self.sum_from, self.n_from, self.sum_to, self.n_to
+
+
+def side_arrays(pairs: pd.DataFrame, side: str, unit: str) -> SideArrays:
+    """The side's measurable responses (shape (kept,) each); infinite, unknown and empty ones are counted and named.
+
+    Args:
+        pairs: of `two_steps`.
+        unit: a key of COUNTS.
+    """
+    s0, s1 = (pairs[f"{side}_sum_logp_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
+    n0, n1 = (pairs[f"{side}_{COUNTS[unit]}_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
+    uncounted = np.isnan(n0) | np.isnan(n1)
+    reasons = {
+        "infinite": np.isinf(s0) | np.isinf(s1),
+        "nan": np.isnan(s0) | np.isnan(s1),
+        "no_count": uncounted,
+        "empty": ~uncounted & ((n0 <= 0) | (n1 <= 0)),
+    }
+    keep = ~np.logical_or.reduce(list(reasons.values()))
+    ids = pairs["pair_id"].astype(str).to_numpy()
+    excluded = {
+        name: {"n": int(mask.sum()), "pair_ids": [str(i) for i in ids[mask][:_NAMED]]}
+        for name, mask in reasons.items()
+        if mask.any()
+    }
+    return SideArrays(side, unit, keep, s0[keep], n0[keep], s1[keep], n1[keep], excluded)
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
     """What is compared with what.
 
     Attributes:
+        rows: the run's pair rows, for any step of any split.
         split: the set; rows of other splits are not touched.
         from_step, to_step: optimizer steps; `from_step` may be REFERENCE.
         steps: all steps at which the split has policy rows, ascending.
-        pairs: one row per pair that stands at both steps, ordered by pair_id, with columns `{side}_{value}_{0|1}`
-            (0 = from, 1 = to) for the sides that the records hold, `{side}_ref` (reference sum_logp, NaN if unknown),
-            and `a0, b0, a1, b1`: log-ratios to the reference that the loss sees (nats; NaN without a reference).
         sides: sides with rows: chosen and rejected, or chosen alone (SFT).
+        before, after: the two steps' frames (see `pair_rows`); they may hold pairs that the other one lacks.
         coverage: counts of what was left out, and why.
         notes: sentences a reader must know, e.g. that training batches were compared with the reference.
     """
 
+    rows: PairRows
     split: str
     from_step: Step
     to_step: int
     steps: list[int]
-    pairs: pd.DataFrame
     sides: tuple[str, ...]
-    coverage: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    before: pd.DataFrame
+    after: pd.DataFrame
+    coverage: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> Run:
+        return self.rows.run
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row per pair at both steps, ordered by pair_id, with the columns of `two_steps`."""
+        return two_steps(self.before, self.after)
 
     @property
     def has_reference(self) -> bool:
         """Whether every aligned pair has the reference's log-probs."""
         return bool(len(self.pairs)) and not bool(self.pairs[["a1", "b1"]].isna().any(axis=None))
 
+    def at(self, step: int) -> pd.DataFrame | None:
+        """The frame of a step over exactly the aligned pairs, in their order; None where it lacks some of them."""
+        frame, ids = self.rows.at(self.split, step, self.sides), self.pairs["pair_id"]
+        return frame.loc[ids] if ids.isin(frame.index).all() else None
 
-def split_order(splits: list[str]) -> list[str]:
-    """Splits by preference: `eval`, other evaluation sets, anything else, training batches last."""
+    def steps_between(self) -> list[int]:
+        """Measured steps from the first to the second one, both included."""
+        first = -1 if self.from_step == REFERENCE else int(self.from_step)
+        return [s for s in self.steps if first <= s <= self.to_step]
 
-    def rank(name: str) -> tuple[int, str]:
-        if name == EVAL_SPLIT:
-            return 0, name
-        if re.match(r"(eval|valid|test|held)", name):
-            return 1, name
-        return (3 if name == TRAIN_SPLIT or name.startswith("train") else 2), name
+    def against_reference(self) -> Aligned:
+        """The reference beside `to_step`."""
+        return self if self.from_step == REFERENCE else align(self.rows, REFERENCE, self.to_step, self.split)
 
-    return sorted(splits, key=rank)
+    # --- responses --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def unit_and_note(self) -> tuple[str | None, str | None]:
+        """("token" | "byte", note) or (None, why nothing can be counted): the unit that covers more responses, tokens
+        first where both cover all."""
+        if not len(self.pairs):
+            return None, "no pair stands at both steps"
+        covered = {
+            unit: sum(
+                int((self.pairs[[f"{s}_{column}_0", f"{s}_{column}_1"]] > 0).all(axis=1).sum()) for s in self.sides
+            )
+            for unit, column in COUNTS.items()
+        }
+        if not any(covered.values()):
+            return None, "the records hold neither token counts nor bytes of the responses"
+        if covered["token"] >= covered["byte"]:
+            return "token", None
+        lacking = "token counts are missing for some responses" if covered["token"] else "no token counts are recorded"
+        return "byte", f"{lacking}: perplexities are per UTF-8 byte, not per token"
+
+    @property
+    def unit(self) -> str | None:
+        """What responses are counted in: "token", "byte", or None where nothing counts them."""
+        return self.unit_and_note[0]
+
+    @cached_property
+    def responses(self) -> dict[str, SideArrays]:
+        """side -> its measurable responses; sides without any are left out."""
+        if self.unit is None:
+            return {}
+        arrays = {s: side_arrays(self.pairs, s, self.unit) for s in self.sides}
+        return {s: a for s, a in arrays.items() if a.keep.any()}
+
+    def change(self, side: str) -> FloatArray:
+        """Change of a side's log-prob sums (nats), shape (pairs,)."""
+        after, before = (self.pairs[f"{side}_sum_logp_{w}"].to_numpy(dtype=np.float64) for w in (1, 0))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(after - before)
+
+    def bits_per_byte(self, side: str) -> dict[str, Any]:
+        """{"from", "to", "delta", "n_pairs"} over the responses with finite log-probs and known bytes, or
+        {"not_applicable": why}."""
+        arrays = side_arrays(self.pairs, side, "byte")
+        if not arrays.keep.any():
+            return {"not_applicable": "no bytes of the responses are recorded"}
+        start = metrics.bits_per_byte(arrays.sum_from, arrays.n_from)
+        end = metrics.bits_per_byte(arrays.sum_to, arrays.n_to)
+        return {"from": start, "to": end, "delta": end - start, "n_pairs": int(arrays.keep.sum())}
+
+    # --- tokens -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokens(self) -> TokenChange | None:
+        """Token log-probs of both steps; None where the run has no token rows of these pairs at `to_step`."""
+        if not len(self.pairs):
+            return None
+        return token_change(self.run, self.split, list(self.pairs["pair_id"]), self.from_step, self.to_step)
+
+    @cached_property
+    def layout(self) -> TokenLayout | None:
+        """The pairs' token ids, from `tokens` or whichever step records them."""
+        if self.tokens is not None:
+            return self.tokens.layout
+        return any_layout(self.run, self.split, list(self.pairs["pair_id"]), self.steps)
 
 
-def pair_splits(run: Run) -> dict[str, list[int]]:
-    """split -> ascending steps with policy rows, best split first; empty for a run without pair records."""
-    keys = run.read("pairs", columns=["step", "split"], roles=["policy"]).drop_duplicates()
-    found = {str(s): sorted(int(x) for x in group["step"]) for s, group in keys.groupby("split")}
-    best = split_order(list(found))
-    # A set that was measured once can only be held against the reference: sets measured twice come first.
-    return {s: found[s] for s in sorted(best, key=lambda s: (len(found[s]) < 2 and s != TRAIN_SPLIT, best.index(s)))}
-
-
-def select(run: Run, from_step: Step | None = None, to_step: int | None = None, split: str | None = None) -> Selection:
+def align(
+    run: Run | PairRows, from_step: Step | None = None, to_step: int | None = None, split: str | None = None
+) -> Aligned:
     """Choose split and steps, and align the pairs.
 
     Args:
+        run: a run, or its rows where they were read already.
         from_step: default the first step of the split; REFERENCE compares the reference with `to_step`.
         to_step: default the last step of the split.
-        split: default the first of `pair_splits`.
+        split: default the first of `PairRows.steps`.
 
     Raises:
         DiagError: no pair records, an unknown split or step, steps in the wrong order.
     """
-    available = pair_splits(run)
-    if not available:
-        raise DiagError("the run holds no pair records", where=run.name, hint="score its checkpoints with dpo-score")
-    if split is None:
-        split = next(iter(available))
-    if split not in available:
-        raise DiagError("no such split", got=split, expected=f"one of {list(available)}", usage=True)
-    steps = available[split]
+    rows = run if isinstance(run, PairRows) else PairRows(run)
+    if not rows.steps:
+        raise DiagError(
+            "the run holds no pair records", where=rows.run.name, hint="score its checkpoints with dpo-score"
+        )
+    split = next(iter(rows.steps)) if split is None else split
+    if split not in rows.steps:
+        raise DiagError("no such split", got=split, expected=f"one of {list(rows.steps)}", usage=True)
+    steps = rows.steps[split]
     to_step = steps[-1] if to_step is None else _known(to_step, steps, "--to")
     if from_step is None:
         from_step = steps[0] if steps[0] < to_step else REFERENCE
@@ -107,11 +229,10 @@ def select(run: Run, from_step: Step | None = None, to_step: int | None = None, 
         from_step = _known(from_step, steps, "--from")
         if from_step >= to_step:
             raise DiagError("--from must lie before --to", got=f"{from_step} and {to_step}", usage=True)
-    raw = _raw(run, split, from_step, to_step)
-    selection = _align(run, raw, split, from_step, to_step, steps)
-    if len(selection.pairs) or split != TRAIN_SPLIT or from_step == REFERENCE:
-        return selection
-    return _training_window(run, split, to_step, steps)
+    aligned = _between(rows, split, from_step, to_step)
+    if len(aligned.pairs) or split != TRAIN_SPLIT or from_step == REFERENCE:
+        return aligned
+    return _training_window(rows, split, to_step)
 
 
 def _known(step: Step, steps: list[int], option: str) -> int:
@@ -129,114 +250,62 @@ def _known(step: Step, steps: list[int], option: str) -> int:
     return number
 
 
-def _raw(run: Run, split: str, from_step: Step, to_step: int) -> pd.DataFrame:
-    """Policy rows of the two steps and the reference rows of the split, wherever they were written."""
-    steps = [to_step] if from_step == REFERENCE else [int(from_step), to_step]
-    policy = run.read("pairs", steps=steps, splits=[split], roles=["policy"])
-    reference = run.read("pairs", splits=[split], roles=["ref"])
-    base = (run.meta.get("reference") or {}).get("step") if isinstance(run.meta.get("reference"), dict) else None
-    if reference.empty and base is not None:
-        # The source says that the policy of one of its steps is the reference (a run scored from its start).
-        reference = run.read("pairs", steps=[int(base)], splits=[split], roles=["policy"]).assign(role="ref")
-    return pd.concat([f for f in (policy, reference) if len(f)], ignore_index=True) if len(policy) else policy
+def _between(rows: PairRows, split: str, from_step: Step, to_step: int) -> Aligned:
+    sides = rows.sides(split, to_step)
+    after = rows.at(split, to_step, sides)
+    before = as_reference(after) if from_step == REFERENCE else rows.at(split, from_step, sides)
+    lone = _lone_sides(rows.rows(split, to_step), sides)
+    if from_step != REFERENCE:
+        lone += _lone_sides(rows.rows(split, int(from_step)), sides)
+    duplicates = rows.duplicates(split, *{from_step, to_step, REFERENCE})
+    return _aligned(rows, split, from_step, to_step, sides, before, after, lone, duplicates)
 
 
-def _align(run: Run, raw: pd.DataFrame, split: str, from_step: Step, to_step: int, steps: list[int]) -> Selection:
-    key = ["step", "split", "role", "pair_id", "side"]
-    duplicates = int(raw.duplicated(key).sum())
-    joined = join_reference(raw.drop_duplicates(key, keep="last"))
-    after = joined.loc[joined["step"] == to_step]
-    before = _as_reference(after) if from_step == REFERENCE else joined.loc[joined["step"] == from_step]
-    sides = tuple(s for s in SIDES if (after["side"] == s).any())
-    wide = [_wide(before, sides, 0), _wide(after, sides, 1)]
-    both = wide[0].index.intersection(wide[1].index).sort_values()
+def _aligned(
+    rows: PairRows,
+    split: str,
+    from_step: Step,
+    to_step: int,
+    sides: tuple[str, ...],
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    lone: int,
+    duplicates: int,
+) -> Aligned:
+    both = len(before.index.intersection(after.index))
     coverage = {
-        "aligned": len(both),
-        "only_from": int((~wide[0].index.isin(both)).sum()),
-        "only_to": int((~wide[1].index.isin(both)).sum()),
-        "one_side_only": int(_lone_sides(after, sides) + _lone_sides(before, sides)),
+        "aligned": both, "only_from": len(before) - both, "only_to": len(after) - both, "one_side_only": lone,
         "duplicate_rows": duplicates,
-    }
-    pairs = pd.concat([w.loc[both] for w in wide], axis=1)
-    for side in sides:
-        reference = after.loc[after["side"] == side].set_index("pair_id")["ref_sum_logp"]
-        pairs[f"{side}_ref"] = reference.reindex(both).astype("float64")
-    _log_ratios(pairs, joined, before, after, sides, bool((run.meta.get("loss") or {}).get("ld_alpha")))
-    pairs = pairs.rename_axis("pair_id").reset_index()
-    notes = []
+    }  # fmt: skip
     left = coverage["only_from"] + coverage["only_to"]
-    if left:
-        notes.append(f"{left} pairs stand at one of the two steps only and are left out")
-    return Selection(split, from_step, to_step, steps, pairs, sides, coverage, notes)
-
-
-def _as_reference(rows: pd.DataFrame) -> pd.DataFrame:
-    """The same rows as the reference would have written them; what it was not measured for is null."""
-    reference = rows.loc[rows["ref_sum_logp"].notna()].copy()
-    for name in VALUES:
-        if name in _JOINED:
-            values = reference[f"ref_{name}"]
-            # Counts are the text's, not the model's: where the reference row lacks them, the policy's hold.
-            reference[name] = values.where(values.notna(), reference[name]) if name == "n_tokens" else values
-        elif name not in ("n_bytes", "n_truncated", "weight"):
-            reference[name] = np.nan
-    reference["loss_logp"] = reference["ref_loss_logp"]
-    return reference
-
-
-def _wide(rows: pd.DataFrame, sides: tuple[str, ...], when: int) -> pd.DataFrame:
-    """One row per pair with every side that the set has; pairs that miss a side are left out (and counted apart)."""
-    parts = []
-    for side in sides:
-        part = rows.loc[rows["side"] == side].set_index("pair_id")[list(VALUES)].astype("float64")
-        parts.append(part.rename(columns={v: f"{side}_{v}_{when}" for v in VALUES}))
-    if not parts:
-        return pd.DataFrame()
-    return pd.concat(parts, axis=1, join="inner")
+    notes = (f"{left} pairs stand at one of the two steps only and are left out",) if left else ()
+    return Aligned(rows, split, from_step, to_step, rows.steps[split], sides, before, after, coverage, notes)
 
 
 def _lone_sides(rows: pd.DataFrame, sides: tuple[str, ...]) -> int:
+    """Pairs that lack one of the sides."""
     return int((rows.groupby("pair_id")["side"].nunique() < len(sides)).sum())
 
 
-def _log_ratios(
-    pairs: pd.DataFrame,
-    joined: pd.DataFrame,
-    before: pd.DataFrame,
-    after: pd.DataFrame,
-    sides: tuple[str, ...],
-    uses_loss_logp: bool,
-) -> None:
-    """a0, b0, a1, b1: log-prob minus the reference's; under ld_alpha of the log-probs that the loss used."""
-    for side, letter in (("chosen", "a"), ("rejected", "b")):
-        for when, rows in ((0, before), (1, after)):
-            if side not in sides:
-                pairs[f"{letter}{when}"] = np.nan
-                continue
-            own = rows.loc[rows["side"] == side].set_index("pair_id")
-            names = ("loss_logp", "ref_loss_logp") if uses_loss_logp else ("sum_logp", "ref_sum_logp")
-            ratio = own[names[0]].astype("float64") - own[names[1]].astype("float64")
-            pairs[f"{letter}{when}"] = ratio.reindex(pairs.index)
-
-
-def _training_window(run: Run, split: str, to_step: int, steps: list[int]) -> Selection:
+def _training_window(rows: PairRows, split: str, to_step: int) -> Aligned:
     """Training batches never repeat a pair: hold the newest pairs, each at its own step, against the reference."""
-    rows, taken = [], 0
+    known = rows.split(split)
+    policy = known.loc[known["step"] <= to_step]
     used: list[int] = []
-    for step in reversed([s for s in steps if s <= to_step]):
-        batch = run.read("pairs", steps=[step], splits=[split])
-        rows.append(batch)
+    taken = 0
+    for step in reversed([s for s in rows.steps[split] if s <= to_step]):
         used.append(step)
-        taken += int(batch.loc[batch["role"] == "policy", "pair_id"].nunique())
+        taken += rows.rows(split, step)["pair_id"].nunique()
         if taken >= TRAIN_WINDOW_PAIRS:
             break
-    raw = pd.concat(rows, ignore_index=True)
-    policy = raw.loc[raw["role"] == "policy"].sort_values("step", kind="stable")
-    policy = policy.drop_duplicates(["pair_id", "side"], keep="last").assign(step=to_step)
-    reference = run.read("pairs", splits=[split], roles=["ref"])
-    selection = _align(run, pd.concat([policy, reference], ignore_index=True), split, REFERENCE, to_step, steps)
-    selection.notes.append(
-        f"training batches hold other pairs at every step, so {len(selection.pairs)} pairs of steps "
-        f"{min(used)} to {max(used)} are held against the reference"
+    window = policy.loc[policy["step"] >= used[-1]].drop_duplicates(["pair_id", "side"], keep="last")
+    sides = tuple(s for s in ("chosen", "rejected") if (window["side"] == s).any())
+    after = rows.frame(window, sides)
+    aligned = _aligned(
+        rows, split, REFERENCE, to_step, sides, as_reference(after), after, _lone_sides(window, sides), 0
     )
-    return selection
+    note = (
+        f"training batches hold other pairs at every step, so {len(aligned.pairs)} pairs of steps "
+        f"{used[-1]} to {used[0]} are held against the reference"
+    )
+    return replace(aligned, notes=(*aligned.notes, note))

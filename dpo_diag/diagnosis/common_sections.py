@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_diag.diagnosis import evidence as outcomes
 from dpo_diag.diagnosis import uncertainty
-from dpo_diag.diagnosis.aligned import REFERENCE, Step
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.records import Run
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dpo_diag.diagnosis.aligned import REFERENCE, Step
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.records import Run
 from dpo_diag.records.metrics import newcombe_interval
 from dpo_diag.review.results import results as review_results

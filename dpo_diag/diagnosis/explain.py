@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.diagnosis.aligned import Step, pair_splits, select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.mean_sections import explain_means
 from dpo_diag.diagnosis.narrative import narrate
+from dpo_diag.diagnosis.pair_rows import PairRows, Step
 from dpo_diag.diagnosis.pair_sections import explain_pairs
 from dpo_diag.diagnosis.strict_json import plain
 from dpo_diag.records import Run, load_run
@@ -43,10 +44,10 @@ def explain(
     """
     opened = run if isinstance(run, Run) else load_run(run)
     values = load_thresholds(thresholds)
-    splits = pair_splits(opened)
-    only_logged = split is not None and split not in splits and bool((opened.history["split"] == split).any())
-    if splits and not only_logged:
-        document = explain_pairs(opened, select(opened, from_step, to_step, split), values)
+    rows = PairRows(opened)
+    only_logged = split is not None and split not in rows.steps and bool((opened.history["split"] == split).any())
+    if rows.steps and not only_logged:
+        document = explain_pairs(align(rows, from_step, to_step, split), values)
     else:
         document = explain_means(opened, from_step, to_step, split, values)
     result: dict[str, Any] = plain(document)

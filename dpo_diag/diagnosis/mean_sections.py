@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.diagnosis import uncertainty, verdict
-from dpo_diag.diagnosis.aligned import REFERENCE, Step
 from dpo_diag.diagnosis.common_sections import head, judged_evidence, perplexity_signs, run_all_checks
 from dpo_diag.diagnosis.decompose import means
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dpo_diag.diagnosis.aligned import REFERENCE
 from dpo_diag.diagnosis.narrative_why import why
+from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.diagnosis.verdict import describe
 from dpo_diag.diagnosis.wording import (
     Sentence,

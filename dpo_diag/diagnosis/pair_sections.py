@@ -9,50 +9,47 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis import remedies, uncertainty, verdict
-from dpo_diag.diagnosis.aligned import REFERENCE, Selection, select
+from dpo_diag.diagnosis.aligned import Aligned, SideArrays
 from dpo_diag.diagnosis.common_sections import head, judged_evidence, perplexity_signs, run_all_checks
 from dpo_diag.diagnosis.decompose import loss_split, perplexity_split, trajectory
-from dpo_diag.diagnosis.decompose.measure import SideArrays, bits_per_byte, choose_unit, side_arrays
+from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.diagnosis.strict_json import records
 from dpo_diag.diagnosis.token_sections import token_sections
 from dpo_diag.losses import LossSpec
-from dpo_diag.records import Run, metrics
+from dpo_diag.records import metrics
 
 PAIRS_SHOWN = 2000
 REMEDIED = ("likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown")
 """Verdict labels that the remedies for falling likelihood answer; others only where something measured got worse."""
 
 
-def explain_pairs(run: Run, selection: Selection, values: Mapping[str, float]) -> dict[str, Any]:
-    """The document of a selection of pairs; `values`: every threshold."""
-    pairs = selection.pairs
+def explain_pairs(aligned: Aligned, values: Mapping[str, float]) -> dict[str, Any]:
+    """The document of the aligned pairs; `values`: every threshold."""
+    run, pairs = aligned.run, aligned.pairs
     spec, why_not = loss_split.loss_spec(run)
-    document = head(run, selection.from_step, selection.to_step, selection.split, len(pairs))
-    notes = list(selection.notes)
-    loss, loss_rows = _loss(run, selection, spec, why_not)
-    unit, unit_note = choose_unit(pairs, selection.sides) if len(pairs) else (None, "no pair stands at both steps")
-    if unit_note and unit:
-        notes.append(unit_note)
-    sides = {s: side_arrays(selection, s, unit) for s in selection.sides} if unit else {}
-    sides = {s: a for s, a in sides.items() if a.keep.any()}
+    document = head(run, aligned.from_step, aligned.to_step, aligned.split, len(pairs))
+    loss, loss_rows = _loss(aligned, spec, why_not)
+    unit, unit_note = aligned.unit_and_note
+    notes = [*aligned.notes, *([unit_note] if unit_note and unit else [])]
+    sides = aligned.responses
     table = _pair_table(pairs, sides, loss_rows)
-    path = trajectory.follow(run, selection, spec, unit) if len(pairs) else None
-    turns = trajectory.turning_points(path, unit, values["turning_point.least_dlog"]) if path else []
-    perplexity = _perplexity(sides, unit) if sides else {"not_applicable": unit_note or "no response can be measured"}
-    checks = run_all_checks(run, selection.from_step, selection.to_step, selection.split, values)
-    evidence = judged_evidence(run, selection.from_step, selection.to_step, values)
-    quadrants, chosen_sign = _quadrants(selection)
+    path = trajectory.follow(aligned, spec) if len(pairs) else None
+    turns = trajectory.turning_points(path, values["turning_point.least_dlog"]) if path else []
+    perplexity = _perplexity(sides) if sides else {"not_applicable": unit_note or "no response can be measured"}
+    checks = run_all_checks(run, aligned.from_step, aligned.to_step, aligned.split, values)
+    evidence = judged_evidence(run, aligned.from_step, aligned.to_step, values)
+    quadrants, chosen_sign = _quadrants(aligned)
     concentration = perplexity_split.concentration(table) if "share_of_rise" in table else None
     document |= {
         "unit": unit,
-        "coverage": selection.coverage,
+        "coverage": aligned.coverage,
         "notes": notes,
         "loss": loss,
         "perplexity": perplexity,
-        "bits_per_byte": {s: bits_per_byte(selection, s) for s in selection.sides} if len(pairs) else {},
+        "bits_per_byte": {s: aligned.bits_per_byte(s) for s in aligned.sides} if len(pairs) else {},
         "quadrants": quadrants,
         "margins": _margins(pairs),
-        "against_reference": _against_reference(run, selection, spec, unit),
+        "against_reference": _against_reference(aligned, spec),
         "concentration": concentration,
         "turning_points": turns,
         "pairs": records(table.head(PAIRS_SHOWN)),
@@ -74,24 +71,23 @@ def explain_pairs(run: Run, selection: Selection, values: Mapping[str, float]) -
         has_intervals=len(pairs) >= uncertainty.MINIMUM_PAIRS,
     )
     document["verdict"] = verdict.decide(facts)
-    document |= token_sections(run, selection, values)
+    document |= token_sections(aligned, values)
     document["remedies"] = _remedies(spec, document["verdict"], sides, pairs, turns, concentration)
     return document
 
 
-def _loss(
-    run: Run, selection: Selection, spec: LossSpec | None, why_not: str | None
-) -> tuple[dict[str, Any], pd.DataFrame]:
+def _loss(aligned: Aligned, spec: LossSpec | None, why_not: str | None) -> tuple[dict[str, Any], pd.DataFrame]:
     if spec is None:
         return {"not_applicable": why_not}, pd.DataFrame()
-    summary, rows = loss_split.summarise(spec, selection.pairs)
+    summary, rows = loss_split.summarise(spec, aligned.pairs)
     if "not_applicable" in summary:
         return summary, rows
     summary["interval"] = uncertainty.mean_interval(rows["delta"])
-    logged = run.history.loc[
-        (run.history["name"] == "loss") & (run.history["split"] == selection.split), ["step", "value"]
+    history = aligned.run.history
+    logged = history.loc[
+        (history["name"] == "loss") & (history["split"] == aligned.split), ["step", "value"]
     ].set_index("step")["value"]
-    for key, step in (("logged_from", selection.from_step), ("logged_to", selection.to_step)):
+    for key, step in (("logged_from", aligned.from_step), ("logged_to", aligned.to_step)):
         summary[key] = float(logged[step]) if step in logged.index else None
     return summary, rows
 
@@ -100,7 +96,7 @@ def _loss_sign(loss: dict[str, Any]) -> int | None:
     return None if "not_applicable" in loss else uncertainty.sign(loss["delta"], loss.get("interval"))
 
 
-def _perplexity(sides: dict[str, SideArrays], unit: str | None) -> dict[str, Any]:
+def _perplexity(sides: dict[str, SideArrays]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for side, arrays in sides.items():
         section: dict[str, Any] = dict(perplexity_split.split_perplexity(*arrays.args))
@@ -138,12 +134,11 @@ def _pair_table(pairs: pd.DataFrame, sides: dict[str, SideArrays], loss_rows: pd
     return ordered[[*first, *[c for c in ordered.columns if c not in first]]]
 
 
-def _quadrants(selection: Selection) -> tuple[dict[str, Any], int | None]:
+def _quadrants(aligned: Aligned) -> tuple[dict[str, Any], int | None]:
     """Shares of pairs by sign of both changes, with how many; and the sign of the mean change of the chosen side."""
-    pairs = selection.pairs
-    if not len(pairs):
+    if not len(aligned.pairs):
         return {"not_applicable": "no pair stands at both steps"}, None
-    changes = {s: (pairs[f"{s}_sum_logp_1"] - pairs[f"{s}_sum_logp_0"]).to_numpy() for s in selection.sides}
+    changes = {s: aligned.change(s) for s in aligned.sides}
     finite = np.logical_and.reduce([np.isfinite(c) for c in changes.values()])
     chosen = changes["chosen"][finite] if "chosen" in changes else np.zeros(0)
     sign = uncertainty.sign(float(chosen.mean()), uncertainty.mean_interval(chosen)) if chosen.size else None
@@ -170,21 +165,20 @@ def _margins(pairs: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _against_reference(run: Run, selection: Selection, spec: LossSpec | None, unit: str | None) -> dict[str, Any]:
+def _against_reference(aligned: Aligned, spec: LossSpec | None) -> dict[str, Any]:
     """The same split from the reference to `to_step`: loss, chosen perplexities, quadrants."""
-    if selection.from_step == REFERENCE:
+    if aligned.from_step == REFERENCE:
         return {"same_as": "from_step"}
-    if not selection.has_reference:
+    if not aligned.has_reference:
         return {"not_applicable": "the records hold no reference log-probs"}
-    against = select(run, REFERENCE, selection.to_step, selection.split)
+    against = aligned.against_reference()
     result: dict[str, Any] = {"n_pairs": len(against.pairs)}
     if not len(against.pairs):
         return {"not_applicable": "no pair has the reference's log-probs"}
     if spec is not None:
         result["loss"] = loss_split.summarise(spec, against.pairs)[0]
-    if unit is not None:
-        sides = {s: side_arrays(against, s, unit) for s in against.sides}
-        result["perplexity"] = {s: perplexity_split.split_perplexity(*a.args) for s, a in sides.items() if a.keep.any()}
+    if against.unit is not None:
+        result["perplexity"] = {s: perplexity_split.split_perplexity(*a.args) for s, a in against.responses.items()}
     result["quadrants"] = _quadrants(against)[0]
     return result
 

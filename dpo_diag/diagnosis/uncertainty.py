@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from dpo_diag.diagnosis.decompose.measure import SideArrays
+from dpo_diag.diagnosis.aligned import SideArrays
 from dpo_diag.records import metrics
 
 FloatArray = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import build_run, build_token_run
 
-from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.destination import (
     destination,
     gained_most,
@@ -19,7 +19,6 @@ from dpo_diag.diagnosis.decompose.destination import (
     predicted_gainers,
     read,
 )
-from dpo_diag.diagnosis.decompose.tokens import token_change
 
 
 @pytest.mark.parametrize(
@@ -44,14 +43,14 @@ def test_numbers_are_per_token(tmp_path: Path) -> None:
     """10 tokens each: greedy sums -4 -> -2 are -.4 -> -.2 a token, entropy .5 -> .3, gap of greedy over target .6 ->
     .8 + ... = 1.0 - .2."""
     run = build_run(tmp_path / "run", {0: ([-10.0] * 9, [-10.0] * 9), 9: ([-12.0] * 9, [-30.0] * 9)})
-    pairs = select(run).pairs
+    pairs = align(run).pairs
     for side in ("chosen", "rejected"):
         for when, greedy, entropy in ((0, -4.0, 5.0), (1, -2.0, 3.0)):
             pairs[f"{side}_greedy_logp_sum_{when}"] = greedy
             pairs[f"{side}_entropy_sum_{when}"] = entropy
-    selection = select(run)
-    selection.pairs[pairs.columns] = pairs
-    chosen = destination(selection)["chosen"]
+    aligned = align(run)
+    aligned.pairs[pairs.columns] = pairs
+    chosen = destination(aligned)["chosen"]
     assert (chosen["greedy_logp"]["from"], chosen["greedy_logp"]["to"]) == (-0.4, -0.2)
     assert chosen["entropy"]["delta"] == pytest.approx(-0.2)
     assert (chosen["gap"]["from"], chosen["gap"]["to"]) == (pytest.approx(0.6), pytest.approx(1.0))
@@ -60,7 +59,7 @@ def test_numbers_are_per_token(tmp_path: Path) -> None:
 
 def test_not_recorded_is_not_applicable(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {0: ([-10.0], [-10.0]), 9: ([-12.0], [-30.0])})
-    assert "not_applicable" in destination(select(run))["chosen"]
+    assert "not_applicable" in destination(align(run))["chosen"]
 
 
 def test_lost_mass_by_hand(tmp_path: Path) -> None:
@@ -72,10 +71,10 @@ def test_lost_mass_by_hand(tmp_path: Path) -> None:
         9: {"q": ([quarter, quarter, 0.0], [half] * 3)},
     }
     run = build_token_run(tmp_path / "run", {"q": ([4, 5, 6], [4, 5, 6])}, logps, end=None)
-    selection = select(run)
-    change = token_change(run, selection)
+    aligned = align(run)
+    change = aligned.tokens
     assert change is not None
-    assert "is_top1" in lost_mass(run, selection, change)["not_applicable"]
+    assert "is_top1" in lost_mass(aligned, change)["not_applicable"]
     run = build_token_run(tmp_path / "with", {"q": ([4, 5, 6], [4, 5, 6])}, {0: logps[0]}, end=None,
                           extra={"is_top1": [True, False, True]})  # fmt: skip
     other = build_token_run(tmp_path / "later", {"q": ([4, 5, 6], [4, 5, 6])}, {9: logps[9]}, end=None,
@@ -84,10 +83,10 @@ def test_lost_mass_by_hand(tmp_path: Path) -> None:
         path.rename(run.path / "tokens" / path.name)
     for path in other.files("pairs"):
         path.rename(run.path / "pairs" / path.name)
-    selection = select(run, 0, 9)
-    change = token_change(run, selection)
+    aligned = align(run, 0, 9)
+    change = aligned.tokens
     assert change is not None
-    found = lost_mass(run, selection, change)["chosen"]
+    found = lost_mass(aligned, change)["chosen"]
     assert (found["lost"], found["gained"]) == (pytest.approx(0.25, abs=1e-7), pytest.approx(0.5, abs=1e-7))
     assert (found["displaced"], found["still_first"], found["never_first"]) == (1.0, 0.0, 0.0)
 

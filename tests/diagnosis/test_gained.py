@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from builders import build_token_run
 
-from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.destination import predicted_gainers
 from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
-from dpo_diag.diagnosis.decompose.tokens import TokenChange, token_change
 from dpo_diag.diagnosis.narrative_why import _gained as sentences
 from dpo_diag.diagnosis.strict_json import plain
+from dpo_diag.diagnosis.token_rows import TokenChange
 
 LIMITS = {"gained.top": 2.0, "gained.max_disagreement": 0.1}
 
@@ -26,7 +26,7 @@ def change(path: Path) -> TokenChange:
     before = ([math.log(0.5), math.log(0.8), 0.0], [math.log(0.5), math.log(0.4), 0.0])
     after = ([math.log(0.5), math.log(0.2), 0.0], [math.log(0.25), math.log(0.5), 0.0])
     run = build_token_run(path, {"q": ([4, 1, 2], [4, 3, 2])}, {0: {"q": before}, 9: {"q": after}})
-    found = token_change(run, select(run))
+    found = align(run).tokens
     assert found is not None
     return found
 
@@ -47,7 +47,7 @@ def test_a_first_difference_that_gained_is_the_theorys_alone(tmp_path: Path) -> 
     one, half = math.log(0.5), math.log(0.25)
     logps: dict[int, Any] = {0: {"q": ([half, 0.0], [one, 0.0])}, 9: {"q": ([one, 0.0], [half, 0.0])}}
     run = build_token_run(tmp_path / "run", {"q": ([1, 2], [3, 2])}, logps)
-    found_change = token_change(run, select(run))
+    found_change = align(run).tokens
     assert found_change is not None
     found = losing_positions(found_change, 5)
     assert found[["side", "worst", "theory"]].values.tolist() == [["chosen", False, True], ["rejected", True, False]]

@@ -11,9 +11,8 @@ from builders import build_token_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.prompt_dependence import key_tokens, longppl, prompt_dependence
-from dpo_diag.diagnosis.decompose.tokens import token_change
 
 LONG, SHORT = [-1.0, -0.5, -3.0, -0.1], [-4.0, -1.0, -9.0, -2.2]
 
@@ -67,10 +66,10 @@ def test_on_pairs_the_same_keys_at_both_steps(tmp_path: Path) -> None:
         end=None,
         extra={"logp_no_prompt": np.array([-4.0, -1.5], dtype=np.float32)},
     )
-    selection = select(run)
-    change = token_change(run, selection)
+    aligned = align(run)
+    change = aligned.tokens
     assert change is not None
-    found = prompt_dependence(run, selection, change)
+    found = prompt_dependence(aligned, change)
     chosen = found["chosen"]
     assert found["chosen_by"] == "the policy at step 0"
     assert (chosen["n_key"], chosen["n_tokens"]) == (1, 2)
@@ -82,7 +81,7 @@ def test_on_pairs_the_same_keys_at_both_steps(tmp_path: Path) -> None:
 
 def test_not_applicable_without_the_column(tmp_path: Path) -> None:
     run = build_token_run(tmp_path / "run", {"q": ([5], [6])}, {0: {"q": ([-1], [-1])}, 10: {"q": ([-3], [-1])}})
-    selection = select(run)
-    change = token_change(run, selection)
+    aligned = align(run)
+    change = aligned.tokens
     assert change is not None
-    assert "logp_no_prompt" in prompt_dependence(run, selection, change)["not_applicable"]
+    assert "logp_no_prompt" in prompt_dependence(aligned, change)["not_applicable"]

@@ -12,7 +12,7 @@ from builders import build_run, build_token_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.similarity import (
     ches,
     edit_distances,
@@ -21,7 +21,6 @@ from dpo_diag.diagnosis.decompose.similarity import (
     partial_spearman,
     rank_correlations,
 )
-from dpo_diag.diagnosis.decompose.tokens import token_change
 
 
 def test_ches_by_hand() -> None:
@@ -60,17 +59,17 @@ def test_features_by_hand(tmp_path: Path) -> None:
     """Answers 4 5 2 and 4 6 7 2: one replacement and one insertion over 4 tokens: .5; gap -1."""
     run = build_token_run(tmp_path / "run", {"q": ([4, 5, 2], [4, 6, 7, 2])},
                           {0: {"q": ([-1] * 3, [-2] * 4)}, 9: {"q": ([-1] * 3, [-2] * 4)}})  # fmt: skip
-    selection = select(run)
-    change = token_change(run, selection)
+    aligned = align(run)
+    change = aligned.tokens
     assert change is not None
     assert edit_distances(change.layout) == {"q": 0.5}
-    row = pair_features(selection, change.layout).iloc[0]
+    row = pair_features(aligned).iloc[0]
     assert (row["length_gap"], row["ref_logp_gap"], row["edit_distance"]) == (-1, 5.0, 0.5)
 
 
 def test_without_tokens_the_distance_is_unknown(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {0: ([-5.0], [-6.0]), 9: ([-5.0], [-6.0])})
-    assert math.isnan(pair_features(select(run), None)["edit_distance"][0])
+    assert math.isnan(pair_features(align(run))["edit_distance"][0])
 
 
 def test_length_partialled_out() -> None:

@@ -10,7 +10,7 @@ import pytest
 from builders import build_run, build_token_run, token_rows
 
 from dpo_diag import load_run
-from dpo_diag.diagnosis.aligned import Selection, select
+from dpo_diag.diagnosis.aligned import Aligned, align
 from dpo_diag.diagnosis.decompose.tokens import (
     TokenChange,
     after_first_difference,
@@ -18,7 +18,6 @@ from dpo_diag.diagnosis.decompose.tokens import (
     follow_roles,
     level_by_token,
     summarise_tokens,
-    token_change,
 )
 from dpo_diag.diagnosis.decompose.tokens import token_rows as rows_of
 from dpo_diag.records import Run
@@ -30,15 +29,15 @@ END = {"q1": ([-1, -1, -2, -3, -1.5], [-2, -2, -6, -4, -2]), "q2": ([-2, -0.5], 
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> tuple[Run, Selection, TokenChange]:
+def opened(tmp_path: Path) -> tuple[Run, Aligned, TokenChange]:
     run = build_token_run(tmp_path / "run", RESPONSES, {0: START, 10: END})
-    selection = select(run)
-    change = token_change(run, selection)
+    aligned = align(run)
+    change = aligned.tokens
     assert change is not None
-    return run, selection, change
+    return run, aligned, change
 
 
-def test_sums_by_role_by_hand(opened: tuple[Run, Selection, TokenChange]) -> None:
+def test_sums_by_role_by_hand(opened: tuple[Run, Aligned, TokenChange]) -> None:
     """Chosen: q1 roles p p f s e, changes 0 0 -1 -2 -.5; q2 roles f e, changes -1 +.5. So first -2, shared after -2,
     end 0, prefix 0, in all -4. Level: q1 3.5/(5*2) = .35, q2 .5/(2*2) = .125."""
     table = by_role(opened[2]).set_index(["side", "role"])
@@ -52,17 +51,17 @@ def test_sums_by_role_by_hand(opened: tuple[Run, Selection, TokenChange]) -> Non
     assert rejected == {"shared_prefix": 0, "first_difference": -4, "differing": -3, "shared_after": -2, "end": 0}
 
 
-def test_dpop_claim_is_a_number(opened: tuple[Run, Selection, TokenChange]) -> None:
+def test_dpop_claim_is_a_number(opened: tuple[Run, Aligned, TokenChange]) -> None:
     found = after_first_difference(opened[2])
     assert (found["delta_before"], found["delta_at"], found["delta_after"]) == (0.0, -2.0, -2.0)
     assert (found["share"], found["share_at"]) == (1.0, 0.5)
     assert found["token_share"] == pytest.approx(5 / 7)
 
 
-def test_levels_of_tokens_add_up_to_the_level(opened: tuple[Run, Selection, TokenChange]) -> None:
-    _, selection, change = opened
+def test_levels_of_tokens_add_up_to_the_level(opened: tuple[Run, Aligned, TokenChange]) -> None:
+    _, aligned, change = opened
     rows = rows_of(change)
-    pairs = selection.pairs
+    pairs = aligned.pairs
     for side in ("chosen", "rejected"):
         ce = [-pairs[f"{side}_sum_logp_{w}"] / pairs[f"{side}_n_tokens_{w}"] for w in (0, 1)]
         total = rows.loc[rows["side"] == side, "level"].sum()
@@ -70,7 +69,7 @@ def test_levels_of_tokens_add_up_to_the_level(opened: tuple[Run, Selection, Toke
     assert level_by_token(change).shape == (change.layout.size,)
 
 
-def test_token_rows_name_place_and_role(opened: tuple[Run, Selection, TokenChange]) -> None:
+def test_token_rows_name_place_and_role(opened: tuple[Run, Aligned, TokenChange]) -> None:
     rows = rows_of(opened[2], ["q2"])
     assert rows[["side", "position", "token_id", "role", "delta"]].values.tolist() == [
         ["chosen", 0, 4, "first_difference", -1.0],
@@ -81,8 +80,8 @@ def test_token_rows_name_place_and_role(opened: tuple[Run, Selection, TokenChang
     ]
 
 
-def test_along_the_run_by_role(opened: tuple[Run, Selection, TokenChange]) -> None:
-    frame = follow_roles(*opened)
+def test_along_the_run_by_role(opened: tuple[Run, Aligned, TokenChange]) -> None:
+    frame = follow_roles(*opened[1:])
     first = frame[(frame["side"] == "chosen") & (frame["role"] == "first_difference")]
     assert first[["step", "n_tokens", "mean_logp"]].values.tolist() == [[0, 2, -1.0], [10, 2, -2.0]]
 
@@ -90,7 +89,7 @@ def test_along_the_run_by_role(opened: tuple[Run, Selection, TokenChange]) -> No
 def test_order_duplicates_and_foreign_tokens_change_nothing(tmp_path: Path) -> None:
     """Rows shuffled, some written twice by another rank, rows of a pair that is not aligned: the same sums."""
     run = build_token_run(tmp_path / "run", RESPONSES, {0: START, 10: END})
-    change = token_change(run, select(run))
+    change = align(run).tokens
     assert change is not None
     expected = by_role(change)
     table = run.arrow("tokens", steps=[10])
@@ -100,7 +99,7 @@ def test_order_duplicates_and_foreign_tokens_change_nothing(tmp_path: Path) -> N
     write_parquet(tmp_path / "run/tokens/00000010-00000010.eval.r0.parquet", shuffled)
     write_parquet(tmp_path / "run/tokens/00000010-00000010.eval.r1.parquet", shuffled.slice(0, 6))
     again = load_run(tmp_path / "run")
-    change = token_change(again, select(again))
+    change = align(again).tokens
     assert change is not None
     pd.testing.assert_frame_equal(by_role(change), expected)
 
@@ -108,10 +107,10 @@ def test_order_duplicates_and_foreign_tokens_change_nothing(tmp_path: Path) -> N
 def test_an_answer_with_a_missing_or_infinite_token_is_left_out_and_counted(tmp_path: Path) -> None:
     end = {**END, "q2": ([-2, -np.inf], [-1, -4, -1])}
     run = build_token_run(tmp_path / "run", RESPONSES, {0: START, 10: end})
-    selection = select(run)
-    change = token_change(run, selection)
+    aligned = align(run)
+    change = aligned.tokens
     assert change is not None
-    summary = summarise_tokens(change, selection)
+    summary = summarise_tokens(aligned, change)
     assert (summary["answers"], summary["answers_used"], summary["answers_infinite"]) == (4, 3, 1)
     assert by_role(change).query("side == 'chosen'")["n_tokens"].sum() == 5
 
@@ -120,29 +119,29 @@ def test_float32_token_records_against_float64_pairs(tmp_path: Path) -> None:
     """Pair sums .1 away from what their tokens sum to: the gap is told, the residual stays 0."""
     run = build_token_run(tmp_path / "run", {"q": ([4, 2], [6, 2])}, {0: {"q": ([-1, -1], [-1, -1])},
                                                                       10: {"q": ([-2, -1], [-1, -1])}})  # fmt: skip
-    selection = select(run)
-    selection.pairs["chosen_sum_logp_1"] -= 0.1
-    change = token_change(run, selection)
+    aligned = align(run)
+    aligned.pairs["chosen_sum_logp_1"] -= 0.1
+    change = aligned.tokens
     assert change is not None
-    assert summarise_tokens(change, selection)["records_gap"]["chosen"] == pytest.approx(-0.1)
+    assert summarise_tokens(aligned, change)["records_gap"]["chosen"] == pytest.approx(-0.1)
     assert (by_role(change)["residual"] == 0).all()
 
 
 def test_without_end_token_the_common_last_token_is_taken(tmp_path: Path) -> None:
     run = build_token_run(tmp_path / "run", RESPONSES, {0: START, 10: END}, end=None)
-    change = token_change(run, select(run))
+    change = align(run).tokens
     assert change is not None
     assert by_role(change).query("role == 'end'")["n_tokens"].tolist() == [2, 2]
 
 
 def test_runs_without_token_rows(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {0: ([-5.0], [-6.0]), 10: ([-4.0], [-9.0])})
-    assert token_change(run, select(run)) is None
+    assert align(run).tokens is None
 
 
 def test_against_the_reference(tmp_path: Path) -> None:
     run = build_token_run(tmp_path / "run", RESPONSES, {0: START, 10: END})
-    change = token_change(run, select(run, "ref"))
+    change = align(run, "ref").tokens
     assert change is not None
     assert by_role(change).query("side == 'chosen'")["delta"].sum() == -4.0
     assert token_rows(0, "q", "chosen", [1], [-1.0])["position"].tolist() == [0]

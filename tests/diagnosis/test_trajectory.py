@@ -9,15 +9,15 @@ import pytest
 from builders import build_run
 
 from dpo_diag import Run
-from dpo_diag.diagnosis.aligned import select
+from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.trajectory import Trajectory, follow, turning_points
 from dpo_diag.losses import LossSpec
 
 SPEC = LossSpec(beta=0.1)
 
 
-def path_of(run: Run, unit: str = "token") -> Trajectory:
-    return follow(run, select(run), SPEC, unit)
+def path_of(run: Run) -> Trajectory:
+    return follow(align(run), SPEC)
 
 
 def valley(path: Path, noise: float, n: int = 60) -> Run:
@@ -44,7 +44,7 @@ def test_steps_add_up_to_the_run(tmp_path: Path) -> None:
 
 
 def test_a_clear_turn_is_found(tmp_path: Path) -> None:
-    turns = {t["quantity"]: t for t in turning_points(path_of(valley(tmp_path / "run", 0.1)), "token")}
+    turns = {t["quantity"]: t for t in turning_points(path_of(valley(tmp_path / "run", 0.1)))}
     assert set(turns) == {"ppl_token", "ppl_seq_mean", "ppl_seq_geomean"}
     assert turns["ppl_seq_geomean"]["step"] == 20
     assert turns["ppl_seq_geomean"]["worse_by"] == pytest.approx(0.1, abs=0.01)
@@ -52,7 +52,7 @@ def test_a_clear_turn_is_found(tmp_path: Path) -> None:
 
 def test_a_turn_inside_its_noise_is_none(tmp_path: Path) -> None:
     """2 nats a token apart: the mean's rise of .1 cannot be told from 0; the dispersion that it makes is a rise."""
-    turns = {t["quantity"] for t in turning_points(path_of(valley(tmp_path / "run", 20.0)), "token")}
+    turns = {t["quantity"] for t in turning_points(path_of(valley(tmp_path / "run", 20.0)))}
     assert turns == {"ppl_seq_mean"}
 
 
@@ -75,8 +75,7 @@ def test_without_counts_the_mean_log_prob_turns(tmp_path: Path) -> None:
     """Sums -10 -> -8 (step 20) -> -9: best at step 20, worse by 1 nat at the end."""
     run = build_run(tmp_path / "run", {s: ([v] * 9, [-10.0 - s] * 9) for s, v in ((0, -10.0), (20, -8.0), (30, -9.0))},
                     n=None)  # fmt: skip
-    selection = select(run)
-    (turn,) = turning_points(follow(run, selection, SPEC, None), None)
+    (turn,) = turning_points(follow(align(run), SPEC))
     assert (turn["quantity"], turn["step"], turn["from"], turn["to"], turn["worse_by"]) == (
         "sum_logp",
         20,

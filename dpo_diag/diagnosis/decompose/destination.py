@@ -15,11 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dpo_diag.diagnosis.aligned import REFERENCE, Selection
-from dpo_diag.diagnosis.decompose.token_layout import fill
-from dpo_diag.diagnosis.decompose.tokens import TokenChange
+from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.token_rows import TokenChange
 from dpo_diag.diagnosis.uncertainty import mean_interval, sign
-from dpo_diag.records import Run
 
 FloatArray = npt.NDArray[np.float64]
 _QUANTITIES = {"target_logp": "sum_logp", "greedy_logp": "greedy_logp_sum", "entropy": "entropy_sum"}
@@ -32,14 +30,14 @@ def log1m_exp(x: npt.ArrayLike) -> FloatArray:
         return np.where(values > -math.log(2), np.log(-np.expm1(values)), np.log1p(-np.exp(values)))
 
 
-def destination(selection: Selection) -> dict[str, Any]:
+def destination(aligned: Aligned) -> dict[str, Any]:
     """Per side, nats per token over the answers that know each quantity:
 
     {"target_logp" | "greedy_logp" | "entropy" | "top1": {"from", "to", "delta", "interval" (over answers)},
      "gap": greedy minus target, likewise, "reading": "own_answer" | "spread" | "sharper" | "unchanged" | "mixed",
      "text"}; or {"not_applicable": reason} where neither greedy log-prob nor entropy is recorded.
     """
-    return {side: _side(selection.pairs, side) for side in selection.sides}
+    return {side: _side(aligned.pairs, side) for side in aligned.sides}
 
 
 def _side(pairs: pd.DataFrame, side: str) -> dict[str, Any]:
@@ -114,19 +112,16 @@ def _text(reading: str, result: dict[str, Any]) -> str:
     return f"{_WORDS[reading]} (nats per token: {', '.join(numbers)})."
 
 
-def lost_mass(run: Run, selection: Selection, change: TokenChange) -> dict[str, Any]:
+def lost_mass(aligned: Aligned, change: TokenChange) -> dict[str, Any]:
     """Of the target probability that a side's tokens lost, how much lay where: {side: {"lost", "gained" (expected
     target tokens, sum of probability), "displaced" (share of the lost mass at tokens that were first choice and are no
     longer), "still_first", "never_first", "others"}}; shares add up to 1. Without `is_top1` rows: not applicable.
     """
-    first = selection.from_step == REFERENCE
-    before = fill(run, change.layout, None if first else int(selection.from_step), selection.split, ["is_top1"],
-                  "ref" if first else "policy")["is_top1"]  # fmt: skip
-    after = fill(run, change.layout, selection.to_step, selection.split, ["is_top1"])["is_top1"]
-    if np.isnan(before).all() or np.isnan(after).all():
+    before, after = (values.get("is_top1") for values in change.values)
+    if before is None or after is None:
         return {"not_applicable": "whether a target was the first choice is not recorded (tokens.is_top1)"}
     result: dict[str, Any] = {}
-    for side in selection.sides:
+    for side in aligned.sides:
         places = change.side(side) & ~np.isnan(before) & ~np.isnan(after)
         moved = np.exp(change.before[places]) - np.exp(change.after[places])
         lost = np.maximum(moved, 0.0)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from dpo_diag.diagnosis.decompose.alignment import FIRST, ROLE_NAMES
 from dpo_diag.diagnosis.decompose.destination import gained_most
-from dpo_diag.diagnosis.decompose.tokens import TokenChange
+from dpo_diag.diagnosis.token_rows import TokenChange
 from dpo_diag.diagnosis.uncertainty import mean_interval
 from dpo_diag.records.schemas import SIDES
 

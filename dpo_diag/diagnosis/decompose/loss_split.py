@@ -12,7 +12,6 @@ of weight), which is exact as well.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dpo_diag.diagnosis.pair_rows import column_at, column_of, needed_columns, needs_reference, pair_loss
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, pair_losses
+from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
-
-FloatArray = npt.NDArray[np.float64]
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
 
@@ -43,17 +41,12 @@ def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
     return (None, spec.not_additive) if spec.not_additive else (spec, None)
 
 
-def needs_reference(spec: LossSpec) -> bool:
-    """Whether any term looks at the reference; SFT alone does not."""
-    return any(kind != "sft" for kind in spec.types)
-
-
 def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
     """The split of every pair's loss.
 
     Args:
         spec: an additive loss.
-        pairs: `Selection.pairs`: `a0 b0 a1 b1` (nats) and, where the loss needs them, `chosen_n_tokens_{0|1}`,
+        pairs: `Aligned.pairs`: `a0 b0 a1 b1` (nats) and, where the loss needs them, `chosen_n_tokens_{0|1}`,
             `rejected_n_tokens_{0|1}`, `chosen_sum_logp_{0|1}`, `chosen_weight_{0|1}`.
 
     Returns:
@@ -67,12 +60,12 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
         raise DiagError("this loss has no per-pair value", got=spec.not_additive)
     unweighted = replace(spec, use_weighting=False)
     with np.errstate(invalid="ignore"):
-        f00, f10, f01, f11 = (_value(unweighted, pairs, i, j) for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)))
+        f00, f10, f01, f11 = (pair_loss(unweighted, pairs, i, j) for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)))
         chosen = 0.5 * ((f10 - f00) + (f11 - f01))
         rejected = 0.5 * ((f01 - f00) + (f11 - f10))
         weight_part = np.zeros_like(chosen)
         if spec.use_weighting:
-            w0, w1 = (_column(pairs, f"chosen_weight_{when}", "use_weighting") for when in (0, 1))
+            w0, w1 = (column_of(pairs, "chosen_weight", when) for when in (0, 1))
             weight_part = 0.5 * (f00 + f11) * (w1 - w0)
             chosen, rejected = 0.5 * (w0 + w1) * chosen, 0.5 * (w0 + w1) * rejected
             f00, f11 = w0 * f00, w1 * f11
@@ -85,15 +78,7 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
 
 def finite_pairs(spec: LossSpec, pairs: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Pairs whose loss can be split: all that the loss looks at is known and finite (mask over rows)."""
-    names = ["a0", "b0", "a1", "b1"] if needs_reference(spec) else []
-    if "sft" in spec.types:
-        names += ["chosen_sum_logp_0", "chosen_sum_logp_1"]
-    if spec.use_weighting:
-        names += ["chosen_weight_0", "chosen_weight_1"]
-    if {"sft", "ipo", "sigmoid_norm"} & set(spec.types):
-        names += ["chosen_n_tokens_0", "chosen_n_tokens_1"]
-    if {"ipo", "sigmoid_norm"} & set(spec.types):
-        names += ["rejected_n_tokens_0", "rejected_n_tokens_1"]
+    names = [column_at(name, when) for side in needed_columns(spec) for name in side for when in (0, 1)]
     mask: npt.NDArray[np.bool_] = np.isfinite(pairs[names].to_numpy(dtype=np.float64)).all(axis=1)
     return mask
 
@@ -143,26 +128,3 @@ def _why_none(spec: LossSpec, pairs: pd.DataFrame) -> str:
             return "the log-probs that ld_alpha made (loss_logp) or the reference's are not recorded"
         return "the records hold no reference log-probs"
     return "no pair has finite log-probs and all that this loss needs (token counts, weights) at both steps"
-
-
-def _value(spec: LossSpec, pairs: pd.DataFrame, chosen_at: int, rejected_at: int) -> FloatArray:
-    """f(a at one time, b at the other); everything of the chosen side (SFT term, length) moves with a."""
-    optional: dict[str, Any] = {}
-    if {"sft", "ipo", "sigmoid_norm"} & set(spec.types):
-        optional["n_chosen"] = _column(pairs, f"chosen_n_tokens_{chosen_at}", "the loss")
-    if {"ipo", "sigmoid_norm"} & set(spec.types):
-        optional["n_rejected"] = _column(pairs, f"rejected_n_tokens_{rejected_at}", "the loss")
-    if "sft" in spec.types:
-        optional["chosen_sum_logp"] = _column(pairs, f"chosen_sum_logp_{chosen_at}", "the SFT term")
-    a = pairs[f"a{chosen_at}"].to_numpy(dtype=np.float64)
-    b = pairs[f"b{rejected_at}"].to_numpy(dtype=np.float64)
-    if not needs_reference(spec):
-        a, b = np.zeros_like(a), np.zeros_like(b)
-    return pair_losses(spec, a, b, **optional)
-
-
-def _column(pairs: pd.DataFrame, name: str, what: str) -> FloatArray:
-    values = pairs[name].to_numpy(dtype=np.float64) if name in pairs else np.full(len(pairs), math.nan)
-    if np.isnan(values).all():
-        raise DiagError(f"{name} is not recorded", where=what, hint="record full pair rows")
-    return values

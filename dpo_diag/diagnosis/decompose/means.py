@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dpo_diag.diagnosis.aligned import REFERENCE, Step, split_order
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step, split_order
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT

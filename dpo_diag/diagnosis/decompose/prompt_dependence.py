@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dpo_diag.diagnosis.aligned import REFERENCE, Selection
-from dpo_diag.diagnosis.decompose.token_layout import FloatArray, fill
-from dpo_diag.diagnosis.decompose.tokens import TokenChange
-from dpo_diag.records import Run, metrics
+from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray
+from dpo_diag.diagnosis.token_rows import TokenChange, token_values
+from dpo_diag.records import metrics
 
 GAIN, FLOOR = 2.0, -2.0
 """alpha and beta of the paper (its appendix finds results stable around them), for library calls that name none; an
@@ -84,7 +84,7 @@ def _perplexity(logp: FloatArray) -> float:
 
 
 def prompt_dependence(
-    run: Run, selection: Selection, change: TokenChange, gain: float = GAIN, floor: float = FLOOR
+    aligned: Aligned, change: TokenChange, gain: float = GAIN, floor: float = FLOOR
 ) -> dict[str, Any]:
     """Perplexity over the prompt's key tokens beside the plain one, at both steps, for each side.
 
@@ -95,32 +95,36 @@ def prompt_dependence(
         "dlog"}, "ppl_key": {...}, "ppl_other": {...}, "delta_key", "delta_other", "delta", "residual"}} with deltas in
         nats of summed log-prob; or {"not_applicable": reason}.
     """
-    found = _no_prompt(run, selection, change)
+    found = _no_prompt(aligned, change)
     if found is None:
         return {"not_applicable": "no log-probs without the prompt are recorded (tokens.logp_no_prompt)"}
     chosen_by, with_prompt, without = found
     keys = key_tokens(with_prompt, without, gain, floor)
     result: dict[str, Any] = {"chosen_by": chosen_by, "gain": gain, "floor": floor}
-    for side in selection.sides:
+    for side in aligned.sides:
         places = change.side(side) & ~np.isnan(without)
         if places.any():
             result[side] = _side(change.before[places], change.after[places], keys[places])
     return result
 
 
-def _no_prompt(run: Run, selection: Selection, change: TokenChange) -> tuple[str, FloatArray, FloatArray] | None:
-    places: list[tuple[str, int | None, str]] = [("the reference", None, "ref")]
-    if selection.from_step != REFERENCE:
-        places.insert(0, (f"the policy at step {selection.from_step}", int(selection.from_step), "policy"))
-    places.append((f"the policy at step {selection.to_step}", selection.to_step, "policy"))
-    for words, step, role in places:
+def _no_prompt(aligned: Aligned, change: TokenChange) -> tuple[str, FloatArray, FloatArray] | None:
+    """(model, log-probs with the prompt, without it) of the first model that records both."""
+    column = "logp_no_prompt"
+    of_step = (
+        "the reference" if s == REFERENCE else f"the policy at step {s}" for s in (aligned.from_step, aligned.to_step)
+    )
+    first, last = zip(of_step, change.values, strict=True)
+    candidates = [first, last]
+    if column not in first[1] and aligned.from_step != REFERENCE:
         # Most runs record none: looking at the column alone is much cheaper than placing it.
-        column = run.arrow("tokens", ["logp_no_prompt"], None if step is None else [step], [selection.split], [role])
-        if column.column(0).null_count == column.num_rows:
-            continue
-        values = fill(run, change.layout, step, selection.split, ["logp", "logp_no_prompt"], role)
-        if not np.isnan(values["logp_no_prompt"]).all():
-            return words, values["logp"], values["logp_no_prompt"]
+        recorded = aligned.run.arrow("tokens", [column], None, [aligned.split], ["ref"]).column(0)
+        if recorded.null_count < len(recorded):
+            values = token_values(aligned.run, change.layout, aligned.split, REFERENCE, ["logp", column])
+            candidates.insert(1, ("the reference", values))
+    for model, values in candidates:
+        if column in values and not np.isnan(values[column]).all():
+            return model, values["logp"], values[column]
     return None
 
 

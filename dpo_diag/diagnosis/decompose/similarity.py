@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from dpo_diag.diagnosis.aligned import Selection
+from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.decompose.alignment import edit_distance
-from dpo_diag.diagnosis.decompose.token_layout import TokenLayout
+from dpo_diag.diagnosis.token_rows import TokenLayout
 
 FloatArray = npt.NDArray[np.float64]
 LEAST_PAIRS = 10
@@ -52,22 +52,22 @@ def ches(
     return pd.DataFrame({"ches": np.where(empty, math.nan, cross - own), "ln_ches": np.where(empty, math.nan, normal)})
 
 
-def pair_features(selection: Selection, layout: TokenLayout | None) -> pd.DataFrame:
-    """What was known of each pair before training, one row a pair in the order of `Selection.pairs`.
+def pair_features(aligned: Aligned) -> pd.DataFrame:
+    """What was known of each pair before training, one row a pair in the order of `Aligned.pairs`.
 
     Columns: `pair_id`, `n_chosen`, `length_gap` (chosen minus rejected, tokens or else bytes), `ref_logp_gap`
     (reference log-prob of chosen minus rejected, nats), `edit_distance` (of the token ids over the longer length, 0
     equal to 1 nothing shared; NaN without token rows).
     """
-    pairs = selection.pairs
+    pairs = aligned.pairs
     frame = pairs[["pair_id"]].copy()
     unit = "n_tokens" if pairs["chosen_n_tokens_1"].notna().any() else "n_bytes"
     frame["n_chosen"] = pairs[f"chosen_{unit}_1"]
-    if "rejected" not in selection.sides:
+    if "rejected" not in aligned.sides:
         return frame
     frame["length_gap"] = pairs[f"chosen_{unit}_1"] - pairs[f"rejected_{unit}_1"]
     frame["ref_logp_gap"] = pairs["chosen_ref"] - pairs["rejected_ref"]
-    distances = {} if layout is None else edit_distances(layout)
+    distances = {} if aligned.layout is None else edit_distances(aligned.layout)
     frame["edit_distance"] = [distances.get(str(p), math.nan) for p in pairs["pair_id"]]
     return frame
 

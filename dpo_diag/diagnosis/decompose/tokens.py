@@ -7,93 +7,18 @@ sums differ from the pair rows' float64 sums by rounding. That difference is sho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from dpo_diag.diagnosis.aligned import REFERENCE, Selection
-from dpo_diag.diagnosis.decompose.alignment import END, FIRST, PREFIX, ROLE_NAMES, pair_roles
-from dpo_diag.diagnosis.decompose.token_layout import FloatArray, TokenLayout, fill, make_layout
-from dpo_diag.records import Run
+from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.decompose.alignment import END, FIRST, PREFIX, ROLE_NAMES
+from dpo_diag.diagnosis.pair_rows import FloatArray
+from dpo_diag.diagnosis.token_rows import TokenChange, token_values
 from dpo_diag.records.schemas import SIDES
 
 ROLES = len(ROLE_NAMES)
-
-
-@dataclass(frozen=True)
-class TokenChange:
-    """Token log-probs of both steps over the pairs whose tokens stand complete at both.
-
-    Attributes:
-        layout: places of all tokens (T,).
-        roles: role of each place, index into ROLE_NAMES, (T,).
-        before, after: log-probs (nats), (T,); NaN where a row is missing.
-        usable: responses with every token finite at both steps, (2P,).
-        infinite: responses left out because a log-prob is infinite, (2P,).
-    """
-
-    layout: TokenLayout
-    roles: npt.NDArray[np.int8]
-    before: FloatArray
-    after: FloatArray
-    usable: npt.NDArray[np.bool_]
-    infinite: npt.NDArray[np.bool_]
-
-    @property
-    def places(self) -> npt.NDArray[np.bool_]:
-        """Places of usable responses, (T,)."""
-        return np.asarray(self.usable[self.layout.response], dtype=bool)
-
-    def side(self, side: str) -> npt.NDArray[np.bool_]:
-        """Places of usable responses of one side, (T,)."""
-        return np.asarray(self.places & (self.layout.response % 2 == SIDES.index(side)), dtype=bool)
-
-
-def end_token(run: Run, layout: TokenLayout) -> int | None:
-    """The end token: the tokenizer's as run.json names it, else the last token of at least half of all answers."""
-    tokenizer = run.meta.get("tokenizer")
-    named = tokenizer.get("eos_token_id") if isinstance(tokenizer, dict) else None
-    if isinstance(named, int):
-        return named
-    filled = layout.lengths > 0
-    last = layout.token_ids[(layout.starts + layout.lengths - 1)[filled]]
-    values, counts = np.unique(last[last >= 0], return_counts=True)
-    if not values.size or counts.max() < 0.5 * filled.sum():
-        return None
-    return int(values[counts.argmax()])
-
-
-def assign_roles(layout: TokenLayout, end: int | None) -> npt.NDArray[np.int8]:
-    """Role of every place, (T,), from the alignment of each pair's two answers."""
-    roles = np.empty(layout.size, dtype=np.int8)
-    for pair in range(len(layout.pair_ids)):
-        both = (2 * pair, 2 * pair + 1)
-        parts = pair_roles(layout.tokens_of(both[0]), layout.tokens_of(both[1]), end)
-        for response, part in zip(both, parts, strict=True):
-            start = int(layout.starts[response])
-            roles[start : start + part.size] = part
-    return roles
-
-
-def token_change(run: Run, selection: Selection) -> TokenChange | None:
-    """Token log-probs of the selection's two steps; None where the run has no token rows of these pairs."""
-    layout = make_layout(run, selection.to_step, selection.split, list(selection.pairs["pair_id"].astype(str)))
-    if layout is None:
-        return None
-    after = fill(run, layout, selection.to_step, selection.split, ["logp"])["logp"]
-    if selection.from_step == REFERENCE:
-        before = fill(run, layout, None, selection.split, ["logp"], role="ref")["logp"]
-    else:
-        before = fill(run, layout, int(selection.from_step), selection.split, ["logp"])["logp"]
-    bad = ~(np.isfinite(before) & np.isfinite(after))
-    endless = np.isinf(before) | np.isinf(after)
-    responses = layout.lengths.size
-    usable = (np.bincount(layout.response, weights=bad, minlength=responses) == 0) & layout.complete
-    infinite = np.bincount(layout.response, weights=endless, minlength=responses) > 0
-    return TokenChange(layout, assign_roles(layout, end_token(run, layout)), before, after, usable, infinite)
 
 
 def by_role(change: TokenChange) -> pd.DataFrame:
@@ -130,23 +55,20 @@ def by_role(change: TokenChange) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def follow_roles(run: Run, selection: Selection, change: TokenChange) -> pd.DataFrame:
+def follow_roles(aligned: Aligned, change: TokenChange) -> pd.DataFrame:
     """The whole run by role, one step read at a time: `step`, `side`, `role`, `n_tokens`, `mean_logp` (nats per token).
 
-    Only answers usable at the selection's two steps; at a step where one of them lacks rows, its tokens are left out
+    Only answers usable at the two compared steps; at a step where one of them lacks rows, its tokens are left out
     there (`n_tokens` shows it). Steps without token rows give no rows.
     """
-    first = -1 if selection.from_step == REFERENCE else int(selection.from_step)
     groups = change.roles.astype(np.int64) + ROLES * (change.layout.response % 2)
     places = change.places
+    known_steps = {aligned.from_step: change.before, aligned.to_step: change.after}
     rows: list[dict[str, Any]] = []
-    for step in (s for s in selection.steps if first <= s <= selection.to_step):
-        if step == selection.to_step:
-            logp = change.after
-        elif step == first:
-            logp = change.before
-        else:
-            logp = fill(run, change.layout, step, selection.split, ["logp"])["logp"]
+    for step in aligned.steps_between():
+        logp = known_steps.get(step)
+        if logp is None:
+            logp = token_values(aligned.run, change.layout, aligned.split, step, ["logp"])["logp"]
         known = places & np.isfinite(logp)
         count = np.bincount(groups[known], minlength=2 * ROLES)
         total = np.bincount(groups[known], weights=logp[known], minlength=2 * ROLES)
@@ -224,7 +146,7 @@ def after_first_difference(change: TokenChange, side: str = "chosen") -> dict[st
     }
 
 
-def summarise_tokens(change: TokenChange, selection: Selection) -> dict[str, Any]:
+def summarise_tokens(aligned: Aligned, change: TokenChange) -> dict[str, Any]:
     """The explanation's token section: roles, DPOP's claim, coverage, and the gap between token and pair records."""
     layout = change.layout
     result: dict[str, Any] = {
@@ -236,8 +158,8 @@ def summarise_tokens(change: TokenChange, selection: Selection) -> dict[str, Any
         "chosen_after_first_difference": after_first_difference(change),
         "records_gap": {},
     }
-    pairs = selection.pairs.set_index("pair_id")
-    for side in selection.sides:
+    pairs = aligned.pairs.set_index("pair_id")
+    for side in aligned.sides:
         places = change.side(side)
         if not places.any():
             continue

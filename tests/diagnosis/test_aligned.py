@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from builders import build_run, pair_rows
 
 from dpo_diag import RunWriter, load_run
-from dpo_diag.diagnosis.aligned import REFERENCE, select, split_order
-from dpo_diag.diagnosis.decompose.measure import choose_unit, side_arrays
+from dpo_diag.diagnosis.aligned import align, side_arrays
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, finite_at_both, pair_loss, split_order
 from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec
+from dpo_diag.records import Run
 
 STEPS = {0: ([-5.0, -7.0], [-6.0, -8.0]), 10: ([-4.0, -7.5], [-9.0, -9.0]), 20: ([-3.0, -8.0], [-12.0, -9.5])}
 
@@ -23,7 +26,7 @@ def test_fixed_sets_come_first() -> None:
 
 
 def test_defaults_are_first_and_last_step(tmp_path: Path) -> None:
-    found = select(build_run(tmp_path / "run", STEPS))
+    found = align(build_run(tmp_path / "run", STEPS))
     assert (found.split, found.from_step, found.to_step, found.steps) == ("eval", 0, 20, [0, 10, 20])
     assert found.pairs["a0"].tolist() == [0.0, 0.0]
     assert found.pairs["a1"].tolist() == [2.0, -1.0]
@@ -33,14 +36,14 @@ def test_defaults_are_first_and_last_step(tmp_path: Path) -> None:
 
 def test_reference_as_the_first_step(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", STEPS, reference=([-6.0, -6.0], [-6.0, -6.0]))
-    found = select(run, REFERENCE, 10)
+    found = align(run, REFERENCE, 10)
     assert found.pairs[["a0", "b0"]].to_numpy().tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert found.pairs["a1"].tolist() == [2.0, -1.5]
     assert found.pairs["chosen_sum_logp_0"].tolist() == [-6.0, -6.0]
 
 
 def test_a_set_measured_once_is_held_against_the_reference(tmp_path: Path) -> None:
-    assert select(build_run(tmp_path / "run", {30: STEPS[0]})).from_step == REFERENCE
+    assert align(build_run(tmp_path / "run", {30: STEPS[0]})).from_step == REFERENCE
 
 
 def test_training_batches_never_come_before_an_evaluation_set(tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ def test_training_batches_never_come_before_an_evaluation_set(tmp_path: Path) ->
     for step in (0, 15):
         writer.write("pairs", pair_rows(step, [-1.0], [-2.0], split="eval_x"), split="eval_x")
     writer.finish()
-    assert select(load_run(tmp_path / "run")).split == "eval_x"
+    assert align(load_run(tmp_path / "run")).split == "eval_x"
 
 
 def test_pairs_at_one_step_only_are_counted(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_pairs_at_one_step_only_are_counted(tmp_path: Path) -> None:
     writer.write("pairs", pair_rows(0, [-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0], ids=["a", "b", "c"]))
     writer.write("pairs", pair_rows(9, [-1.0, -2.0], [-1.0, -2.0], ids=["b", "d"]))
     writer.finish()
-    found = select(load_run(tmp_path / "run"))
+    found = align(load_run(tmp_path / "run"))
     assert found.pairs["pair_id"].tolist() == ["b"]
     assert (found.coverage["only_from"], found.coverage["only_to"]) == (2, 1)
     assert "3 pairs stand at one of the two steps only" in found.notes[0]
@@ -73,7 +76,7 @@ def test_training_batches_alone_are_held_against_the_reference(tmp_path: Path) -
             rows = pair_rows(step, [sums], [sums - 1], split="train", role=role, ids=[f"p{step}"])
             writer.write("pairs", rows, split=f"train.{role}")
     writer.finish()
-    found = select(load_run(tmp_path / "run"))
+    found = align(load_run(tmp_path / "run"))
     assert found.from_step == REFERENCE
     assert found.pairs["a1"].tolist() == [0.0, -2.0, -4.0]
     assert "training batches hold other pairs at every step" in found.notes[-1]
@@ -85,7 +88,7 @@ def test_rows_written_twice_count_once(tmp_path: Path) -> None:
         writer.write("pairs", pair_rows(0, [-1.0], [-2.0]), split=rank_split)
         writer.write("pairs", pair_rows(9, [-1.5], [-2.5]), split=rank_split)
     writer.finish()
-    found = select(load_run(tmp_path / "run"))
+    found = align(load_run(tmp_path / "run"))
     assert len(found.pairs) == 1 and found.coverage["duplicate_rows"] == 4
 
 
@@ -95,7 +98,7 @@ def test_a_named_base_step_serves_as_reference(tmp_path: Path) -> None:
         writer.write("pairs", pair_rows(step, [sums], [sums - 1.0]))
     writer.update(reference={"step": 0})
     writer.finish()
-    assert select(load_run(tmp_path / "run")).pairs["a1"].tolist() == [1.0]
+    assert align(load_run(tmp_path / "run")).pairs["a1"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -110,36 +113,96 @@ def test_a_named_base_step_serves_as_reference(tmp_path: Path) -> None:
 def test_what_is_not_there_is_one_clear_line(tmp_path: Path, arguments: dict[str, object], text: str) -> None:
     run = build_run(tmp_path / "run", STEPS)
     with pytest.raises(DiagError, match=text) as caught:
-        select(run, **arguments)  # type: ignore[arg-type]
+        align(run, **arguments)  # type: ignore[arg-type]
     assert caught.value.usage
 
 
 def test_no_pairs_at_all(tmp_path: Path) -> None:
     RunWriter(tmp_path / "run").finish()
     with pytest.raises(DiagError, match="no pair records"):
-        select(load_run(tmp_path / "run"))
+        align(load_run(tmp_path / "run"))
 
 
 def test_bytes_stand_in_for_unknown_token_counts(tmp_path: Path) -> None:
-    found = select(build_run(tmp_path / "run", STEPS, n=None, n_bytes=40))
-    unit, note = choose_unit(found.pairs, found.sides)
+    found = align(build_run(tmp_path / "run", STEPS, n=None, n_bytes=40))
+    unit, note = found.unit_and_note
     assert unit == "byte" and note is not None and "per UTF-8 byte" in note
-    assert side_arrays(found, "chosen", unit).n_from.tolist() == [40.0, 40.0]
+    assert side_arrays(found.pairs, "chosen", unit).n_from.tolist() == [40.0, 40.0]
 
 
 def test_nothing_counted_is_said(tmp_path: Path) -> None:
-    found = select(build_run(tmp_path / "run", STEPS, n=None))
-    unit, why = choose_unit(found.pairs, found.sides)
+    found = align(build_run(tmp_path / "run", STEPS, n=None))
+    unit, why = found.unit_and_note
     assert unit is None and why is not None and "neither token counts nor bytes" in why
 
 
 def test_what_cannot_be_measured_is_counted_by_reason(tmp_path: Path) -> None:
     sums = [-1.0, -np.inf, np.nan, -1.0]
     run = build_run(tmp_path / "run", {0: ([-1.0] * 4, [-1.0] * 4), 9: (sums, [-1.0] * 4)}, n=[5, 5, 5, 0])
-    arrays = side_arrays(select(run), "chosen", "token")
+    arrays = side_arrays(align(run).pairs, "chosen", "token")
     assert arrays.keep.tolist() == [True, False, False, False]
     assert {k: v["pair_ids"] for k, v in arrays.excluded.items()} == {
         "infinite": ["p1"],
         "nan": ["p2"],
         "empty": ["p3"],
     }
+
+
+def test_a_split_is_read_once_whatever_is_asked_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the keys of all splits, one at the rows of this one; the reference of step 20 needs no third."""
+    run = build_run(tmp_path / "run", STEPS)
+    reads: list[object] = []
+    read = Run.arrow
+
+    def counting(self: Run, table: str, columns: object = None, *rest: Any, **more: Any) -> Any:
+        reads.append(table)
+        return read(self, table, columns, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "arrow", counting)
+    aligned = align(run)
+    assert [aligned.at(s) is not None for s in aligned.steps] == [True] * 3
+    assert aligned.against_reference().pairs["a1"].tolist() == [2.0, -1.0]
+    assert reads == ["pairs", "pairs"]
+
+
+def test_every_step_over_the_same_pairs_or_none(tmp_path: Path) -> None:
+    """Step 10 lacks p1: nothing there compares with the two pairs of steps 0 and 20."""
+    run = build_run(tmp_path / "run", {0: ([-1.0, -2.0], [-1.0, -2.0]), 10: ([-3.0], [-3.0]),
+                                       20: ([-1.5, -2.5], [-4.0, -4.0])})  # fmt: skip
+    aligned = align(run)
+    assert aligned.at(10) is None
+    last = aligned.at(20)
+    assert last is not None and last["a"].tolist() == [-0.5, -0.5] and last["b"].tolist() == [-3.0, -2.0]
+
+
+def test_the_reference_stands_as_a_step_of_the_split(tmp_path: Path) -> None:
+    """The reference's sums, its log-ratios 0, the text's counts kept, what it did not measure unknown."""
+    run = build_run(tmp_path / "run", STEPS, reference=([-6.0, -6.5], [-6.0, -6.5]), n_bytes=40, top1=0.5)
+    frame = PairRows(run).at("eval", REFERENCE)
+    assert frame["chosen_sum_logp"].tolist() == [-6.0, -6.5] and frame["a"].tolist() == [0.0, 0.0]
+    assert frame["chosen_n_bytes"].tolist() == [40.0, 40.0] and frame["chosen_top1"].tolist() == [0.5, 0.5]
+    assert frame["chosen_weight"].isna().all()
+
+
+def test_pairs_that_are_finite_at_both_steps(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", {0: ([-1.0, -2.0, np.nan], [-1.0] * 3), 9: ([-1.0, -np.inf, -3.0], [-1.0] * 3)})
+    rows = PairRows(run)
+    before, after = finite_at_both(rows.at("eval", 0), rows.at("eval", 9))
+    assert list(before.index) == list(after.index) == ["p0"]
+
+
+def test_the_loss_of_each_pair_at_one_step_and_between_two(tmp_path: Path) -> None:
+    """beta .1, a 2 and -1, b -6 and -1.5 at step 20: margins .8 and .05, losses log(1 + exp(-margin)). With chosen of
+    step 0 (a 0, 0) the margins are .6 and .15."""
+    aligned = align(build_run(tmp_path / "run", STEPS))
+    at_end = [np.log1p(np.exp(-0.8)), np.log1p(np.exp(-0.05))]
+    assert pair_loss(LossSpec(beta=0.1), aligned.after) == pytest.approx(at_end)
+    assert pair_loss(LossSpec(beta=0.1), aligned.pairs, 1, 1) == pytest.approx(at_end)
+    mixed = [np.log1p(np.exp(-0.6)), np.log1p(np.exp(-0.15))]
+    assert pair_loss(LossSpec(beta=0.1), aligned.pairs, 0, 1) == pytest.approx(mixed)
+
+
+def test_a_loss_that_needs_what_is_not_recorded_says_what(tmp_path: Path) -> None:
+    aligned = align(build_run(tmp_path / "run", STEPS, n=None))
+    with pytest.raises(DiagError, match="chosen_n_tokens is not recorded"):
+        pair_loss(LossSpec(types=("ipo",)), aligned.after)
