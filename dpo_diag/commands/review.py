@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
-import argparse
 import getpass
-import json
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.text import to_json
+
+if TYPE_CHECKING:
+    from dpo_diag.records import Run
+    from dpo_diag.review.items import Item
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder with answers (outputs/)")
-    parser.add_argument("--a", metavar="STEP|MODEL", help="one side, e.g. 0 or ref (default: sft, ref or first step)")
-    parser.add_argument("--b", metavar="STEP|MODEL", help="the other side (default: the last step)")
-    parser.add_argument("--all", action="store_true", help="compare all checkpoints with each other, for the ranking")
-    parser.add_argument("--n", type=int, default=20, metavar="N", help="answers to judge (default 20)")
-    parser.add_argument("--sample", type=int, metavar="N", help="which sample of each prompt (default: the lowest)")
-    parser.add_argument("--same", action="store_true", help="also show prompts whose two answers are equal")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts and sides (default 0)")
-    parser.add_argument("--reviewer", metavar="NAME", help="who judges (default: your login name)")
-    parser.add_argument("--behaviours", metavar="FILE", help="behaviours to mark, one a line; kept with the run")
-    parser.add_argument("--port", type=int, default=0, help="of the local page (default: any free one)")
-    parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
-    parser.add_argument("--results", action="store_true", help="print what the judgements say, and end")
-    parser.add_argument("--json", action="store_true", help="with --results: one JSON document")
-    judge = parser.add_argument_group("a judge model instead of a person (off by default)")
-    judge.add_argument(
-        "--judge-url", metavar="URL", help="an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1"
-    )
-    judge.add_argument("--judge-model", metavar="NAME", help="the model to ask; its key: env DPO_DIAG_JUDGE_API_KEY")
+def review(
+    run: Path,
+    /,
+    *,
+    a: str | None = None,
+    b: str | None = None,
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    n: int = 20,
+    sample: int | None = None,
+    same: bool = False,
+    seed: int = 0,
+    reviewer: str | None = None,
+    behaviours: Path | None = None,
+    port: int = 0,
+    no_browser: bool = False,
+    results: bool = False,
+    json: bool = False,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
+) -> int:
+    """Read two checkpoints' answers side by side, blind, and judge them.
 
-
-def run(args: argparse.Namespace) -> int:
+    Args:
+        run: a run folder with answers (outputs/).
+        a: one side, a step or a model, e.g. 0 or ref (default: sft, ref or first step).
+        b: the other side (default: the last step).
+        all_: compare all checkpoints with each other, for the ranking.
+        n: answers to judge.
+        sample: which sample of each prompt (default: the lowest).
+        same: also show prompts whose two answers are equal.
+        seed: of the choice of prompts and sides.
+        reviewer: who judges (default: your login name).
+        behaviours: a file of behaviours to mark, one a line; kept with the run.
+        port: of the local page (default: any free one).
+        no_browser: print the address, open nothing.
+        results: print what the judgements say, and end.
+        json: with --results: one JSON document.
+        judge_url: ask a model instead of a person: an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1.
+        judge_model: the model to ask; its key: env DPO_DIAG_JUDGE_API_KEY.
+    """
     from dpo_diag.records import load_run
     from dpo_diag.review.behaviours import load_behaviours
     from dpo_diag.review.items import choose_items
 
-    opened = load_run(args.run)
-    if args.json and not args.results:
+    opened = load_run(run)
+    if json and not results:
         raise DiagError("--json goes with --results", usage=True)
-    if args.results:
-        return _results(opened, args.json)
-    if args.all and (args.a or args.b):
+    if results:
+        return _results(opened, json)
+    if all_ and (a or b):
         raise DiagError("--all compares every checkpoint", got="--a or --b too", hint="leave one out", usage=True)
-    items = choose_items(opened, a=args.a, b=args.b, every=args.all, n=args.n, sample=args.sample, same=args.same,
-                         seed=args.seed)  # fmt: skip
-    if args.judge_url:
-        return _judge(opened, items, args)
+    items = choose_items(opened, a=a, b=b, every=all_, n=n, sample=sample, same=same,
+                         seed=seed)  # fmt: skip
+    if judge_url:
+        return _judge(opened, items, judge_url, judge_model)
     from dpo_diag.review.page import review_app
     from dpo_diag.review.session import Session
     from dpo_diag.review.table import check_reviewer, file_of
@@ -56,21 +79,21 @@ def run(args: argparse.Namespace) -> int:
     from dpo_diag.serving.loopback import serve
 
     require_gradio("dpo-diag review")
-    reviewer = check_reviewer(args.reviewer or _login())
-    session = Session(opened, items, reviewer, load_behaviours(opened.path, args.behaviours), args.seed)
+    reviewer = check_reviewer(reviewer or _login())
+    session = Session(opened, items, reviewer, load_behaviours(opened.path, behaviours), seed)
     state = session.state()
     print(f"{state['total']} items for {reviewer}, {state['done']} judged already; saved in {file_of(opened.path, reviewer)}")  # fmt: skip # noqa: E501
-    if len(items) < args.n:
+    if len(items) < n:
         print(f"only {len(items)} answers differ")
     app = review_app(session)
     serve(
         app,
-        port=args.port,
-        browser=not args.no_browser,
+        port=port,
+        browser=not no_browser,
         say=lambda url: print(f"open {url}\nCtrl-C ends it; nothing is lost", flush=True),
     )
     state = session.state()
-    print(f"\n{state['done']} of {state['total']} judged; results: dpo-diag review {args.run} --results")
+    print(f"\n{state['done']} of {state['total']} judged; results: dpo-diag review {run} --results")
     return 0
 
 
@@ -81,24 +104,24 @@ def _login() -> str:
         return "reviewer"
 
 
-def _judge(opened: Any, items: Any, args: argparse.Namespace) -> int:
+def _judge(opened: Run, items: list[Item], url: str, model: str | None) -> int:
     from dpo_diag.review.judge import Endpoint, judge_items
 
-    if not args.judge_model:
+    if not model:
         raise DiagError("--judge-url needs --judge-model", usage=True)
-    endpoint = Endpoint.from_env(args.judge_url, args.judge_model)
+    endpoint = Endpoint.from_env(url, model)
     done = judge_items(opened, items, endpoint, say=lambda line: print(line, file=sys.stderr))
     print(f"{done} of {len(items)} items judged by {endpoint.reviewer}")
     return _results(opened, False)
 
 
-def _results(opened: Any, as_json: bool) -> int:
+def _results(opened: Run, as_json: bool) -> int:
     from dpo_diag.review.results import results
     from dpo_diag.review.table_text import lines
 
     document = results(opened)
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        print(to_json(document))
     else:
         print("\n".join(lines(document)))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from cyclopts import Parameter
 from dpo_diag.errors import DiagError
 from dpo_diag.report.sweep import METRICS, Sweep
 from dpo_diag.report.sweep import sweep as collect
-from dpo_diag.text import MISSING, frame_for_csv, number, safe, table, to_json
+from dpo_diag.text import MISSING, frame_for_csv, number, records, safe, table, to_json
 
 SHORT = {
     "chosen_ppl_seq_mean": "chosen ppl",
@@ -77,21 +76,17 @@ def _rows(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     metrics = [m for m in METRICS.values() if frame[m].notna().any()]
     scores = _scores(frame)
     rows = [
-        [name, *(str(row[p]) for p in parameters), *(_known(row[c]) for c in ["step", *metrics]),
+        [name, *(str(row[p]) for p in parameters), *(row[c] for c in ["step", *metrics]),
          *(_score(row, s) for s in scores)]
-        for name, row in zip(names, frame.to_dict("records"), strict=True)
+        for name, row in zip(names, records(frame), strict=True)
     ]  # fmt: skip
     return ["run", *parameters, "step", *(SHORT.get(m, m) for m in metrics), *scores], rows
 
 
-def _known(value: Any) -> float | None:
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
 def _score(row: dict[str, Any], name: str) -> str:
-    if not math.isfinite(row[name]):
+    if row[name] is None:
         return MISSING
-    n = row[f"{name}_n"]
+    n = row[f"{name}_n"] or 0
     interval = f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}] n={n:.0f}" if n > 0 else ""
     return f"{row[name]:.3f}{interval}"
 
@@ -101,13 +96,13 @@ def _groups(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     values = [m for m in METRICS.values() if m in frame and frame[m].notna().any()] + _scores(frame)
 
     def over_seeds(row: dict[str, Any], name: str) -> str:
-        mean, low, high = (number(_known(row[f"{name}{end}"])) for end in ("", "_low", "_high"))
-        n = row.get(f"{name}_n", 0)
+        mean, low, high = (number(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+        n = row.get(f"{name}_n") or 0
         return f"{mean} [{low}, {high}]" + (f" n={n:.0f}" if n > 0 else "")
 
     rows = [
         [*(str(row[p]) for p in parameters), row["runs"], *(over_seeds(row, v) for v in values)]
-        for row in frame.to_dict("records")
+        for row in records(frame)
     ]
     return [*parameters, "runs", *(SHORT.get(v, v) for v in values)], rows
 

@@ -1,0 +1,68 @@
+"""The frame of dpo-diag: help, usage errors, exit statuses, what starting it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_diag.commands import diag
+
+EXAMPLE = str(Path(__file__).resolve().parents[2] / "runs" / "example")
+
+
+def test_help_names_the_project_and_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert diag.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Why did the DPO loss fall while perplexity rose" in out and "add_arguments" not in out
+    assert [name for name in diag.COMMANDS if f" {name} " not in out] == []
+
+
+@pytest.mark.parametrize("name", sorted(diag.COMMANDS))
+def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diag.main([name, "--help"]) == 0
+    assert f"dpo-diag {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explan", "RUN"], 'Did you mean "explain"'),
+        (["explain"], "requires an argument; hint: dpo-diag explain --help"),
+        (["explain", EXAMPLE, "--tops", "3"], "Did you mean --top?"),
+        (["explain", EXAMPLE, "--top", "many"], 'unable to convert "many" into int'),
+        (["explain", EXAMPLE, "--checkpoint-to", "x"], "belong to --destination"),
+    ],
+)
+def test_a_mistake_in_the_call_is_one_line_and_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert diag.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_thresholds_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", EXAMPLE, "--json", "--no-write", "verdict.least_dlog=0.5"]
+    assert diag.main(arguments) == 0
+    assert '"verdict.least_dlog": 0.5' in capsys.readouterr().out
+
+
+def test_no_command_is_a_usage_error_that_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert diag.main([]) == 2
+    assert "explain" in capsys.readouterr().out
+
+
+def test_a_failure_is_one_line_and_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert diag.main(["explain", "no/such/run"]) == 1
+    assert capsys.readouterr().err.startswith("dpo-diag explain: ")
+    with pytest.raises(Exception, match="no/such/run"):
+        diag.main(["explain", "no/such/run", "--debug"])
+
+
+def test_help_does_not_wait_for_pandas() -> None:
+    code = "import sys; from dpo_diag.commands.diag import main; main(['--help']); print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
