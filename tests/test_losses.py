@@ -40,10 +40,9 @@ def batch(seed: int, spread: float = 1.0, equal: bool = False) -> dict[str, Any]
     return {"mask": torch.from_numpy(mask)} | {k: torch.from_numpy(v.astype(np.float32)) for k, v in values.items()}
 
 
-def trl_loss(spec: LossSpec, data: dict[str, Any]) -> float:
-    """What TRL's own method returns for these log-probs."""
+def stub_of(spec: LossSpec, data: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """(trainer, model, inputs) for TRL's own `_compute_loss`, whose forwards return these log-probs."""
     import torch
-    from trl import DPOTrainer
     from trl.trainer.utils import FusedCausalLMOutput
 
     def output(logp: torch.Tensor) -> FusedCausalLMOutput:
@@ -75,7 +74,15 @@ def trl_loss(spec: LossSpec, data: dict[str, Any]) -> float:
     )
     trainer.model.is_gradient_checkpointing = False
     inputs = {"input_ids": data["mask"], "attention_mask": data["mask"], "completion_mask": data["mask"]}
-    return float(DPOTrainer._compute_loss(trainer, lambda **_: output(data["logp"]), inputs, False))
+    return trainer, lambda **_: output(data["logp"]), inputs
+
+
+def trl_loss(spec: LossSpec, data: dict[str, Any]) -> float:
+    """What TRL's own method returns for these log-probs."""
+    from trl import DPOTrainer
+
+    trainer, model, inputs = stub_of(spec, data)
+    return float(DPOTrainer._compute_loss(trainer, model, inputs, False))
 
 
 def our_loss(spec: LossSpec, data: dict[str, Any]) -> float:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from dpo_diag.thresholds import load_thresholds
 from dpo_diag.training.batch import Batch
 
-Say = Callable[[str, str, Mapping[str, Any]], None]
+Alert = Callable[[str, str, Mapping[str, Any]], None]
 """(code, message, evidence)."""
-
-MAX_PER_CODE = 20
 
 
 class Guards:
@@ -23,49 +22,48 @@ class Guards:
     - `non_finite_loss`: the loss is NaN or infinite. TRL's log hides it (`logging_nan_inf_filter` puts the average of
       earlier losses in its place), and NaN log-probs beside a finite loss are as bad: `non_finite_logp`.
     - `loss_spike`: the loss of an optimizer step is above median + `spike_mads` times the median absolute deviation of
-      the last `window` steps (robust: earlier spikes do not raise the bar), and at least `spike_min` above it.
+      the last `spike_window` steps (robust: earlier spikes do not raise the bar), and at least `spike_min` above it.
+      DVG016 asks more of a spike, since it sees what comes after: it must stand above the rows on both sides, with the
+      trend between them taken out. Here a jump that stays speaks too, and early.
 
     Args:
-        say: called with each alert.
+        alert: called with each alert, at most `max_alerts` times per code.
         stop_on: codes that `should_stop` reports; empty by default.
-        spike_mads, spike_min, window: see above; a window needs at least 20 steps to speak.
+        thresholds: overrides of `guards.` in conf/checks/default.yaml, by dotted name or nested; others are allowed.
+
+    Raises:
+        DiagError: an unknown threshold.
     """
 
     def __init__(
-        self,
-        say: Say,
-        *,
-        stop_on: Iterable[str] = (),
-        spike_mads: float = 10.0,
-        spike_min: float = 0.1,
-        window: int = 50,
+        self, alert: Alert, *, stop_on: Iterable[str] = (), thresholds: Mapping[str, Any] | None = None
     ) -> None:
-        self._say, self._stop_on = say, frozenset(stop_on)
-        self._mads, self._min = spike_mads, spike_min
-        self._losses: deque[float] = deque(maxlen=window)
+        self._alert, self._stop_on = alert, frozenset(stop_on)
+        self._limits = load_thresholds(thresholds)
+        self._losses: deque[float] = deque(maxlen=int(self._limits["guards.spike_window"]))
         self._step: int | None = None
         self._current: list[float] = []
         self._counts: Counter[str] = Counter()
         self.should_stop = False
 
-    def _alert(self, code: str, message: str, evidence: Mapping[str, Any]) -> None:
+    def _speak(self, code: str, message: str, evidence: Mapping[str, Any]) -> None:
         self._counts[code] += 1
         self.should_stop = self.should_stop or code in self._stop_on
-        if self._counts[code] <= MAX_PER_CODE:
-            self._say(code, message, evidence)
+        if self._counts[code] <= self._limits["guards.max_alerts"]:
+            self._alert(code, message, evidence)
 
     def batch(self, batch: Batch, step: int) -> None:
-        """Look at one training micro-batch of optimizer step `step`."""
+        """Judge one training micro-batch of optimizer step `step`."""
         bad = batch.bad_rows()
         pair_ids = [p for p, b in zip(batch.pair_ids, bad, strict=True) if b]
         if not math.isfinite(batch.loss):
-            self._alert(
+            self._speak(
                 "non_finite_loss",
                 f"loss is {batch.loss} in step {step}; {len(pair_ids)} of {len(batch)} rows have non-finite log-probs",
                 {"loss": batch.loss, "pair_ids": pair_ids or batch.pair_ids, "step": step},
             )
         elif pair_ids:
-            self._alert(
+            self._speak(
                 "non_finite_logp",
                 f"the log-probs of {len(pair_ids)} of {len(batch)} rows are not finite in step {step}, the loss is "
                 f"{batch.loss:.4g}",
@@ -83,13 +81,13 @@ class Guards:
             return
         loss, step = float(np.mean(self._current)), self._step
         self._current = []
-        if len(self._losses) >= 20:
+        if len(self._losses) >= self._limits["guards.spike_least_steps"]:
             values = np.array(self._losses)
             median = float(np.median(values))
             mad = float(np.median(np.abs(values - median)))
-            bound = median + max(self._mads * mad, self._min)
+            bound = median + max(self._limits["guards.spike_mads"] * mad, self._limits["guards.spike_min"])
             if loss > bound:
-                self._alert(
+                self._speak(
                     "loss_spike",
                     f"loss {loss:.4g} in step {step}: the last {len(values)} steps have median {median:.4g} and median "
                     f"absolute deviation {mad:.2g}, the bound is {bound:.4g}",

@@ -33,8 +33,8 @@ class HeadProbe:
 
     def __init__(self, top5: bool, greedy: bool) -> None:
         self.top5, self.greedy = top5, greedy
-        self.looking = True
-        """Whether top-5 hits are taken from the coming forward."""
+        self.of_policy = True
+        """Whether the coming forward is the policy's: top-5 hits are taken from that alone."""
         self._chunks: list[dict[str, Any]] = []
         self._rows: torch.Tensor | None = None
         self._offset = 0
@@ -48,7 +48,7 @@ class HeadProbe:
 
         def fold(*args: Any, **options: Any) -> None:
             tile(*args, **options)
-            self._see(*args)
+            self._on_tile(*args)
 
         class Launcher:
             def __getitem__(_, grid: Any) -> Callable[..., None]:
@@ -56,7 +56,7 @@ class HeadProbe:
 
                 def launched(*args: Any, **options: Any) -> None:
                     launch(*args, **options)
-                    self._see(*args)
+                    self._on_tile(*args)
 
                 return launched
 
@@ -68,16 +68,16 @@ class HeadProbe:
 
     def expect(self, labels: torch.Tensor | None) -> None:
         """Labels of the coming forward, (batch, length): where the head scores every position (no Triton), only those
-        with a label are looked at. None where the head's rows are not the labels' (virtual tokens)."""
+        with a label are read. None where the head's rows are not the labels' (virtual tokens)."""
         self._rows = None if labels is None else (labels[:, 1:] != -100).reshape(-1)
 
-    def _see(self, *args: Any) -> None:
+    def _on_tile(self, *args: Any) -> None:
         # Positional arguments of both folds: logits tile, its stride, targets, running max, sum of exponentials, the
         # running x·exp, squares, z sum, max before target, target logit, first column, number of columns.
         tile, targets, sum_exp, start, columns = args[0], args[2], args[4], int(args[10]), int(args[11])
         if start == 0:
             self._chunks.append({"sum_exp": sum_exp, "n": len(targets)})
-        if not (self.top5 and self.looking):
+        if not (self.top5 and self.of_policy):
             return
         chunk = self._chunks[-1]
         done = sum(c["n"] for c in self._chunks[:-1])
@@ -104,17 +104,17 @@ class HeadProbe:
     def take(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the forward just done gave, each (batch, length - 1), zero where `mask` is; forgets it."""
         chunks, self._chunks = self._chunks, []
-        found: dict[str, torch.Tensor] = {}
+        values: dict[str, torch.Tensor] = {}
         if not chunks:
-            return found
+            return values
         seen = sum(c["n"] for c in chunks)
         where = mask if seen == int(mask.sum()) else torch.ones_like(mask)
         if seen != int(where.sum()):
-            return found  # a head that was not TRL's: say nothing rather than something wrong
+            return values  # a head that was not TRL's: nothing rather than something wrong
         if self.greedy:
             flat = torch.cat([-torch.log(c["sum_exp"]) for c in chunks])
-            found["greedy_logp"] = flat.new_zeros(mask.shape).masked_scatter(where, flat).masked_fill(~mask, 0)
-        if self.top5 and self.looking:
+            values["greedy_logp"] = flat.new_zeros(mask.shape).masked_scatter(where, flat).masked_fill(~mask, 0)
+        if self.top5 and self.of_policy:
             hits = []
             for c in chunks:
                 hit = c["hit"] if "hit" in c else c["target"] >= c["top"][:, -1]
@@ -122,5 +122,5 @@ class HeadProbe:
                     hit = torch.zeros(c["n"], dtype=torch.bool, device=hit.device).masked_scatter(c["rows"], hit)
                 hits.append(hit)
             flat_hits = torch.cat(hits)
-            found["top5"] = torch.zeros_like(mask).masked_scatter(where, flat_hits).masked_fill(~mask, False)
-        return found
+            values["top5"] = torch.zeros_like(mask).masked_scatter(where, flat_hits).masked_fill(~mask, False)
+        return values

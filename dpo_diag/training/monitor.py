@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,10 @@ from accelerate.logging import get_logger
 
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
-from dpo_diag.training.aggregate import Accumulator, Gathered, Value
-from dpo_diag.training.batch import Batch, PairBatch, TokenRows
+from dpo_diag.training.batch import Batch, TokenRows
+from dpo_diag.training.gather import Accumulator, Gathered
 from dpo_diag.training.guards import Guards
+from dpo_diag.training.measure import Value, batch_metrics, trainer_weights
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.texts import TextSource
 
@@ -28,19 +29,16 @@ class Monitor:
     """One trainer's measurements.
 
     Args:
-        measure: metrics of a set of batches' rows, from (rows, largest residual).
-        counts: weights of the trainer's own metrics, under keys starting with #.
         spec: a preference trainer's loss, None for any other.
         world_size, rank: of the process group.
         record_tokens: pairs per evaluation set whose tokens are kept: those with the smallest ids, which is a random
             sample that is the same at every step, in every run, and for every number of processes.
         moving_reference: the reference changes during training, so that no row per set describes it.
+        tokenizer: decodes pairs whose texts no data set holds.
     """
 
     def __init__(
         self,
-        measure: Callable[[Any, float], dict[str, Value]],
-        counts: Callable[[Any], dict[str, float]],
         spec: LossSpec | None = None,
         *,
         world_size: int,
@@ -48,28 +46,29 @@ class Monitor:
         guards: Guards,
         record_tokens: int = 0,
         moving_reference: bool = False,
+        tokenizer: Any = None,
     ) -> None:
-        self._measure, self._counts_of = measure, counts
         self.spec, self.world_size, self.rank = spec, world_size, rank
-        self.record_tokens, self.moving_reference = record_tokens, moving_reference
+        self.record_tokens, self.moving_reference, self.tokenizer = record_tokens, moving_reference, tokenizer
         self.guards = guards
         self.recorder: Recorder | None = None
         self.texts = TextSource()
         self.own_splits: set[str] = set()
         self.splits: dict[str, dict[str, Any]] = {}
-        self._train: Accumulator[Any] = Accumulator()
-        self._eval: Accumulator[Any] | None = None
+        self._train = Accumulator()
+        self._eval: Accumulator | None = None
         self._tokens: dict[str, tuple[TokenRows, int]] = {}
-        self._closed: tuple[str, str, dict[str, Value]] | None = None
+        self._closed: tuple[str, str, dict[str, float]] | None = None
+        """Prefix, split and weights by metric of what was measured last and not yet logged."""
         self._foreign = False
         self._warned: set[str] = set()
-        self._untold: list[str] = []
+        self._without_text: list[str] = []
         self._step = 0
 
     def begin(self, step: int) -> None:
         """A training loop begins at this step; nothing of an earlier one is carried into it."""
-        self._train.clear()
-        self._untold = []
+        self._train = Accumulator()
+        self._without_text = []
         if self.recorder is not None:
             self.recorder.begin(step)
 
@@ -87,29 +86,23 @@ class Monitor:
 
     def observe(self, batch: Batch, step: int) -> None:
         """Take one micro-batch, of the running evaluation or else of training step `step`."""
-        residual = self._check(batch)
-        if self._eval is not None:
-            self._eval.add(batch, residual)
-            if isinstance(batch, PairBatch):
-                self._keep_tokens(batch)
-            return
-        self.guards.batch(batch, step)
-        self._train.add(batch, residual)
-        if self.recorder is not None and isinstance(batch, PairBatch):
-            self.recorder.train_batch(batch, step, reference=not self.moving_reference)
-            self._untold += [p for p in batch.pair_ids if self.recorder.lacks_text(TRAIN_SPLIT, p)]
-            self._step = step
-
-    def _check(self, batch: Batch) -> float:
-        residual = batch.residual(self.spec)
-        if residual > RESIDUAL_TOLERANCE * max(1.0, abs(batch.loss)):
+        if batch.residual > RESIDUAL_TOLERANCE * max(1.0, abs(batch.loss)):
             self.warn_once(
                 "residual",
                 f"The trainer's loss ({batch.loss:.6g}) is not the loss of its log-probs: recomputed from them it "
-                f"differs by {residual:.3g} (logged as loss_residual). Something adds to the loss that this "
+                f"differs by {batch.residual:.3g} (logged as loss_residual). Something adds to the loss that this "
                 f"configuration does not name, so its decomposition will be off by as much.",
             )
-        return residual
+        if self._eval is not None:
+            self._eval.add(batch)
+            self._keep_tokens(batch)
+            return
+        self.guards.batch(batch, step)
+        self._train.add(batch)
+        if self.recorder is not None and batch.has_pairs:
+            self.recorder.train_batch(batch, step, reference=not self.moving_reference)
+            self._without_text += [p for p in batch.pair_ids if self.recorder.lacks_text(TRAIN_SPLIT, p)]
+            self._step = step
 
     def warn_once(self, key: str, message: str) -> None:
         """Say something once per trainer, on the main process."""
@@ -117,7 +110,7 @@ class Monitor:
             self._warned.add(key)
             logger.warning(message)
 
-    def _keep_tokens(self, batch: PairBatch) -> None:
+    def _keep_tokens(self, batch: Batch) -> None:
         if batch.tokens is None:
             return
         for i, pair_id in enumerate(batch.pair_ids):
@@ -148,45 +141,40 @@ class Monitor:
         finally:
             self._eval, self._tokens = None, {}
 
-    def close_evaluation(self, prefix: str, step: int, decode: Any, *, record: bool = True) -> dict[str, float]:
+    def close_evaluation(self, prefix: str, step: int, *, record: bool = True) -> dict[str, float]:
         """Exchange over ranks, write the records, and return the metrics, unprefixed. Every rank must call it."""
         assert self._eval is not None
         gathered = self._eval.gather(self.world_size, self.rank, padded=True)
-        if gathered.pairs is None:
+        if gathered.rows is None:
             return {}
-        values = self._measure(gathered.pairs, gathered.residual)
+        values = batch_metrics(gathered.rows, self.spec, gathered.residual)
         if record:
             split = self._split_of(prefix, gathered)
-            self._closed = (prefix, split, values | self._counts(gathered.pairs))
+            self._closed = (prefix, split, _weights(values, gathered.rows))
             if self.recorder is not None:
-                self._record(gathered, split, step, decode)
+                self._record(gathered, split, step)
         return {name: v.value for name, v in values.items()}
 
-    def _counts(self, rows: Batch) -> dict[str, Value]:
-        """Weights for the trainer's own metrics, under keys that no metric has."""
-        return {name: Value(0.0, weight) for name, weight in self._counts_of(rows).items()}
-
-    def _split_of(self, prefix: str, gathered: Gathered[Any]) -> str:
+    def _split_of(self, prefix: str, gathered: Gathered) -> str:
         """The split's name: the metric prefix; a foreign set never shares the name of another set."""
-        assert gathered.pairs is not None
-        content = hashlib.sha256("".join(sorted(gathered.pairs.pair_ids)).encode()).hexdigest()[:16]
+        assert gathered.rows is not None
+        content = hashlib.sha256("".join(sorted(gathered.rows.pair_ids)).encode()).hexdigest()[:16]
         split = prefix if prefix == EVAL_SPLIT or prefix.startswith(f"{EVAL_SPLIT}_") else f"{EVAL_SPLIT}_{prefix}"
         if self._foreign:
             known = self.splits.get(split, {}).get("fingerprint")
             if split in self.own_splits or known not in (None, content):
                 split = f"{split}_{content[:8]}"
         self.splits[split] = {
-            "n_pairs": len(gathered.pairs), "n_duplicates": gathered.n_duplicates, "fingerprint": content,
+            "n_pairs": len(gathered.rows), "n_duplicates": gathered.n_duplicates, "fingerprint": content,
             "handed_to_evaluate": self._foreign,
         }  # fmt: skip
         return split
 
-    def _record(self, gathered: Gathered[Any], split: str, step: int, decode: Any) -> None:
-        assert self.recorder is not None and self._eval is not None and gathered.pairs is not None
-        parts = [b for b in self._eval.batches if isinstance(b, PairBatch)]
-        if parts:
-            own = PairBatch.concat(parts)
-            chosen = sorted(set(gathered.pairs.pair_ids))[: self.record_tokens]
+    def _record(self, gathered: Gathered, split: str, step: int) -> None:
+        assert self.recorder is not None and self._eval is not None and gathered.rows is not None
+        if gathered.rows.has_pairs and self._eval.batches:
+            own = Batch.concat(self._eval.batches)
+            chosen = sorted(set(gathered.rows.pair_ids))[: self.record_tokens]
             first = {p for p, k in zip(own.pair_ids, gathered.own_first, strict=True) if k}
             self._trim_tokens([p for p in chosen if p in first])
             self.recorder.evaluation(
@@ -194,23 +182,28 @@ class Monitor:
             )
             lacking = [p for p in own.pair_ids if p in first and self.recorder.lacks_text(split, p)]
             if lacking:
-                found = self.texts.find(lacking)
-                missing = set(lacking) - {r["pair_id"] for r in found}
-                found += [decode(p, *self._tokens[p]) for p in sorted(missing) if p in self._tokens]
-                self.recorder.texts(split, found, step)
+                rows = self.texts.lookup(lacking)
+                missing = set(lacking) - {r["pair_id"] for r in rows}
+                rows += [self._decoded(p, *self._tokens[p]) for p in sorted(missing) if p in self._tokens]
+                self.recorder.texts(split, rows, step)
         self.recorder.writer.update(data={**self.recorder.writer.meta.get("data", {}), "splits": self.splits})
+
+    def _decoded(self, pair_id: str, tokens: TokenRows, pair: int) -> dict[str, Any]:
+        """A pair whose texts no data set holds, as far as the model saw it."""
+        ids = {"prompt": tokens.prompt_ids[pair]} | {s: tokens.response_ids(pair, i) for i, s in enumerate(SIDES)}
+        return {"pair_id": pair_id} | {k: self.tokenizer.decode(v, skip_special_tokens=True) for k, v in ids.items()}
 
     # ---- log calls ----
 
     def close_train(self) -> dict[str, float]:
         """Metrics of the training pairs since the last call, unprefixed. Every rank must call it."""
         gathered = self._train.gather(self.world_size, self.rank)
-        self._train.clear()
+        self._train = Accumulator()
         self._closed = None
-        if gathered.pairs is None:
+        if gathered.rows is None:
             return {}
-        values = self._measure(gathered.pairs, gathered.residual)
-        self._closed = ("", TRAIN_SPLIT, values | self._counts(gathered.pairs))
+        values = batch_metrics(gathered.rows, self.spec, gathered.residual)
+        self._closed = ("", TRAIN_SPLIT, _weights(values, gathered.rows))
         return {name: v.value for name, v in values.items()}
 
     def scope(self, logs: Mapping[str, Any]) -> str | None:
@@ -226,9 +219,9 @@ class Monitor:
             return
         if scope:
             assert closed is not None
-            split, known = closed[1], closed[2]
+            _, split, weights = closed
         else:
-            split, known = TRAIN_SPLIT, closed[2] if scope == "" and closed is not None else {}
+            split, weights = TRAIN_SPLIT, closed[2] if scope == "" and closed is not None else {}
         values: dict[str, Any] = {}
         for name, value in logs.items():
             for prefix in (f"{scope}_", f"{EVAL_SPLIT}_") if scope else ():
@@ -241,12 +234,6 @@ class Monitor:
                     continue
             if name not in _NOT_METRICS or (name == "num_tokens" and not scope):
                 values.setdefault(name, value)
-        weights = {n: v.weight for n, v in known.items()}
-        for name in values:
-            if name in weights or not weights:
-                continue
-            if f"#{name}" in weights:
-                weights[name] = weights[f"#{name}"]
         self.recorder.history(step, epoch, split, values, weights)
         self.flush(force=bool(scope))
 
@@ -255,17 +242,13 @@ class Monitor:
         if self.recorder is None:
             return
         room = self.recorder.room_for_texts(TRAIN_SPLIT)
-        if self._untold and room > 0:
-            self.recorder.texts(TRAIN_SPLIT, self.texts.find(list(dict.fromkeys(self._untold))[:room]), self._step)
-        self._untold = []
+        if self._without_text and room > 0:
+            wanted = list(dict.fromkeys(self._without_text))[:room]
+            self.recorder.texts(TRAIN_SPLIT, self.texts.lookup(wanted), self._step)
+        self._without_text = []
         self.recorder.flush(force=force)
 
 
-def decoded_texts(tokenizer: Any) -> Any:
-    """A function that writes down a pair whose texts no data set holds: decoded from what the model saw."""
-
-    def decode(pair_id: str, tokens: TokenRows, pair: int) -> dict[str, Any]:
-        ids = {"prompt": tokens.prompt_ids[pair]} | {s: tokens.response_ids(pair, i) for i, s in enumerate(SIDES)}
-        return {"pair_id": pair_id} | {k: tokenizer.decode(v, skip_special_tokens=True) for k, v in ids.items()}
-
-    return decode
+def _weights(values: Mapping[str, Value], rows: Batch) -> dict[str, float]:
+    """What every metric of a log call is a mean over, the trainer's own and ours."""
+    return trainer_weights(rows) | {name: v.weight for name, v in values.items()}

@@ -1,13 +1,12 @@
 """`pair_id` from the dataset to the batch: a small integer column that the collator never sees.
 
 The id is taken while the texts still exist (`add_pair_ids`, before TRL tokenises), rides as one int64 tensor behind
-the batch's own keys (`PairIdCollator`) and is taken out again before the model is called (`take_ids`).
+the batch's own keys (`attach_ids`) and is taken out again before the model is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def id_of(example: Mapping[str, Any]) -> int:
             example = {**example, **extract_prompt(dict(example))}
         return pack_id(make_pair_id(example["prompt"], example["chosen"], example["rejected"]))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        return _UNKNOWN  # whatever is wrong with this example is the trainer's to say
+        return _UNKNOWN  # the trainer reports what is wrong with this example
 
 
 def _map_row(example: dict[str, Any], index: int) -> dict[str, list[int]]:
@@ -73,32 +72,14 @@ def _length(ids: Any) -> int:
     return len(ids) if isinstance(ids, (list, tuple)) or torch.is_tensor(ids) else -1
 
 
-@dataclass
-class PairIdCollator:
-    """A collator around the user's: takes the ids out of the examples, and lays them behind the batch's own keys.
+def attach_ids(batch: MutableMapping[str, Any], examples: list[Mapping[str, Any]]) -> None:
+    """Lay the ids behind a batch's own keys (see `carrying.CarryingCollator`): int64 (pairs, 4) of id, row, lengths.
 
-    The user's collator sees exactly the examples that it would see otherwise. `find_batch_size` and the like look at
-    a batch's first tensor, hence behind. Where examples carry no id, or the collator returns something else than two
-    rows per example, the batch is passed on as it is.
+    Where examples carry no id, or the collator gave something else than two rows per example, there is nothing to lay.
     """
-
-    collator: Callable[[list[Any]], Any]
-
-    def __call__(self, examples: list[Any]) -> Any:
-        if not examples or not all(isinstance(e, Mapping) and KEY in e for e in examples):
-            return self.collator(examples)
+    if all(KEY in e for e in examples) and len(batch["input_ids"]) == 2 * len(examples):
         ids = [[*e[KEY][:2], _length(e.get("chosen_ids")), _length(e.get("rejected_ids"))] for e in examples]
-        batch = self.collator([{k: v for k, v in e.items() if k != KEY} for e in examples])
-        rows = batch.get("input_ids") if isinstance(batch, MutableMapping) else None
-        if torch.is_tensor(rows) and len(rows) == 2 * len(examples):
-            batch[KEY] = torch.tensor(ids, dtype=torch.int64)
-        return batch
-
-
-def take_ids(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
-    """The inputs without the ids (a new dict; the caller's keeps them), and the ids, int64 (pairs, 2 or 4), or None."""
-    ids = inputs.get(KEY)
-    return {k: v for k, v in inputs.items() if k != KEY}, ids if torch.is_tensor(ids) else None
+        batch[KEY] = torch.tensor(ids, dtype=torch.int64)
 
 
 def ids_from_tokens(
@@ -111,14 +92,13 @@ def ids_from_tokens(
     """
     pairs = len(input_ids) // 2
     response, context = completion.astype(bool), attention.astype(bool)
-    found = []
+    pair_ids = []
     for i in range(pairs):
         j = i + pairs
         prompt = input_ids[i][context[i] & ~response[i]]
-        found.append(
-            make_pair_id(prompt.tolist(), input_ids[i][response[i]].tolist(), input_ids[j][response[j]].tolist())
-        )
-    return found
+        chosen, rejected = input_ids[i][response[i]], input_ids[j][response[j]]
+        pair_ids.append(make_pair_id(prompt.tolist(), chosen.tolist(), rejected.tolist()))
+    return pair_ids
 
 
 def decode_ids(packed: npt.NDArray[np.int64]) -> tuple[list[str] | None, npt.NDArray[np.int64], npt.NDArray[np.int64]]:

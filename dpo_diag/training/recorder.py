@@ -19,7 +19,7 @@ import pandas as pd
 from dpo_diag.records import RunWriter
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
-from dpo_diag.training.batch import PairBatch, TokenRows
+from dpo_diag.training.batch import Batch, TokenRows
 
 FLUSH_SECONDS = 2.0
 """Training rows wait at most this long for their file at a log call: one file per step would cost more than the step
@@ -30,7 +30,7 @@ TRAIN_TEXTS = 1000
 
 
 def pair_frame(
-    batch: PairBatch, keep: npt.NDArray[np.bool_], role: str, steps: npt.NDArray[np.int64], split: str
+    batch: Batch, keep: npt.NDArray[np.bool_], role: str, steps: npt.NDArray[np.int64], split: str
 ) -> pd.DataFrame:
     """Rows of the pairs table for one role: two rows a pair, chosen first; `steps` is (pairs,)."""
     values = batch.policy if role == "policy" else batch.reference
@@ -55,8 +55,8 @@ def pair_frame(
         if f"{name}_hits" in flat and n is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 columns[name] = flat[f"{name}_hits"] / n
-    if role == "policy" and batch.weight is not None:
-        columns["weight"] = np.tile(batch.weight[keep], 2)
+    if role == "policy" and "weight" in batch.of_row:
+        columns["weight"] = np.tile(batch.of_row["weight"][keep], 2)
     return pd.DataFrame(columns)
 
 
@@ -71,7 +71,7 @@ class Recorder:
         self.writer = writer
         self.main = writer.rank == 0
         self._history: list[dict[str, Any]] = []
-        self._train: list[tuple[PairBatch, int]] = []
+        self._train: list[tuple[Batch, int]] = []
         self._train_reference = False
         self._began = False
         self._last: dict[tuple[str, str], tuple[tuple[int, int], pd.DataFrame]] = {}
@@ -100,7 +100,7 @@ class Recorder:
     # ---- pairs and tokens ----
 
     def _new_references(
-        self, batch: PairBatch, steps: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_], split: str
+        self, batch: Batch, steps: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_], split: str
     ) -> npt.NDArray[np.bool_]:
         seen = self._references.setdefault(split, {})
         new = np.zeros(len(batch), dtype=bool)
@@ -112,7 +112,7 @@ class Recorder:
 
     def pair_rows(
         self,
-        batch: PairBatch,
+        batch: Batch,
         steps: npt.NDArray[np.int64],
         split: str,
         keep: npt.NDArray[np.bool_],
@@ -139,14 +139,14 @@ class Recorder:
                 frames.append(pair_frame(batch, new, "ref", steps, split))
         return pd.concat(frames, ignore_index=True)
 
-    def train_batch(self, batch: PairBatch, step: int, *, reference: bool) -> None:
+    def train_batch(self, batch: Batch, step: int, *, reference: bool) -> None:
         """Keep one micro-batch for the next flush; building its rows waits until then, which is many times cheaper."""
         self._train.append((batch.without_tokens(), step))
         self._train_reference = reference
 
     def evaluation(
         self,
-        batch: PairBatch,
+        batch: Batch,
         keep: npt.NDArray[np.bool_],
         tokens: Mapping[str, tuple[TokenRows, int]],
         step: int,
@@ -232,7 +232,7 @@ class Recorder:
         if not force and time.monotonic() - self._flushed < FLUSH_SECONDS:
             return
         if self._train:
-            batch = PairBatch.concat([b for b, _ in self._train])
+            batch = Batch.concat([b for b, _ in self._train])
             steps = np.concatenate([np.full(len(b), s, dtype=np.int64) for b, s in self._train])
             everything = np.ones(len(batch), dtype=bool)
             self._train = []

@@ -18,7 +18,9 @@ from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
+from dpo_diag.training.carrying import Attach, CarryingCollator
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
@@ -45,21 +47,54 @@ def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
 
 
 class Recording:
-    """Mixin in front of a TRL trainer; expects `self.monitor` before `start_recording`."""
+    """Mixin in front of a TRL trainer; expects `self.monitor` before `start_recording`.
+
+    Attributes:
+        carried: columns of ours that ride from the data set to the batch, and `attach`, which lays them there.
+    """
 
     monitor: Monitor
+    carried: tuple[str, ...]
+    attach: Attach
+
+    # ---- from the data set to the measurement ----
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        missing = [name for name in self.carried if name not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *missing]
+
+    def _get_dataloader(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self.data_collator
+        self.data_collator = CarryingCollator(own, self.carried, self.attach)
+        try:
+            return super()._get_dataloader(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.data_collator = own
+
+    @property
+    def measures(self: Any) -> bool:
+        """Whether a training or evaluation loop runs; a loss that is computed outside of both belongs to no step."""
+        return bool(self.monitor.evaluating or self.is_in_train)
+
+    def observe(self: Any, batch: Batch | None) -> None:
+        """Take what one loss computation did; None where TRL's fused forward was not used."""
+        if batch is None:
+            self.monitor.warn_once("no output", "TRL's fused forward was not used: nothing is measured")
+        else:
+            self.monitor.observe(batch, self.state.global_step + (0 if self.monitor.evaluating else 1))
 
     # ---- the run folder ----
 
-    def make_guards(self: Any, stop_on: Iterable[str]) -> Guards:
+    def make_guards(self: Any, stop_on: Iterable[str], thresholds: Mapping[str, Any] | None) -> Guards:
         """Guards that write alerts into this trainer's run and warn on the console."""
 
-        def say(code: str, message: str, evidence: Mapping[str, Any]) -> None:
+        def alert(code: str, message: str, evidence: Mapping[str, Any]) -> None:
             logger.warning(f"{code}: {message}")
             if self.monitor.recorder is not None:
                 self.monitor.recorder.alert(int(evidence.get("step", self.state.global_step)), code, message, evidence)
 
-        return Guards(say, stop_on=stop_on)
+        return Guards(alert, stop_on=stop_on, thresholds=thresholds)
 
     def start_recording(self: Any, recorder: RunWriter | str | os.PathLike[str] | None, at_start: bool | None) -> None:
         """Take the recorder and add the callbacks; called at the end of `__init__`."""
@@ -225,7 +260,7 @@ class Recording:
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             values = monitor.close_evaluation(
-                metric_key_prefix, self.state.global_step, self.decode_pair(), record=description != "Prediction"
+                metric_key_prefix, self.state.global_step, record=description != "Prediction"
             )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         return output

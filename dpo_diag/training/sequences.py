@@ -1,4 +1,5 @@
-"""SFT measured: cross-entropy of the response and of the prompt apart, so that a wrong loss mask shows at once.
+"""Which tokens of an SFT example are the response, so that response and prompt are measured apart and a wrong loss mask
+shows at once.
 
 Which tokens are the response is taken from the data (prompt and completion, or the assistant's turns of a
 conversation), not from the loss mask: otherwise training on the user's turns would look like a long response.
@@ -6,28 +7,15 @@ conversation), not from the loss mask: otherwise training on the user's turns wo
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from datasets import Dataset
 
-from dpo_diag.losses import LossSpec
-from dpo_diag.records import metrics
-from dpo_diag.training.aggregate import Value
-
 ROW, RESPONSE = "_dpo_diag_row", "_dpo_diag_response"
 """Columns and batch entries: the row in the data set; 1 for a response token, 0 for any other, -1 for not known."""
-PARTS = ("response", "prompt")
-FloatArray = npt.NDArray[np.float64]
-
-
-# ---- dataset ----
 
 
 def _row(example: dict[str, Any], index: int) -> dict[str, int]:
@@ -103,144 +91,22 @@ def has_prompt(example: Any) -> bool:
     )
 
 
-@dataclass
-class SequenceCollator:
-    """A collator around the user's, as `PairIdCollator`: what it sees is what it would see otherwise."""
+def attach_marks(batch: MutableMapping[str, Any], examples: list[Mapping[str, Any]]) -> None:
+    """Lay row (rows,) and response mask (rows, length) behind a batch's own keys (see `carrying.CarryingCollator`).
 
-    collator: Callable[[list[Any]], Any]
-
-    def __call__(self, examples: list[Any]) -> Any:
-        ours = (ROW, RESPONSE)
-        if not examples or not all(isinstance(e, Mapping) for e in examples) or not any(k in examples[0] for k in ours):
-            return self.collator(examples)
-        batch = self.collator([{k: v for k, v in e.items() if k not in ours} for e in examples])
-        ids = batch.get("input_ids") if isinstance(batch, MutableMapping) else None
-        if not torch.is_tensor(ids) or ids.dim() != 2 or len(ids) != len(examples):
-            return batch
-        if all(ROW in e for e in examples):
-            batch[ROW] = torch.tensor([e[ROW] for e in examples], dtype=torch.int64)
-        masks = [e.get(RESPONSE) for e in examples]
-        attention = batch.get("attention_mask")
-        if all(m is not None for m in masks) and torch.is_tensor(attention) and attention.shape == ids.shape:
-            response = torch.full(ids.shape, -1, dtype=torch.int64)
-            for i, mask in enumerate(masks):
-                where = attention[i].bool()
-                if int(where.sum()) == len(mask):  # whichever side is padded
-                    response[i, where] = torch.tensor(mask, dtype=torch.int64)
-            batch[RESPONSE] = response
-        return batch
-
-
-# ---- batch ----
-
-
-@dataclass
-class SequenceBatch:
-    """Per-sequence sums of one micro-batch (or of many, concatenated).
-
-    Attributes:
-        pair_ids: (rows,) content hashes of the token ids.
-        rows: (rows,) row in the data set, -1 where it is not known.
-        sums: sum_logp, n_tokens, top1_hits, entropy_sum -> (2, rows), response first, then prompt.
-        n_loss, n_loss_prompt: (rows,) tokens in the loss, and those of them outside the response; the latter NaN where
-            the response is known from the loss mask alone.
-        loss_sum: (rows,) -log p summed over the loss's tokens.
-        packed: a row may hold several sequences, so that no metric per response exists.
-        expected: the loss recomputed from the log-probs, NaN where it has another form.
+    Packed batches, which have another number of rows than examples, get none.
     """
-
-    pair_ids: list[str]
-    rows: npt.NDArray[np.int64]
-    sums: dict[str, FloatArray]
-    n_loss: FloatArray
-    n_loss_prompt: FloatArray
-    loss_sum: FloatArray
-    packed: bool = False
-    loss: float = math.nan
-    expected: float = math.nan
-
-    def __len__(self) -> int:
-        return len(self.pair_ids)
-
-    def bad_rows(self) -> npt.NDArray[np.bool_]:
-        """(rows,) true where a log-prob sum is not finite."""
-        return np.asarray(~np.isfinite(self.sums["sum_logp"]).all(axis=0))
-
-    def without_tokens(self) -> SequenceBatch:
-        """Itself: nothing per token is kept."""
-        return self
-
-    def take(self, keep: npt.NDArray[np.bool_]) -> SequenceBatch:
-        """The rows where `keep` is true."""
-        return SequenceBatch(
-            [p for p, k in zip(self.pair_ids, keep, strict=True) if k],
-            self.rows[keep],
-            {k: v[:, keep] for k, v in self.sums.items()},
-            self.n_loss[keep],
-            self.n_loss_prompt[keep],
-            self.loss_sum[keep],
-            self.packed,
-        )
-
-    @classmethod
-    def concat(cls, batches: Sequence[SequenceBatch]) -> SequenceBatch:
-        """All rows of all batches in order."""
-        if not batches:
-            raise ValueError("nothing to concatenate")
-        return cls(
-            [p for b in batches for p in b.pair_ids],
-            np.concatenate([b.rows for b in batches]),
-            {k: np.concatenate([b.sums[k] for b in batches], axis=1) for k in batches[0].sums},
-            np.concatenate([b.n_loss for b in batches]),
-            np.concatenate([b.n_loss_prompt for b in batches]),
-            np.concatenate([b.loss_sum for b in batches]),
-            any(b.packed for b in batches),
-        )
-
-    def residual(self, spec: LossSpec | None) -> float:
-        """|recomputed loss - TRL's number|; NaN where the loss is not the plain negative log-likelihood."""
-        return abs(self.expected - self.loss)
-
-
-def row_ids(input_ids: npt.NDArray[Any]) -> list[str]:
-    """Content hash of each row of token ids, padding included."""
-    return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16] for row in input_ids]
-
-
-def sequence_metrics(batch: SequenceBatch, residual: float = math.nan) -> dict[str, Value]:
-    """`ce`, the perplexities, `top1` (token accuracy) and `entropy` of `/response` and `/prompt`; `loss_exact`, the
-    mean over all tokens in the loss; `loss_on_prompt`, the share of those tokens that are not the response's.
-
-    A part without tokens has no metrics. Packed rows have no metrics per response (`ce`, `ppl_seq_*`).
-    """
-    found: dict[str, Value] = {}
-    for p, part in enumerate(PARTS):
-        total, n = batch.sums["sum_logp"][p], batch.sums["n_tokens"][p]
-        scored = n > 0
-        if not scored.any():
-            continue
-        total, n, tokens, count = total[scored], n[scored], float(n.sum()), float(scored.sum())
-        if not batch.packed:
-            found[f"ce/{part}"] = Value(metrics.mean_ce(total, n), count)
-            found[f"ppl_seq_mean/{part}"] = Value(metrics.ppl_seq_mean(total, n), count)
-            found[f"ppl_seq_geomean/{part}"] = Value(metrics.ppl_seq_geomean(total, n), count)
-        found[f"ppl_token/{part}"] = Value(metrics.ppl_token(total, n), tokens)
-        for name, column in (("top1", "top1_hits"), ("entropy", "entropy_sum")):
-            found[f"{name}/{part}"] = Value(float(batch.sums[column][p][scored].sum()) / tokens, tokens)
-    in_loss = float(batch.n_loss.sum())
-    if in_loss > 0:
-        found["loss_exact"] = Value(float(batch.loss_sum.sum()) / in_loss, in_loss)
-        known = ~np.isnan(batch.n_loss_prompt)
-        if known.any():
-            n = float(batch.n_loss[known].sum())
-            share = float(batch.n_loss_prompt[known].sum()) / n if n else math.nan
-            found["loss_on_prompt"] = Value(share, n)
-    if not math.isnan(residual):
-        found["loss_residual"] = Value(residual, float(len(batch)))
-    return found
-
-
-def sequence_weights(batch: SequenceBatch) -> dict[str, float]:
-    """What TRL's own SFT metrics are means over."""
-    tokens = float(batch.n_loss.sum())
-    return {"#loss": tokens, "#entropy": tokens, "#mean_token_accuracy": tokens}
+    ids = batch["input_ids"]
+    if ids.dim() != 2 or len(ids) != len(examples):
+        return
+    if all(ROW in e for e in examples):
+        batch[ROW] = torch.tensor([e[ROW] for e in examples], dtype=torch.int64)
+    attention = batch.get("attention_mask")
+    if not torch.is_tensor(attention) or attention.shape != ids.shape or not all(RESPONSE in e for e in examples):
+        return
+    response = torch.full(ids.shape, -1, dtype=torch.int64)
+    for i, example in enumerate(examples):
+        where = attention[i].bool()
+        if int(where.sum()) == len(example[RESPONSE]):  # whichever side is padded
+            response[i, where] = torch.tensor(example[RESPONSE], dtype=torch.int64)
+    batch[RESPONSE] = response

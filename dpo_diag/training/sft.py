@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trl import SFTTrainer
 
 from dpo_diag.records import RunWriter
-from dpo_diag.training import trl_adapter
+from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import head_scores_every_position
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.run import Recording
-from dpo_diag.training.sequences import (
-    RESPONSE,
-    ROW,
-    MarkResponse,
-    SequenceCollator,
-    add_rows,
-    has_prompt,
-    sequence_metrics,
-    sequence_weights,
-)
+from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, attach_marks, has_prompt
+from dpo_diag.training.sft_adapter import PromptTap, read_sequences
 
 
-class DiagSFTTrainer(Recording, SFTTrainer):
+class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with the cross-entropy of the response and of the prompt measured apart.
 
     Positional and keyword arguments are SFTTrainer's own. Additional, all by keyword:
@@ -34,12 +26,15 @@ class DiagSFTTrainer(Recording, SFTTrainer):
         recorder: as DiagDPOTrainer's. history/ and alerts/ are written; SFT has no pairs, so pairs/, tokens/ and
             texts/ stay empty.
         prompt_metrics: score the prompt's tokens too. None: where it is free, that is without Triton (see
-            `trl_adapter.PromptTap` for the price with it).
-        evaluate_at_start, stop_on: as DiagDPOTrainer's.
+            `sft_adapter.PromptTap` for the price with it).
+        evaluate_at_start, stop_on, thresholds: as DiagDPOTrainer's.
 
-    Logged live beside TRL's metrics: see `sequences.sequence_metrics`. `loss_on_prompt` is 0 with the right mask;
-    above 0 the loss trains on what the user wrote.
+    Logged live beside TRL's metrics: see `measure.batch_metrics`. `loss_on_prompt` is 0 with the right mask; above 0
+    the loss trains on what the user wrote.
     """
+
+    carried = (ROW, RESPONSE)
+    attach = staticmethod(attach_marks)
 
     def __init__(
         self,
@@ -48,6 +43,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):
         prompt_metrics: bool | None = None,
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
+        thresholds: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -57,11 +53,9 @@ class DiagSFTTrainer(Recording, SFTTrainer):
         if getattr(config, "is_prompt_learning", False) or self.accelerator.parallelism_config is not None:
             self._whole = False  # the head's rows are not the batch's tokens
         self.monitor = Monitor(
-            sequence_metrics,
-            sequence_weights,
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
-            guards=self.make_guards(stop_on),
+            guards=self.make_guards(stop_on, thresholds),
         )
         self.start_recording(recorder, evaluate_at_start)
 
@@ -82,42 +76,20 @@ class DiagSFTTrainer(Recording, SFTTrainer):
         )
         return dataset.map(mark)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if ROW not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, ROW, RESPONSE]
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        own = self.data_collator
-        self.data_collator = SequenceCollator(own)
-        try:
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = own
-
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        rows, response = inputs.get(ROW), inputs.get(RESPONSE)
-        inputs = {k: v for k, v in inputs.items() if k not in (ROW, RESPONSE)}
-        monitor = self.monitor
-        if not (monitor.evaluating or self.is_in_train):
+        """TRL's loss, unchanged; measured where a training or evaluation loop runs."""
+        inputs, (rows, response) = taken_out(inputs, self.carried)
+        if not self.measures:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        tap = trl_adapter.PromptTap(model, self._whole)
+        tap = PromptTap(model, self._whole)
         result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
-        batch = trl_adapter.read_sequences(self, tap, inputs, rows, response, loss, num_items_in_batch)
-        if batch is None:
-            monitor.warn_once("no output", "TRL's fused forward was not used: nothing is measured")
-        else:
-            monitor.observe(batch, self.state.global_step + (0 if monitor.evaluating else 1))
+        self.observe(read_sequences(self, tap, inputs, rows, response, loss, num_items_in_batch))
         return result
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
         reason = "SFT: a negative log-likelihood, no preference loss"
         return {**super().describe(), "loss": {"not_applicable": reason}, "method": "sft"}
-
-    def decode_pair(self) -> Any:
-        """SFT has no pairs to write down."""
-        return None

@@ -34,7 +34,7 @@ class TextSource:
         if isinstance(dataset, Dataset) and {KEY, "chosen", "rejected"} <= set(dataset.column_names):
             self._datasets.append((dataset, None, None))
 
-    def find(self, pair_ids: Iterable[str]) -> list[dict[str, Any]]:
+    def lookup(self, pair_ids: Iterable[str]) -> list[dict[str, Any]]:
         """Rows of the texts table (without split) for those pairs that a data set holds."""
         wanted = list(dict.fromkeys(pair_ids))
         rows: list[dict[str, Any]] = []

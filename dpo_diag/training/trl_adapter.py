@@ -1,8 +1,9 @@
-"""Where TRL's insides (1.16) are known, with head_probe.py: what one `_compute_loss` computed, as numbers per pair.
+"""Where TRL's DPO trainer (1.16) is known from inside, with head_probe.py: what one `_compute_loss` computed, per pair.
 
 TRL's fused LM head returns per-token log-probs, entropies and top-1 hits without building logits. `Tap` stands in for
 the model while TRL's own `_compute_loss` runs and keeps those outputs, of the policy's forward and of the reference's;
-`read_pairs` reduces them. No second forward, no logits, no random number is drawn, and TRL's loss is untouched.
+`read_pairs` reduces them. No second forward, no logits, no random number is drawn, and TRL's loss is untouched; losses
+that TRL does not have are added to it (`added_loss`), from the same forwards.
 
 With PEFT both forwards pass through one module; what the stand-in calls is the policy, any other call is the
 reference. Recomputation under gradient checkpointing happens in the backward pass, when nothing listens any more.
@@ -20,11 +21,11 @@ import torch
 from accelerate.utils import is_peft_model
 from trl.trainer.utils import FusedCausalLMOutput
 
-from dpo_diag.losses import LossSpec
-from dpo_diag.training.batch import PairBatch, TokenRows
+from dpo_diag.losses import LOSSES, LossSpec, Pairs, term_sum
+from dpo_diag.records.schemas import SIDES
+from dpo_diag.training.batch import Batch, FloatArray, TokenRows, to_host
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.pair_ids import decode_ids, ids_from_tokens
-from dpo_diag.training.sequences import SequenceBatch, row_ids
 
 
 def loss_spec(trainer: Any) -> LossSpec:
@@ -74,7 +75,7 @@ class Tap:
         if self._probe is not None:
             config = getattr(self._trainer.model, "active_peft_config", None)
             self._probe.expect(None if getattr(config, "is_prompt_learning", False) else kwargs.get("labels"))
-            self._probe.looking = True
+            self._probe.of_policy = True
         self._inside = True
         try:
             output = self._model(*args, **kwargs)
@@ -82,15 +83,15 @@ class Tap:
             self._inside = False
         if isinstance(output, FusedCausalLMOutput) and self.policy is None:
             self.policy = output
-            self.policy_extra = self._heard(output)
+            self.policy_extra = self._probed(output)
         if self._probe is not None:
-            self._probe.looking = False
+            self._probe.of_policy = False
         return output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def _heard(self, output: FusedCausalLMOutput) -> dict[str, torch.Tensor]:
+    def _probed(self, output: FusedCausalLMOutput) -> dict[str, torch.Tensor]:
         if self._probe is None or output.label_mask is None:
             return {}
         return self._probe.take(output.label_mask)
@@ -98,7 +99,7 @@ class Tap:
     def _on_forward(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if not self._inside and isinstance(output, FusedCausalLMOutput):
             self.reference = output
-            self.reference_extra = self._heard(output)
+            self.reference_extra = self._probed(output)
 
     @contextmanager
     def open(self) -> Iterator[Tap]:
@@ -121,16 +122,88 @@ class Tap:
                 handle.remove()
 
 
-def _ld_weights(mask: torch.Tensor, alpha: float) -> torch.Tensor:
+# ---- kinds of loss that TRL does not have ----
+
+
+class _Torch:
+    """`losses.Ops` with a gradient."""
+
+    log_sigmoid = staticmethod(torch.nn.functional.logsigmoid)
+    exp = staticmethod(torch.exp)
+
+    def at_least(self, x: torch.Tensor, low: float) -> torch.Tensor:
+        return x.clamp(min=low)
+
+    def at_most(self, x: torch.Tensor, high: float) -> torch.Tensor:
+        return x.clamp(max=high)
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+
+TORCH = _Torch()
+
+
+def added_types(spec: LossSpec) -> tuple[str, ...]:
+    """Types of a loss that TRL does not compute under their names, and `added_loss` does."""
+    return tuple(kind for kind in spec.types if not LOSSES[kind].in_trl)
+
+
+def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -> torch.Tensor:
+    """What `added_types` contribute to the loss: the mean over pairs, with the gradient of TRL's own forward.
+
+    Sums are formed as TRL forms them, in the type of its log-probs.
+
+    Raises:
+        RuntimeError: TRL did not run its fused forward.
+    """
+    if tap.policy is None or tap.policy.log_probs is None:
+        raise RuntimeError(f"loss {', '.join(added_types(spec))} needs TRL's fused forward, which did not run")
+    completion = inputs["completion_mask"]
+    mask = completion[:, 1:]
+    logp = tap.policy.log_probs[:, -mask.shape[1] :]
+    factor = None if spec.ld_alpha is None else _ld_factors(mask.bool(), spec.ld_alpha)
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return (values if factor is None else values * factor).sum(1)
+
+    if trainer.precompute_ref_logps:
+        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+    else:
+        assert tap.reference is not None and tap.reference.log_probs is not None
+        reference = summed(tap.reference.log_probs[:, -mask.shape[1] :])
+    a, b = (summed(logp) - reference).chunk(2)
+    weight = None
+    if spec.use_weighting:
+        chosen, rejected = _log_weights(tap.policy, mask.bool()).exp().to(logp.dtype).chunk(2)
+        weight = chosen * rejected
+    # As Batch.pair_losses: lengths count what the loss sees, the SFT term's what has a score.
+    n_chosen, n_rejected = (mask if "sft" in spec.types else completion).sum(1).to(logp.dtype).chunk(2)
+    chosen_sum, _ = (logp * mask).sum(1).chunk(2)
+    pairs = Pairs(a, b, n_chosen, n_rejected, chosen_sum, weight, TORCH)
+    result: torch.Tensor = term_sum(spec, pairs, added_types(spec)).mean()
+    return result
+
+
+def _log_weights(output: FusedCausalLMOutput, mask: torch.Tensor) -> torch.Tensor:
+    """(2 x pairs,) log of WPO's weight (arXiv 2406.11827, equation 2) of each response."""
+    assert output.log_probs is not None and output.log_sum_sq_probs is not None
+    aligned = (output.log_probs - output.log_sum_sq_probs).detach()[:, -mask.shape[1] :]
+    aligned = aligned if aligned.device.type == "mps" else aligned.double()
+    return aligned.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _ld_factors(mask: torch.Tensor, alpha: float) -> torch.Tensor:
     """LD-DPO's factor per position: 1 up to the shorter response's length, alpha beyond, 0 outside the response."""
-    lengths = mask.sum(1)
-    chosen, rejected = lengths.chunk(2)
+    chosen, rejected = mask.sum(1).chunk(2)
     shared = torch.minimum(chosen, rejected).repeat(2).unsqueeze(1)
-    position = mask.cumsum(1)
-    return torch.where(position <= shared, 1.0, alpha) * mask
+    return torch.where(mask.cumsum(1) <= shared, 1.0, alpha) * mask
 
 
-def rearranged(full: npt.NDArray[np.int64], seen: npt.NDArray[np.float64]) -> bool:
+# ---- one batch, read ----
+
+
+def rearranged(full: npt.NDArray[np.int64], seen: FloatArray) -> bool:
     """Whether a collator gave its batch another order than its examples had, as far as lengths can tell.
 
     Args:
@@ -146,15 +219,9 @@ def rearranged(full: npt.NDArray[np.int64], seen: npt.NDArray[np.float64]) -> bo
 
 @torch.no_grad()
 def read_pairs(
-    trainer: Any,
-    tap: Tap,
-    inputs: dict[str, Any],
-    ids: torch.Tensor | None,
-    loss: torch.Tensor,
-    byte_table: torch.Tensor | None,
-    spec: LossSpec,
-    with_tokens: bool,
-) -> PairBatch | None:
+    trainer: Any, tap: Tap, inputs: dict[str, Any], ids: torch.Tensor | None, loss: torch.Tensor,
+    byte_table: torch.Tensor | None, spec: LossSpec, with_tokens: bool,
+) -> Batch | None:  # fmt: skip
     """What one `_compute_loss` did, per pair; None if it did not run TRL's fused forward.
 
     Sums are float64 sums of TRL's float32 token log-probs, so that recorded tokens add up to them exactly.
@@ -162,19 +229,19 @@ def read_pairs(
     Args:
         inputs: the batch as TRL had it, without the ids.
         ids: int64 (pairs, 2 or 4) of `pair_ids.KEY`, or None.
-        loss: what TRL returned, the MoE auxiliary loss included.
+        loss: what is trained on, the MoE auxiliary loss included.
         byte_table: UTF-8 bytes of each token id, or None.
         with_tokens: keep the per-token values too.
     """
     policy = tap.policy
     if policy is None:
         return None
-    completion = inputs["completion_mask"]
+    completion, targets = inputs["completion_mask"], inputs["input_ids"][:, 1:]
     mask = completion[:, 1:].bool()
-    length = mask.shape[1]
-    targets = inputs["input_ids"][:, 1:]
+    length, n_pairs = mask.shape[1], len(targets) // 2
 
     def tail(values: torch.Tensor | None) -> torch.Tensor | None:
+        # Virtual tokens of prompt tuning come first.
         return None if values is None else values.detach()[:, -length:]
 
     def total(values: torch.Tensor | None) -> torch.Tensor | None:
@@ -194,174 +261,66 @@ def read_pairs(
         columns[f"{role}.top5_hits"] = total(tail(extra.get("top5")))
         columns[f"{role}.greedy_logp_sum"] = total(tail(extra.get("greedy_logp")))
         if spec.ld_alpha is not None and logp is not None:
-            columns[f"{role}.loss_logp"] = (logp.double() * _ld_weights(mask, spec.ld_alpha)).sum(1)
-    columns["policy.n_tokens"] = mask.sum(1)
-    columns["seen"] = completion.sum(1)
+            columns[f"{role}.loss_logp"] = (logp.double() * _ld_factors(mask, spec.ld_alpha)).sum(1)
+    columns["policy.n_tokens"], columns["policy.n_seen"] = mask.sum(1), completion.sum(1)
     if byte_table is not None:
         table = byte_table if byte_table.device == targets.device else byte_table.to(targets.device)
         columns["policy.n_bytes"] = total(table[targets.clamp(max=len(table) - 1)])
     if spec.use_weighting and policy.log_sum_sq_probs is not None:
-        aligned = total(tail(policy.log_probs - policy.log_sum_sq_probs))
-        columns["log_weight"] = None if aligned is None else aligned / mask.sum(1).clamp(min=1)
+        columns["log_weight"] = _log_weights(policy, mask)
     if trainer.precompute_ref_logps:
         given = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
-    present = {k: v for k, v in columns.items() if v is not None}
-    kind = torch.float32 if targets.device.type == "mps" else torch.float64
-    number = loss.detach().reshape(1).to(kind)
     if trainer.aux_loss_enabled and policy.aux_loss is not None:
-        number = number - trainer.router_aux_loss_coef * policy.aux_loss.detach().to(kind)
-    # One transfer for all of them: each would wait for the accelerator on its own.
-    flat = torch.cat([*(v.to(kind) for v in present.values()), number]).cpu().double().numpy()
-    pairs = len(targets) // 2
-    values = dict(zip(present, flat[:-1].reshape(len(present), 2, pairs), strict=True))
+        columns["aux_loss"] = policy.aux_loss
+    values = to_host(columns | {"loss": loss})
 
-    seen = values.pop("seen")
+    aux = float(values.pop("aux_loss", np.zeros(1)).item())
+    number = float(values.pop("loss").item()) - trainer.router_aux_loss_coef * aux
     log_weight = values.pop("log_weight", None)
-    roles: dict[str, dict[str, npt.NDArray[np.float64]]] = {"policy": {}, "ref": {}}
+    roles: dict[str, dict[str, FloatArray]] = {"policy": {}, "ref": {}}
     for name, value in values.items():
         role, column = name.split(".", 1)
-        roles[role][column] = value
+        roles[role][column] = value.reshape(2, n_pairs)
     if roles["ref"]:
         roles["ref"]["n_tokens"] = roles["policy"]["n_tokens"]
-    pair_ids, rows, full = (None, np.full(pairs, -1, dtype=np.int64), np.full((2, pairs), -1, dtype=np.int64))
-    if ids is not None and len(ids) == pairs:
-        pair_ids, rows, full = decode_ids(ids.cpu().numpy())
-        if rearranged(full, seen):
-            pair_ids, rows, full = None, np.full_like(rows, -1), np.full_like(full, -1)
-    if pair_ids is None:
-        pair_ids = ids_from_tokens(
-            *(inputs[k].cpu().numpy() for k in ("input_ids", "attention_mask", "completion_mask"))
-        )
+    seen = roles["policy"]["n_seen"]
+    pair_ids, rows, full = _identify(inputs, ids, seen)
     roles["policy"]["n_truncated"] = np.where(full >= 0, full - seen, np.nan)
-    tokens = None
+    batch = Batch(
+        pair_ids, rows, SIDES, roles["policy"], roles["ref"],
+        {} if log_weight is None else {"weight": np.exp(log_weight.reshape(2, n_pairs)).prod(axis=0)}, loss=number,
+    )  # fmt: skip
+    losses = batch.pair_losses(spec)
+    if losses is not None:
+        batch.expected = float(losses.mean())
     if with_tokens:
-        tokens = TokenRows.of(
+        prompt = (inputs["attention_mask"].bool() & ~completion.bool())[:n_pairs].cpu()
+        reference = tap.reference
+        batch.tokens = TokenRows.of(
             mask=mask,
             token_id=targets,
             logp=tail(policy.log_probs),
             entropy=tail(policy.entropy),
             is_top1=tail(policy.is_top1),
-            ref_logp=None if tap.reference is None else tail(tap.reference.log_probs),
-            ref_entropy=None if tap.reference is None else tail(tap.reference.entropy),
-            ref_is_top1=None if tap.reference is None else tail(tap.reference.is_top1),
-            prompt_ids=[row[a & ~c].tolist() for row, a, c in zip(
-                inputs["input_ids"][:pairs].cpu(), inputs["attention_mask"][:pairs].bool().cpu(),
-                completion[:pairs].bool().cpu(), strict=True,
-            )],
-        )  # fmt: skip
-    return PairBatch(
-        pair_ids=pair_ids,
-        rows=rows,
-        policy=roles["policy"],
-        reference=roles["ref"],
-        n_seen=seen,
-        weight=None if log_weight is None else np.exp(log_weight[0]) * np.exp(log_weight[1]),
-        loss=float(flat[-1]),
-        tokens=tokens,
-    )
-
-
-class PromptTap:
-    """Stands in for the model inside SFTTrainer's `compute_loss`: the fused head scores the prompt's tokens too.
-
-    TRL labels prompt tokens -100, and the head gives their positions no log-prob. Without Triton it projects every
-    position anyway, and only looks up another target, so the prompt's log-probs are free: it is given all tokens as
-    labels, and the loss gets the same output as before, masked afterwards (values and gradients of masked positions
-    are zero either way; losses are bit for bit the same, a test). With Triton it projects labelled positions alone:
-    then the prompt costs what its tokens cost in the head, forward and backward.
-    """
-
-    def __init__(self, model: Any, whole: bool) -> None:
-        self._model, self._whole = model, whole
-        self.output: FusedCausalLMOutput | None = None
-        """With every position that was scored, prompts included."""
-        self.label_mask: torch.Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        labels, ids = kwargs.get("labels"), kwargs.get("input_ids")
-        if not kwargs.get("fused_lm_head") or labels is None or ids is None or "shift_labels" in kwargs:
-            return self._model(*args, **kwargs)
-        if not self._whole:
-            output = self._model(*args, **kwargs)
-            self.output, self.label_mask = output, output.label_mask
-            return output
-        attention = kwargs.get("attention_mask")
-        full = ids if attention is None else ids.masked_fill(attention == 0, -100)
-        output = self._model(*args, **{**kwargs, "labels": torch.where(labels != -100, labels, full)})
-        if not isinstance(output, FusedCausalLMOutput):
-            return output
-        mask = labels[:, 1:] != -100
-        self.output, self.label_mask = output, mask
-
-        def masked(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values.masked_fill(~mask, 0)
-
-        log_probs = masked(output.log_probs)
-        assert log_probs is not None
-        return FusedCausalLMOutput(
-            loss=-log_probs.sum() / mask.sum().clamp(min=1),
-            log_probs=log_probs,
-            entropy=masked(output.entropy),
-            log_sum_sq_probs=masked(output.log_sum_sq_probs),
-            mean_logits=masked(output.mean_logits),
-            is_top1=masked(output.is_top1),
-            label_mask=mask,
-            aux_loss=output.aux_loss,
+            ref_logp=None if reference is None else tail(reference.log_probs),
+            ref_entropy=None if reference is None else tail(reference.entropy),
+            ref_is_top1=None if reference is None else tail(reference.is_top1),
+            prompt_ids=[row[p].tolist() for row, p in zip(inputs["input_ids"][:n_pairs].cpu(), prompt, strict=True)],
         )
+    return batch
 
 
-@torch.no_grad()
-def read_sequences(
-    trainer: Any,
-    tap: PromptTap,
-    inputs: dict[str, Any],
-    rows: torch.Tensor | None,
-    response: torch.Tensor | None,
-    loss: torch.Tensor,
-    num_items: torch.Tensor | int | None,
-) -> SequenceBatch | None:
-    """What one SFT `compute_loss` did, per row of the batch; None if it did not run TRL's fused forward."""
-    output, in_loss = tap.output, tap.label_mask
-    if output is None or in_loss is None or output.label_mask is None or output.log_probs is None:
-        return None
-    if output.log_probs.shape != inputs["input_ids"][:, 1:].shape or output.is_top1 is None or output.entropy is None:
-        return None
-    scored = output.label_mask
-    known = None if response is None else response[:, 1:].to(scored.device)
-    is_response = in_loss if known is None else torch.where(known >= 0, known == 1, in_loss)
-    kind = torch.float32 if scored.device.type == "mps" else torch.float64
-    columns = [in_loss.sum(1).to(kind), (output.log_probs.to(kind) * in_loss).sum(1).neg()]
-    unknown = torch.ones(len(scored), dtype=torch.bool, device=scored.device)
-    if known is not None:
-        unknown = ((known < 0) & scored).any(1)
-    outside = (in_loss & ~is_response).sum(1).to(kind)
-    columns.append(outside.masked_fill(unknown, float("nan")))
-    for part in (scored & is_response, scored & ~is_response):
-        for values in (output.log_probs, part, output.is_top1, output.entropy):
-            columns.append(values.to(kind).masked_fill(~part, 0).sum(1))
-    flat = torch.cat([*columns, loss.detach().reshape(1).to(kind)]).cpu().double().numpy()
-    table = flat[:-1].reshape(len(columns), len(scored))
-    names = ("sum_logp", "n_tokens", "top1_hits", "entropy_sum")
-    sums = {name: table[[3 + i, 3 + len(names) + i]] for i, name in enumerate(names)}
-    plain = trainer.args.loss_type == "nll" and trainer.compute_loss_func is None and trainer.label_smoother is None
-    expected = float("nan")
-    if plain and not trainer.aux_loss_enabled:
-        n = float(table[0].sum()) if num_items is None else float(num_items)
-        expected = float(table[1].sum()) / max(n, 1.0)
-        if trainer.args.average_tokens_across_devices and num_items is not None:
-            expected *= trainer.accelerator.num_processes // trainer.get_tp_size()
-    return SequenceBatch(
-        pair_ids=row_ids(inputs["input_ids"].cpu().numpy()),
-        rows=np.full(len(scored), -1, dtype=np.int64) if rows is None else rows.cpu().numpy(),
-        sums=sums,
-        n_loss=table[0],
-        n_loss_prompt=table[2],
-        loss_sum=table[1],
-        packed=any(k in inputs for k in ("cu_seq_lens_q", "seq_lengths", "position_ids")),
-        loss=float(flat[-1]),
-        expected=expected,
-    )
+def _identify(
+    inputs: dict[str, Any], ids: torch.Tensor | None, seen: FloatArray
+) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(pair ids, rows in the data set, full response lengths (2, pairs)); -1 where not known."""
+    if ids is not None and len(ids) == seen.shape[1]:
+        pair_ids, rows, full = decode_ids(ids.cpu().numpy())
+        if not rearranged(full, seen):
+            return _token_ids(inputs) if pair_ids is None else pair_ids, rows, full
+    return _token_ids(inputs), np.full(seen.shape[1], -1, dtype=np.int64), np.full(seen.shape, -1, dtype=np.int64)
+
+
+def _token_ids(inputs: dict[str, Any]) -> list[str]:
+    return ids_from_tokens(*(inputs[k].cpu().numpy() for k in ("input_ids", "attention_mask", "completion_mask")))

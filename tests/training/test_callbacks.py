@@ -188,7 +188,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     does not; a constant loss has deviation 0 and the bound is the smallest rise that counts, 0.1."""
     from types import SimpleNamespace
 
-    from dpo_diag.training.guards import MAX_PER_CODE, Guards
+    from dpo_diag.training.guards import Guards
 
     class Row(SimpleNamespace):
         def __len__(self) -> int:
@@ -215,6 +215,11 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     assert [e["step"] for *_, e in said] == [26]
     assert guards.should_stop
     said.clear()
-    for step in range(100, 100 + 3 * MAX_PER_CODE):
+    guards = Guards(lambda *a: said.append(a), thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
+    for step, loss in enumerate((0.5, 0.5, 0.5, 0.69, 0.71, 0.5)):
+        guards.batch(batch(loss), step)
+    assert [e["step"] for *_, e in said] == [4]
+    said.clear()
+    for step in range(100, 100 + 3 * 20):
         guards.batch(batch(float("nan")), step)
-    assert len(said) == MAX_PER_CODE  # a run that stays broken does not fill the disk
+    assert len(said) == 20  # a run that stays broken does not fill the disk

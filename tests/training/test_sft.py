@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from dpo_diag import load_run
 from dpo_diag.training import DiagSFTTrainer
 from dpo_diag.training.sequences import assistant_mask
+from dpo_diag.training.sft_adapter import row_ids
 
 from .plain import score
 from .tiny import make_model, make_pairs, make_tokenizer
@@ -112,6 +113,16 @@ def test_both_parts_are_exact_and_nothing_of_trls_changes(tmp_path: Path, tokeni
     weights = run.history[run.history["step"] == 0].set_index("name")["weight"]
     tokens = sum(sum(mask) for _, mask in (parts(tokenizer, r) for r in ROWS))
     assert weights["ppl_token/response"] == weights["loss"] == tokens
+
+
+def test_an_example_has_one_id_whatever_it_is_padded_to() -> None:
+    """The same three tokens alone, and in a batch padded on either side to five."""
+    alone = {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.tensor([[1, 1, 1]])}
+    right = {"input_ids": torch.tensor([[7, 8, 9, 0, 0], [5, 6, 7, 8, 9]]),
+             "attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}  # fmt: skip
+    left = {"input_ids": torch.tensor([[0, 0, 7, 8, 9]]), "attention_mask": torch.tensor([[0, 0, 1, 1, 1]])}
+    assert row_ids(alone) == row_ids(left) == row_ids(right)[:1]
+    assert row_ids(right)[0] != row_ids(right)[1]
 
 
 def test_training_on_the_prompt_shows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,13 +1,13 @@
 """DiagDPOTrainer: TRL's DPOTrainer that measures what its loss cannot show, and writes it down if asked to.
 
 `from dpo_diag.training import DiagDPOTrainer as DPOTrainer` is the whole change to a script: same constructor, same
-loss bit for bit, same metrics, and beside them the ones of `dpo_diag.training.aggregate.pair_metrics`.
+loss bit for bit, same metrics, and beside them the ones of `dpo_diag.training.measure.batch_metrics`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,17 +17,18 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter
 from dpo_diag.training import trl_adapter
-from dpo_diag.training.aggregate import pair_metrics, pair_weights
+from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import EXTRA_METRICS, HeadProbe
-from dpo_diag.training.monitor import Monitor, decoded_texts
-from dpo_diag.training.pair_ids import KEY, PairIdCollator, add_pair_ids, take_ids
+from dpo_diag.training.monitor import Monitor
+from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.run import Recording
 
 
-class DiagDPOTrainer(Recording, DPOTrainer):
+class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` with exact per-pair measurements.
 
-    Positional and keyword arguments are DPOTrainer's own. Additional, all by keyword:
+    Positional and keyword arguments are DPOTrainer's own; `loss_type` may also name losses that TRL does not have (of
+    `dpo_diag.losses.LOSSES`), which are computed from TRL's forward. Additional, all by keyword:
 
     Args:
         recorder: a `dpo_diag.records.RunWriter`, or the path of a run folder (then it is opened when training starts,
@@ -40,11 +41,15 @@ class DiagDPOTrainer(Recording, DPOTrainer):
             is a recorder, an evaluation set and an `eval_strategy`. The random states are put back, so that losses
             are those of a run without it. (`args.eval_on_start=True` stays TRL's own and does the same.)
         stop_on: codes of live guards that end the run ("non_finite_loss", "non_finite_logp", "loss_spike").
+        thresholds: overrides of the guards' thresholds (`guards.` in conf/checks/default.yaml), by name or nested.
 
     Logged live beside TRL's metrics, in training as they are and in evaluation behind the set's prefix (`eval_`,
-    `eval_NAME_`): see `aggregate.pair_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the
+    `eval_NAME_`): see `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the
     pairs of a batch (aot, aot_unpaired): there is no per-pair value to compare with.
     """
+
+    carried = (KEY,)
+    attach = staticmethod(attach_ids)
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):
         extra_metrics: Iterable[str] = (),
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
+        thresholds: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -64,23 +70,24 @@ class DiagDPOTrainer(Recording, DPOTrainer):
         super().__init__(*args, **kwargs)
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self._spec = trl_adapter.loss_spec(self)
+        self._added = trl_adapter.added_types(self._spec)
+        # TRL computes the types that it knows; the others are added to its number.
+        terms = [(t, w) for t, w in zip(self.loss_types, self.loss_weights, strict=True) if t not in self._added]
+        self.loss_types, self.loss_weights = [t for t, _ in terms], [w for _, w in terms]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)
         self.monitor = Monitor(
-            lambda pairs, residual: pair_metrics(pairs, self._spec, residual),
-            pair_weights,
             self._spec,
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             record_tokens=record_tokens,
             moving_reference=bool(self.args.sync_ref_model),
-            guards=self.make_guards(stop_on),
+            guards=self.make_guards(stop_on, thresholds),
+            tokenizer=self._tokenizer,
         )
         for dataset in self._pair_sources:
             self.monitor.texts.add(dataset)
         self.start_recording(recorder, evaluate_at_start)
-
-    # ---- ids: dataset, collator, batch ----
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         dataset = add_pair_ids(dataset, args.dataset_num_proc, dataset_name)
@@ -91,41 +98,24 @@ class DiagDPOTrainer(Recording, DPOTrainer):
             self._pair_sources.append(dataset)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if KEY not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, KEY]
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        own = self.data_collator
-        self.data_collator = PairIdCollator(own)
-        try:
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = own
-
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != KEY})
-
-    # ---- the loss ----
+        """As TRL's, without the ids that ride in the batch."""
+        return super().compute_ref_log_probs(model, taken_out(inputs, self.carried)[0])
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        inputs, ids = take_ids(inputs)
-        monitor = self.monitor
-        if not (monitor.evaluating or self.is_in_train):
+        inputs, (ids,) = taken_out(inputs, self.carried)
+        if not self.measures and not self._added:
             return super()._compute_loss(model, inputs, return_outputs)
         tap = trl_adapter.Tap(self, model, self._probe)
         with tap.open():
             result = super()._compute_loss(tap, inputs, return_outputs)
-        loss = result[0] if return_outputs else result
-        batch = trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, monitor.wants_tokens)
-        if batch is None:
-            monitor.warn_once("no output", "TRL's fused forward was not used: nothing is measured")
-        else:
-            monitor.observe(batch, self.state.global_step + (0 if monitor.evaluating else 1))
-        return result
-
-    # ---- what run.json says ----
+        loss, *outputs = result if return_outputs else (result,)
+        if self._added:
+            loss = loss + trl_adapter.added_loss(self, tap, inputs, self._spec)
+        if self.measures:
+            tokens = self.monitor.wants_tokens
+            self.observe(trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
+        return (loss, *outputs) if return_outputs else loss
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
@@ -138,7 +128,3 @@ class DiagDPOTrainer(Recording, DPOTrainer):
             "reference": trl_adapter.reference_of(self),
             "logps_reduction": "sum",
         }
-
-    def decode_pair(self) -> Any:
-        """How to write down a pair whose texts are not in a data set."""
-        return decoded_texts(self._tokenizer)

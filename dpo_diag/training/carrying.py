@@ -1,0 +1,43 @@
+"""What rides along from the data set to the batch: ids, rows and masks that neither the user's collator nor the model
+sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Attach = Callable[[MutableMapping[str, Any], list[Mapping[str, Any]]], None]
+
+
+@dataclass
+class CarryingCollator:
+    """A collator around the user's: takes our columns out of the examples, and lays what they say behind the batch's
+    own keys (`find_batch_size` and the like look at a batch's first tensor, hence behind).
+
+    Args:
+        collator: the user's; it sees exactly the examples that it would see otherwise.
+        columns: ours.
+        attach: adds our entries to a batch that has a tensor `input_ids`, from the examples as they came.
+    """
+
+    collator: Callable[[list[Any]], Any]
+    columns: Collection[str]
+    attach: Attach
+
+    def __call__(self, examples: list[Any]) -> Any:
+        if not all(isinstance(e, Mapping) for e in examples) or not any(k in e for e in examples for k in self.columns):
+            return self.collator(examples)
+        batch = self.collator([{k: v for k, v in e.items() if k not in self.columns} for e in examples])
+        if isinstance(batch, MutableMapping) and torch.is_tensor(batch.get("input_ids")):
+            self.attach(batch, examples)
+        return batch
+
+
+def taken_out(inputs: Mapping[str, Any], columns: Collection[str]) -> tuple[dict[str, Any], list[Any]]:
+    """The inputs without our entries (a new dict; the caller's keeps them), and those entries in order, None where
+    there is none."""
+    entries = [inputs[k] if torch.is_tensor(inputs.get(k)) else None for k in columns]
+    return {k: v for k, v in inputs.items() if k not in columns}, entries
