@@ -1,10 +1,9 @@
 """Preference rows from any file, their formats, their tokens: what is read, cut or dropped, and why.
 
-- formats: one raw row (TRL, hh-rlhf, ShareGPT) to prompt, chosen, rejected
-- files: raw rows of a json, jsonl, parquet or csv file, gzipped or not
-- pairs: a whole data set: every bad row listed with its reason, a fingerprint, a split without leakage
-- tokens: what tokenising truncates, drops or merges; token_bytes: UTF-8 bytes per token id
-- tokenizing: pairs to token ids, as TRL's DPOTrainer makes them
+- rows: one pair as every format must give it; formats/: how TRL and LLaMA-Factory write it, a file each
+- pairs: a whole data set: every bad row listed with its reason, a fingerprint; hub: one from `datasets`
+- splits: held out without leakage, and which pairs come first
+- tokens: pairs to token ids, as TRL's DPOTrainer makes them; token_report: what that cuts or drops;
+  token_bytes: UTF-8 bytes per token id
 - source: the configuration's data: read, split, tokenised, reported
-- probes: the fixed pairs that are measured at every evaluation
 """

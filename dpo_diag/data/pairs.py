@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dpo_diag.data.files import RawRow, iterate_rows
-from dpo_diag.data.formats import FORMATS, BadRow, Message, Pair, detect_format, render, response_text, shorten
+from dpo_diag.data.formats import FORMATS, detect_format
+from dpo_diag.data.rows import Message, Pair, prompt_key, render, response_text, shorten
 from dpo_diag.errors import DiagError
-from dpo_diag.models.hub import hub_offline_if_unreachable, hub_reachable, looks_local
 from dpo_diag.records.pair_id import make_pair_id
-from dpo_diag.records.writer import write_json
+from dpo_diag.records.row_files import SUFFIXES, BadRow, read_rows, suffix_of
+from dpo_diag.records.row_files import Row as RawRow
+from dpo_diag.text import some
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,24 +54,24 @@ class PairSet:
     source: dict[str, Any]
     kind: str
     fingerprint: str
-    _dropped: int = field(default=0, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def n_dropped(self) -> int:
-        return self._dropped
+        """Rows of the source that are no usable pair."""
+        return int(self.issues["dropped"].sum())
 
     @property
     def bad_share(self) -> float:
         """Dropped rows / rows read; 0 for an empty source."""
-        return self._dropped / self.n_read if self.n_read else 0.0
+        return self.n_dropped / self.n_read if self.n_read else 0.0
 
     def summary(self) -> dict[str, Any]:
         """For run.json's `data`: source, counts, reasons, fingerprint. No text of the pairs."""
-        dropped = self.issues[self.issues["dropped"].astype(bool)]
-        kept = self.issues[~self.issues["dropped"].astype(bool)]
+        dropped = self.issues[self.issues["dropped"]]
+        kept = self.issues[~self.issues["dropped"]]
         return {
             "source": self.source,
             "kind": self.kind,
@@ -79,17 +79,11 @@ class PairSet:
             "n_read": self.n_read,
             "n_pairs": len(self.rows),
             "n_prompts": len({prompt_key(row["prompt"]) for row in self.rows}),
-            "n_dropped": self._dropped,
+            "n_dropped": self.n_dropped,
             "bad_share": self.bad_share,
             "dropped": {str(k): int(v) for k, v in dropped["why"].value_counts().items()},
             "noted": {str(k): int(v) for k, v in kept["why"].value_counts().items()},
         }
-
-    def write_report(self, path: str | Path) -> Path:
-        """Write the summary and every listed row as one JSON document."""
-        path = Path(path)
-        write_json(path, {**self.summary(), "rows": self.issues.to_dict("records")})
-        return path
 
     def require(self, max_bad_share: float = MAX_BAD_SHARE) -> PairSet:
         """Itself, if there are pairs and the share of dropped rows is at most `max_bad_share`.
@@ -100,7 +94,7 @@ class PairSet:
         if self.rows and self.bad_share <= max_bad_share:
             return self
         where = self.source.get("path") or self.source.get("name")
-        dropped = self.issues[self.issues["dropped"].astype(bool)]
+        dropped = self.issues[self.issues["dropped"]]
         if not len(dropped):
             raise DiagError("no preference pairs", where=where, got=f"{self.n_read} rows")
         reasons = []
@@ -111,14 +105,10 @@ class PairSet:
         raise DiagError(
             "too many bad rows" if self.rows else "no usable preference pair",
             where=where,
-            got=f"{self._dropped} of {self.n_read} rows: {', '.join(reasons)}",
+            got=f"{self.n_dropped} of {self.n_read} rows: {', '.join(reasons)}",
             expected=f"at most {max_bad_share:.3g} of the rows" if self.rows else "prompt, chosen, rejected",
-            hint="hint those rows, choose the right data format, or raise data.max_bad_share",
+            hint="correct those rows, choose the right data format, or raise data.max_bad_share",
         )
-
-    def to_dataset(self) -> Dataset:
-        """The pairs as a `datasets.Dataset` with the columns that TRL reads, and pair_id."""
-        return to_dataset(self.rows)
 
 
 def to_dataset(rows: Sequence[Row]) -> Dataset:
@@ -153,7 +143,6 @@ def collect(
     raw_rows: Iterable[RawRow],
     source: Mapping[str, Any],
     data_format: str = "auto",
-    columns: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> PairSet:
     """Read raw rows into a `PairSet`. One pass; what stays in memory is the pairs and 16 characters of id for each.
@@ -162,7 +151,6 @@ def collect(
         raw_rows: (row number, row or why it cannot be read).
         source: what to say about the origin.
         data_format: "trl", "sharegpt", or "auto" (decided by the first readable row).
-        columns: our name -> the source's, e.g. {"prompt": "question"}.
         limit: stop after so many rows of the source.
     """
     from tqdm import tqdm
@@ -171,7 +159,7 @@ def collect(
     issues: list[tuple[int, str, str, bool]] = []
     seen: dict[str, int] = {}
     digest = hashlib.sha256()
-    n_read, dropped, kind = 0, 0, ""
+    n_read, kind = 0, ""
     for number, raw in tqdm(raw_rows, desc="reading pairs", unit="row", delay=2, leave=False):
         if limit is not None and n_read >= limit:
             break
@@ -179,11 +167,9 @@ def collect(
         try:
             if isinstance(raw, BadRow):
                 raise raw
-            if columns:
-                raw = _renamed(raw, columns)
             if data_format == "auto":
                 data_format = detect_format(raw)
-            pair = FORMATS[data_format](raw)
+            pair = FORMATS[data_format].read(raw)
             if kind and pair.kind != kind:
                 # A trainer decides once for the whole set whether to add an end token or a chat template.
                 raise BadRow(f"{pair.kind} in a set of {kind}", shorten(render(pair.prompt)))
@@ -191,7 +177,6 @@ def collect(
             if (first := seen.get(row["pair_id"])) is not None:
                 raise BadRow("duplicated pair", f"the same as row {first}")
         except BadRow as bad:
-            dropped += 1
             issues.append((number, bad.why, bad.detail, True))
             continue
         kind = pair.kind
@@ -209,17 +194,7 @@ def collect(
         source={**source, "format": data_format},
         kind=kind or "text",
         fingerprint=digest.hexdigest(),
-        _dropped=dropped,
     )
-
-
-def _renamed(raw: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    row = dict(raw)
-    for ours, theirs in columns.items():
-        if theirs not in raw:
-            raise BadRow(f"missing field {theirs}", f"the row has {shorten(', '.join(map(str, raw)))}")
-        row[ours] = raw[theirs]
-    return row
 
 
 def _identity(pair: Pair) -> tuple[Any, Any, Any]:
@@ -251,151 +226,28 @@ def _content(row: Row) -> bytes:
     return json.dumps(kept, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
 
 
-def read_pairs(
-    path: str | Path,
-    data_format: str = "auto",
-    *,
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-) -> PairSet:
-    """Preference pairs of one json, jsonl, parquet, csv or tsv file (or .gz of it). Call `.require()` on the result.
+def read_pairs(path: str | Path, data_format: str = "auto", *, limit: int | None = None) -> PairSet:
+    """Preference pairs of a json, jsonl, parquet, csv or tsv file, compressed or not. Call `.require()` on the result.
 
     Raises:
         DiagError: the file is absent, empty, of an unknown format, or cannot be read as a whole.
     """
-    if data_format not in ("auto", *FORMATS):
+    if data_format != "auto" and data_format not in FORMATS:
         raise DiagError("unknown data format", got=data_format, expected=f"auto, {', '.join(FORMATS)}")
-    return collect(iterate_rows(path), {"path": str(path)}, data_format, columns, limit)
+    file = Path(path).expanduser()
+    _check_file(file)
+    return collect(read_rows(file), {"path": str(path)}, data_format, limit)
 
 
-def read_jsonl(path: str | Path, **options: Any) -> PairSet:
-    """TRL's formats: prompt, chosen, rejected as text or messages; without prompt, it is what both responses share."""
-    return read_pairs(path, "trl", **options)
-
-
-def read_sharegpt(path: str | Path, **options: Any) -> PairSet:
-    """LLaMA-Factory's ShareGPT ranking format: conversations, chosen, rejected, and the optional system and tools."""
-    return read_pairs(path, "sharegpt", **options)
-
-
-def read_hub(
-    name: str,
-    split: str = "train",
-    *,
-    config: str | None = None,
-    revision: str | None = None,
-    data_format: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-) -> PairSet:
-    """Preference pairs of a `datasets` id, or of a local folder (`save_to_disk`, or data files).
-
-    Raises:
-        DiagError: no such data set, split or config, or the hub cannot be reached.
-    """
-    dataset = _load_hub(name, split, config, revision)
-    source = {"name": name, "split": split, "config": config, "revision": revision}
-    rows: Iterable[RawRow] = ((number, row) for number, row in enumerate(dataset, start=1))
-    return collect(rows, {k: v for k, v in source.items() if v is not None}, data_format, columns, limit)
-
-
-def _load_hub(name: str, split: str, config: str | None, revision: str | None) -> Any:
-    import datasets
-
-    folder = Path(name).expanduser()
-    try:
-        if not looks_local(name):
-            before = datasets.config.HF_HUB_OFFLINE
-            try:
-                with hub_offline_if_unreachable(name):
-                    # The library keeps a switch of its own; without it, it retries before it looks in its cache.
-                    datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
-                    return datasets.load_dataset(name, config, split=split, revision=revision)
-            finally:
-                datasets.config.HF_HUB_OFFLINE = before
-        if not folder.is_dir():
-            hint = "use data=jsonl for a single file" if folder.exists() else "check data.name"
-            raise DiagError("no such dataset folder", where=folder, hint=hint)
-        if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
-            return datasets.load_dataset(str(folder), config, split=split)
-        loaded = datasets.load_from_disk(str(folder))
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise DiagError("no such split", where=folder, got=split, expected=f"one of {', '.join(loaded)}")
-            return loaded[split]
-        return loaded
-    except DiagError:
-        raise
-    except Exception as error:  # the library raises many unrelated types for a wrong name
-        raise _hub_error(name, split, error) from error
-
-
-def _hub_error(name: str, split: str, error: Exception) -> DiagError:
-    text = f"{type(error).__name__}: {error}"
-    offline = any(word in text for word in ("Offline", "offline", "ConnectionError", "ConnectError", "Couldn't reach"))
-    if offline:
-        return DiagError(
-            "the data set is not in the local cache and the hub cannot be reached",
-            where=name,
-            hint="connect, unset HF_HUB_OFFLINE, or read a local file with data=jsonl data.path=...",
-        )
-    if "split" in text.lower() and split in text:
-        return DiagError("no such split", where=name, got=split, expected=shorten(str(error), 160))
-    if "gated" in text.lower() or "401" in text or "403" in text:
-        return DiagError("the data set asks for a login", where=name, hint="ask for access there, then `hf auth login`")
-    return DiagError("the data set cannot be loaded", where=name, got=shorten(text, 200), hint="check data.name")
-
-
-def prompt_key(prompt: Any) -> str:
-    """Identity of a prompt for splitting: case and white space do not make another prompt."""
-    text = " ".join(render(prompt).casefold().split())
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """(train, held out), both in the source's order; no prompt stands on both sides.
-
-    A prompt's place on [0, 1) is a hash of its text and the seed. `held_out` below 1 is a share: the prompts below it
-    are held out, whatever other rows there are, so that adding data moves no pair from one side to the other. From 1 on
-    it is a number of pairs: whole prompts in the order of their places, up to that number. At least one prompt
-    stands on each side.
-
-    Raises:
-        DiagError: a held-out share or number that leaves nothing to train on, or fewer than two prompts.
-    """
-    if held_out < 0 or held_out >= max(len(rows), 1):
-        raise DiagError(
-            "nothing would be left to train on",
-            where="data.held_out",
-            got=held_out,
-            expected=f"a share in [0, 1) or a number below the {len(rows)} pairs",
-        )
-    if held_out == 0:
-        return list(rows), []
-    keys = [prompt_key(row["prompt"]) for row in rows]
-    sizes = Counter(keys)
-    if len(sizes) < 2:
-        raise DiagError(
-            "all pairs share one prompt: held-out pairs would leak", where="data.held_out", hint="set data.held_out=0"
-        )
-    place = {key: int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:16], 16) / 2**64 for key in sizes}
-    ordered = sorted(sizes, key=lambda key: (place[key], key))
-    if held_out < 1:
-        chosen = [key for key in ordered if place[key] < held_out]
-    else:
-        chosen, total = [], 0
-        for key in ordered:
-            if total + sizes[key] <= held_out:
-                chosen.append(key)
-                total += sizes[key]
-    aside = set((chosen or ordered[:1])[: len(ordered) - 1])
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in aside]
-    return train, [row for row, key in zip(rows, keys, strict=True) if key in aside]
-
-
-def without_prompts_of(rows: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """(rows whose prompt is not in `held_out`, the others): for a held-out set that comes from a file of its own."""
-    there = {prompt_key(row["prompt"]) for row in held_out}
-    flags = [prompt_key(row["prompt"]) in there for row in rows]
-    kept = [row for row, leaks in zip(rows, flags, strict=True) if not leaks]
-    return kept, [row for row, leaks in zip(rows, flags, strict=True) if leaks]
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise DiagError("no such data file", where=path, hint="check data.path (it is relative to where you started)")
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if suffix_of(p) in SUFFIXES)
+        hint = f"name one of the files inside: {some(inside)}" if inside else "use data=hub for a dataset folder"
+        raise DiagError("the data path is a folder", where=path, expected="a file", hint=hint)
+    if suffix_of(path) not in SUFFIXES:
+        expected = f"{', '.join(SUFFIXES)} (compressed or not)"
+        raise DiagError("unknown data format", where=path, got=suffix_of(path) or "no suffix", expected=expected)
+    if path.stat().st_size == 0:
+        raise DiagError("the data file is empty", where=path, expected="preference pairs")

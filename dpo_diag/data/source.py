@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dpo_diag.config import DataConfig
-from dpo_diag.data.pairs import PairSet, Row, read_hub, read_pairs, split_pairs, without_prompts_of
+from dpo_diag.data.hub import read_hub
+from dpo_diag.data.pairs import PairSet, Row, read_pairs
+from dpo_diag.data.splits import split_pairs, without_prompts_of
 from dpo_diag.data.token_report import TokenReport, measure_until
 from dpo_diag.errors import DiagError
 from dpo_diag.records.writer import write_json
@@ -76,7 +78,7 @@ class PreferenceData:
         for report in self.tokens.values():
             report.require(max_truncated_share)
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """A line for each set with dropped rows, one for each with rows noted (cut, say); [] for none."""
         lines, table = [], self.issues()
         for (name, dropped), part in table.groupby(["set", "dropped"], sort=False):

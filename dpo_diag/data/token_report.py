@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.data.pairs import ISSUE_COLUMNS, Row
-from dpo_diag.data.probes import rank
+from dpo_diag.data.splits import rank
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
 from dpo_diag.errors import DiagError

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo_diag.data.formats import shorten
 from dpo_diag.data.pairs import Row
+from dpo_diag.data.rows import shorten
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id

@@ -62,7 +62,7 @@ def assemble(config: Config, say: Callable[[str], None], report_to: Path | None 
         policy = load_policy(config.model, config.peft, with_reference=_keeps_reference(config))
         notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
         notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode)
-        notes = [*dict.fromkeys(notes), *source.told()]
+        notes = [*dict.fromkeys(notes), *source.notes()]
         train, evals, data = source.train, {"": source.held_out} if source.held_out else {}, source.summary()
     if config.trainer.method == "sft" and config.data.kind != "task":
         train = [as_sft(row) for row in train]

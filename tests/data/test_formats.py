@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_diag.data.formats import BadRow, detect_format, from_sharegpt, from_trl, render, response_text
+from dpo_diag.data.formats import FORMATS, detect_format
+from dpo_diag.data.formats.sharegpt import from_sharegpt
+from dpo_diag.data.formats.trl import from_trl
+from dpo_diag.data.rows import render, response_text
+from dpo_diag.records.row_files import BadRow
 
 U = {"role": "user", "content": "Why?"}
 A1 = {"role": "assistant", "content": "Because."}
@@ -193,6 +197,7 @@ def test_tool_calls_are_content() -> None:
 
 
 def test_formats_are_told_apart() -> None:
+    assert set(FORMATS) == {"sharegpt", "trl"}
     assert detect_format(SHAREGPT) == "sharegpt"
     assert detect_format({"prompt": "p", "messages": [], "chosen": [], "rejected": []}) == "trl"
 

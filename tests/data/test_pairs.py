@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_diag.data.pairs import (
-    collect,
-    prompt_key,
-    read_hub,
-    read_jsonl,
-    read_pairs,
-    read_sharegpt,
-    split_pairs,
-    text_rows,
-    without_prompts_of,
-)  # fmt: skip
+from dpo_diag.data.hub import read_hub
+from dpo_diag.data.pairs import collect, read_pairs, text_rows, to_dataset
+from dpo_diag.data.rows import prompt_key
+from dpo_diag.data.splits import rank, split_pairs, without_prompts_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import make_pair_id
 
@@ -37,7 +31,7 @@ def _write(path: Path, rows: list[Any]) -> Path:
 
 
 def test_rows_carry_their_id_their_number_and_their_bytes(tmp_path: Path) -> None:
-    pairs = read_jsonl(_write(tmp_path / "a.jsonl", [_row(0), _row(1)]))
+    pairs = read_pairs(_write(tmp_path / "a.jsonl", [_row(0), _row(1)]), "trl")
     assert pairs.rows[1] == {
         "row": 2, "pair_id": make_pair_id("p1", "c1", "r1é"), "prompt": "p1", "chosen": "c1", "rejected": "r1é",
         "chosen_bytes": 2, "rejected_bytes": 4,
@@ -59,7 +53,7 @@ def test_every_bad_row_is_listed_with_its_reason(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", rows)
     with path.open("a") as file:
         file.write("{no json\n")
-    pairs = read_jsonl(path)
+    pairs = read_pairs(path, "trl")
     listed = [(i.row, i.why, i.dropped) for i in pairs.issues.itertuples()]
     assert listed == [
         (2, "missing field rejected", True),
@@ -78,42 +72,47 @@ def test_every_bad_row_is_listed_with_its_reason(tmp_path: Path) -> None:
         "messages in a set of text": 1, "wrong type": 1, "undecodable line": 1,
     }  # fmt: skip
     assert pairs.summary()["noted"] == {"contradicts another row": 1}
-    report = json.loads(pairs.write_report(tmp_path / "out" / "data_report.json").read_text())
-    assert report["bad_share"] == 7 / 9 and len(report["rows"]) == 8
+    assert pairs.summary()["bad_share"] == 7 / 9
 
 
 def test_too_many_bad_rows_stop_before_training(tmp_path: Path) -> None:
     """2 of 20 rows are 10 %: borne at 0.1, not at 0.09."""
     rows: list[Any] = [_row(i) for i in range(18)] + [{"prompt": "p"}, {"prompt": "q", "chosen": "", "rejected": "r"}]
-    pairs = read_jsonl(_write(tmp_path / "a.jsonl", rows))
+    pairs = read_pairs(_write(tmp_path / "a.jsonl", rows), "trl")
     assert pairs.require(0.1) is pairs
     with pytest.raises(DiagError, match=r"too many bad rows.*2 of 20 rows.*missing field chosen.*row 19") as caught:
         pairs.require(0.09)
     assert "\n" not in str(caught.value)
     with pytest.raises(DiagError, match="no usable preference pair"):
-        read_sharegpt(tmp_path / "a.jsonl").require(1.0)
+        read_pairs(tmp_path / "a.jsonl", "sharegpt").require(1.0)
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(DiagError, match="no preference pairs"):
         read_pairs(tmp_path / "b.json").require()
 
 
-def test_columns_can_be_renamed_and_reading_limited(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.jsonl", [{"question": f"q{i}", "chosen": "c", "rejected": "r"} for i in range(5)])
-    pairs = read_jsonl(path, columns={"prompt": "question"}, limit=2)
-    assert [row["prompt"] for row in pairs.rows] == ["q0", "q1"]
-    assert set(read_jsonl(path, columns={"prompt": "instruction"}).issues["why"]) == {"missing field instruction"}
+def test_reading_can_be_limited_and_bad_files_are_named(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", [_row(i) for i in range(5)])
+    assert [row["prompt"] for row in read_pairs(path, limit=2).rows] == ["p0", "p1"]
     with pytest.raises(DiagError, match="unknown data format"):
         read_pairs(path, "yaml")
+    with pytest.raises(DiagError, match="no such data file"):
+        read_pairs(tmp_path / "absent.jsonl")
+    with pytest.raises(DiagError, match=r"is a folder.*a\.jsonl"):
+        read_pairs(tmp_path)
+    for name, content, message in (("a.txt", "x", "got .txt"), ("a", "x", "got no suffix"), ("b.csv", "", "is empty")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DiagError, match=message):
+            read_pairs(tmp_path / name)
 
 
 def test_the_fingerprint_is_of_the_pairs_not_of_the_file(tmp_path: Path) -> None:
     rows = [_row(i) for i in range(4)]
-    plain = read_jsonl(_write(tmp_path / "a.jsonl", rows))
+    plain = read_pairs(_write(tmp_path / "a.jsonl", rows), "trl")
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps([*rows, {"bad": 1}]).encode()))
-    assert read_jsonl(tmp_path / "b.json.gz").fingerprint == plain.fingerprint
-    changed = read_jsonl(_write(tmp_path / "c.jsonl", [*rows[:3], _row(3) | {"chosen": "c3 "}]))
+    assert read_pairs(tmp_path / "b.json.gz").fingerprint == plain.fingerprint
+    changed = read_pairs(_write(tmp_path / "c.jsonl", [*rows[:3], _row(3) | {"chosen": "c3 "}]), "trl")
     assert changed.fingerprint != plain.fingerprint
-    assert read_jsonl(_write(tmp_path / "d.jsonl", rows[::-1])).fingerprint != plain.fingerprint
+    assert read_pairs(_write(tmp_path / "d.jsonl", rows[::-1]), "trl").fingerprint != plain.fingerprint
 
 
 def test_tool_calls_without_text_are_different_pairs() -> None:
@@ -149,14 +148,14 @@ def test_an_unreachable_hub_is_one_line_and_quick() -> None:
 def test_datasets_and_texts() -> None:
     message = {"prompt": [{"role": "user", "content": "x"}], "chosen": "a", "rejected": "b", "tools": '[{"name": "f"}]'}
     pairs = collect([(1, message)], {})
-    dataset = pairs.to_dataset()
+    dataset = to_dataset(pairs.rows)
     assert dataset.column_names == ["prompt", "chosen", "rejected", "pair_id", "tools"]
     assert dataset[0]["chosen"] == [{"content": "a", "role": "assistant"}]
     assert text_rows(pairs.rows, "eval") == [
         {"split": "eval", "pair_id": pairs.rows[0]["pair_id"], "prompt": "user: x", "chosen": "a", "rejected": "b"}
     ]
     with pytest.raises(DiagError, match="no preference pairs to train"):
-        collect([], {}).to_dataset()
+        to_dataset([])
 
 
 PROMPTS = st.lists(st.sampled_from([f"q{i}" for i in range(12)] + ["Q1 ", " q2\n"]), min_size=2, max_size=40)
@@ -191,6 +190,21 @@ def test_a_share_is_stable_when_rows_are_added_and_depends_on_the_seed() -> None
         split_pairs(rows, 400)
 
 
+ROWS = [{"pair_id": f"{i:016x}"} for i in range(50)]
+
+
+@given(seed=st.integers(0, 5), shuffle=st.randoms())
+def test_the_order_of_taking_depends_on_neither_the_source_nor_its_size(seed: int, shuffle: random.Random) -> None:
+    other = list(ROWS)
+    shuffle.shuffle(other)
+    first = [ROWS[i]["pair_id"] for i in rank(ROWS, seed)]
+    assert sorted(first) == [row["pair_id"] for row in ROWS]
+    assert first == [other[i]["pair_id"] for i in rank(other, seed)]
+    assert first != [ROWS[i]["pair_id"] for i in rank(ROWS, 6)]
+    few = {row["pair_id"] for row in ROWS[:25]}
+    assert [ROWS[i]["pair_id"] for i in rank(ROWS[:25], seed)] == [p for p in first if p in few]
+
+
 def test_leaking_training_rows_are_found() -> None:
     kept, leaked = without_prompts_of([_row(0), _row(1, "P  x"), _row(2)], [_row(9, "p x ")])
     assert [r["chosen"] for r in kept] == ["c0", "c2"] and [r["chosen"] for r in leaked] == ["c1"]
@@ -198,7 +212,7 @@ def test_leaking_training_rows_are_found() -> None:
 
 def test_llamafactory_demo(shared_data: Path) -> None:
     """300 rows, of which 5 repeat an earlier one word for word: 295 pairs, 80 with a system turn."""
-    pairs = read_sharegpt(shared_data / "llamafactory_dpo_en_demo.json").require()
+    pairs = read_pairs(shared_data / "llamafactory_dpo_en_demo.json").require()
     assert (pairs.n_read, len(pairs), pairs.kind) == (300, 295, "messages")
     assert pairs.summary()["dropped"] == {"duplicated pair": 5}
     assert pairs.issues["row"].tolist() == [158, 187, 231, 249, 276]
@@ -208,7 +222,7 @@ def test_llamafactory_demo(shared_data: Path) -> None:
 
 def test_learning_dynamics_pairs(shared_data: Path) -> None:
     """500 hh-rlhf prompts; row 248's rejected answer is white space."""
-    pairs = read_jsonl(shared_data / "learningdyn_formal_prob_train.jsonl").require()
+    pairs = read_pairs(shared_data / "learningdyn_formal_prob_train.jsonl").require()
     assert (pairs.n_read, len(pairs), pairs.kind) == (500, 499, "text")
     assert pairs.issues[["row", "why"]].to_numpy().tolist() == [[248, "empty response: rejected"]]
     assert all(row["prompt"].endswith("\n\nAssistant:") for row in pairs.rows)
@@ -216,7 +230,7 @@ def test_learning_dynamics_pairs(shared_data: Path) -> None:
 
 def test_the_same_real_pairs_with_an_implicit_prompt(shared_data: Path, tmp_path: Path) -> None:
     """hh-rlhf's own form, prompt and answer in one text, must give back the same ids."""
-    explicit = read_jsonl(shared_data / "learningdyn_formal_prob_train.jsonl").rows
+    explicit = read_pairs(shared_data / "learningdyn_formal_prob_train.jsonl").rows
     joined = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in explicit]
-    implicit = read_jsonl(_write(tmp_path / "hh.jsonl", joined))
+    implicit = read_pairs(_write(tmp_path / "hh.jsonl", joined), "trl")
     assert [row["pair_id"] for row in implicit.rows] == [row["pair_id"] for row in explicit]

@@ -55,7 +55,7 @@ def test_a_held_out_file_takes_its_prompts_out_of_training(tmp_path: Path) -> No
     summary = data.summary()
     assert summary["n_leaked"] == 2 and summary["held_out_source"]["n_pairs"] == 4
     assert data.issues()["why"].tolist() == ["the prompt is in the held-out set"] * 2
-    assert data.told() == [
+    assert data.notes() == [
         "train: 2 rows dropped: 2 the prompt is in the held-out set (first row 9)",
         "rows are listed in data_issues.csv",
     ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_diag.data.pairs import collect, read_sharegpt
+from dpo_diag.data.pairs import collect, read_pairs, to_dataset
 from dpo_diag.data.token_report import CUT, CUT_EQUAL, MOVED, measure_tokens, measure_until
 from dpo_diag.data.tokens import PROMPT_FILLS, REFUSED
 from dpo_diag.errors import DiagError
@@ -167,7 +167,7 @@ def test_the_counts_are_trl_s_own(
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    pairs = read_sharegpt(shared_data / "llamafactory_dpo_en_demo.json", limit=40)
+    pairs = read_pairs(shared_data / "llamafactory_dpo_en_demo.json", limit=40)
     report = measure_tokens(pairs.rows, tokenizer, 1500, mode)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -176,7 +176,9 @@ def test_the_counts_are_trl_s_own(
             gradient_checkpointing=False, per_device_train_batch_size=1,
         )  # fmt: skip
         model, reference = (AutoModelForCausalLM.from_pretrained(tiny_model) for _ in range(2))
-        trainer = DPOTrainer(model, reference, args=args, train_dataset=pairs.to_dataset(), processing_class=tokenizer)
+        trainer = DPOTrainer(
+            model, reference, args=args, train_dataset=to_dataset(pairs.rows), processing_class=tokenizer
+        )
     expected = {}
     for example in trainer.train_dataset:
         batch = trainer.data_collator([example])

@@ -1,0 +1,76 @@
+"""Preference pairs of a `datasets` id or folder, and what the library raises about them in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.data.pairs import PairSet, collect
+from dpo_diag.data.rows import shorten
+from dpo_diag.errors import DiagError
+from dpo_diag.models.hub import hub_offline_if_unreachable, hub_reachable, looks_local
+
+
+def read_hub(
+    name: str,
+    split: str = "train",
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    data_format: str = "auto",
+) -> PairSet:
+    """Preference pairs of a `datasets` id, or of a local folder (`save_to_disk`, or data files).
+
+    Raises:
+        DiagError: no such data set, split or config, or the hub cannot be reached.
+    """
+    dataset = _load_hub(name, split, config, revision)
+    source = {"name": name, "split": split, "config": config, "revision": revision}
+    return collect(enumerate(dataset, start=1), {k: v for k, v in source.items() if v is not None}, data_format)
+
+
+def _load_hub(name: str, split: str, config: str | None, revision: str | None) -> Any:
+    import datasets
+
+    folder = Path(name).expanduser()
+    try:
+        if not looks_local(name):
+            before = datasets.config.HF_HUB_OFFLINE
+            try:
+                with hub_offline_if_unreachable(name):
+                    # The library keeps a switch of its own; without it, it retries before it looks in its cache.
+                    datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
+                    return datasets.load_dataset(name, config, split=split, revision=revision)
+            finally:
+                datasets.config.HF_HUB_OFFLINE = before
+        if not folder.is_dir():
+            hint = "use data=jsonl for a single file" if folder.exists() else "check data.name"
+            raise DiagError("no such dataset folder", where=folder, hint=hint)
+        if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
+            return datasets.load_dataset(str(folder), config, split=split)
+        loaded = datasets.load_from_disk(str(folder))
+        if isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:
+                raise DiagError("no such split", where=folder, got=split, expected=f"one of {', '.join(loaded)}")
+            return loaded[split]
+        return loaded
+    except DiagError:
+        raise
+    except Exception as error:  # the library raises many unrelated types for a wrong name
+        raise _hub_error(name, split, error) from error
+
+
+def _hub_error(name: str, split: str, error: Exception) -> DiagError:
+    text = f"{type(error).__name__}: {error}"
+    offline = any(word in text for word in ("Offline", "offline", "ConnectionError", "ConnectError", "Couldn't reach"))
+    if offline:
+        return DiagError(
+            "the data set is not in the local cache and the hub cannot be reached",
+            where=name,
+            hint="connect, unset HF_HUB_OFFLINE, or read a local file with data=jsonl data.path=...",
+        )
+    if "split" in text.lower() and split in text:
+        return DiagError("no such split", where=name, got=split, expected=shorten(str(error), 160))
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return DiagError("the data set asks for a login", where=name, hint="ask for access there, then `hf auth login`")
+    return DiagError("the data set cannot be loaded", where=name, got=shorten(text, 200), hint="check data.name")

@@ -1,0 +1,196 @@
+"""One preference pair as every row format must give it: its messages read, its rules checked.
+
+A pair's prompt, chosen and rejected are all text, or all lists of messages {"role", "content"}. A row that cannot be
+read raises `BadRow` with a reason; a row that was read but deserves a look carries notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from dpo_diag.records.row_files import BadRow
+
+Message = dict[str, Any]
+Turns = list[Message]
+
+HUMAN_MARK = "\n\nHuman:"
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+"""Role names of the OpenAI, ShareGPT and LLaMA-Factory formats -> the names that chat templates know."""
+
+
+@dataclass
+class Pair:
+    """All text or all messages; `extra` is for the chat template; `notes` are (why, detail) of what deserves a look."""
+
+    prompt: str | Turns
+    chosen: str | Turns
+    rejected: str | Turns
+    extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return "text" if isinstance(self.prompt, str) else "messages"
+
+
+def shorten(value: Any, width: int = 80) -> str:
+    """One line, at most `width` characters, for a report."""
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def response_text(value: str | Turns) -> str:
+    """A response as text: messages' contents (and tool calls as JSON), one after the other."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(m["content"] + _calls(m) for m in value)
+
+
+def render(value: str | Turns) -> str:
+    """A prompt or response as text for people: messages as `role: content` paragraphs."""
+    if isinstance(value, str):
+        return value
+    return "\n\n".join(f"{m['role']}: {m['content']}{_calls(m)}" for m in value)
+
+
+def prompt_key(prompt: Any) -> str:
+    """Identity of a prompt for splitting: case and white space do not make another prompt."""
+    text = " ".join(render(prompt).casefold().split())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _calls(message: Message) -> str:
+    calls = message.get("tool_calls")
+    return json.dumps(calls, sort_keys=True, default=str) if calls else ""
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """A field that a row must have.
+
+    Raises:
+        BadRow: it is absent or null.
+    """
+    value = row.get(name)
+    if value is None:
+        present = ", ".join(str(k) for k in row) or "nothing"
+        raise BadRow(f"missing field {name}", f"the row has {shorten(present)}")
+    return value
+
+
+def is_messages(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Whether a value is a list of objects, as conversations are written."""
+    return isinstance(value, (list, tuple)) and all(isinstance(m, Mapping) for m in value)
+
+
+def _content(value: Any, where: str) -> str:
+    """A message's content: text, or a list of text parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        parts = []
+        for part in value:
+            if isinstance(part, str):
+                parts.append(part)
+            elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                parts.append(part["text"])
+            else:
+                kind = part.get("type", "?") if isinstance(part, Mapping) else type(part).__name__
+                raise BadRow("a message is not text", f"{where} holds a part of type {kind}")
+        return "".join(parts)
+    raise BadRow("wrong type", f"{where} is {type(value).__name__}, expected text")
+
+
+def read_messages(value: Any, where: str, role_key: str = "role", content_key: str = "content") -> Turns:
+    """Messages with known role names and text contents; other keys than role, content, tool_calls, name are left out.
+
+    A message may lack content only when it has tool_calls; its content is then "".
+    """
+    if not is_messages(value):
+        raise BadRow("wrong type", f"{where} is {type(value).__name__}, expected a list of messages")
+    turns: Turns = []
+    for i, message in enumerate(value):
+        place = f"{where}[{i}]"
+        role = message.get(role_key)
+        if not isinstance(role, str) or role.lower() not in ROLES:
+            raise BadRow("unknown role", f"{place} has {role_key} {role!r}")
+        calls = message.get("tool_calls")
+        content = message.get(content_key)
+        if content is None and not calls:
+            raise BadRow("missing field " + content_key, f"{place} has {shorten(', '.join(map(str, message)))}")
+        turn: Message = {"role": ROLES[role.lower()], "content": _content("" if content is None else content, place)}
+        if calls:
+            turn["tool_calls"] = calls
+        if isinstance(message.get("name"), str):
+            turn["name"] = message["name"]
+        turns.append(turn)
+    return turns
+
+
+def is_empty(value: str | Turns) -> bool:
+    """Whether a prompt or response holds nothing but white space."""
+    return not response_text(value).strip()
+
+
+def check_pair(pair: Pair) -> Pair:
+    """The rules that hold in every format.
+
+    Raises:
+        BadRow: an empty prompt or response, equal responses, text that UTF-8 cannot hold.
+    """
+    for name in ("chosen", "rejected"):
+        if is_empty(getattr(pair, name)):
+            raise BadRow(f"empty response: {name}", "nothing but white space")
+    if not pair.prompt or not render(pair.prompt).strip():
+        raise BadRow("empty prompt", "nothing but white space")
+    if pair.chosen == pair.rejected:
+        raise BadRow("chosen equals rejected", shorten(response_text(pair.chosen)))
+    for name in ("prompt", "chosen", "rejected"):
+        try:
+            render(getattr(pair, name)).encode()
+        except UnicodeEncodeError as error:
+            raise BadRow("undecodable text", f"{name}: a lone surrogate at character {error.start}") from None
+    if response_text(pair.chosen).split() == response_text(pair.rejected).split():
+        pair.notes.append(("responses differ in white space only", shorten(response_text(pair.chosen))))
+    for name in ("chosen", "rejected"):
+        value = getattr(pair, name)
+        if HUMAN_MARK in value if isinstance(value, str) else any(m["role"] == "user" for m in value):
+            pair.notes.append(("a response holds the user's turns", f"{name}: the loss would train on them"))
+    return pair
+
+
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template also takes: `tools` as JSON text (TRL reads it so), `chat_template_kwargs`."""
+    extra: dict[str, Any] = {}
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            json.loads(tools)
+        except ValueError as error:
+            raise BadRow("tools is not JSON", shorten(error)) from None
+        extra["tools"] = tools
+    elif isinstance(tools, (list, tuple)) and tools:
+        extra["tools"] = json.dumps(list(tools), sort_keys=True, default=str)
+    elif tools is not None and not isinstance(tools, (str, list, tuple)):
+        raise BadRow("wrong type", f"tools is {type(tools).__name__}, expected JSON text or a list")
+    options = row.get("chat_template_kwargs")
+    if options:
+        if not isinstance(options, Mapping):
+            raise BadRow("wrong type", f"chat_template_kwargs is {type(options).__name__}, expected a mapping")
+        extra["chat_template_kwargs"] = dict(options)
+    return extra
