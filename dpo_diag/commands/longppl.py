@@ -135,13 +135,11 @@ def _two_log_probs(name: str, text: str, request: Request) -> tuple[list[int], l
     """(token ids, their texts, LongShort) of the text under a model."""
     from dpo_diag.inference.longppl import long_and_short
     from dpo_diag.models.checkpoints import Checkpoint, Loader
-    from dpo_diag.models.smollm2 import smollm2_folder
 
-    path = str(smollm2_folder()) if name == "smollm2" else name
-    with Loader(device=request.device).open(Checkpoint(path)) as (model, tokenizer):
+    with Loader(device=request.device).open(Checkpoint(name)) as (model, tokenizer):
         # One text on purpose longer than what the tokenizer thinks a model takes: the model's own limit is checked.
         ids = [int(t) for t in tokenizer(text, truncation=False, verbose=False)["input_ids"]][: request.max_tokens]
-        found = long_and_short(
+        scores = long_and_short(
             model, ids, truncation=request.truncation, window=request.window, batch_size=request.batch_size
-        )  # fmt: skip
-        return ids, [str(tokenizer.decode([t])) for t in ids], found
+        )
+        return ids, [str(tokenizer.decode([t])) for t in ids], scores

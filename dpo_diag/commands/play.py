@@ -46,25 +46,27 @@ def play(
         raise DiagError("no memory to load a model into", where="--memory", got=memory, usage=True)
     if max_new_tokens < 1:
         raise DiagError("no tokens to write", where="--max-new-tokens", got=max_new_tokens, usage=True)
-    from dpo_diag.inference.play import Models, Playground, choose, default_budget, label, run_checkpoints
+    from dpo_diag.inference.play import Playground
+    from dpo_diag.models.cache import ModelCache, default_budget
+    from dpo_diag.models.run_checkpoints import checkpoints_of, choose
 
     for entry in also:
         if not entry.partition("=")[2]:
             raise DiagError("a model needs a name", where="--also", got=entry, expected="NAME=PATH", usage=True)
-    known = run_checkpoints(opened, also)
-    found = choose(known, steps)
+    known = checkpoints_of(opened, also)
+    chosen = choose(known, steps)
     named = {entry.partition("=")[0] for entry in also}
-    found += [c for c in known if c not in found and c.model in named]
+    chosen += [c for c in known if c not in chosen and c.model in named]
     budget = default_budget() if memory is None else int(memory * 10**9)
-    models = Models(budget, device=device, dtype=dtype)
+    models = ModelCache(budget, device=device, dtype=dtype)
     from transformers.utils import logging
 
     from dpo_diag.commands.play_page import play_app
     from dpo_diag.serving.loopback import serve
 
     logging.disable_progress_bar()
-    app = play_app(Playground(found, models, max_new_tokens=max_new_tokens, chat=not plain), opened)
-    print(f"{', '.join(label(c) for c in found)}; at most {budget / 10**9:.3g} GB of weights at a time")
+    app = play_app(Playground(chosen, models, max_new_tokens=max_new_tokens, chat=not plain), opened)
+    print(f"{', '.join(c.label for c in chosen)}; at most {budget / 10**9:.3g} GB of weights at a time")
     serve(
         app,
         port=port,

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.play import Answer, Playground, Token, label
-from dpo_diag.outputs.compare import strict
-from dpo_diag.outputs.sanitize import visible
+from dpo_diag.inference.play import Answer, Playground, Token
 from dpo_diag.records import Run
 from dpo_diag.serving.gradio_page import Function, gradio_app
 from dpo_diag.serving.loopback import App
+from dpo_diag.text import plain, visible
 
 STATIC = Path(__file__).parent / "static"
 MAX_PROMPT = 50_000
@@ -40,17 +39,15 @@ def _token(token: Token) -> dict[str, Any]:
 
 def answer_dict(answer: Answer) -> dict[str, Any]:
     """An answer as the page gets it; its text is set as text there."""
-    found: dict[str, Any] = strict(
-        {
-            "name": visible(label(answer.checkpoint)),
-            "finish_reason": answer.finish_reason,
-            "n_tokens": len(answer.token_ids),
-            "sum_logp": answer.sum_logp,
-            "base_sum_logp": answer.base_sum_logp,
-            "tokens": [_token(token) for token in answer.tokens],
-        }
-    )  # a diverged model gives NaN
-    return found
+    shown = {
+        "name": visible(answer.checkpoint.label),
+        "finish_reason": answer.finish_reason,
+        "n_tokens": len(answer.token_ids),
+        "sum_logp": answer.sum_logp,
+        "base_sum_logp": answer.base_sum_logp,
+        "tokens": [_token(token) for token in answer.tokens],
+    }
+    return dict(plain(shown))  # a diverged model gives NaN
 
 
 class Calls:
@@ -64,7 +61,7 @@ class Calls:
         """The checkpoints' names, the example prompts, the limits."""
         return {
             "run": visible(self.run.name),
-            "names": [visible(label(c)) for c in self.playground.checkpoints],
+            "names": [visible(c.label) for c in self.playground.checkpoints],
             "examples": self._examples,
             "max_new_tokens": self.playground.decoding.max_new_tokens,
             **self._memory(),
@@ -74,7 +71,7 @@ class Calls:
         models = self.playground.models
         return {
             "memory": {
-                "loaded": [visible(label(c)) for c in models.loaded],
+                "loaded": [visible(c.label) for c in models.loaded],
                 "bytes": models.size,
                 "budget": models.budget,
             }
@@ -86,16 +83,16 @@ class Calls:
             index = call.get("index")
             if not isinstance(index, int) or not 0 <= index < len(self.playground.checkpoints):
                 raise DiagError("no such checkpoint", got=index)
-            found = self.playground.answer(self.playground.checkpoints[index], _prompt(call), bool(call.get("raw")))
-            return {"answer": answer_dict(found), **self._memory()}
+            answer = self.playground.answer(self.playground.checkpoints[index], _prompt(call), bool(call.get("raw")))
+            return {"answer": answer_dict(answer), **self._memory()}
         except DiagError as error:
             return {"error": visible(str(error))}
 
     def compare(self, call: dict[str, Any]) -> dict[str, Any]:
         """All answers, with their tokens' log-probs under the first checkpoint."""
         try:
-            found = self.playground.compare(_prompt(call), bool(call.get("raw")))
-            return {"answers": [answer_dict(a) for a in found], **self._memory()}
+            answers = self.playground.compare(_prompt(call), bool(call.get("raw")))
+            return {"answers": [answer_dict(a) for a in answers], **self._memory()}
         except DiagError as error:
             return {"error": visible(str(error))}
 

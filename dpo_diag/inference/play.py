@@ -5,185 +5,23 @@ Models are loaded when they are asked, and the one that was asked least recently
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import encode_prompt, generate
 from dpo_diag.inference.prompts import Prompt
-from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
-from dpo_diag.models.decoding import Decoding
-from dpo_diag.models.logps import Span, score_tokens
-from dpo_diag.records import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from dpo_diag.models.cache import ModelCache
+from dpo_diag.models.checkpoints import Checkpoint
+from dpo_diag.models.decoding import Decoding, clean_text
+from dpo_diag.models.logps import FloatArray, Span, score_tokens
 
 ALTERNATIVES = 3
 KEPT_ANSWERS = 200
-
-
-def label(checkpoint: Checkpoint) -> str:
-    """`step 40`, or the name of another model."""
-    return f"step {checkpoint.step}" if checkpoint.model == POLICY else checkpoint.model
-
-
-def run_checkpoints(run: Run, also: Sequence[str] = ()) -> list[Checkpoint]:
-    """What of a run can be asked: the reference (which is the policy at step 0, unless another stands there), the
-    saved checkpoints by step, and NAME=PATH entries.
-
-    Raises:
-        DiagError: nothing.
-    """
-    folder = run.path / "checkpoints"
-    found = find_checkpoints([folder / "*"]) if _has_models(folder) else []
-    named = find_checkpoints(also) if also else []
-    if not any(c.model == REFERENCE for c in named):
-        reference = _reference(run, found)
-        if reference is not None:
-            named.insert(0, Checkpoint(reference, REFERENCE, 0))
-    places = {(c.model, c.step): c for c in [*named, *found]}
-    if not places:
-        raise DiagError(
-            "no model to ask", where=run.path, got="no checkpoints/ and no reference on this machine",
-            hint="name models, e.g. --also mine=PATH",
-        )  # fmt: skip
-    return sorted(places.values(), key=lambda c: (c.model == POLICY, c.model != REFERENCE, c.step, c.model))
-
-
-def _has_models(folder: Path) -> bool:
-    names = ("config.json", "adapter_config.json")
-    return any((child / name).is_file() for child in folder.glob("*") for name in names)
-
-
-def _reference(run: Run, found: Sequence[Checkpoint]) -> str | None:
-    """Folder of the model before training: what run.json names, if it is on this machine, or the adapters' base."""
-    known = run.meta.get("reference")
-    names = [known.get("name")] if isinstance(known, dict) else []
-    names += [adapter_base(c) for c in found if c.is_adapter][:1]
-    for name in names:
-        if isinstance(name, str) and name:
-            # Relative names were written from where the training was started.
-            for place in (Path(name), *(parent / name for parent in run.path.resolve().parents)):
-                if (place / "config.json").is_file():
-                    return str(place)
-    return None
-
-
-def choose(found: Sequence[Checkpoint], steps: str | None, limit: int = 4) -> list[Checkpoint]:
-    """The checkpoints that a user names (`0,20,ref`), in that order; None for the first, the last and some between.
-
-    Step 0 is the reference where no checkpoint of step 0 was saved.
-
-    Raises:
-        DiagError: one that is not there, or twice.
-    """
-    if steps is None:
-        if len(found) <= limit:
-            return list(found)
-        return [found[i] for i in sorted({round(x) for x in np.linspace(0, len(found) - 1, limit)})]
-    chosen: list[Checkpoint] = []
-    for name in [part.strip() for part in steps.split(",") if part.strip()]:
-        match = [c for c in found if name == c.model or (c.model == POLICY and name == str(c.step))]
-        if not match and name == "0":
-            match = [c for c in found if c.model == REFERENCE]
-        if not match or match[-1] in chosen:
-            known = ", ".join(str(c.step) if c.model == POLICY else c.model for c in found)
-            raise DiagError(
-                "named twice" if match else "no such checkpoint on this machine", where="--steps", got=name,
-                expected=f"some of {known}", hint=None if match else "or name its folder: --also NAME=PATH", usage=True,
-            )  # fmt: skip
-        chosen.append(match[-1])
-    if not chosen:
-        raise DiagError("no steps", where="--steps", got=repr(steps), expected="e.g. 0,20,40", usage=True)
-    return chosen
-
-
-def default_budget() -> int:
-    """Half of the memory that is free now, in bytes; 4 GB where the system does not say."""
-    try:
-        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    except (ValueError, OSError, AttributeError):
-        return 4 * 10**9
-
-
-@dataclass
-class _Held:
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    stack: ExitStack
-    size: int
-
-
-class Models:
-    """Checkpoints, loaded when asked, within `budget` bytes of weights; the least recently asked goes first.
-
-    Adapters of one base share it: the base stays, one adapter is on it at a time. A model that is larger than the
-    budget by itself is still loaded, alone.
-    """
-
-    def __init__(self, budget: int, **loader: Any) -> None:
-        self.budget, self._settings = budget, loader
-        self._held: OrderedDict[Checkpoint, _Held] = OrderedDict()
-        self._bases: dict[str, Loader] = {}
-        self.loads = 0
-
-    @property
-    def loaded(self) -> list[Checkpoint]:
-        """Least recently asked first."""
-        return list(self._held)
-
-    @property
-    def size(self) -> int:
-        """Bytes of weights held."""
-        return sum(held.size for held in self._held.values())
-
-    def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """(model, tokenizer), valid until the next call."""
-        held = self._held.get(checkpoint)
-        if held is None:
-            base = adapter_base(checkpoint) if checkpoint.is_adapter else None
-            for other in [c for c in self._held if base and c.is_adapter and adapter_base(c) == base]:
-                self._drop(other, keep_base=True)
-            expected = self._expected(checkpoint)
-            while self._held and self.size + expected > self.budget:
-                self._drop(next(iter(self._held)))
-            loader = self._bases.setdefault(base, Loader(**self._settings)) if base else Loader(**self._settings)
-            stack = ExitStack()
-            model, tokenizer = stack.enter_context(loader.open(checkpoint))
-            self.loads += 1
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
-            held = self._held[checkpoint] = _Held(model, tokenizer, stack, size)
-            while len(self._held) > 1 and self.size > self.budget:
-                self._drop(next(iter(self._held)))
-        self._held.move_to_end(checkpoint)
-        return held.model, held.tokenizer
-
-    def _expected(self, checkpoint: Checkpoint) -> int:
-        """Bytes that its weights will take: like its neighbours of the same run, else its files in float32."""
-        if self._held:
-            return max(held.size for held in self._held.values())
-        folder = Path(checkpoint.path)
-        return 2 * sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
-
-    def _drop(self, checkpoint: Checkpoint, keep_base: bool = False) -> None:
-        held = self._held.pop(checkpoint)
-        held.stack.close()
-        if checkpoint.is_adapter and not keep_base:
-            self._bases.pop(adapter_base(checkpoint), None)
-
-    def close(self) -> None:
-        """Drop all."""
-        while self._held:
-            self._drop(next(iter(self._held)))
 
 
 @dataclass
@@ -238,7 +76,7 @@ class Playground:
     """
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], models: Models, *, max_new_tokens: int = 128, chat: bool = True
+        self, checkpoints: Sequence[Checkpoint], models: ModelCache, *, max_new_tokens: int = 128, chat: bool = True
     ) -> None:
         self.checkpoints, self.models, self.chat = list(checkpoints), models, chat
         self.decoding = Decoding(max_new_tokens=max_new_tokens)
@@ -262,7 +100,7 @@ class Playground:
             raise DiagError("the prompt is empty", hint="type a question")
         key = (checkpoint, prompt, raw)
         if key not in self._answers:
-            with _told(checkpoint):
+            with _in_one_line(checkpoint):
                 model, tokenizer = self.models.open(checkpoint)
                 chat = self.chat and not raw and bool(getattr(tokenizer, "chat_template", None))
                 messages = ({"role": "user", "content": prompt},) if chat else None
@@ -287,10 +125,10 @@ class Playground:
         twice. Where the first checkpoint has another vocabulary, `base_logp` stays None.
         """
         with self._lock:
-            found = [self._answer(c, prompt, raw) for c in self.checkpoints]
+            answers = [self._answer(c, prompt, raw) for c in self.checkpoints]
             base = self.checkpoints[0]
-            missing = [a for a in found[1:] if a.base_sum_logp is None]
-            with _told(base):
+            missing = [a for a in answers[1:] if a.base_sum_logp is None]
+            with _in_one_line(base):
                 model, tokenizer = self.models.open(base) if missing else (None, None)
             for answer in missing:
                 if model is None or not _same_tokens(tokenizer, answer):
@@ -300,20 +138,20 @@ class Playground:
                 for token in answer.tokens:
                     token.base_logp = float(own.logp[at : at + token.n_tokens].sum())
                     at += token.n_tokens
-            for token in found[0].tokens:
+            for token in answers[0].tokens:
                 token.base_logp = token.logp
-            return found
+            return answers
 
 
 @contextmanager
-def _told(checkpoint: Checkpoint) -> Iterator[None]:
+def _in_one_line(checkpoint: Checkpoint) -> Iterator[None]:
     """Errors of loading and running a model (a damaged file, too little memory) as one line that names it."""
     try:
         yield
     except DiagError:
         raise
     except Exception as error:  # whatever a library raises about a file, the page must go on
-        raise DiagError("the model could not answer", where=f"{label(checkpoint)} ({checkpoint.path})",
+        raise DiagError("the model could not answer", where=f"{checkpoint.label} ({checkpoint.path})",
                         got=f"{type(error).__name__}: {str(error)[:300]}") from error  # fmt: skip
 
 
@@ -323,19 +161,18 @@ def _same_tokens(tokenizer: Any, answer: Answer) -> bool:
     if not ids or max([*ids, *answer.prompt_ids]) >= len(tokenizer):
         return False
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return bool(text.encode("utf-8", "replace").decode("utf-8") == answer.text)
+    return clean_text(text) == answer.text
 
 
 def pieces(
-    tokenizer: Any, ids: Sequence[int], logp: np.ndarray, likeliest: Sequence[list[tuple[int, float]]], stopped: bool
+    tokenizer: Any, ids: Sequence[int], logp: FloatArray, likeliest: Sequence[list[tuple[int, float]]], stopped: bool
 ) -> list[Token]:
     """The tokens as pieces of text; tokens that make up one character together are one piece, its log-probs summed."""
 
     def decode(some: Sequence[int]) -> str:
-        text = str(tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        return text.encode("utf-8", "replace").decode("utf-8")
+        return clean_text(tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    found: list[Token] = []
+    tokens: list[Token] = []
     shown, start = "", 0
     last = len(ids) - 1
     for i, token_id in enumerate(ids):
@@ -346,6 +183,6 @@ def pieces(
             continue
         others = [(decode([j]), p) for j, p in likeliest[i]]
         piece = decode([token_id]) if end else text[len(shown) :]
-        found.append(Token(piece, float(logp[start : i + 1].sum()), i + 1 - start, others, end=end))
+        tokens.append(Token(piece, float(logp[start : i + 1].sum()), i + 1 - start, others, end=end))
         shown, start = text, i + 1
-    return found
+    return tokens

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.models.safetensors_file import Weights
+from dpo_diag.models.weight_files import Weights
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
 _LORA = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.weight|\.default\.weight|\.default)?$")

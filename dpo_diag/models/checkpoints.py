@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.models.hub import check_name
+from dpo_diag.models.policy import check_device, choose_dtype, load_model
+from dpo_diag.models.smollm2 import smollm2_folder
+from dpo_diag.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 POLICY, REFERENCE = "policy", "ref"
+SMOLLM2 = "smollm2"
+"""Names the model that `dpo-diag fetch smollm2` brings, wherever a checkpoint is named."""
 _NUMBERED = re.compile(r"(?:checkpoint|step|global_step)[-_]?(\d+)$")
 
 
@@ -35,8 +41,13 @@ class Checkpoint:
     def is_adapter(self) -> bool:
         return (Path(self.path) / "adapter_config.json").is_file()
 
+    @property
+    def label(self) -> str:
+        """`step 40`, or the name of another model."""
+        return f"step {self.step}" if self.model == POLICY else self.model
 
-def _step_of(path: Path) -> int | None:
+
+def step_of(path: Path) -> int | None:
     """Optimizer steps of a checkpoint folder, from its trainer_state.json or its name; None if neither says."""
     state = path / "trainer_state.json"
     if state.is_file():
@@ -58,43 +69,42 @@ def find_checkpoints(names: Iterable[str | os.PathLike[str]]) -> list[Checkpoint
     Raises:
         DiagError: nothing found, or two checkpoints for the same place in the records.
     """
-    found: list[Checkpoint] = []
-    for entry in names:
-        text = str(entry)
-        label, _, rest = text.partition("=")
-        named = re.fullmatch(r"([A-Za-z_][\w.-]*)(?:@(\d+))?", label) if rest and not Path(text).exists() else None
-        pattern = rest if named else text
-        paths = sorted(glob.glob(pattern)) or ([pattern] if _may_be_hub(pattern) else [])
-        if not paths:
-            raise DiagError("no checkpoint found", where=pattern, hint="name folders, a glob over them or a hub id")
-        for path in paths:
-            if Path(path).exists() and not _is_model(Path(path)):
-                if len(paths) > 1:
-                    continue  # a glob over checkpoints/* also meets files beside them
-                raise DiagError(
-                    "not a model folder", where=path, expected="config.json or adapter_config.json",
-                    hint="name the checkpoint folders, e.g. runs/x/checkpoints/checkpoint-*",
-                )  # fmt: skip
-            step = _step_of(Path(path)) if Path(path).exists() else None
-            if named and named.group(2) is not None:
-                step = int(named.group(2))
-            found.append(Checkpoint(path, named.group(1) if named else POLICY, step or 0))
-    if not found:
-        raise DiagError("no checkpoint found", where=", ".join(map(str, names)))
     places: dict[tuple[str, int], str] = {}
-    for c in found:
-        known = places.setdefault((c.model, c.step), c.path)
-        if known != c.path:
-            raise DiagError(
-                f"two checkpoints are {c.model} at step {c.step}", got=f"{known} and {c.path}",
-                hint="name one by hand, e.g. other=PATH or policy@40=PATH",
-            )  # fmt: skip
-    unique = [Checkpoint(path, model, step) for (model, step), path in places.items()]
-    return sorted(unique, key=lambda c: (c.model == POLICY, c.step, c.model))
+    for entry in map(str, names):
+        label, _, rest = entry.partition("=")
+        named = re.fullmatch(r"([A-Za-z_][\w.-]*)(?:@(\d+))?", label) if rest and not Path(entry).exists() else None
+        for path in _folders(rest if named else entry):
+            step = int(named.group(2)) if named and named.group(2) else step_of(Path(path))
+            place = (named.group(1) if named else POLICY, step or 0)
+            other = places.setdefault(place, path)
+            if other != path:
+                raise DiagError(
+                    f"two checkpoints are {place[0]} at step {place[1]}", got=f"{other} and {path}",
+                    hint="name one by hand, e.g. other=PATH or policy@40=PATH",
+                )  # fmt: skip
+    if not places:
+        raise DiagError("no checkpoint found", where=", ".join(map(str, names)))
+    checkpoints = [Checkpoint(path, model, step) for (model, step), path in places.items()]
+    return sorted(checkpoints, key=lambda c: (c.model == POLICY, c.step, c.model))
+
+
+def _folders(pattern: str) -> list[str]:
+    """Model folders that a path or glob names; a hub id and "smollm2" as they are."""
+    paths = sorted(glob.glob(pattern)) or ([pattern] if _may_be_hub(pattern) else [])
+    if not paths:
+        raise DiagError("no checkpoint found", where=pattern, hint="name folders, a glob over them or a hub id")
+    folders = [path for path in paths if not Path(path).exists() or _is_model(Path(path))]
+    # A glob over checkpoints/* also meets files beside them; a single name was meant.
+    if not folders and len(paths) == 1:
+        raise DiagError(
+            "not a model folder", where=pattern, expected="config.json or adapter_config.json",
+            hint="name the checkpoint folders, e.g. runs/x/checkpoints/checkpoint-*",
+        )  # fmt: skip
+    return folders
 
 
 def _may_be_hub(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.startswith((".", "runs/"))
+    return name == SMOLLM2 or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "runs/")))
 
 
 def _is_model(path: Path) -> bool:
@@ -109,7 +119,7 @@ class Loader:
         device: auto, cpu, cuda, cuda:N, mps.
         dtype: auto (float32 on a CPU), float32, bfloat16, float16.
         tokenizer: a tokenizer's folder or id; None for each checkpoint's own.
-        trust_remote_code, attn_implementation: as for `modeling.models.load_model`.
+        trust_remote_code, attn_implementation: as for `load_model`.
     """
 
     device: str = "auto"
@@ -120,40 +130,33 @@ class Loader:
     _base: tuple[str, Any] | None = None
 
     def _plain(self, name: str) -> PreTrainedModel:
-        from dpo_diag.models.policy import check_device, choose_dtype, load_model
-
         device = check_device(self.device)
         model = load_model(
-            name,
+            str(smollm2_folder()) if name == SMOLLM2 else check_name(name),
             dtype=choose_dtype(self.dtype, device)[0],
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
         model.eval()
         return model
 
     def tokenizer_of(self, checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         """The tokenizer of a checkpoint: the one set by hand, its own, or (an adapter without one) its base's."""
-        from dpo_diag.models.tokenizers import load_tokenizer
-
-        names = [self.tokenizer] if self.tokenizer else [checkpoint.path]
+        names = [self.tokenizer or checkpoint.path]
         if checkpoint.is_adapter and not self.tokenizer:
             names.append(adapter_base(checkpoint))
         own = next((n for n in names if not Path(n).is_dir() or _has_tokenizer(Path(n))), names[-1])
-        return load_tokenizer(own, trust_remote_code=self.trust_remote_code)[0]
+        folder = str(smollm2_folder()) if own == SMOLLM2 else own
+        return load_tokenizer(folder, trust_remote_code=self.trust_remote_code)[0]
 
     @contextmanager
     def open(self, checkpoint: Checkpoint) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
         """(model in evaluation mode on its device, tokenizer); freed on leaving."""
-        from dpo_diag.models.hub import check_name
-
-        path = checkpoint.path if checkpoint.is_adapter else check_name(checkpoint.path)
-        base_name = adapter_base(checkpoint) if checkpoint.is_adapter else None
         tokenizer = self.tokenizer_of(checkpoint)
-        if base_name is None:
+        if not checkpoint.is_adapter:
             self._base = None
-            model = self._plain(path)
+            model = self._plain(checkpoint.path)
             try:
                 yield model, tokenizer
             finally:
@@ -162,11 +165,12 @@ class Loader:
             return
         from peft import PeftModel
 
+        base_name = adapter_base(checkpoint)
         if self._base is None or self._base[0] != base_name:
             self._base = None
             _free()
             self._base = (base_name, self._plain(base_name))
-        adapted = PeftModel.from_pretrained(self._base[1], path)
+        adapted: Any = PeftModel.from_pretrained(self._base[1], checkpoint.path)
         adapted.eval()
         try:
             yield adapted, tokenizer

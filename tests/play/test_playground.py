@@ -13,9 +13,11 @@ import torch
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.play_page import Calls
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.play import Models, Playground, choose, label, pieces, run_checkpoints
+from dpo_diag.inference.play import Playground, pieces
+from dpo_diag.models.cache import ModelCache
 from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.models.logps import Span, score_tokens
+from dpo_diag.models.run_checkpoints import checkpoints_of, choose
 from dpo_diag.records import load_run
 from tests.inference.conftest import make_model, make_tokenizer
 
@@ -24,18 +26,18 @@ LARGE = 10**12
 
 
 def playground(run: Path, budget: int = LARGE, new: int = 12) -> Playground:
-    return Playground(run_checkpoints(load_run(run)), Models(budget, **CPU), max_new_tokens=new)
+    return Playground(checkpoints_of(load_run(run)), ModelCache(budget, **CPU), max_new_tokens=new)
 
 
 def test_checkpoints_of_a_run_and_their_names(played_run: Path) -> None:
-    found = run_checkpoints(load_run(played_run))
-    assert [label(c) for c in found] == ["ref", "step 10", "step 20"]
+    found = checkpoints_of(load_run(played_run))
+    assert [c.label for c in found] == ["ref", "step 10", "step 20"]
     assert choose(found, None) == found
-    assert [label(c) for c in choose(found, "20, ref")] == ["step 20", "ref"]
+    assert [c.label for c in choose(found, "20, ref")] == ["step 20", "ref"]
     # Step 0 was not saved: the reference is where the policy started.
-    assert [label(c) for c in choose(found, "0,10")] == ["ref", "step 10"]
-    also = run_checkpoints(load_run(played_run), [f"mine={played_run.parent / 'base'}"])
-    assert [label(c) for c in also] == ["ref", "mine", "step 10", "step 20"]
+    assert [c.label for c in choose(found, "0,10")] == ["ref", "step 10"]
+    also = checkpoints_of(load_run(played_run), [f"mine={played_run.parent / 'base'}"])
+    assert [c.label for c in also] == ["ref", "mine", "step 10", "step 20"]
     many = [Checkpoint(str(i), "policy", i) for i in range(10)]
     assert [c.step for c in choose(many, None)] == [0, 3, 6, 9]
 
@@ -46,7 +48,7 @@ def test_checkpoints_of_a_run_and_their_names(played_run: Path) -> None:
 )
 def test_names_that_do_not_fit_are_told(played_run: Path, steps: str, words: str) -> None:
     with pytest.raises(DiagError, match=words):
-        choose(run_checkpoints(load_run(played_run)), steps)
+        choose(checkpoints_of(load_run(played_run)), steps)
 
 
 def test_log_probs_are_those_of_a_plain_forward(played_run: Path) -> None:
@@ -86,9 +88,9 @@ def test_pieces_join_to_the_text_and_keep_characters_whole() -> None:
 
 
 def test_models_are_loaded_when_asked_and_the_least_recent_goes(played_run: Path) -> None:
-    ref, ten, twenty = run_checkpoints(load_run(played_run))
+    ref, ten, twenty = checkpoints_of(load_run(played_run))
     size = sum(p.numel() * 4 for p in make_model().parameters())
-    models = Models(2 * size + 100, **CPU)
+    models = ModelCache(2 * size + 100, **CPU)
     assert (models.loaded, models.size) == ([], 0)
     for checkpoint in (ref, ten, ref, twenty):
         models.open(checkpoint)
@@ -123,7 +125,7 @@ def test_adapters_share_their_base_and_are_not_mixed_up(played_run: Path, tmp_pa
         adapted.peft_config["default"].base_model_name_or_path = str(base)
         adapted.save_pretrained(tmp_path / f"checkpoint-{step}")
     checkpoints = [Checkpoint(str(tmp_path / f"checkpoint-{s}"), "policy", s) for s in (1, 2)]
-    ground = Playground([Checkpoint(str(base), "ref", 0), *checkpoints], Models(LARGE, **CPU), max_new_tokens=6)
+    ground = Playground([Checkpoint(str(base), "ref", 0), *checkpoints], ModelCache(LARGE, **CPU), max_new_tokens=6)
     answers = [ground.compare("hello"), playground_of(ground).compare("hello")]
     for checkpoint, answer in zip(checkpoints, answers[0][1:], strict=True):
         with Loader(**CPU).open(checkpoint) as (model, _):
@@ -135,7 +137,7 @@ def test_adapters_share_their_base_and_are_not_mixed_up(played_run: Path, tmp_pa
 
 def playground_of(other: Playground) -> Playground:
     """The same checkpoints asked the other way round, then compared in the same order."""
-    fresh = Playground(other.checkpoints, Models(LARGE, **CPU), max_new_tokens=6)
+    fresh = Playground(other.checkpoints, ModelCache(LARGE, **CPU), max_new_tokens=6)
     for checkpoint in reversed(other.checkpoints):
         fresh.answer(checkpoint, "hello")
     return fresh
@@ -156,7 +158,7 @@ def test_another_vocabulary_is_not_compared(played_run: Path, tmp_path: Path) ->
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(document))
     base = Checkpoint(str(played_run.parent / "base"), "ref", 0)
     other = Checkpoint(str(tmp_path / "other"), "other", 0)
-    answers = Playground([base, other], Models(LARGE, **CPU), max_new_tokens=8).compare("hello")
+    answers = Playground([base, other], ModelCache(LARGE, **CPU), max_new_tokens=8).compare("hello")
     assert answers[1].base_sum_logp is None
     assert answers[0].base_sum_logp == answers[0].sum_logp
 
@@ -185,7 +187,7 @@ def test_a_diverged_model_gives_null_not_nan(played_run: Path, tmp_path: Path) -
     model.save_pretrained(tmp_path / "checkpoint-1")
     make_tokenizer(chat=False).save_pretrained(tmp_path / "checkpoint-1")
     ground = Playground(
-        [Checkpoint(str(tmp_path / "checkpoint-1"), "policy", 1)], Models(LARGE, **CPU), max_new_tokens=3
+        [Checkpoint(str(tmp_path / "checkpoint-1"), "policy", 1)], ModelCache(LARGE, **CPU), max_new_tokens=3
     )
     found = Calls(ground, load_run(played_run)).compare({"prompt": "hello"})
     assert found["answers"][0]["sum_logp"] is None
@@ -210,4 +212,4 @@ def test_a_run_without_models_says_what_to_do(tmp_path: Path) -> None:
 
     RunWriter(tmp_path / "bare", kind="imported").finish()
     with pytest.raises(DiagError, match=r"no model to ask.*--also mine=PATH"):
-        run_checkpoints(load_run(tmp_path / "bare"))
+        checkpoints_of(load_run(tmp_path / "bare"))
