@@ -150,6 +150,20 @@ class TaskConfig:
     """The embedded text-to-SQL case; `kind` none or sql. Sizes are counts of questions or pairs.
 
     `sft_seed` and not the run's seed decides the SFT model and the pairs, so that a sweep over `seed` shares them.
+
+    Attributes:
+        data_seed: which questions are drawn, in every set.
+        sft_seed: initial weights and the order of SFT batches.
+        sft_steps, sft_batch_size, sft_learning_rate: SFT sees steps x batch questions once; AdamW, cosine to 0.
+        sft_warmup_steps, sft_adam_beta2: linear warm-up; AdamW's second decay.
+        planted_error: share of the SFT answers with `>=` that say `>` instead (0 none, 1 all): a systematic mistake
+            for DPO to correct.
+        vocab_size, hidden_size, layers, heads, intermediate_size, initializer_range: tokenizer and model.
+        n_pairs, n_train_pairs: how many pairs to collect, and how many of them train; the rest are held out.
+        n_questions: fresh questions answered first; more are asked, as many again, while pairs are missing.
+        max_questions: where asking ends with an error.
+        n_held_out, n_paraphrased: fixed prompts in the wording of training, and in unseen wording.
+        cache: folder of what SFT and collecting made.
     """
 
     kind: str = "none"
@@ -158,10 +172,19 @@ class TaskConfig:
     sft_steps: int = 220
     sft_batch_size: int = 32
     sft_learning_rate: float = 4e-3
+    sft_warmup_steps: int = 10
+    sft_adam_beta2: float = 0.999
     planted_error: float = 0.0
+    vocab_size: int = 768
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 320
+    initializer_range: float = 0.06
     n_pairs: int = 620
     n_train_pairs: int = 496
     n_questions: int = 2000
+    max_questions: int = 8000
     n_held_out: int = 300
     n_paraphrased: int = 300
     cache: str = "${output_root}/cache"
@@ -226,6 +249,7 @@ def check(config: Config) -> None:
             raise _wrong(key, value, f"one of {', '.join(choices)}")
     config.loss.check_trainable()
     _check_sources(config)
+    check_task(config.task)
     t = config.trainer
     for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
         if getattr(t, key) < 1:
@@ -263,6 +287,23 @@ def _check_sources(config: Config) -> None:
     if config.model.kind == "hub" and not config.model.name:
         raise _wrong("model.name", "nothing", "a hub id or a local folder")
     check_data(config.data)
+
+
+def check_task(t: TaskConfig) -> None:
+    """The sizes of the embedded case can work."""
+    for name in ("sft_steps", "sft_batch_size", "layers", "heads", "n_questions"):
+        if getattr(t, name) < 1:
+            raise _wrong(f"task.{name}", getattr(t, name), "at least 1")
+    if t.sft_learning_rate <= 0:
+        raise _wrong("task.sft_learning_rate", t.sft_learning_rate, "more than 0")
+    if not 0 <= t.planted_error <= 1:
+        raise _wrong("task.planted_error", t.planted_error, "a share from 0 to 1")
+    if t.vocab_size < 258:
+        raise _wrong("task.vocab_size", t.vocab_size, "at least 258: the bytes and two special tokens")
+    if t.hidden_size % (2 * t.heads):
+        raise _wrong("task.hidden_size", t.hidden_size, f"a multiple of {2 * t.heads}, twice the heads")
+    if not 0 < t.n_train_pairs < t.n_pairs:
+        raise _wrong("task.n_train_pairs", t.n_train_pairs, f"1 to {t.n_pairs - 1}: some pairs are held out")
 
 
 def check_data(d: DataConfig) -> None:

@@ -22,7 +22,7 @@ from dpo_diag.records import load_run
 from dpo_diag.records.writer import write_json
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
-from dpo_diag.training.materials import Material, assemble, write_data_report
+from dpo_diag.training.inputs import Inputs, load_inputs
 from dpo_diag.training.progress import shorten_progress
 from dpo_diag.training.tracker_callback import TrackerCallback
 
@@ -48,25 +48,25 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
     folder = Path(broadcast_object_list([str(folder)])[0])
     arguments.output_dir = str(folder / "checkpoints")
     main = arguments.process_index == 0
-    material = assemble(config, say, folder if main else None)
-    if not material.evals:
+    inputs = load_inputs(config, say, folder if main else None)
+    if not inputs.evals:
         arguments.eval_strategy = "no"
-    for note in material.notes:
+    for note in inputs.notes:
         say(f"note: {note}")
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        write_data_report(material, folder, config.data.max_truncated_share)
-    trainer = _trainer(config, folder, material, arguments)
+        inputs.write_data_report(folder, config.data.max_truncated_share)
+    trainer = _trainer(config, folder, inputs, arguments)
     shorten_progress(trainer)
-    trainer.add_callback(FactsCallback(trainer, _facts(config, material)))
-    if material.prompts:
-        trainer.add_callback(_prompt_callback(config, material))
+    trainer.add_callback(FactsCallback(trainer, _facts(config, inputs)))
+    if inputs.prompts:
+        trainer.add_callback(_prompt_callback(config, inputs))
     tracker = None
     if config.tracking.kind != "none" and main:
         tracker = TrackerCallback(config, folder, trainer)
         trainer.add_callback(tracker)
     resume = _checkpoint(folder) if config.resume else None
-    say(f"{config.trainer.method.upper()} on {len(material.train)} examples, run folder {folder}")
+    say(f"{config.trainer.method.upper()} on {len(inputs.train)} examples, run folder {folder}")
     status = "failed"
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -75,7 +75,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         if tracker is not None:
             tracker.close(status)
     if main:
-        write_vocabulary(folder, material.policy.tokenizer)
+        write_vocabulary(folder, inputs.policy.tokenizer)
     return folder
 
 
@@ -87,10 +87,10 @@ def write_vocabulary(folder: Path, tokenizer: Any) -> None:
         write_json(folder / "vocab.json", {str(i): tokenizer.decode([i]) for i in ids})
 
 
-def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -> Any:
+def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Any:
     from datasets import Dataset
 
-    policy = material.policy
+    policy = inputs.policy
     common: dict[str, Any] = {
         "model": policy.model,
         "args": arguments,
@@ -100,10 +100,10 @@ def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -
         "stop_on": config.guards.stop,
     }
     if config.trainer.method == "dpo":
-        evals = {name: to_dataset(rows) for name, rows in material.evals.items()}
+        evals = {name: to_dataset(rows) for name, rows in inputs.evals.items()}
         return DiagDPOTrainer(
             ref_model=policy.reference,
-            train_dataset=to_dataset(material.train),
+            train_dataset=to_dataset(inputs.train),
             eval_dataset=_one_or_many(evals),
             record_tokens=config.probes.record_tokens,
             extra_metrics=config.probes.extra,
@@ -111,8 +111,8 @@ def _trainer(config: Config, folder: Path, material: Material, arguments: Any) -
         )
     from dpo_diag.training import DiagSFTTrainer
 
-    evals = {name: Dataset.from_list(rows) for name, rows in material.evals.items()}
-    return DiagSFTTrainer(train_dataset=Dataset.from_list(material.train), eval_dataset=_one_or_many(evals), **common)
+    evals = {name: Dataset.from_list(rows) for name, rows in inputs.evals.items()}
+    return DiagSFTTrainer(train_dataset=Dataset.from_list(inputs.train), eval_dataset=_one_or_many(evals), **common)
 
 
 def _one_or_many(evals: Mapping[str, Any]) -> Any:
@@ -124,11 +124,11 @@ def _one_or_many(evals: Mapping[str, Any]) -> Any:
     return {name or "held_out": dataset for name, dataset in evals.items()}
 
 
-def _prompt_callback(config: Config, material: Material) -> FixedPromptCallback:
+def _prompt_callback(config: Config, inputs: Inputs) -> FixedPromptCallback:
     p = config.prompts
     return FixedPromptCallback(
         partial(_answer, decoding=decoding_from(p), batch_size=p.batch_size),
-        material.prompts,
+        inputs.prompts,
         also_at=EARLY_STEPS if p.early else (),
         with_reference=p.reference and config.trainer.method == "dpo",
         score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
@@ -182,17 +182,17 @@ class FactsCallback(TrainerCallback):
             writer.update(**merged)
 
 
-def _facts(config: Config, material: Material) -> dict[str, Any]:
+def _facts(config: Config, inputs: Inputs) -> dict[str, Any]:
     """What the trainer cannot know itself, for run.json."""
     return {
-        **material.policy.meta,
+        **inputs.policy.meta,
         "name": config.name,
         "seed": config.seed,
-        "data": material.data,
-        "notes": material.notes,
+        "data": inputs.data,
+        "notes": inputs.notes,
         "git_commit": git_commit(),
-        "prompts": {"kind": config.prompts.kind, "path": config.prompts.path, "n": len(material.prompts)},
-        "decoding": decoding_from(config.prompts).to_dict() if material.prompts else {},
+        "prompts": {"kind": config.prompts.kind, "path": config.prompts.path, "n": len(inputs.prompts)},
+        "decoding": decoding_from(config.prompts).to_dict() if inputs.prompts else {},
         "task": config.task.kind,
     }
 

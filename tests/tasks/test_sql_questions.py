@@ -14,7 +14,6 @@ from dpo_diag.errors import DiagError
 from dpo_diag.tasks.sql.execute import is_correct, run_query
 from dpo_diag.tasks.sql.queries import INTENTS
 from dpo_diag.tasks.sql.questions import SETS, clause_tags, generate_questions, pool_of
-from dpo_diag.tasks.sql.templates import PARAPHRASED, TRAINING, WEIGHTS
 
 DIGESTS = {
     "sft": "868d7882383ce75c",
@@ -86,8 +85,8 @@ def test_unique_sets_repeat_nothing(drawn):
 
 
 def test_paraphrases_have_templates_of_their_own(drawn):
-    for intent in TRAINING:
-        assert not set(TRAINING[intent]) & set(PARAPHRASED[intent])
+    for intent in INTENTS.values():
+        assert not set(intent.training) & set(intent.paraphrased)
     assert all("/p" in q.template for q in drawn["paraphrased"])
     assert not any("/p" in q.template for name in ("sft", "pairs", "held_out") for q in drawn[name])
 
@@ -99,15 +98,14 @@ def test_every_template_names_the_same_slots_as_its_intent():
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name}
         return fields - {"t", "s", "p", "ap"}
 
-    assert set(TRAINING) == set(PARAPHRASED) == set(WEIGHTS) == set(INTENTS)
-    for intent, templates in TRAINING.items():
-        assert len({frozenset(slots(t)) for t in templates + PARAPHRASED[intent]}) == 1, intent
+    for name, intent in INTENTS.items():
+        assert len({frozenset(slots(t)) for t in intent.training + intent.paraphrased}) == 1, name
 
 
 @pytest.mark.parametrize("set_name", ["pairs", "held_out", "paraphrased"])
 def test_every_intent_database_and_clause_occurs(drawn, set_name):
     questions = drawn[set_name]
-    assert {q.intent for q in questions} == set(TRAINING)
+    assert {q.intent for q in questions} == set(INTENTS)
     assert len({q.db for q in questions}) == 6
     tags = Counter(tag for q in questions for tag in q.tags)
     wanted = ["select", "where", "and", "or", "group_by", "having", "order_by", "limit", "join", "distinct"]
@@ -117,9 +115,9 @@ def test_every_intent_database_and_clause_occurs(drawn, set_name):
 
 def test_training_shares_follow_the_weights(drawn):
     """Among 7040 draws the rejection by pool leaves each intent's share within two points of its weight."""
-    counts, total = Counter(q.intent for q in drawn["sft"]), sum(WEIGHTS.values())
-    for intent, weight in WEIGHTS.items():
-        assert abs(counts[intent] / 7040 - weight / total) < 0.02, intent
+    counts, total = Counter(q.intent for q in drawn["sft"]), sum(i.weight for i in INTENTS.values())
+    for name, intent in INTENTS.items():
+        assert abs(counts[name] / 7040 - intent.weight / total) < 0.02, name
 
 
 def test_gold_runs_returns_something_and_equals_itself(drawn):
@@ -147,7 +145,7 @@ def test_clause_tags_by_hand():
     assert clause_tags("SELECT order_no FROM orders") == ("select",)
 
 
-def test_bad_requests_are_told_in_one_line():
+def test_bad_requests_are_one_line():
     with pytest.raises(DiagError, match="unknown question set; got test; expected sft"):
         generate_questions("test", 1)
     with pytest.raises(DiagError, match="must not be negative"):

@@ -63,7 +63,7 @@ def test_stream_weights_zero_never_and_share():
 
 def test_generator_and_sandbox_import_without_torch():
     code = (
-        "import sys, dpo_diag.tasks.sql.questions, dpo_diag.tasks.sql.execute, dpo_diag.tasks.sql.pipeline\n"
+        "import sys, dpo_diag.tasks.sql.case, dpo_diag.tasks.sql.sft\n"
         "print([m for m in ('torch', 'transformers', 'trl', 'datasets', 'tokenizers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

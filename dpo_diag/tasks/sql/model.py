@@ -1,27 +1,17 @@
-"""The task's model: a Llama of half a million parameters, from a config and a seed."""
+"""The task's model: a Llama of half a million parameters, from a configuration and a seed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dpo_diag.config import TaskConfig
+
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
-def build_model(
-    *,
-    vocab_size: int,
-    pad_token_id: int,
-    eos_token_id: int,
-    hidden_size: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    intermediate_size: int = 320,
-    max_positions: int = 512,
-    initializer_range: float = 0.06,
-    seed: int = 0,
-) -> LlamaForCausalLM:
-    """A freshly initialised float32 Llama with tied embeddings; the defaults with 768 tokens have 0.48M parameters.
+def build_model(task: TaskConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A freshly initialised float32 Llama with tied embeddings; 0.48M parameters by default.
 
     `initializer_range` is three times the usual 0.02, which suits wider models: here 200 SFT steps then reach an
     execution accuracy of about .64 instead of .23 (measured with the task's recipe).
@@ -31,23 +21,23 @@ def build_model(
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=max_positions,
+        vocab_size=len(tokenizer),
+        hidden_size=task.hidden_size,
+        intermediate_size=task.intermediate_size,
+        num_hidden_layers=task.layers,
+        num_attention_heads=task.heads,
+        num_key_value_heads=task.heads,
+        max_position_embeddings=512,
         tie_word_embeddings=True,
-        pad_token_id=pad_token_id,
         bos_token_id=None,
-        eos_token_id=eos_token_id,
         attention_dropout=0.0,
-        initializer_range=initializer_range,
+        initializer_range=task.initializer_range,
+        **ends,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(task.sft_seed)
         model = LlamaForCausalLM(config).to(torch.float32)
-    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=pad_token_id, eos_token_id=eos_token_id)
+    model.generation_config = GenerationConfig(do_sample=False, **ends)
     return model

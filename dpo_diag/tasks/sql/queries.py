@@ -1,263 +1,205 @@
-"""What is asked: one gold query and the words that fill a template's slots, for each intent."""
+"""What is asked: intents.yaml read, and one gold query drawn with the words that fill a question's slots."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dpo_diag.tasks.sql import schemas
 from dpo_diag.tasks.sql.schemas import Column, Database, Table
 from dpo_diag.tasks.sql.stream import Stream
-from dpo_diag.tasks.sql.templates import COMPARISONS, FUNCTIONS, HAVING, ORDERS, SUPERLATIVES
 
 
 @dataclass(frozen=True)
-class Condition:
-    """`sql` for a WHERE clause (column qualified when asked), `words` for the question."""
+class Intent:
+    """One entry of intents.yaml; `draw` names methods of `Draw`, in the order in which they use the stream."""
 
+    weight: int
+    table: str
+    draw: tuple[str, ...]
     sql: str
-    words: str
+    training: tuple[str, ...]
+    paraphrased: tuple[str, ...]
 
 
-Query = tuple[str, dict[str, str]]
+_DOCUMENT: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("intents.yaml").read_text(encoding="utf-8"))
+WORDS: dict[str, dict[str, list[str]]] = _DOCUMENT["words"]
+INTENTS: dict[str, Intent] = {
+    name: Intent(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+    for name, entry in _DOCUMENT["intents"].items()
+}
 
 
-def _values(db: Database, table: Table, column: Column) -> list[str | int]:
-    at = 1 + table.columns.index(column)
-    return [row[at] for row in schemas.rows(db.name, table.name)]
+class Draw:
+    """Fills the slots of one query and of its question; each method draws one slot, or two.
 
-
-def _condition(
-    stream: Stream, db: Database, table: Table, column: Column, *, row: int | None = None, qualified: bool = False
-) -> Condition:
-    """A condition on one column that some row meets: row number `row` when given, else any.
-
-    A number is compared with a value that occurs, so that `>` and `>=` never mean the same.
+    Attributes:
+        sql, words: slot -> its text in the query and in the question.
     """
-    values = _values(db, table, column)
-    left = f"{table.name}.{column.name}" if qualified else column.name
-    if column.kind != "number":
-        value = values[stream.below(len(values)) if row is None else row]
-        return Condition(f"{left} = '{value}'", f"{column.phrase} {value}")
-    op = stream.weighted(list(COMPARISONS), (3, 3, 3, 3))
-    ordered = sorted(int(v) for v in values)
-    if row is None:
-        candidates = ordered[1:-1]
-    else:
-        own = int(values[row])
-        met = {">": lambda v: own > v, ">=": lambda v: own >= v, "<": lambda v: own < v, "<=": lambda v: own <= v}[op]
-        # When no other value qualifies, the row's own does for >= and <=; for > and < the condition turns.
-        candidates = [v for v in ordered if met(v)]
-        if not candidates:
-            op, candidates = {">": ">=", "<": "<="}[op], [own]
-    value = stream.pick(candidates)
-    return Condition(f"{left} {op} {value}", f"{column.phrase} {stream.pick(COMPARISONS[op])} {value}")
 
-
-def _filters(table: Table) -> tuple[Column, ...]:
-    return table.of_kind("number") + table.of_kind("category")
-
-
-def _words(table: Table) -> dict[str, str]:
-    return {"t": table.plural, "s": table.singular}
-
-
-def _two(stream: Stream, columns: tuple[Column, ...]) -> tuple[Column, Column]:
-    first, second = stream.shuffled(columns)[:2]
-    return first, second
-
-
-def _shown(stream: Stream, table: Table) -> Column:
-    """The column a question asks for: mostly the name."""
-    return table.of_kind("name")[0] if stream.chance(60) else stream.pick(table.columns)
-
-
-def _list(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    c = stream.pick(table.columns)
-    return f"SELECT {c.name} FROM {table.name}", {**_words(table), "c": c.phrase}
-
-
-def _list_two(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    c, d = _two(stream, table.columns)
-    return f"SELECT {c.name}, {d.name} FROM {table.name}", {**_words(table), "c": c.phrase, "d": d.phrase}
-
-
-def _distinct(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    k = stream.pick(table.of_kind("category"))
-    return f"SELECT DISTINCT {k.name} FROM {table.name}", {**_words(table), "k": k.phrase}
-
-
-def _where(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    c = _shown(stream, table)
-    w = _condition(stream, db, table, stream.pick([f for f in _filters(table) if f is not c]))
-    return f"SELECT {c.name} FROM {table.name} WHERE {w.sql}", {**_words(table), "c": c.phrase, "w": w.words}
-
-
-def _two_conditions(stream: Stream, db: Database, word: str) -> Query:
-    table = db.child
-    c = _shown(stream, table)
-    first, second = _two(stream, _filters(table))
-    row = stream.below(schemas.CHILD_ROWS)  # one row meets both, so that AND is never empty
-    a, b = (_condition(stream, db, table, column, row=row) for column in (first, second))
-    sql = f"SELECT {c.name} FROM {table.name} WHERE {a.sql} {word} {b.sql}"
-    return sql, {**_words(table), "c": c.phrase, "w": a.words, "w2": b.words}
-
-
-def _where_and(stream: Stream, db: Database) -> Query:
-    return _two_conditions(stream, db, "AND")
-
-
-def _where_or(stream: Stream, db: Database) -> Query:
-    return _two_conditions(stream, db, "OR")
-
-
-def _lookup(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    name = table.of_kind("name")[0]
-    d, w = stream.pick(_filters(table)), _condition(stream, db, table, name)
-    return f"SELECT {d.name} FROM {table.name} WHERE {w.sql}", {**_words(table), "d": d.phrase, "w": w.words}
-
-
-def _count(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    return f"SELECT COUNT(*) FROM {table.name}", _words(table)
-
-
-def _count_where(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    w = _condition(stream, db, table, stream.pick(_filters(table)))
-    return f"SELECT COUNT(*) FROM {table.name} WHERE {w.sql}", {**_words(table), "w": w.words}
-
-
-def _count_distinct(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    k = stream.pick(table.of_kind("category"))
-    return f"SELECT COUNT(DISTINCT {k.name}) FROM {table.name}", {**_words(table), "k": k.phrase}
-
-
-def _aggregate(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    n, f = stream.pick(table.of_kind("number")), stream.pick(list(FUNCTIONS))
-    words = {**_words(table), "n": n.phrase, "f": stream.pick(FUNCTIONS[f])}
-    return f"SELECT {f}({n.name}) FROM {table.name}", words
-
-
-def _aggregate_where(stream: Stream, db: Database) -> Query:
-    table = db.child
-    n, f = stream.pick(table.of_kind("number")), stream.pick(list(FUNCTIONS))
-    w = _condition(stream, db, table, stream.pick([c for c in _filters(table) if c is not n]))
-    words = {**_words(table), "n": n.phrase, "f": stream.pick(FUNCTIONS[f]), "w": w.words}
-    return f"SELECT {f}({n.name}) FROM {table.name} WHERE {w.sql}", words
-
-
-def _group_count(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    k = stream.pick(table.of_kind("category"))
-    return f"SELECT {k.name}, COUNT(*) FROM {table.name} GROUP BY {k.name}", {**_words(table), "k": k.phrase}
-
-
-def _group_aggregate(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    k, n = stream.pick(table.of_kind("category")), stream.pick(table.of_kind("number"))
-    f = stream.pick(list(FUNCTIONS))
-    words = {**_words(table), "k": k.phrase, "n": n.phrase, "f": stream.pick(FUNCTIONS[f])}
-    return f"SELECT {k.name}, {f}({n.name}) FROM {table.name} GROUP BY {k.name}", words
-
-
-def _having(stream: Stream, db: Database) -> Query:
-    table = db.child
-    k = stream.pick(table.of_kind("category"))
-    counts = sorted(Counter(_values(db, table, k)).values())
-    op = stream.pick(list(HAVING))
-    low = {">": 1, ">=": 2, "<": counts[0] + 1}[op]
-    high = {">": counts[-1] - 1, ">=": counts[-1], "<": counts[-1] + 3}[op]
-    n = low + stream.below(max(1, high - low + 1))
-    sql = f"SELECT {k.name} FROM {table.name} GROUP BY {k.name} HAVING COUNT(*) {op} {n}"
-    return sql, {**_words(table), "k": k.phrase, "hv": stream.pick(HAVING[op]).format(n=n)}
-
-
-def _ordered(stream: Stream, table: Table) -> tuple[Column, Column, str]:
-    n = stream.pick(table.of_kind("number"))
-    return _shown(stream, table), n, stream.pick(list(ORDERS))
-
-
-def _order(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    c, n, o = _ordered(stream, table)
-    words = {**_words(table), "c": c.phrase, "n": n.phrase, "o": stream.pick(ORDERS[o])}
-    return f"SELECT {c.name} FROM {table.name} ORDER BY {n.name} {o}", words
-
-
-def _order_where(stream: Stream, db: Database) -> Query:
-    table = db.child
-    c, n, o = _ordered(stream, table)
-    w = _condition(stream, db, table, stream.pick([f for f in _filters(table) if f is not n]))
-    words = {**_words(table), "c": c.phrase, "n": n.phrase, "o": stream.pick(ORDERS[o]), "w": w.words}
-    return f"SELECT {c.name} FROM {table.name} WHERE {w.sql} ORDER BY {n.name} {o}", words
-
-
-def _top(stream: Stream, db: Database) -> Query:
-    table = stream.pick(db.tables)
-    c, n, o = _ordered(stream, table)
-    lim = 2 + stream.below(6)
-    words = {**_words(table), "c": c.phrase, "n": n.phrase, "x": stream.pick(SUPERLATIVES[o]), "lim": str(lim)}
-    return f"SELECT {c.name} FROM {table.name} ORDER BY {n.name} {o} LIMIT {lim}", words
-
-
-def _top_where(stream: Stream, db: Database) -> Query:
-    table = db.child
-    c, n, o = _ordered(stream, table)
-    w = _condition(stream, db, table, stream.pick([f for f in _filters(table) if f is not n]))
-    lim = 2 + stream.below(6)
-    words = {**_words(table), "c": c.phrase, "n": n.phrase, "x": stream.pick(SUPERLATIVES[o]), "lim": str(lim)}
-    sql = f"SELECT {c.name} FROM {table.name} WHERE {w.sql} ORDER BY {n.name} {o} LIMIT {lim}"
-    return sql, {**words, "w": w.words}
-
-
-def _join(db: Database) -> str:
-    child, parent = db.child.name, db.parent.name
-    return f"FROM {child} JOIN {parent} ON {child}.{db.foreign_key} = {parent}.id"
-
-
-def _join_words(db: Database) -> dict[str, str]:
-    parent = db.parent.singular
-    return {**_words(db.child), "p": parent, "ap": f"{'an' if parent[0] in 'aeiou' else 'a'} {parent}"}
-
-
-def _join_list(stream: Stream, db: Database) -> Query:
-    c, d = stream.pick(db.child.columns), stream.pick(db.parent.columns)
-    sql = f"SELECT {db.child.name}.{c.name}, {db.parent.name}.{d.name} {_join(db)}"
-    return sql, {**_join_words(db), "c": c.phrase, "d": d.phrase}
-
-
-def _join_where(stream: Stream, db: Database) -> Query:
-    c = _shown(stream, db.child)
-    w = _condition(stream, db, db.parent, stream.pick(db.parent.columns), qualified=True)
-    sql = f"SELECT {db.child.name}.{c.name} {_join(db)} WHERE {w.sql}"
-    return sql, {**_join_words(db), "c": c.phrase, "w": w.words}
-
-
-def _join_count(stream: Stream, db: Database) -> Query:
-    w = _condition(stream, db, db.parent, stream.pick(db.parent.columns), qualified=True)
-    return f"SELECT COUNT(*) {_join(db)} WHERE {w.sql}", {**_join_words(db), "w": w.words}
-
-
-def _join_group(stream: Stream, db: Database) -> Query:
-    d = stream.pick(db.parent.of_kind("name") + db.parent.of_kind("category"))
-    left = f"{db.parent.name}.{d.name}"
-    return f"SELECT {left}, COUNT(*) {_join(db)} GROUP BY {left}", {**_join_words(db), "d": d.phrase}
-
-
-INTENTS: dict[str, Callable[[Stream, Database], Query]] = {
-    "list": _list, "list_two": _list_two, "distinct": _distinct, "where": _where, "where_and": _where_and,
-    "where_or": _where_or, "lookup": _lookup, "count": _count, "count_where": _count_where,
-    "count_distinct": _count_distinct, "aggregate": _aggregate, "aggregate_where": _aggregate_where,
-    "group_count": _group_count, "group_aggregate": _group_aggregate, "having": _having, "order": _order,
-    "order_where": _order_where, "top": _top, "top_where": _top_where, "join_list": _join_list,
-    "join_where": _join_where, "join_count": _join_count, "join_group": _join_group,
-}  # fmt: skip
+    def __init__(self, stream: Stream, db: Database, table: Table) -> None:
+        self.stream, self.db, self.table = stream, db, table
+        parent, child = db.parent.name, db.child.name
+        join = f"FROM {child} JOIN {parent} ON {child}.{db.foreign_key} = {parent}.id"
+        article = "an" if parent[0] in "aeiou" else "a"
+        self.sql = {"t": table.name, "p": parent, "join": join}
+        self.words = {"t": table.plural, "s": table.name, "p": parent, "ap": f"{article} {parent}"}
+        self._subject: Column | None = None
+        self._wording: Callable[[], None] | None = None
+
+    def finish(self) -> None:
+        """The word for the keyword that was drawn comes last."""
+        if self._wording is not None:
+            self._wording()
+
+    # ---- columns ----
+
+    def _column(self, slot: str, column: Column) -> None:
+        self.sql[slot], self.words[slot] = column.name, column.phrase
+        if slot == "n" or self._subject is None:
+            # What the question is about gets no condition: the answer would stand in the question.
+            self._subject = column
+
+    def c(self) -> None:
+        """Any column."""
+        self._column("c", self.stream.pick(self.table.columns))
+
+    def shown(self) -> None:
+        """The column a question asks for: mostly the name."""
+        name = self.table.of_kind("name")[0]
+        self._column("c", name if self.stream.chance(60) else self.stream.pick(self.table.columns))
+
+    def c_and_d(self) -> None:
+        """Two columns."""
+        for slot, column in zip("cd", self._two(self.table.columns), strict=True):
+            self._column(slot, column)
+
+    def asked(self) -> None:
+        """The column that is looked up for one name."""
+        self._column("d", self.stream.pick(self._filters()))
+
+    def k(self) -> None:
+        """A category."""
+        self._column("k", self.stream.pick(self.table.of_kind("category")))
+
+    def n(self) -> None:
+        """A number."""
+        self._column("n", self.stream.pick(self.table.of_kind("number")))
+
+    def parent_d(self) -> None:
+        """Any column of the parent."""
+        self._column("d", self.stream.pick(self.db.parent.columns))
+
+    def parent_k(self) -> None:
+        """A column of the parent that tells groups apart."""
+        self._column("d", self.stream.pick(self.db.parent.of_kind("name") + self.db.parent.of_kind("category")))
+
+    def _filters(self) -> tuple[Column, ...]:
+        return self.table.of_kind("number") + self.table.of_kind("category")
+
+    def _two(self, columns: Sequence[Column]) -> tuple[Column, Column]:
+        first, second = self.stream.shuffled(columns)[:2]
+        return first, second
+
+    # ---- keywords and numbers ----
+
+    def _keyword(self, slot: str, kind: str) -> None:
+        keyword = self.stream.pick(list(WORDS[kind]))
+        self.sql[slot] = keyword
+        self._wording = lambda: self.words.update({slot: self.stream.pick(WORDS[kind][keyword])})
+
+    def f(self) -> None:
+        """An aggregate function."""
+        self._keyword("f", "functions")
+
+    def o(self) -> None:
+        """An order."""
+        self._keyword("o", "orders")
+
+    def x(self) -> None:
+        """An order, said as a superlative."""
+        self._keyword("x", "superlatives")
+
+    def lim(self) -> None:
+        """2 to 7 rows."""
+        self.sql["lim"] = self.words["lim"] = str(2 + self.stream.below(6))
+
+    def hv(self) -> None:
+        """A bound on a group's size that some group meets and, where possible, not all."""
+        assert self._subject is not None
+        counts = sorted(Counter(self._values(self.table, self._subject)).values())
+        op = self.stream.pick(list(WORDS["having"]))
+        low = {">": 1, ">=": 2, "<": counts[0] + 1}[op]
+        high = {">": counts[-1] - 1, ">=": counts[-1], "<": counts[-1] + 3}[op]
+        n = low + self.stream.below(max(1, high - low + 1))
+        self.sql["hv"], self.words["hv"] = f"{op} {n}", self.stream.pick(WORDS["having"][op]).format(n=n)
+
+    # ---- conditions ----
+
+    def w(self) -> None:
+        """A condition that some row meets."""
+        columns = [c for c in self._filters() if c is not self._subject]
+        self._condition("w", self.table, self.stream.pick(columns))
+
+    def w_name(self) -> None:
+        """One row, by its name."""
+        self._condition("w", self.table, self.table.of_kind("name")[0])
+
+    def w_and_w2(self) -> None:
+        """Two conditions; one row meets both, so that AND is never empty."""
+        columns = self._two(self._filters())
+        row = self.stream.below(schemas.CHILD_ROWS)
+        for slot, column in zip(("w", "w2"), columns, strict=True):
+            self._condition(slot, self.table, column, row=row)
+
+    def parent_w(self) -> None:
+        """A condition on the parent."""
+        column = self.stream.pick(self.db.parent.columns)
+        self._condition("w", self.db.parent, column, left=f"{self.db.parent.name}.{column.name}")
+
+    def _values(self, table: Table, column: Column) -> list[str | int]:
+        at = 1 + table.columns.index(column)
+        return [row[at] for row in schemas.rows(self.db.name, table.name)]
+
+    def _condition(
+        self, slot: str, table: Table, column: Column, *, row: int | None = None, left: str | None = None
+    ) -> None:
+        """A condition on one column that some row meets: row number `row` when given, else any.
+
+        A number is compared with a value that occurs, so that `>` and `>=` never mean the same.
+        """
+        stream, values, left = self.stream, self._values(table, column), left or column.name
+        if column.kind != "number":
+            value = values[stream.below(len(values)) if row is None else row]
+            self.sql[slot], self.words[slot] = f"{left} = '{value}'", f"{column.phrase} {value}"
+            return
+        op = stream.weighted(list(WORDS["comparisons"]), (3, 3, 3, 3))
+        ordered = sorted(int(v) for v in values)
+        if row is None:
+            candidates = ordered[1:-1]
+        else:
+            own = int(values[row])
+            met = {">": own.__gt__, ">=": own.__ge__, "<": own.__lt__, "<=": own.__le__}[op]
+            # When no other value qualifies, the row's own does for >= and <=; for > and < the condition turns.
+            candidates = [v for v in ordered if met(v)]
+            if not candidates:
+                op, candidates = {">": ">=", "<": "<="}[op], [own]
+        number = stream.pick(candidates)
+        words = stream.pick(WORDS["comparisons"][op])
+        self.sql[slot], self.words[slot] = f"{left} {op} {number}", f"{column.phrase} {words} {number}"
+
+
+def draw_query(stream: Stream, intent: Intent) -> tuple[Database, str, dict[str, str]]:
+    """A database, a gold query on it, and the words for the slots of the intent's wordings."""
+    db = stream.pick(schemas.DATABASES)
+    table = stream.pick(db.tables) if intent.table == "any" else db.child
+    draw = Draw(stream, db, table)
+    for step in intent.draw:
+        getattr(draw, step)()
+    draw.finish()
+    return db, intent.sql.format(**draw.sql), draw.words

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.tasks.sql import schemas
 from dpo_diag.tasks.sql.execute import run_query
-from dpo_diag.tasks.sql.queries import INTENTS
+from dpo_diag.tasks.sql.queries import INTENTS, draw_query
 from dpo_diag.tasks.sql.stream import Stream
-from dpo_diag.tasks.sql.templates import PARAPHRASED, TRAINING, WEIGHTS
 
 # Share of the hash space, in thousandths, that each set owns. The paraphrased set has its own templates instead.
 POOLS: dict[str, range] = {"sft": range(640), "pairs": range(640, 850), "held_out": range(850, 1000)}
@@ -75,14 +73,15 @@ def pool_of(prompt: str) -> str:
     return next(name for name, share in POOLS.items() if bucket in share)
 
 
-def _draw(stream: Stream, templates: dict[str, tuple[str, ...]], paraphrased: bool) -> tuple[str, str, str, str]:
-    intent = stream.weighted(list(WEIGHTS), list(WEIGHTS.values()))
-    db = stream.pick(schemas.DATABASES)
-    sql, words = INTENTS[intent](stream, db)
-    number = stream.below(len(templates[intent]))
-    question = templates[intent][number].format(**words)
+def _draw(stream: Stream, paraphrased: bool) -> tuple[str, str, str, str]:
+    name = stream.weighted(list(INTENTS), [intent.weight for intent in INTENTS.values()])
+    intent = INTENTS[name]
+    db, sql, words = draw_query(stream, intent)
+    wordings = intent.paraphrased if paraphrased else intent.training
+    number = stream.below(len(wordings))
+    question = wordings[number].format(**words)
     question = question[0].upper() + question[1:]
-    return db.name, prompt_text(db.name, question), sql, f"{intent}/{'p' if paraphrased else ''}{number}"
+    return db.name, prompt_text(db.name, question), sql, f"{name}/{'p' if paraphrased else ''}{number}"
 
 
 def generate_questions(set_name: str, n: int, *, seed: int = 0, unique: bool = True) -> list[Question]:
@@ -95,7 +94,7 @@ def generate_questions(set_name: str, n: int, *, seed: int = 0, unique: bool = T
         n: how many; 0 gives [].
         seed: another seed draws other questions, from the same set.
         unique: no question twice. SFT may repeat the few questions of simple intents, so that their share stays
-            what `templates.WEIGHTS` says.
+            what the intents' weights say.
 
     Raises:
         DiagError: unknown set, negative n, or more unique questions than the set has.
@@ -105,7 +104,6 @@ def generate_questions(set_name: str, n: int, *, seed: int = 0, unique: bool = T
     if n < 0:
         raise DiagError("the number of questions must not be negative", where=set_name, got=n)
     paraphrased = set_name == "paraphrased"
-    templates = PARAPHRASED if paraphrased else TRAINING
     stream = Stream("questions", set_name, seed)
     out: list[Question] = []
     seen: set[str] = set()
@@ -119,7 +117,7 @@ def generate_questions(set_name: str, n: int, *, seed: int = 0, unique: bool = T
                 got=f"{len(out)} of {n}",
                 hint="ask for fewer questions",
             )
-        db, prompt, sql, template = _draw(stream, templates, paraphrased)
+        db, prompt, sql, template = _draw(stream, paraphrased)
         if (unique and prompt in seen) or (not paraphrased and pool_of(prompt) != set_name):
             continue
         result = run_query(db, sql)
@@ -131,3 +129,18 @@ def generate_questions(set_name: str, n: int, *, seed: int = 0, unique: bool = T
         digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
         out.append(Question(f"{set_name}-{digest}", db, prompt, sql, template, (set_name, *clause_tags(sql))))
     return out
+
+
+def prompt_rows(n_held_out: int = 300, n_paraphrased: int = 300, *, seed: int = 0) -> list[dict[str, Any]]:
+    """The fixed prompts: fresh questions of two sets, neither in SFT nor in the pairs.
+
+    Returns:
+        n_held_out rows in the wording of training and n_paraphrased in unseen wording, each {"id", "prompt",
+        "reference" (gold SQL), "db", "checker": "sql", "template", "tags" (the set's name first, then clauses)}.
+    """
+    return [
+        {"id": q.id, "prompt": q.prompt, "reference": q.gold, "db": q.db, "checker": "sql", "template": q.template,
+         "tags": list(q.tags)}
+        for name, n in (("held_out", n_held_out), ("paraphrased", n_paraphrased))
+        for q in generate_questions(name, n, seed=seed)
+    ]  # fmt: skip

@@ -5,26 +5,15 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dpo_diag.tasks.sql.stream import Stream
 
 PARENT_ROWS = 9
 CHILD_ROWS = 36
-
-
-def _text(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
-
-
-_PEOPLE = _text(
-    "Amara Boris Carmen Dmitri Elena Farid Greta Hiro Ines Jonas Kira Leon Mina Nadia Omar Petra Quinn Rosa Sven Tara "
-    "Uma Viktor Wanda Xenia Yusuf Zora Abel Bianca Cyril Dalia Emil Flora Gustav Hana Igor Jade Karim Lydia"
-)
-_THINGS = _text(
-    "Amber Beacon Canyon Dune Ember Falcon Glacier Harbor Island Juniper Kestrel Lantern Meadow Nectar Orchid Pebble "
-    "Quartz Raven Saddle Tundra Umbra Valley Willow Yonder Zephyr Anchor Bramble Copper Drift Echo Fable Grove Hollow "
-    "Ivory Jasper Kite Linden Mirror"
-)
 
 
 @dataclass(frozen=True)
@@ -47,10 +36,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `name` in SQL, `plural` and `singular` in a question; an integer primary key `id` comes first."""
+    """A table: `name` in SQL and, for one row, in a question; an integer primary key `id` comes first."""
 
     name: str
-    singular: str
     plural: str
     columns: tuple[Column, ...]
 
@@ -76,153 +64,27 @@ class Database:
         return f"{self.parent.name}_id"
 
 
-DATABASES: tuple[Database, ...] = (
-    Database(
-        "library",
-        Table(
-            "author",
-            "author",
-            "authors",
-            (
-                Column("name", "name", "name", _PEOPLE),
-                Column("country", "country", "category", _text("Peru Kenya Norway Japan")),
-                Column("born", "birth year", "number", (1900, 1990, 1)),
-            ),
-        ),
-        Table(
-            "book",
-            "book",
-            "books",
-            (
-                Column("title", "title", "name", _THINGS),
-                Column("genre", "genre", "category", _text("Crime Poetry Travel Drama Satire")),
-                Column("pages", "page count", "number", (90, 890, 10)),
-                Column("year", "release year", "number", (1950, 2020, 1)),
-            ),
-        ),
-    ),
-    Database(
-        "clinic",
-        Table(
-            "doctor",
-            "doctor",
-            "doctors",
-            (
-                Column("name", "name", "name", _PEOPLE),
-                Column("field", "field", "category", _text("Heart Skin Bone Eye")),
-                Column("age", "age", "number", (30, 68, 1)),
-            ),
-        ),
-        Table(
-            "visit",
-            "visit",
-            "visits",
-            (
-                Column("patient", "patient", "name", _PEOPLE),
-                Column("reason", "reason", "category", _text("Checkup Fever Injury Vaccine Cough")),
-                Column("cost", "cost", "number", (20, 420, 5)),
-                Column("minutes", "duration", "number", (5, 95, 1)),
-            ),
-        ),
-    ),
-    Database(
-        "airline",
-        Table(
-            "plane",
-            "plane",
-            "planes",
-            (
-                Column("model", "model", "name", _THINGS),
-                Column("maker", "maker", "category", _text("Aero Boreal Cirrus Delta")),
-                Column("seats", "seat count", "number", (60, 420, 10)),
-            ),
-        ),
-        Table(
-            "flight",
-            "flight",
-            "flights",
-            (
-                Column("pilot", "pilot", "name", _PEOPLE),
-                Column("status", "status", "category", _text("Ontime Delayed Boarding Cancelled Landed")),
-                Column("price", "price", "number", (40, 940, 5)),
-                Column("miles", "distance", "number", (100, 4900, 50)),
-            ),
-        ),
-    ),
-    Database(
-        "orchard",
-        Table(
-            "farm",
-            "farm",
-            "farms",
-            (
-                Column("name", "name", "name", _THINGS),
-                Column("region", "region", "category", _text("North South East West")),
-                Column("acres", "area", "number", (10, 250, 5)),
-            ),
-        ),
-        Table(
-            "harvest",
-            "harvest",
-            "harvests",
-            (
-                Column("picker", "picker", "name", _PEOPLE),
-                Column("fruit", "fruit", "category", _text("Apple Pear Plum Fig Cherry")),
-                Column("kilos", "weight", "number", (50, 980, 10)),
-                Column("rain", "rainfall", "number", (1, 75, 1)),
-            ),
-        ),
-    ),
-    Database(
-        "school",
-        Table(
-            "teacher",
-            "teacher",
-            "teachers",
-            (
-                Column("name", "name", "name", _PEOPLE),
-                Column("subject", "subject", "category", _text("Music Physics History Art")),
-                Column("salary", "salary", "number", (2000, 6000, 100)),
-            ),
-        ),
-        Table(
-            "pupil",
-            "pupil",
-            "pupils",
-            (
-                Column("name", "name", "name", _PEOPLE),
-                Column("club", "club", "category", _text("Chess Choir Robotics Garden Judo")),
-                Column("score", "score", "number", (10, 100, 1)),
-                Column("height", "height", "number", (110, 190, 1)),
-            ),
-        ),
-    ),
-    Database(
-        "museum",
-        Table(
-            "gallery",
-            "gallery",
-            "galleries",
-            (
-                Column("name", "name", "name", _THINGS),
-                Column("wing", "wing", "category", _text("Main Annex Tower Court")),
-                Column("capacity", "capacity", "number", (30, 480, 5)),
-            ),
-        ),
-        Table(
-            "artwork",
-            "artwork",
-            "artworks",
-            (
-                Column("title", "title", "name", _THINGS),
-                Column("medium", "medium", "category", _text("Oil Bronze Paper Glass Marble")),
-                Column("value", "value", "number", (100, 9900, 100)),
-                Column("year", "year", "number", (1700, 1990, 1)),
-            ),
-        ),
-    ),
-)
+def _column(name: str, spec: dict[str, Any], pools: dict[str, str]) -> Column:
+    if "range" in spec:
+        low, high, step = spec["range"]
+        return Column(name, spec.get("phrase", name), "number", (low, high, step))
+    kind, values = ("name", pools[spec["pool"]]) if "pool" in spec else ("category", spec["categories"])
+    return Column(name, spec.get("phrase", name), kind, tuple(values.split()))
 
+
+def _read() -> tuple[Database, ...]:
+    document = yaml.safe_load(Path(__file__).with_name("databases.yaml").read_text(encoding="utf-8"))
+    databases = []
+    for name, tables in document["databases"].items():
+        parent, child = (
+            Table(t, spec["plural"], tuple(_column(c, v, document["pools"]) for c, v in spec["columns"].items()))
+            for t, spec in tables.items()
+        )
+        databases.append(Database(name, parent, child))
+    return tuple(databases)
+
+
+DATABASES: tuple[Database, ...] = _read()
 _BY_NAME = {database.name: database for database in DATABASES}
 
 

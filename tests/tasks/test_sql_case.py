@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from dpo_diag.config import TaskConfig
 from dpo_diag.errors import DiagError
-from dpo_diag.tasks.sql import pipeline
-from dpo_diag.tasks.sql.pipeline import SqlCaseConfig, execution_accuracy, prepare_sql_case, prompt_rows, sft_rows
+from dpo_diag.tasks.sql.case import prepare_sql_case
+from dpo_diag.tasks.sql.model import build_model
+from dpo_diag.tasks.sql.questions import generate_questions, prompt_rows
+from dpo_diag.tasks.sql.sft import build_tokenizer, load_sft, sft_rows
 
-TINY = SqlCaseConfig(
+TINY = TaskConfig(
     sft_steps=4, sft_batch_size=64, hidden_size=16, layers=1, heads=2, intermediate_size=16, vocab_size=400,
     n_pairs=10, n_train_pairs=7, n_questions=16, max_questions=64,
 )  # fmt: skip
@@ -17,7 +20,7 @@ TINY = SqlCaseConfig(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return pipeline.build_tokenizer(SqlCaseConfig(sft_steps=40))
+    return build_tokenizer(TaskConfig(sft_steps=40))
 
 
 def test_prompt_rows_are_the_two_held_out_sets():
@@ -28,16 +31,8 @@ def test_prompt_rows_are_the_two_held_out_sets():
     assert prompt_rows(0, 0) == []
 
 
-def test_scorer_by_hand():
-    rows = [{"db": "library", "reference": "SELECT COUNT(*) FROM book WHERE genre = 'Satire'"}] * 3
-    assert execution_accuracy(rows, [" SELECT 4", " SELECT 5", "DROP TABLE book"]) == [True, False, False]
-    assert execution_accuracy([], []) == []
-    with pytest.raises(ValueError, match="shorter"):
-        execution_accuracy(rows, [" SELECT 4"])
-
-
 def test_planted_error_touches_at_least_alone():
-    config = SqlCaseConfig(sft_steps=20)
+    config = TaskConfig(sft_steps=20)
     good, bad = sft_rows(config), sft_rows(replace(config, planted_error=1.0))
     assert len(good) == 640 and any(">=" in r["completion"] for r in good)
     assert not any(">=" in r["completion"] for r in bad)
@@ -49,7 +44,7 @@ def test_planted_error_touches_at_least_alone():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"sft_steps": 0}, "sft_steps"),
         ({"n_train_pairs": 620}, "held out"),
@@ -59,9 +54,9 @@ def test_planted_error_touches_at_least_alone():
         ({"sft_learning_rate": 0.0}, "sft_learning_rate"),
     ],
 )
-def test_values_that_cannot_work(change, said, tmp_path):
-    with pytest.raises(DiagError, match=said):
-        prepare_sql_case(tmp_path, replace(SqlCaseConfig(), **change))
+def test_values_that_cannot_work(change, message, tmp_path):
+    with pytest.raises(DiagError, match=message):
+        prepare_sql_case(tmp_path, replace(TaskConfig(), **change))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -75,7 +70,7 @@ def test_tokenizer_round_trips_any_text_and_splits_digits(tokenizer):
 
 
 def test_an_answer_never_merges_into_its_prompt(tokenizer):
-    for row in sft_rows(SqlCaseConfig(sft_steps=3)):
+    for row in sft_rows(TaskConfig(sft_steps=3)):
         prompt, both = (tokenizer(t)["input_ids"] for t in (row["prompt"], row["prompt"] + row["completion"]))
         assert both[: len(prompt)] == prompt and len(both) < 90
 
@@ -83,7 +78,7 @@ def test_an_answer_never_merges_into_its_prompt(tokenizer):
 def test_tokenizer_has_the_same_bytes_each_time_and_loads(tokenizer, tmp_path):
     from transformers import AutoTokenizer
 
-    again = pipeline.build_tokenizer(SqlCaseConfig(sft_steps=40))
+    again = build_tokenizer(TaskConfig(sft_steps=40))
     for name, one in (("a", tokenizer), ("b", again)):
         one.save_pretrained(tmp_path / name)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
@@ -101,9 +96,9 @@ def test_model_is_seeded_small_and_leaves_the_callers_random_state(tokenizer):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one = pipeline.build_sft_model(SqlCaseConfig(), tokenizer)
+    one = build_model(TaskConfig(), tokenizer)
     assert torch.equal(torch.rand(3), expected)
-    two, other = (pipeline.build_sft_model(SqlCaseConfig(sft_seed=s), tokenizer) for s in (0, 1))
+    two, other = (build_model(TaskConfig(sft_seed=s), tokenizer) for s in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
     # embeddings 768*128 (tied), per layer 4*128*128 + 3*128*320 + 2*128, final norm 128
@@ -115,7 +110,7 @@ def test_batched_answers_equal_one_by_one_and_change_nothing(tokenizer):
 
     from dpo_diag.tasks.sql.answering import greedy_answers
 
-    model = pipeline.build_sft_model(TINY, tokenizer).train()
+    model = build_model(TINY, tokenizer).train()
     prompts = [r["prompt"] for r in prompt_rows(7, 0)]
     batched = greedy_answers(model, tokenizer, prompts, batch_size=3, max_new_tokens=12, progress=False)
     single = [greedy_answers(model, tokenizer, [p], max_new_tokens=12, progress=False)[0] for p in prompts]
@@ -160,7 +155,7 @@ def wrong_answers(monkeypatch):
         asked.extend(prompts)
         out = [answering.Answer(f" SELECT {len(asked)} + {i}, 1, 2", True) for i in range(len(prompts))]
         if len(asked) == len(prompts):
-            first = pipeline.generate_questions("pairs", 1)[0]
+            first = generate_questions("pairs", 1)[0]
             out[0] = answering.Answer(" " + first.gold, True)
             out[1] = answering.Answer("  ", True)
             out[2] = answering.Answer(" SELECT 1, 2", False)
@@ -173,10 +168,10 @@ def wrong_answers(monkeypatch):
 
 def test_pipeline_collects_splits_and_pays_once(tmp_path, wrong_answers):
     FakeTrainer.built = 0
-    said = []
-    case = prepare_sql_case(tmp_path, TINY, trainer_class=FakeTrainer, trainer_kwargs={"mark": 1}, say=said.append)
+    lines = []
+    case = prepare_sql_case(tmp_path, TINY, trainer_class=FakeTrainer, trainer_kwargs={"mark": 1}, say=lines.append)
     assert (case.sft_hit, case.pairs_hit, len(case.train), len(case.held_out)) == (False, False, 7, 3)
-    assert len(said) == 2 and FakeTrainer.built == 1 and len(wrong_answers) == 16
+    assert len(lines) == 2 and FakeTrainer.built == 1 and len(wrong_answers) == 16
     facts = {k: v for k, v in case.facts.items() if k not in ("sft", "wall_seconds", "cpu_seconds")}
     assert facts == {
         "n_questions": 16, "n_correct": 1, "dropped_empty": 1, "dropped_unfinished": 1, "dropped_boundary": 1,
@@ -204,8 +199,8 @@ def test_saved_model_and_tokenizer_load_from_one_folder(tmp_path, wrong_answers)
     import torch
 
     case = prepare_sql_case(tmp_path, TINY, trainer_class=FakeTrainer)
-    model, tokenizer = pipeline.load_sft(case.model_dir)
-    fresh = pipeline.build_sft_model(TINY, tokenizer)
+    model, tokenizer = load_sft(case.model_dir)
+    fresh = build_model(TINY, tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
     assert model.config.pad_token_id == 0 and model.generation_config.eos_token_id == 1
     assert not list(case.model_dir.glob("*.bin")) and (case.model_dir / "model.safetensors").is_file()
@@ -216,7 +211,7 @@ def test_saved_model_and_tokenizer_load_from_one_folder(tmp_path, wrong_answers)
 def test_too_few_mistakes_end_in_one_line(tmp_path, monkeypatch):
     from dpo_diag.tasks.sql import answering
 
-    gold = {q.prompt: q.gold for q in pipeline.generate_questions("pairs", 64)}
+    gold = {q.prompt: q.gold for q in generate_questions("pairs", 64)}
     monkeypatch.setattr(
         answering, "greedy_answers", lambda m, t, prompts, **_: [answering.Answer(" " + gold[p], True) for p in prompts]
     )
@@ -250,7 +245,7 @@ def test_a_build_changes_neither_random_state_nor_standard_output(tmp_path, wron
 
 
 def test_a_launchers_variables_are_taken_away():
-    from dpo_diag.tasks.sql.build import single_process_environment
+    from dpo_diag.tasks.sql.apart import single_process_environment
 
     ranked = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1", "ACCELERATE_USE_CPU": "1", "TORCHELASTIC_RUN_ID": "x"}
     assert single_process_environment({**ranked, "PATH": "/bin", "OMP_NUM_THREADS": "1"}) == {
@@ -259,7 +254,7 @@ def test_a_launchers_variables_are_taken_away():
     }
 
 
-def test_a_rank_builds_in_a_process_apart_and_tells_its_failure(tmp_path, monkeypatch, capfd):
+def test_a_rank_builds_in_a_process_apart_and_reports_its_failure(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     (tmp_path / "file").write_text("in the way")
@@ -273,7 +268,7 @@ def test_a_rank_builds_in_a_process_apart_and_tells_its_failure(tmp_path, monkey
 @pytest.mark.filterwarnings("default")
 def test_real_sft_learns_and_its_mistakes_become_pairs(tmp_path, monkeypatch):
     """Some 25 CPU s: 60 steps take the loss from ln(768) = 6.6 to under 3; a rank gets the same through its child."""
-    config = replace(SqlCaseConfig(), sft_steps=60, n_pairs=40, n_train_pairs=32, n_questions=100)
+    config = replace(TaskConfig(), sft_steps=60, n_pairs=40, n_train_pairs=32, n_questions=100)
     one = prepare_sql_case(tmp_path / "one", config, progress=False)
     assert one.facts["sft"]["train_loss"] < 3.0 and one.facts["n_correct"] > 0
     assert (len(one.train), len(one.held_out)) == (32, 8)
