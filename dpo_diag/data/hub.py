@@ -8,7 +8,7 @@ from typing import Any
 from dpo_diag.data.pairs import PairSet, collect
 from dpo_diag.data.rows import shorten
 from dpo_diag.errors import DiagError
-from dpo_diag.models.hub import hub_offline_if_unreachable, hub_reachable, looks_local
+from dpo_diag.models.hub import explain, hub_offline_if_unreachable, hub_reachable, looks_local
 
 
 def read_hub(
@@ -24,12 +24,12 @@ def read_hub(
     Raises:
         DiagError: no such data set, split or config, or the hub cannot be reached.
     """
-    dataset = _load_hub(name, split, config, revision)
+    dataset = _load(name, split, config, revision)
     source = {"name": name, "split": split, "config": config, "revision": revision}
     return collect(enumerate(dataset, start=1), {k: v for k, v in source.items() if v is not None}, data_format)
 
 
-def _load_hub(name: str, split: str, config: str | None, revision: str | None) -> Any:
+def _load(name: str, split: str, config: str | None, revision: str | None) -> Any:
     import datasets
 
     folder = Path(name).expanduser()
@@ -49,28 +49,14 @@ def _load_hub(name: str, split: str, config: str | None, revision: str | None) -
         if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
             return datasets.load_dataset(str(folder), config, split=split)
         loaded = datasets.load_from_disk(str(folder))
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise DiagError("no such split", where=folder, got=split, expected=f"one of {', '.join(loaded)}")
-            return loaded[split]
-        return loaded
+        if not isinstance(loaded, datasets.DatasetDict):
+            return loaded
+        if split not in loaded:
+            raise DiagError("no such split", where=folder, got=split, expected=f"one of {', '.join(loaded)}")
+        return loaded[split]
     except DiagError:
         raise
     except Exception as error:  # the library raises many unrelated types for a wrong name
-        raise _hub_error(name, split, error) from error
-
-
-def _hub_error(name: str, split: str, error: Exception) -> DiagError:
-    text = f"{type(error).__name__}: {error}"
-    offline = any(word in text for word in ("Offline", "offline", "ConnectionError", "ConnectError", "Couldn't reach"))
-    if offline:
-        return DiagError(
-            "the data set is not in the local cache and the hub cannot be reached",
-            where=name,
-            hint="connect, unset HF_HUB_OFFLINE, or read a local file with data=jsonl data.path=...",
-        )
-    if "split" in text.lower() and split in text:
-        return DiagError("no such split", where=name, got=split, expected=shorten(str(error), 160))
-    if "gated" in text.lower() or "401" in text or "403" in text:
-        return DiagError("the data set asks for a login", where=name, hint="ask for access there, then `hf auth login`")
-    return DiagError("the data set cannot be loaded", where=name, got=shorten(text, 200), hint="check data.name")
+        if "split" in str(error).lower() and split in str(error):
+            raise DiagError("no such split", where=name, got=split, expected=shorten(str(error), 160)) from error
+        raise explain(name, "data set", error, option="data.name") from error

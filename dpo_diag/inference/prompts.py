@@ -1,4 +1,4 @@
-"""Prompt sets: jsonl files of fixed questions that every checkpoint answers."""
+"""Prompt sets: files of fixed questions that every checkpoint answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config import PROMPT_SETS
+from dpo_diag.data.rows import Message, read_messages
 from dpo_diag.errors import DiagError
+from dpo_diag.records.row_files import BadRow, read_rows
 
-Message = dict[str, str]
-ROLES = ("system", "user", "assistant", "tool", "developer")
 _OWN = ("id", "prompt", "messages", "tags", "reference", "checker")
 
 
@@ -54,22 +54,12 @@ class Prompt:
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DiagError("messages is no list of turns", where=where, got=type(value).__name__)
-    turns = []
-    for i, turn in enumerate(value):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
-            raise DiagError(
-                "a message needs a role and a text content", where=f"{where}, message {i + 1}", got=repr(turn)[:80]
-            )
-        if turn.get("role") not in ROLES:
-            raise DiagError(
-                "unknown role",
-                where=f"{where}, message {i + 1}",
-                got=repr(turn.get("role")),
-                expected=f"one of {ROLES}",
-            )
-        turns.append({"role": str(turn["role"]), "content": turn["content"]})
+    try:
+        turns = read_messages(value, "messages")
+    except BadRow as bad:
+        raise DiagError(bad.why, where=where, got=bad.detail) from None
+    if not turns:
+        raise DiagError("messages is empty", where=where)
     if turns[-1]["role"] == "assistant":
         raise DiagError(
             "the last message is the assistant's: nothing is left to answer", where=where, hint="remove that turn"
@@ -81,8 +71,6 @@ def to_prompt(row: Mapping[str, Any] | Prompt, where: str = "a prompt") -> Promp
     """One row as a Prompt; raises DiagError naming `where` and the field that does not fit."""
     if isinstance(row, Prompt):
         return row
-    if not isinstance(row, Mapping):
-        raise DiagError("a prompt is a JSON object", where=where, got=type(row).__name__)
     identity = row.get("id")
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or str(identity) == "":
         raise DiagError("id is missing", where=where, got=repr(identity), hint="give every prompt a unique id")
@@ -93,13 +81,13 @@ def to_prompt(row: Mapping[str, Any] | Prompt, where: str = "a prompt") -> Promp
     if (text is None) == (chat is None):
         raise DiagError("a prompt has either prompt or messages", where=where, got="both" if text else "neither")
     if text is not None and (not isinstance(text, str) or text == ""):
-        raise DiagError("prompt is no text or empty", where=where, got=repr(text)[:80])
+        raise DiagError("prompt is not text, or empty", where=where, got=repr(text)[:80])
     tags = row.get("tags") or ()
     if isinstance(tags, str) or not all(isinstance(tag, str) and tag for tag in tags):
-        raise DiagError("tags is no list of words", where=where, got=repr(row.get("tags"))[:80])
+        raise DiagError("tags is not a list of words", where=where, got=repr(row.get("tags"))[:80])
     for name in ("reference", "checker"):
         if row.get(name) is not None and not isinstance(row[name], str):
-            raise DiagError(f"{name} is no text", where=where, got=repr(row[name])[:80])
+            raise DiagError(f"{name} is not text", where=where, got=repr(row[name])[:80])
     return Prompt(
         id=str(identity),
         prompt=text,
@@ -111,19 +99,22 @@ def to_prompt(row: Mapping[str, Any] | Prompt, where: str = "a prompt") -> Promp
     )
 
 
-def to_prompts(rows: Iterable[Mapping[str, Any] | Prompt], source: str = "prompts") -> list[Prompt]:
+def to_prompts(rows: Iterable[Mapping[str, Any] | Prompt]) -> list[Prompt]:
     """Rows as Prompts in their order; an id that occurs twice is a DiagError."""
-    prompts = [to_prompt(row, f"{source}, row {i}") for i, row in enumerate(rows, 1)]
-    _unique(prompts, [f"{source}, row {i}" for i in range(1, len(prompts) + 1)])
+    return _unique((f"prompts, row {i}", row) for i, row in enumerate(rows, 1))
+
+
+def _unique(rows: Iterable[tuple[str, Mapping[str, Any] | Prompt]]) -> list[Prompt]:
+    """Prompts of (place, row)."""
+    places: dict[str, str] = {}
+    prompts = []
+    for place, row in rows:
+        prompt = to_prompt(row, place)
+        if prompt.id in places:
+            raise DiagError(f"id {prompt.id!r} occurs twice", where=place, got=f"first at {places[prompt.id]}")
+        places[prompt.id] = place
+        prompts.append(prompt)
     return prompts
-
-
-def _unique(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for prompt, place in zip(prompts, places, strict=True):
-        if prompt.id in seen:
-            raise DiagError(f"id {prompt.id!r} occurs twice", where=place, got=f"first at {seen[prompt.id]}")
-        seen[prompt.id] = place
 
 
 def shipped_prompt_sets() -> dict[str, Path]:
@@ -132,13 +123,14 @@ def shipped_prompt_sets() -> dict[str, Path]:
 
 
 def load_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
-    """A prompt set from a jsonl file, in the order of its lines; blank lines are passed over.
+    """A prompt set from a file, in its order.
 
     Args:
-        path: a file, or the name of a shipped set (`shipped_prompt_sets`).
+        path: a file of rows (jsonl, or another that `records.row_files` reads), or the name of a shipped set
+            (`shipped_prompt_sets`).
 
     Raises:
-        DiagError: no such file, a line that is no JSON object or does not fit (naming file and line), no prompt at all.
+        DiagError: no such file, a row that cannot be read or does not fit (naming file and line), no prompt at all.
     """
     file = Path(path)
     if not file.is_file():
@@ -148,27 +140,17 @@ def load_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
                 "no such prompt file", where=path, hint=f"name a jsonl file or a shipped set: {', '.join(shipped)}"
             )
         file = shipped[str(path)]
-    prompts, places = [], []
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DiagError("the prompt file is not UTF-8", where=file, got=error, hint="save it as UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DiagError(
-                "not a JSON object", where=place, got=error, expected='one per line, e.g. {"id": "a", "prompt": "Hi"}'
-            ) from error
-        prompts.append(to_prompt(row, place))
-        places.append(place)
+    prompts = _unique((f"{file}, line {number}", _readable(row, file, number)) for number, row in read_rows(file))
     if not prompts:
         raise DiagError("the prompt file is empty", where=file, expected="one JSON object per line")
-    _unique(prompts, places)
     return prompts
+
+
+def _readable(row: Mapping[str, Any] | BadRow, file: Path, number: int) -> Mapping[str, Any]:
+    if isinstance(row, BadRow):
+        expected = 'one object per line, e.g. {"id": "a", "prompt": "Hi"}'
+        raise DiagError("not a prompt", where=f"{file}, line {number}", got=row, expected=expected)
+    return row
 
 
 def prompts_hash(prompts: Iterable[Mapping[str, Any] | Prompt]) -> str:

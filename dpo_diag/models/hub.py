@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from dpo_diag.errors import DiagError
 
 _OFFLINE = ("offline mode", "offline", "couldn't connect", "connection error", "connecterror", "name resolution",
-            "max retries", "cached files", "localentrynotfound", "network is unreachable")  # fmt: skip
+            "couldn't reach", "max retries", "cached files", "localentrynotfound",
+            "network is unreachable")  # fmt: skip
+_ABSENT = ("repositorynotfound", "datasetnotfound", "404", "not a valid model identifier")
 
 
 def looks_local(name: str) -> bool:
@@ -90,8 +92,8 @@ def loading(name: str, what: str) -> Iterator[None]:
         raise explain(name, what, error) from error
 
 
-def explain(name: str, what: str, error: BaseException) -> DiagError:
-    """The one line for an error of the loading library."""
+def explain(name: str, what: str, error: BaseException, option: str = "model.name") -> DiagError:
+    """The one line for an error of the loading library; `option` is what named it."""
     chain: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 6:
@@ -127,8 +129,13 @@ def explain(name: str, what: str, error: BaseException) -> DiagError:
         )
     if "unrecognized configuration class" in lower or "automodelforcausallm" in lower:
         return DiagError("not a causal language model", where=name, got=_architecture(text), expected="a causal LM")
-    if "repositorynotfound" in lower or "404" in lower or "not a valid model identifier" in lower:
-        return DiagError(f"no such {what} on the hub", where=name, hint="check model.name")
+    if (
+        "repositorynotfound" in lower
+        or "datasetnotfound" in lower
+        or "404" in lower
+        or "not a valid model identifier" in lower
+    ):
+        return DiagError(f"no such {what} on the hub", where=name, hint=f"check {option}")
     return DiagError(f"the {what} cannot be loaded", where=name, got=_first_line(error))
 
 

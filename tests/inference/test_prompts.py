@@ -35,16 +35,16 @@ def test_load_keeps_order_fields_and_extras(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{not json", "not a JSON object"),
-        ("[1]", "a prompt is a JSON object"),
+        ("{not json", "not JSON"),
+        ("[1]", "the row is list"),
         ('{"prompt": "x"}', "id is missing"),
         ('{"id": "a"}', "either prompt or messages"),
-        ('{"id": "a", "prompt": ""}', "prompt is no text or empty"),
-        ('{"id": "a", "prompt": "x", "tags": "t"}', "tags is no list"),
-        ('{"id": "a", "prompt": "x", "reference": 3}', "reference is no text"),
-        ('{"id": "a", "messages": []}', "messages is no list of turns"),
+        ('{"id": "a", "prompt": ""}', "prompt is not text, or empty"),
+        ('{"id": "a", "prompt": "x", "tags": "t"}', "tags is not a list"),
+        ('{"id": "a", "prompt": "x", "reference": 3}', "reference is not text"),
+        ('{"id": "a", "messages": []}', "messages is empty"),
         ('{"id": "a", "messages": [{"role": "bot", "content": "x"}]}', "unknown role"),
-        ('{"id": "a", "messages": [{"role": "user"}]}', "a message needs a role"),
+        ('{"id": "a", "messages": [{"role": "user"}]}', "missing field content"),
         ('{"id": "a", "messages": [{"role": "assistant", "content": "x"}]}', "nothing is left to answer"),
     ],
 )
