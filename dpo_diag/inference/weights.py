@@ -23,6 +23,9 @@ from dpo_diag.models.weight_files import Weights
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
 _LORA = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.weight|\.default\.weight|\.default)?$")
 _SAVED = re.compile(r"^(?:base_model\.model\.)?(.+?)(?:\.modules_to_save(?:\.default)?)?(\.weight|\.bias)$")
+SMALL_MATRIX = 1024
+"""Short side up to which a full weight's change is decomposed unasked: under a second each."""
+FloatArray = npt.NDArray[np.float64]
 COLUMNS = ["tensor", "layer", "kind", "shape", "norm", "change", "relative", "effective_rank", "max_rank", "top_share"]
 
 
@@ -30,13 +33,20 @@ COLUMNS = ["tensor", "layer", "kind", "shape", "norm", "change", "relative", "ef
 class _Update:
     """A low-rank update as factors: delta = left @ right, (out, k) @ (k, in)."""
 
-    left: npt.NDArray[np.float64]
-    right: npt.NDArray[np.float64]
+    left: FloatArray
+    right: FloatArray
 
-    def singular_values(self) -> npt.NDArray[np.float64]:
+    def minus(self, other: _Update | None) -> _Update:
+        """The difference of two updates, again as factors."""
+        if other is None:
+            return self
+        return _Update(np.hstack([self.left, -other.left]), np.vstack([self.right, other.right]))
+
+    def singular_values(self) -> FloatArray:
         """Of left @ right, from two small QR factors: the full matrix is never built."""
-        small = np.linalg.qr(self.left, mode="r") @ np.linalg.qr(self.right.T, mode="r").T
-        return np.linalg.svd(small, compute_uv=False)
+        _, r_left = np.linalg.qr(self.left)
+        _, r_right = np.linalg.qr(self.right.T)
+        return np.asarray(np.linalg.svd(r_left @ r_right.T, compute_uv=False), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -96,48 +106,43 @@ def _patterned(patterns: Any, module: str, default: float) -> float:
     return default
 
 
-def _updates(path: Path, weights: Weights, config: dict[str, Any]) -> tuple[dict[str, _Update], dict[str, str]]:
-    """weight name -> its low-rank update; and weight name -> tensor name of what is saved whole."""
-    factors: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
-    whole: dict[str, str] = {}
-    for name in weights:
-        match = _LORA.match(name)
-        if match:
-            factors.setdefault(match.group(1), {})[match.group(3)] = weights[name].astype(np.float64)
-            continue
-        if "lora_magnitude" in name:
-            raise DiagError("DoRA adapters rescale weights and cannot be compared", where=path, hint="merge it first")
-        saved = _SAVED.match(name)
-        if saved:
-            whole[saved.group(1) + saved.group(2)] = name
-    updates = {}
-    for module, pair in factors.items():
-        if set(pair) != {"A", "B"}:
-            raise DiagError("half of a LoRA pair is missing", where=path, got=module)
-        a, b = pair["A"], pair["B"]
-        a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-        rank = a.shape[0]
-        alpha = _patterned(config.get("alpha_pattern"), module, float(config.get("lora_alpha") or rank))
-        scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-        updates[module + ".weight"] = _Update(b * scale, a)
-    return updates, whole
+@dataclass(frozen=True)
+class _Side:
+    """One of the two checkpoints: what it saves as low-rank updates, and weight name -> tensor saved whole."""
+
+    weights: Weights
+    config: dict[str, Any] | None
+    updates: dict[str, _Update]
+    whole: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Side:
+        weights, config = Weights(path), _adapter_config(path)
+        if config is None:
+            return cls(weights, None, {}, {name: name for name in weights})
+        factors: dict[str, dict[str, FloatArray]] = {}
+        whole: dict[str, str] = {}
+        for name in weights:
+            if match := _LORA.match(name):
+                factors.setdefault(match.group(1), {})[match.group(3)] = weights[name].astype(np.float64)
+            elif "lora_magnitude" in name:
+                raise DiagError(
+                    "DoRA adapters rescale weights and cannot be compared", where=path, hint="merge it first"
+                )
+            elif saved := _SAVED.match(name):
+                whole[saved.group(1) + saved.group(2)] = name
+        updates = {f"{module}.weight": _lora_update(path, module, pair, config) for module, pair in factors.items()}
+        return cls(weights, config, updates, whole)
 
 
-def _rows_of_matrix(delta: npt.NDArray[np.float64], ranks: bool) -> tuple[float, float, float, int]:
-    """(norm, effective rank, top share, largest possible rank) of a change."""
-    norm = float(np.linalg.norm(delta))
-    matrix = delta.reshape(delta.shape[0], -1) if delta.ndim > 1 else None
-    if matrix is None or min(matrix.shape) < 2:
-        return norm, math.nan, math.nan, 1
-    if not ranks:
-        return norm, math.nan, math.nan, min(matrix.shape)
-    values = np.linalg.svd(matrix, compute_uv=False)
-    return norm, effective_rank(values), _top(values), min(matrix.shape)
-
-
-def _top(values: npt.NDArray[np.float64]) -> float:
-    total = float((values**2).sum())
-    return float(values.max() ** 2) / total if total > 0 else math.nan
+def _lora_update(path: Path, module: str, pair: dict[str, FloatArray], config: dict[str, Any]) -> _Update:
+    """scale * B @ A with PEFT's scale: alpha / r, or alpha / sqrt r (rsLoRA)."""
+    if set(pair) != {"A", "B"}:
+        raise DiagError("half of a LoRA pair is missing", where=path, got=module)
+    a, b = (factor.reshape(factor.shape[0], -1) for factor in (pair["A"], pair["B"]))
+    rank = a.shape[0]
+    alpha = _patterned(config.get("alpha_pattern"), module, float(config.get("lora_alpha") or rank))
+    return _Update(b * (alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank), a)
 
 
 def compare_weights(a: str | Path, b: str | Path, *, ranks: bool | None = None) -> WeightChange:
@@ -152,64 +157,39 @@ def compare_weights(a: str | Path, b: str | Path, *, ranks: bool | None = None) 
     Raises:
         DiagError: not a checkpoint, nothing in common, an adapter that is not LoRA.
     """
-    path_a, path_b = Path(a), Path(b)
-    weights_a, weights_b = Weights(path_a), Weights(path_b)
-    config_a, config_b = _adapter_config(path_a), _adapter_config(path_b)
-    notes: list[str] = []
-    rows: list[dict[str, Any]] = []
-    only_a: list[str] = []
-    only_b: list[str] = []
-    other: list[str] = []
-    if config_a is None and config_b is None:
-        only_a, only_b = sorted(set(weights_a) - set(weights_b)), sorted(set(weights_b) - set(weights_a))
-        for name in sorted(set(weights_a) & set(weights_b)):
-            if weights_a.shape(name) != weights_b.shape(name):
-                other.append(name)
-                continue
-            rows.append(_full_row(name, weights_a[name], weights_b[name], ranks))
-    elif config_b is None:
+    before, after = _Side.read(Path(a)), _Side.read(Path(b))
+    if before.config is not None and after.config is None:
         raise DiagError(
-            "an adapter before a full model cannot be compared",
-            where=f"{a}, {b}",
+            "an adapter before a full model cannot be compared", where=f"{a}, {b}",
             hint="swap them, or merge the adapter",
-        )
-    else:
-        updates_b, whole_b = _updates(path_b, weights_b, config_b)
-        if config_a is None:
-            updates_a: dict[str, _Update] = {}
-            base: Weights | None = weights_a
+        )  # fmt: skip
+    on_base = before.config is None and after.config is not None
+    notes: list[str] = []
+    base = before.weights if after.config is None or on_base else _local_base(after.config, notes)
+    only_a = [] if on_base else sorted({*before.updates, *before.whole} - {*after.updates, *after.whole})
+    only_b: list[str] = []
+    other_shape: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for name, update in sorted(after.updates.items()):
+        tensor = _in_base(base, name)
+        if on_base and tensor is None:
+            only_b.append(name)
         else:
-            updates_a, whole_a = _updates(path_a, weights_a, config_a)
-            base = _local_base(config_b, notes)
-            only_a = sorted(set(updates_a) - set(updates_b))
-            for name in sorted(set(whole_a) & set(whole_b)):
-                rows.append(_full_row(name, weights_a[whole_a[name]], weights_b[whole_b[name]], ranks))
-        for name, update in sorted(updates_b.items()):
-            before = updates_a.get(name)
-            if before is not None:
-                update = _Update(np.hstack([update.left, -before.left]), np.vstack([update.right, before.right]))
-            values = update.singular_values()
-            known = _in_base(base, name)
-            if config_a is None and known is None:
-                only_b.append(name)
-                continue
-            norm = float(np.linalg.norm(base[known].astype(np.float64))) if base is not None and known else math.nan
-            rows.append(
-                _row(name, (update.left.shape[0], update.right.shape[1]), norm, float(np.sqrt((values**2).sum())),
-                     effective_rank(values), _top(values), min(len(values), *update.left.shape, *update.right.shape))
-            )  # fmt: skip
-        if config_a is None:
-            for name, tensor in sorted(whole_b.items()):
-                known = _in_base(weights_a, name)
-                if known is None or weights_a.shape(known) != weights_b.shape(tensor):
-                    (only_b if known is None else other).append(name)
-                else:
-                    rows.append(_full_row(name, weights_a[known], weights_b[tensor], ranks))
+            norm = float(np.linalg.norm(base[tensor].astype(np.float64))) if base is not None and tensor else math.nan
+            rows.append(_low_rank_row(name, update.minus(before.updates.get(name)), norm))
+    for name, tensor_b in sorted(after.whole.items()):
+        tensor_a = _in_base(before.weights, name) if on_base else before.whole.get(name)
+        if tensor_a is None:
+            only_b.append(name)
+        elif before.weights.shape(tensor_a) != after.weights.shape(tensor_b):
+            other_shape.append(name)
+        else:
+            rows.append(_full_row(name, before.weights[tensor_a], after.weights[tensor_b], ranks))
     if not rows:
-        names = " and ".join(str(next(iter(w), "nothing")) for w in (weights_a, weights_b))
+        names = " and ".join(str(next(iter(side.weights), "nothing")) for side in (before, after))
         raise DiagError("the checkpoints have no weight in common", where=f"{a}, {b}", got=f"e.g. {names}")
     tensors = pd.DataFrame(rows, columns=COLUMNS)
-    return WeightChange(tensors, _by_layer(tensors), only_a, only_b, other, notes)
+    return WeightChange(tensors, _by_layer(tensors), only_a, only_b, other_shape, notes)
 
 
 def _local_base(config: dict[str, Any], notes: list[str]) -> Weights | None:
@@ -230,12 +210,30 @@ def _in_base(base: Weights | None, name: str) -> str | None:
     return None
 
 
+def _low_rank_row(name: str, update: _Update, norm: float) -> dict[str, Any]:
+    values = update.singular_values()
+    most = min(len(values), *update.left.shape, *update.right.shape)
+    shape = (update.left.shape[0], update.right.shape[1])
+    return _row(name, shape, norm, float(np.sqrt((values**2).sum())), effective_rank(values), _top(values), most)
+
+
 def _full_row(name: str, before: npt.ArrayLike, after: npt.ArrayLike, ranks: bool | None) -> dict[str, Any]:
     x, y = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     delta = y - x
-    wanted = ranks if ranks is not None else delta.ndim > 1 and min(delta.shape[0], delta[0].size) <= 1024
-    change, rank, top, most = _rows_of_matrix(delta, bool(wanted))
-    return _row(name, x.shape, float(np.linalg.norm(x)), change, rank, top, most)
+    norm, change = float(np.linalg.norm(x)), float(np.linalg.norm(delta))
+    matrix = delta.reshape(delta.shape[0], -1) if delta.ndim > 1 else delta.reshape(1, -1)
+    most = max(1, min(matrix.shape))
+    wanted = ranks if ranks is not None else most <= SMALL_MATRIX
+    if most < 2 or not wanted:
+        return _row(name, x.shape, norm, change, math.nan, math.nan, most)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return _row(name, x.shape, norm, change, effective_rank(values), _top(values), most)
+
+
+def _top(values: FloatArray) -> float:
+    """Share of the squared change along its first direction; NaN for no change."""
+    total = float((values**2).sum())
+    return float(values.max() ** 2) / total if total > 0 else math.nan
 
 
 def _row(
