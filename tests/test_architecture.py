@@ -106,7 +106,7 @@ def test_no_circle_of_folders() -> None:
 
 
 def test_the_right_wing_names_no_heavy_package() -> None:
-    allowed = {("dpo_diag.tracking.wandb_tracker", "wandb"), ("dpo_diag.importers.wandb_run", "wandb")}
+    allowed = {("dpo_diag.tracking.wandb_tracker", "wandb"), ("dpo_diag.importers.formats.wandb_run", "wandb")}
     named = {(m, n.split(".")[0]) for m in members(RIGHT | GROUND | SHARED) for n in imports(m)}
     assert sorted((m, n) for m, n in named - allowed if n in HEAVY) == []
 

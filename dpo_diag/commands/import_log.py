@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
-from dpo_diag.text import safe, to_json
+from dpo_diag.text import safe, table, to_json
 
 
 def import_log(
@@ -140,27 +140,31 @@ def _print_result(result: dict[str, Any]) -> None:
 
 def _print_formats(as_json: bool) -> int:
     from dpo_diag.importers.aliases import ALIASES, STEP_KEYS
-    from dpo_diag.importers.formats import FORMATS
-    from dpo_diag.importers.pair_table import MEASURES, REQUIRED
+    from dpo_diag.importers.formats.pair_table import COLUMNS
+    from dpo_diag.importers.log_format import FORMATS
 
+    forms = sorted(FORMATS.values(), key=lambda f: f.name)
     if as_json:
         document = {
-            "formats": [{"name": f.name, "what": f.what} for f in FORMATS],
+            "formats": [
+                {
+                    "name": f.name,
+                    "what": f.description,
+                    "trainers": list(f.trainers),
+                    "file_name": f.file_name,
+                    "example": f.example or None,
+                }
+                for f in forms
+            ],
             "names": [a._asdict() for a in ALIASES],
             "step_keys": list(STEP_KEYS),
         }
         print(to_json(document))
         return 0
     print("Formats (--as NAME):")
-    for form in FORMATS:
-        print(f"  {form.name:<13} {form.what}")
+    print(table(("format", "what", "written by"), [(f.name, f.description, ", ".join(f.trainers)) for f in forms], 400))
     print("\nNames (a train/ or eval/ prefix sets the split; eval_<set>_<name> is the set's own split eval_<set>):")
-    rows = [("trainer", "version", "source", "ours", "meaning"), *ALIASES]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(4)]
-    for row in rows:
-        print("  " + "  ".join(f"{cell!s:<{w}}" for cell, w in zip(row[:4], widths, strict=True)) + f"  {row[4]}")
+    print(table(("trainer", "version", "source", "ours", "meaning"), ALIASES, 400))
     print(f"\nStep columns, best first: {', '.join(STEP_KEYS)}")
-    sides = ", ".join(f"<side>_{m}" for m in MEASURES)
-    print(f"Generic table (--as pairs): {', '.join(REQUIRED)}, pair_id (or prompt, chosen, rejected); optional split, "
-          f"ref_chosen_sum_logp, ref_rejected_sum_logp, score/NAME, {sides} (<side>: chosen, rejected)")  # fmt: skip
+    print(f"Generic table (--as pairs): {COLUMNS}")
     return 0

@@ -10,13 +10,15 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.archive import is_zip, unzip
-from dpo_diag.importers.formats import FORMATS, NAMES, Format, detect, reader
+from dpo_diag.importers.folder import read_folder
+from dpo_diag.importers.formats.wandb_run import is_run_path
+from dpo_diag.importers.log_format import FORMATS, Head, LogFormat, detect, register
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.scores import read_scores
 from dpo_diag.importers.writing import write_run
 from dpo_diag.records.text_files import Skipped
 
-__all__ = ["FORMATS", "NAMES", "Format", "Options", "default_out", "import_path"]
+__all__ = ["FORMATS", "Head", "LogFormat", "Options", "Parsed", "default_out", "import_path", "register"]
 
 
 def import_path(
@@ -30,7 +32,7 @@ def import_path(
     Args:
         path: log file, archive, checkpoint or output folder, W&B run (`entity/project/run`), or several of them.
         out: run folder to write; `runs/imported/<name>` if None.
-        as_name: name of the format (`dpo_diag.importers.NAMES`); recognised if None.
+        as_name: name of the format (a key of `FORMATS`); recognised if None.
         options: loss, beta and what else the source does not say.
 
     Raises:
@@ -43,9 +45,10 @@ def import_path(
     skipped = Skipped()
     with tempfile.TemporaryDirectory(prefix="dpo-diag-import-") as scratch:
         sources: list[Parsed] = []
-        for number, one in enumerate(paths):
-            sources += _read(one, as_name, options, Path(scratch) / str(number), skipped, paths)
-        sources = _in_order(sources)
+        for i, one in enumerate(paths):
+            sources += _read(one, as_name, options, Path(scratch) / str(i), skipped)
+        # Where two sources hold a value, the one with more digits is kept.
+        sources.sort(key=lambda source: FORMATS[source.format].rounding)
         scores = read_scores(options.scores, skipped, options.split) if options.scores else None
         sources[0].skipped.extend(skipped)
         return write_run(Path(out) if out else default_out(paths[0]), sources, options, scores)
@@ -67,14 +70,10 @@ def default_out(path: Path) -> Path:
     return out
 
 
-def _read(
-    path: Path, as_name: str | None, options: Options, scratch: Path, skipped: Skipped, paths: list[Path]
-) -> list[Parsed]:
-    from dpo_diag.importers.folder import read_folder
-
+def _read(path: Path, as_name: str | None, options: Options, scratch: Path, skipped: Skipped) -> list[Parsed]:
     if not path.exists():
-        if as_name == "wandb" or (as_name is None and _is_run_id(str(path))):
-            return [reader("wandb")(path, options)]
+        if as_name == "wandb" or (as_name is None and is_run_path(str(path))):
+            return [FORMATS["wandb"].read(path, options)]
         raise DiagError("no such file or folder", where=path, hint="check the path", usage=True)
     if path.is_file() and is_zip(path):
         unzip(path, scratch, skipped)
@@ -83,17 +82,5 @@ def _read(
         return read_folder(path, as_name, options, shown=path)
     if not path.is_file():
         raise DiagError("not a regular file", where=path, hint="name a file or a folder")
-    return [reader(as_name or detect(path))(path, options)]
-
-
-def _is_run_id(text: str) -> bool:
-    """`entity/project/run` (also with a wandb: prefix or as a URL), where no such file exists."""
-    return text.startswith(("wandb:", "https:/wandb", "https:/")) or bool(
-        re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", text)
-    )
-
-
-def _in_order(sources: list[Parsed]) -> list[Parsed]:
-    """The source with exact numbers first: full precision before console digits and TensorBoard's float32."""
-    order = {"pairs": 0, "ren": 0, "hf": 1, "wandb": 2, "swift": 3, "llamafactory": 4, "jsonl": 5, "trackio": 6}
-    return sorted(sources, key=lambda s: order.get(s.format, 8 if s.format in ("tensorboard", "console") else 7))
+    log_format = FORMATS[as_name] if as_name else detect(path)
+    return [log_format.read(path, options)]

@@ -1,8 +1,7 @@
-"""What an importer hands on: rows or pairs of one source, and what the source says about its training."""
+"""What a format's reader is given and hands on: options, rows or pairs of one source, what it says of its training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.importers.rows import RowStore
+from dpo_diag.importers.steps import Frames, fill_steps
 from dpo_diag.records.text_files import Skipped
 
 
@@ -33,7 +33,7 @@ class Options:
 
 @dataclass
 class Facts:
-    """What a source says about its training, each with the file and line that says it (`said`)."""
+    """What a source says about its training; `said` names the file and line of each."""
 
     loss: tuple[str, ...] = ()
     beta: float | None = None
@@ -67,28 +67,52 @@ class Parsed:
     Attributes:
         format: name of the format, as `--as` takes it.
         trainer, version: who wrote it, as far as it shows; keys of the alias table.
-        store: log rows (None for per-pair sources).
-        history: finished history rows (step, split, name, value, ...) that a per-pair source or `--scores` brings.
+        store: its log rows; empty for a source of pairs.
+        history: finished history rows (step, split, name, value, ...) that a source of pairs brings.
         pairs, texts: rows of those tables.
-        found: rows that the source holds (read or not); `read`: rows that were taken.
+        n_rows: rows that the source holds, read or not; `n_read`: rows that were taken.
+        details: what only this format says, for run.json.
     """
 
     format: str
     files: list[Path]
     skipped: Skipped
+    store: RowStore
     trainer: str = "unknown"
     version: str | None = None
-    store: RowStore | None = None
     history: pd.DataFrame | None = None
     pairs: pd.DataFrame | None = None
     texts: pd.DataFrame | None = None
     facts: Facts = field(default_factory=Facts)
     steps_from: str | None = None
-    found: int = 0
-    read: int = 0
-    duplicates: int = 0
+    n_rows: int = 0
+    n_read: int = 0
+    n_duplicates: int = 0
     notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, files: list[Path], options: Options, trainer: str | None = None) -> Parsed:
+        """A source of which nothing is read yet.
 
-Importer = Callable[[Path, Options], Parsed]
+        Args:
+            trainer: who writes this format, None for anyone; `--trainer` wins.
+        """
+        skipped, trainer = Skipped(), options.trainer or trainer
+        store = RowStore(skipped, trainer or "any")
+        return cls(name, files, skipped, store, trainer or "unknown", options.trainer_version)
+
+    def with_steps(
+        self,
+        options: Options,
+        frames: Frames | None = None,
+        total_steps: int | None = None,
+        total_epochs: float | None = None,
+    ) -> Parsed:
+        """This source when all rows are in the store: rows without a step get one, see `importers.steps`."""
+        logging_steps = options.logging_steps or self.facts.logging_steps
+        self.steps_from = fill_steps(
+            self.store, frames, logging_steps=logging_steps, total_steps=total_steps, total_epochs=total_epochs
+        )
+        self.n_read = self.store.rows
+        return self

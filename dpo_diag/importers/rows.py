@@ -186,7 +186,7 @@ class RowStore:
             named = step_number(row[block.step_key])
             if named is None:
                 if row[block.step_key] is not None and self._report_types:
-                    self.skipped.add(line or None, f"{block.step_key} is no step: {_short(row[block.step_key])}")
+                    self.skipped.add(line or None, f"{block.step_key} is not a step: {_short(row[block.step_key])}")
                     return None
             else:
                 found_step = named
@@ -206,6 +206,21 @@ class RowStore:
         block.maybe_spill()
         self.rows += 1
         return block, len(block.steps) - 1
+
+    def add_points(self, points: Iterable[tuple[int, str, Any]]) -> None:
+        """Take (step, key, value) of a source that holds one list per metric, as rows in the order of their steps.
+
+        A key that a step holds already starts a second row of that step.
+        """
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for step, key, value in points:
+            of_step = rows.setdefault(step, [{}])
+            if key in of_step[-1]:
+                of_step.append({})
+            of_step[-1][key] = value
+        for step in sorted(rows):
+            for row in rows[step]:
+                self.add(row, 0, step)
 
     def _values(self, block: _Block, row: Mapping[str, Any]) -> list[float] | None:
         """The row's metrics as floats, None if one is no number; after one clean row of a block the others go fast."""

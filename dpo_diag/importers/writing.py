@@ -34,7 +34,7 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
     facts = Facts()
     for source in sources:
         facts.merge(source.facts)
-    total = sum(s.read for s in sources)
+    total = sum(s.n_read for s in sources)
     if total == 0 and scores is None:
         raise DiagError(
             "no row could be read",
@@ -94,21 +94,23 @@ def _write(
     writer.update(
         loss=_loss_document(types, beta, options, facts),
         model=facts.model or {},
-        reference={"source": next((s.extra["reference_from"] for s in sources if "reference_from" in s.extra), None)},
+        reference={
+            "source": next((s.details["reference_from"] for s in sources if "reference_from" in s.details), None)
+        },
         source=_source_document(sources, history, facts, options, trainer, version, reduction.why, check, nll_weight),
     )
     listed = skipped.listed
     if skipped.count > len(listed):
         listed = [*listed, {"line": None, "why": f"and {skipped.count - len(listed)} more"}]
     writer.finish("finished")
-    duplicates = history.duplicate_rows() + sum(s.duplicates for s in sources)
+    duplicates = history.duplicate_rows() + sum(s.n_duplicates for s in sources)
     summaries = sum(len(s.store.summaries) for s in sources if s.store is not None)
     primary = sources[0]
     return {
         "run": str(out),
         "format": primary.format,
-        "rows": sum(s.found for s in sources),
-        "read": sum(s.read for s in sources) - history.duplicate_rows(),
+        "rows": sum(s.n_rows for s in sources),
+        "read": sum(s.n_read for s in sources) - history.duplicate_rows(),
         "skipped": listed,
         "merged": [str(f) for s in sources for f in s.files] if sum(len(s.files) for s in sources) > 1 else [],
         "skipped_count": skipped.count,
@@ -270,14 +272,14 @@ def _source_document(
         "kept_under_own_name": sorted({k for s in stores for k in s.unknown_keys()}),
         "left_out": sorted({k for s in stores for k in s.dropped_keys()}),
         "summary": {k: _finite(v) for k, v in summary.items()} if summary else None,
-        "duplicates": history.duplicate_rows() + sum(s.duplicates for s in sources),
+        "duplicates": history.duplicate_rows() + sum(s.n_duplicates for s in sources),
         "backtracks": history.backtracks(),
-        "read": sum(s.read for s in sources),
+        "read": sum(s.n_read for s in sources),
         "skipped": _skipped(sources),
         "beta_check": check.to_dict() if check is not None else None,
         "nll_weight": nll_weight,
         "notes": notes,
-        **{k: v for s in reversed(sources) for k, v in s.extra.items()},
+        **{k: v for s in reversed(sources) for k, v in s.details.items()},
     }
 
 

@@ -128,8 +128,8 @@ def test_wrong_types_are_reported_by_line_and_the_rest_is_read(tmp_path: Path, i
     lines = path.read_text().splitlines()
     assert [(s["line"], s["why"]) for s in result["skipped"]] == [
         (lines.index('"loss": "bad",') - 2, "loss is not a number: 'bad'"),
-        (lines.index('"step": "x",'), "step is no step: 'x'"),
-        (lines.index("7,") + 1, "a row of log_history is no object: int"),
+        (lines.index('"step": "x",'), "step is not a step: 'x'"),
+        (lines.index("7,") + 1, "a row of log_history is not an object: int"),
     ]
 
 

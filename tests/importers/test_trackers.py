@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.tensorboard import masked_crc, records
+from dpo_diag.importers.formats.tensorboard import records
 from dpo_diag.records.text_files import Skipped
 from tests.importers.conftest import Importing
 from tests.importers.reading import steps, value
@@ -126,12 +126,6 @@ def test_a_damaged_record_is_passed_over(tmp_path: Path, imported: Importing) ->
     assert result["skipped"] == [{"line": 3, "why": "a record is damaged: wrong checksum"}]
 
 
-def test_crc_is_the_one_of_tfrecord() -> None:
-    """CRC-32C of nine ASCII digits is 0xE3069283 (RFC 3720's check value); the mask rotates by 15 and adds."""
-    crc = 0xE3069283
-    assert masked_crc(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def test_a_length_that_lies_ends_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "events.out.tfevents.1.x"
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"\0" * 100)
@@ -155,7 +149,10 @@ def test_wandb_offline_run(tmp_path: Path, imported: Importing) -> None:
     file.write_bytes(data[: len(data) // 2])
     result, run = imported(file)
     assert steps(run, "loss")[0] == 10
-    assert result["skipped"][-1]["why"] == "the file ends inside a record"
+    assert (
+        result["skipped"][-1]["why"]
+        == "reached the end of an incomplete .wandb file (the run may still be active or was interrupted)"
+    )
 
 
 def test_trackio_project(tmp_path: Path, imported: Importing) -> None:

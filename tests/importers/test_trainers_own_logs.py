@@ -135,7 +135,7 @@ def test_h2o_fractional_steps_are_numbered_and_broken_charts_reported(tmp_path: 
     result, run = imported(path)
     assert steps(run, "loss") == [0, 1]
     assert sorted(s["why"] for s in result["skipped"]) == [
-        "train/loss: a point is no number",
+        "train/loss: a point is not a number",
         "validation/loss: steps and values differ in length",
     ]
 

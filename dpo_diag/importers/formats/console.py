@@ -12,9 +12,10 @@ from pathlib import Path
 
 from dpo_diag.importers.facts import facts_from_text
 from dpo_diag.importers.literal import ANSI, parse_row
+from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.rows import RowStore
-from dpo_diag.importers.steps import Frames, fill_steps
+from dpo_diag.importers.steps import Frames
 from dpo_diag.records.text_files import Skipped, pieces
 
 PIECE = 4 << 20
@@ -23,11 +24,6 @@ WINDOW = 400
 UNKNOWN = (-1, -1)
 _LARGEST_COUNT = (1 << 31) - 1
 _ROW = re.compile(rb"\{\s*['\"][^{}]*(\}?)")
-METRIC = re.compile(
-    rb"['\"](?:additional_log_)?(?:(?:train|eval|val|validation|test)[_/.][\w/.-]*?)?(?:(?:dpo_|nll_)?loss['\"]|loss/|"
-    rb"rewards?(?:_train|_eval\w*)?/|logps(?:_train|_eval\w*)?/|log_probs/|train_runtime['\"]|grad_norm['\"]|"
-    rb"chosen_rewards?['\"])"
-)
 _FRAME = re.compile(rb"(\d+)/(\d+) \[")
 _RANK = re.compile(rb"rank[ _:=]?(\d+)\W{0,8}$", re.IGNORECASE)
 _COUNT = re.compile(rb"(after|step|iteration|global_step)[ =:]+(\d+)( examples)?[^\w{]{0,4}$", re.IGNORECASE)
@@ -73,7 +69,7 @@ class _Reader:
             start, end = match.span()
             if start >= safe:
                 break
-            if not METRIC.search(data, start, min(end, start + TAIL)) or data[start - 8 : start] == b"metrics=":
+            if not METRIC_KEY.search(data, start, min(end, start + TAIL)) or data[start - 8 : start] == b"metrics=":
                 continue  # the last: Transformers' TrainOutput(..., metrics={...}) repeats the summary row
             self.line += data.count(b"\n", counted, start)
             counted = start
@@ -161,53 +157,52 @@ def _counter(groups: tuple[bytes, ...]) -> tuple[int, int]:
     return (done, total) if max(done, total) <= _LARGEST_COUNT else UNKNOWN
 
 
+def _is_text(head: Head) -> bool:
+    return METRIC_KEY.search(head.data) is not None or b"\0" not in head.data or b"\n" in head.data[:4096]
+
+
 def read_console(path: Path, options: Options) -> Parsed:
     """Read a console log. Steps: see `dpo_diag.importers.steps`."""
-    skipped = Skipped()
-    reader = _Reader(skipped, options.trainer or "any")
-    facts = Facts()
+    parsed = Parsed.of("console", [path], options)
+    reader = _Reader(parsed.skipped, options.trainer or "any")
     data, is_head = b"", True
     waiting: list[bytes] = []
     size = 0
-    for piece in pieces(path, skipped, PIECE):
+    for piece in pieces(path, parsed.skipped, PIECE):
         waiting.append(piece)
         size += len(piece)
         if size < PIECE:
             continue
         data = data + b"".join(waiting)
         if is_head:
-            facts.merge(facts_from_text(data[: 1 << 20], path.name))
+            parsed.facts.merge(facts_from_text(data[: 1 << 20], path.name))
             is_head = False
         data = reader.feed(data, last=False)
         waiting, size = [], 0
     data = data + b"".join(waiting)
-    facts.merge(facts_from_text(data[-(1 << 20) :], path.name))
+    parsed.facts.merge(facts_from_text(data[-(1 << 20) :], path.name))
     reader.feed(data, last=True)
     reader.close()
     section = reader.best or reader.section
-    store = section.store
-    parsed = Parsed("console", [path], skipped, options.trainer or "unknown", options.trainer_version, store=store)
-    parsed.facts = facts
-    if store.rows == 0 and not store.summaries:
-        _read_postfix(path, parsed, options)
-        return parsed
-    parsed.steps_from = fill_steps(
-        store,
+    parsed.store = section.store
+    if section.store.rows == 0 and not section.store.summaries:
+        return _read_postfix(path, parsed, options)
+    is_alone = reader.other_trainings == 0
+    parsed.with_steps(
+        options,
         section.frames,
-        logging_steps=options.logging_steps or facts.logging_steps,
-        total_steps=facts.total_steps if reader.other_trainings == 0 else None,
-        total_epochs=_final_epoch(store, facts) if reader.other_trainings == 0 else None,
+        total_steps=parsed.facts.total_steps if is_alone else None,
+        total_epochs=_final_epoch(section.store, parsed.facts) if is_alone else None,
     )
     if reader.counts_examples:
         parsed.notes.append("steps are counted in examples, as the source counts them")
-    if reader.other_trainings:
+    if not is_alone:
         parsed.notes.append(
             f"{reader.other_trainings} other trainings in the same file left out ({reader.other_rows} rows)"
         )
     if reader.other_ranks:
         parsed.notes.append(f"{reader.other_ranks} rows of other ranks left out")
-    parsed.found = reader.candidates
-    parsed.read = store.rows
+    parsed.n_rows = reader.candidates
     return parsed
 
 
@@ -223,7 +218,7 @@ def _final_epoch(store: RowStore, facts: Facts) -> float | None:
     return facts.total_epochs
 
 
-def _read_postfix(path: Path, parsed: Parsed, options: Options) -> None:
+def _read_postfix(path: Path, parsed: Parsed, options: Options) -> Parsed:
     """No dictionaries at all: the numbers that a progress bar carries (`loss=0.69, acc=0.5`), as OpenRLHF prints."""
     store = RowStore(parsed.skipped, options.trainer or "openrlhf", report_wrong_types=False)
     line, rest = 1, b""
@@ -240,7 +235,8 @@ def _read_postfix(path: Path, parsed: Parsed, options: Options) -> None:
         parsed.store = store
         parsed.trainer = options.trainer or "openrlhf"
         parsed.steps_from = "the progress bar that carries the numbers"
-        parsed.found = parsed.read = store.rows
+        parsed.n_rows = parsed.n_read = store.rows
+    return parsed
 
 
 def _postfix_rows(data: bytes, store: RowStore, line: int) -> int:
@@ -255,3 +251,19 @@ def _postfix_rows(data: bytes, store: RowStore, line: int) -> int:
             row["total_steps"] = str(total)
             store.add(row, line, done)
     return line + data.count(b"\n", counted)
+
+
+register(
+    LogFormat(
+        name="console",
+        description="console text with printed dictionaries between progress frames",
+        trainers=("TRL", "eric-mitchell/dpo", "OpenRLHF", "any"),
+        file_name="train.log",
+        example="  1%|          | 10/1000 [00:30<50:00]\n{'loss': 0.6931, 'rewards/chosen': 0.01, 'epoch': 0.1}\n",
+        order=90,
+        why="any text can hold printed rows",
+        sniff=_is_text,
+        read=read_console,
+        rounding=2,
+    )
+)

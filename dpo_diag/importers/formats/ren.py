@@ -8,9 +8,10 @@ greedy log-prob as an older version of that code computed it, whose level differ
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.pair_table import fill_bytes, pair_records
+from dpo_diag.importers.log_format import LogFormat, register
+from dpo_diag.importers.pair_records import fill_bytes, pair_records
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.pair_id import make_pair_id
+from dpo_diag.records.row_files import BadRow, parse_row
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.records.text_files import Skipped, head_of, lines
 
@@ -37,18 +40,16 @@ def read_ren(path: Path, options: Options) -> Parsed:
         DiagError: no three-dimensional float array, or no json lines whose number of keys is the array's second size.
     """
     folder = path if path.is_dir() else path.parent
-    skipped = Skipped()
-    file, array = _array(path, folder, skipped)
+    parsed = Parsed.of("ren", [], options, "eric-mitchell/dpo")
+    parsed.version = options.trainer_version or "2023"
+    file, array = _array(path, folder, parsed.skipped)
     evaluations, metrics, prompts = array.shape
-    keys_file, keys, means = _keys(folder, evaluations, metrics, skipped)
+    keys_file, keys, means = _keys(folder, evaluations, metrics)
     split, columns = _columns(keys)
     if not all(side in columns for side in SIDES):
         raise DiagError("no chosen and rejected among the metrics", where=keys_file, got=keys[:12])
-    texts_file, texts = _texts(folder, prompts, skipped, options.texts)
-    parsed = Parsed(
-        "ren", [f for f in (file, keys_file, texts_file) if f], skipped, options.trainer or "eric-mitchell/dpo",
-        options.trainer_version or "2023",
-    )  # fmt: skip
+    texts_file, texts = _texts(folder, prompts, parsed.skipped, options.texts)
+    parsed.files = [f for f in (file, keys_file, texts_file) if f]
     split = options.split or split
     ids = _pair_ids(texts, prompts, parsed)
     frame = pd.DataFrame(
@@ -66,11 +67,11 @@ def read_ren(path: Path, options: Options) -> Parsed:
         parsed.texts = pd.DataFrame([{"split": split, "pair_id": i, **t} for i, t in zip(ids, texts, strict=True)])
     parsed.history = _history(array, keys, split)
     parsed.steps_from = "evaluation numbers (the array holds no steps)"
-    parsed.extra["reference_from"] = "evaluation 0"
+    parsed.details["reference_from"] = "evaluation 0"
     if GREEDY in keys:
         parsed.notes.append(f"{GREEDY} is an older version's greedy log-prob: history only, levels differ between runs")
     _check_means(array, keys, means, parsed)
-    parsed.found = parsed.read = evaluations * prompts
+    parsed.n_rows = parsed.n_read = evaluations * prompts
     return parsed
 
 
@@ -83,7 +84,7 @@ def _array(path: Path, folder: Path, skipped: Skipped) -> tuple[Path, FloatArray
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header raises whatever its parser raises (SyntaxError, TokenError, ...)
             why = " ".join(str(error).split())[:80] or type(error).__name__
-            skipped.add(None, f"no array: {why}", file=file.name)
+            skipped.add(None, f"not an array: {why}", file=file.name)
             tried.append(f"{file.name}: {why}")
             continue
         if array.ndim == 3 and np.issubdtype(array.dtype, np.floating) and array.size:
@@ -97,13 +98,11 @@ def _array(path: Path, folder: Path, skipped: Skipped) -> tuple[Path, FloatArray
     )
 
 
-def _keys(
-    folder: Path, evaluations: int, metrics: int, skipped: Skipped
-) -> tuple[Path, list[str], list[dict[str, Any]]]:
+def _keys(folder: Path, evaluations: int, metrics: int) -> tuple[Path, list[str], list[Mapping[str, Any]]]:
     """The json lines whose rows have one key per metric."""
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name):
-        rows = _json_rows(file, Skipped(), limit=evaluations)
-        if rows and all(len(r) == metrics for r in rows[:1]) and any(_NAME.match(k) for k in rows[0]):
+    for file in _json_files(folder):
+        rows = _first_rows(file, evaluations)
+        if rows and len(rows[0]) == metrics and any(_NAME.match(k) for k in rows[0]):
             return file, list(rows[0]), rows
     raise DiagError(
         "no json lines name the metrics",
@@ -113,22 +112,16 @@ def _keys(
     )
 
 
-def _json_rows(file: Path, skipped: Skipped, limit: int) -> list[dict[str, Any]]:
-    rows = []
+def _json_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name)
+
+
+def _first_rows(file: Path, limit: int) -> list[Mapping[str, Any]]:
+    """The first rows of a file of JSON lines, {} for one that cannot be read; none of any other file."""
     if head_of(file, 64).lstrip()[:1] != b"{":
         return []
-    for line, text in lines(file, skipped):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            skipped.add(line, "not JSON")
-            row = {}
-        rows.append(row if isinstance(row, dict) else {})
-        if len(rows) >= limit:
-            break
-    return rows
+    values = (parse_row(text) for _, text in lines(file, Skipped()) if text.strip())
+    return [{} if isinstance(row, BadRow) else row for row in islice(values, limit)]
 
 
 def _columns(keys: list[str]) -> tuple[str, dict[str, int]]:
@@ -145,9 +138,8 @@ def _texts(
     folder: Path, prompts: int, skipped: Skipped, named: Path | None
 ) -> tuple[Path | None, list[dict[str, str]] | None]:
     """The pairs file: as many rows as prompts, each with prompt, chosen and rejected."""
-    beside = sorted(p for p in folder.iterdir() if p.is_file() and ".json" in p.name)
-    for file in [named] if named is not None else beside:
-        rows = _json_rows(file, Skipped(), limit=prompts + 1)
+    for file in [named] if named is not None else _json_files(folder):
+        rows = _first_rows(file, prompts + 1)
         if rows and all(isinstance(rows[0].get(k), str) for k in ("prompt", *SIDES)):
             if len(rows) != prompts:
                 skipped.add(None, f"{len(rows)} pairs for {prompts} prompts: texts left out", file=file.name)
@@ -192,14 +184,30 @@ def _history(array: FloatArray, keys: list[str], split: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _check_means(array: FloatArray, keys: list[str], rows: list[dict[str, Any]], parsed: Parsed) -> None:
+def _check_means(array: FloatArray, keys: list[str], rows: list[Mapping[str, Any]], parsed: Parsed) -> None:
     """The json lines hold the array's means: a difference means that the files belong to different runs."""
     off = 0
     for evaluation, row in enumerate(rows[: len(array)]):
         for index, key in enumerate(keys):
-            said = row.get(key)
-            mean = float(array[evaluation, index].mean())
-            if isinstance(said, float) and math.isfinite(said) and math.isfinite(mean):
-                off += abs(said - mean) > 1e-3 * max(1.0, abs(mean))
+            written, mean = row.get(key), float(array[evaluation, index].mean())
+            if isinstance(written, float) and math.isfinite(written) and math.isfinite(mean):
+                off += abs(written - mean) > 1e-3 * max(1.0, abs(mean))
     if off or len(rows) != len(array):
         parsed.notes.append(f"the json lines differ from the array's means in {off} places, {len(rows)} lines")
+
+
+register(
+    LogFormat(
+        name="ren",
+        description="Ren & Sutherland: folder with an (eval, metric, prompt) .npy and its json lines",
+        trainers=("eric-mitchell/dpo (arXiv 2407.10490)",),
+        file_name="logp.npy",
+        order=10,
+        why="begins with bytes that no other file begins with",
+        sniff=lambda head: head.raw.startswith(b"\x93NUMPY"),
+        read=read_ren,
+        rounding=0,
+        reads_folders=True,
+        sniff_folder=lambda folder: any(folder.glob("*.npy")),
+    )
+)

@@ -15,10 +15,8 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
-from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import RowStore
-from dpo_diag.importers.steps import fill_steps
-from dpo_diag.records.text_files import Skipped
+from dpo_diag.importers.log_format import LogFormat, register
+from dpo_diag.importers.parsed import Facts, Options, Parsed
 
 
 def read_trackio(path: Path, options: Options) -> Parsed:
@@ -28,7 +26,6 @@ def read_trackio(path: Path, options: Options) -> Parsed:
         DiagError: no database of trackio's, or several runs and none named.
     """
     file = path if path.is_file() else _database(path)
-    skipped = Skipped()
     with tempfile.TemporaryDirectory(prefix="dpo-diag-") as scratch:
         # A copy: opening a database beside its write-ahead log would write to the user's folder.
         copy = Path(scratch) / "project.db"
@@ -41,7 +38,7 @@ def read_trackio(path: Path, options: Options) -> Parsed:
         except (OSError, sqlite3.Error) as error:
             raise DiagError("the database cannot be opened", where=file, got=error) from error
         try:
-            return _read(connection, file, options, skipped)
+            return _read(connection, file, options)
         except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
             raise DiagError(
                 "the database cannot be read", where=file, got=error, expected="trackio's tables", hint="copy it again"
@@ -51,22 +48,22 @@ def read_trackio(path: Path, options: Options) -> Parsed:
 
 
 def _database(folder: Path) -> Path:
-    found = sorted(folder.glob("*.db"))
-    if len(found) != 1:
+    files = sorted(folder.glob("*.db"))
+    if len(files) != 1:
         raise DiagError(
             "which project",
             where=folder,
-            got=[p.name for p in found] or "no .db file",
+            got=[p.name for p in files] or "no .db file",
             hint="name the file",
             usage=True,
         )
-    return found[0]
+    return files[0]
 
 
-def _read(connection: sqlite3.Connection, file: Path, options: Options, skipped: Skipped) -> Parsed:
+def _read(connection: sqlite3.Connection, file: Path, options: Options) -> Parsed:
     columns = [r[1] for r in connection.execute("PRAGMA table_info(metrics)")]
     if "metrics" not in columns:
-        raise DiagError("no database of trackio's", where=file, got="no table metrics", hint="name <project>.db")
+        raise DiagError("not a database of trackio's", where=file, got="no table metrics", hint="name <project>.db")
     name_column = "run_name" if "run_name" in columns else None
     run = None
     if name_column:
@@ -80,25 +77,22 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options, skipped:
                 hint="name one with --run NAME",
                 usage=True,
             )
-    store = RowStore(skipped, options.trainer or "any")
-    parsed = Parsed("trackio", [file], skipped, options.trainer or "unknown", options.trainer_version, store=store)
+    parsed = Parsed.of("trackio", [file], options)
     where, values = (" WHERE run_name = ?", (run,)) if run is not None else ("", ())
     order = " ORDER BY id" if "id" in columns else " ORDER BY timestamp" if "timestamp" in columns else ""
     step_column = "step" if "step" in columns else "NULL"
     for number, (step, text) in enumerate(
         connection.execute(f"SELECT {step_column}, metrics FROM metrics{where}{order}", values), start=1
     ):
-        parsed.found += 1
+        parsed.n_rows += 1
         row = _row(text)
         if row is None:
-            skipped.add(number, "metrics are no JSON object")
+            parsed.skipped.add(number, "metrics are not a JSON object")
             continue
-        store.add(row, number, step if isinstance(step, int) and step >= 0 else None)
+        parsed.store.add(row, number, step if isinstance(step, int) and step >= 0 else None)
     parsed.facts.merge(_config(connection, run, file.name))
-    parsed.extra["run_name"] = run
-    parsed.steps_from = fill_steps(store, logging_steps=options.logging_steps)
-    parsed.read = store.rows
-    return parsed
+    parsed.details["run_name"] = run
+    return parsed.with_steps(options)
 
 
 def _row(text: Any) -> dict[str, Any] | None:
@@ -111,9 +105,25 @@ def _row(text: Any) -> dict[str, Any] | None:
     return None
 
 
-def _config(connection: sqlite3.Connection, run: str | None, where: str) -> Any:
+def _config(connection: sqlite3.Connection, run: str | None, where: str) -> Facts:
     try:
-        found = connection.execute("SELECT config FROM configs WHERE run_name = ?", (run,)).fetchone()
-    except sqlite3.Error:
-        found = None
-    return facts_from_mapping(_row(found[0]) if found else None, f"{where}: config")
+        row = connection.execute("SELECT config FROM configs WHERE run_name = ?", (run,)).fetchone()
+    except sqlite3.Error:  # older versions have no such table
+        row = None
+    return facts_from_mapping(_row(row[0]) if row else None, f"{where}: config")
+
+
+register(
+    LogFormat(
+        name="trackio",
+        description="trackio project database (sqlite)",
+        trainers=("any",),
+        file_name="project.db",
+        order=10,
+        why="begins with bytes that no other file begins with",
+        sniff=lambda head: head.raw.startswith(b"SQLite format 3\0"),
+        read=read_trackio,
+        rounding=0,
+        reads_folders=True,
+    )
+)

@@ -12,42 +12,41 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.importers.aliases import STEP_KEYS, clean_key
-from dpo_diag.importers.jsonl_log import with_split
+from dpo_diag.importers.formats.json_lines import with_split
+from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import RowStore, number
-from dpo_diag.importers.steps import fill_steps
+from dpo_diag.importers.rows import number
 from dpo_diag.records.row_files import readable_rows
-from dpo_diag.records.text_files import Skipped
 
 _EMPTY = ("", "null", "none", "na", "n/a", "-")
 
 
+def _has_header(head: Head) -> bool:
+    return bool(head.columns)
+
+
 def read_wide_csv(path: Path, options: Options) -> Parsed:
     """Read the rows; empty cells are missing, `nan` is NaN."""
-    skipped = Skipped()
-    store = RowStore(skipped, options.trainer or "any")
-    parsed = Parsed("csv", [path], skipped, options.trainer or "unknown", options.trainer_version, store=store)
+    parsed = Parsed.of("csv", [path], options)
     names: dict[str, str] | None = None
     runs: set[str] = set()
-    for line, raw in readable_rows(path, skipped):
-        parsed.found += 1
+    for line, cells in readable_rows(path, parsed.skipped):
+        parsed.n_rows += 1
         if names is None:
-            names, runs = _column_names(list(raw), path, options.run)
+            names, runs = _column_names(list(cells), path, options.run)
         row: dict[str, Any] = {
             names[key]: value
-            for key, value in raw.items()
+            for key, value in cells.items()
             if names.get(key) and value is not None and str(value).strip().lower() not in _EMPTY
         }
         if {"name", "value"} <= set(row) and (number(row["value"]) is not None):
             row[row.pop("name")] = row.pop("value")
         if isinstance(split := row.get("split"), str):
             row = with_split(row, split)
-        store.add(row, line)
+        parsed.store.add(row, line)
     if len(runs) > 1:
         parsed.notes.append(f"columns of {len(runs)} runs; taken: {sorted(runs)[0]} (--run NAME chooses)")
-    parsed.steps_from = fill_steps(store, logging_steps=options.logging_steps)
-    parsed.read = store.rows
-    return parsed
+    return parsed.with_steps(options)
 
 
 def _column_names(header: list[str], path: Path, run: str | None) -> tuple[dict[str, str], set[str]]:
@@ -70,3 +69,18 @@ def _column_names(header: list[str], path: Path, run: str | None) -> tuple[dict[
     if not steps and header and (header[0] == "" or lower[0] in ("unnamed: 0", "index")):
         names[header[0]] = ""
     return names, runs
+
+
+register(
+    LogFormat(
+        name="csv",
+        description="wide CSV or TSV (W&B and TensorBoard exports, notebook tables)",
+        trainers=("W&B", "TensorBoard", "unsloth", "any"),
+        file_name="wandb_export.csv",
+        example='"Step","sunny-7 - train/loss","sunny-7 - train/loss__MIN"\n10,0.6931,0.6931\n',
+        order=70,
+        why="a first line that names columns, unless dictionaries are printed below it",
+        sniff=_has_header,
+        read=read_wide_csv,
+    )
+)

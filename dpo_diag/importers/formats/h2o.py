@@ -13,14 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.by_step import RowsByStep
 from dpo_diag.importers.facts import facts_from_mapping
+from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import MAX_STEP, RowStore, number
+from dpo_diag.importers.rows import MAX_STEP, number
 from dpo_diag.records.text_files import Skipped, whole
 
 _PREFIX = {"train": "", "meta": "", "validation": "validation/", "val": "validation/", "test": "test/"}
 _LEFT_OUT = ("df", "cfg", "internal", "html", "texts", "plots")
+
+
+def _is_charts(head: Head) -> bool:
+    if isinstance(head.document, Mapping):
+        return any(
+            isinstance(charts, Mapping)
+            and any(isinstance(chart, Mapping) and "steps" in chart and "values" in chart for chart in charts.values())
+            for charts in head.document.values()
+        )
+    # Longer than the head, or broken: by the keys in it.
+    is_long = head.is_json and head.document is None
+    has_subset = '"train"' in head.text or '"validation"' in head.text
+    return is_long and has_subset and '"steps"' in head.text and '"values"' in head.text
 
 
 def read_h2o(path: Path, options: Options) -> Parsed:
@@ -29,28 +42,24 @@ def read_h2o(path: Path, options: Options) -> Parsed:
     Raises:
         DiagError: no JSON object, or no chart in it.
     """
-    skipped = Skipped()
+    parsed = Parsed.of("h2o", [path], options, "h2o-llmstudio")
     try:
-        document = json.loads(whole(path, skipped))
+        document = json.loads(whole(path, parsed.skipped))
     except (ValueError, RecursionError) as error:
         raise DiagError("the charts are broken JSON", where=path, got=error, hint="download them again") from error
     if not isinstance(document, Mapping):
         raise DiagError("no charts", where=path, got=type(document).__name__, expected="an object of subsets")
-    store = RowStore(skipped, options.trainer or "h2o-llmstudio")
-    rows = RowsByStep(store)
-    parsed = Parsed("h2o", [path], skipped, options.trainer or "h2o-llmstudio", options.trainer_version, store=store)
-    points = _points(document, skipped)
-    fractional = sorted({s for _, s, _ in points if s != int(s)})
-    places = {s: i for i, s in enumerate(sorted({s for _, s, _ in points}))} if fractional else None
-    for key, step, value in points:
-        rows.add(places[step] if places is not None else int(step), key, value)
-    rows.finish()
+    points = _points(document, parsed.skipped)
+    steps = sorted({step for _, step, _ in points})
+    is_fractional = any(step != int(step) for step in steps)
+    places = {step: i if is_fractional else int(step) for i, step in enumerate(steps)}
+    parsed.store.add_points((places[step], key, value) for key, step, value in points)
     if isinstance(document.get("cfg"), Mapping):
         parsed.facts.merge(facts_from_mapping(document["cfg"], f"{path.name}: cfg"))
     parsed.steps_from = (
-        "numbers of the charts' fractional steps, in order" if fractional else "the charts' own steps (samples seen)"
+        "numbers of the charts' fractional steps, in order" if is_fractional else "the charts' own steps (samples seen)"
     )
-    parsed.found, parsed.read = store.rows, store.rows
+    parsed.n_rows = parsed.n_read = parsed.store.rows
     return parsed
 
 
@@ -72,7 +81,22 @@ def _points(document: Mapping[str, Any], skipped: Skipped) -> list[tuple[str, fl
                 step = number(raw_step)
                 value = math.nan if raw is None else number(raw)
                 if step is None or not 0 <= step <= MAX_STEP or value is None:
-                    skipped.add(at + 1, f"{subset}/{name}: a point is no number")
+                    skipped.add(at + 1, f"{subset}/{name}: a point is not a number")
                     continue
                 out.append((f"{prefix}{name}", step, value))
     return out
+
+
+register(
+    LogFormat(
+        name="h2o",
+        description="H2O LLM Studio charts_<name>.json",
+        trainers=("H2O LLM Studio",),
+        file_name="charts_falcon.json",
+        example='{"train": {"loss": {"steps": [64, 128], "values": [0.6931, null]}}, "validation": {}}\n',
+        order=40,
+        why="a JSON document, by its charts, before other documents",
+        sniff=_is_charts,
+        read=read_h2o,
+    )
+)

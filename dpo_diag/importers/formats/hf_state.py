@@ -1,0 +1,137 @@
+"""Hugging Face trainer_state.json (TRL, LLaMA-Factory, ms-swift, Axolotl): `log_history`, also as a bare list.
+
+A file that was cut off or holds a broken row gives the rows that can still be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.rows import step_number
+from dpo_diag.records.row_files import BadRow
+from dpo_diag.records.text_files import whole
+
+_START = re.compile(r'"(?:log_history|history|logs|rows|data)"\s*:\s*\[|^\s*\[')
+_NEXT_VALUE = re.compile(r"[\s,]*(?=\S)")
+
+
+def _is_state_or_rows(head: Head) -> bool:
+    if isinstance(head.document, list):
+        return any(isinstance(row, Mapping) for row in head.document)
+    if isinstance(head.document, Mapping):
+        # With a loss of its own it is itself a row, whatever lists that row holds (ms-swift's last line).
+        is_row = isinstance(head.document.get("loss"), (int, float, str))
+        return not is_row and rows_of(head.document) is not None
+    if not head.is_json:
+        return False
+    # Longer than the head, or broken: by the keys in it.
+    if '"log_history"' in head.text or ('"best_metric"' in head.text and '"epoch"' in head.text):
+        return True
+    is_array = head.text.startswith("[") and '"loss"' in head.text
+    return is_array or '"history"' in head.text[:200] or (head.row is None and "trainer_state" in head.path.name)
+
+
+def read_hf_state(path: Path, options: Options) -> Parsed:
+    """Read `log_history`. Rows of a cut-off document are read up to the cut, which is reported.
+
+    Raises:
+        DiagError: the document holds no list of rows.
+    """
+    parsed = Parsed.of("hf", [path], options)
+    text = whole(path, parsed.skipped).decode("utf-8", "replace")
+    document, rows, lines = None, None, list[int]()
+    try:
+        document = json.loads(text)
+        rows = rows_of(document)
+        lines = [line for line, _ in islice(_values_with_lines(text), len(rows or ()))]
+        lines += [lines[-1] if lines else 1] * (len(rows or ()) - len(lines))
+    except (ValueError, RecursionError) as error:
+        if _START.search(text) is not None:
+            parsed.skipped.add(None, f"the document is broken: {error}")
+            values = list(_values_with_lines(text))
+            rows, lines = [value for _, value in values], [line for line, _ in values]
+    if rows is None:
+        raise DiagError(
+            "no log_history", where=path, expected="trainer_state.json or a list of rows", hint="name the trainer's log"
+        )
+    for row, line in zip(rows, lines, strict=True):
+        if isinstance(row, Mapping):
+            parsed.store.add(row, line)
+        elif isinstance(row, BadRow):
+            parsed.skipped.add(line, str(row))
+        else:
+            parsed.skipped.add(line, f"a row of log_history is not an object: {type(row).__name__}")
+    if isinstance(document, Mapping):
+        state = {k: v for k, v in document.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
+        parsed.details["trainer_state"] = state
+        parsed.facts.take("total_steps", step_number(document.get("max_steps")), f"{path.name}: max_steps")
+        parsed.facts.take("logging_steps", step_number(document.get("logging_steps")), f"{path.name}: logging_steps")
+        if isinstance(document.get("stateful_callbacks"), Mapping):
+            parsed.details["transformers_at_least"] = "4.42"
+    parsed.n_rows = sum(not isinstance(row, BadRow) for row in rows)
+    return parsed.with_steps(options, total_steps=parsed.facts.total_steps)
+
+
+def rows_of(document: Any) -> list[Any] | None:
+    """The list of rows in a document: log_history, history, a bare list, or columns of equal length; None if none."""
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, Mapping):
+        return None
+    for key in ("log_history", "history", "logs", "rows", "data"):
+        inner = document.get(key)
+        if isinstance(inner, list) and (key == "log_history" or any(isinstance(r, Mapping) for r in inner)):
+            return inner
+        if isinstance(inner, Mapping) and (found := rows_of(inner)) is not None:
+            return found
+    if document and all(str(k).isdigit() and isinstance(v, Mapping) for k, v in document.items()):
+        return [{"step": int(k), **v} for k, v in document.items() if len(str(k)) < 16]
+    columns = {k: v for k, v in document.items() if isinstance(v, list)}
+    lengths = {len(v) for v in columns.values()}
+    if len(columns) >= 2 and len(lengths) == 1 and all(not isinstance(v, list) for c in columns.values() for v in c):
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return None
+
+
+def _values_with_lines(text: str) -> Iterator[tuple[int, Any]]:
+    """(line, value) of the first list of rows in a text, one by one; a `BadRow` where one is cut off or broken."""
+    start = _START.search(text)
+    position = start.end() if start else 0
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    while match := _NEXT_VALUE.match(text, position):
+        line += text.count("\n", counted, match.end())
+        counted = position = match.end()
+        if text[position] == "]":
+            return
+        try:
+            value, position = decoder.raw_decode(text, position)
+            yield line, value
+        except (ValueError, RecursionError):
+            yield line, BadRow("a row is cut off or broken")
+            position = text.find("{", position + 1)
+            if position < 0:
+                return
+
+
+register(
+    LogFormat(
+        name="hf",
+        description="trainer_state.json (TRL, LLaMA-Factory, ms-swift), or a JSON list of rows",
+        trainers=("TRL", "LLaMA-Factory", "ms-swift", "Axolotl", "unsloth"),
+        file_name="trainer_state.json",
+        example='{"log_history": [{"step": 10, "epoch": 0.1, "loss": 0.6931, "rewards/chosen": 0.01}]}\n',
+        order=41,
+        why="a JSON document or array of rows",
+        sniff=_is_state_or_rows,
+        read=read_hf_state,
+        rounding=0,
+    )
+)
