@@ -33,7 +33,7 @@ class BadRow(Exception):
         self.why, self.detail = why, detail
 
     def __str__(self) -> str:
-        return f"{self.why}: {self.detail}" if self.detail else self.why
+        return self.detail or self.why
 
 
 Row = tuple[int, Mapping[str, Any] | BadRow]
@@ -199,7 +199,7 @@ def _csv(path: Path, skipped: Skipped | None) -> Iterator[Row]:
             if header is None:
                 header = [name.strip() for name in cells]
             elif len(cells) != len(header):
-                yield reader.line_num, BadRow("wrong number of cells", f"{len(cells)}, expected {len(header)}")
+                yield reader.line_num, BadRow("wrong number of cells", f"{len(cells)} cells, expected {len(header)}")
             else:
                 yield reader.line_num, dict(zip(header, cells, strict=True))
     except UnicodeDecodeError as error:

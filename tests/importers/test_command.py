@@ -43,7 +43,7 @@ def test_the_last_line_is_the_run_folder_alone(
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == "runs/imported/log"
     assert (tmp_path / "runs" / "imported" / "log" / "run.json").is_file()
-    assert "line 2: undecodable line: not JSON" in captured.err
+    assert "line 2: not JSON" in captured.err
 
 
 @pytest.mark.parametrize(

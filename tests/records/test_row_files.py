@@ -95,7 +95,7 @@ def test_csv_rows_with_the_wrong_number_of_cells(tmp_path: Path) -> None:
     rows = [row for _, row in read_rows(path)]
     assert [number for number, _ in read_rows(path)] == [2, 3, 4]
     assert rows[0] == {"prompt": "p", "chosen": "c", "rejected": "r"}
-    assert [row.detail for row in rows[1:]] == ["2, expected 3", "4, expected 3"]  # type: ignore[union-attr]
+    assert [row.detail for row in rows[1:]] == ["2 cells, expected 3", "4 cells, expected 3"]  # type: ignore[union-attr]
 
 
 def test_a_csv_cell_beyond_the_library_s_own_limit(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_listed_with_its_line_and_counted_by_reason(tmp_p
     path.write_text('{"a": 1}\n{broken\n[1]\n{worse\n')
     assert list(readable_rows(path, skipped)) == [(1, {"a": 1})]
     assert [row["line"] for row in skipped.listed] == [2, 3, 4]
-    assert skipped.reasons == {"undecodable line": 2, "wrong type": 1}
+    assert skipped.reasons == {"not JSON": 2, "the row is list, expected an object": 1}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-16-le"])
