@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.diagnosis import evidence as outcomes
 from dpo_diag.diagnosis import uncertainty
+from dpo_diag.diagnosis.evidence import Measure, measures
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.records import Run
 
@@ -35,12 +35,9 @@ def run_all_checks(
     return list(run_checks(CheckContext.from_run(run, start, to_step, split), dict(thresholds)))
 
 
-def judged_evidence(run: Run, from_step: Step, to_step: int, values: Mapping[str, float]) -> list[dict[str, Any]]:
-    """What is measured that is not likelihood, each entry with the `direction` that it speaks for."""
-    found = outcomes.evidence(run, from_step, to_step)
-    for entry in found:
-        entry["direction"] = outcomes.judge(entry, values["verdict.benign_margin"], values["verdict.least_harm"])
-    return found
+def judged_evidence(run: Run, from_step: Step, to_step: int, values: Mapping[str, float]) -> list[tuple[Measure, str]]:
+    """What is measured that is not likelihood, each with the direction that it speaks for."""
+    return [(m, m.direction(values)) for m in measures(run, from_step, to_step, values["confidence_scores"])]
 
 
 def perplexity_signs(perplexity: dict[str, Any], least: float) -> dict[str, int]:

@@ -49,7 +49,7 @@ def explain_means(
         "pairs": [],
         "means": summary,
         "checks": checks,
-        "evidence": evidence,
+        "evidence": [m.document(values) for m, _ in evidence],
         "thresholds": dict(values),
     }
     facts = verdict.Facts(
@@ -61,7 +61,8 @@ def explain_means(
         only_means=True,
         chosen_lower_in_noise=bool(chosen and chosen["delta"] < 0 and _mean_sign(chosen, summary["windows"]) != -1),
     )
-    document["verdict"] = verdict.decide(facts)
+    decision = verdict.decide(facts)
+    document["verdict"] = decision.document()
     document["remedies"] = []
     return document
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from dpo_diag.diagnosis.narrative_why import why
 from dpo_diag.diagnosis.pair_rows import REFERENCE
-from dpo_diag.diagnosis.verdict import describe
 from dpo_diag.diagnosis.wording import (
     Sentence,
     capital,
@@ -165,7 +164,7 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
         said.append(say(text, "means.method"))
     for entry in document["evidence"]:
         if entry["delta"] or entry["direction"] != "no_worse":
-            said.append(say(f"{describe(entry)}: {entry['direction'].replace('_', ' ')}.", "evidence"))
+            said.append(say(f"{entry['text']}: {entry['direction'].replace('_', ' ')}.", "evidence"))
     said += [say(f"{capital(note)}.", "notes") for note in document.get("notes", [])]
     for side, section in document["perplexity"].items():
         if isinstance(section, dict) and section.get("excluded"):

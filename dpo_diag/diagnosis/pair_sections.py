@@ -57,7 +57,7 @@ def explain_pairs(aligned: Aligned, values: Mapping[str, float]) -> dict[str, An
         "trajectory": records(path.steps) if path is not None else [],
         "along_the_run": path.summary if path is not None else {},
         "checks": checks,
-        "evidence": evidence,
+        "evidence": [m.document(values) for m, _ in evidence],
         "thresholds": dict(values),
     }
     facts = verdict.Facts(
@@ -70,9 +70,10 @@ def explain_pairs(aligned: Aligned, values: Mapping[str, float]) -> dict[str, An
         n_pairs=len(pairs),
         has_intervals=len(pairs) >= uncertainty.MINIMUM_PAIRS,
     )
-    document["verdict"] = verdict.decide(facts)
+    decision = verdict.decide(facts)
+    document["verdict"] = decision.document()
     document |= token_sections(aligned, values)
-    document["remedies"] = _remedies(spec, document["verdict"], sides, pairs, turns, concentration)
+    document["remedies"] = _remedies(spec, decision, sides, pairs, turns, concentration)
     return document
 
 
@@ -185,13 +186,13 @@ def _against_reference(aligned: Aligned, spec: LossSpec | None) -> dict[str, Any
 
 def _remedies(
     spec: LossSpec | None,
-    decision: dict[str, Any],
+    decision: verdict.Verdict,
     sides: dict[str, SideArrays],
     pairs: pd.DataFrame,
     turns: list[dict[str, Any]],
     concentration: dict[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    if decision["label"] not in REMEDIED and decision["harm"] != "harmful":
+    if decision.label not in REMEDIED and decision.harm != "harmful":
         return []
     chosen = sides.get("chosen")
     by_token = chosen is not None and chosen.unit == "token"

@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_diag.diagnosis.evidence import TASK_KINDS, Measure
+from dpo_diag.text import capital, plural
+
 LABELS = {
     "broken_numbers": "NaN or infinity stands in the records",
     "dead_run": "the run did not train",
@@ -49,14 +52,15 @@ SUSPICIOUS = frozenset(
 class Facts:
     """What a verdict looks at; None where the run does not tell. Signs are +1, 0 (not distinguishable from 0), -1.
 
-    `perplexity`: sign of dlog of each chosen perplexity; `evidence`: entries of `outcomes.evidence` with `direction`.
+    `perplexity`: sign of dlog of each chosen perplexity; `evidence`: measures with their
+    direction.
     """
 
     loss: int | None
     perplexity: dict[str, int]
     chosen: int | None
     turning_points: list[dict[str, Any]] = field(default_factory=list)
-    evidence: list[dict[str, Any]] = field(default_factory=list)
+    evidence: list[tuple[Measure, str]] = field(default_factory=list)
     speaking: frozenset[str] = frozenset()
     n_pairs: int = 0
     has_intervals: bool = False
@@ -97,77 +101,70 @@ def label(facts: Facts) -> str:
     return "healthy" if signs or facts.chosen is not None else "cannot_tell"
 
 
-def decide(facts: Facts) -> dict[str, Any]:
-    """{"label", "title", "harm", "confidence", "text", "because"}; see the module's docstring."""
+@dataclass(frozen=True)
+class Verdict:
+    """The label with its title, the word about harm, how sure, the text, and the evidence that decided about harm."""
+
+    label: str
+    harm: str
+    confidence: str
+    text: str
+    because: tuple[tuple[Measure, str], ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As the explanation holds it."""
+        return {
+            "label": self.label, "title": LABELS[self.label], "harm": self.harm, "confidence": self.confidence,
+            "text": self.text,
+            "because": [
+                {"what": m.what, "split": m.split, "from": m.before, "to": m.after, "delta": m.change.value,
+                 "interval": m.change.bounds, "p": m.p, "n": m.change.n or None, "method": m.method,
+                 "direction": direction}
+                for m, direction in self.because
+            ],
+        }  # fmt: skip
+
+
+def decide(facts: Facts) -> Verdict:
+    """The verdict; see the module's docstring."""
     name = label(facts)
-    worse = [e for e in facts.evidence if e.get("direction") == "worse"]
-    fine = [e for e in facts.evidence if e.get("direction") in ("no_worse", "better")]
-    unclear = [e for e in facts.evidence if e.get("direction") == "unclear"]
+    worse, unclear = ([e for e in facts.evidence if e[1] == d] for d in ("worse", "unclear"))
+    fine = [e for e in facts.evidence if e[1] in ("no_worse", "better")]
     chosen_lost = facts.chosen == -1 or 1 in facts.perplexity.values()
     suspicious = name in SUSPICIOUS or (name in ("loss_rose", "saturated") and chosen_lost)
+    because: list[tuple[Measure, str]] = []
     if worse:
         harm, because = "harmful", worse
-    elif any(e["kind"] in ("score", "correct", "review") for e in fine) and not unclear_scores(unclear):
+    elif any(m.kind in (*TASK_KINDS, "review") for m, _ in fine) and not any(m.kind in TASK_KINDS for m, _ in unclear):
         harm, because = ("benign" if suspicious else "none"), fine
     elif suspicious or name in ("broken_numbers", "cannot_tell"):
         harm, because = "cannot_tell", unclear
     else:
-        harm, because = "none", []
-    return {
-        "label": name,
-        "title": LABELS[name],
-        "harm": harm,
-        "confidence": _confidence(facts, harm, name),
-        "text": " ".join([_what(name), _harm_text(harm, because, bool(facts.evidence))]),
-        "because": [
-            {k: e.get(k) for k in ("what", "split", "from", "to", "delta", "interval", "p", "n", "method", "direction")}
-            for e in because
-        ],
-    }
+        harm = "none"
+    text = f"{capital(LABELS[name])}. {_harm_text(harm, [m for m, _ in because], bool(facts.evidence))}"
+    return Verdict(name, harm, _confidence(facts, harm, name), text, tuple(because))
 
 
-def unclear_scores(unclear: list[dict[str, Any]]) -> bool:
-    """Whether a task score is among what could not be told."""
-    return any(e["kind"] in ("score", "correct") for e in unclear)
-
-
-def _what(name: str) -> str:
-    title = LABELS[name]
-    return f"{title[0].upper()}{title[1:]}."
-
-
-def describe(entry: dict[str, Any]) -> str:
-    """One piece of evidence in words, with n and interval."""
-    bounds = entry.get("interval")
-    text = f"{entry['what']} ({entry['split']}) {entry['from']:.3f} → {entry['to']:.3f}"
-    if bounds is not None:
-        text += f" (change {entry['delta']:+.3f}, 95 % interval {bounds[0]:+.3f} to {bounds[1]:+.3f}"
-        text += f", n = {entry['n']}"
-        text += f", p = {entry['p']:.2g})" if entry.get("p") is not None else ")"
-    else:
-        text += f" (change {entry['delta']:+.3f}, no interval: {entry['method']})"
-    return text
-
-
-def _cite(because: list[dict[str, Any]]) -> str:
-    """The task measure with most answers behind it, paired ones first; and how many more say the same."""
-    ranked = sorted(because, key=lambda e: (e["kind"] not in ("correct", "score"), e.get("p") is None, -(e["n"] or 0)))
-    more = len(ranked) - 1
-    return describe(ranked[0]) + (f", and {more} more measure{'s' if more > 1 else ''} likewise" if more else "")
-
-
-def _harm_text(harm: str, because: list[dict[str, Any]], measured: bool) -> str:
+def _harm_text(harm: str, because: list[Measure], measured: bool) -> str:
+    cited = _cite(because) if because else ""
     if harm == "harmful":
-        return f"It is harm: {_cite(because)}."
+        return f"It is harm: {cited}."
     if harm == "benign":
-        return f"It is no harm that was measured: {_cite(because)}."
+        return f"No harm was measured: {cited}."
     if harm == "none":
-        return f"Nothing got worse: {_cite(because)}." if because else "Nothing points to harm."
+        return f"Nothing got worse: {cited}." if because else "Nothing points to harm."
     if because:
-        return f"Whether that is harm cannot be told: {_cite(because)}."
+        return f"Whether that is harm is not known: {cited}."
     if measured:
-        return "Whether that is harm cannot be told from what was measured."
-    return "Whether that is harm cannot be told from likelihoods alone: no outputs and no task score are recorded."
+        return "Whether that is harm is not known from what was measured."
+    return "Likelihoods alone do not say whether that is harm: no outputs and no task score are recorded."
+
+
+def _cite(because: list[Measure]) -> str:
+    """The task measure with most answers behind it, paired ones first; and how many more say the same."""
+    first = min(because, key=lambda m: (m.kind not in TASK_KINDS, m.p is None, -m.change.n))
+    more = len(because) - 1
+    return f"{first}, and {plural(more, 'more measure')} likewise" if more else str(first)
 
 
 def _confidence(facts: Facts, harm: str, name: str) -> str:

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from dpo_diag.diagnosis.evidence import Measure
 from dpo_diag.diagnosis.verdict import Facts, decide
+from dpo_diag.stats import Interval
 
 FELL = {"ppl_token": 1, "ppl_seq_mean": 1, "ppl_seq_geomean": 1}
 
 
-def score(direction: str, kind: str = "score") -> dict[str, Any]:
-    return {"what": "accuracy", "split": "held_out", "kind": kind, "from": 0.7, "to": 0.4, "delta": -0.3, "n": 300,
-            "interval": [-0.37, -0.22], "p": None, "method": "m", "direction": direction}  # fmt: skip
+def score(direction: str, kind: str = "score") -> tuple[Measure, str]:
+    change = Interval(-0.3, -0.37, -0.22, 300)
+    return Measure("accuracy", "held_out", kind, 0, 9, 0.7, 0.4, change, "m"), direction
 
 
 def facts(**values: Any) -> Facts:
@@ -52,7 +54,7 @@ def facts(**values: Any) -> Facts:
     ],
 )
 def test_labels(values: dict[str, Any], label: str) -> None:
-    assert decide(facts(**values))["label"] == label
+    assert decide(facts(**values)).label == label
 
 
 @pytest.mark.parametrize(
@@ -68,48 +70,48 @@ def test_labels(values: dict[str, Any], label: str) -> None:
 )
 def test_no_clean_bill_where_a_check_speaks_of_the_run(chosen: int, codes: set[str], loss: int, harm: str) -> None:
     decision = decide(facts(perplexity={}, chosen=chosen, speaking=frozenset(codes), loss=loss))
-    assert decision["harm"] == harm and decision["label"] != "healthy"
+    assert decision.harm == harm and decision.label != "healthy"
 
 
 def test_likelihoods_alone_never_are_harm() -> None:
     decision = decide(facts())
-    assert (decision["harm"], decision["because"]) == ("cannot_tell", [])
-    assert "no outputs and no task score" in decision["text"]
+    assert (decision.harm, decision.because) == ("cannot_tell", ())
+    assert "no outputs and no task score" in decision.text
 
 
 def test_a_score_that_fell_is_harm_and_is_cited() -> None:
     decision = decide(facts(evidence=[score("worse")]))
-    assert (decision["harm"], decision["confidence"]) == ("harmful", "high")
-    assert "0.700 → 0.400" in decision["text"] and "n = 300" in decision["text"]
-    assert decision["because"][0]["what"] == "accuracy"
+    assert (decision.harm, decision.confidence) == ("harmful", "high")
+    assert "0.700 → 0.400" in decision.text and "n = 300" in decision.text
+    assert decision.because[0][0].what == "accuracy"
 
 
 def test_a_score_that_held_makes_the_fall_benign() -> None:
-    assert decide(facts(evidence=[score("no_worse")]))["harm"] == "benign"
+    assert decide(facts(evidence=[score("no_worse")])).harm == "benign"
 
 
 def test_an_unclear_score_leaves_it_open() -> None:
-    assert decide(facts(evidence=[score("unclear")]))["harm"] == "cannot_tell"
-    assert decide(facts(evidence=[score("no_worse"), score("unclear")]))["harm"] == "cannot_tell"
+    assert decide(facts(evidence=[score("unclear")])).harm == "cannot_tell"
+    assert decide(facts(evidence=[score("no_worse"), score("unclear")])).harm == "cannot_tell"
 
 
 def test_that_answers_still_end_is_no_proof_of_benefit() -> None:
-    assert decide(facts(evidence=[score("no_worse", kind="unfinished")]))["harm"] == "cannot_tell"
+    assert decide(facts(evidence=[score("no_worse", kind="unfinished")])).harm == "cannot_tell"
 
 
 def test_a_healthy_run_has_no_harm_and_a_healthy_loss_no_excuse() -> None:
-    assert decide(facts(perplexity={"ppl_token": -1}))["harm"] == "none"
-    assert decide(facts(perplexity={"ppl_token": -1}, evidence=[score("worse")]))["harm"] == "harmful"
+    assert decide(facts(perplexity={"ppl_token": -1})).harm == "none"
+    assert decide(facts(perplexity={"ppl_token": -1}, evidence=[score("worse")])).harm == "harmful"
 
 
 def test_means_alone_never_give_high_confidence() -> None:
-    assert decide(facts(only_means=True, perplexity={}))["confidence"] == "low"
+    assert decide(facts(only_means=True, perplexity={})).confidence == "low"
 
 
 def test_a_fall_inside_the_noise_is_not_called_healthy() -> None:
     """Rewards of chosen -0.001 to -0.276 over seven batches, interval -0.83 to +0.28: lower, not surely so."""
     facts = Facts(loss=-1, perplexity={}, chosen=0, only_means=True, chosen_lower_in_noise=True)
-    assert decide(facts)["label"] == "within_noise"
-    assert decide(facts)["harm"] == "cannot_tell"
+    assert decide(facts).label == "within_noise"
+    assert decide(facts).harm == "cannot_tell"
     higher = Facts(loss=-1, perplexity={}, chosen=0, only_means=True)
-    assert decide(higher)["label"] == "healthy"
+    assert decide(higher).label == "healthy"

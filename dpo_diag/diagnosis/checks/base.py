@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpo_diag import stats
+
 if TYPE_CHECKING:
     from dpo_diag.diagnosis.checks.context import CheckContext
 
@@ -96,7 +98,7 @@ def plain(value: Any) -> Any:
     """The same structure in strict JSON types; NaN and infinities become None."""
     from dpo_diag.diagnosis.checks.stats import Interval
 
-    if isinstance(value, Interval):
+    if isinstance(value, (Interval, stats.Interval)):
         return {"value": plain(value.value), "low": plain(value.low), "high": plain(value.high), "n": value.n}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}

@@ -1,0 +1,163 @@
+"""Evidence that is not likelihood, and what may be concluded from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import build_run
+
+from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.evidence import Measure, best_and_last, measures
+from dpo_diag.stats import Interval
+
+LIMITS = {"verdict.benign_margin": 0.05, "verdict.least_harm": 0.02}
+STEPS = {0: ([-5.0], [-6.0]), 10: ([-6.0], [-9.0])}
+
+
+def answers(step: int, correct: list[float | None], model: str = "policy", **columns: Any) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "model": model, "prompt_id": f"q{i}", "sample": 0, "text": "SELECT 1", "finish_reason": "stop",
+         "correct": value, "decoding_hash": "h", **columns}
+        for i, value in enumerate(correct)
+    ]  # fmt: skip
+
+
+def scored(path: Path, values: list[float], n: float | None, **more: Any) -> Any:
+    """A run whose held-out accuracy was measured at step 0, 10, ..."""
+    history = [
+        {"step": 10 * i, "split": "held_out", "name": "score/accuracy", "value": v, **({"weight": n} if n else {})}
+        for i, v in enumerate(values)
+    ]
+    return build_run(path, STEPS, history=history, **more)
+
+
+def test_scores_carry_their_n_and_interval(tmp_path: Path) -> None:
+    (measure,) = measures(scored(tmp_path / "run", [0.7, 0.4], 300.0), 0, 10)
+    assert (measure.what, measure.split, measure.change.n) == ("accuracy", "held_out", 300)
+    assert measure.change.value == pytest.approx(-0.3) and measure.change.method == "Newcombe, unpaired"
+    assert measure.direction(LIMITS) == "worse"
+
+
+def test_a_score_without_n_gives_no_verdict(tmp_path: Path) -> None:
+    (measure,) = measures(scored(tmp_path / "run", [0.9, 0.1], None), 0, 10)
+    assert measure.change.bounds is None and measure.direction(LIMITS) == "unclear"
+    assert str(measure) == (
+        "accuracy (held_out) 0.900 → 0.100 (change -0.800, no interval: two numbers without their n)"
+    )
+
+
+def test_answers_are_paired_by_prompt(tmp_path: Path) -> None:
+    """40 prompts: 15 lost, 2 won: McNemar p = 2 (1 + 17 + 136) / 2^17 = .00235."""
+    before, after = [1.0] * 30 + [0.0] * 10, [1.0] * 15 + [0.0] * 15 + [1.0] * 2 + [0.0] * 8
+    run = build_run(tmp_path / "run", STEPS, outputs=answers(0, before) + answers(10, after))
+    measure = next(m for m in measures(run, 0, 10) if m.kind == "correct")
+    assert (measure.flips, measure.change.n, measure.change.value) == ((15, 2), 40, -13 / 40)
+    assert measure.p == pytest.approx(2 * 154 / 2**17) and measure.direction(LIMITS) == "worse"
+
+
+def test_a_score_whose_answers_are_recorded_is_paired(tmp_path: Path) -> None:
+    """20 of 40 right at both steps, 2 lost and 2 won. Paired: half width 1.96 sqrt(2.5 + 2.5) / 42 = .104;
+    as two independent samples it would be .21. A score of other questions (n 41) stays unpaired."""
+    before, after = [1.0] * 20 + [0.0] * 20, [1.0] * 18 + [0.0] * 2 + [1.0] * 2 + [0.0] * 18
+    rows = [{**r, "tags": ["held_out", "join"]} for r in answers(0, before) + answers(10, after)]
+    paired = measures(scored(tmp_path / "a", [0.5, 0.5], 40.0, outputs=rows), 0, 10)[0]
+    assert (paired.kind, paired.flips, paired.method) == ("score", (2, 2), "same prompts, McNemar")
+    assert paired.change.high == pytest.approx(1.959964 * np.sqrt(5.0) / 42, abs=1e-6)
+    other = measures(scored(tmp_path / "b", [0.5, 0.5], 41.0, outputs=rows), 0, 10)[0]
+    assert other.flips is None and other.change.high > 0.2
+
+
+def test_answers_under_other_decoding_are_not_compared(tmp_path: Path) -> None:
+    rows = answers(0, [1.0] * 9) + [{**r, "decoding_hash": "other"} for r in answers(10, [0.0] * 9)]
+    assert measures(build_run(tmp_path / "run", STEPS, outputs=rows), 0, 10) == []
+
+
+def test_answers_that_no_longer_end_are_evidence(tmp_path: Path) -> None:
+    """No checker: the share cut off by the length limit goes from 0 to 30 of 40."""
+    after = answers(10, [None] * 40)
+    for row in after[:30]:
+        row["finish_reason"] = "length"
+    run = build_run(tmp_path / "run", STEPS, outputs=answers(0, [None] * 40) + after)
+    by_kind = {m.kind: m for m in measures(run, 0, 10)}
+    assert set(by_kind) == {"unfinished", "empty"}
+    assert by_kind["unfinished"].change.value == 0.75 and by_kind["unfinished"].direction(LIMITS) == "worse"
+    assert by_kind["empty"].direction(LIMITS) == "no_worse"
+
+
+def test_the_reference_answers_stand_in_for_a_missing_start(tmp_path: Path) -> None:
+    rows = answers(0, [1.0] * 20, model="ref") + answers(10, [0.0] * 20)
+    found = measures(build_run(tmp_path / "run", STEPS, outputs=rows), "ref", 10)
+    assert next(m for m in found if m.kind == "correct").change.value == -1.0
+
+
+def test_graded_answers_use_paired_means(tmp_path: Path) -> None:
+    """Every one of 12 grades falls by .2: no scatter, and a sign-flip p of 2 / 2^12."""
+    grades = np.linspace(0.5, 0.9, 12)
+    rows = answers(0, list(grades)) + answers(10, list(grades - 0.2))
+    run = build_run(tmp_path / "run", STEPS, outputs=rows)
+    measure = next(m for m in measures(run, 0, 10) if m.kind == "correct")
+    assert measure.change.value == pytest.approx(-0.2) and measure.change.n == 12
+    assert measure.p == pytest.approx(2 / 2**12) and measure.direction(LIMITS) == "worse"
+
+
+def measure(
+    delta: float, bounds: tuple[float, float] | None, better: str = "higher", p: float | None = None
+) -> Measure:
+    low, high = bounds or (np.nan, np.nan)
+    return Measure("accuracy", "held_out", "score", 0, 9, 0.5, 0.5 + delta, Interval(delta, low, high, 99), "m", p,
+                   better=better)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("delta", "interval", "better", "expected"),
+    [
+        (-0.10, (-0.15, -0.05), "higher", "worse"),
+        (-0.10, (-0.25, 0.05), "higher", "unclear"),
+        (-0.01, (-0.03, 0.01), "higher", "no_worse"),
+        (0.10, (0.05, 0.15), "higher", "better"),
+        (0.10, (0.05, 0.15), "lower", "worse"),
+        (-0.01, (-0.015, -0.005), "higher", "no_worse"),
+        (-0.5, None, "higher", "unclear"),
+    ],
+)
+def test_judgement(delta: float, interval: tuple[float, float] | None, better: str, expected: str) -> None:
+    """A significant fall of one point is smaller than `least_harm` .02 and inside `benign_margin` .05: no worse."""
+    assert measure(delta, interval, better).direction(LIMITS) == expected
+
+
+def test_a_verdict_needs_the_exact_test_too() -> None:
+    """Interval and test disagree (p = 0.071 beside -0.180 to -0.001, as a real small run gave): unclear."""
+    assert measure(-0.092, (-0.180, -0.001), p=0.071).direction(LIMITS) == "unclear"
+    assert measure(-0.092, (-0.180, -0.001), p=0.049).direction(LIMITS) == "worse"
+    assert measure(0.092, (0.001, 0.180), p=0.071).direction(LIMITS) == "no_worse"
+
+
+@pytest.mark.parametrize("n", [1000.0, 1500.0])
+def test_the_verdict_and_the_checks_judge_a_score_alike(tmp_path: Path, n: float) -> None:
+    """0.70 -> 0.70 while chosen lost 1 nat in each of 30 pairs. Newcombe's half width at 70 % is 1.96 sqrt(.42 / n),
+    .040 and .033: a fall of 5 points is excluded, of 3 points it is not. One margin for both."""
+    rng = np.random.default_rng(0)
+    start = -rng.uniform(9, 11, 30)
+    history = [{"step": s, "split": "held_out", "name": "score/accuracy", "value": 0.7, "weight": n} for s in (0, 10)]
+    steps = {0: (start, start), 10: (start - 1.0 - 0.1 * rng.random(30), start - 9.0)}
+    document = explain(build_run(tmp_path / "run", steps, history=history))
+    assert document["verdict"]["label"] == "likelihood_displacement"
+    assert document["verdict"]["harm"] == "benign"
+    outcomes = {c["code"]: c["outcome"] for c in document["checks"]}
+    assert (outcomes["DVG018"], outcomes["DVG025"]) == ("speaks", "silent")
+    assert [e["direction"] for e in document["evidence"]] == ["no_worse"]
+
+
+def test_the_best_checkpoint_with_its_corrected_level(tmp_path: Path) -> None:
+    """Four evaluations: three are compared with the last one, so each at 1 - .05 / 3."""
+    (best,) = best_and_last(scored(tmp_path / "run", [0.5, 0.7, 0.6, 0.4], 900.0))
+    assert (best.from_step, best.to_step, best.before, best.after) == (10, 30, 0.7, 0.4)
+    assert best.change.level == pytest.approx(1 - 0.05 / 3) and best.direction(LIMITS) == "worse"
+
+
+def test_a_score_that_is_best_at_the_end_has_not_changed(tmp_path: Path) -> None:
+    (best,) = best_and_last(scored(tmp_path / "run", [0.5, 0.6, 0.7], 900.0))
+    assert (best.from_step, best.to_step, best.change.value) == (20, 20, 0.0)
