@@ -1,4 +1,4 @@
-"""Every file in conf/ composes; a wrong override is told with its nearest valid one."""
+"""Every file in conf/ composes; a wrong override is reported with its nearest valid one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from dpo_diag.commands.hydra_app import explain_override, register, run_app, to_config
+from dpo_diag.commands.hydra_app import register, run_app, to_config
+from dpo_diag.commands.overrides import explain_override
 from dpo_diag.config import Config, check, conf_dir
 from dpo_diag.errors import DiagError
 
@@ -37,7 +38,7 @@ def test_every_experiment_passes_the_checks(experiment: str, tmp_path: Path) -> 
     assert config.name == experiment
 
 
-def test_the_experiments_say_what_issue_594_used() -> None:
+def test_the_experiment_has_the_settings_of_issue_594() -> None:
     config = composed("experiment=h2o_594")
     assert (config.peft.kind, config.peft.r, config.peft.alpha, config.peft.dropout) == ("lora", 64, 256, 0.05)
     assert (config.trainer.learning_rate, config.trainer.batch_size, config.trainer.max_grad_norm) == (1e-5, 1, 2.0)
@@ -65,7 +66,7 @@ def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("loss.bta=1", "unknown key 'loss.bta'; did you mean loss.beta?"),
         ("trainer.lerning_rate=1", "did you mean trainer.learning_rate?"),
@@ -75,10 +76,10 @@ def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
         ("sed=1", "did you mean seed?"),
     ],
 )
-def test_a_misspelt_override_names_the_nearest(override: str, said: str) -> None:
-    told = explain_override([override])
-    assert told is not None
-    assert said in told
+def test_a_misspelt_override_names_the_nearest(override: str, message: str) -> None:
+    reason = explain_override([override])
+    assert reason is not None
+    assert message in reason
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_valid_override_is_left_alone(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["experiment=sql_dpo", "task=none"], "model.kind is task but there is no task"),
         (["experiment=sql_dpo", "loss.beta=0"], "loss.beta; got 0"),
@@ -110,8 +111,8 @@ def test_a_valid_override_is_left_alone(override: str) -> None:
         (["data.path=/nowhere.jsonl"], "model.name; got nothing"),
     ],
 )
-def test_fields_that_do_not_fit_together_are_one_line(overrides: list[str], said: str) -> None:
-    with pytest.raises(DiagError, match=said) as caught:
+def test_fields_that_do_not_fit_together_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(DiagError, match=message) as caught:
         check(composed(*overrides))
     assert "\n" not in str(caught.value)
     assert caught.value.usage

@@ -1,0 +1,57 @@
+"""Hydra overrides that name nothing: found before composing, with the nearest valid key or option."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from dpo_diag.config import Config, conf_dir
+
+
+def valid_keys(schema: type = Config) -> dict[str, list[str]]:
+    """Dotted prefix -> keys below it, from the schema; prefixes whose keys are free are absent."""
+    keys: dict[str, list[str]] = {"": []}
+    for f in dataclasses.fields(schema):
+        keys[""].append(f.name)
+        default = f.default_factory() if callable(f.default_factory) else None
+        if dataclasses.is_dataclass(default):
+            keys[f.name] = [g.name for g in dataclasses.fields(default)]
+    keys[""] += [p.name for p in conf_dir().iterdir() if p.is_dir()] + ["hydra"]
+    return keys
+
+
+def explain_override(overrides: Iterable[str], schema: type = Config) -> str | None:
+    """The first override that names an unknown key, group or option, with its nearest valid one; None if all exist."""
+    keys = valid_keys(schema)
+    return next((reason for text in overrides if (reason := _explain(text, keys)) is not None), None)
+
+
+def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
+    try:
+        parsed = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return f"override {text!r} cannot be parsed; expected key=value; hint: quote values with space, comma or ="
+    key = str(parsed.key_or_group or "")
+    if key.startswith("hydra") or parsed.is_add() or not key:
+        return None
+    group = conf_dir() / key
+    if "." not in key and group.is_dir():
+        options = [p.stem for p in group.glob("*.yaml")]
+        values = [value.strip() for value in text.partition("=")[2].split(",")]
+        wrong = [value for value in values if value not in (*options, "null", "")]
+        return f"{key} has no option {wrong[0]!r}; {_nearest(wrong[0], options)}" if wrong else None
+    prefix, _, name = key.rpartition(".")
+    if prefix in keys:
+        within = f"{prefix}." if prefix else ""
+        return None if name in keys[prefix] else f"unknown key {key!r}; {_nearest(name, keys[prefix], within)}"
+    first = prefix.split(".")[0]
+    return None if first in keys[""] else f"unknown key {key!r}; {_nearest(first, keys[''])}"
+
+
+def _nearest(word: str, choices: list[str], within: str = "") -> str:
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.4)
+    return f"did you mean {within}{near[0]}?" if near else f"valid: {', '.join(sorted(set(choices)))}"
