@@ -100,7 +100,7 @@ def model_of(vocabulary: int, hidden: int, layers: int) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-def material(vocabulary: int, n: int, length: int) -> tuple[PreTrainedTokenizerFast, Dataset]:
+def numbered_pairs(vocabulary: int, n: int, length: int) -> tuple[PreTrainedTokenizerFast, Dataset]:
     """A tokenizer whose words are numbers, and pairs of about `length` words a side behind prompts of as many."""
     words = {"<pad>": 0, "<eos>": 1} | {str(i): i for i in range(2, vocabulary)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="2"))
@@ -137,12 +137,12 @@ def trainer_of(
 
 def measure(options: argparse.Namespace, first: int) -> dict[str, list[float]]:
     """CPU seconds of every step after the first few, by variant; `first` rotates the order of turns."""
-    tokenizer, pairs = material(options.vocabulary, 64, options.length)
+    tokenizer, pairs = numbered_pairs(options.vocabulary, 64, options.length)
     policy = model_of(options.vocabulary, options.hidden, options.layers)
     names = list(VARIANTS)
     names = names[first % len(names) :] + names[: first % len(names)]
     turnstile = Turnstile(names)
-    taken: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
 
         def run(name: str, trainer: Any) -> None:
@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace, first: int) -> dict[str, list[float]]:
             turnstile.wait(name)
             trainer.train()
             turnstile.pass_on()
-            taken[name] = step.seconds[WARM_UP:]
+            seconds[name] = step.seconds[WARM_UP:]
 
         trainers = {
             n: trainer_of(n, Path(folder) / str(i), options, policy, tokenizer, pairs) for i, n in enumerate(names)
@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace, first: int) -> dict[str, list[float]]:
             thread.start()
         for thread in threads:
             thread.join()
-    return taken
+    return seconds
 
 
 def head_prices(vocabulary: int, hidden: int, repeats: int = 40) -> dict[str, float]:
