@@ -18,7 +18,7 @@ def explain_and_report(
     """
     from dpo_diag.diagnosis import explain as explain_run
     from dpo_diag.records import load_run
-    from dpo_diag.records.writer import write_json
+    from dpo_diag.records.files import write_json
     from dpo_diag.report.summary import before_after, format_table
 
     run = load_run(folder)

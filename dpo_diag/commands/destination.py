@@ -79,7 +79,4 @@ def _gained(
 
 def _limits(run: Run) -> tuple[int | None, str]:
     """max_length and truncation_mode of the training, where run.json has them."""
-    training = run.meta.get("training")
-    settings = training if isinstance(training, dict) else {}
-    length = settings.get("max_length")
-    return (length if isinstance(length, int) else None), str(settings.get("truncation_mode") or "keep_start")
+    return run.info.training.max_length, run.info.training.truncation_mode or "keep_start"

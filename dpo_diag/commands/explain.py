@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.files import RUN_FILE, write_json
 from dpo_diag.records.reader import load_run
-from dpo_diag.records.writer import RUN_FILE, write_json
 from dpo_diag.text import to_json
 from dpo_diag.thresholds import parse_threshold
 
@@ -201,6 +201,6 @@ def _watch(
                     _write(path / FINDINGS, document)
                 print(to_json(document) if json else render_change(before, document), flush=True)
                 before = document
-        if before is not None and (path / RUN_FILE).is_file() and load_run(path).meta.get("status") != "running":
+        if before is not None and (path / RUN_FILE).is_file() and load_run(path).info.status != "running":
             return _status(before, rules)
         time.sleep(interval)

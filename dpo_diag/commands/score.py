@@ -32,7 +32,9 @@ def job(cfg: DictConfig) -> str:
         max_length=config.max_length, truncation_mode=config.truncation_mode,
         loader=Loader(**vars(config.loader)), batch_size=config.batch_size, tokens=config.tokens,
         no_prompt=config.no_prompt, ches=config.ches,
-        facts={"loss": config.loss.to_dict(), "data": source.summary(), "name": config.name},
+        facts={
+            "loss": config.loss, "reference_free": False, "data": source.summary(), "name": config.name,
+        },
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     source.write_report(folder)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.records.writer import RUN_FILE, without_secrets, write_json
+from dpo_diag.records.writer import annotate
 from dpo_diag.report.displays.curves import evaluation_split
 from dpo_diag.text import to_json
 from dpo_diag.tracking import make_tracker, mirror
@@ -50,7 +50,7 @@ def track(
     if tracker.failures:
         hint = "check the service, then repeat"
         raise DiagError("the run was not mirrored whole", got=tracker.failures[0], hint=hint)
-    write_json(opened.path / RUN_FILE, {**opened.meta, "tracking": without_secrets(where)})
+    annotate(opened.path, tracking=where)
     if entity and (report or report_spec):
         _report(opened, project, entity, group, spec=report_spec, save=report)
     print(to_json(where))

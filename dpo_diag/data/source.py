@@ -14,7 +14,7 @@ from dpo_diag.data.pairs import PairSet, Row, read_pairs
 from dpo_diag.data.splits import split_pairs, without_prompts_of
 from dpo_diag.data.token_report import TokenReport, measure_until
 from dpo_diag.errors import DiagError
-from dpo_diag.records.writer import write_json
+from dpo_diag.records.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -84,11 +84,10 @@ class PairRows:
             policy = Counter[Step](int(s) for s in twice.loc[twice["role"] == "policy", "step"])
             self._duplicates[name] = policy + Counter({REFERENCE: int((twice["role"] == "ref").sum())})
             rows = raw.drop_duplicates(_KEY, keep="last")
-            reference = self.run.meta.get("reference")
-            base = reference.get("step") if isinstance(reference, dict) else None
+            base = self.run.info.reference.step
             if base is not None and not (rows["role"] == "ref").any():
                 # The source says that the policy of one of its steps is the reference (a run scored from its start).
-                rows = pd.concat([rows, rows.loc[rows["step"] == int(base)].assign(role="ref")], ignore_index=True)
+                rows = pd.concat([rows, rows.loc[rows["step"] == base].assign(role="ref")], ignore_index=True)
             self._splits[name] = join_reference(rows)
         return self._splits[name]
 
@@ -142,7 +141,7 @@ class PairRows:
     @property
     def _uses_loss_logp(self) -> bool:
         """Whether the loss is computed from other log-probs than the sums (LD-DPO)."""
-        return bool((self.run.meta.get("loss") or {}).get("ld_alpha"))
+        return bool(self.run.info.loss and self.run.info.loss.ld_alpha)
 
 
 def _with_ratios(frame: pd.DataFrame, sides: Sequence[str]) -> pd.DataFrame:

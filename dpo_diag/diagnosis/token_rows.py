@@ -205,10 +205,8 @@ def _codes(column: pa.ChunkedArray, order: dict[str, int]) -> IntArray:
 
 def end_token(run: Run, layout: TokenLayout) -> int | None:
     """The end token: the tokenizer's as run.json names it, else the last token of at least half of all answers."""
-    tokenizer = run.meta.get("tokenizer")
-    named = tokenizer.get("eos_token_id") if isinstance(tokenizer, dict) else None
-    if isinstance(named, int):
-        return named
+    if run.info.tokenizer.eos_token_id is not None:
+        return run.info.tokenizer.eos_token_id
     filled = layout.lengths > 0
     last = layout.token_ids[(layout.starts + layout.lengths - 1)[filled]]
     values, counts = np.unique(last[last >= 0], return_counts=True)

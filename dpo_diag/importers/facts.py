@@ -26,7 +26,7 @@ _KEYS: dict[str, str] = {
     "logging_steps": "logging_steps", "max_steps": "total_steps", "num_train_epochs": "total_epochs",
 }  # fmt: skip
 _MODEL_KEYS = ("base_model_name_or_path", "model_name_or_path", "model_id_or_path", "base_model", "llm_backbone")
-_LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "peft_type", "task_type")
+_LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type")
 _LOSS_NAMES: dict[str, str] = {
     "dpo": "sigmoid", "dpoloss": "sigmoid", "hingeloss": "hinge", "ipoloss": "ipo", "dpo_norm": "sigmoid_norm",
     "simpoloss": "simpo", "cpoloss": "cpo", "ktopairloss": "kto_pair", "kto_pair": "kto_pair",
@@ -103,7 +103,8 @@ def facts_from_mapping(document: Any, where: str) -> Facts:
     if isinstance(rlhf, str) and rlhf.lower() in ("dpo", "ipo"):
         facts.take("loss", (_loss_name(rlhf),), f"{where}: rlhf type")
     if "peft_type" in document:
-        facts.model["adapter"] = {k: document[k] for k in _LORA_KEYS if document.get(k) is not None}
+        lora = {k: document[k] for k in _LORA_KEYS if document.get(k) is not None}
+        facts.model["adapter"] = {"type": document["peft_type"], **lora}
     return facts
 
 

@@ -17,9 +17,14 @@ from dpo_diag.importers.merged import Column, History
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
 from dpo_diag.losses import LOSSES, LossSpec
+from dpo_diag.records.files import part_of
+from dpo_diag.records.inferred import NAMES, infer, without_reference
+from dpo_diag.records.run_info import ModelInfo
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.text_files import Skipped
-from dpo_diag.records.writer import RunWriter, part_range
+from dpo_diag.records.typed_json import Tolerance, from_document
+from dpo_diag.records.writer import RunWriter
+from dpo_diag.text import to_json
 
 BATCH = 1 << 18
 
@@ -44,7 +49,7 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
             hint="name the format with --as, or see dpo-diag import --formats",
         )
     existed = out.exists()
-    if any(part_range(p) for p in out.glob("*/*.parquet")):
+    if any(part_of(p) for p in out.glob("*/*.parquet")):
         raise DiagError("the folder already holds a run", where=out, hint="name another folder with --out", usage=True)
     try:
         return _write(RunWriter(out, kind="imported"), out, sources, history, facts, options, scores)
@@ -87,17 +92,24 @@ def _write(
     skipped = Skipped()
     for source in sources:
         skipped.extend(source.skipped, source.files[0].name if len(sources) > 1 else None)
-    if _has_pairs(sources):
-        writer.update(logps_reduction=options.logps or "sum")  # the tables' columns are sums by definition
-    elif reduction.value and any(name.startswith("logps/") for _, name in history.metrics()):
-        writer.update(logps_reduction=reduction.value)
+    inferred = infer(_means(history, derived, sources))
+    logged = any(name.startswith("logps/") for _, name in history.metrics())
+    origin = _source_document(sources, history, facts, options, trainer, version, reduction.why, check, nll_weight)
+    loss = _loss_fields(types, beta, options, facts)
+    is_known = loss["loss"] is not None
+    named = without_reference(" ".join(types), to_json(origin), str(loss.get("loss_reason")))
     writer.update(
-        loss=_loss_document(types, beta, options, facts),
-        model=facts.model or {},
+        **loss,
+        beta=beta if is_known or beta else inferred.beta,
+        loss_like=None if is_known else inferred.loss_like,
+        # The pair tables' columns are sums by definition.
+        logps=(options.logps or "sum") if _has_pairs(sources) else (reduction.value or None) if logged else None,
+        reference_free=named or inferred.reference_free,
+        model=from_document(ModelInfo, facts.model, "model", Tolerance.MISFITS),
         reference={
             "source": next((s.details["reference_from"] for s in sources if "reference_from" in s.details), None)
         },
-        source=_source_document(sources, history, facts, options, trainer, version, reduction.why, check, nll_weight),
+        source=origin,
     )
     listed = skipped.listed
     if skipped.count > len(listed):
@@ -120,7 +132,7 @@ def _write(
         "trainer_version": version,
         "steps_from": next((s.steps_from for s in sources if s.steps_from), None),
         "beta": beta,
-        "notes": writer.meta["source"]["notes"],
+        "notes": origin["notes"],
     }
 
 
@@ -208,17 +220,29 @@ def _write_extra(writer: RunWriter, rows: pd.DataFrame, out: Path) -> None:
     writer.write("history", rows, f"extra{taken}" if taken else "extra")
 
 
-def _loss_document(types: tuple[str, ...], beta: float | None, options: Options, facts: Facts) -> dict[str, Any]:
-    """run.json's `loss`: a LossSpec, or why there is none together with what is known."""
-    known = {k: v for k, v in (("beta", beta), ("types", list(types)), ("said", facts.said)) if v}
+def _means(history: History, derived: dict[tuple[str, str], Column], sources: list[Parsed]) -> pd.DataFrame:
+    """The history rows from which beta and the like are inferred, as records.inferred reads them."""
+    columns = {(s, n): c for s, n in history.metrics() if n in NAMES and (c := history.column(s, n)) is not None}
+    columns |= {key: column for key, column in derived.items() if key[1] in NAMES}
+    frames = [
+        pd.DataFrame({"step": c.step, "value": c.value, "split": split, "name": name})
+        for (split, name), c in columns.items()
+    ]
+    frames += [s.history[["step", "value", "split", "name"]] for s in sources if s.history is not None]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", "value", "split", "name"])
+
+
+def _loss_fields(types: tuple[str, ...], beta: float | None, options: Options, facts: Facts) -> dict[str, Any]:
+    """run.json's fields about the loss: a LossSpec, or why there is none and how the source names it."""
     if not types:
-        return {"not_applicable": "the source does not name its loss (--loss sigmoid --beta 0.1)", **known}
+        return {"loss": None, "loss_reason": "the source does not name its loss (--loss sigmoid --beta 0.1)"}
     smoothing = options.label_smoothing if options.label_smoothing is not None else facts.label_smoothing or 0.0
     names = tuple("cdpo" if t == "sigmoid" and smoothing > 0 else t for t in types)
     if any(t not in LOSSES for t in names):
-        return {"not_applicable": f"no per-pair form of the loss {', '.join(names)} is known here", **known}
+        reason = f"no per-pair form of the loss {', '.join(names)} is known here"
+        return {"loss": None, "loss_reason": reason, "loss_names": types}
     if beta is None:
-        return {"not_applicable": "beta is not known (--beta 0.1)", **known}
+        return {"loss": None, "loss_reason": "beta is not known (--beta 0.1)", "loss_names": types}
     weights = options.loss_weights
     if not weights and facts.nll_weight and "sft" not in names and len(names) == 1:
         names, weights = (*names, "sft"), (1.0, facts.nll_weight)
@@ -231,7 +255,7 @@ def _loss_document(types: tuple[str, ...], beta: float | None, options: Options,
         if facts.f_divergence_type in ("forward_kl", "js_divergence")
         else "reverse_kl",
     )
-    return {**spec.to_dict(), "said": facts.said} if facts.said else spec.to_dict()
+    return {"loss": spec}
 
 
 def _source_document(
@@ -265,7 +289,7 @@ def _source_document(
         "trainer": trainer,
         "trainer_version": version,
         "steps_from": {s.files[0].name: s.steps_from for s in sources if s.steps_from},
-        "logps_reduction_why": reduction_why,
+        "logps_why": reduction_why,
         "said": facts.said,
         "options": {k: v for k, v in vars(options).items() if v not in (None, ())},
         "names": {k: v for s in stores for k, v in s.mapping().items()},
@@ -275,11 +299,11 @@ def _source_document(
         "duplicates": history.duplicate_rows() + sum(s.n_duplicates for s in sources),
         "backtracks": history.backtracks(),
         "read": sum(s.n_read for s in sources),
-        "skipped": _skipped(sources),
+        **_skipped(sources),
         "beta_check": check.to_dict() if check is not None else None,
         "nll_weight": nll_weight,
         "notes": notes,
-        **{k: v for s in reversed(sources) for k, v in s.details.items()},
+        "details": {k: v for s in reversed(sources) for k, v in s.details.items()},
     }
 
 
@@ -291,11 +315,11 @@ def _logps_size(history: History) -> float | None:
     return float(np.median(np.abs(longest))) if len(longest) else None
 
 
-def _skipped(sources: list[Parsed]) -> list[dict[str, Any]] | int:
+def _skipped(sources: list[Parsed]) -> dict[str, Any]:
     """What was not read, by line; the number alone where it is more than is listed."""
     count = sum(s.skipped.count for s in sources)
     listed = [row for s in sources for row in s.skipped.listed]
-    return listed if len(listed) == count else count
+    return {"skipped": listed if len(listed) == count else [], "skipped_count": count}
 
 
 def _finite(value: Any) -> Any:

@@ -19,7 +19,10 @@ from dpo_diag.inference.prompts import Prompt, prompts_hash, to_prompts
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base, find_checkpoints
 from dpo_diag.records import Run, RunWriter, metrics
 from dpo_diag.records.ches_file import has_ches, write_ches
+from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.run_info import ModelInfo, ReferenceInfo, RunInfo
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
+from dpo_diag.records.typed_json import to_document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,20 +32,19 @@ if TYPE_CHECKING:
 _KEEP_ALL = 2**62
 
 
-def open_writer(out: str | os.PathLike[str], kind: str = "scored") -> tuple[RunWriter, Mapping[str, Any]]:
+def open_writer(out: str | os.PathLike[str]) -> tuple[RunWriter, RunInfo]:
     """A writer that adds to `out` without removing anything, and the run's facts before it; a trained run stays one."""
     path = Path(out)
-    before: dict[str, Any] = dict(Run(path).meta) if (path / "run.json").is_file() else {}
-    writer = RunWriter(path, kind=str(before.get("kind", kind)), resume_step=_KEEP_ALL)
-    return writer, before
+    before = Run(path).info if (path / RUN_FILE).is_file() else RunInfo(kind="scored")
+    return RunWriter(path, kind=before.kind, resume_step=_KEEP_ALL), before
 
 
-def _close(writer: RunWriter, before: Mapping[str, Any]) -> None:
+def _close(writer: RunWriter, before: RunInfo) -> None:
     """Mark the run finished, unless it is a training's, whose own status and end stay true."""
-    if before.get("kind", "scored") == "scored":
+    if before.kind == "scored":
         writer.finish()
     else:
-        writer.update(status=before.get("status", "finished"), ended=before.get("ended"))
+        writer.update(status=before.status or "finished", ended=before.ended)
 
 
 def generate_checkpoints(
@@ -218,13 +220,15 @@ def score_checkpoints(
         if scores.ches is not None:
             write_ches(writer.path, scores.ches, split)
         writer.write("pairs", scores.pairs, split=label)
-        field = "reference" if role == REFERENCE else "model"
-        writer.update(**{field: described[0], "tokenizer": described[1]})
+        if role == REFERENCE:
+            writer.update(reference=ReferenceInfo(**described[0]), tokenizer=described[1])
+        else:
+            writer.update(model=ModelInfo(**described[0]), tokenizer=described[1])
         if scores.dropped:
             say(f"    {len(scores.dropped)} pairs left out, e.g. {scores.dropped[0][1]}")
             writer.update(dropped_pairs=[{"pair_id": p, "why": why} for p, why in scores.dropped[:100]])
-    if facts:
-        writer.update(**{k: v for k, v in facts.items() if k not in before})
+    known = to_document(before)
+    writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
     _close(writer, before)
     return writer.path
 

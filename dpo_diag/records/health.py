@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.files import part_of
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import EVAL_SPLIT, TABLES
-from dpo_diag.records.writer import part_range
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _STALE_SECONDS = 3600.0
@@ -94,14 +94,14 @@ def _read_parts(run: Run, name: str) -> tuple[list[pd.DataFrame], list[Finding]]
         except DiagError as error:
             findings.append(Finding(name, FAIL, str(error)))
             continue
-        bounds = part_range(path)
-        if "step" in table.names and rows.num_rows and bounds is not None:
+        part = part_of(path)
+        if "step" in table.names and rows.num_rows and part is not None:
             steps = rows.column("step").to_numpy()
-            if (int(steps.min()), int(steps.max())) != bounds:
+            if (int(steps.min()), int(steps.max())) != (part.first, part.last):
                 found = f"{path.name} holds steps {steps.min()} to {steps.max()}"
                 findings.append(Finding(name, FAIL, found, "rename it: reading prunes by the name"))
         parts.append(rows.select(keep).to_pandas())
-    foreign = [p.name for p in sorted((run.path / name).glob("*")) if part_range(p) is None and p.suffix != ".tmp"]
+    foreign = [p.name for p in sorted((run.path / name).glob("*")) if part_of(p) is None and p.suffix != ".tmp"]
     if foreign:
         findings.append(Finding(name, WARN, f"files that are never read: {_some(foreign)}", "remove or rename them"))
     return parts, findings

@@ -6,6 +6,7 @@ rows do not decide. Rows that are not finite are left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ class Inferred:
     beta: float | None = None
 
 
+def without_reference(*texts: str) -> bool:
+    """Whether a source names a loss whose rewards hold no reference."""
+    return any(re.search(r"\b(orpo|simpo|cpo|reference[ _-]free)\b", text.lower()) for text in texts)
+
+
 def infer(history: pd.DataFrame) -> Inferred:
     """All that the rows decide; an empty history decides nothing."""
     rows = history.loc[history["name"].isin(NAMES) & np.isfinite(history["value"].astype(np.float64))]
@@ -62,12 +68,13 @@ def _splits(rows: pd.DataFrame) -> list[str]:
 
 
 def _reduction(rows: pd.DataFrame) -> Reduction | None:
+    """ "sum" where the log-probs are too large for token means; small ones may be either."""
     logps = rows.loc[rows["name"] == "logps/chosen"]
     if logps.empty:
         return None
     longest = logps["split"].value_counts().index[0]
     size = float(logps.loc[logps["split"] == longest, "value"].abs().median())
-    return "mean" if size < LARGEST_MEAN_LOGP else "sum"
+    return "sum" if size >= LARGEST_MEAN_LOGP else None
 
 
 def _reference_free(rows: pd.DataFrame) -> bool:

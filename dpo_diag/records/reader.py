@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.files import RUN_FILE, part_of
 from dpo_diag.records.run_info import RunInfo
 from dpo_diag.records.run_upgrade import read_info
 from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
 from dpo_diag.records.splits import Role, preferred
-from dpo_diag.records.writer import RUN_FILE, part_range
 
 _REFERENCE_COLUMNS = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
 _REFERENCE_KEY = ["split", "pair_id", "side"]
@@ -96,14 +96,8 @@ class Run:
 
     def files(self, table: str, steps: Sequence[int] | None = None) -> list[Path]:
         """The Parquet files of a table, in step order, pruned by the step range in their names."""
-        found = []
-        for path in sorted((self.path / table).glob("*.parquet")):
-            bounds = part_range(path)
-            if bounds is None:
-                continue
-            if steps is None or any(bounds[0] <= s <= bounds[1] for s in steps):
-                found.append(path)
-        return found
+        parts = [(part, path) for path in sorted((self.path / table).glob("*.parquet")) if (part := part_of(path))]
+        return [path for part, path in parts if steps is None or any(part.first <= s <= part.last for s in steps)]
 
     def has(self, table: str) -> bool:
         """Whether the run holds any row of the table."""

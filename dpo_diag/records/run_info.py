@@ -161,7 +161,7 @@ class SourceInfo:
     logps_why: str | None = declared("what decided whether logps are sums or means")
     said: Mapping[str, str] = declared("fact -> file and line that says it", factory=dict)
     options: Mapping[str, Any] = declared("options of the import", factory=dict)
-    names: Mapping[str, str] = declared("the log's name -> ours", factory=dict)
+    names: Mapping[str, tuple[str, ...]] = declared("the log's name -> our split and name", factory=dict)
     kept_under_own_name: tuple[str, ...] = declared("names that no table knows", default=())
     left_out: tuple[str, ...] = declared("names of timing and bookkeeping", default=())
     summary: Mapping[str, Any] | None = declared("the log's final summary row")
@@ -205,7 +205,7 @@ class RunInfo:
     loss_reason: str | None = declared("why `loss` is null")
     loss_names: tuple[str, ...] = declared("the loss as the source names it, where `loss` is null", default=())
     loss_like: str | None = declared("where nothing names the loss: the formula that the logged means follow (sigmoid)")
-    beta: float | None = declared("beta of the loss: named by the source, or inferred from its means")
+    beta: float | None = declared("the loss's; where `loss` is null: named by the source, or inferred from its means")
     logps: Reduction | None = declared("whether history's logps/* are sums or means over a response's tokens")
     reference_free: bool | None = declared("rewards are beta times the log-prob itself: no reference in them")
 
@@ -217,6 +217,10 @@ class RunInfo:
     source: SourceInfo = declared("imports: where the run comes from", default=SourceInfo())
     tracking: Mapping[str, Any] = declared("where a tracker shows the run", factory=dict)
     other: Mapping[str, Any] = declared("fields of run.json that this version does not know", factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.loss is not None:
+            object.__setattr__(self, "beta", self.loss.beta)
 
     def role(self, split: str) -> Role:
         """What the split's pairs are to the training; by its name where the run does not say."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import pandas as pd
 
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
-from dpo_diag.records.inferred import infer
+from dpo_diag.records.inferred import infer, without_reference
 from dpo_diag.records.run_info import RunInfo, SourceInfo
 from dpo_diag.records.splits import role_from_name
 from dpo_diag.records.typed_json import Tolerance, from_document
 
-_REFERENCE_FREE = re.compile(r"\b(orpo|simpo|cpo|reference[_-]free)\b")
 _SOURCE_FIELDS = {f.name for f in dataclasses.fields(SourceInfo)}
 
 
@@ -32,13 +30,13 @@ def read_info(document: Mapping[str, Any], where: str | Path, history: Callable[
     Raises:
         DiagError: a field of the wrong type (in a run of schema 1.0, which declared no types, it counts as unknown).
     """
-    if str(document.get("schema_version")) == "1.0":
-        return from_document(RunInfo, upgrade(document, history), where, Tolerance.MISFITS)
+    is_old = str(document.get("schema_version")) == "1.0"
+    document = upgrade(document, history) if is_old else {**document, **_loss(document)}
     known = {f.name for f in dataclasses.fields(RunInfo)}
-    other = {k: v for k, v in document.items() if k not in known}
+    other = {k: document.pop(k) for k in [k for k in document if k not in known]}
     if other:
-        document = {**document, "other": {**document.get("other", {}), **other}}
-    return from_document(RunInfo, document, where, Tolerance.UNKNOWN_FIELDS)
+        document["other"] = {**document.get("other", {}), **other}
+    return from_document(RunInfo, document, where, Tolerance.MISFITS if is_old else Tolerance.UNKNOWN_FIELDS)
 
 
 def upgrade(document: Mapping[str, Any], history: Callable[[], pd.DataFrame]) -> dict[str, Any]:
@@ -51,12 +49,11 @@ def upgrade(document: Mapping[str, Any], history: Callable[[], pd.DataFrame]) ->
     """
     new = dict(document)
     loss = new.pop("loss", None)
-    new |= _loss(loss if isinstance(loss, Mapping) else {})
+    new |= _old_loss(loss if isinstance(loss, Mapping) else {})
     reduction = new.pop("logps_reduction", None)
     new["logps"] = reduction
     new["source"] = _source(document.get("source"))
-    named = json.dumps(loss or {}).lower() + str(document.get("source", "")).lower()
-    new["reference_free"] = bool(_REFERENCE_FREE.search(named))
+    new["reference_free"] = without_reference(json.dumps(loss or {}), str(document.get("source", "")))
     if new.get("loss") is None or reduction is None:
         inferred = infer(history())
         new["logps"] = reduction or inferred.logps
@@ -77,12 +74,20 @@ def upgrade(document: Mapping[str, Any], history: Callable[[], pd.DataFrame]) ->
             for name, facts in data["splits"].items()
             if isinstance(facts, Mapping)
         }
-    known = {f.name for f in dataclasses.fields(RunInfo)}
-    new["other"] = {k: new.pop(k) for k in [k for k in new if k not in known]}
     return new
 
 
 def _loss(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The loss; one whose kind is not registered here (a plugin's) is no reason to refuse the run."""
+    if not isinstance(document.get("loss"), Mapping):
+        return {}
+    try:
+        return {"loss": LossSpec.from_dict(document["loss"])}
+    except (DiagError, TypeError, ValueError) as error:
+        return {"loss": None, "loss_reason": f"run.json's loss is not understood: {error}"}
+
+
+def _old_loss(document: Mapping[str, Any]) -> dict[str, Any]:
     """The fields about the loss: schema 1.0 held a LossSpec, or `not_applicable` beside what was known."""
     if not document:
         return {"loss": None, "loss_reason": "the run does not say which loss it used"}
@@ -95,11 +100,7 @@ def _loss(document: Mapping[str, Any]) -> dict[str, Any]:
             "loss_names": [str(n) for n in names] if isinstance(names, (list, tuple)) else [],
             "beta": beta if isinstance(beta, (int, float)) and beta > 0 else None,
         }
-    try:
-        spec = LossSpec.from_dict(document)
-    except (DiagError, TypeError, ValueError) as error:
-        return {"loss": None, "loss_reason": f"run.json's loss is not understood: {error}"}
-    return {"loss": spec, "beta": spec.beta}
+    return _loss({"loss": document})
 
 
 def _source(document: Any) -> dict[str, Any]:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
 
-KINDS = ("trained", "scored", "imported")
-STATUSES = ("running", "finished", "failed", "interrupted")
 SIDES = ("chosen", "rejected")
 ROLES = ("policy", "ref")
 TRAIN_SPLIT = "train"

@@ -1,29 +1,34 @@
-"""Writing a run folder: Parquet files renamed into place, so that a killed run loses at most the step being written.
+"""Writing a run folder: tables as Parquet and run.json, each checked against its declaration.
 
-A file's name carries its first and last step, its split and the rank that wrote it
-(`pairs/00000010-00000010.eval.r0.parquet`): writing the same step again replaces it, resuming removes what lies beyond.
+Files are renamed into place, so that a killed run loses at most the step being written; writing the same step again
+replaces its file, resuming removes what lies beyond.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.schemas import KINDS, SCHEMA_VERSION, STATUSES, TABLES, Table
+from dpo_diag.records.files import RUN_FILE, Part, part_of, to_label, write_json, write_parquet
+from dpo_diag.records.reader import Run
+from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status
+from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
+from dpo_diag.records.secrets import without_secrets
+from dpo_diag.records.splits import Role, role_from_name
+from dpo_diag.records.typed_json import from_document, to_document
 
-RUN_FILE = "run.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -36,57 +41,10 @@ PACKAGES = (
     "wandb",
     "hydra-core",
 )
-_SECRET = re.compile(
-    r"(^|_)(secret|password|passwd|api_?key|credential)s?$|^((hf|hub|hub_model|access|auth|api|bearer|user|git\w*|wandb)_)?token$",
-    re.IGNORECASE,
-)
-"""Keys whose values are not written down; pad_token and its like are no secrets."""
-_PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 
-def split_to_file(split: str) -> str:
-    """A split's name as part of a file name: anything but letters, digits, _ and - becomes %XX."""
-    return re.sub(r"[^A-Za-z0-9_-]", lambda m: "".join(f"%{b:02X}" for b in m.group().encode()), split)
-
-
-def part_range(path: Path) -> tuple[int, int] | None:
-    """(first step, last step) from a part's file name; None for a file that is not one of ours."""
-    match = _PART.match(path.name)
-    return (int(match.group(1)), int(match.group(2))) if match else None
-
-
-def without_secrets(value: Any) -> Any:
-    """The same structure with the values of secret-looking keys replaced; keys compare case-insensitively."""
-    if isinstance(value, Mapping):
-        return {
-            str(k): "[redacted]" if _SECRET.search(str(k)) and isinstance(v, str) and v else without_secrets(v)
-            for k, v in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(v) for v in value]
-    return value
-
-
-def _json_default(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (Path, datetime)):
-        return str(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    return str(value)
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document under a temporary name and rename it: a reader sees the old or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2, ensure_ascii=False, default=_json_default)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def package_versions() -> dict[str, str]:
@@ -147,14 +105,29 @@ def to_arrow(table: Table, rows: pd.DataFrame | Mapping[str, Any] | Iterable[Map
     return pa.Table.from_arrays(arrays, schema=table.schema)
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """zstd Parquet: dictionaries for ids, byte-stream split for floats; temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
-    ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False)
-    temporary.replace(path)
+def changed(info: RunInfo, where: Path, fields: Mapping[str, Any]) -> RunInfo:
+    """`info` with other values of some fields, each checked against its declaration; None forgets a value.
+
+    A mapping for a record (model, tokenizer, ...) changes the record's fields that it names and leaves the others; a
+    record replaces the one before it, and so does any other value.
+    """
+    document = to_document(info)
+    for name, value in fields.items():
+        known = getattr(info, name, None)
+        adds = is_dataclass(known) and isinstance(value, Mapping)
+        document[name] = {**document.get(name, {}), **value} if adds else value
+    return from_document(RunInfo, without_secrets(to_document(document)), where)
+
+
+def annotate(folder: str | os.PathLike[str], **fields: Any) -> None:
+    """Set fields in the run.json of a run that stands, e.g. where a tracker shows it; all else stays as it is.
+
+    Raises:
+        DiagError: not a run folder, an unknown field, or a value of another type than declared.
+    """
+    run = Run(folder)
+    info = changed(run.info, run.path / RUN_FILE, {"schema_version": SCHEMA_VERSION, **fields})
+    write_json(run.path / RUN_FILE, to_document(info))
 
 
 class RunWriter:
@@ -172,34 +145,32 @@ class RunWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, kind: str = "trained", rank: int = 0, resume_step: int | None = None
+        self, path: str | os.PathLike[str], *, kind: Kind = "trained", rank: int = 0, resume_step: int | None = None
     ) -> None:
-        if kind not in KINDS:
-            raise DiagError("unknown kind of run", got=kind, expected=f"one of {KINDS}")
+        if kind not in get_args(Kind):
+            raise DiagError("unknown kind of run", got=kind, expected=f"one of {', '.join(get_args(Kind))}")
         self.path = Path(path)
         self.rank = rank
         self.resume_step = resume_step
         self.path.mkdir(parents=True, exist_ok=True)
-        existing = self.path / RUN_FILE
-        self.meta: dict[str, Any] = {}
+        self.info = RunInfo(kind=kind)
         if resume_step is not None:
-            if existing.exists():
-                self.meta = json.loads(existing.read_text(encoding="utf-8"))
+            if (self.path / RUN_FILE).exists():
+                self.info = Run(self.path).info
             self._drop_after(resume_step)
-        elif any(part_range(p) for name in TABLES for p in (self.path / name).glob("*.parquet")) and rank == 0:
+        elif rank == 0 and any(part_of(p) for name in TABLES for p in (self.path / name).glob("*.parquet")):
             raise DiagError(
                 "the folder already holds a run",
                 where=self.path,
                 hint="name another folder, remove this one, or resume from its last checkpoint",
             )
-        if rank == 0:
-            self.update(
-                schema_version=SCHEMA_VERSION,
-                kind=kind,
-                status="running",
-                created=self.meta.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
-                packages=package_versions(),
-            )
+        self.update(
+            schema_version=SCHEMA_VERSION,
+            kind=kind,
+            status="running",
+            created=self.info.created or _now(),
+            packages=package_versions(),
+        )
 
     def write(
         self, table: str, rows: pd.DataFrame | Mapping[str, Any] | Iterable[Mapping[str, Any]], split: str = "all"
@@ -215,23 +186,36 @@ class RunWriter:
         if arrow.num_rows == 0:
             return None
         steps = arrow.column("step").to_numpy() if "step" in declared.names else np.zeros(1, dtype=np.int64)
-        name = f"{int(steps.min()):08d}-{int(steps.max()):08d}.{split_to_file(split)}.r{self.rank}.parquet"
-        path = self.path / table / name
+        part = Part(int(steps.min()), int(steps.max()), to_label(split), self.rank)
+        path = self.path / table / part.name
         write_parquet(path, arrow)
+        if "split" in declared.names:
+            self._describe_new_splits(sorted(map(str, arrow.column("split").unique().to_pylist())))
         return path
 
     def update(self, **fields: Any) -> None:
-        """Merge fields into run.json (rank 0 only); values of secret-looking keys are replaced."""
-        if self.rank != 0:
-            return
-        self.meta.update(without_secrets(fields))
-        write_json(self.path / RUN_FILE, self.meta)
+        """Set fields of run.json (rank 0 only), see `changed`; values of secret-looking keys are replaced.
 
-    def finish(self, status: str = "finished") -> None:
-        """Set the final status and the time."""
-        if status not in STATUSES:
-            raise DiagError("unknown status", got=status, expected=f"one of {STATUSES}")
-        self.update(status=status, ended=datetime.now(UTC).isoformat(timespec="seconds"))
+        Raises:
+            DiagError: an unknown field, or a value of another type than declared.
+        """
+        if self.rank == 0:
+            self.info = changed(self.info, self.path / RUN_FILE, fields)
+            write_json(self.path / RUN_FILE, to_document(self.info))
+
+    def describe_split(self, split: str, role: Role, **facts: Any) -> None:
+        """Say what a split is; `facts` are the other fields of SplitInfo. Without this its name decides the role."""
+        self.update(splits={**self.info.splits, split: SplitInfo(role=role, **facts)})
+
+    def finish(self, status: Status = "finished", error: str | None = None) -> None:
+        """Set the final status and the time; `error` is what ended a failed run, in one line."""
+        self.update(status=status, error=error, ended=_now())
+
+    def _describe_new_splits(self, splits: Iterable[str]) -> None:
+        """Every split that the records hold stands in run.json."""
+        new = {s: SplitInfo(role=role_from_name(s)) for s in splits if s not in self.info.splits}
+        if new and self.rank == 0:
+            self.update(splits={**self.info.splits, **new})
 
     def _drop_after(self, step: int) -> None:
         """Remove this rank's rows of later steps; rank 0 also removes those of ranks that no longer exist."""
@@ -239,18 +223,13 @@ class RunWriter:
             if "step" not in table.names:
                 continue
             for path in sorted((self.path / name).glob("*.parquet")):
-                bounds, match = part_range(path), _PART.match(path.name)
-                if bounds is None or match is None or bounds[1] <= step:
+                part = part_of(path)
+                if part is None or part.last <= step or (part.rank != self.rank and self.rank != 0):
                     continue
-                if int(match.group(4)) != self.rank and self.rank != 0:
-                    continue
-                if bounds[0] <= step:
+                if part.first <= step:
                     kept = pq.read_table(path)
-                    kept = kept.filter(pa.compute.less_equal(kept.column("step"), step))
+                    kept = kept.filter(pc.less_equal(kept.column("step"), step))
                     if kept.num_rows:
-                        last = int(pa.compute.max(kept.column("step")).as_py())
-                        write_parquet(
-                            path.with_name(f"{bounds[0]:08d}-{last:08d}.{match.group(3)}.r{match.group(4)}.parquet"),
-                            kept,
-                        )
+                        last = pc.max(kept.column("step")).as_py()
+                        write_parquet(path.with_name(part._replace(last=last).name), kept)
                 path.unlink(missing_ok=True)

@@ -69,16 +69,14 @@ def headline(run: Run, explanation: dict[str, Any]) -> Headline:
     steps = [explanation.get("from_step"), explanation.get("to_step")]
     between = f"step {steps[0]} to {steps[1]}" if None not in steps else ""
     n = explanation.get("n_pairs")
-    model = run.meta.get("model")
-    status = str(run.meta.get("status") or "")
     subtitle = [
-        str(run.meta.get("kind", "")),
-        str(model.get("name") or "") if isinstance(model, dict) else "",
+        run.info.kind,
+        run.info.model.name or "",
         between,
         f"split {explanation['split']}" if explanation.get("split") else "",
         f"{n} pairs" if n else "",
-        str(run.meta.get("created") or "")[:10],
-        "" if status == "finished" else status,
+        (run.info.created or "")[:10],
+        "" if run.info.status in (None, "finished") else str(run.info.status),
     ]
     confidence = verdict.get("confidence")
     return Headline(

@@ -16,8 +16,9 @@ import yaml
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.metrics import wilson_interval
-from dpo_diag.records.writer import RUN_FILE, without_secrets
+from dpo_diag.records.secrets import without_secrets
 from dpo_diag.report.displays.curves import evaluation_split
 
 SEED = "seed"
@@ -101,7 +102,7 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
             continue
         try:
             run = load_run(folder)
-            status = str(run.meta.get("status"))
+            status = str(run.info.status)
             if status != "finished":
                 failed.append({"run": str(folder), "why": f"status {status}"})
                 continue

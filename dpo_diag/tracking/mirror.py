@@ -32,7 +32,7 @@ def mirror(run: Run, tracker: Tracker, name: str | None = None) -> dict[str, Any
         tracker.log(int(step), values)  # type: ignore[call-overload]
     if run.has("outputs"):
         tracker.log_outputs(run.outputs)
-    tracker.finish(str(run.meta.get("status", "finished")))
+    tracker.finish(run.info.status or "finished")
     return where
 
 

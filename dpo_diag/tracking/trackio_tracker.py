@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.extras import require
-from dpo_diag.records.writer import without_secrets
+from dpo_diag.records.secrets import without_secrets
 from dpo_diag.tracking.base import STEP
 from dpo_diag.tracking.outputs_table import outputs_table
 

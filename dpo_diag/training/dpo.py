@@ -119,12 +119,10 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
-        loss = self._spec.to_dict()
-        if self._spec.not_additive:
-            loss["residual"] = f"not applicable: {self._spec.not_additive}"
         return {
             **super().describe(),
-            "loss": loss,
+            "loss": self._spec,
             "reference": trl_adapter.reference_of(self),
-            "logps_reduction": "sum",
+            "logps": "sum",
+            "reference_free": False,
         }

@@ -15,7 +15,7 @@ from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
 from dpo_diag.models.policy import Policy, check_device, load_policy
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
-from dpo_diag.records.writer import write_json
+from dpo_diag.records.files import write_json
 
 TRAIN_PROBE = "train_probe"
 

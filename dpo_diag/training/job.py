@@ -19,7 +19,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
-from dpo_diag.records.writer import write_json
+from dpo_diag.records.files import write_json
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.inputs import Inputs, load_inputs
@@ -174,12 +174,9 @@ class FactsCallback(TrainerCallback):
         self.trainer, self.facts = trainer, facts
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Merge one level deep: `model` holds the trainer's and the loader's keys."""
-        writer = self.trainer.run_writer
-        if writer is not None:
-            known = writer.meta
-            merged = {k: {**known.get(k, {}), **v} if isinstance(v, Mapping) else v for k, v in self.facts.items()}
-            writer.update(**merged)
+        """A record (`model`) keeps the trainer's fields and gains the loader's."""
+        if self.trainer.run_writer is not None:
+            self.trainer.run_writer.update(**self.facts)
 
 
 def _facts(config: Config, inputs: Inputs) -> dict[str, Any]:

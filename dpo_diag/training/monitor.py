@@ -11,6 +11,7 @@ from accelerate.logging import get_logger
 
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
+from dpo_diag.records.splits import role_from_name
 from dpo_diag.training.batch import Batch, TokenRows
 from dpo_diag.training.gather import Accumulator, Gathered
 from dpo_diag.training.guards import Guards
@@ -54,7 +55,7 @@ class Monitor:
         self.recorder: Recorder | None = None
         self.texts = TextSource()
         self.own_splits: set[str] = set()
-        self.splits: dict[str, dict[str, Any]] = {}
+        self.fingerprints: dict[str, str | None] = {}
         self._train = Accumulator()
         self._eval: Accumulator | None = None
         self._tokens: dict[str, tuple[TokenRows, int]] = {}
@@ -161,13 +162,16 @@ class Monitor:
         content = hashlib.sha256("".join(sorted(gathered.rows.pair_ids)).encode()).hexdigest()[:16]
         split = prefix if prefix == EVAL_SPLIT or prefix.startswith(f"{EVAL_SPLIT}_") else f"{EVAL_SPLIT}_{prefix}"
         if self._foreign:
-            known = self.splits.get(split, {}).get("fingerprint")
+            known = self.fingerprints.get(split)
             if split in self.own_splits or known not in (None, content):
                 split = f"{split}_{content[:8]}"
-        self.splits[split] = {
-            "n_pairs": len(gathered.rows), "n_duplicates": gathered.n_duplicates, "fingerprint": content,
-            "handed_to_evaluate": self._foreign,
-        }  # fmt: skip
+        self.fingerprints[split] = content
+        if self.recorder is not None:
+            # A trainer knows its sets by their names alone; here the name's role becomes the record's.
+            self.recorder.writer.describe_split(
+                split, role_from_name(split), n_pairs=len(gathered.rows), n_duplicates=gathered.n_duplicates,
+                fingerprint=content, handed_to_evaluate=self._foreign,
+            )  # fmt: skip
         return split
 
     def _record(self, gathered: Gathered, split: str, step: int) -> None:
@@ -186,7 +190,6 @@ class Monitor:
                 missing = set(lacking) - {r["pair_id"] for r in rows}
                 rows += [self._decoded(p, *self._tokens[p]) for p in sorted(missing) if p in self._tokens]
                 self.recorder.texts(split, rows, step)
-        self.recorder.writer.update(data={**self.recorder.writer.meta.get("data", {}), "splits": self.splits})
 
     def _decoded(self, pair_id: str, tokens: TokenRows, pair: int) -> dict[str, Any]:
         """A pair whose texts no data set holds, as far as the model saw it."""

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
+from dpo_diag.records.run_info import Status, TrainingInfo
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
@@ -26,13 +28,6 @@ from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
 
 logger = get_logger(__name__)
-
-_ARGUMENTS = (
-    "seed", "data_seed", "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "warmup_steps", "max_grad_norm",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps",
-    "num_train_epochs", "max_length", "truncation_mode", "bf16", "fp16", "gradient_checkpointing", "disable_dropout",
-    "logging_steps", "eval_steps", "save_steps",
-)  # fmt: skip
 
 
 def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
@@ -145,8 +140,7 @@ class Recording:
     def _attach(self: Any, writer: RunWriter) -> None:
         self.run_writer = writer
         self.monitor.recorder = Recorder(writer)
-        known = writer.meta.get("data", {}).get("splits", {})
-        self.monitor.splits.update(known)
+        self.monitor.fingerprints |= {name: split.fingerprint for name, split in writer.info.splits.items()}
         writer.update(**self.describe())
 
     def describe(self: Any) -> dict[str, Any]:
@@ -156,7 +150,7 @@ class Recording:
         parameters = list(model.parameters())
         description: dict[str, Any] = {
             "name": str(getattr(model.config, "_name_or_path", "") or type(base).__name__),
-            "class": type(base).__name__,
+            "architecture": type(base).__name__,
             "n_parameters": sum(p.numel() for p in parameters),
             "n_trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "dtype": str(base.dtype).removeprefix("torch."),
@@ -164,11 +158,12 @@ class Recording:
         if is_peft_model(model):
             config = model.peft_config.get("default") or next(iter(model.peft_config.values()))
             peft = {k: getattr(config, k, None) for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
-            description["peft"] = {"type": str(getattr(config.peft_type, "value", config.peft_type))} | {
+            description["adapter"] = {"type": str(getattr(config.peft_type, "value", config.peft_type))} | {
                 k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in peft.items() if v is not None
             }
         tokenizer = self._tokenizer
-        arguments = {k: getattr(self.args, k) for k in _ARGUMENTS if hasattr(self.args, k)}
+        named = [f.name for f in fields(TrainingInfo)]
+        arguments = {k: getattr(self.args, k) for k in named if hasattr(self.args, k)}
         described: dict[str, Any] = {
             "trainer": type(self).__name__,
             "model": description,
@@ -215,8 +210,8 @@ class Recording:
         except KeyboardInterrupt:
             self._close("interrupted")
             raise
-        except BaseException:
-            self._close("failed")
+        except BaseException as error:
+            self._close("failed", f"{type(error).__name__}: {error}".splitlines()[0][:300])
             raise
         finally:
             if added:
@@ -230,11 +225,11 @@ class Recording:
         with untouched_random_state() if silent else nullcontext():
             return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
 
-    def _close(self: Any, status: str) -> None:
+    def _close(self: Any, status: Status, error: str | None = None) -> None:
         self.monitor.guards.end()
         self.monitor.flush()
         if self.run_writer is not None:
-            self.run_writer.finish(status)
+            self.run_writer.finish(status, error)
 
     def evaluate(self: Any, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; a set that is handed in gets a split of its own in the records."""

@@ -92,4 +92,4 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
         reason = "SFT: a negative log-likelihood, no preference loss"
-        return {**super().describe(), "loss": {"not_applicable": reason}, "method": "sft"}
+        return {**super().describe(), "loss_reason": reason, "method": "sft"}

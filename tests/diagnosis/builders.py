@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def build_run(
     split: str = "eval",
     history: Sequence[dict[str, Any]] = (),
     outputs: Sequence[dict[str, Any]] = (),
+    facts: Mapping[str, Any] = MappingProxyType({}),
     **columns: Any,
 ) -> Run:
     """A run with pair rows at `steps`; `reference`: its sums, "first" for those of the first step, None for none."""
@@ -64,8 +66,7 @@ def build_run(
         writer.write("history", list(history))
     if outputs:
         writer.write("outputs", list(outputs))
-    if loss is not None:
-        writer.update(loss=loss)
+    writer.update(loss=loss, **facts)
     writer.finish()
     return load_run(path)
 

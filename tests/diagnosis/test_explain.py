@@ -142,16 +142,16 @@ def test_without_a_reference_only_the_loss_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "reason"),
+    ("facts", "reason"),
     [
-        (None, "does not say which loss"),
-        ({"not_applicable": "a log without its configuration"}, "a log without its configuration"),
-        ({"types": ["aot"]}, "couples the pairs"),
-        ({"types": ["no_such_loss"]}, "is not understood"),
+        ({}, "does not say which loss"),
+        ({"loss_reason": "a log without its configuration"}, "a log without its configuration"),
+        ({"loss": {"types": ["aot"]}}, "couples the pairs"),
     ],
 )
-def test_losses_that_cannot_be_split_say_why(tmp_path: Path, loss: dict[str, Any] | None, reason: str) -> None:
-    document = explain(build_run(tmp_path / "run", {0: ([-5.0], [-5.0]), 9: ([-6.0], [-9.0])}, loss=loss))
+def test_losses_that_cannot_be_split_say_why(tmp_path: Path, facts: dict[str, Any], reason: str) -> None:
+    steps = {0: ([-5.0], [-5.0]), 9: ([-6.0], [-9.0])}
+    document = explain(build_run(tmp_path / "run", steps, loss=facts.pop("loss", None), facts=facts))
     assert reason in document["loss"]["not_applicable"]
     assert document["perplexity"]["chosen"]["ppl_token"]["dlog"] == pytest.approx(0.1)
 

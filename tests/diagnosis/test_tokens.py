@@ -21,7 +21,7 @@ from dpo_diag.diagnosis.decompose.tokens import (
 )
 from dpo_diag.diagnosis.decompose.tokens import token_rows as rows_of
 from dpo_diag.records import Run
-from dpo_diag.records.writer import write_parquet
+from dpo_diag.records.files import write_parquet
 
 RESPONSES = {"q1": ([7, 8, 1, 5, 2], [7, 8, 3, 5, 2]), "q2": ([4, 2], [6, 6, 2])}
 START = {"q1": ([-1, -1, -1, -1, -1], [-2, -2, -2, -2, -2]), "q2": ([-1, -1], [-1, -1, -1])}

@@ -154,7 +154,8 @@ def test_what_a_log_says_of_its_loss_is_taken_with_its_line(tmp_path: Path, impo
     result, run = imported(log(tmp_path / "train.log", text))
     assert result["beta"] == 0.25
     assert run.meta["source"]["said"]["beta"] == "train.log: 'beta: 0.25' (line 2)"
-    assert "not_applicable" in run.meta["loss"]
+    assert run.info.loss is None
+    assert run.info.loss_reason
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig", "utf-32", "latin-1"])

@@ -72,7 +72,7 @@ def test_training_batches_say_nothing_about_beta(tmp_path: Path, imported: Impor
     rows = [{"step": i, "loss": 0.6, "logps/chosen": -50.0 * i, "logps/rejected": -60.0, "rewards/chosen": 0.1 * i,
              "rewards/rejected": 0.0} for i in (1, 2, 3, 4)]  # fmt: skip
     result, run = imported(log(tmp_path / "log.jsonl", rows))
-    assert (result["beta"], run.meta["source"]["beta_check"]) == (None, None)
+    assert (result["beta"], run.info.source.beta_check) == (None, None)
     _, run = imported(log(tmp_path / "log.jsonl", rows), beta=0.1)
     assert value(run, "ref_logps/chosen", 2) == pytest.approx(-100.0 - 2.0)
 
@@ -87,7 +87,7 @@ def test_the_nll_part_where_the_loss_less_it_starts_at_ln_2(tmp_path: Path, impo
     assert run.meta["source"]["nll_weight"] == 1.0
     _, run = imported(log(tmp_path / "log.jsonl", [{**rows[0], "loss": 1.6}, rows[1]]))
     assert "preference_loss" not in set(run.history["name"])
-    assert run.meta["source"]["nll_weight"] is None
+    assert run.info.source.nll_weight is None
 
 
 def test_margins_only_where_they_are_not_logged(tmp_path: Path, imported: Importing) -> None:

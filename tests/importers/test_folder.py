@@ -53,7 +53,7 @@ def test_an_output_dir_is_merged_with_the_state_first(output_dir: Path, imported
     assert (result["trainer"], result["beta"], result["duplicates"]) == ("llama-factory", 0.2, 0)
     assert run.meta["loss"]["types"] == ["sigmoid"]
     assert run.meta["model"] == {
-        "name": "org/base", "adapter": {"r": 8, "lora_alpha": 16, "peft_type": "LORA"}
+        "name": "org/base", "adapter": {"type": "LORA", "r": 8, "lora_alpha": 16}
     }  # fmt: skip
     assert not any("differ" in n for n in result["notes"])
 
@@ -87,7 +87,7 @@ def test_the_model_card_names_trls_version(tmp_path: Path, imported: Importing) 
     (folder / "README.md").write_text("---\nbase_model: org/base\n---\n### Framework versions\n\n- TRL: 0.12.1\n")
     result, run = imported(folder, loss=("ipo",), beta=0.1)
     assert (result["trainer"], result["trainer_version"]) == ("trl", "0.12.1")
-    assert run.meta["logps_reduction"] == "mean"
+    assert run.info.logps == "mean"
     assert run.meta["model"]["name"] == "other"
     assert run.meta["loss"]["beta"] == 0.1
 

@@ -35,7 +35,7 @@ def test_train_and_eval_rows_of_one_step_become_two_splits(tmp_path: Path, impor
     assert value(run, "logps/chosen", 10, "eval") == -51.0
     assert "runtime" not in set(run.history["name"])
     assert run.meta["kind"] == "imported"
-    assert run.meta["logps_reduction"] == "sum"
+    assert run.info.logps == "sum"
 
 
 def test_several_evaluation_sets_share_a_step(tmp_path: Path, imported: Importing) -> None:

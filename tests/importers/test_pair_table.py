@@ -41,8 +41,8 @@ def test_step_0_is_the_reference_by_default(tmp_path: Path, imported: Importing,
     result, run = imported(write(tmp_path / f"pairs{suffix}", ROWS), loss=("sigmoid",), beta=0.1)
     assert (result["format"], result["rows"], result["read"]) == ("pairs", 4, 4)
     assert run.meta["loss"]["types"] == ["sigmoid"]
-    assert run.meta["source"]["reference_from"] == "the rows of step 0"
-    assert run.meta["logps_reduction"] == "sum"
+    assert run.info.reference.source == "the rows of step 0"
+    assert run.info.logps == "sum"
     pairs = run.pairs
     assert set(pairs["split"]) == {"eval"}
     assert len(run.read("pairs", roles=["ref"])) == 4
@@ -72,7 +72,8 @@ def test_named_reference_and_optional_columns(tmp_path: Path, imported: Importin
     )
     assert (first.loc["chosen", "entropy_sum"], first.loc["rejected", "greedy_logp_sum"]) == (3.5, -7.0)
     assert first.loc["rejected", "n_truncated"] == 2
-    assert "not_applicable" in run.meta["loss"]
+    assert run.info.loss is None
+    assert run.info.loss_reason
     second = run.pairs[run.pairs["step"] == 6].set_index("side")
     assert pd.isna(second.loc["chosen", "n_tokens"])
     assert second.loc["rejected", "ref_sum_logp"] == -8.0

@@ -47,17 +47,17 @@ def test_llamafactory_logps_are_means_under_ipo_orpo_simpo_and_sums_else(tmp_pat
     rows = [{"step": 5, "total_steps": 9, "loss": 0.6, "logps/chosen": -1.5}]
     path = jsonl(tmp_path / "trainer_log.jsonl", rows)
     _, run = imported(path, loss=("ipo",), beta=0.1)
-    assert run.meta["logps_reduction"] == "mean"
+    assert run.info.logps == "mean"
     assert value(run, "ce/chosen", 5) == 1.5
     assert value(run, "ppl_seq_geomean/chosen", 5) == pytest.approx(math.exp(1.5), rel=1e-15)
     assert bool(run.history.set_index("name").loc["ce/chosen", "derived"]) is True
     _, run = imported(path, loss=("sigmoid",), beta=0.1)
-    assert run.meta["logps_reduction"] == "sum"
+    assert run.info.logps == "sum"
     assert "ce/chosen" not in set(run.history["name"])
     _, run = imported(path, loss=("sigmoid",), beta=0.1, logps="mean")
-    assert run.meta["logps_reduction"] == "mean"
+    assert run.info.logps == "mean"
     _, run = imported(path)  # nothing decides between -1.5 as a sum of a short answer and as a mean
-    assert "logps_reduction" not in run.meta
+    assert run.info.logps is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_trl_ipo_logps_are_means_until_0_28(tmp_path: Path, imported: Importing,
     _, run = imported(
         jsonl(tmp_path / "log.jsonl", rows), loss=("ipo",), beta=0.1, trainer="trl", trainer_version=version
     )
-    assert run.meta["logps_reduction"] == expected
+    assert run.info.logps == expected
 
 
 def test_swift_string_steps_doubled_rows_and_the_last_line_with_everything(tmp_path: Path, imported: Importing) -> None:
@@ -285,7 +285,7 @@ def test_late_lines_are_put_in_order_and_are_no_restart(tmp_path: Path, imported
     rows = [{"step": s, "loss": s / 100} for s in (10, 30, 20, 40)]
     result, run = imported(jsonl(tmp_path / "log.jsonl", rows))
     assert steps(run, "loss") == [10, 20, 30, 40]
-    assert (result["duplicates"], run.meta["source"]["backtracks"]) == (0, [])
+    assert (result["duplicates"], run.info.source.backtracks) == (0, ())
 
 
 def test_openrlhf_evaluations_name_their_own_step(tmp_path: Path, imported: Importing) -> None:
@@ -300,7 +300,7 @@ def test_orpo_has_mean_log_probs_and_no_reference(tmp_path: Path, imported: Impo
     rows = [{"step": 1, "loss": 2.0, "nll_loss": 1.5, "log_odds_ratio": -0.5, "logps/chosen": -1.5,
              "rewards/chosen": -0.15, "logps/rejected": -2.0, "rewards/rejected": -0.2}]  # fmt: skip
     _, run = imported(jsonl(tmp_path / "log.jsonl", rows), beta=0.1)
-    assert run.meta["logps_reduction"] == "mean"
+    assert run.info.logps == "mean"
     assert value(run, "ce/rejected", 1) == 2.0
     assert not any(n.startswith("ref_logps") for n in run.history["name"])
-    assert "orpo" in run.meta["loss"]["not_applicable"]
+    assert run.info.loss_names == ("orpo",)

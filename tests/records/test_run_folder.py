@@ -161,10 +161,10 @@ def test_a_killed_writer_leaves_only_whole_files(tmp_path: Path) -> None:
 
 def test_secrets_never_reach_run_json(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "r")
-    writer.update(model={"name": "m", "hf_token": "s3cret", "nested": [{"API_KEY": "s3cret", "pad_token": "<pad>"}]})
+    writer.update(data={"name": "m", "hf_token": "s3cret", "nested": [{"API_KEY": "s3cret", "pad_token": "<pad>"}]})
     text = (tmp_path / "r" / "run.json").read_text()
     assert "s3cret" not in text
-    assert json.loads(text)["model"]["nested"][0]["pad_token"] == "<pad>"
+    assert json.loads(text)["data"]["nested"][0]["pad_token"] == "<pad>"
 
 
 @pytest.mark.parametrize(

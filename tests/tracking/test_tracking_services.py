@@ -42,7 +42,7 @@ def run_folder(tmp_path: Path) -> Path:
         for s, t in ((0, "2"), (10, "3"))
     ]
     writer.write("outputs", rows, "outputs")
-    writer.update(loss={"types": ["sigmoid"], "beta": 0.1}, hub={"token": "hf_secret"})
+    writer.update(loss={"types": ["sigmoid"], "beta": 0.1}, data={"hub_token": "hf_secret"})
     writer.finish()
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("trainer:\n  learning_rate: 1.0e-05\nhub_token: hf_secret\n")
@@ -68,7 +68,7 @@ def test_a_run_mirrored_offline_reads_back_whole(run_folder: Path) -> None:
     assert (started["project"], started["run_group"], started["tags"]) == ("p", "g", ["t"])
     config = started["config"]["update"]
     assert config["trainer"] == {"learning_rate": 1e-05}
-    assert config["run"]["loss"] == {"types": ["sigmoid"], "beta": 0.1}
+    assert (config["run"]["loss"]["types"], config["run"]["loss"]["beta"]) == (["sigmoid"], 0.1)
     assert "hf_secret" not in json.dumps(records)
     axes = {
         r["metric"].get("glob_name") or r["metric"]["name"]: r["metric"].get("step_metric")

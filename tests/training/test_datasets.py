@@ -115,7 +115,7 @@ def test_several_evaluation_sets_share_a_step(tmp_path: Path, tokenizer: PreTrai
         assert history.loc["rewards/margins", "value"] == logged[1]["eval_rewards/margins"]
         assert history.loc["loss", "value"] == logged[1][f"eval_{name}_loss"]
         assert history.loc["loss", "weight"] == len(rows)
-    assert run.meta["data"]["splits"]["eval_far"]["n_pairs"] == 3
+    assert run.info.splits["eval_far"].n_pairs == 3
 
 
 def test_streams(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -255,7 +255,7 @@ def test_identical_pairs_count_in_the_metrics_and_are_recorded_once(
     rows = make_pairs(3, seed=1)
     trainer = trained(tmp_path, tokenizer, Dataset.from_list(make_pairs(6)), Dataset.from_list([*rows, rows[0]]))
     run = load_run(tmp_path / "run")
-    assert run.meta["data"]["splits"]["eval"]["n_duplicates"] == 1
+    assert run.info.splits["eval"].n_duplicates == 1
     assert len(run.read("pairs", splits=["eval"], roles=["policy"], steps=[0])) == 6
     logged = next(r for r in trainer.state.log_history if "eval_loss" in r)
     expected = score_pairs(make_model(1), tokenizer, rows)

@@ -274,7 +274,8 @@ def test_the_residual_is_rounding_for_all_others(
 def test_coupled_losses_have_no_residual_and_say_why(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     trainer, run, _ = run_of(tmp_path, tokenizer, reference=make_model(2), max_steps=1, loss_type="aot")
     assert not any("residual" in k or "loss_exact" in k for r in trainer.state.log_history for k in r)
-    assert run.meta["loss"]["residual"] == "not applicable: aot couples the pairs of a batch"
+    assert run.info.loss is not None
+    assert run.info.loss.not_additive == "aot couples the pairs of a batch"
     assert len(at(run, 0)) == 20
 
 
@@ -307,7 +308,7 @@ def test_lora_reference_is_the_disabled_adapter(tmp_path: Path, tokenizer: PreTr
     assert_rows(at(run, 4), score_pairs(trainer.model, tokenizer, pairs), ("sum_logp", "entropy_sum", "top5"))
     assert (at(run, 4)["sum_logp"] - at(run, 4)["ref_sum_logp"]).abs().max() > 0.1
     assert run.meta["reference"] == {"kind": "adapter disabled", "fixed": True}
-    assert run.meta["model"]["peft"]["r"] == 4
+    assert run.meta["model"]["adapter"]["r"] == 4
     tokens = run.read("tokens", ["step", "role"], roles=["ref"])
     assert set(tokens["step"]) == {0}
 

@@ -107,7 +107,8 @@ def test_both_parts_are_exact_and_nothing_of_trls_changes(tmp_path: Path, tokeni
     assert start["eval_loss_exact"] == pytest.approx(math.log(expected["ppl_token/response"]), rel=1e-6)
     assert all(v < 1e-5 for r in ours.state.log_history for k, v in r.items() if k.endswith("loss_residual"))
     run = load_run(tmp_path / "run")
-    assert run.meta["loss"] == {"not_applicable": "SFT: a negative log-likelihood, no preference loss"}
+    assert run.info.loss is None
+    assert run.info.loss_reason == "SFT: a negative log-likelihood, no preference loss"
     assert set(run.history["split"]) == {"train", "eval"}
     assert not run.has("pairs")
     weights = run.history[run.history["step"] == 0].set_index("name")["weight"]

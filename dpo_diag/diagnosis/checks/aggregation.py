@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -139,15 +138,9 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 def tokenizers(ctx: CheckContext, t: Thresholds) -> Outcome:
     """DVG015: perplexities per token of different tokenizers are not comparable; bits per byte are."""
-    names: dict[str, str] = {}
-    for key, holder in (("policy", ctx.meta), ("reference", ctx.meta.get("reference"))):
-        tokenizer = holder.get("tokenizer") if isinstance(holder, dict) else None
-        if isinstance(tokenizer, dict):
-            names[key] = str(tokenizer.get("fingerprint") or tokenizer.get("name") or json.dumps(tokenizer))
-    for i, other in enumerate(ctx.meta.get("tokenizers", []) or []):
-        names[f"checkpoint {i}"] = (
-            str(other.get("fingerprint") or other.get("name")) if isinstance(other, dict) else (str(other))
-        )
+    named = {"policy": ctx.info.tokenizer, "reference": ctx.info.reference.tokenizer}
+    named |= {f"checkpoint {i}": other for i, other in enumerate(ctx.info.other_tokenizers)}
+    names = {k: str(t.fingerprint or t.name) for k, t in named.items() if t is not None and (t.fingerprint or t.name)}
     evidence: dict[str, Any] = {"tokenizers": names}
     counted = ctx.pairs[ctx.pairs["n_tokens"].notna()]
     differing = 0.0

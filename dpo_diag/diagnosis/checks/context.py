@@ -6,12 +6,10 @@ only; of a fixed evaluation set, or of training batches that differ at each step
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -39,7 +37,7 @@ class CheckContext:
 
     def __init__(self, run: Run, from_step: int | None, to_step: int | None, split: str | None) -> None:
         self.run = run
-        self.meta: dict[str, Any] = run.meta
+        self.info = run.info
         self.from_step, self.to_step, self.wanted_split = from_step, to_step, split
         self._paired: dict[tuple[str, int], pd.DataFrame] = {}
 
@@ -80,15 +78,7 @@ class CheckContext:
 
     @cached_property
     def _spec(self) -> LossSpec | str:
-        document = self.meta.get("loss")
-        if not document:
-            return "the run does not say which loss it used"
-        if "not_applicable" in document:
-            return str(document["not_applicable"])
-        try:
-            return LossSpec.from_dict(document)
-        except (DiagError, TypeError) as error:
-            return f"run.json's loss cannot be used: {error}"
+        return self.info.loss or self.info.loss_reason or "the run does not say which loss it used"
 
     def spec(self) -> LossSpec:
         """The loss's definition."""
@@ -96,26 +86,10 @@ class CheckContext:
             raise Missing(self._spec)
         return self._spec
 
-    @cached_property
+    @property
     def reference_free(self) -> bool:
-        """Whether the logged rewards are beta times the log-prob itself (ORPO, SimPO, CPO): no reference in them.
-
-        Seen in the numbers: rewards / logps is then the same in every row, on both sides.
-        """
-        document = json.dumps(self.meta.get("loss", {})).lower() + str(self.meta.get("source", "")).lower()
-        if re.search(r"\b(orpo|simpo|cpo|reference[_-]free)\b", document):
-            return True
-        ratios = []
-        for side in ("chosen", "rejected"):
-            frame = self.wide_rows([f"rewards/{side}", f"logps/{side}"])
-            if frame is None or len(frame) < 3:
-                return False
-            ratio = (frame.iloc[:, 0] / frame.iloc[:, 1]).to_numpy()
-            ratios.append(ratio[np.isfinite(ratio)])
-        both = np.concatenate(ratios)
-        if both.size < 6 or np.median(both) <= 0:
-            return False
-        return bool(np.abs(both / np.median(both) - 1).max() < 0.02)
+        """Whether the logged rewards are beta times the log-prob itself (ORPO, SimPO, CPO): no reference in them."""
+        return bool(self.info.reference_free)
 
     @cached_property
     def start(self) -> Start:
@@ -129,41 +103,14 @@ class CheckContext:
                 return Start(math.nan, None, False, str(error))
         if self.reference_free:
             return Start(math.nan, None, False, "a loss without a reference has no fixed start")
-        if self._is_sigmoid():
+        if self.info.loss_like == "sigmoid":
             return Start(math.log(2), 0.0, True, "ln 2: loss and margins are those of the sigmoid loss")
         return Start(math.log(2), 0.0, False, f"ln 2 assumed: {self._spec}")
 
-    def _is_sigmoid(self) -> bool:
-        """Whether an unnamed loss follows softplus(-margin) in the logged rows.
-
-        Jensen: the mean loss is never below softplus(-mean margin), but for rounding, and lies above it by an eighth
-        of the margins' variance. Hinge and ipo differ at margin 0 already; an SFT term shifts every row.
-        """
-        for split in [*self.fixed_splits, *self.train_splits]:
-            frame = self.wide_rows(["loss", "rewards/margins"], split)
-            if frame is None or len(frame) < 3 or self.find("nll_loss", split) is not None:
-                continue
-            gap = frame.iloc[:, 0].to_numpy() - np.logaddexp(0.0, -frame.iloc[:, 1].to_numpy())
-            return bool(np.quantile(gap, 0.1) > -0.02 and np.median(gap) < 0.3)
-        return False
-
-    @cached_property
+    @property
     def beta(self) -> float | None:
-        """The loss's beta; where it is unknown, inferred from an evaluation set (logps = ref + rewards / beta)."""
-        if isinstance(self._spec, LossSpec):
-            return self._spec.beta
-        said = (self.meta.get("loss") or {}).get("beta")
-        if isinstance(said, (int, float)) and said > 0:
-            return float(said)
-        for split in self.fixed_splits:
-            frame = self.wide_rows(["logps/chosen", "rewards/chosen"], split)
-            if frame is None or len(frame) < 3 or frame.iloc[:, 1].std() < 1e-6:
-                continue
-            slope, offset = np.polyfit(frame.iloc[:, 1], frame.iloc[:, 0], 1)
-            residual = frame.iloc[:, 0] - (slope * frame.iloc[:, 1] + offset)
-            if slope > 0 and residual.std() < 0.02 * frame.iloc[:, 0].std():
-                return float(1 / slope)
-        return None
+        """The loss's beta: named by the source, or inferred when the run was written."""
+        return self.info.beta
 
     # --- history --------------------------------------------------------------------------------------------------
 
@@ -250,18 +197,10 @@ class CheckContext:
                 return frame
         return None
 
-    @cached_property
+    @property
     def mean_logps(self) -> bool:
-        """Whether logged logps are means per token instead of sums per response."""
-        reduction = self.meta.get("logps_reduction")
-        if reduction is not None:
-            return bool(reduction == "mean")
-        for split in self.splits:
-            values = self.find("logps/chosen", split)
-            if values is not None:
-                # A mean log-prob per token below -8 is worse than a uniform guess over 3,000 tokens.
-                return bool(np.median(np.abs(values.values)) < 8.0)
-        return False
+        """Whether logged logps may be means per token instead of sums per response."""
+        return self.info.logps != "sum"
 
     # --- pairs of a fixed set ---------------------------------------------------------------------------------------
 

@@ -189,14 +189,9 @@ def _text_leak(clean: pd.DataFrame) -> list[str]:
     return list(held_out.merge(training[key].drop_duplicates(), on=key)["pair_id"])
 
 
-def _source(ctx: CheckContext) -> dict[str, Any]:
-    found = ctx.meta.get("source")
-    return found if isinstance(found, dict) else {}
-
-
 def backtrack(ctx: CheckContext, t: Thresholds) -> Outcome:
     """DVG021: steps or epochs run backwards: two runs in one log, or a resume from an older checkpoint."""
-    said = _source(ctx).get("backtracks") or ctx.meta.get("backtracks")
+    said = list(ctx.info.source.backtracks)
     if said:
         return speaks("the source's steps run backwards: two runs, or a resume, in one log", backtracks=said)
     table = ctx.run.arrow("history", ["step", "epoch", "split"]).to_pandas()
@@ -219,16 +214,16 @@ def backtrack(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 def unparsed(ctx: CheckContext, t: Thresholds) -> Outcome:
     """DVG024: the importer met lines that look like metrics and could not read them."""
-    source = _source(ctx)
-    skipped = source.get("skipped", ctx.meta.get("skipped"))
-    if skipped is None:
+    source = ctx.info.source
+    count = source.skipped_count
+    if count is None:
         raise Missing("not an imported log, or its importer reports no skipped lines")
-    count = len(skipped) if isinstance(skipped, (list, tuple)) else int(skipped)
-    read = source.get("read", ctx.meta.get("read"))
+    listed = list(source.skipped[:10])
     evidence: dict[str, Any] = {
-        "skipped": skipped[:10] if isinstance(skipped, (list, tuple)) else skipped, "count": count,
-        "read": read if isinstance(read, (int, float)) else None,
-    }  # fmt: skip
+        "skipped": listed if listed or not count else count,
+        "count": count,
+        "read": source.read,
+    }
     if count:
         return speaks(f"{count} lines or rows of the source were not read", **evidence)
     return silent("every line was read", **evidence)

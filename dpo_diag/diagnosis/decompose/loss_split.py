@@ -29,15 +29,9 @@ COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "wei
 
 def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
     """The run's loss and None, or None and why there is none to split."""
-    document = run.meta.get("loss")
-    if not isinstance(document, dict) or not document:
-        return None, "the run does not say which loss it trained with"
-    if "not_applicable" in document:
-        return None, f"{document['not_applicable']}"
-    try:
-        spec = LossSpec.from_dict(document)
-    except (DiagError, TypeError, ValueError) as error:
-        return None, f"run.json's loss is not understood: {error}"
+    spec = run.info.loss
+    if spec is None:
+        return None, run.info.loss_reason or "the run does not say which loss it trained with"
     return (None, spec.not_additive) if spec.not_additive else (spec, None)
 
 

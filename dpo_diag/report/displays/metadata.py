@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from dpo_diag.records import Run
-from dpo_diag.records.writer import without_secrets
+from dpo_diag.records.secrets import without_secrets
 from dpo_diag.report.numbers import number
 from dpo_diag.report.tables import table
 from dpo_diag.report.text import clean

@@ -48,11 +48,8 @@ def load_vocabulary(run: Run) -> dict[int, str] | None:
 
 def _tokenizer_files(run: Run) -> list[Path]:
     files = sorted((run.path / "checkpoints").glob(f"*/{TOKENIZER_FILE}"))
-    told = run.meta.get("tokenizer")
-    name = told.get("name") if isinstance(told, dict) else None
-    if isinstance(name, str) and name:
-        files += [p for p in (Path(name) / TOKENIZER_FILE,) if p.is_file()]
-    return files
+    name = run.info.tokenizer.name
+    return files + [p for p in (Path(name or "") / TOKENIZER_FILE,) if name and p.is_file()]
 
 
 def tokenizer_vocabulary(document: dict[str, Any]) -> dict[int, str]:

@@ -11,6 +11,7 @@ import pytest
 
 from dpo_diag.diagnosis.checks import CheckContext, run_checks
 from dpo_diag.records import Run, RunWriter, load_run
+from dpo_diag.records.inferred import infer
 from dpo_diag.thresholds import load_thresholds
 
 SIGMOID = {"types": ["sigmoid"], "beta": 0.1}
@@ -46,6 +47,8 @@ def means(tmp_path: Path) -> Callable[..., Run]:
                 for i, v in enumerate(values)
             ]
         writer.write("history", rows)
+        # As an import does where the log does not say it.
+        writer.update(**vars(infer(load_run(made[-1]).history)) | meta)
         return load_run(made[-1])
 
     return make

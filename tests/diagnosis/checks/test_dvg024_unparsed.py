@@ -4,14 +4,17 @@ from __future__ import annotations
 
 
 def test_skipped_lines(means, finding):
-    run = means({"loss": [0.69] * 6}, source={"read": 6, "skipped": [{"line": 4, "why": "a row is cut off"}]})
+    run = means({"loss": [0.69] * 6}, source={
+        "read": 6, "skipped": [{"line": 4, "why": "a row is cut off"}], "skipped_count": 1,
+    })  # fmt: skip
     found = finding(run, "DVG024")
     assert found["outcome"] == "speaks" and found["evidence"]["count"] == 1
     assert found["evidence"]["skipped"] == [{"line": 4, "why": "a row is cut off"}]
 
 
 def test_every_line_read(means, finding):
-    assert finding(means({"loss": [0.69] * 6}, source={"read": 6, "skipped": []}), "DVG024")["outcome"] == "silent"
+    run = means({"loss": [0.69] * 6}, source={"read": 6, "skipped_count": 0})
+    assert finding(run, "DVG024")["outcome"] == "silent"
 
 
 def test_not_imported(pairs, finding):

@@ -1,0 +1,67 @@
+"""How the files of a run folder are named and written: under a temporary name, then renamed, so that a reader never
+sees half of one.
+
+A Parquet file's name carries its first and last step, its split and the rank that wrote it
+(`pairs/00000010-00000010.eval.r0.parquet`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpo_diag.text import to_json
+
+RUN_FILE = "run.json"
+_PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
+
+
+class Part(NamedTuple):
+    """What a Parquet file's name says: its steps, its label (mostly a split), the rank that wrote it."""
+
+    first: int
+    last: int
+    label: str
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{self.first:08d}-{self.last:08d}.{self.label}.r{self.rank}.parquet"
+
+
+def to_label(split: str) -> str:
+    """A split's name as a label: anything but letters, digits, _ and - becomes %XX."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda m: "".join(f"%{b:02X}" for b in m.group().encode()), split)
+
+
+def part_of(path: Path) -> Part | None:
+    """What a file's name says; None for a file that is not one of ours."""
+    match = _PART.match(path.name)
+    return Part(int(match[1]), int(match[2]), match[3], int(match[4])) if match else None
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as strict JSON, on the disk before it takes its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(to_json(document, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """zstd Parquet; dictionaries for ids, byte-stream split for floats: the smallest tokens/ of what was tried."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
+    ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
+    pq.write_table(table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False)
+    temporary.replace(path)
