@@ -111,7 +111,7 @@ def test_score_gives_a_run_with_its_reference(folders: Path, tmp_path: Path) -> 
     assert sorted(run.pairs["step"].unique()) == [10, 20]
     assert run.tokens["ref_logp"].notna().all()
     assert len(run.texts) == 3 and run.texts["chosen"].isin([p["chosen"] for p in PAIRS]).all()
-    assert run.meta["loss"] == {"types": ["sigmoid"]} and run.meta["reference"]["name"].endswith("base")
+    assert run.meta["loss"]["types"] == ["sigmoid"] and run.meta["reference"]["name"].endswith("base")
     names = set(run.history["name"])
     assert {"ce/chosen", "ppl_seq_mean/rejected", "bits_per_byte/chosen", "pairs/both_fell", "top5/chosen"} <= names
     at = run.history.set_index(["step", "name"])["value"]
