@@ -135,10 +135,10 @@ def make_run(
     )
     writer.update(
         loss=spec.to_dict(),
-        model={"name": "tiny-llama", "parameters": 532_480},
+        model={"name": "tiny-llama", "n_parameters": 532_480},
         tokenizer={"name": "bpe-768", "vocab_size": 768},
         data={"name": "sql", "pairs": pairs},
-        wandb={"api_key": "not-for-the-page"},
+        tracking={"api_key": "not-for-the-page"},
     )
     writer.finish()
     return path
