@@ -65,18 +65,13 @@ def _gained(
     earlier = checkpoint_of(run, document["from_step"], checkpoints[0], "--checkpoint-from")
     later = checkpoint_of(run, document["to_step"], checkpoints[1], "--checkpoint-to")
     texts = run.read("texts", splits=[document["split"]])
-    length, mode = _limits(run)
-    found = compare_at(earlier, later, positions, texts, loader=Loader(device=device), max_length=length,
-                       truncation_mode=mode)  # fmt: skip
+    training = run.info.training
+    asked = compare_at(earlier, later, positions, texts, loader=Loader(device=device), max_length=training.max_length,
+                       truncation_mode=training.truncation_mode or "keep_start")  # fmt: skip
     section: dict[str, Any] = {"from_checkpoint": earlier.path, "to_checkpoint": later.path,
-                               "left_out": len(positions) - len(found.kept)}  # fmt: skip
-    if not found.kept:
+                               "left_out": len(positions) - len(asked.kept)}  # fmt: skip
+    if not asked.kept:
         why = "no prompt could be tokenised so that its answer has the recorded tokens"
         return section | {"not_applicable": f"{why}: the checkpoint's tokenizer is another one"}
-    kept = positions.loc[found.kept].reset_index(drop=True)
-    return section | gained_section(kept, found.before, found.after, found.scores, found.text_of, values)
-
-
-def _limits(run: Run) -> tuple[int | None, str]:
-    """max_length and truncation_mode of the training, where run.json has them."""
-    return run.info.training.max_length, run.info.training.truncation_mode or "keep_start"
+    kept = positions.loc[asked.kept].reset_index(drop=True)
+    return section | gained_section(kept, asked.before, asked.after, asked.scores, asked.text_of, values)

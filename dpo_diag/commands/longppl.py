@@ -99,7 +99,7 @@ def measure(request: Request, gain: float, floor: float) -> dict[str, Any]:
         if other != ids:
             raise DiagError("the evaluator has another tokenizer", where=request.evaluator, got=f"{len(other)} tokens",
                             expected=f"the same {len(ids)} tokens as {request.model}")  # fmt: skip
-    found = key_token_perplexity(
+    result = key_token_perplexity(
         own.long, own.short, evaluator_long=judge.long, evaluator_short=judge.short, gain=gain, floor=floor
     )
     keys = key_tokens(judge.long, judge.short, gain, floor)
@@ -114,7 +114,7 @@ def measure(request: Request, gain: float, floor: float) -> dict[str, Any]:
             raise DiagError("cannot be written", where=request.out, got=error.strerror) from error
     return {
         "model": request.model, "file": str(request.file), "evaluator": request.evaluator,
-        "truncation": request.truncation, "window": request.window, "gain": gain, "floor": floor, **found._asdict(),
+        "truncation": request.truncation, "window": request.window, "gain": gain, "floor": floor, **result._asdict(),
         "n_compared": int(compared.sum()),
         "n_windows": own.n_windows, "ppl_long": rest,
         "ppl_short": key_token_perplexity(own.short[compared], own.short[compared]).ppl,

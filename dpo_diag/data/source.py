@@ -79,7 +79,7 @@ class PreferenceData:
             report.require(max_truncated_share)
 
     def notes(self) -> list[str]:
-        """A line for each set with dropped rows, one for each with rows noted (cut, say); [] for none."""
+        """A line for each set with dropped rows, one for each with rows noted (cut, for example); [] for none."""
         lines, table = [], self.issues()
         for (name, dropped), part in table.groupby(["set", "dropped"], sort=False):
             why = ", ".join(

@@ -33,7 +33,7 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
     if held_out < 0 or held_out >= max(len(rows), 1):
         raise DiagError(
             "nothing would be left to train on",
-            where="data.held_out",
+            where="data.eval_share",
             got=held_out,
             expected=f"a share in [0, 1) or a number below the {len(rows)} pairs",
         )
@@ -43,7 +43,9 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
     sizes = Counter(keys)
     if len(sizes) < 2:
         raise DiagError(
-            "all pairs share one prompt: held-out pairs would leak", where="data.held_out", hint="set data.held_out=0"
+            "all pairs share one prompt: held-out pairs would leak",
+            where="data.eval_share",
+            hint="set data.eval_share=0",
         )
     place = {key: int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:16], 16) / 2**64 for key in sizes}
     ordered = sorted(sizes, key=lambda key: (place[key], key))

@@ -29,14 +29,14 @@ def _contains(prompt: Prompt, text: str) -> float | None:
 
 
 def _regex(prompt: Prompt, text: str) -> float | None:
-    """The row's `pattern` is found in the answer."""
+    """The answer matches the row's `pattern` somewhere."""
     pattern = prompt.extra.get("pattern")
     if not isinstance(pattern, str):
         raise DiagError("checker regex needs a pattern", where=f"prompt {prompt.id}")
     try:
         return float(re.search(pattern, text) is not None)
     except re.error as error:
-        raise DiagError("the pattern is no regular expression", where=f"prompt {prompt.id}", got=error) from error
+        raise DiagError("the pattern is not a regular expression", where=f"prompt {prompt.id}", got=error) from error
 
 
 def _json(prompt: Prompt, text: str) -> float | None:
@@ -65,7 +65,7 @@ CHECKERS: dict[str, Checker] = {"exact": _exact, "contains": _contains, "regex":
 
 
 def require_known(prompts: list[Prompt]) -> None:
-    """Raise DiagError for a checker that does not exist: said before any model runs."""
+    """Raise DiagError for a checker that does not exist: raised before any model runs."""
     for prompt in prompts:
         if prompt.checker is not None and prompt.checker not in CHECKERS:
             raise DiagError(

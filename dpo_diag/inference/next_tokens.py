@@ -27,7 +27,7 @@ _TURN = r"(system|user|assistant|tool): "
 
 @dataclass(frozen=True)
 class NextTokens:
-    """What both checkpoints say at P positions.
+    """The next-token distributions of both checkpoints at P positions.
 
     Attributes:
         kept: index labels of the rows whose context could be rebuilt, in order.
@@ -120,7 +120,7 @@ class _Prompts:
             return []
         row = self.rows.loc[pair_id]
         text = {name: str(row[name]) for name in ("prompt", *SIDES)}
-        found = []
+        ways = []
         for candidate in (_as_messages(text), text):
             if candidate is None or (candidate is not text and not self.tokenizer.chat_template):
                 continue
@@ -128,8 +128,8 @@ class _Prompts:
                 encoded = list(encode_pairs([candidate], self.tokenizer, *self.limits))
             except DiagError:
                 continue
-            found += [(p.prompt, p.response) for p in encoded if p.dropped is None]
-        return found
+            ways += [(p.prompt, p.response) for p in encoded if p.dropped is None]
+        return ways
 
 
 def _as_messages(text: dict[str, str]) -> Row | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def default_budget() -> int:
-    """Half of the memory that is free now, in bytes; 4 GB where the system does not say."""
+    """Half of the memory that is free now, in bytes; 4 GB where the system does not tell."""
     try:
         return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     except (ValueError, OSError, AttributeError):

