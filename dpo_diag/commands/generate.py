@@ -34,9 +34,9 @@ def job(cfg: DictConfig) -> str:
         loader=loader, batch_size=config.batch_size, say=say,
     )  # fmt: skip
     if config.across:
-        from dpo_diag.inference.answers_across import score_across
+        from dpo_diag.inference.swapped_answers import score_swapped
 
-        score_across(checkpoint_names(config), out, loader=loader, batch_size=config.batch_size, say=say)
+        score_swapped(checkpoint_names(config), out, loader=loader, batch_size=config.batch_size, say=say)
     print(folder, flush=True)
     return str(folder)
 

@@ -46,7 +46,7 @@ class NextTokens:
 
 def unembedding_scores(model: PreTrainedModel, targets: Sequence[int], rivals: Sequence[int]) -> FloatArray:
     """W (w_target - w_rival) for each pair of tokens, W the output embedding: (pairs, vocabulary) float32."""
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: Any = model.get_output_embeddings()
     weight = head.weight.detach()
     difference = weight[list(targets)].float() - weight[list(rivals)].float()
     return np.asarray((difference @ weight.float().T).cpu().numpy(), dtype=np.float32)

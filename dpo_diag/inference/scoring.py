@@ -91,11 +91,11 @@ def score_pairs(
         measured = score_tokens(model, spans, hidden=hidden, done=bar.update, **settings)
         alone = score_tokens(model, bare, done=bar.update, **settings)
     bytes_of = token_bytes(tokenizer)
-    head = {"step": step, "split": split, "role": role}
+    head: dict[str, Any] = {"step": step, "split": split, "role": role}
     pair_rows = [head | _pair_row(*place, own, bytes_of) for place, own in zip(places, measured, strict=True)]
     token_rows = pd.DataFrame(columns=TABLES["tokens"].names)
     if tokens:
-        bare_scores = alone or [None] * len(places)
+        bare_scores: Sequence[TokenScores | None] = alone or [None] * len(places)
         rows = [_token_rows(*place, own, bare) for place, own, bare in zip(places, measured, bare_scores, strict=True)]
         token_rows = pd.concat(rows, ignore_index=True).assign(**head)
     return Scores(pd.DataFrame(pair_rows), token_rows, dropped, _ches(kept, measured) if hidden else None)

@@ -226,7 +226,7 @@ def _full_row(name: str, before: npt.ArrayLike, after: npt.ArrayLike, ranks: boo
     wanted = ranks if ranks is not None else most <= SMALL_MATRIX
     if most < 2 or not wanted:
         return _row(name, x.shape, norm, change, math.nan, math.nan, most)
-    values = np.linalg.svd(matrix, compute_uv=False)
+    values = np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
     return _row(name, x.shape, norm, change, effective_rank(values), _top(values), most)
 
 

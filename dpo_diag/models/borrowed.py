@@ -40,9 +40,9 @@ def borrowed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]:
     """The model in evaluation mode without gradients, the tokenizer to use at will; both as before on leaving."""
     modes = {module: module.training for module in model.modules()}
     kept = {name: getattr(tokenizer, name) for name in _TOKENIZER_SETTINGS if hasattr(tokenizer, name)}
-    configs = [getattr(model, "config", None), getattr(model, "generation_config", None)]
+    configs: list[Any] = [getattr(model, "config", None), getattr(model, "generation_config", None)]
     cache = [(c, c.use_cache) for c in configs if hasattr(c, "use_cache")]
-    checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    checkpointing: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in checkpointing:
         module.gradient_checkpointing = False  # with it the cache is off, and every new token costs the whole text
     model.eval()

@@ -65,7 +65,7 @@ class LogitReader:
 
     def __init__(self, model: PreTrainedModel, pad_id: int = 0) -> None:
         self.model, self.pad_id, self.device = model, pad_id, device_of(model)
-        self.head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.head: Any = model.get_output_embeddings()
         if self.head is None:
             raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
         self.vocabulary = int(self.head.weight.shape[0])

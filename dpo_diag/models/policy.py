@@ -139,7 +139,9 @@ def load_model(
     if not allow_pickle:
         options["use_safetensors"] = True
     with loading(name, "model"):
-        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         raise DiagError(
@@ -248,7 +250,7 @@ def load_policy(
 
 
 def _n_embeddings(model: PreTrainedModel) -> int:
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     return int(embeddings.weight.shape[0])
 
 

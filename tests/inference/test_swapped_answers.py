@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.answers_across import score_across
 from dpo_diag.inference.checkpoint_runs import generate_checkpoints
 from dpo_diag.inference.scoring import answer_logp
+from dpo_diag.inference.swapped_answers import score_swapped
 from dpo_diag.models.checkpoints import Loader
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.outputs.compare import compare
@@ -33,8 +33,8 @@ def test_old_answers_under_the_new_model_and_the_reverse(tmp_path: Path) -> None
     generate_checkpoints(names, PROMPTS, out, decoding=Decoding(6), loader=loader, progress=False)
     assert compare(out)["across"] == []
     with pytest.raises(DiagError, match="no two checkpoints with answers"):
-        score_across(names[:1], out, loader=loader, progress=False)
-    score_across(names, out, loader=loader, progress=False)
+        score_swapped(names[:1], out, loader=loader, progress=False)
+    score_swapped(names, out, loader=loader, progress=False)
     found = read_answer_logps(out)
     answers = load_run(out).outputs
     old = answers[answers["model"] == "ref"]
@@ -44,7 +44,7 @@ def test_old_answers_under_the_new_model_and_the_reverse(tmp_path: Path) -> None
     assert len(found) == 6  # three prompts, both ways
 
     lines: list[str] = []
-    score_across(names, out, loader=loader, progress=False, say=lines.append)
+    score_swapped(names, out, loader=loader, progress=False, say=lines.append)
     assert lines == [] and read_answer_logps(out).equals(found)  # nothing is scored twice
 
     first, second = compare(out)["across"]
