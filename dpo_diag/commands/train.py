@@ -8,14 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
-from dpo_diag.config import check
+from dpo_diag.config import Config, check
 
 
 def job(cfg: DictConfig) -> str:
     """One training; returns the run folder."""
     from hydra.core.hydra_config import HydraConfig
 
-    config = to_config(cfg)
+    config = to_config(cfg, Config)
     check(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     from dpo_diag.training.job import train

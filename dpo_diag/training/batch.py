@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -131,15 +131,15 @@ class Batch:
 
     def take(self, keep: BoolArray) -> Batch:
         """The rows where `keep` (rows,) is true, without tokens and loss."""
-        return Batch(
-            [p for p, k in zip(self.pair_ids, keep, strict=True) if k], self.rows[keep], self.sides,
-            *({name: values[..., keep] for name, values in part.items()} for part in self._columns()),
-            packed=self.packed,
-        )  # fmt: skip
+        policy, reference, of_row = (
+            {name: values[..., keep] for name, values in part.items()} for part in self._columns()
+        )
+        pair_ids = [p for p, k in zip(self.pair_ids, keep, strict=True) if k]
+        return Batch(pair_ids, self.rows[keep], self.sides, policy, reference, of_row, packed=self.packed)
 
     def without_tokens(self) -> Batch:
         """The same without its per-token values."""
-        return Batch(self.pair_ids, self.rows, self.sides, *self._columns(), self.loss, self.expected, self.packed)
+        return replace(self, tokens=None)
 
     def _columns(self) -> tuple[dict[str, FloatArray], ...]:
         return self.policy, self.reference, self.of_row

@@ -29,8 +29,8 @@ ScoreFn = Callable[[Rows], Mapping[tuple[str, str], tuple[float, float]]]
 """rows -> {(split, name): (value, n)}."""
 
 
-def _taken(function: GenerateFn, step: int, name: str) -> dict[str, Any]:
-    """Those of `step` and `model_name` that a generate function takes."""
+def _accepted(function: GenerateFn, step: int, name: str) -> dict[str, Any]:
+    """Those of `step` and `model_name` that a generate function accepts."""
     parameters = inspect.signature(function).parameters.values()
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters}
@@ -49,7 +49,7 @@ class FixedPromptCallback(TrainerCallback):
         prompts: handed to `generate_fn` as they are.
         recorder: a RunWriter; None takes the trainer's own (nothing is written where there is none).
         schedule: when to answer: any of "start", "eval", "end", and integers (every so many optimizer steps).
-        also_at: single optimizer steps, e.g. 1, 2, 4, 8: the first looks come long before the first evaluation.
+        also_at: single optimizer steps, e.g. 1, 2, 4, 8: the first answers come long before the first evaluation.
         with_reference: also answer once by the reference, `model` = "ref" (a reference model, or the adapter
             disabled; skipped with a warning where log-probs were precomputed and no model is kept).
         score_fn: `score_fn(rows) -> {(split, name): (value, n)}`, e.g. ("held_out", "execution_accuracy"); written
@@ -122,7 +122,7 @@ class FixedPromptCallback(TrainerCallback):
     def _generate(self, model: torch.nn.Module, name: str, step: int) -> list[dict[str, Any]]:
         tokenizer = getattr(self.trainer, "_tokenizer", None) or self.trainer.processing_class
         with borrowed(model, tokenizer), self.trainer.accelerator.autocast():
-            rows = self.generate_fn(model, tokenizer, self.prompts, **_taken(self.generate_fn, step, name))
+            rows = self.generate_fn(model, tokenizer, self.prompts, **_accepted(self.generate_fn, step, name))
         if hasattr(rows, "to_dict"):
             rows = rows.to_dict("records")
         return [dict(row) for row in rows]

@@ -72,8 +72,9 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._spec = trl_adapter.loss_spec(self)
         self._added = trl_adapter.added_types(self._spec)
         # TRL computes the types that it knows; the others are added to its number.
-        terms = [(t, w) for t, w in zip(self.loss_types, self.loss_weights, strict=True) if t not in self._added]
-        self.loss_types, self.loss_weights = [t for t, _ in terms], [w for _, w in terms]
+        terms = [*zip(self._spec.types, self._spec.term_weights, strict=True)]
+        self.loss_types = [kind for kind, _ in terms if kind not in self._added]
+        self.loss_weights = [weight for kind, weight in terms if kind not in self._added]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)
         self.monitor = Monitor(

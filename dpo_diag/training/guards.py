@@ -24,7 +24,7 @@ class Guards:
     - `loss_spike`: the loss of an optimizer step is above median + `spike_mads` times the median absolute deviation of
       the last `spike_window` steps (robust: earlier spikes do not raise the bar), and at least `spike_min` above it.
       DVG016 asks more of a spike, since it sees what comes after: it must stand above the rows on both sides, with the
-      trend between them taken out. Here a jump that stays speaks too, and early.
+      trend between them taken out. Here a jump that stays is a spike too, and is reported at once.
 
     Args:
         alert: called with each alert, at most `max_alerts` times per code.

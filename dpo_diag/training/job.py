@@ -98,6 +98,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> An
         "peft_config": policy.peft_config,
         "recorder": folder,
         "stop_on": config.guards.stop,
+        "thresholds": {"guards": config.checks.get("guards", {})},
     }
     if config.trainer.method == "dpo":
         evals = {name: to_dataset(rows) for name, rows in inputs.evals.items()}

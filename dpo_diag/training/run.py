@@ -116,7 +116,7 @@ class Recording:
             self._attach(recorder)
 
     def add_callback(self: Any, callback: Any) -> None:
-        """As the trainer's own; a FixedPromptCallback is told whose answers it writes."""
+        """As the trainer's own; a FixedPromptCallback gets the trainer whose answers it writes."""
         super().add_callback(callback)  # type: ignore[misc]
         for known in self.callback_handler.callbacks:
             if isinstance(known, FixedPromptCallback):

@@ -190,7 +190,8 @@ def _log_weights(output: FusedCausalLMOutput, mask: torch.Tensor) -> torch.Tenso
     assert output.log_probs is not None and output.log_sum_sq_probs is not None
     aligned = (output.log_probs - output.log_sum_sq_probs).detach()[:, -mask.shape[1] :]
     aligned = aligned if aligned.device.type == "mps" else aligned.double()
-    return aligned.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+    mean: torch.Tensor = aligned.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+    return mean
 
 
 def _ld_factors(mask: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -21,18 +21,15 @@ class Intent:
 
     weight: int
     table: str
-    draw: tuple[str, ...]
+    draw: list[str]
     sql: str
-    training: tuple[str, ...]
-    paraphrased: tuple[str, ...]
+    training: list[str]
+    paraphrased: list[str]
 
 
 _DOCUMENT: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("intents.yaml").read_text(encoding="utf-8"))
 WORDS: dict[str, dict[str, list[str]]] = _DOCUMENT["words"]
-INTENTS: dict[str, Intent] = {
-    name: Intent(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
-    for name, entry in _DOCUMENT["intents"].items()
-}
+INTENTS: dict[str, Intent] = {name: Intent(**entry) for name, entry in _DOCUMENT["intents"].items()}
 
 
 class Draw:
@@ -122,7 +119,7 @@ class Draw:
         self._keyword("o", "orders")
 
     def x(self) -> None:
-        """An order, said as a superlative."""
+        """An order, as a superlative."""
         self._keyword("x", "superlatives")
 
     def lim(self) -> None:

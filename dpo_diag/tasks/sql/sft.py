@@ -86,7 +86,9 @@ def train_sft(
     from dpo_diag.tasks.sql.model import build_model
 
     if trainer_class is None:
-        from trl import SFTTrainer as trainer_class
+        from trl import SFTTrainer
+
+        trainer_class = SFTTrainer
     started, cpu_started = time.monotonic(), time.process_time()
     tokenizer = build_tokenizer(task)
     model = build_model(task, tokenizer)
