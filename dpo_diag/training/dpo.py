@@ -6,7 +6,6 @@ loss bit for bit, same metrics, and beside them the ones of `dpo_diag.training.m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,13 +14,12 @@ from trl import DPOTrainer
 
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.errors import DiagError
-from dpo_diag.records import RunWriter
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import EXTRA_METRICS, HeadProbe
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
-from dpo_diag.training.run import Recording
+from dpo_diag.training.run import Recorded, Recording
 
 
 class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
@@ -42,6 +40,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             are those of a run without it. (`args.eval_on_start=True` stays TRL's own and does the same.)
         stop_on: codes of live guards that end the run ("non_finite_loss", "non_finite_logp", "loss_spike").
         thresholds: overrides of the guards' thresholds (`guards.` in conf/checks/default.yaml), by name or nested.
+        facts: further fields of run.json (`records.run_info.RunInfo`); a mapping for a record, such as `model`, adds
+            to what the trainer says of it.
 
     Logged live beside TRL's metrics, in training as they are and in evaluation behind the set's prefix (`eval_`,
     `eval_NAME_`): see `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the
@@ -54,12 +54,13 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        recorder: RunWriter | str | os.PathLike[str] | None = None,
+        recorder: Recorded = None,
         record_tokens: int = 256,
         extra_metrics: Iterable[str] = (),
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -88,7 +89,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         )
         for dataset in self._pair_sources:
             self.monitor.texts.add(dataset)
-        self.start_recording(recorder, evaluate_at_start)
+        self.start_recording(recorder, evaluate_at_start, facts)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         dataset = add_pair_ids(dataset, args.dataset_num_proc, dataset_name)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from datasets import Dataset
+from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.config import Config, check
 from dpo_diag.data.pairs import to_dataset
@@ -20,7 +21,7 @@ from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
 from dpo_diag.records.files import write_json
-from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback
+from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.inputs import Inputs, load_inputs
 from dpo_diag.training.progress import shorten_progress
@@ -42,9 +43,8 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
     """
     check(config)
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    is_dpo = config.trainer.method == "dpo"
     # The arguments bring up the process group, which tells every rank where rank 0 writes.
-    arguments = (dpo_arguments if is_dpo else sft_arguments)(config, folder)
+    arguments = (dpo_arguments if config.trainer.method == "dpo" else sft_arguments)(config, folder)
     folder = Path(broadcast_object_list([str(folder)])[0])
     arguments.output_dir = str(folder / "checkpoints")
     main = arguments.process_index == 0
@@ -58,12 +58,10 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         inputs.write_data_report(folder, config.data.max_truncated_share)
     trainer = _trainer(config, folder, inputs, arguments)
     shorten_progress(trainer)
-    trainer.add_callback(FactsCallback(trainer, _facts(config, inputs)))
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
-    tracker = None
-    if config.tracking.kind != "none" and main:
-        tracker = TrackerCallback(config, folder, trainer)
+    tracker = TrackerCallback(config, folder, trainer) if config.tracking.kind != "none" and main else None
+    if tracker is not None:
         trainer.add_callback(tracker)
     resume = _checkpoint(folder) if config.resume else None
     say(f"{config.trainer.method.upper()} on {len(inputs.train)} examples, run folder {folder}")
@@ -75,54 +73,48 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         if tracker is not None:
             tracker.close(status)
     if main:
-        write_vocabulary(folder, inputs.policy.tokenizer)
+        _write_vocabulary(folder, inputs.policy.tokenizer)
     return folder
 
 
-def write_vocabulary(folder: Path, tokenizer: Any) -> None:
-    """vocab.json, {"id": "text"} of the token ids in tokens/, so that a report shows words where no tokenizer is."""
-    table = load_run(folder).arrow("tokens", ["token_id"])
-    if table.num_rows:
-        ids = sorted(table.column("token_id").unique().to_pylist())
-        write_json(folder / "vocab.json", {str(i): tokenizer.decode([i]) for i in ids})
-
-
-def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Any:
-    from datasets import Dataset
-
-    policy = inputs.policy
+def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> DiagDPOTrainer | DiagSFTTrainer:
+    policy, dpo = inputs.policy, config.trainer.method == "dpo"
+    to_rows = to_dataset if dpo else Dataset.from_list
+    evals = {name or "held_out": to_rows(rows) for name, rows in inputs.evals.items()}
     common: dict[str, Any] = {
         "model": policy.model,
         "args": arguments,
         "processing_class": policy.tokenizer,
         "peft_config": policy.peft_config,
+        "train_dataset": to_rows(inputs.train),
+        # TRL's way: none, the only set (then it has no name), or a dict.
+        "eval_dataset": evals["held_out"] if set(inputs.evals) == {""} else evals or None,
         "recorder": folder,
         "stop_on": config.guards.stop,
         "thresholds": {"guards": config.checks.get("guards", {})},
+        "facts": _facts(config, inputs),
     }
-    if config.trainer.method == "dpo":
-        evals = {name: to_dataset(rows) for name, rows in inputs.evals.items()}
-        return DiagDPOTrainer(
-            ref_model=policy.reference,
-            train_dataset=to_dataset(inputs.train),
-            eval_dataset=_one_or_many(evals),
-            record_tokens=config.probes.record_tokens,
-            extra_metrics=config.probes.extra,
-            **common,
-        )
-    from dpo_diag.training import DiagSFTTrainer
-
-    evals = {name: Dataset.from_list(rows) for name, rows in inputs.evals.items()}
-    return DiagSFTTrainer(train_dataset=Dataset.from_list(inputs.train), eval_dataset=_one_or_many(evals), **common)
+    if not dpo:
+        return DiagSFTTrainer(**common)
+    return DiagDPOTrainer(
+        ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
+        **common,
+    )  # fmt: skip
 
 
-def _one_or_many(evals: Mapping[str, Any]) -> Any:
-    """TRL's way to pass evaluation sets: none, the only one, or a dict (the nameless set then gets a name)."""
-    if not evals:
-        return None
-    if set(evals) == {""}:
-        return evals[""]
-    return {name or "held_out": dataset for name, dataset in evals.items()}
+def _facts(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """What the trainer cannot know itself, for run.json."""
+    return {
+        **inputs.policy.meta,
+        "name": config.name,
+        "seed": config.seed,
+        "data": inputs.data,
+        "notes": inputs.notes,
+        "git_commit": git_commit(),
+        "prompts": {"kind": config.prompts.kind, "path": config.prompts.path, "n": len(inputs.prompts)},
+        "decoding": decoding_from(config.prompts).to_dict() if inputs.prompts else {},
+        "task": config.task.kind,
+    }
 
 
 def _prompt_callback(config: Config, inputs: Inputs) -> FixedPromptCallback:
@@ -157,8 +149,6 @@ def score_by_tag(
 
 
 def _checkpoint(folder: Path) -> str:
-    from transformers.trainer_utils import get_last_checkpoint
-
     last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
     if last is None:
         raise DiagError(
@@ -168,31 +158,12 @@ def _checkpoint(folder: Path) -> str:
     return str(last)
 
 
-class FactsCallback(TrainerCallback):
-    """Adds what the job knows to run.json once the trainer has opened it; a trainer's own facts stay beside them."""
-
-    def __init__(self, trainer: Any, facts: Mapping[str, Any]) -> None:
-        self.trainer, self.facts = trainer, facts
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A record (`model`) keeps the trainer's fields and gains the loader's."""
-        if self.trainer.run_writer is not None:
-            self.trainer.run_writer.update(**self.facts)
-
-
-def _facts(config: Config, inputs: Inputs) -> dict[str, Any]:
-    """What the trainer cannot know itself, for run.json."""
-    return {
-        **inputs.policy.meta,
-        "name": config.name,
-        "seed": config.seed,
-        "data": inputs.data,
-        "notes": inputs.notes,
-        "git_commit": git_commit(),
-        "prompts": {"kind": config.prompts.kind, "path": config.prompts.path, "n": len(inputs.prompts)},
-        "decoding": decoding_from(config.prompts).to_dict() if inputs.prompts else {},
-        "task": config.task.kind,
-    }
+def _write_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """vocab.json, {"id": "text"} of the token ids in tokens/, so that a report shows words where no tokenizer is."""
+    table = load_run(folder).arrow("tokens", ["token_id"])
+    if table.num_rows:
+        ids = sorted(table.column("token_id").unique().to_pylist())
+        write_json(folder / "vocab.json", {str(i): tokenizer.decode([i]) for i in ids})
 
 
 def git_commit() -> str | None:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
+from dpo_diag.models.policy import describe_model
 from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
 from dpo_diag.records.run_info import Status, TrainingInfo
@@ -28,6 +29,9 @@ from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
 
 logger = get_logger(__name__)
+
+Recorded = RunWriter | str | os.PathLike[str] | None
+"""Where a trainer records: a writer, or the path of a run folder; None for nowhere."""
 
 
 def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
@@ -91,19 +95,16 @@ class Recording:
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
 
-    def start_recording(self: Any, recorder: RunWriter | str | os.PathLike[str] | None, at_start: bool | None) -> None:
+    def start_recording(self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None) -> None:
         """Take the recorder and add the callbacks; called at the end of `__init__`."""
+        self._facts = dict(facts or {})
         self._recorder_path = None if recorder is None or isinstance(recorder, RunWriter) else Path(recorder)
         self.run_writer: RunWriter | None = None
         self._evaluation_is_ours = False
         own = self.eval_dataset
-        self.monitor.own_splits = (
-            {f"{EVAL_SPLIT}_{name}" for name in own}
-            if isinstance(own, dict)
-            else {EVAL_SPLIT}
-            if own is not None
-            else set()
-        )
+        if own is not None:
+            names = {f"{EVAL_SPLIT}_{name}" for name in own} if isinstance(own, dict) else {EVAL_SPLIT}
+            self.monitor.own_splits = names
         wanted = (recorder is not None and self.args.eval_strategy != "no") if at_start is None else at_start
         self.evaluates_at_start = bool(wanted and own is not None and not self.args.eval_on_start)
         for callback in self.callback_handler.callbacks:
@@ -142,18 +143,18 @@ class Recording:
         self.monitor.recorder = Recorder(writer)
         self.monitor.fingerprints |= {name: split.fingerprint for name, split in writer.info.splits.items()}
         writer.update(**self.describe())
+        writer.update(**self._facts)
 
     def describe(self: Any) -> dict[str, Any]:
         """Fields of run.json that every trainer knows; values only, no texts and no secrets."""
         model = self.accelerator.unwrap_model(self.model)
         base = model.get_base_model() if is_peft_model(model) else model
         parameters = list(model.parameters())
-        description: dict[str, Any] = {
-            "name": str(getattr(model.config, "_name_or_path", "") or type(base).__name__),
-            "architecture": type(base).__name__,
+        name = str(getattr(model.config, "_name_or_path", "") or type(base).__name__)
+        # A fingerprint would read every weight; the job, which loads the model itself, has one.
+        description = describe_model(base, name, fingerprint=False) | {
             "n_parameters": sum(p.numel() for p in parameters),
             "n_trainable": sum(p.numel() for p in parameters if p.requires_grad),
-            "dtype": str(base.dtype).removeprefix("torch."),
         }
         if is_peft_model(model):
             config = model.peft_config.get("default") or next(iter(model.peft_config.values()))
@@ -161,17 +162,15 @@ class Recording:
             description["adapter"] = {"type": str(getattr(config.peft_type, "value", config.peft_type))} | {
                 k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in peft.items() if v is not None
             }
-        tokenizer = self._tokenizer
         named = [f.name for f in fields(TrainingInfo)]
         arguments = {k: getattr(self.args, k) for k in named if hasattr(self.args, k)}
-        described: dict[str, Any] = {
+        arguments = {k: getattr(v, "value", v) for k, v in arguments.items()}
+        return {
             "trainer": type(self).__name__,
             "model": description,
-            "tokenizer": describe_tokenizer(tokenizer),
-            "training": {k: getattr(v, "value", v) for k, v in arguments.items()}
-            | {"world_size": self.accelerator.num_processes},
+            "tokenizer": describe_tokenizer(self._tokenizer),
+            "training": arguments | {"world_size": self.accelerator.num_processes},
         }
-        return described
 
     def begin_run(self: Any) -> None:
         """At the start of every training loop."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trl import SFTTrainer
 
-from dpo_diag.records import RunWriter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import head_scores_every_position
 from dpo_diag.training.monitor import Monitor
-from dpo_diag.training.run import Recording
+from dpo_diag.training.run import Recorded, Recording
 from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, attach_marks, has_prompt
 from dpo_diag.training.sft_adapter import PromptTap, read_sequences
 
@@ -27,7 +25,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             texts/ stay empty.
         prompt_metrics: score the prompt's tokens too. None: where it is free, that is without Triton (see
             `sft_adapter.PromptTap` for the price with it).
-        evaluate_at_start, stop_on, thresholds: as DiagDPOTrainer's.
+        evaluate_at_start, stop_on, thresholds, facts: as DiagDPOTrainer's.
 
     Logged live beside TRL's metrics: see `measure.batch_metrics`. `loss_on_prompt` is 0 with the right mask; above 0
     the loss trains on what the user wrote.
@@ -39,11 +37,12 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        recorder: RunWriter | str | os.PathLike[str] | None = None,
+        recorder: Recorded = None,
         prompt_metrics: bool | None = None,
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +56,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             rank=self.accelerator.process_index,
             guards=self.make_guards(stop_on, thresholds),
         )
-        self.start_recording(recorder, evaluate_at_start)
+        self.start_recording(recorder, evaluate_at_start, facts)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
