@@ -18,7 +18,7 @@ def job(cfg: DictConfig) -> str:
     config = to_config(cfg, GenerateConfig)
     check_generate(config)
     out = Path(config.out or HydraConfig.get().runtime.output_dir)
-    from dpo_diag.inference.checkpoint_runs import generate_checkpoints
+    from dpo_diag.inference.generate_run import generate_checkpoints
     from dpo_diag.inference.generation import decoding_from
     from dpo_diag.inference.prompts import load_prompts
     from dpo_diag.models.checkpoints import Loader

@@ -20,7 +20,7 @@ def job(cfg: DictConfig) -> str:
     out = Path(config.out or HydraConfig.get().runtime.output_dir)
     from dpo_diag.commands.aftermath import explain_and_report
     from dpo_diag.data.source import load_data
-    from dpo_diag.inference.checkpoint_runs import score_checkpoints
+    from dpo_diag.inference.score_run import score_checkpoints
     from dpo_diag.models.checkpoints import Loader
 
     source = load_data(config.data, seed=config.seed)

@@ -14,8 +14,8 @@ import torch
 
 from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoint_runs import score_checkpoints
 from dpo_diag.inference.next_tokens import _as_messages, compare_at, unembedding_scores
+from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.models.logps import next_token_logps
 from dpo_diag.models.run_checkpoints import checkpoint_of

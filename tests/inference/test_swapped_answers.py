@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoint_runs import generate_checkpoints
+from dpo_diag.inference.generate_run import generate_checkpoints
 from dpo_diag.inference.scoring import answer_logp
 from dpo_diag.inference.swapped_answers import score_swapped
 from dpo_diag.models.checkpoints import Loader

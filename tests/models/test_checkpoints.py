@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.checkpoint_runs import generate_checkpoints, score_checkpoints
+from dpo_diag.inference.generate_run import generate_checkpoints
+from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.models import checkpoints as module
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.models.decoding import Decoding

@@ -1,0 +1,42 @@
+"""A run folder that finished checkpoints are measured into: what it holds stays, and is not measured again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpo_diag.models.checkpoints import Checkpoint, find_checkpoints
+from dpo_diag.records import Run, RunWriter
+from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.run_info import RunInfo
+
+Checkpoints = Iterable[str | os.PathLike[str] | Checkpoint]
+
+_KEEP_ALL = 2**62
+"""As the step to resume from: no row of the folder is of a later step, so none is removed."""
+
+
+@contextmanager
+def added_to(out: str | os.PathLike[str]) -> Iterator[tuple[RunWriter, RunInfo]]:
+    """A writer that adds to `out` (made if absent), and the run's facts before it.
+
+    At the end the run is marked finished; a training's own kind, status and end stay true.
+    """
+    path = Path(out)
+    before = Run(path).info if (path / RUN_FILE).is_file() else RunInfo(kind="scored")
+    writer = RunWriter(path, kind=before.kind, resume_step=_KEEP_ALL)
+    yield writer, before
+    if before.kind == "scored":
+        writer.finish()
+    else:
+        writer.update(status=before.status or "finished", ended=before.ended)
+
+
+def as_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
+    """Checkpoints as they are, and the others found by name (see `find_checkpoints`)."""
+    entries = list(checkpoints)
+    ready = [c for c in entries if isinstance(c, Checkpoint)]
+    named = [c for c in entries if not isinstance(c, Checkpoint)]
+    return [*ready, *(find_checkpoints(named) if named or not ready else [])]

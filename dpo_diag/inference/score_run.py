@@ -1,0 +1,209 @@
+"""Many checkpoints on fixed preference pairs, one checkpoint after the other, into a run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dpo_diag.data.pairs import Row, text_rows
+from dpo_diag.data.tokens import with_ids
+from dpo_diag.errors import DiagError
+from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
+from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
+from dpo_diag.records import Run, RunWriter, metrics
+from dpo_diag.records.ches_file import has_ches, write_ches
+from dpo_diag.records.run_info import ModelInfo, ReferenceInfo
+from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
+from dpo_diag.records.typed_json import to_document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dpo_diag.inference.scoring import Scores
+
+
+def score_checkpoints(
+    checkpoints: Checkpoints,
+    pairs: Sequence[Row],
+    out: str | os.PathLike[str],
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    split: str = EVAL_SPLIT,
+    max_length: int | None = 1024,
+    truncation_mode: str = "keep_start",
+    loader: Loader | None = None,
+    batch_size: int = 16,
+    tokens: bool = True,
+    no_prompt: bool = False,
+    ches: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Checkpoints on fixed pairs, written to the run folder `out` as rows of pairs/, tokens/, history/ and texts/.
+
+    Checkpoints that are scored already are skipped. The reference is scored once: the model that `reference` names,
+    a checkpoint of column `ref`, or, for adapters, the model under them.
+
+    Args:
+        checkpoints: as for `find_checkpoints`.
+        pairs: rows of prompt, chosen, rejected.
+        out: run folder, made if absent.
+        reference: the reference model; None for the one under the adapters, or none (then what needs one is
+            not computed).
+        split: name of this set in the records.
+        max_length, truncation_mode, tokens, no_prompt, batch_size: as for `score_pairs`.
+        ches: also compute CHES under the reference and write it to the run's `ches.csv`, which the explanation reads.
+        facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
+
+    Raises:
+        DiagError: no pair left, another set of pairs under the same split in `out`.
+    """
+    from dpo_diag.inference.scoring import score_pairs
+
+    loader, rows = loader or Loader(), with_ids(pairs)
+    models = _with_reference(as_checkpoints(checkpoints), reference)
+    with added_to(out) as (writer, before):
+        run = Run(writer.path)
+        _same_pairs(run, rows, split)
+        done = _scored(run, split)
+        if not run.has("texts") or run.read("texts", ["split"], splits=[split]).empty:
+            writer.write("texts", text_rows(rows, split), split=split)
+        for n, checkpoint in enumerate(models, 1):
+            if checkpoint.model not in (REFERENCE, POLICY):
+                say(f"{n}/{len(models)} {checkpoint.model}: only policy and ref have a place in pairs/, left out")
+                continue
+            role = checkpoint.model
+            step = checkpoint.step if role == POLICY else 0
+            name = f"{n}/{len(models)} {role} at step {checkpoint.step}"
+            hidden = ches and role == REFERENCE
+            if (role, step) in done and not (hidden and not has_ches(writer.path, split)):
+                say(f"{name}: scored already")
+                continue
+            say(f"{name}: {len(rows)} pairs, {checkpoint.path}")
+            with loader.open(checkpoint) as (model, tokenizer):
+                if role == REFERENCE:
+                    tokenizer = _shared_tokenizer(loader, models, tokenizer, say)
+                scores = score_pairs(
+                    model, tokenizer, rows, step=step, split=split, role=role, max_length=max_length,
+                    truncation_mode=truncation_mode, batch_size=batch_size, tokens=tokens, no_prompt=no_prompt,
+                    hidden=hidden, progress=progress,
+                )  # fmt: skip
+                facts_of_model = _described(model, tokenizer, checkpoint)
+            _write(writer, run, scores, role, step, split)
+            writer.update(**facts_of_model)
+            if scores.dropped:
+                say(f"    {len(scores.dropped)} pairs left out, e.g. {scores.dropped[0][1]}")
+                writer.update(dropped_pairs=[{"pair_id": p, "why": why} for p, why in scores.dropped[:100]])
+        known = to_document(before)
+        writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
+    return writer.path
+
+
+def _with_reference(models: list[Checkpoint], reference: str | os.PathLike[str] | None) -> list[Checkpoint]:
+    """The models, the reference first where one is named or is the one model under all adapters."""
+    if reference is not None:
+        return [Checkpoint(str(reference), REFERENCE, 0), *(c for c in models if c.model != REFERENCE)]
+    if all(c.is_adapter and c.model != REFERENCE for c in models):
+        bases = {adapter_base(c) for c in models}
+        if len(bases) == 1:
+            return [Checkpoint(bases.pop(), REFERENCE, 0), *models]
+    return models
+
+
+def _scored(run: Run, split: str) -> set[tuple[str, int]]:
+    """(role, step) that the run's pairs/ hold; the reference's step is 0."""
+    seen = run.read("pairs", ["step", "role"], splits=[split]).drop_duplicates()
+    return {(str(r), int(s) if r == POLICY else 0) for s, r in zip(seen["step"], seen["role"], strict=True)}
+
+
+def _write(writer: RunWriter, run: Run, scores: Scores, role: str, step: int, split: str) -> None:
+    label = split if role == POLICY else f"{split}-ref"
+    writer.write("tokens", scores.tokens, split=label)
+    if role == POLICY:
+        reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
+        writer.write("history", history_rows(scores.pairs, reference, step, split), split=split)
+    if scores.ches is not None:
+        write_ches(writer.path, scores.ches, split)
+    # Pairs last: they say that a checkpoint is done.
+    writer.write("pairs", scores.pairs, split=label)
+
+
+def _shared_tokenizer(
+    loader: Loader, models: Sequence[Checkpoint], own: PreTrainedTokenizerBase, say: Callable[[str], None]
+) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, with which training tokenises for the reference too; a line where they differ."""
+    from dpo_diag.models.tokenizers import tokenizer_fingerprint
+
+    policy = next((c for c in models if c.model == POLICY), None)
+    if policy is None:
+        return own
+    shared = loader.tokenizer_of(policy)
+    if tokenizer_fingerprint(shared) != tokenizer_fingerprint(own):
+        say("    the reference has another tokenizer than the policy: it is given the policy's tokens, as in training")
+    return shared
+
+
+def _same_pairs(run: Run, rows: Sequence[Row], split: str) -> None:
+    foreign = set(run.read("pairs", ["pair_id"], splits=[split])["pair_id"]) - {row["pair_id"] for row in rows}
+    if foreign:
+        raise DiagError(
+            f"split {split} of the run holds other pairs", where=run.path, got=f"{len(foreign)} that are not here",
+            hint="give this set a split name of its own, or another out folder",
+        )  # fmt: skip
+
+
+def _described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Fields of run.json."""
+    from dpo_diag.models.policy import describe_model
+    from dpo_diag.models.tokenizers import describe_tokenizer
+
+    described = describe_model(model, checkpoint.path, fingerprint=False)
+    own = (
+        {"reference": ReferenceInfo(**described)}
+        if checkpoint.model == REFERENCE
+        else {"model": ModelInfo(**described)}
+    )
+    return {**own, "tokenizer": describe_tokenizer(tokenizer, checkpoint.path)}
+
+
+def history_rows(pairs: pd.DataFrame, reference: pd.DataFrame, step: int, split: str) -> list[dict[str, Any]]:
+    """The live metrics of a trained run, from one checkpoint's policy rows: names as in history/.
+
+    Args:
+        pairs: policy rows of one step.
+        reference: reference rows (pair_id, side, sum_logp); empty if there is none.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, value: float, weight: float) -> None:
+        rows.append({"step": step, "split": split, "name": name, "value": value, "weight": weight})
+
+    for side in SIDES:
+        own = pairs[pairs["side"] == side]
+        total, n = own["sum_logp"].to_numpy(dtype=float), own["n_tokens"].to_numpy(dtype=float)
+        tokens = float(n.sum())
+        add(f"ce/{side}", metrics.mean_ce(total, n), len(own))
+        add(f"ppl_token/{side}", metrics.ppl_token(total, n), tokens)
+        add(f"ppl_seq_mean/{side}", metrics.ppl_seq_mean(total, n), len(own))
+        add(f"ppl_seq_geomean/{side}", metrics.ppl_seq_geomean(total, n), len(own))
+        add(f"bits_per_byte/{side}", metrics.bits_per_byte(total, own["n_bytes"]), float(own["n_bytes"].sum()))
+        if tokens:
+            for name in ("top1", "top5"):
+                add(f"{name}/{side}", float((own[name].to_numpy(dtype=float) * n).sum() / tokens), tokens)
+            add(f"entropy/{side}", float(own["entropy_sum"].sum()) / tokens, tokens)
+            add(f"greedy_logp/{side}", float(own["greedy_logp_sum"].sum()) / tokens, tokens)
+    if len(reference):
+        joined = pairs.merge(reference, on=["pair_id", "side"], suffixes=("", "_ref"))
+        delta = (joined["sum_logp"] - joined["sum_logp_ref"]).groupby([joined["pair_id"], joined["side"]]).first()
+        wide = delta.unstack("side").dropna()
+        if len(wide):
+            shares = metrics.quadrants(np.asarray(wide["chosen"]), np.asarray(wide["rejected"]))
+            add("pairs/both_fell", shares.both_fell, len(wide))
+            add("pairs/chosen_fell", shares.both_fell + shares.rejected_rose, len(wide))
+    return rows
