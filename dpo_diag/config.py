@@ -221,7 +221,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "peft.kind": ("none", "lora", "qlora"),
     "prompts.kind": ("none", "task", "file"),
-    "tracking.kind": ("none", "wandb", "trackio"),
     "tracking.mode": ("offline", "online", "disabled"),
     "task.kind": ("none", "sql"),
 }

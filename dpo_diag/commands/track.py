@@ -17,7 +17,7 @@ def track(
     run: Path,
     /,
     *,
-    kind: Literal["wandb", "trackio"] = "wandb",
+    kind: str = "wandb",
     mode: Literal["offline", "online"] = "offline",
     project: str = "dpo_diag",
     entity: str | None = None,
@@ -30,7 +30,7 @@ def track(
 
     Args:
         run: a run folder.
-        kind: the tracker.
+        kind: the tracker: wandb, trackio, or a plugin's.
         mode: of wandb: write files only, or send.
         project: the project there.
         entity: W&B team or user; needed with --report.

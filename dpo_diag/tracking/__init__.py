@@ -1,4 +1,4 @@
-"""Mirrors of the records in a tracker: W&B and trackio, live or later. The records stay the truth. No torch.
+"""Mirrors of the records in a tracker: W&B, trackio or a plugin's, live or later. The records stay the truth. No torch.
 
     tracker = make_tracker("wandb", project="dpo_diag", mode="offline")
     where = tracker.start(config, run_name, folder)    # note it in run.json
@@ -11,16 +11,16 @@
 
 from __future__ import annotations
 
-from dpo_diag.tracking.base import NoTracker, Tracker, metric_name, unique_name
-from dpo_diag.tracking.choose import make_tracker
+from dpo_diag.tracking.base import TRACKERS, Tracker, TrackerOptions, metric_name, unique_name
 from dpo_diag.tracking.mirror import mirror
 from dpo_diag.tracking.outputs_table import outputs_table
-from dpo_diag.tracking.safe import SafeTracker, safe
+from dpo_diag.tracking.safe import SafeTracker, make_tracker, safe
 
 __all__ = [
-    "NoTracker",
+    "TRACKERS",
     "SafeTracker",
     "Tracker",
+    "TrackerOptions",
     "make_tracker",
     "metric_name",
     "mirror",

@@ -1,16 +1,21 @@
-"""What a tracker must do, and the names that all of them use."""
+"""What a tracker must do, the registry of trackers, and the names that all of them use."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
+from dpo_diag.registry import Registry
+
+OUTPUTS = "outputs"
+"""Name of the table of answers in a tracker."""
 STEP = "train/global_step"
 """The x axis of every chart: optimizer steps done, as transformers names it. A tracker's own step counts log calls."""
 
@@ -34,8 +39,36 @@ class Tracker(Protocol):
         """Close the run; another one may be started in the same process. `status` as in run.json."""
 
 
+@dataclass(frozen=True)
+class TrackerOptions:
+    """What conf/tracking says beside the kind; a tracker uses what applies to it.
+
+    Attributes:
+        project, entity, group, tags: as W&B's; a group of None takes WANDB_RUN_GROUP.
+        mode: "offline" (files in the run folder), "online" or "disabled".
+    """
+
+    project: str = "dpo_diag"
+    mode: str = "offline"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def run_group(self) -> str | None:
+        """The group, read from the environment at each run: wandb itself reads it once per process."""
+        return self.group or os.environ.get("WANDB_RUN_GROUP")
+
+
+TRACKERS: Registry[Callable[[TrackerOptions], Tracker]] = Registry("tracker", "dpo_diag.tracking")
+"""`tracking.kind` -> what makes the tracker. A plugin adds its own: TRACKERS.add("name", MyTracker)."""
+
+
 class NoTracker:
     """Tracks nothing."""
+
+    def __init__(self, options: TrackerOptions | None = None) -> None:
+        pass
 
     def start(self, config: Mapping[str, Any], run_name: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
@@ -48,6 +81,9 @@ class NoTracker:
 
     def finish(self, status: str = "finished") -> None:
         return None
+
+
+TRACKERS.add("none", NoTracker)
 
 
 def metric_name(split: str, name: str) -> str:

@@ -22,14 +22,15 @@ def mirror(run: Run, tracker: Tracker, name: str | None = None) -> dict[str, Any
     The config is the composed Hydra config where the run has one, with run.json beside it under `run`.
     """
     where = tracker.start(run_config(run), name or unique_name(run.path), run.path)
-    history = run.history.assign(split=run.history["split"].astype(str), name=run.history["name"].astype(str))
-    for step, rows in history.groupby("step", sort=True):
-        names = [metric_name(split, name) for split, name in zip(rows["split"], rows["name"], strict=True)]
-        values = dict(zip(names, rows["value"].astype(float).tolist(), strict=True))
+    history = run.history
+    named = history.assign(name=[metric_name(s, n) for s, n in zip(history["split"], history["name"], strict=True)])
+    for step in sorted(named["step"].unique().tolist()):
+        rows = named.loc[named["step"] == step]
+        values = dict(zip(rows["name"], rows["value"].astype(float), strict=True))
         epochs = rows["epoch"].dropna()
         if len(epochs):
             values["train/epoch"] = float(epochs.iloc[-1])
-        tracker.log(int(step), values)  # type: ignore[call-overload]
+        tracker.log(step, values)
     if run.has("outputs"):
         tracker.log_outputs(run.outputs)
     tracker.finish(run.info.status or "finished")

@@ -1,15 +1,15 @@
-"""A tracker that cannot stop a run: the first failure is told, the following ones are not."""
+"""A tracker that cannot stop a run: the first failure is logged, the following ones are not."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from dpo_diag.tracking.base import Tracker
+from dpo_diag.tracking.base import TRACKERS, Tracker, TrackerOptions
 
 LOG = logging.getLogger("dpo_diag.tracking")
 PATIENCE = 3
@@ -74,3 +74,20 @@ class SafeTracker:
 def safe(tracker: Tracker) -> SafeTracker:
     """The tracker, unable to stop a run."""
     return tracker if isinstance(tracker, SafeTracker) else SafeTracker(tracker)
+
+
+def make_tracker(
+    kind: str = "none",
+    *,
+    project: str = "dpo_diag",
+    mode: str = "offline",
+    entity: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+) -> SafeTracker:
+    """A tracker that cannot stop a run; the arguments are those of conf/tracking (all but `name`, see `start`).
+
+    Raises:
+        DiagError: no tracker of that name is registered.
+    """
+    return safe(TRACKERS[kind](TrackerOptions(project, mode, entity, group, tuple(tags))))

@@ -12,10 +12,8 @@ import pandas as pd
 
 from dpo_diag.extras import require
 from dpo_diag.records.secrets import without_secrets
-from dpo_diag.tracking.base import STEP
+from dpo_diag.tracking.base import OUTPUTS, STEP, TRACKERS, TrackerOptions
 from dpo_diag.tracking.outputs_table import outputs_table
-
-OUTPUTS = "outputs"
 
 
 class TrackioTracker:
@@ -25,8 +23,8 @@ class TrackioTracker:
     the same name: give a unique one (`unique_name`).
     """
 
-    def __init__(self, project: str = "dpo_diag", *, group: str | None = None) -> None:
-        self.project, self.group = project, group
+    def __init__(self, options: TrackerOptions) -> None:
+        self.options = options
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], run_name: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -37,9 +35,9 @@ class TrackioTracker:
         before = trackio.context_vars.current_run.get()
         with contextlib.redirect_stdout(io.StringIO()):  # stdout may be promised to one JSON document
             self._run = trackio.init(
-                project=self.project,
+                project=self.options.project,
                 name=run_name,
-                group=self.group or os.environ.get("WANDB_RUN_GROUP"),
+                group=self.options.run_group,
                 config=without_secrets(dict(config)),
                 embed=False,
             )
@@ -48,9 +46,9 @@ class TrackioTracker:
         trackio.context_vars.current_run.set(before)
         return {
             "kind": "trackio",
-            "project": self.project,
+            "project": self.options.project,
             "name": run_name,
-            "show": f"trackio show --project {self.project}",
+            "show": f"trackio show --project {self.options.project}",
         }
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -71,3 +69,6 @@ class TrackioTracker:
         if run is not None:
             with contextlib.redirect_stdout(io.StringIO()):
                 run.finish()
+
+
+TRACKERS.add("trackio", TrackioTracker)

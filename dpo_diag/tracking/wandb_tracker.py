@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,17 @@ import pandas as pd
 
 from dpo_diag.extras import require
 from dpo_diag.records.secrets import without_secrets
-from dpo_diag.tracking.base import STEP
+from dpo_diag.tracking.base import OUTPUTS, STEP, TRACKERS, TrackerOptions
 from dpo_diag.tracking.outputs_table import outputs_table
-
-OUTPUTS = "outputs"
 
 
 class WandbTracker:
-    """Mirrors scalars against the optimizer step and the outputs as one table.
-
-    Args:
-        project, entity, group, tags: as W&B's; a group of None takes WANDB_RUN_GROUP.
-        mode: "offline" (files in the run folder, sent later with `wandb sync`), "online" or "disabled".
+    """Mirrors scalars against the optimizer step and the outputs as one table; what is written offline is sent later
+    with `wandb sync`.
     """
 
-    def __init__(
-        self,
-        project: str = "dpo_diag",
-        *,
-        mode: str = "offline",
-        entity: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
-        self.project, self.mode, self.entity, self.group, self.tags = project, mode, entity, group, tuple(tags)
+    def __init__(self, options: TrackerOptions) -> None:
+        self.options = options
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], run_name: str, folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -45,15 +32,16 @@ class WandbTracker:
         Path(folder).mkdir(parents=True, exist_ok=True)
         # create_new: two trainings in one process would otherwise be merged, and a run that the user's own script has
         # open would be taken over. console off: a sweep's jobs share one console.
+        options = self.options
         self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            group=self.group or os.environ.get("WANDB_RUN_GROUP"),  # wandb itself reads it once per process
-            tags=self.tags or None,
+            project=options.project,
+            entity=options.entity,
+            group=options.run_group,
+            tags=options.tags or None,
             name=run_name,
             dir=str(folder),
             config=without_secrets(dict(config)),
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=options.mode,  # type: ignore[arg-type]
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True, disable_code=True, login_timeout=30),
         )
@@ -61,14 +49,14 @@ class WandbTracker:
         self._run.define_metric("*", step_metric=STEP)
         where = {
             "kind": "wandb",
-            "mode": self.mode,
-            "project": self.project,
+            "mode": options.mode,
+            "project": options.project,
             "name": run_name,
             "id": self._run.id,
-            "url": self._run.url if self.mode == "online" else None,
+            "url": self._run.url if options.mode == "online" else None,
             "folder": _inside(Path(self._run.dir).parent, Path(folder)),
         }
-        if self.mode == "offline":
+        if options.mode == "offline":
             where["send"] = f"wandb sync {Path(folder) / str(where['folder'])}"
         return {k: v for k, v in where.items() if v is not None}
 
@@ -97,3 +85,6 @@ def _inside(path: Path, folder: Path) -> str:
         return str(path.resolve().relative_to(folder.resolve()))
     except ValueError:
         return str(path)
+
+
+TRACKERS.add("wandb", WandbTracker)

@@ -21,6 +21,7 @@ from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
 from dpo_diag.records.files import write_json
+from dpo_diag.tracking import TRACKERS
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.inputs import Inputs, load_inputs
@@ -42,6 +43,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         DiagError: anything that cannot work, in one line, before long work where it can be known.
     """
     check(config)
+    TRACKERS[config.tracking.kind]  # a tracker that nobody registered ends the run here, not after the model is loaded
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     # The arguments bring up the process group, which tells every rank where rank 0 writes.
     arguments = (dpo_arguments if config.trainer.method == "dpo" else sft_arguments)(config, folder)

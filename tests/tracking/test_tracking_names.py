@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pandas as pd
 import pytest
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records import RunWriter
 from dpo_diag.tracking import make_tracker, metric_name, outputs_table, safe, unique_name
 from dpo_diag.tracking.safe import PATIENCE
 
@@ -76,7 +80,7 @@ class Failing:
         self._do("finish")
 
 
-def test_a_failing_tracker_is_told_once_and_then_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_tracker_is_logged_once_and_then_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     inner = Failing("log", "finish")
     tracker = safe(inner)
     with caplog.at_level(logging.WARNING, "dpo_diag.tracking"):
@@ -137,5 +141,43 @@ def test_a_missing_package_stops_nothing(kind: str, monkeypatch: pytest.MonkeyPa
 
 def test_no_tracking_does_nothing_and_an_unknown_kind_says_so() -> None:
     assert make_tracker("none").start({}, "r", ".") == {}
-    with pytest.raises(DiagError, match=r"tracking\.kind; got mlflow; expected one of \('none', 'wandb', 'trackio'\)"):
+    with pytest.raises(DiagError, match="unknown tracker; got mlflow; expected one of none, trackio, wandb"):
         make_tracker("mlflow")
+
+
+PLUGIN = """
+from dpo_diag.tracking import TRACKERS
+
+class FileTracker:
+    def __init__(self, options):
+        self.options = options
+    def start(self, config, run_name, folder):
+        self.file = open(f"{folder}/tracked.txt", "w", encoding="utf-8")
+        return {"kind": "file", "project": self.options.project}
+    def log(self, step, values):
+        print(step, *(f"{k}={v}" for k, v in sorted(values.items())), file=self.file)
+    def log_outputs(self, outputs):
+        pass
+    def finish(self, status="finished"):
+        print(status, file=self.file)
+        self.file.close()
+
+TRACKERS.add("file", FileTracker)
+"""
+
+
+def test_a_plugin_adds_a_tracker_from_one_file(tmp_path: Path) -> None:
+    """In a process of its own: a registered tracker stays for the process."""
+    (tmp_path / "file_tracker.py").write_text(PLUGIN)
+    writer = RunWriter(tmp_path / "run")
+    writer.write("history", [{"step": 3, "split": "eval", "name": "loss", "value": 0.5, "weight": 4}])
+    writer.finish()
+    environment = {
+        **os.environ, "DPO_DIAG_PLUGINS": "file_tracker",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }  # fmt: skip
+    code = "from dpo_diag.commands.diag import main; import sys; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "track", str(tmp_path / "run"), "--kind", "file", "--project", "mine"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"kind": "file", "project": "mine"}), done.stderr
+    assert (tmp_path / "run" / "tracked.txt").read_text() == "3 eval/loss=0.5\nfinished\n"
