@@ -10,24 +10,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from dpo_diag.importers.merged import Column, History
-from dpo_diag.records.schemas import TRAIN_SPLIT
+from dpo_diag.importers.merged import History, Key
+from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
 
-SIDES = ("chosen", "rejected")
 LN2 = math.log(2.0)
+_ROUNDING = 5e-4
+"""Relative error of a value that is logged with four digits."""
 
 
 @dataclass
 class BetaCheck:
     """What the constancy of the reference says about beta.
 
-    `beta` is the value checked, or found (`found` = True). `spread` is the largest deviation of the derived reference
-    log-prob from its median, in nats; `constant` compares it with the log's own rounding.
+    Attributes:
+        beta: the value checked, or `found` as the slope of rewards over logps.
+        spread: largest deviation of the derived reference log-prob from its median, nats.
+        constant: whether that lies within the log's own rounding.
+        reference: side -> median of the derived reference log-prob, nats.
     """
 
     split: str
@@ -39,33 +44,33 @@ class BetaCheck:
     evaluations: int
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        return asdict(self)
 
 
-def find_beta(history: History, split: str) -> float | None:
+def _sides(history: History, split: str) -> dict[str, pd.DataFrame]:
+    """side -> rows of step, epoch, logps, rewards, of the sides that have both."""
+    rows = {side: history.aligned(split, f"logps/{side}", f"rewards/{side}") for side in SIDES}
+    names = ["step", "epoch", "logps", "rewards"]
+    return {side: frame.set_axis(names, axis=1) for side, frame in rows.items() if frame is not None}
+
+
+def find_beta(sides: dict[str, pd.DataFrame]) -> float | None:
     """beta as the slope of rewards over logps on a fixed set: only where it fits to the log's rounding."""
-    changes_l, changes_r, size, shortest = [], [], 0.0, 10**9
-    for side in SIDES:
-        logps, rewards = history.column(split, f"logps/{side}"), history.column(split, f"rewards/{side}")
-        if logps is None or rewards is None:
-            return None
-        common, reward = logps.at_common_steps(rewards)
-        good = np.isfinite(common.value) & np.isfinite(reward)
-        value, reward = common.value[good], reward[good]
-        if len(value) < 3:
-            return None
-        size, shortest = max(size, float(np.abs(value).max())), min(shortest, len(value))
-        changes_l.append(value - value.mean())
-        changes_r.append(reward - reward.mean())
-    moved, reward = np.concatenate(changes_l), np.concatenate(changes_r)
-    if float(np.abs(moved).max()) < 1e-3 * size or not float((moved**2).sum()) > 0:
+    known = [rows[["logps", "rewards"]].replace([np.inf, -np.inf], np.nan).dropna() for rows in sides.values()]
+    if len(known) < len(SIDES) or min(len(rows) for rows in known) < 3:
         return None
-    slope = float((moved * reward).sum() / (moved**2).sum())
-    if slope <= 0:
+    size = max(float(rows["logps"].abs().max()) for rows in known)
+    change = pd.concat([rows - rows.mean() for rows in known])
+    largest = float(change["logps"].abs().max())
+    if largest < 1e-3 * size:
         return None
-    left = np.abs(reward - slope * moved).max() / slope
-    if left > 1e-3 * size + 1e-6 or left > 0.05 * float(np.abs(moved).max()):
+    slope = float((change["logps"] * change["rewards"]).sum() / (change["logps"] ** 2).sum())
+    if not slope > 0:
         return None
+    off = float((change["rewards"] - slope * change["logps"]).abs().max()) / slope
+    if off > 1e-3 * size + 1e-6 or off > 0.05 * largest:
+        return None
+    # A beta is a round number; what the log's digits leave open goes to the nearest one of two digits.
     rounded = float(f"{slope:.2g}")
     return rounded if abs(rounded - slope) <= 0.01 * slope else slope
 
@@ -74,48 +79,36 @@ def check_beta(history: History, beta: float | None) -> BetaCheck | None:
     """Check beta on the fixed set with most evaluations, or find it there; None where no set allows it."""
     best: BetaCheck | None = None
     for split in history.splits():
-        if split == TRAIN_SPLIT:
+        # A training batch has other pairs at each step: its reference is no constant.
+        sides = _sides(history, split) if split != TRAIN_SPLIT else {}
+        value = beta if beta is not None else find_beta(sides)
+        if value is None or value <= 0 or len(sides) < len(SIDES):
             continue
-        value = beta if beta is not None else find_beta(history, split)
-        if value is None or value <= 0:
+        found = {side: _reference(rows, value) for side, rows in sides.items()}
+        finite = {side: rows["value"][np.isfinite(rows["value"])] for side, rows in found.items() if rows is not None}
+        count = min((len(values) for values in finite.values()), default=0)
+        if len(finite) < len(SIDES) or count < 2 or (best is not None and best.evaluations >= count):
             continue
-        columns = {side: reference_logps(history, split, side, value) for side in SIDES}
-        if any(c is None for c in columns.values()):
-            continue
-        finite = {s: c.value[np.isfinite(c.value)] for s, c in columns.items() if c is not None}
-        count = min(len(v) for v in finite.values())
-        if count < 2 or (best is not None and best.evaluations >= count):
-            continue
-        middle = {s: float(np.median(v)) for s, v in finite.items()}
-        spread = max(float(np.abs(v - middle[s]).max()) for s, v in finite.items())
-        # The log's own rounding: four digits of logps, four of rewards / beta.
-        rounding = max(5e-4 * abs(m) for m in middle.values()) + 5e-4 * _largest_reward(history, split) / value + 1e-4
+        middle = {side: float(values.median()) for side, values in finite.items()}
+        spread = max(float((values - middle[side]).abs().max()) for side, values in finite.items())
+        rewards = pd.concat([rows["rewards"] for rows in sides.values()]).abs()
+        largest = float(rewards.max()) if rewards.notna().any() else 0.0
+        rounding = _ROUNDING * (max(map(abs, middle.values())) + largest / value) + 1e-4
         best = BetaCheck(split, value, beta is None, spread <= 2 * rounding, spread, middle, count)
     return best
 
 
-def _largest_reward(history: History, split: str) -> float:
-    found = 0.0
-    for side in SIDES:
-        column = history.column(split, f"rewards/{side}")
-        if column is not None and np.isfinite(column.value).any():
-            found = max(found, float(np.nanmax(np.abs(column.value))))
-    return found
+def _reference(rows: pd.DataFrame, beta: float) -> pd.DataFrame | None:
+    """logps - rewards / beta as rows of step, epoch, value; None for a loss without a reference (ORPO, SimPO)."""
+    value = rows["logps"] - rows["rewards"] / beta
+    # rewards = beta x logps leaves nothing but rounding.
+    if rows.empty or not value.abs().max() > 1e-3 * np.nan_to_num(rows["logps"].abs().max()):
+        return None
+    return _column(rows, value)
 
 
-def reference_logps(history: History, split: str, side: str, beta: float) -> Column | None:
-    """logps - rewards / beta at the steps that have both."""
-    logps, rewards = history.column(split, f"logps/{side}"), history.column(split, f"rewards/{side}")
-    if logps is None or rewards is None:
-        return None
-    common, reward = logps.at_common_steps(rewards)
-    if len(common.step) == 0:
-        return None
-    reference = common.value - reward / beta
-    with np.errstate(invalid="ignore"):
-        if np.nanmax(np.abs(reference), initial=0.0) <= 1e-3 * np.nanmax(np.abs(common.value), initial=0.0):
-            return None  # rewards = beta x logps: a loss without a reference (ORPO, SimPO)
-    return Column(common.step, common.epoch, reference, derived=True)
+def _column(rows: pd.DataFrame, value: pd.Series[float]) -> pd.DataFrame:
+    return rows[["step", "epoch"]].assign(value=value)
 
 
 def nll_weight_at_start(history: History, weight: float | None) -> float | None:
@@ -123,46 +116,41 @@ def nll_weight_at_start(history: History, weight: float | None) -> float | None:
 
     The first row is a mean over the first logging interval: a sigmoid loss lies below ln 2 by about half its margin.
     """
-    loss, nll = history.column(TRAIN_SPLIT, "loss"), history.column(TRAIN_SPLIT, "nll_loss")
-    if loss is None or nll is None:
+    rows = history.aligned(TRAIN_SPLIT, "loss", "nll_loss")
+    if rows is None or rows.empty:
         return None
-    common, nll_value = loss.at_common_steps(nll)
-    if len(common.step) == 0:
-        return None
-    margin = history.column(TRAIN_SPLIT, "rewards/margins")
-    first_margin = float(margin.value[0]) if margin is not None and len(margin.value) else 0.0
+    margins = history.column(TRAIN_SPLIT, "rewards/margins")
+    first_margin = float(margins["value"].iloc[0]) if margins is not None else 0.0
     candidate = 1.0 if weight is None else weight
-    start = float(common.value[0] - candidate * nll_value[0])
+    start = float(rows["loss"].iloc[0] - candidate * rows["nll_loss"].iloc[0])
     return candidate if abs(start - (LN2 - first_margin / 2)) <= 0.01 + abs(first_margin) / 4 else None
 
 
-def derive(
-    history: History, beta: float | None, reduction: str, nll_weight: float | None
-) -> dict[tuple[str, str], Column]:
+def derive(history: History, beta: float | None, reduction: str, nll_weight: float | None) -> dict[Key, pd.DataFrame]:
     """All derived columns by (split, name); names that a source logs itself are never overwritten."""
-    out: dict[tuple[str, str], Column] = {}
+    out: dict[Key, pd.DataFrame] = {}
+    logged = set(history.metrics())
 
-    def put(split: str, name: str, column: Column | None) -> None:
-        if column is not None and len(column.step) and not history.has(split, name):
-            column.derived = True
-            out[split, name] = column
+    def put(split: str, name: str, rows: pd.DataFrame | None) -> None:
+        if rows is not None and len(rows) and (split, name) not in logged:
+            out[split, name] = rows
 
     for split in history.splits():
+        for side, rows in _sides(history, split).items() if beta else ():
+            put(split, f"ref_logps/{side}", _reference(rows, beta or math.nan))
         for side in SIDES:
-            if beta:
-                put(split, f"ref_logps/{side}", reference_logps(history, split, side, beta))
-            if reduction == "mean" and (logps := history.column(split, f"logps/{side}")) is not None:
-                put(split, f"ce/{side}", Column(logps.step, logps.epoch, -logps.value))
-            ce = history.column(split, f"ce/{side}") or out.get((split, f"ce/{side}"))
+            logps = history.column(split, f"logps/{side}") if reduction == "mean" else None
+            if logps is not None:
+                put(split, f"ce/{side}", _column(logps, -logps["value"]))
+            ce = history.column(split, f"ce/{side}")
+            ce = out.get((split, f"ce/{side}")) if ce is None else ce
             if ce is not None:
                 with np.errstate(over="ignore"):
-                    put(split, f"ppl_seq_geomean/{side}", Column(ce.step, ce.epoch, np.exp(ce.value)))
-        chosen, rejected = history.column(split, "rewards/chosen"), history.column(split, "rewards/rejected")
-        if chosen is not None and rejected is not None and not history.has(split, "rewards/margins"):
-            common, other = chosen.at_common_steps(rejected)
-            put(split, "rewards/margins", Column(common.step, common.epoch, common.value - other))
-        loss, nll = history.column(split, "loss"), history.column(split, "nll_loss")
-        if nll_weight is not None and loss is not None and nll is not None:
-            common, value = loss.at_common_steps(nll)
-            put(split, "preference_loss", Column(common.step, common.epoch, common.value - nll_weight * value))
+                    put(split, f"ppl_seq_geomean/{side}", _column(ce, np.exp(ce["value"])))
+        rewards = history.aligned(split, "rewards/chosen", "rewards/rejected")
+        if rewards is not None:
+            put(split, "rewards/margins", _column(rewards, rewards["rewards/chosen"] - rewards["rewards/rejected"]))
+        losses = history.aligned(split, "loss", "nll_loss")
+        if losses is not None and nll_weight is not None:
+            put(split, "preference_loss", _column(losses, losses["loss"] - nll_weight * losses["nll_loss"]))
     return out

@@ -12,17 +12,16 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from dpo_diag.importers.aliases import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
 from dpo_diag.records.text_files import Skipped
 
 FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 UNKNOWN_STEP = -1
 SPILL_VALUES = 1 << 18
 MAX_STEP = 1 << 53
@@ -69,16 +68,6 @@ def steps_total(value: Any) -> int | None:
     if isinstance(value, str) and "/" in value:
         return step_number(value.split("/", 1)[1])
     return None
-
-
-@dataclass
-class Series:
-    """One metric of one split: parallel arrays, in the order of the source (`order`: the row's number there)."""
-
-    step: IntArray
-    epoch: FloatArray
-    value: FloatArray
-    order: npt.NDArray[np.int32]
 
 
 class _Block:
@@ -271,44 +260,27 @@ class RowStore:
         """Bookkeeping that was left out: timing, memory, counters."""
         return sorted({k for b in self.blocks.values() if len(b.steps) for k in b.dropped})
 
-    def series(self, split: str, name: str) -> Series:
-        """One metric, in the order of the source."""
-        parts: list[Series] = []
-        for block in self.blocks.values():
-            if not len(block.steps):
-                continue
-            for index, where in enumerate(block.places):
-                if (where.split, where.name) == (split, name):
-                    parts.append(
-                        Series(
-                            np.frombuffer(block.steps, dtype=np.int64),
-                            np.frombuffer(block.epochs, dtype=np.float64),
-                            block.column(index),
-                            np.frombuffer(block.sequence, dtype=np.int32),
-                        )
-                    )
-        return join(parts)
+    def series(self, split: str, name: str) -> pd.DataFrame:
+        """One metric as rows of step, epoch, value, in the order of the source."""
+        parts = [
+            pd.DataFrame(
+                {
+                    "step": np.frombuffer(block.steps, dtype=np.int64),
+                    "epoch": np.frombuffer(block.epochs, dtype=np.float64),
+                    "value": block.column(index),
+                    "row": np.frombuffer(block.sequence, dtype=np.int32),
+                }
+            )
+            for block in self.taken()
+            for index, where in enumerate(block.places)
+            if (where.split, where.name) == (split, name)
+        ]
+        rows = parts[0] if len(parts) == 1 else pd.concat(parts).sort_values("row", kind="stable", ignore_index=True)
+        return rows.drop(columns="row")
 
     def taken(self) -> list[_Block]:
         """The blocks that hold rows."""
         return [b for b in self.blocks.values() if len(b.steps)]
-
-
-def join(parts: Iterable[Series]) -> Series:
-    """Series of several blocks as one, in the order of the source."""
-    found = list(parts)
-    if not found:
-        return Series(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, np.int32))
-    if len(found) == 1:
-        return found[0]
-    number_in_source = np.concatenate([p.order for p in found])
-    order = np.argsort(number_in_source, kind="stable")
-    return Series(
-        np.concatenate([p.step for p in found])[order],
-        np.concatenate([p.epoch for p in found])[order],
-        np.concatenate([p.value for p in found])[order],
-        number_in_source[order],
-    )
 
 
 def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.derived import check_beta, derive, nll_weight_at_start
-from dpo_diag.importers.merged import Column, History
+from dpo_diag.importers.merged import History, Key
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
 from dpo_diag.losses import LOSSES, LossSpec
@@ -162,27 +162,14 @@ def _trainer(sources: list[Parsed], options: Options) -> tuple[str, str | None]:
     return own[0], version
 
 
-def _frames(columns: Iterator[tuple[str, str, Column]]) -> Iterator[pd.DataFrame]:
-    """History rows in batches of about a quarter million; an epoch that is not known is null."""
+def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[pd.DataFrame]:
+    """History rows of (split, name, column, derived) in batches of about a quarter million."""
     waiting: list[pd.DataFrame] = []
     size = 0
-    for split, name, column in columns:
-        for start in range(0, len(column.step), BATCH):
-            part = slice(start, start + BATCH)
-            epoch = column.epoch[part]
-            waiting.append(
-                pd.DataFrame(
-                    {
-                        "step": column.step[part],
-                        "epoch": epoch if not np.isnan(epoch).any() else pd.array(epoch, dtype="Float64"),
-                        "value": column.value[part],
-                        "split": split,
-                        "name": name,
-                        "derived": column.derived,
-                    }
-                )
-            )
-            size += len(epoch)
+    for split, name, column, derived in columns:
+        for start in range(0, len(column), BATCH):
+            waiting.append(column.iloc[start : start + BATCH].assign(split=split, name=name, derived=derived))
+            size += len(waiting[-1])
             if size >= BATCH:
                 yield _stacked(waiting)
                 waiting, size = [], 0
@@ -198,14 +185,14 @@ def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
     return stacked
 
 
-def _write_history(writer: RunWriter, history: History, derived: dict[tuple[str, str], Column]) -> None:
-    def columns() -> Iterator[tuple[str, str, Column]]:
+def _write_history(writer: RunWriter, history: History, derived: Mapping[Key, pd.DataFrame]) -> None:
+    def columns() -> Iterator[tuple[str, str, pd.DataFrame, bool]]:
         for split, name in history.metrics():
             column = history.column(split, name)
             if column is not None:
-                yield split, name, column
+                yield split, name, column, False
         for (split, name), column in derived.items():
-            yield split, name, column
+            yield split, name, column, True
 
     for part, frame in enumerate(_frames(columns())):
         writer.write("history", frame, "all" if part == 0 else f"all{part}")
@@ -310,9 +297,9 @@ def _source_document(
 def _logps_size(history: History) -> float | None:
     """Median |logps/chosen| of the split that has most of it, in nats."""
     columns = [c for s in history.splits() if (c := history.column(s, "logps/chosen")) is not None]
-    values = [c.value[np.isfinite(c.value)] for c in columns]
-    longest = max(values, key=len, default=np.empty(0))
-    return float(np.median(np.abs(longest))) if len(longest) else None
+    values = [c["value"][np.isfinite(c["value"])].abs() for c in columns]
+    longest = max(values, key=len, default=pd.Series(dtype=float))
+    return float(longest.median()) if len(longest) else None
 
 
 def _skipped(sources: list[Parsed]) -> dict[str, Any]:
@@ -328,14 +315,12 @@ def _finite(value: Any) -> Any:
 
 def _swap_note(history: History) -> list[str]:
     """margins = chosen - rejected must hold; where its negative holds at every row, the sides are swapped."""
-    chosen, rejected = history.column(TRAIN_SPLIT, "rewards/chosen"), history.column(TRAIN_SPLIT, "rewards/rejected")
-    margins = history.column(TRAIN_SPLIT, "rewards/margins")
-    if chosen is None or rejected is None or margins is None:
+    rows = history.aligned(TRAIN_SPLIT, "rewards/chosen", "rewards/rejected", "rewards/margins")
+    if rows is None:
         return []
-    common, other = chosen.at_common_steps(rejected)
-    difference, b = Column(common.step, common.epoch, common.value - other).at_common_steps(margins)
-    a = difference.value
-    clear = np.isfinite(a) & np.isfinite(b) & (np.abs(b) > 1e-3)
-    if clear.sum() >= 3 and (np.abs(a + b)[clear] <= 1e-2 * np.abs(b)[clear]).mean() > 0.9:
+    margins = rows["rewards/margins"]
+    rows = rows[np.isfinite(margins) & (margins.abs() > 1e-3)]
+    off = (rows["rewards/chosen"] - rows["rewards/rejected"] + rows["rewards/margins"]).abs().dropna()
+    if len(off) >= 3 and (off <= 1e-2 * rows["rewards/margins"].abs()[off.index]).mean() > 0.9:
         return ["rewards/margins is rejected - chosen in this log: chosen and rejected are swapped in it"]
     return []
