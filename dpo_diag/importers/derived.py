@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.importers.merged import History, Key
+from dpo_diag.records.run_info import Reduction
 from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
 
 LN2 = math.log(2.0)
@@ -126,7 +127,9 @@ def nll_weight_at_start(history: History, weight: float | None) -> float | None:
     return candidate if abs(start - (LN2 - first_margin / 2)) <= 0.01 + abs(first_margin) / 4 else None
 
 
-def derive(history: History, beta: float | None, reduction: str, nll_weight: float | None) -> dict[Key, pd.DataFrame]:
+def derive(
+    history: History, beta: float | None, reduction: Reduction | None, nll_weight: float | None
+) -> dict[Key, pd.DataFrame]:
     """All derived columns by (split, name); names that a source logs itself are never overwritten."""
     out: dict[Key, pd.DataFrame] = {}
     logged = set(history.metrics())

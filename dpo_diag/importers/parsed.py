@@ -10,6 +10,7 @@ import pandas as pd
 
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import Frames, fill_steps
+from dpo_diag.records.run_info import Reduction
 from dpo_diag.records.text_files import Skipped
 
 
@@ -21,7 +22,7 @@ class Options:
     loss_weights: tuple[float, ...] = ()
     beta: float | None = None
     label_smoothing: float | None = None
-    logps: str | None = None
+    logps: Reduction | None = None
     trainer: str | None = None
     trainer_version: str | None = None
     logging_steps: int | None = None

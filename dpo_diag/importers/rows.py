@@ -242,13 +242,13 @@ class RowStore:
         """Every (split, name) that some row holds."""
         return sorted({(p.split, p.name) for b in self.blocks.values() if len(b.steps) for p in b.places})
 
-    def mapping(self) -> dict[str, list[str]]:
+    def mapping(self) -> dict[str, tuple[str, str]]:
         """Source key -> [split, our name] of the rows that were taken."""
-        out: dict[str, list[str]] = {}
+        out: dict[str, tuple[str, str]] = {}
         for block in self.blocks.values():
             if len(block.steps):
                 for key, where in zip(block.metrics, block.places, strict=True):
-                    out[str(key)] = [where.split, where.name]
+                    out[str(key)] = (where.split, where.name)
         return dict(sorted(out.items()))
 
     def unknown_keys(self) -> list[str]:

@@ -1,21 +1,21 @@
-"""Who wrote a log, which version, and whether its `logps` are sums or means: told by keys, files and cards."""
+"""Who wrote a log, which version, and whether that trainer's `logps` are sums or means."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from dpo_diag.importers.rows import RowStore
+from dpo_diag.records.inferred import LARGEST_MEAN_LOGP
 
 
 class Reduction(NamedTuple):
-    """`value` is "sum" or "mean" over a response's tokens, "" if undecided; `why` says what decided."""
+    """What log-probs are over a response's tokens, None if undecided; `why` is what decided."""
 
-    value: str
+    value: Literal["sum", "mean"] | None
     why: str
 
 
-SMALL_LOGPS = 8.0
 _MEAN_LOSSES = {
     "trl": ("ipo", "orpo", "simpo"),
     "llama-factory": ("ipo", "orpo", "simpo"),
@@ -25,10 +25,8 @@ _MEAN_LOSSES = {
 }
 
 
-def guess_trainer(store: RowStore | None, file_name: str) -> tuple[str, str | None]:
+def guess_trainer(store: RowStore, file_name: str) -> tuple[str, str | None]:
     """(trainer, version range) from the keys of its rows."""
-    if store is None:
-        return "unknown", None
     keys = {k for b in store.taken() for k in map(str, (*b.metrics, *b.dropped))}
     own = {k for b in store.blocks.values() for k in map(str, b.total_keys)}
     steps = {str(b.step_key) for b in store.blocks.values()}
@@ -57,16 +55,16 @@ def guess_trainer(store: RowStore | None, file_name: str) -> tuple[str, str | No
 
 
 def logps_reduction(
-    trainer: str, version: str | None, loss: tuple[str, ...], asked: str | None, size: float | None
+    trainer: str, version: str | None, loss: tuple[str, ...], asked: Literal["sum", "mean"] | None, size: float | None
 ) -> Reduction:
-    """Whether logged log-probs are summed or averaged over a response's tokens; "" where nothing decides.
+    """Whether logged log-probs are summed or averaged over a response's tokens; None where nothing decides.
 
     Averages: ipo in TRL until 0.28, orpo and simpo in its trainers for them; ipo, orpo and
     simpo in LLaMA-Factory; dpo_norm in open-instruct.
 
     Args:
         asked: what the user says.
-        size: median of |logps/chosen| in nats, if logged: below 8 a response's sum cannot be told from a token mean.
+        size: median of |logps/chosen| in nats, if logged: a small one can be a short response's sum or a token mean.
     """
     if asked:
         return Reduction(asked, "as given")
@@ -76,14 +74,14 @@ def logps_reduction(
         return Reduction("mean", f"{who} averages log-probs over tokens under {hit[0]}")
     if loss:
         return Reduction("sum", f"{who} sums log-probs under {', '.join(loss)}")
-    if size is not None and size < SMALL_LOGPS and not (trainer == "trl" and _at_least(version, (0, 29))):
-        return Reduction("", f"not decided: the loss is not known and |logps| is {size:.2g} nats (--logps sum|mean)")
+    if size is not None and size < LARGEST_MEAN_LOGP and not (trainer == "trl" and _at_least(version, (0, 29))):
+        return Reduction(None, f"not decided: the loss is not known and |logps| is {size:.2g} nats (--logps sum|mean)")
     return Reduction("sum", f"{who} sums log-probs; the loss is not known")
 
 
 def _at_least(version: str | None, wanted: tuple[int, int]) -> bool:
     """Whether a version or range (`1.16`, `>=0.29`) lies at or above `wanted`; False for an unknown one."""
-    found = re.search(r"(\d+)\.(\d+)", version or "")
-    if found is None or (version or "").startswith("<"):
+    match = re.search(r"(\d+)\.(\d+)", version or "")
+    if match is None or (version or "").startswith("<"):
         return False
-    return (int(found.group(1)), int(found.group(2))) >= wanted
+    return (int(match.group(1)), int(match.group(2))) >= wanted
