@@ -157,7 +157,7 @@ class RunWriter:
         if resume_step is not None:
             if (self.path / RUN_FILE).exists():
                 self.info = Run(self.path).info
-            self._drop_after(resume_step)
+            self.drop_after(resume_step)
         elif rank == 0 and any(part_of(p) for name in TABLES for p in (self.path / name).glob("*.parquet")):
             raise DiagError(
                 "the folder already holds a run",
@@ -217,7 +217,7 @@ class RunWriter:
         if new and self.rank == 0:
             self.update(splits={**self.info.splits, **new})
 
-    def _drop_after(self, step: int) -> None:
+    def drop_after(self, step: int) -> None:
         """Remove this rank's rows of later steps; rank 0 also removes those of ranks that no longer exist."""
         for name, table in TABLES.items():
             if "step" not in table.names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ import pandas as pd
 from dpo_diag.records import RunWriter
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
-from dpo_diag.training.batch import Batch, TokenRows
+from dpo_diag.training.batch import Batch, BoolArray, TokenRows
 
 FLUSH_SECONDS = 2.0
 """Training rows wait at most this long for their file at a log call: one file per step would cost more than the step
@@ -27,37 +28,38 @@ of a small model. Saving, evaluating and ending always flush, so that only a kil
 them."""
 TRAIN_TEXTS = 1000
 """Texts of training pairs that are kept (evaluation sets keep all): the data set itself is elsewhere."""
+_COUNTS = ("n_tokens", "n_bytes", "n_truncated")
+_SUMS = ("sum_logp", "entropy_sum", "greedy_logp_sum", "loss_logp")
 
 
 def pair_frame(
-    batch: Batch, keep: npt.NDArray[np.bool_], role: str, steps: npt.NDArray[np.int64], split: str
-) -> pd.DataFrame:
-    """Rows of the pairs table for one role: two rows a pair, chosen first; `steps` is (pairs,)."""
+    batch: Batch, keep: BoolArray, role: str, steps: npt.NDArray[np.int64], split: str
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the pairs table for one role: two rows a pair, all of chosen first; `steps` is (pairs,).
+
+    A pair that occurs twice in a step stands once.
+    """
     values = batch.policy if role == "policy" else batch.reference
     ids = np.asarray(batch.pair_ids, dtype=object)[keep]
+    flat = {name: value[:, keep].reshape(-1) for name, value in values.items()}
     columns: dict[str, Any] = {
         "step": np.tile(steps[keep], 2),
         "split": split,
         "role": role,
-        "pair_id": np.concatenate([ids, ids]),
+        "pair_id": np.tile(ids, 2),
         "side": np.repeat(np.asarray(SIDES, dtype=object), len(ids)),
-    }
-    flat = {name: value[:, keep].reshape(-1) for name, value in values.items()}
-    for name in ("sum_logp", "entropy_sum", "greedy_logp_sum", "loss_logp"):
-        if name in flat:
-            columns[name] = flat[name]
-    for name in ("n_tokens", "n_bytes", "n_truncated"):
+    } | {name: flat[name] for name in _SUMS if name in flat}
+    for name in _COUNTS:
         if name in flat:
             columns[name] = pd.array(np.where(np.isnan(flat[name]), -1, flat[name]), dtype="Int32")
             columns[name][np.isnan(flat[name])] = pd.NA
-    n = flat.get("n_tokens")
     for name in ("top1", "top5"):
-        if f"{name}_hits" in flat and n is not None:
+        if f"{name}_hits" in flat and "n_tokens" in flat:
             with np.errstate(divide="ignore", invalid="ignore"):
-                columns[name] = flat[f"{name}_hits"] / n
+                columns[name] = flat[f"{name}_hits"] / flat["n_tokens"]
     if role == "policy" and "weight" in batch.of_row:
         columns["weight"] = np.tile(batch.of_row["weight"][keep], 2)
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns).drop_duplicates(["step", "pair_id", "side"])
 
 
 class Recorder:
@@ -73,14 +75,14 @@ class Recorder:
         self._history: list[dict[str, Any]] = []
         self._train: list[tuple[Batch, int]] = []
         self._train_reference = False
+        self._waiting_texts: list[dict[str, Any]] = []
         self._began = False
         self._last: dict[tuple[str, str], tuple[tuple[int, int], pd.DataFrame]] = {}
         self._flushed = time.monotonic()
-        # split -> pair_id -> the step whose file holds the reference's row: writing that step again replaces the file
-        self._references: dict[str, dict[str, int]] = {}
-        self._token_references: dict[str, dict[str, int]] = {}
-        self._texts: dict[str, set[str]] = {}
-        self._waiting_texts: list[dict[str, Any]] = []
+        # (table, split) -> pair_id -> the step whose file holds the reference's rows: writing that step again replaces
+        # the file, and needs them again.
+        self._references: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+        self._texts: dict[str, set[str]] = defaultdict(set)
         self._remember()
 
     def _remember(self) -> None:
@@ -88,56 +90,36 @@ class Recorder:
         if not (self.writer.path / "run.json").exists():
             return
         run = Run(self.writer.path)
-        for table, seen in (("pairs", self._references), ("tokens", self._token_references)):
+        for table in ("pairs", "tokens"):
             if run.has(table):
                 rows = run.read(table, ["step", "split", "pair_id"], roles=["ref"]).drop_duplicates()
                 for split, part in rows.astype({"split": str, "pair_id": str}).groupby("split"):
-                    seen[str(split)] = dict(zip(part["pair_id"], part["step"].astype(int), strict=True))
+                    self._references[table, str(split)] = dict(
+                        zip(part["pair_id"], part["step"].astype(int), strict=True)
+                    )
         if run.has("texts"):
             for split, ids in run.read("texts", ["split", "pair_id"]).groupby("split")["pair_id"]:
                 self._texts[str(split)] = set(ids)
 
     # ---- pairs and tokens ----
 
-    def _new_references(
-        self, batch: Batch, steps: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_], split: str
-    ) -> npt.NDArray[np.bool_]:
-        seen = self._references.setdefault(split, {})
-        new = np.zeros(len(batch), dtype=bool)
-        for i, (pair_id, step) in enumerate(zip(batch.pair_ids, steps.tolist(), strict=True)):
-            new[i] = keep[i] and seen.get(pair_id, step) == step
-            if new[i]:
-                seen[pair_id] = step
-        return new
+    def _wants_reference(self, table: str, split: str, pair_id: str, step: int) -> bool:
+        """Whether a pair's reference rows stand in no other file yet; from now on they stand in this step's."""
+        return self._references[table, split].setdefault(pair_id, step) == step
 
-    def pair_rows(
-        self,
-        batch: Batch,
-        steps: npt.NDArray[np.int64],
-        split: str,
-        keep: npt.NDArray[np.bool_],
-        *,
-        reference: bool,
+    def _pair_rows(
+        self, batch: Batch, steps: npt.NDArray[np.int64], split: str, keep: BoolArray, *, reference: bool
     ) -> pd.DataFrame:
-        """Rows of the pairs table: the policy's, and the reference's of pairs that have none in this split.
+        """The policy's rows of the pairs where `keep`, and the reference's of those that have none in this split.
 
-        Args:
-            steps: (pairs,).
-            keep: (pairs,) which pairs to write. A pair that occurs twice in a step is written once.
-            reference: False for a reference that moves during training: one row per set cannot describe it.
+        `reference` is False for one that moves during training: one row per set cannot describe it.
         """
-        seen: set[tuple[int, str]] = set()
-        once = np.zeros(len(batch), dtype=bool)
-        for i, key in enumerate(zip(steps.tolist(), batch.pair_ids, strict=True)):
-            once[i] = key not in seen
-            seen.add(key)
-        keep = keep & once
-        frames = [pair_frame(batch, keep, "policy", steps, split)]
-        if reference and batch.reference:
-            new = self._new_references(batch, steps, keep, split)
-            if new.any():
-                frames.append(pair_frame(batch, new, "ref", steps, split))
-        return pd.concat(frames, ignore_index=True)
+        rows = pair_frame(batch, keep, "policy", steps, split)
+        if not reference or not batch.reference:
+            return rows
+        ref = pair_frame(batch, keep, "ref", steps, split)
+        new = [self._wants_reference("pairs", split, p, s) for p, s in zip(ref["pair_id"], ref["step"], strict=True)]
+        return pd.concat([rows, ref[new]], ignore_index=True) if any(new) else rows
 
     def train_batch(self, batch: Batch, step: int, *, reference: bool) -> None:
         """Keep one micro-batch for the next flush; building its rows waits until then, which is many times cheaper."""
@@ -145,27 +127,17 @@ class Recorder:
         self._train_reference = reference
 
     def evaluation(
-        self,
-        batch: Batch,
-        keep: npt.NDArray[np.bool_],
-        tokens: Mapping[str, tuple[TokenRows, int]],
-        step: int,
-        split: str,
-        *,
-        reference: bool,
-    ) -> None:
+        self, batch: Batch, keep: BoolArray, tokens: Mapping[str, tuple[TokenRows, int]], step: int, split: str,
+        *, reference: bool,
+    ) -> None:  # fmt: skip
         """Write one evaluation of one set: this rank's pairs where `keep`, and the tokens of those in `tokens`."""
         steps = np.full(len(batch), step, dtype=np.int64)
-        rows = self.pair_rows(batch, steps, split, keep, reference=reference)
-        if len(rows):
-            self.writer.write("pairs", rows, split=split)
-        seen = self._token_references.setdefault(split, {})
+        self.writer.write("pairs", self._pair_rows(batch, steps, split, keep, reference=reference), split=split)
         parts = []
         for pair_id, (values, position) in tokens.items():
             parts.append(values.frame(position, pair_id, "policy"))
-            if reference and seen.get(pair_id, step) == step:
+            if reference and self._wants_reference("tokens", split, pair_id, step):
                 parts.append(values.frame(position, pair_id, "ref"))
-                seen[pair_id] = step
         parts = [p for p in parts if len(p)]
         if parts:
             self.writer.write("tokens", pd.concat(parts, ignore_index=True).assign(step=step, split=split), split=split)
@@ -176,38 +148,32 @@ class Recorder:
         self, step: int, epoch: float | None, split: str, values: Mapping[str, Any], weights: Mapping[str, float]
     ) -> None:
         """Keep one log call; values that are not numbers are left out."""
-        if not self.main:
-            return
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                continue
-            weight = weights.get(name)
-            self._history.append(
-                {"step": step, "epoch": epoch, "split": split, "name": name, "value": float(value), "weight": weight}
-            )
+        self._history += [
+            {"step": step, "epoch": epoch, "split": split, "name": name, "value": float(value),
+             "weight": weights.get(name)}
+            for name, value in values.items()
+            if self.main and isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        ]  # fmt: skip
 
     def texts(self, split: str, rows: Iterable[Mapping[str, Any]], step: int) -> None:
         """Write texts of pairs whose texts this split does not have yet: dicts of pair_id, prompt, chosen, rejected.
 
         Those of training batches wait for the next flush: a file a step would be a file a pair.
         """
-        seen = self._texts.setdefault(split, set())
-        new = {r["pair_id"]: {**r, "split": split} for r in rows if r["pair_id"] not in seen}
-        if not new:
-            return
-        seen.update(new)
+        new = {r["pair_id"]: {**r, "split": split} for r in rows if self.lacks_text(split, r["pair_id"])}
+        self._texts[split].update(new)
         if split == TRAIN_SPLIT:
             self._waiting_texts += [{**row, "_step": step} for row in new.values()]
-        else:
+        elif new:
             self.writer.write("texts", list(new.values()), split=f"{split}-{step:08d}")
 
     def lacks_text(self, split: str, pair_id: str) -> bool:
         """Whether this split has no text of this pair yet."""
-        return pair_id not in self._texts.get(split, set())
+        return pair_id not in self._texts[split]
 
     def room_for_texts(self, split: str) -> int:
         """How many training pairs' texts may still be written."""
-        return TRAIN_TEXTS - len(self._texts.get(split, set()))
+        return TRAIN_TEXTS - len(self._texts[split])
 
     def alert(self, step: int, code: str, message: str, evidence: Mapping[str, Any]) -> None:
         """Write one alert at once: it may be the last thing that this run says."""
@@ -236,7 +202,7 @@ class Recorder:
             steps = np.concatenate([np.full(len(b), s, dtype=np.int64) for b, s in self._train])
             everything = np.ones(len(batch), dtype=bool)
             self._train = []
-            rows = self.pair_rows(batch, steps, TRAIN_SPLIT, everything, reference=self._train_reference)
+            rows = self._pair_rows(batch, steps, TRAIN_SPLIT, everything, reference=self._train_reference)
             self._write("pairs", TRAIN_SPLIT, rows)
         if self._waiting_texts:
             frame = pd.DataFrame(self._waiting_texts)
@@ -245,8 +211,8 @@ class Recorder:
         if self._history:
             frame = pd.DataFrame(self._history)
             self._history = []
-            for split, rows in frame.groupby("split", sort=False):
-                self._write("history", str(split), rows.reset_index(drop=True))
+            for split, part in frame.groupby("split", sort=False):
+                self._write("history", str(split), part.reset_index(drop=True))
         self._flushed = time.monotonic()
 
     def begin(self, step: int) -> None:
@@ -254,8 +220,8 @@ class Recorder:
         or a second call of train()): what the first one wrote beyond the step is removed."""
         if self._began:
             self._train, self._history, self._last = [], [], {}
-            self.writer._drop_after(step)
-            for seen in (self._references, self._token_references, self._texts):
-                seen.clear()
+            self.writer.drop_after(step)
+            self._references.clear()
+            self._texts.clear()
             self._remember()
         self._began = True

@@ -27,12 +27,12 @@ def encode(tokenizer: Any, example: Mapping[str, str], max_length: int | None = 
     prompt = tokenizer(example["prompt"])["input_ids"]
     whole = [tokenizer(example["prompt"] + example[s] + tokenizer.eos_token)["input_ids"] for s in SIDES]
     start = min(common_prefix(prompt, ids) for ids in whole)
-    found = []
+    encoded = []
     for ids in whole:
         mask = [0] * start + [1] * (len(ids) - start)
         cut = slice(None) if max_length is None else slice(-max_length, None) if keep_end else slice(None, max_length)
-        found.append((ids[cut], mask[cut], len(ids) - start))
-    return found
+        encoded.append((ids[cut], mask[cut], len(ids) - start))
+    return encoded
 
 
 def score(model: Any, ids: list[int], mask: list[int]) -> dict[str, float]:
@@ -59,7 +59,7 @@ def score_pairs(
     keep_end: bool = False, context: Any = None,
 ) -> dict[tuple[str, str], dict[str, float]]:  # fmt: skip
     """(pair_id, side) -> sums, with n_truncated and n_bytes."""
-    found = {}
+    rows = {}
     model.eval()
     with context if context is not None else nullcontext():
         for example in examples:
@@ -69,8 +69,8 @@ def score_pairs(
                 kept = [i for i, m in zip(ids[1:], mask[1:], strict=True) if m]
                 row["n_truncated"] = full - sum(mask)
                 row["n_bytes"] = sum(len(tokenizer.convert_ids_to_tokens(i)) for i in kept if i > 1)
-                found[pair_id, side] = row
-    return found
+                rows[pair_id, side] = row
+    return rows
 
 
 def assert_rows(frame: Any, expected: Mapping[tuple[str, str], Mapping[str, float]], names: Iterable[str],

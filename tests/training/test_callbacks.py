@@ -197,29 +197,29 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     def batch(loss: float) -> Any:
         return Row(loss=loss, pair_ids=["p"], bad_rows=lambda: np.array([False]))
 
-    said: list[tuple[str, str, Any]] = []
+    alerts: list[tuple[str, str, Any]] = []
     for last in (1.1, 1.2):
-        guards = Guards(lambda *a: said.append(a))
+        guards = Guards(lambda *a: alerts.append(a))
         for step in range(40):
             guards.batch(batch(0.6 if step % 2 else 0.7), step)
         guards.batch(batch(last), 40)
         guards.end()
-    assert [(code, evidence["step"], evidence["loss"]) for code, _, evidence in said] == [("loss_spike", 40, 1.2)]
-    assert said[0][2]["bound"] == pytest.approx(1.15, abs=1e-9)
-    said.clear()
-    guards = Guards(lambda *a: said.append(a), stop_on=("loss_spike",))
+    assert [(code, evidence["step"], evidence["loss"]) for code, _, evidence in alerts] == [("loss_spike", 40, 1.2)]
+    assert alerts[0][2]["bound"] == pytest.approx(1.15, abs=1e-9)
+    alerts.clear()
+    guards = Guards(lambda *a: alerts.append(a), stop_on=("loss_spike",))
     for step in range(25):
         guards.batch(batch(0.5), step)
     for i, loss in enumerate((0.59, 0.61, 0.5)):
         guards.batch(batch(loss), 25 + i)
-    assert [e["step"] for *_, e in said] == [26]
+    assert [e["step"] for *_, e in alerts] == [26]
     assert guards.should_stop
-    said.clear()
-    guards = Guards(lambda *a: said.append(a), thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
+    alerts.clear()
+    guards = Guards(lambda *a: alerts.append(a), thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
     for step, loss in enumerate((0.5, 0.5, 0.5, 0.69, 0.71, 0.5)):
         guards.batch(batch(loss), step)
-    assert [e["step"] for *_, e in said] == [4]
-    said.clear()
+    assert [e["step"] for *_, e in alerts] == [4]
+    alerts.clear()
     for step in range(100, 100 + 3 * 20):
         guards.batch(batch(float("nan")), step)
-    assert len(said) == 20  # a run that stays broken does not fill the disk
+    assert len(alerts) == 20  # a run that stays broken does not fill the disk

@@ -151,7 +151,7 @@ def test_a_custom_collator_sees_what_it_always_saw(tmp_path: Path, tokenizer: Pr
     assert set(run.pairs.loc[run.pairs["split"] == "eval", "pair_id"]) == {identity(r) for r in rows}
 
 
-def test_a_collator_that_rearranges_is_found_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_collator_that_rearranges_is_noticed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """It pads nothing away but sorts the batch by length: ids by position would be another pair's. Full lengths do not
     fit, so ids fall back to the hash of the tokens that the model saw."""
     inner = DataCollatorForPreference(pad_token_id=0)
@@ -219,22 +219,22 @@ def test_compute_metrics_still_gets_its_logits(tmp_path: Path, tokenizer: PreTra
         train_dataset=Dataset.from_list(make_pairs(6)), eval_dataset=Dataset.from_list(rows), compute_metrics=compute,
     )  # fmt: skip
     with pytest.warns(FutureWarning, match="return_outputs"):
-        found = trainer.evaluate()
-    assert found["eval_mine"] == 0.5
+        values = trainer.evaluate()
+    assert values["eval_mine"] == 0.5
     assert shapes[0][-1] == 300
     expected = score_pairs(make_model(1), tokenizer, rows)
     ce = [-v["sum_logp"] / v["n_tokens"] for (_, side), v in expected.items() if side == "chosen"]
-    assert found["eval_ce/chosen"] == pytest.approx(sum(ce) / 3, rel=1e-5)
+    assert values["eval_ce/chosen"] == pytest.approx(sum(ce) / 3, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_a_foreign_set_never_shares_a_split(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     own, other = make_pairs(4, seed=1), make_pairs(3, seed=5)
     trainer = trained(tmp_path, tokenizer, Dataset.from_list(make_pairs(6)), Dataset.from_list(own))
-    found = trainer.evaluate(Dataset.from_list(other))
+    values = trainer.evaluate(Dataset.from_list(other))
     again = trainer.evaluate(Dataset.from_list(other))
     named = trainer.evaluate({"more": Dataset.from_list(make_pairs(2, seed=8))})
-    assert found["eval_ce/chosen"] == again["eval_ce/chosen"]
+    assert values["eval_ce/chosen"] == again["eval_ce/chosen"]
     assert "eval_more_ce/chosen" in named
     trainer.evaluate(trainer.eval_dataset)
     trainer.monitor.flush()
@@ -290,13 +290,13 @@ def test_errors_are_trls_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast)
     """What TRL refuses it still refuses in its own words."""
     data = Dataset.from_list(make_pairs(3))
     for bad, error in (({"train_dataset": None}, ValueError), ({"train_dataset": DatasetDict({"a": data})}, TypeError)):
-        said = []
+        messages = []
         for cls in (DPOTrainer, DiagDPOTrainer):
             with pytest.raises(error) as caught:
                 cls(model=make_model(1), ref_model=make_model(2), args=arguments(tmp_path), processing_class=tokenizer,
                     **bad)  # fmt: skip
-            said.append(str(caught.value))
-        assert said[0] == said[1]
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
 
 
 def test_policy_weights_are_not_touched_by_evaluating(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -138,7 +138,7 @@ def test_nothing_of_trls_changes(
 ) -> None:
     """Losses, gradients and every metric of TRL's own are bit for bit those of stock TRL, with a recorder writing, an
     evaluation added at step 0 and the extra metrics on; so are the weights in the end."""
-    found = {}
+    values = {}
     for cls in (DPOTrainer, DiagDPOTrainer):
         extra = {}
         if cls is DiagDPOTrainer:
@@ -149,14 +149,14 @@ def test_nothing_of_trls_changes(
             train_dataset=Dataset.from_list(make_pairs(11)), eval_dataset=held_out, **extra,
         )  # fmt: skip
         trainer.train()
-        found[cls] = (trainer.state.log_history, [p.detach().clone() for p in trainer.model.parameters()])
-    stock, ours = found[DPOTrainer][0], [r for r in found[DiagDPOTrainer][0] if r["step"] > 0]
+        values[cls] = (trainer.state.log_history, [p.detach().clone() for p in trainer.model.parameters()])
+    stock, ours = values[DPOTrainer][0], [r for r in values[DiagDPOTrainer][0] if r["step"] > 0]
     assert losses(stock) == losses(ours)
     for theirs, mine in zip(stock, ours, strict=True):
         for name in theirs:
             if name.removeprefix("eval_") in OWN:
                 assert theirs[name] == mine[name], name
-    assert all(torch.equal(a, b) for a, b in zip(found[DPOTrainer][1], found[DiagDPOTrainer][1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(values[DPOTrainer][1], values[DiagDPOTrainer][1], strict=True))
     assert ours[0]["loss_residual"] < 1e-4
 
 
@@ -293,8 +293,8 @@ def test_a_loss_that_is_not_the_trainers_own_shows(
         model=make_model(1), ref_model=make_model(2), args=arguments(tmp_path, max_steps=2), processing_class=tokenizer,
         train_dataset=Dataset.from_list(make_pairs(11)),
     ).train()  # fmt: skip
-    said = [r.message for r in caplog.records if "differs by 0.25" in r.message]
-    assert len(said) == 1
+    messages = [r.message for r in caplog.records if "differs by 0.25" in r.message]
+    assert len(messages) == 1
 
 
 def test_lora_reference_is_the_disabled_adapter(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -49,11 +49,11 @@ def test_every_tiling_gives_the_same(monkeypatch: pytest.MonkeyPatch, columns: i
     with probe.listening(300):
         probe.expect(labels)
         output = model(input_ids=ids, labels=labels, fused_lm_head=True)
-        found = probe.take(output.label_mask)
+        values = probe.take(output.label_mask)
         assert probe.take(output.label_mask) == {}  # one forward is read once
     assert (kernel._forward_tile, kernel._forward_kernel) == before
-    assert torch.equal(found["top5"], expected_top5)
-    assert torch.allclose(found["greedy_logp"], expected_greedy, atol=1e-5)
+    assert torch.equal(values["top5"], expected_top5)
+    assert torch.allclose(values["greedy_logp"], expected_greedy, atol=1e-5)
     plain = model(input_ids=ids, labels=labels, fused_lm_head=True)
     assert torch.equal(plain.log_probs, output.log_probs)
 
@@ -82,12 +82,12 @@ def test_the_compact_layout(monkeypatch: pytest.MonkeyPatch) -> None:
         probe = HeadProbe(top5=True, greedy=True)
         with probe.listening(300), torch.no_grad():
             probe.expect(labels)
-            found = probe.take(model(input_ids=ids, labels=labels, fused_lm_head=True).label_mask)
-        assert torch.equal(found["top5"], (rank < 5) & mask)
-        assert torch.allclose(found["greedy_logp"], logits.log_softmax(-1).amax(-1) * mask, atol=1e-5)
+            values = probe.take(model(input_ids=ids, labels=labels, fused_lm_head=True).label_mask)
+        assert torch.equal(values["top5"], (rank < 5) & mask)
+        assert torch.allclose(values["greedy_logp"], logits.log_softmax(-1).amax(-1) * mask, atol=1e-5)
 
 
-def test_a_head_that_was_not_trls_says_nothing() -> None:
+def test_a_head_that_was_not_trls_gives_nothing() -> None:
     probe = HeadProbe(top5=True, greedy=True)
     probe._chunks = [{"sum_exp": torch.ones(7), "n": 7, "hit": torch.ones(7, dtype=torch.bool), "rows": None}]
     assert probe.take(torch.ones(2, 5, dtype=torch.bool)) == {}

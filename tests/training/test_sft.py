@@ -66,13 +66,13 @@ def parts(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
 
 def expected_of(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int]]], max_length: int = 10**6) -> Any:
     """Metrics of response and prompt from the plain loop."""
-    found = {}
+    values = {}
     for name, keep in (("response", 1), ("prompt", 0)):
         values = [score(model.eval(), ids[:max_length], [int(m == keep) for m in mask][:max_length])
                   for ids, mask in rows]  # fmt: skip
         values = [v for v in values if v["n_tokens"]]
         s, n = (np.array([v[k] for v in values]) for k in ("sum_logp", "n_tokens"))
-        found |= {
+        values |= {
             f"ce/{name}": (-s / n).mean(),
             f"ppl_token/{name}": math.exp(-s.sum() / n.sum()),
             f"ppl_seq_mean/{name}": np.exp(-s / n).mean(),
@@ -80,7 +80,7 @@ def expected_of(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int
             f"top1/{name}": sum(v["top1"] * v["n_tokens"] for v in values) / n.sum(),
             f"entropy/{name}": sum(v["entropy_sum"] for v in values) / n.sum(),
         }
-    return found
+    return values
 
 
 def first_evaluation(trainer: Any) -> dict[str, float]:
@@ -145,9 +145,9 @@ def test_cut_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> No
         model=make_model(1), args=arguments(tmp_path, **options), processing_class=tokenizer,
         train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS),
     )  # fmt: skip
-    found = trainer.evaluate()
+    values = trainer.evaluate()
     for name, value in expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS], 8).items():
-        assert found[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert values[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:
@@ -163,7 +163,7 @@ def test_a_conversation_is_split_by_its_turns(tmp_path: Path) -> None:
         model=make_model(1), args=arguments(tmp_path), processing_class=tokenizer,
         train_dataset=Dataset.from_list(CHATS), eval_dataset=Dataset.from_list(CHATS),
     )  # fmt: skip
-    found = trainer.evaluate()
+    values = trainer.evaluate()
     rows, outside, scored = [], 0, 0
     for chat in CHATS:
         ids: list[int] = []
@@ -178,8 +178,8 @@ def test_a_conversation_is_split_by_its_turns(tmp_path: Path) -> None:
         outside += mask[1:].count(0)
         scored += len(mask) - 1
     for name, value in expected_of(make_model(1), tokenizer, rows).items():
-        assert found[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-    assert found["eval_loss_on_prompt"] == pytest.approx(outside / scored)
+        assert values[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert values["eval_loss_on_prompt"] == pytest.approx(outside / scored)
 
 
 def test_a_template_that_rewrites_prefixes_is_not_guessed(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -206,10 +206,10 @@ def test_a_template_that_rewrites_prefixes_is_not_guessed(tokenizer: PreTrainedT
 def test_other_kinds_train_as_stock(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], options: dict[str, Any]
 ) -> None:
-    found = [run_sft(tmp_path / c.__name__, tokenizer, rows, c, options=options) for c in (SFTTrainer, DiagSFTTrainer)]
-    stock, ours = ([(r.get("loss"), r.get("eval_loss")) for r in t.state.log_history] for t in found)
+    values = [run_sft(tmp_path / c.__name__, tokenizer, rows, c, options=options) for c in (SFTTrainer, DiagSFTTrainer)]
+    stock, ours = ([(r.get("loss"), r.get("eval_loss")) for r in t.state.log_history] for t in values)
     assert stock == ours
-    last = [r for r in found[1].state.log_history if "eval_loss" in r][-1]
+    last = [r for r in values[1].state.log_history if "eval_loss" in r][-1]
     assert last["eval_ppl_token/response"] > 1
     assert "eval_loss_residual" not in last or last["eval_loss_residual"] < 1e-5
 
@@ -233,7 +233,7 @@ def test_prompt_metrics_can_be_left_out(tmp_path: Path, tokenizer: PreTrainedTok
         model=make_model(1), args=arguments(tmp_path), processing_class=tokenizer, prompt_metrics=False,
         train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS),
     )  # fmt: skip
-    found = trainer.evaluate()
-    assert not any("/prompt" in k for k in found)
+    values = trainer.evaluate()
+    assert not any("/prompt" in k for k in values)
     expected = expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS])
-    assert found["eval_ce/response"] == pytest.approx(expected["ce/response"], rel=1e-5)
+    assert values["eval_ce/response"] == pytest.approx(expected["ce/response"], rel=1e-5)
