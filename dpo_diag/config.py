@@ -225,9 +225,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("none", "sql"),
 }
 GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike")
+"""Codes of the live guards; see training.guards."""
 PROMPT_SETS = Path(__file__).resolve().parent / "inference" / "prompt_sets"
 """Prompt sets that the package ships, by the name of the file."""
 EXTRA_METRICS = ("top5", "greedy_logp")
+"""What can be read inside the LM head beyond what TRL returns; see training.head_probe."""
 
 
 def conf_dir() -> Path:

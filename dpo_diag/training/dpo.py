@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
+from dpo_diag.config import EXTRA_METRICS
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.errors import DiagError
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
-from dpo_diag.training.head_probe import EXTRA_METRICS, HeadProbe
+from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.run import Recorded, Recording

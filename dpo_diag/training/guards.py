@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dpo_diag.config import GUARDS
+from dpo_diag.errors import DiagError
 from dpo_diag.thresholds import load_thresholds
 from dpo_diag.training.batch import Batch
 
@@ -32,13 +34,16 @@ class Guards:
         thresholds: overrides of `guards.` in conf/checks/default.yaml, by dotted name or nested; others are allowed.
 
     Raises:
-        DiagError: an unknown threshold.
+        DiagError: an unknown code or threshold.
     """
 
     def __init__(
         self, alert: Alert, *, stop_on: Iterable[str] = (), thresholds: Mapping[str, Any] | None = None
     ) -> None:
         self._alert, self._stop_on = alert, frozenset(stop_on)
+        unknown = sorted(self._stop_on - set(GUARDS))
+        if unknown:
+            raise DiagError("unknown guard", where="stop_on", got=unknown, expected=f"some of {', '.join(GUARDS)}")
         self._limits = load_thresholds(thresholds)
         self._losses: deque[float] = deque(maxlen=int(self._limits["guards.spike_window"]))
         self._step: int | None = None

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import trl.kernels.chunked_logprob as kernel
 
-EXTRA_METRICS = ("top5", "greedy_logp")
-
 
 def head_scores_every_position(device: torch.device) -> bool:
     """Whether the fused head projects masked positions anyway (no Triton on this device)."""
