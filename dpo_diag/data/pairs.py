@@ -140,10 +140,7 @@ def text_rows(rows: Iterable[Row], split: str) -> list[dict[str, str]]:
 
 
 def collect(
-    raw_rows: Iterable[RawRow],
-    source: Mapping[str, Any],
-    data_format: str = "auto",
-    limit: int | None = None,
+    raw_rows: Iterable[RawRow], source: Mapping[str, Any], data_format: str = "auto", limit: int | None = None
 ) -> PairSet:
     """Read raw rows into a `PairSet`. One pass; what stays in memory is the pairs and 16 characters of id for each.
 

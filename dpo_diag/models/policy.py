@@ -127,11 +127,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {
-        "revision": revision,
-        "dtype": dtype,
-        "trust_remote_code": trust_remote_code,
-    }
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization is not None:
