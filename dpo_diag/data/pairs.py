@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dpo_diag.data.formats import FORMATS, detect_format
-from dpo_diag.data.rows import Message, Pair, prompt_key, render, response_text, shorten
+from dpo_diag.data.rows import Pair, prompt_key, shorten
 from dpo_diag.errors import DiagError
+from dpo_diag.records.conversation import prompt_text, response_text
 from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.row_files import SUFFIXES, BadRow, read_rows, suffix_of
 from dpo_diag.records.row_files import Row as RawRow
@@ -131,7 +132,7 @@ def text_rows(rows: Iterable[Row], split: str) -> list[dict[str, str]]:
         {
             "split": split,
             "pair_id": row["pair_id"],
-            "prompt": render(row["prompt"]),
+            "prompt": prompt_text(row["prompt"]),
             "chosen": response_text(row["chosen"]),
             "rejected": response_text(row["rejected"]),
         }
@@ -169,7 +170,7 @@ def collect(
             pair = FORMATS[data_format].read(raw)
             if kind and pair.kind != kind:
                 # A trainer decides once for the whole set whether to add an end token or a chat template.
-                raise BadRow(f"{pair.kind} in a set of {kind}", shorten(render(pair.prompt)))
+                raise BadRow(f"{pair.kind} in a set of {kind}", shorten(prompt_text(pair.prompt)))
             row = _finished(number, pair)
             if (first := seen.get(row["pair_id"])) is not None:
                 raise BadRow("duplicated pair", f"the same as row {first}")
@@ -177,7 +178,7 @@ def collect(
             issues.append((number, bad.why, bad.detail, True))
             continue
         kind = pair.kind
-        swapped = make_pair_id(*_identity(Pair(pair.prompt, pair.rejected, pair.chosen)))
+        swapped = make_pair_id(pair.prompt, pair.rejected, pair.chosen)
         if (first := seen.get(swapped)) is not None:
             pair.notes.append(("contradicts another row", f"row {first} prefers the other response"))
         seen[row["pair_id"]] = number
@@ -194,21 +195,10 @@ def collect(
     )
 
 
-def _identity(pair: Pair) -> tuple[Any, Any, Any]:
-    """What the id is made of; a tool call counts as content, else two calls without text would be one pair."""
-
-    def plain(value: str | list[Message]) -> Any:
-        if isinstance(value, str) or not any(m.get("tool_calls") for m in value):
-            return value
-        return [{"role": m["role"], "content": response_text([m])} for m in value]
-
-    return plain(pair.prompt), plain(pair.chosen), plain(pair.rejected)
-
-
 def _finished(number: int, pair: Pair) -> Row:
     return {
         "row": number,
-        "pair_id": make_pair_id(*_identity(pair)),
+        "pair_id": make_pair_id(pair.prompt, pair.chosen, pair.rejected),
         "prompt": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,

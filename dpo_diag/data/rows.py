@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from dpo_diag.records.conversation import Message, prompt_text, response_text
 from dpo_diag.records.row_files import BadRow
 
-Message = dict[str, Any]
 Turns = list[Message]
 
 HUMAN_MARK = "\n\nHuman:"
@@ -55,29 +55,10 @@ def shorten(value: Any, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def response_text(value: str | Turns) -> str:
-    """A response as text: messages' contents (and tool calls as JSON), one after the other."""
-    if isinstance(value, str):
-        return value
-    return "\n".join(m["content"] + _calls(m) for m in value)
-
-
-def render(value: str | Turns) -> str:
-    """A prompt or response as text for people: messages as `role: content` paragraphs."""
-    if isinstance(value, str):
-        return value
-    return "\n\n".join(f"{m['role']}: {m['content']}{_calls(m)}" for m in value)
-
-
 def prompt_key(prompt: Any) -> str:
     """Identity of a prompt for splitting: case and white space do not make another prompt."""
-    text = " ".join(render(prompt).casefold().split())
+    text = " ".join(prompt_text(prompt).casefold().split())
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _calls(message: Message) -> str:
-    calls = message.get("tool_calls")
-    return json.dumps(calls, sort_keys=True, default=str) if calls else ""
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
@@ -156,13 +137,13 @@ def check_pair(pair: Pair) -> Pair:
     for name in ("chosen", "rejected"):
         if is_empty(getattr(pair, name)):
             raise BadRow(f"empty response: {name}", "nothing but white space")
-    if not pair.prompt or not render(pair.prompt).strip():
+    if not pair.prompt or not prompt_text(pair.prompt).strip():
         raise BadRow("empty prompt", "nothing but white space")
     if pair.chosen == pair.rejected:
         raise BadRow("chosen equals rejected", shorten(response_text(pair.chosen)))
     for name in ("prompt", "chosen", "rejected"):
         try:
-            render(getattr(pair, name)).encode()
+            prompt_text(getattr(pair, name)).encode()
         except UnicodeEncodeError as error:
             raise BadRow("undecodable text", f"{name}: a lone surrogate at character {error.start}") from None
     if response_text(pair.chosen).split() == response_text(pair.rejected).split():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,13 @@ from dpo_diag.data.tokens import encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.models.logps import next_token_logps
+from dpo_diag.records.conversation import parse_prompt
 from dpo_diag.records.schemas import SIDES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FloatArray = npt.NDArray[np.float32]
-_TURN = r"(system|user|assistant|tool): "
 
 
 @dataclass(frozen=True)
@@ -121,26 +120,14 @@ class _Prompts:
         row = self.rows.loc[pair_id]
         text = {name: str(row[name]) for name in ("prompt", *SIDES)}
         ways = []
-        for candidate in (_as_messages(text), text):
-            if candidate is None or (candidate is not text and not self.tokenizer.chat_template):
-                continue
+        candidates: list[Row] = [text]
+        if self.tokenizer.chat_template and (messages := parse_prompt(text["prompt"])) is not None:
+            answers = {side: [{"role": "assistant", "content": text[side]}] for side in SIDES}
+            candidates.insert(0, {"prompt": messages, **answers})
+        for candidate in candidates:
             try:
                 encoded = list(encode_pairs([candidate], self.tokenizer, *self.limits))
             except DiagError:
                 continue
             ways += [(p.prompt, p.response) for p in encoded if p.dropped is None]
         return ways
-
-
-def _as_messages(text: dict[str, str]) -> Row | None:
-    """The messages behind a prompt that the records render as `role: content` paragraphs; None if it is none."""
-    if not re.match(_TURN, text["prompt"]):
-        return None
-    turns = re.split(rf"\n\n(?={_TURN})", text["prompt"])
-    prompt = []
-    # re.split also gives what the group inside the lookahead matched: every other piece is a turn.
-    for turn in turns[::2]:
-        role, _, content = turn.partition(": ")
-        prompt.append({"role": role, "content": content})
-    answers = {side: [{"role": "assistant", "content": text[side]}] for side in SIDES}
-    return {"prompt": prompt, **answers}

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config import PROMPT_SETS
-from dpo_diag.data.rows import Message, read_messages
+from dpo_diag.data.rows import read_messages
 from dpo_diag.errors import DiagError
+from dpo_diag.records.conversation import Message
 from dpo_diag.records.row_files import BadRow, read_rows
 
 _OWN = ("id", "prompt", "messages", "tags", "reference", "checker")

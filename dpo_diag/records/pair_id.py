@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from dpo_diag.records.conversation import is_conversation, message_text
+
 
 def _canonical(value: Any) -> Any:
-    """Chat messages keep role and content only, so that a trainer's extra keys do not change the identity."""
+    """Chat messages keep role and text (tool calls included), so that a trainer's extra keys change no identity."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Sequence) and value and isinstance(value[0], dict):
-        return [[str(message.get("role", "")), str(message.get("content", ""))] for message in value]
+    if is_conversation(value):
+        return [[str(message.get("role", "")), message_text(message)] for message in value]
     if isinstance(value, Sequence):
         return [int(token) for token in value]
     raise TypeError(f"a prompt or response is text, messages or token ids, got {type(value).__name__}")

@@ -9,18 +9,9 @@ import numpy as np
 from datasets import Dataset
 from trl.data_utils import extract_prompt
 
+from dpo_diag.records.conversation import prompt_text, response_text
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.training.pair_ids import KEY, pack_id
-
-
-def to_text(value: Any) -> str | None:
-    """A prompt or response as text: several messages become `role: content` lines, a lone answer its content."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(m, dict) for m in value):
-        if len(value) == 1 and value[0].get("role") == "assistant":
-            return str(value[0].get("content", ""))
-        return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in value)
-    return str(value)
 
 
 class TextSource:
@@ -55,6 +46,7 @@ class TextSource:
                 example = dict(dataset[int(order[at])])
                 if "prompt" not in example:
                     example |= extract_prompt(example)
-                rows.append({"pair_id": pair_id} | {k: to_text(example[k]) for k in ("prompt", "chosen", "rejected")})
+                answers = {side: response_text(example[side]) for side in SIDES}
+                rows.append({"pair_id": pair_id, "prompt": prompt_text(example["prompt"]), **answers})
             wanted = missing
         return rows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dpo_diag.data.formats import FORMATS, detect_format
 from dpo_diag.data.formats.sharegpt import from_sharegpt
 from dpo_diag.data.formats.trl import from_trl
-from dpo_diag.data.rows import render, response_text
+from dpo_diag.records.conversation import response_text
 from dpo_diag.records.row_files import BadRow
 
 U = {"role": "user", "content": "Why?"}
@@ -240,8 +240,3 @@ def test_an_implicit_prompt_loses_no_character(chosen: str, rejected: str, share
         return
     assert pair.prompt + pair.chosen == row["chosen"]  # type: ignore[operator]
     assert pair.prompt + pair.rejected == row["rejected"]  # type: ignore[operator]
-
-
-def test_rendering_for_people() -> None:
-    assert render([{"role": "system", "content": "S"}, U]) == "system: S\n\nuser: Why?"
-    assert response_text([A1, A2]) == "Because.\nNo idea."

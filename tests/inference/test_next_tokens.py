@@ -14,7 +14,7 @@ import torch
 
 from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.next_tokens import _as_messages, compare_at, unembedding_scores
+from dpo_diag.inference.next_tokens import compare_at, unembedding_scores
 from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.models.logps import next_token_logps
@@ -74,16 +74,6 @@ def test_scores_by_hand() -> None:
 
     assert unembedding_scores(Model(), [0], [1]).tolist() == [[1.0, -1.0, 2.0]]  # type: ignore[arg-type]
     assert unembedding_scores(Model(), [], []).shape == (0, 3)  # type: ignore[arg-type]
-
-
-def test_messages_are_read_back() -> None:
-    text = {"prompt": "system: be kind\n\nuser: one\n\ntwo", "chosen": "a", "rejected": "b"}
-    row = _as_messages(text)
-    assert row is not None and row["prompt"] == [
-        {"role": "system", "content": "be kind"}, {"role": "user", "content": "one\n\ntwo"}
-    ]  # fmt: skip
-    assert row["chosen"] == [{"role": "assistant", "content": "a"}]
-    assert _as_messages(text | {"prompt": "Q: one?"}) is None
 
 
 @pytest.mark.parametrize("name", ["text", "chat"])

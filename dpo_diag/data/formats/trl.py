@@ -16,10 +16,10 @@ from dpo_diag.data.rows import (
     is_empty,
     is_messages,
     read_messages,
-    response_text,
     shorten,
     template_options,
 )
+from dpo_diag.records.conversation import response_text
 from dpo_diag.records.row_files import BadRow
 
 ASSISTANT_MARK = re.compile(r"\n\nAssistant:")

@@ -21,6 +21,7 @@ from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.pair_records import COUNTS, MEASURES, fill_bytes, pair_records, score_history
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import number, step_number
+from dpo_diag.records.conversation import is_conversation, prompt_text, response_text
 from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.row_files import readable_rows
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
@@ -115,7 +116,7 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
         bad = next(f"{side}_sum_logp" for side, s in zip(SIDES, sums, strict=True) if s is None)
         skipped.add(line, f"{bad} is not a number: {str(row.get(bad))[:40]!r}")
         return
-    texts = {k: text for k in TEXTS if (text := _text(row.get(k))) is not None}
+    texts = {k: text for k in TEXTS if (text := _text(k, row.get(k))) is not None}
     pair_id = row.get("pair_id")
     if pair_id is None or pair_id == "":
         if len(texts) < len(TEXTS):
@@ -152,13 +153,11 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
             known.setdefault(key, text)
 
 
-def _text(value: Any) -> str | None:
-    """A text column: a string, or chat messages rendered as `role: content` lines."""
-    if isinstance(value, str):
-        return value if value else None
-    if isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value):
-        return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in value)
-    return None
+def _text(name: str, value: Any) -> str | None:
+    """The prompt or a response as text; None where there is none."""
+    if not (isinstance(value, str) and value) and not is_conversation(value):
+        return None
+    return prompt_text(value) if name == "prompt" else response_text(value)
 
 
 def _text_rows(table: _Table) -> pd.DataFrame | None:
