@@ -160,7 +160,7 @@ def _same_pairs(run: Run, rows: Sequence[Row], split: str) -> None:
 
 def _described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> dict[str, Any]:
     """Fields of run.json."""
-    from dpo_diag.models.policy import describe_model
+    from dpo_diag.models.loading import describe_model
     from dpo_diag.models.tokenizers import describe_tokenizer
 
     described = describe_model(model, checkpoint.path, fingerprint=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.hub import check_name
-from dpo_diag.models.policy import check_device, choose_dtype, load_model
+from dpo_diag.models.loading import check_device, choose_dtype, load_model
 from dpo_diag.models.smollm2 import smollm2_folder
 from dpo_diag.models.tokenizers import load_tokenizer
 

@@ -12,7 +12,8 @@ from dpo_diag.config import Config
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.source import REPORT_FILE, PreferenceData, load_data
 from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
-from dpo_diag.models.policy import Policy, check_device, load_policy
+from dpo_diag.models.loading import check_device
+from dpo_diag.models.policy import Policy, load_policy
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.files import write_json
@@ -124,7 +125,7 @@ def _with_id(row: Row) -> Row:
 
 def _task_sft(config: Config) -> Inputs:
     """The SFT stage itself as a run: an untrained model, the task's SFT set, held-out questions with gold answers."""
-    from dpo_diag.models.policy import describe_model
+    from dpo_diag.models.loading import describe_model
     from dpo_diag.models.tokenizers import describe_tokenizer
     from dpo_diag.tasks.sql.model import build_model
     from dpo_diag.tasks.sql.questions import prompt_rows

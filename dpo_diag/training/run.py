@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
-from dpo_diag.models.policy import describe_model
+from dpo_diag.models.loading import describe_model
 from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
 from dpo_diag.records.run_info import Status, TrainingInfo

@@ -15,7 +15,8 @@ from dpo_diag.config import ModelConfig, PeftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.models import hub
 from dpo_diag.models.adapters import check_adapter, lora_config, quantization_config
-from dpo_diag.models.policy import check_device, choose_dtype, frozen_copy, load_model, load_policy, model_fingerprint
+from dpo_diag.models.loading import check_device, choose_dtype, frozen_copy, load_model, model_fingerprint
+from dpo_diag.models.policy import load_policy
 from dpo_diag.models.tokenizers import (
     describe_tokenizer,
     load_tokenizer,
