@@ -66,13 +66,13 @@ def parts(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
 
 def expected_of(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int]]], max_length: int = 10**6) -> Any:
     """Metrics of response and prompt from the plain loop."""
-    values = {}
+    metrics = {}
     for name, keep in (("response", 1), ("prompt", 0)):
         values = [score(model.eval(), ids[:max_length], [int(m == keep) for m in mask][:max_length])
                   for ids, mask in rows]  # fmt: skip
         values = [v for v in values if v["n_tokens"]]
         s, n = (np.array([v[k] for v in values]) for k in ("sum_logp", "n_tokens"))
-        values |= {
+        metrics |= {
             f"ce/{name}": (-s / n).mean(),
             f"ppl_token/{name}": math.exp(-s.sum() / n.sum()),
             f"ppl_seq_mean/{name}": np.exp(-s / n).mean(),
@@ -80,7 +80,7 @@ def expected_of(model: Any, tokenizer: Any, rows: list[tuple[list[int], list[int
             f"top1/{name}": sum(v["top1"] * v["n_tokens"] for v in values) / n.sum(),
             f"entropy/{name}": sum(v["entropy_sum"] for v in values) / n.sum(),
         }
-    return values
+    return metrics
 
 
 def first_evaluation(trainer: Any) -> dict[str, float]:
