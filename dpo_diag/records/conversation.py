@@ -27,7 +27,14 @@ def message_text(message: Mapping[str, Any]) -> str:
     if isinstance(content, (list, tuple)):
         content = "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
     text = "" if content is None else str(content)
-    return text + json.dumps(calls, sort_keys=True, default=str) if calls else text
+    return text + json.dumps(_given(calls), sort_keys=True, default=str) if calls else text
+
+
+def _given(value: Any) -> Any:
+    """Without null entries: a data set gives the arguments of every call the keys of all calls, filled with null."""
+    if isinstance(value, Mapping):
+        return {key: _given(entry) for key, entry in value.items() if entry is not None}
+    return [_given(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def response_text(value: str | Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,8 @@ def test_rendering_by_hand() -> None:
 def test_parts_and_tool_calls_are_content() -> None:
     call: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": "1"}]}
     assert message_text(call) == '[{"arguments": "1", "name": "f"}]'
+    filled = {"tool_calls": [{"name": "f", "arguments": {"a": "1", "b": None}, "id": None}]}
+    assert message_text(filled) == '[{"arguments": {"a": "1"}, "name": "f"}]'
     assert message_text({"content": [{"type": "text", "text": "a"}, "b", {"type": "image"}]}) == "ab"
     assert message_text({"role": "user"}) == ""
     other = call | {"tool_calls": [{"name": "g", "arguments": "1"}]}

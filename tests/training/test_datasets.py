@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -15,7 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dpo_diag import load_run
 from dpo_diag.records import make_pair_id
 from dpo_diag.training import DiagDPOTrainer
-from dpo_diag.training.pair_ids import KEY, ids_from_tokens, pack_id, unpack_id
+from dpo_diag.training.pair_ids import KEY, add_pair_ids, decode_ids, ids_from_tokens, pack_id, unpack_id
 
 from .plain import assert_rows, score_pairs
 from .tiny import arguments, copies, make_model, make_pairs
@@ -311,3 +312,28 @@ def test_policy_weights_are_not_touched_by_evaluating(tmp_path: Path, tokenizer:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
     assert not model._forward_hooks
     assert not trainer.ref_model._forward_hooks
+
+
+def test_a_tool_call_has_one_id_in_training_and_in_scoring() -> None:
+    """A data set gives every message the keys of all: calls without arguments in common come back filled with null.
+    The reader of files, which dpo-score uses, sees the rows as they were written."""
+    from dpo_diag.data.pairs import collect
+
+    def call(name: str, **arguments: str) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": None, "tool_calls": [
+            {"type": "function", "function": {"name": name, "arguments": arguments}}
+        ]}]  # fmt: skip
+
+    rows = [
+        {"prompt": [{"role": "user", "content": "weather?"}], "chosen": call("f", city="A"), "rejected": call("g")},
+        {
+            "prompt": [{"role": "user", "content": "time?"}],
+            "chosen": call("g", zone="B"),
+            "rejected": call("f", at="C"),
+        },
+    ]
+    dataset = Dataset.from_list(rows)
+    assert dataset[0]["chosen"] != rows[0]["chosen"]  # filled with null
+    packed = np.array([row[KEY] for row in add_pair_ids(dataset)])
+    scored = collect(enumerate(rows), {}).rows
+    assert decode_ids(packed)[0] == [row["pair_id"] for row in scored]
