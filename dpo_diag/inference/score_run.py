@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from dpo_diag.data.pairs import Row, text_rows
@@ -15,10 +14,11 @@ from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
-from dpo_diag.records import Run, RunWriter, metrics
+from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.ches_file import has_ches, write_ches
+from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.run_info import ModelInfo, ReferenceInfo
-from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
+from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.typed_json import to_document
 
 if TYPE_CHECKING:
@@ -179,31 +179,7 @@ def history_rows(pairs: pd.DataFrame, reference: pd.DataFrame, step: int, split:
         pairs: policy rows of one step.
         reference: reference rows (pair_id, side, sum_logp); empty if there is none.
     """
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, value: float, weight: float) -> None:
-        rows.append({"step": step, "split": split, "name": name, "value": value, "weight": weight})
-
-    for side in SIDES:
-        own = pairs[pairs["side"] == side]
-        total, n = own["sum_logp"].to_numpy(dtype=float), own["n_tokens"].to_numpy(dtype=float)
-        tokens = float(n.sum())
-        add(f"ce/{side}", metrics.mean_ce(total, n), len(own))
-        add(f"ppl_token/{side}", metrics.ppl_token(total, n), tokens)
-        add(f"ppl_seq_mean/{side}", metrics.ppl_seq_mean(total, n), len(own))
-        add(f"ppl_seq_geomean/{side}", metrics.ppl_seq_geomean(total, n), len(own))
-        add(f"bits_per_byte/{side}", metrics.bits_per_byte(total, own["n_bytes"]), float(own["n_bytes"].sum()))
-        if tokens:
-            for name in ("top1", "top5"):
-                add(f"{name}/{side}", float((own[name].to_numpy(dtype=float) * n).sum() / tokens), tokens)
-            add(f"entropy/{side}", float(own["entropy_sum"].sum()) / tokens, tokens)
-            add(f"greedy_logp/{side}", float(own["greedy_logp_sum"].sum()) / tokens, tokens)
-    if len(reference):
-        joined = pairs.merge(reference, on=["pair_id", "side"], suffixes=("", "_ref"))
-        delta = (joined["sum_logp"] - joined["sum_logp_ref"]).groupby([joined["pair_id"], joined["side"]]).first()
-        wide = delta.unstack("side").dropna()
-        if len(wide):
-            shares = metrics.quadrants(np.asarray(wide["chosen"]), np.asarray(wide["rejected"]))
-            add("pairs/both_fell", shares.both_fell, len(wide))
-            add("pairs/chosen_fell", shares.both_fell + shares.rejected_rose, len(wide))
-    return rows
+    return [
+        {"step": step, "split": split, "name": name, "value": value.value, "weight": value.weight}
+        for name, value in measure(pair_sums(pairs, reference)).items()
+    ]

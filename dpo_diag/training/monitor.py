@@ -10,12 +10,13 @@ from typing import Any
 from accelerate.logging import get_logger
 
 from dpo_diag.losses import LossSpec
+from dpo_diag.records.metric_table import Value
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
 from dpo_diag.records.splits import role_from_name
 from dpo_diag.training.batch import Batch, TokenRows
 from dpo_diag.training.gather import Accumulator, Gathered
 from dpo_diag.training.guards import Guards
-from dpo_diag.training.measure import Value, batch_metrics, trainer_weights
+from dpo_diag.training.measure import batch_metrics, trainer_weights
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.texts import TextSource
 

@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.checks.base import Missing
-from dpo_diag.diagnosis.checks.series import ALIASES, FloatArray, Series, Start, is_training
+from dpo_diag.diagnosis.checks.series import FloatArray, Series, Start, is_training
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, pair_losses
+from dpo_diag.records.metric_aliases import logged_names
+from dpo_diag.records.metric_table import METRICS
 from dpo_diag.records.reader import Run
 
 T = TypeVar("T")
@@ -151,7 +153,8 @@ class CheckContext:
             Missing: fewer than `least` rows.
         """
         rows = self.history[self.history["split"] == split]
-        for name in ALIASES.get(metric, (metric,)):
+        stand_ins = METRICS[metric].stand_ins if metric in METRICS else ()
+        for name in (*logged_names(metric), *stand_ins):
             found = rows[rows["name"] == name]
             if len(found) >= least:
                 return Series(

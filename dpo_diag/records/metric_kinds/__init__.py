@@ -1,0 +1,1 @@
+"""The built-in metrics, by what they come from; each module registers its own."""
