@@ -94,7 +94,7 @@ def test_formats_prints_every_format_and_every_alias(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda a: f"{a.trainer}:{a.key}")
 def test_every_alias_resolves_to_its_name(alias: object) -> None:
-    from dpo_diag.importers.aliases import Alias
+    from dpo_diag.records.metric_aliases import Alias
 
     assert isinstance(alias, Alias)
     found = place(alias.key, alias.trainer)
