@@ -77,7 +77,7 @@ def decide(sources: list[Parsed], history: History, options: Options) -> Decisio
     check = check_beta(history, beta)
     if beta is None and check is not None and check.constant:
         beta = check.beta
-        facts.take("beta", beta, f"found: the reference is constant over the evaluations of {check.split}")
+        facts.take("beta", beta, f"inferred: the reference is constant over the evaluations of {check.split}")
     loss, reason = _loss(names, beta, options, facts)
     reduction = logps_reduction(trainer, version, names, options.logps, _size_of_logps(history))
     nll_weight = nll_weight_at_start(history, facts.nll_weight)

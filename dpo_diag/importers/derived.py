@@ -85,8 +85,8 @@ def check_beta(history: History, beta: float | None) -> BetaCheck | None:
         value = beta if beta is not None else find_beta(sides)
         if value is None or value <= 0 or len(sides) < len(SIDES):
             continue
-        found = {side: _reference(rows, value) for side, rows in sides.items()}
-        finite = {side: rows["value"][np.isfinite(rows["value"])] for side, rows in found.items() if rows is not None}
+        references = {side: _reference(rows, value) for side, rows in sides.items()}
+        finite = {s: rows["value"][np.isfinite(rows["value"])] for s, rows in references.items() if rows is not None}
         count = min((len(values) for values in finite.values()), default=0)
         if len(finite) < len(SIDES) or count < 2 or (best is not None and best.evaluations >= count):
             continue

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.parsed import Facts
-from dpo_diag.importers.rows import number, step_number
 from dpo_diag.records.text_files import Skipped, whole
 
 # configuration key -> fact; the last part of a nested key decides (loss.beta, training.beta).
@@ -52,17 +52,17 @@ def _typed(name: str, value: Any) -> Any:
     """The value in the fact's type, None where it does not fit."""
     if name == "loss":
         names = value if isinstance(value, (list, tuple)) else [value]
-        found = tuple(_loss_name(str(v)) for v in names if isinstance(v, str) and v)
-        return found if found and len(found) == len(names) and not any(v == "" for v in found) else None
+        losses = tuple(_loss_name(v) for v in names if isinstance(v, str) and v)
+        return losses if losses and len(losses) == len(names) and "" not in losses else None
     if name == "f_divergence_type":
         return str(value).split(".")[-1].lower() if isinstance(value, str) else None
     if name in ("logging_steps", "total_steps"):
         step = step_number(value)
         return step if step else None
-    found_number = number(value)
-    if found_number is None or not found_number > 0:
-        return 0.0 if name == "label_smoothing" and found_number == 0 else None
-    return found_number
+    known = number(value)
+    if known is None or not known > 0:
+        return 0.0 if name == "label_smoothing" and known == 0 else None
+    return known
 
 
 def _loss_name(raw: str) -> str:
@@ -142,8 +142,8 @@ def _facts_from_card(text: str, where: str) -> Facts:
 
 def versions_from_card(text: str) -> dict[str, str]:
     """Framework versions of a TRL model card (`- TRL: 0.12.0`)."""
-    found = re.findall(r"^- (TRL|Transformers|PEFT|Pytorch|Datasets):\s*([\w.+-]+)", text, re.MULTILINE | re.IGNORECASE)
-    return {name.lower(): version for name, version in found}
+    lines = re.findall(r"^- (TRL|Transformers|PEFT|Pytorch|Datasets):\s*([\w.+-]+)", text, re.MULTILINE | re.IGNORECASE)
+    return {name.lower(): version for name, version in lines}
 
 
 def facts_from_text(data: bytes, where: str) -> Facts:

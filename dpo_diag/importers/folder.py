@@ -123,7 +123,7 @@ def _add_configuration(roots: list[Path], main: Parsed) -> None:
         if not file.is_file():
             continue
         facts = facts_from_file(file, main.skipped)
-        if facts.said or facts.model:
+        if facts.stated_in or facts.model:
             main.facts.merge(facts)
             main.details.setdefault("configuration", []).append(file.name)
         if file.name == "README.md":

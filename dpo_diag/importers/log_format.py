@@ -32,7 +32,7 @@ STEP_COLUMNS = ("step", "epoch", "loss", "value", "_step", "iteration", "chosen_
 
 
 class Head:
-    """The beginning of a file, in the forms in which a `sniff` looks at it.
+    """The beginning of a file, in the forms in which a `sniff` reads it.
 
     Attributes:
         path: the file.
@@ -87,7 +87,7 @@ class Head:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The cells of the first line, where it looks like the header of a table of metrics; else none."""
+        """The cells of the first line, where it is the header of a table of metrics; else none."""
         first = self.text.split("\n", 1)[0].strip()
         if first[:1] in ("{", "[") or (METRIC_KEY.search(self.data) and "{" in self.text):
             return []

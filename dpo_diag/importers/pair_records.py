@@ -23,18 +23,18 @@ def fill_bytes(frame: pd.DataFrame, texts: Mapping[tuple[str, str], Mapping[str,
         sizes = {key: float(len(t[side].encode("utf-8", "replace"))) for key, t in texts.items() if side in t}
         if not sizes:
             continue
-        found = pd.Series([sizes.get(key, math.nan) for key in zip(frame["split"], frame["pair_id"], strict=True)])
+        counted = pd.Series([sizes.get(key, math.nan) for key in zip(frame["split"], frame["pair_id"], strict=True)])
         if column in frame:
-            frame[column] = frame[column].fillna(found)
+            frame[column] = frame[column].fillna(counted)
         else:
-            frame[column] = found
+            frame[column] = counted
             parsed.details["n_bytes_from"] = "UTF-8 bytes of the response texts"
 
 
 def pair_records(frame: pd.DataFrame, parsed: Parsed) -> pd.DataFrame:
     """Wide rows (step, split, pair_id, chosen_*, rejected_*, ref_*) to rows of the `pairs` table, reference rows once.
 
-    Without ref columns the rows of step 0 stand for the reference, if there are any; what was used is told in `extra`.
+    Without ref columns the rows of step 0 stand for the reference, if there are any; `details` names what was used.
     """
     parts: list[pd.DataFrame] = []
     base = frame[["step", "split", "pair_id"]]

@@ -34,7 +34,7 @@ class Options:
 
 @dataclass
 class Facts:
-    """What a source says about its training; `said` names the file and line of each."""
+    """What a source says about its training; `stated_in` names the file and line of each."""
 
     loss: tuple[str, ...] = ()
     beta: float | None = None
@@ -45,18 +45,18 @@ class Facts:
     total_steps: int | None = None
     total_epochs: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    said: dict[str, str] = field(default_factory=dict)
+    stated_in: dict[str, str] = field(default_factory=dict)
 
     def take(self, name: str, value: Any, where: str) -> None:
         """Set a fact that is not known yet."""
         if value is None or value == () or getattr(self, name) not in (None, ()):
             return
         setattr(self, name, value)
-        self.said[name] = where
+        self.stated_in[name] = where
 
     def merge(self, other: Facts) -> None:
         """Take what the other knows and this one does not."""
-        for name, where in other.said.items():
+        for name, where in other.stated_in.items():
             self.take(name, getattr(other, name), where)
         self.model = {**other.model, **self.model}
 

@@ -7,7 +7,6 @@ file when it grows; a metric is read back as one column at a time.
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 import weakref
 from array import array
@@ -19,58 +18,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.importers.aliases import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
+from dpo_diag.importers.numbers import number, step_number, steps_total
 from dpo_diag.records.text_files import Skipped
 
 FloatArray = npt.NDArray[np.float64]
 UNKNOWN_STEP = -1
 SPILL_VALUES = 1 << 18
-MAX_STEP = 1 << 53
-_WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*([^,()]+)[^()]*\)$")
 _SUMMARY_KEYS = frozenset(("train_runtime", "train/train_runtime", "train/runtime", "total_flos", "train/total_flos"))
 _TEXT_KEYS = frozenset(("type", "event", "message", "msg", "level", "run", "run_name", "name", "date", "datetime"))
 
 
-def number(value: Any) -> float | None:
-    """A float from what a log holds: a number, a numeral (`'0.6931'`, `'NaN'`), `tensor(0.7)`; else None."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, float)):
-        try:
-            return float(value)
-        except OverflowError:
-            return None
-    if isinstance(value, str):
-        text = value.strip()
-        if not text or "_" in text:
-            return None
-        try:
-            return float(text)
-        except ValueError:
-            match = _WRAPPED.match(text)
-            return number(match.group(1)) if match and "(" not in match.group(1) else None
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        return number(value[0])
-    return None
-
-
-def step_number(value: Any) -> int | None:
-    """An optimizer step: a non-negative whole number, also as `'12'`, `12.0` or the `'12/94'` of ms-swift."""
-    if isinstance(value, str) and "/" in value:
-        value = value.split("/", 1)[0]
-    found = number(value)
-    if found is None or not math.isfinite(found) or found < 0 or found > MAX_STEP or found != int(found):
-        return None
-    return int(found)
-
-
-def steps_total(value: Any) -> int | None:
-    """The total in `'12/94'`."""
-    if isinstance(value, str) and "/" in value:
-        return step_number(value.split("/", 1)[1])
-    return None
-
-
-class _Block:
+class Block:
     """Rows that have the same keys."""
 
     def __init__(self, keys: tuple[Any, ...], trainer: str) -> None:
@@ -145,15 +103,14 @@ class RowStore:
     def __init__(self, skipped: Skipped, trainer: str = "any", report_wrong_types: bool = True) -> None:
         self.skipped = skipped
         self.trainer = trainer
-        self.blocks: dict[tuple[Any, ...], _Block] = {}
+        self.blocks: dict[tuple[Any, ...], Block] = {}
         self.rows = 0
         self.summaries: list[dict[str, Any]] = []
         self.total: int | None = None
-        self.named_step = 0
         self._report_types = report_wrong_types
 
-    def add(self, row: Mapping[str, Any], line: int = 0, step: int | None = None) -> tuple[_Block, int] | None:
-        """Take a row. `step` is used when the row names none. Returns its (block, index), None if it held no metric."""
+    def add(self, row: Mapping[str, Any], line: int = 0, step: int | None = None) -> Block | None:
+        """Take a row. `step` is used when the row names none. Returns its block, None if it held no metric."""
         keys = tuple(row)
         block = self.blocks.get(keys)
         if block is None and len(self.blocks) > 64:
@@ -161,7 +118,7 @@ class RowStore:
             keys = tuple(sorted(row, key=str))
             block = self.blocks.get(keys)
         if block is None:
-            block = self.blocks[keys] = _Block(keys, self.trainer)
+            block = self.blocks[keys] = Block(keys, self.trainer)
         if block.is_summary:
             self.summaries.append({str(k): v for k, v in row.items() if isinstance(v, (int, float, str))})
             return None
@@ -170,7 +127,6 @@ class RowStore:
             return self._add_without(row, line, step)
         if not values:
             return None
-        found_step = step
         if block.step_key is not None:
             named = step_number(row[block.step_key])
             if named is None:
@@ -178,23 +134,18 @@ class RowStore:
                     self.skipped.add(line or None, f"{block.step_key} is not a step: {_short(row[block.step_key])}")
                     return None
             else:
-                found_step = named
-                self.named_step += 1
-                total = steps_total(row[block.step_key])
-                if total is not None and (self.total is None or total > self.total):
-                    self.total = total
-        for key in block.total_keys:
-            total = step_number(row[key])
-            if total and (self.total is None or total > self.total):
-                self.total = total
+                step = named
+        totals = [steps_total(row[block.step_key])] if block.step_key is not None else []
+        totals += [step_number(row[key]) for key in block.total_keys]
+        self.total = max((total for total in (self.total, *totals) if total), default=None)
         epoch = number(row[block.epoch_key]) if block.epoch_key is not None else None
         block.values.extend(values)
-        block.steps.append(UNKNOWN_STEP if found_step is None else found_step)
+        block.steps.append(UNKNOWN_STEP if step is None else step)
         block.epochs.append(math.nan if epoch is None else epoch)
         block.sequence.append(self.rows)
         block.maybe_spill()
         self.rows += 1
-        return block, len(block.steps) - 1
+        return block
 
     def add_points(self, points: Iterable[tuple[int, str, Any]]) -> None:
         """Take (step, key, value) of a source that holds one list per metric, as rows in the order of their steps.
@@ -211,21 +162,20 @@ class RowStore:
             for row in rows[step]:
                 self.add(row, 0, step)
 
-    def _values(self, block: _Block, row: Mapping[str, Any]) -> list[float] | None:
+    def _values(self, block: Block, row: Mapping[str, Any]) -> list[float] | None:
         """The row's metrics as floats, None if one is no number; after one clean row of a block the others go fast."""
         if block.is_clean:
             try:
                 return list(map(float, map(row.__getitem__, block.metrics)))
             except (TypeError, ValueError, OverflowError):
                 pass
-        found = [number(row[key]) for key in block.metrics]
-        values = [v for v in found if v is not None]
-        if len(values) < len(found):
+        values = [v for key in block.metrics if (v := number(row[key])) is not None]
+        if len(values) < len(block.metrics):
             return None
         block.is_clean = True
         return values
 
-    def _add_without(self, row: Mapping[str, Any], line: int, step: int | None) -> tuple[_Block, int] | None:
+    def _add_without(self, row: Mapping[str, Any], line: int, step: int | None) -> Block | None:
         """The row without the values that are no numbers; known metrics of a wrong type are reported."""
         kept: dict[str, Any] = {}
         for key, value in flat(row):
@@ -240,25 +190,23 @@ class RowStore:
 
     def metrics(self) -> list[tuple[str, str]]:
         """Every (split, name) that some row holds."""
-        return sorted({(p.split, p.name) for b in self.blocks.values() if len(b.steps) for p in b.places})
+        return sorted({(p.split, p.name) for b in self.filled() for p in b.places})
 
     def mapping(self) -> dict[str, tuple[str, str]]:
         """Source key -> [split, our name] of the rows that were taken."""
         out: dict[str, tuple[str, str]] = {}
-        for block in self.blocks.values():
-            if len(block.steps):
-                for key, where in zip(block.metrics, block.places, strict=True):
-                    out[str(key)] = (where.split, where.name)
+        for block in self.filled():
+            for key, where in zip(block.metrics, block.places, strict=True):
+                out[str(key)] = (where.split, where.name)
         return dict(sorted(out.items()))
 
     def unknown_keys(self) -> list[str]:
         """Keys without a row in the alias table: kept under their own name."""
-        taken = (b for b in self.blocks.values() if len(b.steps))
-        return sorted({str(k) for b in taken for k, p in zip(b.metrics, b.places, strict=True) if not p.known})
+        return sorted({str(k) for b in self.filled() for k, p in zip(b.metrics, b.places, strict=True) if not p.known})
 
     def dropped_keys(self) -> list[str]:
         """Bookkeeping that was left out: timing, memory, counters."""
-        return sorted({k for b in self.blocks.values() if len(b.steps) for k in b.dropped})
+        return sorted({k for b in self.filled() for k in b.dropped})
 
     def series(self, split: str, name: str) -> pd.DataFrame:
         """One metric as rows of step, epoch, value, in the order of the source."""
@@ -271,14 +219,14 @@ class RowStore:
                     "row": np.frombuffer(block.sequence, dtype=np.int32),
                 }
             )
-            for block in self.taken()
+            for block in self.filled()
             for index, where in enumerate(block.places)
             if (where.split, where.name) == (split, name)
         ]
         rows = parts[0] if len(parts) == 1 else pd.concat(parts).sort_values("row", kind="stable", ignore_index=True)
         return rows.drop(columns="row")
 
-    def taken(self) -> list[_Block]:
+    def filled(self) -> list[Block]:
         """The blocks that hold rows."""
         return [b for b in self.blocks.values() if len(b.steps)]
 

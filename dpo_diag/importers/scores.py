@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.rows import number, step_number
+from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.records.row_files import readable_rows
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.text_files import Skipped

@@ -1,7 +1,7 @@
 """Which optimizer step does a row belong to, when the row itself does not say?
 
 Console logs have no step column. In this order: the row's own step; the progress frame beside it; its epoch times the
-steps of an epoch; its number times the logging interval. What was used is told in run.json (`source.steps_from`).
+steps of an epoch; its number times the logging interval. run.json's `source.steps_from` names what was used.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def fill_steps(
         logging_steps: optimizer steps between two rows, where it is known.
         total_steps, total_epochs: length of the whole training, where it is known.
     """
-    blocks = store.taken()
+    blocks = store.filled()
     if not blocks:
         return "no rows"
     step = np.full(store.rows, UNKNOWN_STEP, dtype=np.int64)
@@ -132,8 +132,8 @@ def _from_frames(train: npt.NDArray[np.bool_], frames: Frames | None) -> tuple[I
         return before, total
     # tqdm draws the bar again right after a row: that frame is exact, the one before may lag (drawing is throttled).
     steps = np.where(after_total == total, after, np.where(before_total == total, before, UNKNOWN_STEP))
-    found = (steps[train] >= 0).mean() if train.any() else 0.0
-    return (steps, total) if found >= 0.8 else (None, total)
+    share = (steps[train] >= 0).mean() if train.any() else 0.0
+    return (steps, total) if share >= 0.8 else (None, total)
 
 
 def _frames_lead(before: IntArray, before_total: IntArray, after: IntArray, total: int) -> bool:
@@ -172,7 +172,7 @@ def _steps_per_epoch(
 
 
 def _agrees(step: IntArray, epoch: FloatArray, per_epoch: float) -> bool:
-    """Whether frames and epochs tell the same steps, within the rounding of two-digit epochs."""
+    """Whether frames and epochs give the same steps, within the rounding of two-digit epochs."""
     known = np.isfinite(epoch) & (step > 0)
     if not known.any():
         return True

@@ -27,7 +27,7 @@ _MEAN_LOSSES = {
 
 def guess_trainer(store: RowStore, file_name: str) -> tuple[str, str | None]:
     """(trainer, version range) from the keys of its rows."""
-    keys = {k for b in store.taken() for k in map(str, (*b.metrics, *b.dropped))}
+    keys = {k for b in store.filled() for k in map(str, (*b.metrics, *b.dropped))}
     own = {k for b in store.blocks.values() for k in map(str, b.total_keys)}
     steps = {str(b.step_key) for b in store.blocks.values()}
     names = {name for _, name in store.metrics()}

@@ -162,7 +162,7 @@ def _source_info(sources: list[Parsed], history: History, decided: Decisions, op
         trainer_version=decided.trainer_version,
         steps_from={s.files[0].name: s.steps_from for s in sources if s.steps_from},
         logps_why=decided.logps_why,
-        said=decided.facts.said,
+        said=decided.facts.stated_in,
         options={k: v for k, v in vars(options).items() if v not in (None, ())},
         names={k: v for s in stores for k, v in s.mapping().items()},
         kept_under_own_name=tuple(sorted({k for s in stores for k in s.unknown_keys()})),

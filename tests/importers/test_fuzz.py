@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
 from dpo_diag.importers import FORMATS, Options, import_path
-from dpo_diag.importers.rows import number, step_number
+from dpo_diag.importers.numbers import number, step_number
 from tests.importers.test_trackers import OPENRLHF, event_file
 
 ROWS: list[dict[str, Any]] = [

@@ -106,14 +106,14 @@ class _Reader:
         if self.section.store.summaries and self._is_train(row):
             self._next_section()
         section = self.section
-        taken = section.store.add(row, self.line, step)
-        if taken is None:
+        block = section.store.add(row, self.line, step)
+        if block is None:
             return
-        before = self._frame_before(data, position, start, taken[0].is_train)
+        before = self._frame_before(data, position, start, block.is_train)
         next_row = data.find(b"{", end, end + WINDOW)
         after = _FRAME.search(data, end, next_row if next_row >= 0 else end + WINDOW)
         section.frames.add(before, _counter(after.groups()) if after is not None else UNKNOWN)
-        if taken[0].is_train and before != UNKNOWN:
+        if block.is_train and before != UNKNOWN:
             section.bar_total = before[1]
 
     def _frame_before(self, data: bytes, position: int, start: int, is_train: bool) -> tuple[int, int]:

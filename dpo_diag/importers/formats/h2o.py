@@ -15,8 +15,8 @@ from typing import Any
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.numbers import MAX_STEP, number
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import MAX_STEP, number
 from dpo_diag.records.text_files import Skipped, whole
 
 _PREFIX = {"train": "", "meta": "", "validation": "validation/", "val": "validation/", "test": "test/"}

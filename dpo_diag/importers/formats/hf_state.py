@@ -14,8 +14,8 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.numbers import step_number
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import step_number
 from dpo_diag.records.row_files import BadRow
 from dpo_diag.records.text_files import whole
 
@@ -90,8 +90,8 @@ def rows_of(document: Any) -> list[Any] | None:
         inner = document.get(key)
         if isinstance(inner, list) and (key == "log_history" or any(isinstance(r, Mapping) for r in inner)):
             return inner
-        if isinstance(inner, Mapping) and (found := rows_of(inner)) is not None:
-            return found
+        if isinstance(inner, Mapping) and (rows := rows_of(inner)) is not None:
+            return rows
     if document and all(str(k).isdigit() and isinstance(v, Mapping) for k, v in document.items()):
         return [{"step": int(k), **v} for k, v in document.items() if len(str(k)) < 16]
     columns = {k: v for k, v in document.items() if isinstance(v, list)}

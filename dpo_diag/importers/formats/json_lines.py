@@ -44,7 +44,7 @@ def _holds_log_rows(head: Head) -> bool:
 def read_llamafactory(path: Path, options: Options) -> Parsed:
     """Read trainer_log.jsonl; its step column shows the version of the schema."""
     parsed = read_json_lines(path, options, "llamafactory", "llama-factory")
-    steps = {b.step_key for b in parsed.store.taken()}
+    steps = {b.step_key for b in parsed.store.filled()}
     parsed.version = options.trainer_version or ("v0" if "current_steps" in steps else "v1")
     if parsed.version == "v0":
         parsed.notes.append("LLaMA-Factory v0 logs loss and accuracy only; trainer_state.json beside it holds the rest")
@@ -78,7 +78,7 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
         if isinstance(split := row.get("split"), str):
             row = with_split(row, split)
         store.add(row, line)
-    logged = {int(step) for block in store.taken() for step in block.steps}
+    logged = {int(step) for block in store.filled() for step in block.steps}
     for line, inner in late:
         if isinstance(inner, Mapping) and inner.get("step") not in logged:
             store.add(inner, line)

@@ -18,9 +18,9 @@ import pandas as pd
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.pair_records import COUNTS, MEASURES, fill_bytes, pair_records, score_history
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import number, step_number
 from dpo_diag.records.conversation import is_conversation, prompt_text, response_text
 from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.row_files import readable_rows

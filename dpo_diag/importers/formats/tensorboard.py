@@ -19,8 +19,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.numbers import MAX_STEP
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import MAX_STEP
 from dpo_diag.records.text_files import Skipped, pieces
 
 MAX_RECORD = 256 << 20
@@ -118,7 +118,7 @@ def _of_tensor(item: Any) -> float | str | None:
 def records(path: Path, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
     """(number from 1, content) of a file's records: length (8 bytes), its checksum (4), content, its checksum (4).
 
-    A record with a wrong checksum is passed over; a wrong length ends the reading, the next record cannot be found.
+    A record with a wrong checksum is passed over; after a wrong length nothing more is read.
     """
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -129,7 +129,7 @@ def records(path: Path, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
         while len(buffer) - position >= 12:
             size, check = struct.unpack_from("<QI", buffer, position)
             if size > MAX_RECORD or masked_crc32c(buffer[position : position + 8]) != check:
-                skipped.add(number + 1, "a record's length is damaged: the rest of the file cannot be found")
+                skipped.add(number + 1, "a record's length is damaged: the rest of the file is lost")
                 return
             end = position + 12 + size
             if len(buffer) < end + 4:

@@ -110,7 +110,7 @@ def _add(parsed: Parsed, row: Mapping[str, Any], number: int, step: int | None) 
 
 def _finished(parsed: Parsed, options: Options, config: Mapping[str, Any], where: str) -> Parsed:
     parsed.facts.merge(facts_from_mapping(config, where))
-    own = {str(b.step_key) for b in parsed.store.taken()}
+    own = {str(b.step_key) for b in parsed.store.filled()}
     if own == {"_step"}:
         parsed.notes.append("no global step is logged: W&B's own step (a counter of log calls) stands for it")
     elif "_step" in own:

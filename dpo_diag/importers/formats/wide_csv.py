@@ -14,8 +14,8 @@ from typing import Any
 from dpo_diag.importers.aliases import STEP_KEYS, clean_key
 from dpo_diag.importers.formats.json_lines import with_split
 from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.numbers import number
 from dpo_diag.importers.parsed import Options, Parsed
-from dpo_diag.importers.rows import number
 from dpo_diag.records.row_files import readable_rows
 
 _EMPTY = ("", "null", "none", "na", "n/a", "-")

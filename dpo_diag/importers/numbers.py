@@ -1,0 +1,51 @@
+"""Numbers and steps from what a log holds: numerals, wrapped scalars, `12/94`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+MAX_STEP = 1 << 53
+"""Beyond it a float names no single whole number."""
+_WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*([^,()]+)[^()]*\)$")
+
+
+def number(value: Any) -> float | None:
+    """A float from what a log holds: a number, a numeral (`'0.6931'`, `'NaN'`), `tensor(0.7)`; else None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    if isinstance(value, str):
+        text = value.strip()
+        if not text or "_" in text:
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            match = _WRAPPED.match(text)
+            return number(match.group(1)) if match and "(" not in match.group(1) else None
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        return number(value[0])
+    return None
+
+
+def step_number(value: Any) -> int | None:
+    """An optimizer step: a non-negative whole number, also as `'12'`, `12.0` or the `'12/94'` of ms-swift."""
+    if isinstance(value, str) and "/" in value:
+        value = value.split("/", 1)[0]
+    step = number(value)
+    if step is None or not math.isfinite(step) or not 0 <= step <= MAX_STEP or step != int(step):
+        return None
+    return int(step)
+
+
+def steps_total(value: Any) -> int | None:
+    """The total in `'12/94'`."""
+    if isinstance(value, str) and "/" in value:
+        return step_number(value.split("/", 1)[1])
+    return None
