@@ -20,26 +20,23 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass
 class Frames:
-    """For each row (by its number in the source) the progress counter before and after it; -1 unknown."""
+    """For each row, by its number in the source, the progress counters beside it, as (steps done, steps in all)."""
 
-    before: array[int] = field(default_factory=lambda: array("i"))
-    before_total: array[int] = field(default_factory=lambda: array("i"))
-    after: array[int] = field(default_factory=lambda: array("i"))
-    after_total: array[int] = field(default_factory=lambda: array("i"))
-
+    counters: array[int] = field(default_factory=lambda: array("i"))  # done and total before the row, and after it
     unseen: int = 0  # rows before the first one that has a frame at all: most logs without a bar have none
 
     def add(self, before: tuple[int, int], after: tuple[int, int]) -> None:
-        if not self.before:
+        """The frames before and after the next row; (-1, -1) where there is none."""
+        if not self.counters:
             if before[1] < 0 and after[1] < 0:
                 self.unseen += 1
                 return
-            for column in (self.before, self.before_total, self.after, self.after_total):
-                column.extend([UNKNOWN_STEP] * self.unseen)
-        self.before.append(before[0])
-        self.before_total.append(before[1])
-        self.after.append(after[0])
-        self.after_total.append(after[1])
+            self.counters.extend([UNKNOWN_STEP] * (4 * self.unseen))
+        self.counters.extend((*before, *after))
+
+    def columns(self) -> IntArray:
+        """done before, total before, done after, total after: (4, rows), -1 unknown; (4, 0) without any frame."""
+        return np.array(self.counters, np.int64).reshape(-1, 4).T
 
 
 def fill_steps(
@@ -117,10 +114,11 @@ def _infer(
 
 def _from_frames(train: npt.NDArray[np.bool_], frames: Frames | None) -> tuple[IntArray | None, int | None]:
     """Steps by the training bar: the one whose total stands beside most training rows; -1 where it is not beside."""
-    if frames is None or len(frames.before) != len(train):
+    if frames is None:
         return None, None
-    before, after = np.array(frames.before, np.int64), np.array(frames.after, np.int64)
-    before_total, after_total = np.array(frames.before_total, np.int64), np.array(frames.after_total, np.int64)
+    before, before_total, after, after_total = frames.columns()
+    if len(before) != len(train):
+        return None, None
     rows = train if train.any() else np.ones_like(train)
     seen = np.concatenate([before_total[rows], after_total[rows]])
     seen = seen[seen > 0]

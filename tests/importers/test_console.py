@@ -34,7 +34,7 @@ def test_rows_take_their_step_from_the_frame_that_follows(tmp_path: Path, import
     assert run.history["epoch"].tolist()[::2] == [0.1, 0.2, 0.3]
 
 
-def test_frames_that_stand_before_their_rows_only(tmp_path: Path, imported: Importing) -> None:
+def test_frames_printed_before_their_rows_only(tmp_path: Path, imported: Importing) -> None:
     """A filtered log: the frame after a row is the next row's own, so row k of 5 is step 10 k, not 10 (k + 1)."""
     text = "".join(f"[rank0]: {frame(d, 50)}\r[rank0]: {{'loss': '0.6', 'epoch': '{d / 25:.3g}'}}\n" for d in
                    (10, 20, 30, 40, 50))  # fmt: skip
@@ -149,7 +149,7 @@ def test_numbers_in_the_bar_itself_are_read_where_nothing_else_is(tmp_path: Path
     assert result["trainer"] == "openrlhf"
 
 
-def test_what_a_log_says_of_its_loss_is_taken_with_its_line(tmp_path: Path, imported: Importing) -> None:
+def test_the_loss_that_a_log_names_is_taken_with_its_line(tmp_path: Path, imported: Importing) -> None:
     text = "adam_beta1=0.9\n  LR: 5e-6 | beta: 0.25 | r: 32\n{'loss': 0.69, 'rewards/chosen': 0.0, 'step': 1}\n"
     result, run = imported(log(tmp_path / "train.log", text))
     assert result["beta"] == 0.25

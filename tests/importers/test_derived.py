@@ -50,7 +50,7 @@ def test_reference_log_probs_from_rewards_and_beta(tmp_path: Path, imported: Imp
     assert result["notes"] == []
 
 
-def test_a_wrong_beta_is_told_by_a_reference_that_moves(tmp_path: Path, imported: Importing) -> None:
+def test_a_wrong_beta_shows_in_a_reference_that_moves(tmp_path: Path, imported: Importing) -> None:
     result, run = imported(log(tmp_path / "log.jsonl", evaluations(0.1, MOVES)), beta=0.5)
     assert run.meta["source"]["beta_check"]["constant"] is False
     assert any("not constant" in n for n in result["notes"])
@@ -58,7 +58,7 @@ def test_a_wrong_beta_is_told_by_a_reference_that_moves(tmp_path: Path, imported
 
 @given(beta=st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.3, 0.5, 2.0]), scale=st.floats(0.5, 20.0))
 @settings(max_examples=15, deadline=None)
-def test_beta_is_found_where_nobody_says_it(
+def test_beta_is_inferred_where_nothing_names_it(
     tmp_path_factory: pytest.TempPathFactory, beta: float, scale: float
 ) -> None:
     folder = tmp_path_factory.mktemp("beta")
@@ -98,7 +98,7 @@ def test_margins_only_where_they_are_not_logged(tmp_path: Path, imported: Import
     assert value(run, "rewards/margins", 1) == 9.0
 
 
-def test_swapped_sides_are_told(tmp_path: Path, imported: Importing) -> None:
+def test_swapped_sides_are_noted(tmp_path: Path, imported: Importing) -> None:
     """LLaMA-Factory installs of November 2024 swapped chosen and rejected: margins are then rejected - chosen."""
     rows = [{"step": i, "loss": 0.6, "rewards/chosen": -0.1 * i, "rewards/rejected": 0.1 * i,
              "rewards/margins": 0.2 * i} for i in range(1, 6)]  # fmt: skip

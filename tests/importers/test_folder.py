@@ -64,7 +64,7 @@ def test_a_checkpoint_folder_finds_what_lies_above_it(output_dir: Path, imported
     assert result["beta"] == 0.2
 
 
-def test_sources_that_disagree_are_told(output_dir: Path, imported: Importing) -> None:
+def test_sources_that_disagree_are_noted(output_dir: Path, imported: Importing) -> None:
     log = output_dir / "trainer_log.jsonl"
     log.write_text(log.read_text().replace("0.1235", "0.9"))
     result, run = imported(output_dir)

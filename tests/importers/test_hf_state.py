@@ -93,7 +93,7 @@ def test_rows_of_one_step_with_different_keys_are_merged(tmp_path: Path, importe
     assert (value(run, "loss", 10), value(run, "grad_norm", 10), result["duplicates"]) == (0.7, 2.0, 0)
 
 
-def test_a_cut_off_document_gives_its_rows_and_says_so(tmp_path: Path, imported: Importing) -> None:
+def test_a_cut_off_document_gives_its_rows_and_a_report(tmp_path: Path, imported: Importing) -> None:
     text = json.dumps({"log_history": [row(s, loss=0.7 - s / 100) for s in (10, 20, 30)]}, indent=1)
     path = tmp_path / "trainer_state.json"
     path.write_text(text[: text.rindex('"loss"') + 5])
@@ -133,7 +133,7 @@ def test_wrong_types_are_reported_by_line_and_the_rest_is_read(tmp_path: Path, i
     ]
 
 
-def test_rows_without_any_step_get_numbers_and_the_run_says_so(tmp_path: Path, imported: Importing) -> None:
+def test_rows_without_any_step_get_numbers_and_a_note(tmp_path: Path, imported: Importing) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"loss": 0.7}, {"loss": 0.6}, {"eval_loss": 0.65}]))
     result, run = imported(path, logging_steps=25)

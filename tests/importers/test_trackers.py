@@ -204,7 +204,7 @@ def test_a_run_of_the_server_by_its_path(monkeypatch: pytest.MonkeyPatch, import
     assert run.meta["loss"]["beta"] == 0.1
 
 
-def test_a_server_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, imported: Importing) -> None:
+def test_a_server_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, imported: Importing) -> None:
     import wandb
 
     def refuse() -> None:
