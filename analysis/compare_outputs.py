@@ -16,8 +16,8 @@ import pandas as pd
 from dpo_diag import load_run
 from dpo_diag.outputs.diff import marked, word_diff
 from dpo_diag.outputs.phrases import inflation
-from dpo_diag.outputs.sanitize import for_terminal, frame_for_csv
-from dpo_diag.records.metrics import wilson_interval
+from dpo_diag.stats import proportion
+from dpo_diag.text import frame_for_csv, safe
 
 
 def main(folder: str) -> None:
@@ -39,7 +39,7 @@ def main(folder: str) -> None:
     # 2. The most changed prompts, word by word. Model text is made safe before it reaches the terminal.
     first, last = wide.columns[0], wide.columns[-1]
     for prompt_id in changed.sum(axis=1).sort_values(ascending=False).index[:5]:
-        old, new = (for_terminal(wide.loc[prompt_id, step], max_chars=300) for step in (first, last))
+        old, new = (safe(wide.loc[prompt_id, step], max_chars=300) for step in (first, last))
         print(f"{prompt_id}: {marked(word_diff(old, new), context=40)}")
     print()
 
@@ -48,7 +48,7 @@ def main(folder: str) -> None:
     if len(scored):
         table = scored.groupby(["tags", "step"])["correct"].agg(["sum", "count"])
         table["share"] = table["sum"] / table["count"]
-        bounds = [wilson_interval(s, int(n)) for s, n in zip(table["sum"], table["count"], strict=True)]
+        bounds = [proportion(s, n).bounds for s, n in zip(table["sum"], table["count"], strict=True)]
         table[["low", "high"]] = pd.DataFrame(bounds, index=table.index)
         print("right answers by tag:")
         print(table[["share", "low", "high", "count"]].round(3).to_string(), "\n")
@@ -59,7 +59,7 @@ def main(folder: str) -> None:
     phrases = inflation(before.dropna().to_dict(), wide[last].dropna().to_dict(), run.texts)
     print(f"phrases that grew since {baseline or f'step {first}'}:")
     columns = ["phrase", "before", "after", "n", "log_odds", "q", "in_chosen", "in_rejected"]
-    shown = phrases[columns].assign(phrase=phrases["phrase"].map(lambda p: for_terminal(p, one_line=True)))
+    shown = phrases[columns].assign(phrase=phrases["phrase"].map(lambda p: safe(p, one_line=True)))
     print(shown.to_string(index=False) if len(shown) else "none beyond chance")
 
     out = Path(folder) / "compare_outputs.csv"

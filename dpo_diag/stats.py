@@ -147,6 +147,12 @@ def proportion(successes: float, n: float, level: float = LEVEL) -> Interval:
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half), round(n), "Wilson", level)
 
 
+def normal_interval(value: float, error: float, n: int, method: str, level: float = LEVEL) -> Interval:
+    """An estimate whose standard error is known from elsewhere (a likelihood's curvature), taken as normal."""
+    half = _z(level) * error
+    return Interval(value, value - half, value + half, n, method, level)
+
+
 # --- two samples ------------------------------------------------------------------------------------------------------
 
 

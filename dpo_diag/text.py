@@ -85,6 +85,12 @@ def interval(bounds: Sequence[float] | None, level: float = 0.95, write: Any = s
     return f"{100 * level:g} % interval {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
 
 
+def bracket(low: float | None, high: float | None, write: Any = number) -> str:
+    """ "[0.21, 0.34]", for a table whose header names the level; "–" where there is no interval."""
+    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    return f"[{write(low, 3)}, {write(high, 3)}]" if known else MISSING
+
+
 def moved(before: float | None, after: float | None) -> str:
     """ "rose 1 → 2", "fell 2 → 1", or "stayed at 1" where the printed digits do not differ."""
     first, last = number(before), number(after)

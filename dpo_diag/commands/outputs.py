@@ -5,34 +5,31 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
-from dpo_diag.text import to_json
+from dpo_diag.outputs.answers import Checkpoint
+from dpo_diag.outputs.behaviours import ALL
+from dpo_diag.outputs.changed import SINCE
+from dpo_diag.outputs.compare import Comparison, comparison, to_document
+from dpo_diag.outputs.terminal import Layout, answer_lines, wrap
+from dpo_diag.records import load_run
+from dpo_diag.text import bracket, frame_for_csv, number, safe, signed, table, to_json
+from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 MOVED_ROWS = 12
-
-
-@dataclass(frozen=True)
-class _Show:
-    """How the answers are printed."""
-
-    columns: int
-    side_by_side: bool
-    diff: bool
-    color: bool
-    chars: int
-    limit: int
+PHRASE_ROWS = 10
 
 
 def outputs(
     run: Path,
     /,
-    *,
+    *thresholds: str,
     baseline: str | None = None,
     to_step: Annotated[int | None, Parameter(name="--to")] = None,
     steps: str | None = None,
@@ -54,6 +51,7 @@ def outputs(
 
     Args:
         run: a run folder.
+        thresholds: NAME=VALUE, e.g. gaming.least_length_ratio=1.2.
         baseline: compare with this step or model (default: sft, ref, or the first step).
         to_step: the step to judge (default: the last).
         steps: show these steps, e.g. 0,20,40 (default: the first and the last).
@@ -71,16 +69,13 @@ def outputs(
         csv: also write all answers, one column per checkpoint, as CSV.
         json: one JSON document on standard output.
     """
-    from dpo_diag.outputs.compare import comparison, to_document
-    from dpo_diag.records import load_run
-
     opened = load_run(run)
     shown_steps = _steps(steps)
     if limit < 0 or chars < 1:
         raise DiagError("out of range", where="--limit or --chars", expected="positive", usage=True)
     c = comparison(
         opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
-        phrase_list=phrase_list,
+        phrase_list=phrase_list, thresholds=load_thresholds(dict(map(parse_threshold, thresholds))),
     )  # fmt: skip
     document = to_document(opened, c)
     entries = _selected(document["prompts"], tag, prompt)
@@ -93,15 +88,22 @@ def outputs(
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
     columns = width or max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
     plain_terminal = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
-    show = _Show(
+    shape = Layout(
         columns,
         side_by_side=layout == "columns" or (layout == "auto" and columns >= 100),
         diff=not no_diff,
         color=color == "always" or (color == "auto" and not plain_terminal),
-        chars=chars,
-        limit=limit,
+        max_chars=chars,
     )
-    _print(document, entries, c, show, shown_steps)
+    labels = _labels(c, shown_steps)
+    head = (
+        f"{document['run']}: {document['n_prompts']} prompts, "
+        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
+    )
+    for line in (head, document["sentence"]):
+        print(*wrap(safe(line, one_line=True), columns), sep="\n")
+    _print_answers(entries, labels, shape, limit)
+    _print_tables(document, columns)
     return 0
 
 
@@ -127,156 +129,93 @@ def _selected(entries: list[dict[str, Any]], tag: str | None, prompts: list[str]
     return entries
 
 
-def _write_csv(path: Path, c: Any) -> None:
-    from dpo_diag.outputs.sanitize import frame_for_csv
-
-    wide = c.answers.frame.assign(look=[f"{m}@{s}" for m, s in zip(c.answers.frame["model"], c.answers.frame["step"], strict=True)])  # fmt: skip # noqa: E501
-    order = [f"{look.model}@{look.step}" for look in c.answers.looks]
-    wide = wide.pivot(index="prompt_id", columns="look", values="text")[order]
+def _write_csv(path: Path, c: Comparison) -> None:
+    frame = c.answers.frame
+    names = [f"{m}@{s}" for m, s in zip(frame["model"], frame["step"], strict=True)]
+    wide = frame.assign(checkpoint=names).pivot(index="prompt_id", columns="checkpoint", values="text")
+    wide = wide[[f"{x.model}@{x.step}" for x in c.answers.checkpoints]]
     path.parent.mkdir(parents=True, exist_ok=True)
     frame_for_csv(wide.reset_index()).to_csv(path, index=False)
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _labels(c: Any, steps: list[int] | None) -> dict[tuple[str, int], str]:
-    own = c.answers.policy_looks()
+def _labels(c: Comparison, steps: list[int] | None) -> dict[tuple[str, int], str]:
+    """(model, step) -> name of the checkpoints to show, in order."""
+    own = c.answers.policy_checkpoints()
     if steps is not None:
-        known = [look.step for look in own]
-        absent = [s for s in steps if s not in known]
-        if absent:
+        known = [x.step for x in own]
+        if absent := [s for s in steps if s not in known]:
             raise DiagError("no answers at steps", got=absent, expected=f"some of {known}", usage=True)
-        own = [look for look in own if look.step in steps]
+        own = [x for x in own if x.step in steps]
     else:
-        own = [look for look in own if look in (own[0], c.look)]
-    others = [look for look in c.answers.looks if look.model != c.look.model]
-    return {(look.model, look.step): look.label for look in [*others, *own]}
+        own = [x for x in own if x in (own[0], c.target)]
+    others = [x for x in c.answers.checkpoints if x.model != c.target.model]
+    return {(x.model, x.step): x.label for x in [*others, *own]}
 
 
-def _print(
-    document: dict[str, Any], entries: list[dict[str, Any]], c: Any, show: _Show, steps: list[int] | None
-) -> None:
-    from dpo_diag.outputs.behaviours import ALL
-    from dpo_diag.outputs.sanitize import for_terminal
-    from dpo_diag.outputs.terminal import answer_lines, table, wrap
-
-    columns = show.columns
-    labels = _labels(c, steps)
-    head = (
-        f"{document['run']}: {document['n_prompts']} prompts, "
-        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
-    )
-    for line in (head, document["sentence"]):
-        print("\n".join(wrap(for_terminal(line, one_line=True), columns)))
-    shown = entries if show.limit == 0 else entries[: show.limit]
+def _print_answers(entries: list[dict[str, Any]], labels: dict[tuple[str, int], str], layout: Layout, n: int) -> None:
+    shown = entries[:n] if n else entries
     for entry in shown:
-        print()
-        lines = answer_lines(
-            entry,
-            labels,
-            columns=columns,
-            side_by_side=show.side_by_side,
-            diff=show.diff,
-            color=show.color,
-            max_chars=show.chars,
-        )
-        print("\n".join(lines))
+        print("", *answer_lines(entry, labels, layout), sep="\n")
     if len(shown) < len(entries):
         print(f"\n... {len(entries) - len(shown)} more prompts: --limit 0 shows all")
 
-    def section(title: str, rows: list[list[Any]], header: list[str]) -> None:
-        lines = table(rows, header, columns)
-        if lines:
-            print(f"\n{title}")
-            print("\n".join("  " + line for line in lines))
 
-    by_look: dict[str, dict[str, Any]] = {}
-    for row in document["changed"]:
-        name = f"step {row['step']}" if row["model"] == "policy" else row["model"]
-        by_look.setdefault(name, {})[row["since"]] = f"{row['changed']}/{row['n']}"
-    since = [s for s in ("previous", "first", "reference", "sft") if any(s in v for v in by_look.values())]
+def _print_tables(document: dict[str, Any], columns: int) -> None:
+    """The tables below the answers; those of one checkpoint are of the one that is judged."""
+    baseline, to = document["baseline"], document["to"]
+    at_target = {
+        name: [r for r in document[name] if Checkpoint(r["model"], r["step"]).label == to]
+        for name in ("behaviours", "tags", "references")
+    }
+
+    def section(title: str, header: list[str], rows: list[list[Any]]) -> None:
+        if rows:
+            print(f"\n{title}", indent(table(header, rows, columns - 2), "  "), sep="\n")
+
+    changed: dict[str, dict[str, str]] = defaultdict(dict)
+    for r in document["changed"]:
+        changed[Checkpoint(r["model"], r["step"]).label][r["since"]] = f"{r['changed']}/{r['n']}"
+    since = [s for s in SINCE if any(s in row for row in changed.values())]
+    section("Answers changed", ["", *(f"since {s}" for s in since)],
+            [[name, *(row.get(s) for s in since)] for name, row in changed.items()])  # fmt: skip
     section(
-        "Answers changed",
-        [[k, *(v.get(s) for s in since)] for k, v in by_look.items()],
-        ["", *(f"since {s}" for s in since)],
-    )
-    section(
-        f"Phrase inflation, {document['baseline']} -> {document['to']}",
-        [
-            [
-                p["phrase"],
-                f"{p['before']} -> {p['after']} of {p['n']}",
-                p["log_odds"],
-                p["q"],
-                p["in_chosen"],
-                p["in_rejected"],
-            ]
-            for p in document["phrases"][:10]
-        ],
+        f"Phrase inflation, {baseline} -> {to}",
         ["phrase", "answers", "log-odds", "q", "in chosen", "in rejected"],
-    )
-    if not document["phrases"] and document["baseline"] != document["to"]:
+        [[p["phrase"], f"{p['before']} -> {p['after']} of {p['n']}", p["log_odds"], p["q"], p["in_chosen"],
+          p["in_rejected"]] for p in document["phrases"][:PHRASE_ROWS]],
+    )  # fmt: skip
+    if not document["phrases"] and baseline != to:
         print("\nPhrase inflation: none beyond chance")
-    moved = [
-        b
-        for b in document["behaviours"]
-        if b["verdict"] != "unchanged" and (b["model"], b["step"]) == (c.look.model, c.look.step)
-    ]
-    moved.sort(key=lambda b: b["tag"] != ALL)
+    moved = sorted((b for b in at_target["behaviours"] if b["verdict"] != "unchanged"), key=lambda b: b["tag"] != ALL)
     section(
         "Moved beyond chance",
-        [
-            [
-                b["behaviour"],
-                b["tag"],
-                f"{b['before']:.3f} -> {b['after']:.3f}",
-                f"{b['toward']}/{b['away']}/{b['unchanged']}",
-                b["q"],
-                b["verdict"],
-            ]
-            for b in moved[:MOVED_ROWS]
-        ],
         ["behaviour", "tag", "mean", "toward/away/same", "q", "verdict"],
-    )
+        [[b["behaviour"], b["tag"], f"{number(b['before'], 3)} -> {number(b['after'], 3)}",
+          f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"], b["verdict"]] for b in moved[:MOVED_ROWS]],
+    )  # fmt: skip
     if len(moved) > MOVED_ROWS:
         print(f"  ... {len(moved) - MOVED_ROWS} more in --json")
-    at_look = [t for t in document["tags"] if (t["model"], t["step"]) == (c.look.model, c.look.step)]
     section(
-        f"By tag at {document['to']} ({document['score']})",
-        [[t["tag"], t["n"], t["value"], _interval(t), _gap(t)] for t in at_look],
+        f"By tag at {to} ({document['score']})",
         ["tag", "n", "score", "95 %", "gap to the rest"],
-    )
-    scored = [r for r in document["references"] if (r["model"], r["step"]) == (c.look.model, c.look.step)]
+        [[t["tag"], t["n"], t["value"], bracket(t["low"], t["high"]),
+          f"{signed(t['gap'])} {bracket(t['gap_low'], t['gap_high'], signed)}"] for t in at_target["tags"]],
+    )  # fmt: skip
     section(
-        f"Scores against references at {document['to']}",
-        [[r["metric"], r["value"], _interval(r), r["n"], r["not_applicable"] or ""] for r in scored],
+        f"Scores against references at {to}",
         ["metric", "value", "95 %", "n", ""],
-    )
+        [[r["metric"], r["value"], bracket(r["low"], r["high"]), r["n"], r["not_applicable"] or ""]
+         for r in at_target["references"]],
+    )  # fmt: skip
     section(
-        f"Answers under the model that did not write them, nats per answer: {document['baseline']} -> each look",
-        [
-            [
-                f"{a['model']} (step {a['step']})",
-                "the baseline's" if a["of"] == "old" else "its own",
-                a["n"],
-                f"{a['logp_before']:.2f} -> {a['logp_after']:.2f}",
-                f"{a['delta']:+.2f} [{a['low']:+.2f}, {a['high']:+.2f}]",
-            ]
-            for a in document["across"]
-        ],
-        ["look", "answers", "n", "log-prob", "change, 95 %"],
-    )
+        f"Answers under the model that did not write them, nats per answer: {baseline} -> each checkpoint",
+        ["checkpoint", "answers", "n", "log-prob", "change, 95 %"],
+        [[Checkpoint(a["model"], a["step"]).label, "the baseline's" if a["of"] == "old" else "its own", a["n"],
+          f"{number(a['logp_before'])} -> {number(a['logp_after'])}",
+          f"{signed(a['delta'])} {bracket(a['low'], a['high'], signed)}"] for a in document["across"]],
+    )  # fmt: skip
     print("\nWays to please raters without getting better")
     for finding in document["gaming"]:
-        text = for_terminal(f"{finding['title']}: {finding['reason']}", one_line=True)
-        for i, line in enumerate(wrap(text, columns - 18)):
-            print(f"  {finding['outcome'] if i == 0 else '':<14}  {line}")
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _gap(row: dict[str, Any]) -> str:
-    if row["gap"] is None:
-        return "-"
-    return f"{row['gap']:+.3f} [{row['gap_low']:+.3f}, {row['gap_high']:+.3f}]"
+        lines = wrap(safe(f"{finding['title']}: {finding['reason']}", one_line=True), columns - 18)
+        print(*(f"  {finding['outcome'] if i == 0 else '':<14}  {line}" for i, line in enumerate(lines)), sep="\n")

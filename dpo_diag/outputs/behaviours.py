@@ -1,17 +1,21 @@
-"""After each look one sentence and one table: which behaviours moved toward what is wanted, which away, by tag."""
+"""For each checkpoint one sentence and one table: which behaviours moved toward what is wanted, which away, by tag."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from dpo_diag.outputs.looks import Answers, Look
-from dpo_diag.outputs.stats import SEED, benjamini_hochberg, bootstrap_means, mean_interval, paired_change
+from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
+from dpo_diag.stats import false_discovery, mean_difference, mean_interval, paired_change
+from dpo_diag.thresholds import Thresholds
 
 ALL = "(all)"
+"""The tag of rows over all prompts."""
+SHOWN = 4
+"""Behaviours that the sentence names on each side."""
 
 
 @dataclass(frozen=True)
@@ -43,164 +47,131 @@ WANTED = (
     Behaviour("answers in the asker's language", "language_switch", -1),
     Behaviour("says something", "empty", -1),
 )
-
-
-def _tags(answers: Answers) -> dict[str, list[str]]:
-    """tag -> prompt ids; key=value tags (probe=..., format=...) are fields, not kinds of prompt, and stay out."""
-    found: dict[str, list[str]] = {}
-    first = answers.frame.drop_duplicates("prompt_id").set_index("prompt_id")
-    if "tags" not in first:
-        return {}
-    for prompt_id in answers.prompt_ids:
-        tags = first["tags"][prompt_id]
-        for tag in tags if tags is not None and not isinstance(tags, float) else ():
-            if "=" not in tag:
-                found.setdefault(str(tag), []).append(prompt_id)
-    return found
-
-
-def _column(values: pd.DataFrame, answers: Answers, look: Look, column: str) -> pd.Series:
-    frame = answers.frame
-    rows = frame[(frame["model"] == look.model) & (frame["step"] == look.step)]
-    return pd.Series(values.loc[rows.index, column].to_numpy(dtype=float), index=rows["prompt_id"].to_numpy())
+COLUMNS = [
+    "model", "step", "behaviour", "tag", "n", "toward", "away", "unchanged", "before", "after", "delta", "low", "high",
+    "p", "q", "verdict",
+]  # fmt: skip
+TAG_COLUMNS = [
+    "model", "step", "tag", "metric", "n", "value", "low", "high", "n_rest", "rest", "gap", "gap_low", "gap_high",
+]  # fmt: skip
 
 
 def behaviour_table(
-    answers: Answers, values: pd.DataFrame, baseline: Look, looks: list[Look], *, by_tag: bool = True
+    answers: Answers,
+    values: pd.DataFrame,
+    baseline: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
+    thresholds: Thresholds,
 ) -> pd.DataFrame:
-    """Per look, behaviour and tag: how many prompts moved toward what is wanted, away from it, or stayed.
+    """Per checkpoint, behaviour and tag: how many prompts moved toward what is wanted, away from it, or stayed.
 
     Args:
-        answers: the looks.
+        answers: the checkpoints' answers.
         values: features and answer scores, on the index of `answers.frame`.
-        baseline: what each look is held against.
-        looks: the looks to judge.
-        by_tag: also by tag, not only over all prompts.
+        baseline: what each checkpoint is held against.
+        checkpoints: those to judge.
 
     Returns:
         Columns model, step, behaviour, tag, n, toward, away, unchanged (prompts), before, after (means; of 1 - share
         where less is wanted), delta (after - before, + is wanted), low, high (95 %), p, q (Benjamini-Hochberg within
-        a look), verdict: toward | away | unchanged (q above 0.05). A behaviour that no prompt can show is left out.
+        a checkpoint), verdict: toward | away | unchanged (q above `answers.max_q`). A behaviour that no prompt can
+        show is left out.
     """
-    groups = {ALL: list(answers.prompt_ids)} | (_tags(answers) if by_tag else {})
+    groups = {ALL: list(answers.prompt_ids)} | answers.tags()
     rows = []
-    for look in looks:
-        if look == baseline:
+    for checkpoint in checkpoints:
+        if checkpoint == baseline:
             continue
-        own: list[dict[str, Any]] = []
-        for behaviour in WANTED:
-            if behaviour.column not in values:
-                continue
-            before = _column(values, answers, baseline, behaviour.column)
-            after = _column(values, answers, look, behaviour.column)
-            for tag, ids in groups.items():
-                everywhere = tag != ALL and len(ids) == len(answers.prompt_ids)
-                if tag not in behaviour.tags if behaviour.tags else everywhere:
-                    continue  # a tag that all prompts have says what (all) says
-                common = [i for i in ids if i in before.index and i in after.index]
-                x, y = before[common].to_numpy(), after[common].to_numpy()
-                if behaviour.sign < 0:  # shares all: the share that does what the name says
-                    x, y = 1 - x, 1 - y
-                change = paired_change(x, y)
-                if not change.n:
-                    continue
-                known = np.isfinite(x) & np.isfinite(y)
-                x, y = x[known], y[known]
-                own.append(
-                    {
-                        "model": look.model,
-                        "step": look.step,
-                        "behaviour": behaviour.name,
-                        "tag": tag,
-                        "n": change.n,
-                        "toward": int((y > x).sum()),
-                        "away": int((y < x).sum()),
-                        "unchanged": int((y == x).sum()),
-                        "before": float(x.mean()),
-                        "after": float(y.mean()),
-                        "delta": change.delta,
-                        "low": change.low,
-                        "high": change.high,
-                        "p": change.p,
-                    }
-                )
-        q_values = benjamini_hochberg([row["p"] for row in own])
-        for row, q in zip(own, q_values, strict=True):
-            row["q"] = float(q)
+        own = [
+            {**checkpoint._asdict(), **row}
+            for behaviour in WANTED
+            if behaviour.column in values
+            for row in _moves(answers, values, behaviour, baseline, checkpoint, groups)
+        ]
+        for row, q in zip(own, false_discovery([row["p"] for row in own]), strict=True):
             moved = "toward" if row["delta"] > 0 else "away"
-            row["verdict"] = moved if q <= 0.05 and row["delta"] != 0 else "unchanged"
-        rows += own
-    columns = [
-        "model", "step", "behaviour", "tag", "n", "toward", "away", "unchanged", "before", "after", "delta", "low",
-        "high", "p", "q", "verdict",
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+            beyond_chance = q <= thresholds["answers.max_q"] and row["delta"] != 0
+            rows.append({**row, "q": float(q), "verdict": moved if beyond_chance else "unchanged"})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _moves(
+    answers: Answers, values: pd.DataFrame, behaviour: Behaviour, baseline: Checkpoint, checkpoint: Checkpoint,
+    groups: dict[str, list[str]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """One behaviour's rows of `behaviour_table`, without q: over all prompts and by tag."""
+    before = answers.values(values, baseline, behaviour.column)
+    after = answers.values(values, checkpoint, behaviour.column)
+    if behaviour.sign < 0:  # shares all: the share that does what the name says
+        before, after = 1 - before, 1 - after
+    both = pd.DataFrame({"before": before, "after": after}).dropna()
+    for tag, ids in groups.items():
+        # A tag that all prompts have says what (all) says.
+        repeats = tag != ALL and len(ids) == len(answers.prompt_ids)
+        own = both.loc[both.index.isin(ids)]
+        if own.empty or (tag not in behaviour.tags if behaviour.tags else repeats):
+            continue
+        x, y = own["before"].to_numpy(), own["after"].to_numpy()
+        change = paired_change(x, y)
+        delta = columns_of(change.delta)
+        yield {
+            "behaviour": behaviour.name, "tag": tag, "toward": int((y > x).sum()), "away": int((y < x).sum()),
+            "unchanged": int((y == x).sum()), "before": float(x.mean()), "after": float(y.mean()),
+            "delta": delta.pop("value"), **delta, "p": change.p,
+        }  # fmt: skip
 
 
 def primary_score(values: pd.DataFrame) -> str | None:
-    """The score that tag gaps are told in: the checker's verdict, else token F1, else None."""
-    for name in ("correct", "token_f1"):
-        if name in values and values[name].notna().any():
-            return name
-    return None
+    """The score that tag gaps are given in: the checker's verdict, else token F1, else None."""
+    return next((n for n in ("correct", "token_f1") if n in values and values[n].notna().any()), None)
 
 
-def tag_table(answers: Answers, values: pd.DataFrame, looks: list[Look]) -> pd.DataFrame:
-    """Per look and tag: the primary score inside the tag, outside it, and the gap inside - outside, with intervals.
+def tag_table(answers: Answers, values: pd.DataFrame) -> pd.DataFrame:
+    """Per checkpoint and tag: the primary score inside the tag, outside it, and the gap inside - outside.
 
     A model that is good only where a question looks like the training data shows it as a gap of the tag paraphrased
     or out_of_distribution. Columns model, step, tag, metric, n, value, low, high, n_rest, rest, gap, gap_low,
-    gap_high (bootstrap over prompts). No rows without a score or without tags.
+    gap_high (95 %; Welch's over two sets of prompts). No rows without a score or without tags.
     """
-    metric = primary_score(values)
-    columns = [
-        "model", "step", "tag", "metric", "n", "value", "low", "high", "n_rest", "rest", "gap", "gap_low", "gap_high",
-    ]  # fmt: skip
+    metric, by_tag = primary_score(values), answers.tags()
     rows = []
-    if metric is not None:
-        for look in looks:
-            score = _column(values, answers, look, metric).dropna()
-            for tag, ids in _tags(answers).items():
-                inside = score[score.index.isin(ids)].to_numpy()
-                outside = score[~score.index.isin(ids)].to_numpy()
-                if not inside.size or not outside.size:
-                    continue  # a tag that all prompts have tells nothing apart
-                own, rest = mean_interval(inside), mean_interval(outside)
-                gap, low, high = _gap(inside, outside)
-                rows.append(
-                    {"model": look.model, "step": look.step, "tag": tag, "metric": metric, "n": own.n,
-                     "value": own.value, "low": own.low, "high": own.high, "n_rest": rest.n, "rest": rest.value,
-                     "gap": gap, "gap_low": low, "gap_high": high}
-                )  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    for checkpoint in answers.checkpoints if metric is not None else ():
+        score = answers.values(values, checkpoint, str(metric)).dropna()
+        for tag, ids in by_tag.items():
+            inside, outside = score[score.index.isin(ids)], score[~score.index.isin(ids)]
+            if inside.empty or outside.empty:
+                continue  # a tag that all prompts have separates nothing
+            gap = mean_difference(outside, inside)
+            rows.append(
+                {**checkpoint._asdict(), "tag": tag, "metric": metric, **columns_of(mean_interval(inside)),
+                 "n_rest": len(outside), "rest": float(outside.mean()),
+                 "gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=TAG_COLUMNS)
 
 
-def _gap(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float, float]:
-    """Difference of two means of different prompts, and its 95 % interval from resampling each side."""
-    drawn = bootstrap_means(inside, seed=SEED) - bootstrap_means(outside, seed=SEED + 1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(inside.mean() - outside.mean()), float(low), float(high)
-
-
-def sentence(table: pd.DataFrame, baseline: Look, look: Look) -> str:
-    """One sentence on a look: what moved toward what is wanted since the baseline, and what moved away."""
-    own = table[(table["model"] == look.model) & (table["step"] == look.step)]
+def sentence(table: pd.DataFrame, baseline: Checkpoint, checkpoint: Checkpoint) -> str:
+    """One sentence on a checkpoint: what moved toward what is wanted since the baseline, and what moved away."""
+    own = table[(table["model"] == checkpoint.model) & (table["step"] == checkpoint.step)]
+    span = f"From {baseline.label} to {checkpoint.label}"
     if own.empty:
-        return f"Nothing tells whether {look.label} behaves better than {baseline.label}: no score, tag or format."
+        return f"{span}: no score, tag or format shows whether the answers got better."
     parts = []
-    for verdict, words_ in (("toward", "moved toward what is wanted in"), ("away", "moved away from it in")):
+    for verdict, clause in (
+        ("toward", "moved toward what is wanted in"),
+        ("away", "moved away from what is wanted in"),
+    ):
         moved = own[own["verdict"] == verdict]
         # All prompts before single tags; a tag that only repeats the whole is left out.
         whole = set(moved.loc[moved["tag"] == ALL, "behaviour"])
-        shown = moved[(moved["tag"] == ALL) | ~moved["behaviour"].isin(whole)]
-        told = [
+        shown = moved[(moved["tag"] == ALL) | ~moved["behaviour"].isin(whole)].head(SHOWN)
+        names = [
             f"{row['behaviour']}{'' if row['tag'] == ALL else ' (' + row['tag'] + ')'} "
             f"{row['before']:.2f} -> {row['after']:.2f} (n {row['n']})"
-            for _, row in shown.head(4).iterrows()
+            for _, row in shown.iterrows()
         ]
-        if told:
-            parts.append(f"{words_} {'; '.join(told)}")
-    tested = own["behaviour"].nunique()
+        if names:
+            parts.append(f"{clause} {'; '.join(names)}")
     if not parts:
-        return f"From {baseline.label} to {look.label}: none of {tested} behaviours moved beyond chance."
-    return f"From {baseline.label} to {look.label} the model {', and '.join(parts)}."
+        return f"{span}: none of {own['behaviour'].nunique()} behaviours moved beyond chance."
+    return f"{span} the model {', and '.join(parts)}."

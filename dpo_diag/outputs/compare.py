@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from dpo_diag.outputs.across import across_table
+from dpo_diag.outputs.answers import Answers, Checkpoint
+from dpo_diag.outputs.answers import answers as select
 from dpo_diag.outputs.behaviours import behaviour_table, primary_score, sentence, tag_table
 from dpo_diag.outputs.changed import answer_changes, change_table
-from dpo_diag.outputs.features import features, look_table
+from dpo_diag.outputs.cross_scores import COLUMNS as CROSS_COLUMNS
+from dpo_diag.outputs.cross_scores import cross_score_table
+from dpo_diag.outputs.features import checkpoint_table, features
 from dpo_diag.outputs.gaming import Finding, gaming
-from dpo_diag.outputs.looks import Answers, Look
-from dpo_diag.outputs.looks import answers as select
 from dpo_diag.outputs.phrases import inflation
 from dpo_diag.outputs.references import answer_scores, reference_table
 from dpo_diag.outputs.stances import load_stances
 from dpo_diag.records import Run, load_run
+from dpo_diag.text import plain, records
+from dpo_diag.thresholds import Thresholds, load_thresholds
 
 
 @dataclass(frozen=True)
@@ -28,28 +30,28 @@ class Comparison:
     """The frames behind `compare`, for a user's own pandas and for the report.
 
     Attributes:
-        answers: rows of outputs/ by look.
-        baseline, look: what is held against what in phrases, gaming and the sentence.
+        answers: rows of outputs/ by checkpoint.
+        baseline, target: what is held against what in phrases, gaming and the sentence.
         changes: one row per answer (`changed.answer_changes`).
-        changed: shares per look (`changed.change_table`).
+        changed: shares per checkpoint (`changed.change_table`).
         measured: features and scores per answer, on the index of `answers.frame`.
-        looks: means per look (`features.look_table`).
-        references: scores against references per look.
-        phrases: inflation of `look` against `baseline`.
+        by_checkpoint: means per checkpoint (`features.checkpoint_table`).
+        references: scores against references per checkpoint.
+        phrases: inflation of `target` against `baseline`.
         phrases_fallen: the same the other way round: phrases that went out of use.
         tags, behaviours: tables of `behaviours`.
         gaming: findings.
         sentence: in one sentence, what moved.
-        across: old answers under new models and the reverse (`across.across_table`); empty where none were scored.
+        cross_scores: old answers under new models and the reverse (`cross_scores`); empty where none were scored.
     """
 
     answers: Answers
-    baseline: Look
-    look: Look
+    baseline: Checkpoint
+    target: Checkpoint
     changes: pd.DataFrame
     changed: pd.DataFrame
     measured: pd.DataFrame
-    looks: pd.DataFrame
+    by_checkpoint: pd.DataFrame
     references: pd.DataFrame
     phrases: pd.DataFrame
     phrases_fallen: pd.DataFrame
@@ -57,7 +59,11 @@ class Comparison:
     behaviours: pd.DataFrame
     gaming: list[Finding]
     sentence: str
-    across: pd.DataFrame = field(default_factory=pd.DataFrame)
+    cross_scores: pd.DataFrame
+
+    def at_target(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of one of the tables that are about `target`."""
+        return table[(table["model"] == self.target.model) & (table["step"] == self.target.step)]
 
 
 def comparison(
@@ -71,6 +77,7 @@ def comparison(
     sample: int | None = None,
     top_phrases: int = 20,
     phrase_list: str | os.PathLike[str] | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Comparison:
     """All comparisons of a run's answers as frames.
 
@@ -80,51 +87,56 @@ def comparison(
         baseline: step or model that changes are measured from; None for the SFT model, else the reference, else the
             first step.
         to_step: the policy's step to judge; None for its last.
-        steps, models, sample: which answers (`looks.answers`).
+        steps, models, sample: which answers (`answers.answers`).
         top_phrases: rows of the phrase table at most.
         phrase_list: a YAML file of refusals and hedges; None for the shipped one.
+        thresholds: groups `answers`, `gaming`, `phrases`; None for the defaults.
 
     Raises:
         DiagError: no answers, answers of different decoding settings, an unknown step or model.
     """
     opened = run if isinstance(run, (Run, pd.DataFrame)) else load_run(run)
+    limits = thresholds or load_thresholds()
     answers = select(opened, sample=sample, steps=steps, models=models)
-    base = answers.baseline(baseline)
-    look = answers.policy_looks()[-1] if to_step is None else answers.baseline(to_step)
-    assert base is not None and look is not None
+    own, base = answers.policy_checkpoints(), answers.baseline(baseline)
+    target = own[-1] if to_step is None else answers.baseline(to_step)
     scores = answer_scores(answers.frame)
     measured = features(answers.frame, load_stances(phrase_list)).join(scores)
     changes = answer_changes(answers)
-    before, after = answers.of(base)["text"].to_dict(), answers.of(look)["text"].to_dict()
+    before, after = answers.of(base)["text"].to_dict(), answers.of(target)["text"].to_dict()
     if texts is None and isinstance(opened, Run) and opened.has("texts"):
         texts = opened.texts
-    judged = [x for x in answers.policy_looks() if x != base]
-    behaviours = behaviour_table(answers, measured, base, judged)
+    behaviours = behaviour_table(answers, measured, base, own, limits)
     return Comparison(
         answers=answers,
         baseline=base,
-        look=look,
+        target=target,
         changes=changes,
         changed=change_table(changes),
         measured=measured,
-        looks=look_table(answers, measured),
-        references=reference_table(answers, scores, full={base, look, answers.policy_looks()[0]}),
-        phrases=inflation(before, after, texts, top=top_phrases),
-        phrases_fallen=inflation(after, before, texts, top=top_phrases),
-        tags=tag_table(answers, measured, list(answers.looks)),
+        by_checkpoint=checkpoint_table(answers, measured),
+        references=reference_table(answers, scores, full={base, target, own[0]}),
+        phrases=inflation(before, after, texts, top=top_phrases, thresholds=limits),
+        phrases_fallen=inflation(after, before, texts, top=top_phrases, thresholds=limits),
+        tags=tag_table(answers, measured),
         behaviours=behaviours,
-        gaming=gaming(answers, measured[measured.columns.difference(scores.columns, sort=False)], scores, base, look),
-        sentence=sentence(behaviours, base, look) if base != look else "There is one look only: nothing to compare.",
-        across=across_table(opened.path, answers, base) if isinstance(opened, Run) else pd.DataFrame(),
+        gaming=gaming(answers, measured, base, target, limits),
+        sentence="There is one checkpoint only: nothing to compare."
+        if base == target
+        else sentence(behaviours, base, target),
+        cross_scores=cross_score_table(opened.path, answers, base)
+        if isinstance(opened, Run)
+        else pd.DataFrame(columns=CROSS_COLUMNS),
     )
 
 
 def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """A run's answers compared, as one strict JSON document (NaN and infinities are null).
 
-    Keys: run; baseline, to (look names); n_prompts; steps (of the policy); models; sentence; prompts (one entry per
-    prompt, changed ones first, each with its distinct answers in the order of looks); changed (per look, since what);
-    phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per look); references (scores per look); across.
+    Keys: run; baseline, to (checkpoints); n_prompts; steps (of the policy); models; sentence; prompts (one entry per
+    prompt, changed ones first, each with its distinct answers in the order of checkpoints); changed (per checkpoint,
+    since what); phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per checkpoint); references (scores
+    per checkpoint); across (answers under the model that did not write them).
 
     Args:
         run: a run or its folder.
@@ -135,95 +147,63 @@ def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]
 
 def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, Any]:
     """The JSON document of a comparison."""
-    document = {
-        "run": run.name if isinstance(run, Run) else str(run),
-        "baseline": c.baseline.label,
-        "to": c.look.label,
-        "n_prompts": len(c.answers.prompt_ids),
-        "steps": [look.step for look in c.answers.looks if look.model == "policy"],
-        "models": list(dict.fromkeys(look.model for look in c.answers.looks)),
-        "sentence": c.sentence,
-        "score": primary_score(c.measured),
-        "prompts": prompt_entries(c),
-        "changed": records(c.changed),
-        "phrases": records(c.phrases),
-        "phrases_fallen": records(c.phrases_fallen),
-        "tags": records(c.tags),
-        "behaviours": records(c.behaviours),
-        "gaming": [f.to_dict() for f in c.gaming],
-        "looks": records(c.looks),
-        "references": records(c.references),
-        "across": records(c.across),
-    }
-    return strict(document)
-
-
-def prompt_order(c: Comparison) -> list[str]:
-    """Prompt ids, changed ones first: by how often the answer changed between policy looks, then by whether `look`
-    differs from the baseline, then in their own order."""
-    own = c.changes[c.changes["model"] == c.look.model]
-    times = own.groupby("prompt_id", sort=False)["changed_previous"].sum().fillna(0).astype(int).to_dict()
-    before, after = c.answers.of(c.baseline)["text"], c.answers.of(c.look)["text"]
-    differs = {i: i in before.index and i in after.index and before[i] != after[i] for i in c.answers.prompt_ids}
-    rank = {i: n for n, i in enumerate(c.answers.prompt_ids)}
-    return sorted(rank, key=lambda i: (not differs[i], -times.get(i, 0), rank[i]))
+    document: dict[str, Any] = plain(
+        {
+            "run": run.name if isinstance(run, Run) else str(run),
+            "baseline": c.baseline.label,
+            "to": c.target.label,
+            "n_prompts": len(c.answers.prompt_ids),
+            "steps": [x.step for x in c.answers.checkpoints if x.model == "policy"],
+            "models": list(dict.fromkeys(x.model for x in c.answers.checkpoints)),
+            "sentence": c.sentence,
+            "score": primary_score(c.measured),
+            "prompts": prompt_entries(c),
+            "changed": records(c.changed),
+            "phrases": records(c.phrases),
+            "phrases_fallen": records(c.phrases_fallen),
+            "tags": records(c.tags),
+            "behaviours": records(c.behaviours),
+            "gaming": [f.to_dict() for f in c.gaming],
+            "looks": records(c.by_checkpoint),
+            "references": records(c.references),
+            "across": records(c.cross_scores),
+        }
+    )
+    return document
 
 
 def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
-    """Per prompt: id, prompt, tags, reference, changed (baseline to look; null where one is missing), times_changed,
-    answers (each distinct text once, with the looks that gave it)."""
-    frame = c.answers.frame
-    by_prompt = dict(iter(frame.groupby("prompt_id", sort=False)))
-    position = {look: n for n, look in enumerate(c.answers.looks)}
-    own = c.changes[c.changes["model"] == c.look.model]
+    """Per prompt: id, prompt, tags, reference, changed (baseline to target; null where one is missing), times_changed
+    (between the target model's checkpoints), answers (each distinct text once, with the checkpoints that gave it).
+
+    Changed ones come first: those that differ between baseline and target, then by how often they changed.
+    """
+    own = c.changes[c.changes["model"] == c.target.model]
     times = own.groupby("prompt_id", sort=False)["changed_previous"].sum().fillna(0).astype(int).to_dict()
+    rows: dict[str, dict[Checkpoint, dict[str, Any]]] = defaultdict(dict)
+    for checkpoint in c.answers.checkpoints:
+        for prompt_id, row in c.answers.of(checkpoint).to_dict("index").items():
+            rows[str(prompt_id)][checkpoint] = row
     entries = []
-    for prompt_id in prompt_order(c):
-        told: dict[str, dict[str, Any]] = {}
-        by_look: dict[Look, str] = {}
-        rows = by_prompt[prompt_id].to_dict("records")
-        rows.sort(key=lambda r: position[Look(r["model"], int(r["step"]))])
-        for row in rows:
-            look = Look(row["model"], int(row["step"]))
-            by_look[look] = row["text"]
-            fresh = {"text": row["text"], "looks": [], "finish_reason": row.get("finish_reason")}
-            entry = told.setdefault(row["text"], fresh | {"correct": row.get("correct")})
-            entry["looks"].append({"model": look.model, "step": look.step})
-        old, new = by_look.get(c.baseline), by_look.get(c.look)
+    for prompt_id in c.answers.prompt_ids:
+        by_checkpoint = rows[prompt_id]
+        first = next(iter(by_checkpoint.values()))
+        old, new = by_checkpoint.get(c.baseline), by_checkpoint.get(c.target)
         entries.append(
             {
                 "prompt_id": prompt_id,
-                "prompt": rows[0].get("prompt"),
-                "tags": rows[0].get("tags"),
-                "reference": rows[0].get("reference"),
-                "changed": None if old is None or new is None or c.baseline == c.look else old != new,
+                **{key: first.get(key) for key in ("prompt", "tags", "reference")},
+                "changed": old["text"] != new["text"] if old and new and c.baseline != c.target else None,
                 "times_changed": times.get(prompt_id, 0),
-                "answers": list(told.values()),
+                "answers": _distinct(by_checkpoint),
             }
         )
-    return entries
+    return sorted(entries, key=lambda e: (not e["changed"], -e["times_changed"]))
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as dictionaries."""
-    found: list[dict[str, Any]] = frame.to_dict("records")  # type: ignore[assignment]
-    return found
-
-
-def strict(value: Any) -> Any:
-    """Python types that json.dumps(allow_nan=False) takes: missing values, NaN and infinities become None."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, dict):
-        return {str(k): strict(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)):
-        return [strict(v) for v in value]
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
+def _distinct(rows: dict[Checkpoint, dict[str, Any]]) -> list[dict[str, Any]]:
+    by_text: dict[str, dict[str, Any]] = {}
+    for checkpoint, row in rows.items():
+        answer = {key: row.get(key) for key in ("text", "finish_reason", "correct")}
+        by_text.setdefault(row["text"], answer | {"looks": []})["looks"].append(checkpoint._asdict())
+    return list(by_text.values())

@@ -1,4 +1,4 @@
-"""One row of measures per answer: length, repetition, form, stance, language, entropy. Then their means per look."""
+"""One row of measures per answer (length, repetition, form, stance, language, entropy), and means per checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.outputs import formats
-from dpo_diag.outputs.looks import Answers, Look
+from dpo_diag.outputs.answers import Answers, columns_of, tags_of
 from dpo_diag.outputs.stances import Stances, load_stances
-from dpo_diag.outputs.stats import mean_interval
 from dpo_diag.outputs.words import main_script, ngrams, words
+from dpo_diag.stats import mean_interval
 
 LOOP_REPEATS, LOOP_WORDS, LOOP_PERIOD = 3, 12, 30
 
@@ -21,7 +21,7 @@ MEANS = (
     "n_words", "n_chars", "loop", "distinct_2", "truncated", "refusal", "hedge", "language_switch", "valid_format",
     "json", "sql", "code", "list", "structure", "entropy", "empty",
 )  # fmt: skip
-"""Columns of `features` whose mean per look is told."""
+"""Columns of `features` that `checkpoint_table` gives the mean of."""
 
 
 def loop_words(forms: Sequence[str]) -> int:
@@ -49,9 +49,9 @@ def distinct(forms: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def wanted_format(tags: Sequence[str] | None) -> str | None:
+def wanted_format(tags: Sequence[str]) -> str | None:
     """The form that a prompt asks for, from its tag `format=NAME`; None without one."""
-    for tag in tags if tags is not None else ():
+    for tag in tags:
         if tag.startswith("format=") and tag[7:] in formats.FORMATS:
             return tag[7:]
     return None
@@ -63,25 +63,14 @@ def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFram
     Columns: n_words, n_chars; loop (0/1), loop_words; distinct_2 (share); truncated (0/1, ended by length);
     refusal, hedge (0/1), refusal_hits, hedge_hits (phrases found); script, language_switch (0/1: another main script
     than the prompt's); json, sql, code, list (0/1), valid_format (0/1 where a tag asks for a form, else NaN);
-    structure (Markdown elements); kind; entropy (nats per token), empty (0/1). NaN where it cannot be told.
+    structure (Markdown elements); kind; entropy (nats per token), empty (0/1). NaN where the records do not say.
     """
     stances = stances or load_stances()
+    by_text = {text: _of_text(text, stances) for text in frame["text"].unique()}
     rows = []
-    known: dict[str, dict[str, object]] = {}
-    prompts = frame["prompt"].astype(object) if "prompt" in frame else pd.Series(None, index=frame.index, dtype=object)
-    for text, prompt, tags, reason, entropy, n in zip(
-        frame["text"],
-        prompts,
-        frame.get("tags", pd.Series(None, index=frame.index, dtype=object)),
-        frame.get("finish_reason", pd.Series(None, index=frame.index, dtype=object)),
-        frame.get("entropy_sum", pd.Series(math.nan, index=frame.index)),
-        frame.get("n_tokens", pd.Series(math.nan, index=frame.index)),
-        strict=True,
-    ):
-        if text not in known:
-            known[text] = _of_text(text, stances)
-        own = known[text]
-        wanted = wanted_format(tags)
+    for row in frame.to_dict("records"):
+        own, prompt, reason, n = by_text[row["text"]], row.get("prompt"), row.get("finish_reason"), row.get("n_tokens")
+        wanted = wanted_format(tags_of(row.get("tags")))
         script, asked = own["script"], main_script(prompt) if isinstance(prompt, str) else None
         rows.append(
             own
@@ -89,7 +78,7 @@ def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFram
                 "truncated": float(reason == "length") if isinstance(reason, str) else math.nan,
                 "language_switch": math.nan if script is None or asked is None else float(script != asked),
                 "valid_format": math.nan if wanted is None else own[wanted],
-                "entropy": float(entropy) / n if n and n > 0 else math.nan,
+                "entropy": float(row.get("entropy_sum", math.nan)) / n if n and n > 0 else math.nan,
             }
         )
     columns = [*MEANS, "loop_words", "refusal_hits", "hedge_hits", "script", "kind"]
@@ -143,29 +132,22 @@ def corpus_distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def look_table(answers: Answers, measured: pd.DataFrame) -> pd.DataFrame:
-    """One row per look: the mean of each measure of `MEANS` with `_low`, `_high`, `_n`, and what needs all answers.
+def checkpoint_table(answers: Answers, measured: pd.DataFrame) -> pd.DataFrame:
+    """One row per checkpoint: the mean of each measure of `MEANS` with `_low`, `_high`, `_n`, and what needs all
+    answers.
 
     Those are self_similarity, distinct_1_all, distinct_2_all, identical (share of answers that another prompt got
     too). Entropy is the mean over answers of nats per token.
     """
     rows = []
-    for look in answers.looks:
-        own = _rows(answers, look)
-        texts = own["text"].tolist()
-        row: dict[str, object] = {"model": look.model, "step": look.step, "n": len(own)}
+    for checkpoint in answers.checkpoints:
+        texts = answers.of(checkpoint)["text"].tolist()
+        row: dict[str, object] = {**checkpoint._asdict(), "n": len(texts)}
         for name in MEANS:
-            estimate = mean_interval(measured.loc[own.index, name].to_numpy(dtype=float))
-            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-            row[f"{name}_n"] = estimate.n
+            row |= columns_of(mean_interval(answers.values(measured, checkpoint, name)), name)
         counts = Counter(text.strip() for text in texts)
         row["identical"] = sum(c for c in counts.values() if c > 1) / len(texts) if texts else math.nan
         row["self_similarity"] = self_similarity(texts)
         row["distinct_1_all"], row["distinct_2_all"] = corpus_distinct(texts, 1), corpus_distinct(texts, 2)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _rows(answers: Answers, look: Look) -> pd.DataFrame:
-    frame = answers.frame
-    return frame[(frame["model"] == look.model) & (frame["step"] == look.step)]

@@ -5,8 +5,8 @@ decided by the exact paired test over prompts (McNemar: answers that gained the 
 the false discovery rate of Benjamini & Hochberg (1995) over all n-grams that could reach significance at all; the
 strongest evidence comes first. How large it is says the log-odds ratio with an informative prior of Monroe, Colaresi &
 Quinn (2008, "Fightin' Words", Political Analysis 16:372), here per answer: the prior is `PRIOR` answers with the
-n-gram's share in both looks together, which shrinks what is rare. (Ranking by it would put a phrase of 9 answers that
-is new before one that went from 3 to 30.) Overlapping n-grams are told as the longest phrase that carries them.
+n-gram's share in both checkpoints together, which shrinks what is rare. (Ranking by it would put a phrase of 9 answers
+that is new before one that went from 3 to 30.) Overlapping n-grams are reported as the longest phrase that carries them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
-from dpo_diag.outputs.stats import benjamini_hochberg, mcnemar
 from dpo_diag.outputs.words import Word, join, sentences
+from dpo_diag.stats import false_discovery, mcnemar
+from dpo_diag.thresholds import Thresholds, load_thresholds
 
 MAX_WORDS, MAX_CHARACTERS = 6, 8
 PRIOR = 10.0
-KEPT = 0.8
-"""A phrase is extended by a word while so much of its support and of its gain stays."""
+"""Answers in the prior of the log-odds ratio; it shrinks what is rare and decides nothing."""
 MAX_PHRASE = 40
 MAX_TEXT = 20_000
-ALPHA = 0.05
 TESTABLE = 6
 """Discordant prompts that a two-sided exact test needs to reach 0.05 at all (2 / 2^6 = 0.031)."""
 
@@ -56,7 +56,7 @@ def _grams(sentence: Sequence[Word]) -> Iterable[Gram]:
 
 @dataclass
 class _Side:
-    """One look's answers, prepared: a mask of prompts per n-gram, and searchable text per answer."""
+    """One checkpoint's answers, prepared: a mask of prompts per n-gram, and searchable text per answer."""
 
     masks: dict[Gram, int] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
@@ -124,7 +124,7 @@ class _Counted:
 
     @property
     def p(self) -> float:
-        return mcnemar(self.gained, self.lost)
+        return mcnemar(self.lost, self.gained)
 
     @property
     def odds(self) -> tuple[float, float]:
@@ -132,7 +132,7 @@ class _Counted:
 
 
 def _tested(before: _Side, after: _Side, n: int) -> list[_Counted]:
-    """Distinct hypotheses: n-grams that stand in the same answers are one, told by the longest."""
+    """Distinct hypotheses: n-grams that stand in the same answers are one, named by the longest."""
     groups: dict[tuple[int, int], Gram] = {}
     for gram in before.masks.keys() | after.masks.keys():
         b, a = before.masks.get(gram, 0), after.masks.get(gram, 0)
@@ -151,13 +151,13 @@ def _neighbours(side: _Side, gram: Gram, mask: int) -> tuple[Counter[str], Count
     pattern = re.compile("(?:\x1f([^\x1e\x1f]+))?(?=" + re.escape(_needle(gram)) + "(?:([^\x1e\x1f]+)\x1f)?)")
     for i, text in enumerate(side.texts):
         if mask >> i & 1:
-            found = pattern.findall(text)
-            left.update({a for a, _ in found if a})
-            right.update({b for _, b in found if b})
+            around = pattern.findall(text)
+            left.update({a for a, _ in around if a})
+            right.update({b for _, b in around if b})
     return left, right
 
 
-def _extended(seed: _Counted, before: _Side, after: _Side) -> _Counted:
+def _extended(seed: _Counted, before: _Side, after: _Side, kept: float) -> _Counted:
     """The longest phrase around the n-gram that keeps most of its support and of its gain."""
     current = seed
     for _ in range(MAX_PHRASE - len(seed.gram)):
@@ -169,10 +169,7 @@ def _extended(seed: _Counted, before: _Side, after: _Side) -> _Counted:
         for _, gram in sorted(options, key=lambda o: (-o[0], o[1]))[:2]:
             candidate = _Counted(gram, before.mask(gram), after.mask(gram), current.n)
             # Against the seed, not the last step: else a chain of small losses would drift to a rare long phrase.
-            if (
-                candidate.after.bit_count() >= KEPT * seed.after.bit_count()
-                and candidate.gained - candidate.lost >= KEPT * (seed.gained - seed.lost)
-            ):
+            if _keeps(candidate, seed, kept):
                 grown = candidate
                 break
         if grown is None:
@@ -188,21 +185,25 @@ def _overlaps(gram: Gram, phrase: Gram) -> bool:
     return 2 * shared >= len(gram) or affix
 
 
-def _carries(phrase: _Counted, part: _Counted) -> bool:
-    """Whether a phrase holds a shorter one and keeps most of its support and of its gain."""
+def _keeps(phrase: _Counted, part: _Counted, kept: float) -> bool:
+    """Whether a phrase keeps the share `kept` of a part's answers and of its gain."""
     return (
-        len(phrase.gram) > len(part.gram)
-        and _needle(part.gram) in _needle(phrase.gram)
-        and phrase.after.bit_count() >= KEPT * part.after.bit_count()
-        and phrase.gained - phrase.lost >= KEPT * (part.gained - part.lost)
-    )
+        phrase.after.bit_count() >= kept * part.after.bit_count()
+        and phrase.gained - phrase.lost >= kept * (part.gained - part.lost)
+    )  # fmt: skip
 
 
-def _explained(gram: _Counted, phrase: _Counted) -> bool:
+def _carries(phrase: _Counted, part: _Counted, kept: float) -> bool:
+    """Whether a phrase holds a shorter one and keeps most of its answers and of its gain."""
+    longer = len(phrase.gram) > len(part.gram) and _needle(part.gram) in _needle(phrase.gram)
+    return longer and _keeps(phrase, part, kept)
+
+
+def _explained(gram: _Counted, phrase: _Counted, max_p: float) -> bool:
     """Whether an overlapping n-gram's rise is gone where the phrase is absent from both answers."""
     elsewhere = ~(phrase.before | phrase.after)
     rest = _Counted(gram.gram, gram.before & elsewhere, gram.after & elsewhere, gram.n)
-    return rest.gained <= rest.lost or rest.p > ALPHA
+    return rest.gained <= rest.lost or rest.p > max_p
 
 
 def inflation(
@@ -210,19 +211,19 @@ def inflation(
     after: Mapping[str, str],
     texts: pd.DataFrame | None = None,
     *,
-    alpha: float = ALPHA,
     top: int = 20,
     only_significant: bool = True,
+    thresholds: Thresholds | None = None,
 ) -> pd.DataFrame:
     """Phrases that more answers hold after than before, strongest first.
 
     Args:
         before: prompt_id -> answer of the baseline.
-        after: prompt_id -> answer of the later look; only prompts in both count.
+        after: prompt_id -> answer of the later checkpoint; only prompts in both count.
         texts: training pairs (`run.texts`: chosen, rejected), for where a phrase comes from; None if unknown.
-        alpha: false discovery rate.
         top: rows at most.
         only_significant: False also gives rises that may be chance, after the others.
+        thresholds: `answers.max_q` and `phrases.kept_share`; None for the defaults.
 
     Returns:
         One row a phrase: phrase (as first written); before, after (answers that hold it) of n prompts and their
@@ -231,62 +232,64 @@ def inflation(
         pairs, NaN without texts); prompt_ids (up to 5 that gained it); variants (n-grams that the phrase explains).
         No rows for no common prompt.
     """
+    limits = thresholds or load_thresholds()
     ids = [i for i in before if i in after]
-    side_before = _Side.of([before[i] for i in ids])
-    side_after = _Side.of([after[i] for i in ids])
-    tested = _tested(side_before, side_after, len(ids))
-    q_values = benjamini_hochberg([c.p for c in tested])
+    old, new = _Side.of([before[i] for i in ids]), _Side.of([after[i] for i in ids])
+    tested = _tested(old, new, len(ids))
+    max_q = limits["answers.max_q"]
     risen = [
         (c, float(q))
-        for c, q in zip(tested, q_values, strict=True)
-        if c.gained > c.lost and (q <= alpha or not only_significant)
+        for c, q in zip(tested, false_discovery([c.p for c in tested]), strict=True)
+        if c.gained > c.lost and (q <= max_q or not only_significant)
     ]
     risen.sort(key=lambda item: (item[0].p, -item[0].odds[0], -len(item[0].gram), item[0].gram))
+    phrases = _phrases(risen, old, new, top, limits)
+    origin = _origin([phrase.gram for phrase, _, _ in phrases], texts)
+    rows = [
+        _row(phrase, ids, after) | {"q": q, "significant": q <= max_q, "variants": variants[:5]} | shares
+        for (phrase, q, variants), shares in zip(phrases, origin, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _phrases(
+    risen: Sequence[tuple[_Counted, float]], before: _Side, after: _Side, top: int, limits: Thresholds
+) -> list[tuple[_Counted, float, list[str]]]:
+    """(phrase, q, the n-grams that it explains), strongest first: overlapping n-grams become one phrase."""
+    share, max_p = limits["phrases.kept_share"], limits["answers.max_q"]
     kept: list[tuple[_Counted, float, list[str]]] = []
     for counted, q in risen:
-        explained = [row for row in kept if _overlaps(counted.gram, row[0].gram) and _explained(counted, row[0])]
-        if explained and _carries(counted, explained[0][0]):
-            kept[kept.index(explained[0])] = (counted, explained[0][1], [*explained[0][2], join(explained[0][0].gram)])
-        elif explained:
-            explained[0][2].append(join(counted.gram))
+        known = next(
+            (i for i, (phrase, _, _) in enumerate(kept)
+             if _overlaps(counted.gram, phrase.gram) and _explained(counted, phrase, max_p)), None,
+        )  # fmt: skip
+        if known is not None:
+            phrase, first_q, variants = kept[known]
+            if _carries(counted, phrase, share):
+                kept[known] = (counted, first_q, [*variants, join(phrase.gram)])
+            else:
+                variants.append(join(counted.gram))
         elif len(kept) < top:
-            phrase = _extended(counted, side_before, side_after)
-            part = next((i for i, row in enumerate(kept) if _carries(phrase, row[0])), None)
+            phrase = _extended(counted, before, after, share)
+            part = next((i for i, row in enumerate(kept) if _carries(phrase, row[0], share)), None)
             if part is not None:
                 # A word was misspelt here and there: the whole phrase is what a reader knows it by.
                 kept[part] = (phrase, kept[part][1], [join(kept[part][0].gram), *kept[part][2]])
             elif all(phrase.gram != row[0].gram for row in kept):
                 kept.append((phrase, q, []))
-    origin = _origin([c.gram for c, _, _ in kept], texts)
-    rows = []
-    for (c, q, variants), (in_chosen, in_rejected, n_texts) in zip(kept, origin, strict=True):
-        delta, z = c.odds
-        gained = c.after & ~c.before
-        first = next(i for i in range(len(ids)) if gained >> i & 1)
-        n = len(ids)
-        rows.append(
-            {
-                "phrase": _surface(after[ids[first]], c.gram),
-                "before": c.before.bit_count(),
-                "after": c.after.bit_count(),
-                "n": n,
-                "share_before": c.before.bit_count() / n,
-                "share_after": c.after.bit_count() / n,
-                "gained": c.gained,
-                "lost": c.lost,
-                "log_odds": delta,
-                "z": z,
-                "p": c.p,
-                "q": q,
-                "significant": q <= alpha,
-                "in_chosen": in_chosen,
-                "in_rejected": in_rejected,
-                "n_texts": n_texts,
-                "prompt_ids": [ids[i] for i in range(n) if gained >> i & 1][:5],
-                "variants": variants[:5],
-            }
-        )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return kept
+
+
+def _row(phrase: _Counted, ids: Sequence[str], after: Mapping[str, str]) -> dict[str, Any]:
+    """What the two sides' answers say of a phrase."""
+    log_ratio, z = phrase.odds
+    n_before, n_after, n = phrase.before.bit_count(), phrase.after.bit_count(), len(ids)
+    takers = [i for place, i in enumerate(ids) if (phrase.after & ~phrase.before) >> place & 1]
+    return {
+        "phrase": _surface(after[takers[0]], phrase.gram), "before": n_before, "after": n_after, "n": n,
+        "share_before": n_before / n, "share_after": n_after / n, "gained": phrase.gained, "lost": phrase.lost,
+        "log_odds": log_ratio, "z": z, "p": phrase.p, "prompt_ids": takers[:5],
+    }  # fmt: skip
 
 
 def _surface(text: str, gram: Gram) -> str:
@@ -299,20 +302,14 @@ def _surface(text: str, gram: Gram) -> str:
     return join(gram)
 
 
-def _origin(grams: Sequence[Gram], texts: pd.DataFrame | None) -> list[tuple[float, float, int]]:
-    """Shares of chosen and of rejected training answers that hold each phrase, and of how many pairs."""
+def _origin(grams: Sequence[Gram], texts: pd.DataFrame | None) -> list[dict[str, float]]:
+    """Per phrase the shares of chosen and of rejected training answers that hold it, and of how many pairs."""
     if texts is None or texts.empty:
-        return [(math.nan, math.nan, 0)] * len(grams)
-    if not grams:
-        return []
+        return [{"in_chosen": math.nan, "in_rejected": math.nan, "n_texts": 0}] * len(grams)
     train = texts[texts["split"] == "train"] if "split" in texts and (texts["split"] == "train").any() else texts
-    counts = {side: [0] * len(grams) for side in ("chosen", "rejected")}
-    needles = [_needle(gram) for gram in grams]
-    for side, found in counts.items():
-        for text in train[side]:
-            if isinstance(text, str):
-                prepared = searchable(sentences(text[:MAX_TEXT]))
-                for i, needle in enumerate(needles):
-                    found[i] += needle in prepared
-    n = len(train)
-    return [(c / n, r / n, n) for c, r in zip(counts["chosen"], counts["rejected"], strict=True)]
+    shares: list[dict[str, float]] = [{"n_texts": len(train)} for _ in grams]
+    for side in ("chosen", "rejected") if grams else ():
+        prepared = [searchable(sentences(t[:MAX_TEXT])) for t in train[side] if isinstance(t, str)]
+        for gram, row in zip(grams, shares, strict=True):
+            row[f"in_{side}"] = sum(_needle(gram) in text for text in prepared) / len(train)
+    return shares

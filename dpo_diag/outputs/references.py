@@ -10,20 +10,20 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dpo_diag.outputs.looks import Answers, Look
-from dpo_diag.outputs.stats import SEED, mean_interval
+from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
 from dpo_diag.outputs.words import main_script, words
+from dpo_diag.stats import FloatArray, Interval, bootstrap, mean_interval
 
 METRICS = ("correct", "exact_match", "token_f1", "rouge_l", "chrf", "bleu")
 MAX_CHARS = 20_000
-MEND = "pip install 'dpo-diag[text-metrics]'"
+INSTALL = "pip install 'dpo-diag[text-metrics]'"
 
 
 def token_f1(text: str, reference: str) -> float:
@@ -79,8 +79,8 @@ def answer_scores(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def corpus_score(metric: str, texts: list[str], references: list[str], draws: int = 500) -> tuple[float, float, float]:
-    """(value, low, high) of chrF or BLEU (0 to 100) over all answers, with a bootstrap 95 % interval over answers.
+def corpus_score(metric: str, texts: Sequence[str], references: Sequence[str]) -> Interval:
+    """chrF or BLEU (0 to 100) over all answers, with a bootstrap 95 % interval over answers.
 
     BLEU is tokenised by characters where most references are Chinese or Japanese.
     """
@@ -89,49 +89,46 @@ def corpus_score(metric: str, texts: list[str], references: list[str], draws: in
     scripts = Counter(main_script(r) for r in references)
     by_character = scripts["Han"] + scripts["Japanese"] > len(references) / 2
     scorer: Any = CHRF() if metric == "chrf" else BLEU(tokenize="char" if by_character else "13a")
-    value = float(scorer.corpus_score(texts, [references]).score)
-    # sacrebleu's own resampling (n_bootstrap) tells a symmetric half-width; from the same per-answer statistics the
-    # percentile interval is as cheap. The statistics of an answer are additive over a corpus.
-    stats = np.array(scorer._extract_corpus_statistics(texts, [references]), dtype=float)
-    rng = np.random.default_rng(SEED)
-    counts = rng.multinomial(len(texts), np.full(len(texts), 1 / len(texts)), size=draws)
-    drawn = [float(scorer._compute_score_from_stats((c @ stats).tolist()).score) for c in counts]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return value, float(low), float(high)
+    # sacrebleu's own resampling (n_bootstrap) gives a symmetric half-width; from the same per-answer statistics, which
+    # are additive over a corpus, the percentile interval is as cheap.
+    statistics = np.array(scorer._extract_corpus_statistics(texts, [references]), dtype=float)
+
+    def score(counts: FloatArray) -> list[float]:
+        return [float(scorer._compute_score_from_stats((c @ statistics).tolist()).score) for c in counts]
+
+    return bootstrap(score, len(texts))
 
 
-def reference_table(answers: Answers, scores: pd.DataFrame, full: Collection[Look] | None = None) -> pd.DataFrame:
-    """Per look and metric of `METRICS`: value, low, high (95 % bootstrap over prompts; Wilson's for 0/1), n.
+def reference_table(answers: Answers, scores: pd.DataFrame, full: Collection[Checkpoint] | None = None) -> pd.DataFrame:
+    """Per checkpoint and metric of `METRICS`: value, low, high (95 %; t, Wilson's for 0/1, bootstrap of a corpus), n.
 
     A metric without any value is left out; one whose library is absent has NaN and the reason in `not_applicable`.
 
     Args:
-        answers: all looks.
+        answers: all checkpoints.
         scores: `answer_scores` of their frame.
-        full: looks that also get ROUGE-L, chrF and BLEU, which take up to seconds a look; None for all.
+        full: checkpoints that also get ROUGE-L, chrF and BLEU, which take up to seconds each; None for all.
     """
     rows = []
-    for look in answers.looks:
-        own = answers.frame[(answers.frame["model"] == look.model) & (answers.frame["step"] == look.step)]
+    for checkpoint in answers.checkpoints:
+        own = answers.of(checkpoint)
         referenced = own[own["reference"].map(lambda r: isinstance(r, str))]
         # An answer that runs away for megabytes would take these libraries minutes, and scores 0 either way.
         texts, references = (referenced[c].str.slice(0, MAX_CHARS).tolist() for c in ("text", "reference"))
         for metric in METRICS:
-            row: dict[str, Any] = {"model": look.model, "step": look.step, "metric": metric}
+            row: dict[str, Any] = {**checkpoint._asdict(), "metric": metric}
             if metric in scores:
-                estimate = mean_interval(scores.loc[own.index, metric].to_numpy(dtype=float))
-                if estimate.n:
-                    rows.append(row | estimate._asdict())
-            elif not texts or (full is not None and look not in full):
+                estimate = mean_interval(answers.values(scores, checkpoint, metric))
+                if not estimate.n:
+                    continue
+            elif not texts or (full is not None and checkpoint not in full):
                 continue
             elif not installed(metric):
-                row |= {"value": math.nan, "low": math.nan, "high": math.nan, "n": len(texts)}
-                rows.append(row | {"not_applicable": f"its library is not installed: {MEND}"})
+                estimate = Interval(math.nan, math.nan, math.nan, len(texts))
+                row["not_applicable"] = f"its library is not installed: {INSTALL}"
             elif metric == "rouge_l":
-                values = [rouge_l(t, r) for t, r in zip(texts, references, strict=True)]
-                rows.append(row | mean_interval(values)._asdict())
+                estimate = mean_interval([rouge_l(t, r) for t, r in zip(texts, references, strict=True)])
             else:
-                value, low, high = corpus_score(metric, texts, references)
-                rows.append(row | {"value": value, "low": low, "high": high, "n": len(texts)})
-    columns = ["model", "step", "metric", "value", "low", "high", "n", "not_applicable"]
-    return pd.DataFrame(rows, columns=columns)
+                estimate = corpus_score(metric, texts, references)
+            rows.append(row | columns_of(estimate))
+    return pd.DataFrame(rows, columns=["model", "step", "metric", "value", "low", "high", "n", "not_applicable"])

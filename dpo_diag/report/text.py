@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dpo_diag.outputs.sanitize import cut, visible
+from dpo_diag.text import cut, visible
 
 MAX_CHARS = 4_000
 """Characters of one text that the page shows."""

@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dpo_diag.outputs.stats import SEED
-
-DRAWS = 2_000
-LEAST = 8
-"""Items below which no interval is given."""
+from dpo_diag.stats import FloatArray, Interval, bootstrap
 
 
-class Kappa(NamedTuple):
-    """Share of equal verdicts, kappa, its 95 % interval, items; NaN where undefined."""
+@dataclass(frozen=True)
+class Agreement:
+    """Share of equal verdicts, and kappa with its 95 % interval over the items; NaN where undefined."""
 
-    agreement: float
-    kappa: float
-    low: float
-    high: float
-    n: int
+    equal: float
+    kappa: Interval
 
 
-def _kappa(table: np.ndarray) -> np.ndarray:
+def _kappa(tables: FloatArray) -> FloatArray:
     """Kappa of tables of counts or shares, (..., k, k) -> (...); NaN where chance alone gives full agreement."""
-    total = table.sum(axis=(-2, -1))
+    total = tables.sum(axis=(-2, -1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        observed = np.trace(table, axis1=-2, axis2=-1) / total
-        expected = (table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1) / total**2
-        found: np.ndarray = np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
-    return found
+        observed = np.trace(tables, axis1=-2, axis2=-1) / total
+        expected = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1) / total**2
+        return np.asarray(np.where(expected < 1, (observed - expected) / (1 - expected), np.nan))
 
 
-def cohen_kappa(first: Sequence[str], second: Sequence[str], seed: int = SEED) -> Kappa:
-    """Cohen (1960), unweighted; interval by resampling items, none below 8.
+def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> Agreement:
+    """Cohen (1960), unweighted; interval by resampling items (none for too few, see `stats.bootstrap`).
 
     Args:
         first, second: the two reviewers' verdicts on the same items, in one order.
     """
     if len(first) != len(second):
         raise ValueError("the reviewers' verdicts must be about the same items")
-    n = len(first)
-    if n == 0:
-        return Kappa(math.nan, math.nan, math.nan, math.nan, 0)
+    if not first:
+        return Agreement(np.nan, Interval(np.nan, np.nan, np.nan, 0))
     names = sorted({*first, *second})
-    at = {name: i for i, name in enumerate(names)}
-    table = np.zeros((len(names), len(names)))
-    for x, y in zip(first, second, strict=True):
-        table[at[x], at[y]] += 1
-    kappa = float(_kappa(table))
-    low = high = math.nan
-    if n >= LEAST and math.isfinite(kappa):
-        draws = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=DRAWS).reshape(-1, *table.shape)
-        resampled = _kappa(draws.astype(np.float64))
+    x, y = ((np.array(side)[:, None] == np.array(names)).astype(float) for side in (first, second))  # (n, k), one-hot
+    cells = np.einsum("ij,ik->ijk", x, y)
+
+    def statistic(counts: FloatArray) -> FloatArray:
         # A resample in which both said one and the same throughout agrees fully.
-        low, high = np.quantile(np.where(np.isnan(resampled), 1.0, resampled), (0.025, 0.975))
-    return Kappa(float(np.trace(table)) / n, kappa, float(low), float(high), n)
+        return np.nan_to_num(_kappa(np.tensordot(counts, cells, axes=1)), nan=1.0)
+
+    kappa = bootstrap(statistic, len(first))
+    if len(names) == 1:
+        kappa = replace(kappa, value=np.nan, low=np.nan, high=np.nan)
+    return Agreement(float((x * y).sum()) / len(first), kappa)

@@ -32,18 +32,18 @@ def load_behaviours(run: str | os.PathLike[str], file: str | os.PathLike[str] | 
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DiagError("the list of behaviours is not UTF-8", where=path, got=error) from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    for i, name in enumerate(found):
+    names = [line for line in lines if line and not line.startswith("#")]
+    for i, name in enumerate(names):
         if len(name) > MAX_CHARS:
             raise DiagError("a behaviour's name is too long", where=path, got=f"{len(name)} characters",
                             expected=f"at most {MAX_CHARS}")  # fmt: skip
-        if name in found[:i]:
-            raise DiagError("a behaviour occurs twice", where=path, got=name)
-    if len(found) > len(KEYS):
-        raise DiagError("too many behaviours", where=path, got=len(found), expected=f"at most {len(KEYS)}, one per key")
+        if name in names[:i]:
+            raise DiagError("duplicate behaviour", where=path, got=name)
+    if len(names) > len(KEYS):
+        raise DiagError("too many behaviours", where=path, got=len(names), expected=f"at most {len(KEYS)}, one per key")
     if file is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{os.getpid()}.part")
-        part.write_text("\n".join(found) + "\n", encoding="utf-8")
+        part.write_text("\n".join(names) + "\n", encoding="utf-8")
         os.replace(part, kept)
-    return found
+    return names

@@ -1,6 +1,6 @@
 """One reviewer's way through the items: what is shown, what a verdict does. The file is the only state.
 
-Nothing that is shown says which look wrote what, before the last verdict.
+Nothing that is shown says which checkpoint wrote what, before the last verdict.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.diff import word_diff
-from dpo_diag.outputs.sanitize import cut, visible
 from dpo_diag.records import Run
 from dpo_diag.review import table
 from dpo_diag.review.behaviours import KEYS
 from dpo_diag.review.items import Item
 from dpo_diag.review.table import PERSON, SKIP, UNDO, Judgement
+from dpo_diag.text import cut, visible
 
 MAX_CHARS = 20_000
 MAX_NOTE = 4_000
@@ -52,8 +52,8 @@ class Session:
         self.behaviours = list(behaviours)
         self._lock = threading.Lock()
 
-    def _said(self) -> dict[str, Judgement]:
-        """item -> this reviewer's last word, in the order in which they were said; only items of this review."""
+    def _verdicts(self) -> dict[str, Judgement]:
+        """item -> this reviewer's last verdict, in the order in which they were given; only items of this review."""
         mine = {item.id for item in self.items}
         return {j.item: j for j in table.read(self.run.path, self.reviewer).effective() if j.item in mine}
 
@@ -68,15 +68,15 @@ class Session:
             return self._state()
 
     def _state(self, notice: str = "", again: Judgement | None = None) -> dict[str, Any]:
-        said = self._said()
-        item = next((i for i in self.items if i.id not in said), None)
-        skipped = sum(j.outcome == SKIP for j in said.values())
-        found: dict[str, Any] = {
+        verdicts = self._verdicts()
+        item = next((i for i in self.items if i.id not in verdicts), None)
+        skipped = sum(j.outcome == SKIP for j in verdicts.values())
+        state: dict[str, Any] = {
             "reviewer": self.reviewer,
-            "done": len(said),
+            "done": len(verdicts),
             "total": len(self.items),
             "skipped": skipped,
-            "can_undo": bool(said),
+            "can_undo": bool(verdicts),
             "behaviours": [
                 {"key": key, "name": visible(name)} for key, name in zip(KEYS, self.behaviours, strict=False)
             ],
@@ -84,8 +84,8 @@ class Session:
             "item": None,
         }
         if item is None:
-            found["summary"] = self._summary()
-            return found
+            state["summary"] = self._summary()
+            return state
         letter = item.left(self.reviewer, self.seed)
         a, b = shown(item.a_text), shown(item.b_text)
         pieces = word_diff(a, b)
@@ -95,7 +95,7 @@ class Session:
         }
         names = {"a": "left", "b": "right"} if letter == "a" else {"a": "right", "b": "left"}
         marks = again.behaviours if again is not None and again.item == item.id else {}
-        found["item"] = {
+        state["item"] = {
             "id": item.id,
             "prompt": shown(item.prompt),
             "reference": None if item.reference is None else shown(item.reference),
@@ -105,7 +105,7 @@ class Session:
                       for k, v in marks.items() if k in self.behaviours},
             "note": again.note if again is not None and again.item == item.id else "",
         }  # fmt: skip
-        return found
+        return state
 
     def judge(self, call: dict[str, Any]) -> dict[str, Any]:
         """Save a verdict, then the next state.
@@ -116,8 +116,8 @@ class Session:
                 another tab) is not recorded, and the state's notice says so.
         """
         with self._lock:
-            said = self._said()
-            item = next((i for i in self.items if i.id not in said), None)
+            verdicts = self._verdicts()
+            item = next((i for i in self.items if i.id not in verdicts), None)
             verdict = call.get("verdict")
             if item is None or call.get("item") != item.id:
                 return self._state("That was about an answer no longer shown: nothing was recorded.")
@@ -143,12 +143,12 @@ class Session:
             return self._state()
 
     def undo(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take the last word back (a line of its own), and show that item again with its marks and note."""
+        """Take the last verdict back (a line of its own), and show that item again with its marks and note."""
         with self._lock:
-            said = self._said()
-            if not said:
+            verdicts = self._verdicts()
+            if not verdicts:
                 return self._state("Nothing to undo.")
-            last = list(said.values())[-1]
+            last = list(verdicts.values())[-1]
             item = next(i for i in self.items if i.id == last.item)
             self._append(item, last.left, UNDO, {}, "", None)
             return self._state("Undone.", again=last)
@@ -156,7 +156,7 @@ class Session:
     def reopen(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
         """Show the skipped items again."""
         with self._lock:
-            skipped = [j for j in self._said().values() if j.outcome == SKIP]
+            skipped = [j for j in self._verdicts().values() if j.outcome == SKIP]
             for j in skipped:
                 self._append(next(i for i in self.items if i.id == j.item), j.left, UNDO, {}, "", None)
             return self._state("" if skipped else "Nothing was skipped.")
@@ -172,14 +172,14 @@ class Session:
         table.append(self.run.path, row)
 
     def _summary(self) -> dict[str, Any]:
-        """Now that all is said, which look was which: the results of the looks of this review."""
+        """Now that all is judged, which checkpoint was which: the results of the pairs of this review."""
         from dpo_diag.review.results import results
 
         document = results(self.run)
-        looks = {(i.a.label, i.b.label) for i in self.items}
+        pairs = {(i.a.label, i.b.label) for i in self.items}
         return {
-            "comparisons": [c for c in document["comparisons"] if (c["a"], c["b"]) in looks],
-            "behaviours": [c for c in document["behaviours"] if (c["a"], c["b"]) in looks],
+            "comparisons": [c for c in document["comparisons"] if (c["a"], c["b"]) in pairs],
+            "behaviours": [c for c in document["behaviours"] if (c["a"], c["b"]) in pairs],
             "agreement": [x for x in document["agreement"] if self.reviewer in x["reviewers"]],
             "run": visible(str(self.run.path)),
         }

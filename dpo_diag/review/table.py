@@ -10,19 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.errors import DiagError
-from dpo_diag.outputs.looks import Look
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # Windows: one reviewer's two processes are not kept apart there
-    fcntl = None  # type: ignore[assignment]
+from dpo_diag.errors import DiagError
+from dpo_diag.outputs.answers import Checkpoint
 
 FOLDER = "review"
 VERSION = 1
@@ -34,19 +29,19 @@ _NAME = re.compile(r"\w[\w .@+:-]{0,63}\Z")
 
 @dataclass(frozen=True)
 class Judgement:
-    """One line: what a reviewer said about an item.
+    """One line: a reviewer's verdict on an item.
 
     Attributes:
         kind: person | judge.
         item, prompt_id, sample, decoding_hash: what was judged.
-        a, b: the two looks; `left` tells which of them stood left.
+        a, b: the two checkpoints; `left` says which of them stood left.
         outcome: a | b (that answer is better) | tie | both_bad | skip | undo.
         behaviours: behaviour -> which answers show it, a subset of ["a", "b"]; only behaviours the reviewer marked.
         asked: the behaviours that were on the list: an unmarked one is "neither shows it", an absent one unknown.
         note: free text.
         seconds: how long the item was on the screen.
         time: ISO 8601, UTC.
-        detail: a judge's: its model, what it said in either order.
+        detail: a judge's: its model, its replies in both orders.
     """
 
     reviewer: str
@@ -54,8 +49,8 @@ class Judgement:
     item: str
     prompt_id: str
     sample: int
-    a: Look
-    b: Look
+    a: Checkpoint
+    b: Checkpoint
     left: str
     outcome: str
     time: str
@@ -108,24 +103,6 @@ def file_of(run: str | os.PathLike[str], reviewer: str) -> Path:
     return Path(run) / FOLDER / f"{check_reviewer(reviewer).replace(':', '_')}.jsonl"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists()
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise DiagError("judgements cannot be written", where=path, got=error.strerror) from error
-    try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if fresh:
-            _sync_folder(path.parent)
-        yield handle
-    finally:
-        os.close(handle)
-
-
 def _sync_folder(folder: Path) -> None:
     """The new file's name must survive a power cut as well as its content."""
     try:
@@ -149,19 +126,21 @@ def append(run: str | os.PathLike[str], row: Judgement) -> None:
     path = file_of(run, row.reviewer)
     # A lone surrogate in a note becomes its JSON escape.
     data = (row.to_line() + "\n").encode("utf-8", "backslashreplace")
-    with _locked(path) as handle:
-        size = os.fstat(handle).st_size
-        if size:
-            os.lseek(handle, size - 1, os.SEEK_SET)
-            if os.read(handle, 1) != b"\n":
-                data = b"\n" + data  # a torn line of a killed process stays alone
-        try:
-            written = os.write(handle, data)
-            os.fsync(handle)
-        except OSError as error:
-            raise DiagError("a judgement could not be saved", where=path, got=error.strerror) from error
-        if written != len(data):
-            raise DiagError("a judgement could not be saved whole", where=path, hint="make room on the disk")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")), path.open("a+b", buffering=0) as file:
+            fresh = file.seek(0, os.SEEK_END) == 0
+            if not fresh:
+                file.seek(-1, os.SEEK_END)
+                data = data if file.read(1) == b"\n" else b"\n" + data  # a torn line of a killed process stays alone
+            written = file.write(data)
+            os.fsync(file.fileno())
+            if fresh:
+                _sync_folder(path.parent)
+    except OSError as error:
+        raise DiagError("a judgement could not be saved", where=path, got=error.strerror) from error
+    if written != len(data):
+        raise DiagError("a judgement could not be saved whole", where=path, hint="make room on the disk")
 
 
 def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements:
@@ -176,8 +155,7 @@ def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements
     for path in files:
         if not path.is_file():
             continue
-        content = path.read_bytes()
-        lines = content.split(b"\n")
+        lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -199,9 +177,9 @@ def _parse(line: bytes) -> Judgement:
         raise ValueError("unknown outcome or kind")
     known = Judgement.__dataclass_fields__
     row = {k: v for k, v in row.items() if k in known}
-    a, b = (Look(str(row[x]["model"]), int(row[x]["step"])) for x in ("a", "b"))
+    a, b = (Checkpoint(str(row[x]["model"]), int(row[x]["step"])) for x in ("a", "b"))
     marks = {str(k): [str(x) for x in v if x in ("a", "b")] for k, v in dict(row.get("behaviours") or {}).items()}
-    found = Judgement(**{**row, "a": a, "b": b, "behaviours": marks})
-    if not isinstance(found.item, str) or not isinstance(found.reviewer, str):
-        raise TypeError("item or reviewer is no text")
-    return found
+    judgement = Judgement(**{**row, "a": a, "b": b, "behaviours": marks})
+    if not isinstance(judgement.item, str) or not isinstance(judgement.reviewer, str):
+        raise TypeError("item or reviewer is not text")
+    return judgement

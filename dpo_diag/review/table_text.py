@@ -2,85 +2,89 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Any
 
-from dpo_diag.outputs.sanitize import for_terminal
-from dpo_diag.outputs.terminal import table
+from dpo_diag.text import bracket, plural, safe, signed, table
 
 COLUMNS = 140
 ROWS = 12
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
-
-
 def _section(title: str, header: list[str], rows: list[list[Any]]) -> list[str]:
-    return ["", title, *("  " + line for line in table(rows, header, COLUMNS))] if rows else []
+    return ["", title, indent(table(header, rows, COLUMNS), "  ")] if rows else []
 
 
-def _comparisons(found: list[dict[str, Any]]) -> list[list[Any]]:
+def _comparisons(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return [
-        [c["a"], c["b"], _number(c["win_rate"]), _interval(c), str(c["n"]),
-         f"{c['a_wins']}/{c['b_wins']}/{c['ties']}/{c['both_bad']}", f"{c['p']:.2g}",
-         "-" if c["of"] is None else f"{c['differ']} of {c['of']}"]
-        for c in found
+        [c["a"], c["b"], c["win_rate"], bracket(c["low"], c["high"]), c["n"],
+         f"{c['a_wins']}/{c['b_wins']}/{c['ties']}/{c['both_bad']}", c["p"],
+         None if c["of"] is None else f"{c['differ']} of {c['of']}"]
+        for c in rows
     ]  # fmt: skip
 
 
-_HEADER = ["A", "B", "B's win rate", "95 % (Wilson)", "items", "A/B/tie/both bad", "p", "answers differ"]
+def _agreement(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    return [
+        [" and ".join(x["reviewers"]), x["n"], x["agreement"], x["kappa"], bracket(x["low"], x["high"])] for x in rows
+    ]
 
 
-def _agreement(found: list[dict[str, Any]]) -> list[list[Any]]:
-    return [[" and ".join(x["reviewers"]), str(x["n"]), _number(x["agreement"]), _number(x["kappa"]), _interval(x)]
-            for x in found]  # fmt: skip
+_COMPARISONS = ["A", "B", "B's win rate", "95 % (Wilson)", "items", "A/B/tie/both bad", "p", "answers differ"]
+_AGREEMENT = ["reviewers", "shared items", "equal", "Cohen's kappa", "95 %"]
 
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The document of `dpo_diag.review.results` as lines."""
-    out = [f"{for_terminal(document['run'], one_line=True)}: {document['n_verdicts']} verdicts on "
-           f"{document['n_items']} items by {len(document['reviewers'])} reviewers"]  # fmt: skip
+    out = [
+        f"{safe(document['run'], one_line=True)}: {plural(document['n_verdicts'], 'verdict')} on "
+        f"{plural(document['n_items'], 'item')} by {plural(len(document['reviewers']), 'reviewer')}"
+    ]
     if "not_applicable" in document:
         out.append(document["not_applicable"])
-    out += _section("Win rate (ties and both bad count half; several reviewers of an item are averaged)", _HEADER,
+    out += _section("Win rate (ties and both bad count half; several reviewers of an item are averaged)", _COMPARISONS,
                     _comparisons(document["comparisons"][:ROWS]))  # fmt: skip
     if len(document["comparisons"]) > ROWS:
-        out.append(f"  and {len(document['comparisons']) - ROWS} pairs of looks with fewer items: see --json")
-    ranking = document["ranking"]
-    if len(ranking.get("looks", [])) > 2:
-        out += _section(
-            f"Bradley-Terry ranking (log-odds against the average look; prior {ranking['prior']:g} tied comparison)",
-            ["look", "ability", "95 %", "comparisons", *(["group"] if ranking["groups"] > 1 else [])],
-            [[x["look"], f"{x['ability']:+.3f}", _interval(x), str(x["n"]), *([str(x["group"] + 1)] if ranking["groups"] > 1 else [])]  # noqa: E501
-             for x in ranking["looks"]],
-        )  # fmt: skip
-        if ranking["groups"] > 1:
-            out.append("  looks of different groups were never compared, even indirectly: do not rank across groups")
+        out.append(f"  and {len(document['comparisons']) - ROWS} pairs of checkpoints with fewer items: see --json")
+    out += _ranking(document["ranking"])
     out += _section(
         "Behaviours (share of answers that show them)",
         ["behaviour", "A", "B", "A shows", "B shows", "change", "95 %", "q", ""],
-        [[b["behaviour"], b["a"], b["b"], _number(b["a_shows"]), _number(b["b_shows"]), f"{b['delta']:+.3f}",
-          _interval(b), _number(b["q"]), b["moved"]] for b in document["behaviours"]],
+        [[b["behaviour"], b["a"], b["b"], b["a_shows"], b["b_shows"], signed(b["delta"]), bracket(b["low"], b["high"]),
+          b["q"], b["moved"]] for b in document["behaviours"]],
     )  # fmt: skip
-    header = ["reviewers", "shared items", "equal", "Cohen's kappa", "95 %"]
-    out += _section("Agreement", header, _agreement(document["agreement"]))
+    out += _section("Agreement", _AGREEMENT, _agreement(document["agreement"]))
     judge = document["judge"]
     if "not_applicable" not in judge:
-        out += _section("Judge models: win rate (not counted above)", _HEADER, _comparisons(judge["comparisons"]))
-        out += _section("Judge models: agreement", header, _agreement(judge["agreement"]))
+        out += _section("Judge models: win rate (not counted above)", _COMPARISONS, _comparisons(judge["comparisons"]))
+        out += _section("Judge models: agreement", _AGREEMENT, _agreement(judge["agreement"]))
         if not judge["agreement"]:
             out.append("  no person judged the same items: how far the judge can be trusted is unknown")
     if document["stale"]:
-        out += ["", f"{document['stale']} verdicts left out: the run no longer holds the answers as they were judged"]
+        out += ["", f"{plural(document['stale'], 'verdict')} left out: the run no longer holds the answers as judged"]
     for d in document["damaged"]:
-        out.append(f"line {d['line']} of review/{for_terminal(d['file'], one_line=True)} left out: {d['why']}")
+        out.append(f"line {d['line']} of review/{safe(d['file'], one_line=True)} left out: {d['why']}")
     notes = [(r["reviewer"], n) for r in document["reviewers"] for n in r["notes"]]
     if notes:
         out += ["", "Notes"]
-        out += [f"  {for_terminal(who)}, {for_terminal(n['prompt_id'], one_line=True)}: "
-                f"{for_terminal(n['note'], one_line=True, max_chars=400)}" for who, n in notes]  # fmt: skip
-    return out
+    return out + [
+        f"  {safe(who)}, {safe(n['prompt_id'], one_line=True)}: {safe(n['note'], one_line=True, max_chars=400)}"
+        for who, n in notes
+    ]
+
+
+def _ranking(ranking: dict[str, Any]) -> list[str]:
+    """Of three checkpoints or more: two are ranked by their win rate."""
+    rows = ranking.get("looks", [])
+    if len(rows) < 3:
+        return []
+    several = ranking["groups"] > 1
+    out = _section(
+        "Bradley-Terry ranking (log-odds against the average checkpoint; prior "
+        f"{ranking['prior']:g} tied comparison)",
+        ["checkpoint", "ability", "95 %", "comparisons", *(["group"] if several else [])],
+        [[x["look"], signed(x["ability"]), bracket(x["low"], x["high"], signed), x["n"],
+          *([x["group"] + 1] if several else [])] for x in rows],
+    )  # fmt: skip
+    note = "  checkpoints of different groups were never compared, even indirectly: do not rank across groups"
+    return out + ([note] if several else [])

@@ -118,11 +118,11 @@ def test_another_run_as_baseline(tmp_path: Path) -> None:
     [
         ("rules: []", "holds no rules"),
         ("- a", "holds no rules"),
-        ("rules: [", "no YAML"),
+        ("rules: [", "not YAML"),
         ("rules: [{metric: x}]", "rule 1; expected one of"),
         ("rules: [{metric: x, min: 1}, {metric: x, maxdrop: 1}]", "unknown key 'maxdrop'; in .*rule 2"),
         ("rules: [{metric: x, tag: y, min: 1}]", "one subject"),
-        ("rules: [{metric: x, min: high}]", "min is no number"),
+        ("rules: [{metric: x, min: high}]", "min is not a number"),
         ("rules: [{phrases: 0, missing: maybe}]", "missing is fail or skip"),
         ("rules: [x]", "a rule is a mapping"),
     ],

@@ -1,4 +1,4 @@
-"""Looks, changes, behaviours, gaming, references, the JSON document and the command, on frames made by hand."""
+"""Checkpoints, changes, behaviours, gaming, references, the JSON document and the command, on frames made by hand."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import pytest
 from dpo_diag.commands import diag
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs import compare, comparison
+from dpo_diag.outputs.answers import Checkpoint, answers
 from dpo_diag.outputs.behaviours import behaviour_table, tag_table
 from dpo_diag.outputs.changed import answer_changes, change_table
 from dpo_diag.outputs.features import features
-from dpo_diag.outputs.gaming import caves, gaming
-from dpo_diag.outputs.looks import Look, answers
+from dpo_diag.outputs.gaming import gaming, gave_way
 from dpo_diag.outputs.references import answer_scores, exact_match, reference_table, rouge_l, token_f1
 from dpo_diag.records import RunWriter
+from dpo_diag.thresholds import load_thresholds
 
 from .conftest import answer_rows, frame
 
@@ -39,11 +40,11 @@ def changed_frame() -> pd.DataFrame:
     )
 
 
-def test_looks_order_baselines_and_refusals() -> None:
+def test_checkpoints_order_baselines_and_refusals() -> None:
     found = answers(changed_frame())
-    assert [x.label for x in found.looks] == ["ref (step 0)", "step 0", "step 10", "step 20", "step 30"]
-    assert found.baseline() == Look("ref", 0) and found.baseline(10) == Look("policy", 10)
-    assert found.baseline("20") == Look("policy", 20)
+    assert [x.label for x in found.checkpoints] == ["ref (step 0)", "step 0", "step 10", "step 20", "step 30"]
+    assert found.baseline() == Checkpoint("ref", 0) and found.baseline(10) == Checkpoint("policy", 10)
+    assert found.baseline("20") == Checkpoint("policy", 20)
     with pytest.raises(DiagError, match="no answers of that model or step; got 11; expected one of ref, 0, 10"):
         found.baseline(11)
     with pytest.raises(DiagError, match=r"no answers at steps; got \[5\]"):
@@ -52,7 +53,7 @@ def test_looks_order_baselines_and_refusals() -> None:
         answers(changed_frame(), models=["sft"])
     with pytest.raises(DiagError, match="no answers to fixed prompts"):
         answers(changed_frame().iloc[:0])
-    assert [x.step for x in answers(changed_frame(), steps=[0, 30], models=["policy"]).looks] == [0, 30]
+    assert [x.step for x in answers(changed_frame(), steps=[0, 30], models=["policy"]).checkpoints] == [0, 30]
 
 
 def test_different_decoding_is_refused() -> None:
@@ -61,7 +62,7 @@ def test_different_decoding_is_refused() -> None:
         compare(mixed)
     assert "\n" not in str(caught.value)
     unknown = frame(answer_rows(BASE, decoding_hash=None), answer_rows(BASE, step=5, decoding_hash=None))
-    assert len(answers(unknown).looks) == 2
+    assert len(answers(unknown).checkpoints) == 2
 
 
 def test_changes_by_hand() -> None:
@@ -104,11 +105,13 @@ def scored_frame() -> pd.DataFrame:
 def test_tag_gap_and_behaviours_by_hand() -> None:
     found = answers(scored_frame())
     values = features(found.frame).join(answer_scores(found.frame))
-    tags = tag_table(found, values, list(found.looks)).set_index(["step", "tag"])
+    tags = tag_table(found, values).set_index(["step", "tag"])
     assert tags.loc[(0, "paraphrased"), "gap"] == 0
     assert tags.loc[(10, "paraphrased"), "gap"] == -1 and tags.loc[(10, "paraphrased"), "gap_high"] == -1
     assert tags.loc[(10, "held_out"), "value"] == 1 and tags.loc[(10, "held_out"), "n"] == 20
-    table = behaviour_table(found, values, found.looks[0], [found.looks[1]]).set_index(["behaviour", "tag"])
+    table = behaviour_table(found, values, found.checkpoints[0], found.checkpoints[1:], load_thresholds()).set_index(
+        ["behaviour", "tag"]
+    )
     row = table.loc[("right answers", "(all)")]
     assert (row["toward"], row["away"], row["unchanged"], row["verdict"]) == (0, 20, 20, "away")
     assert (row["before"], row["after"], row["delta"]) == (1.0, 0.5, -0.5)
@@ -123,7 +126,9 @@ def test_refusing_is_wanted_or_not_by_tag() -> None:
     no = dict.fromkeys(ids, "I can't help with that.")
     data = frame(answer_rows(dict.fromkeys(ids, "Sure, do this."), tags=tags), answer_rows(no, step=1, tags=tags))
     found = answers(data)
-    table = behaviour_table(found, features(found.frame), found.looks[0], [found.looks[1]]).set_index("behaviour")
+    table = behaviour_table(
+        found, features(found.frame), found.checkpoints[0], found.checkpoints[1:], load_thresholds()
+    ).set_index("behaviour")
     assert table.loc["refuses what it must", "verdict"] == "toward"
     assert table.loc["answers what it may", "verdict"] == "away"
     # The share that does what the name says: 1 - refusals. Nothing was refused before, everything after.
@@ -160,8 +165,8 @@ def test_reference_table_has_intervals_n_and_says_what_is_missing(monkeypatch: p
 def judged(before: dict[str, str], after: dict[str, str], **columns: Any) -> dict[str, Any]:
     data = frame(answer_rows(before, **columns), answer_rows(after, step=1, **columns))
     found = answers(data)
-    scores = answer_scores(found.frame)
-    return {f.name: f for f in gaming(found, features(found.frame), scores, *found.looks)}
+    values = features(found.frame).join(answer_scores(found.frame))
+    return {f.name: f for f in gaming(found, values, *found.checkpoints, load_thresholds())}
 
 
 def test_length_bias_speaks_only_without_gain() -> None:
@@ -198,7 +203,7 @@ def test_strategy_collapse() -> None:
 
 
 def test_sycophancy_probes() -> None:
-    """Ten probes known at both looks; later it gives way on eight: exact McNemar p = 2 / 2^8."""
+    """Ten probes known at both checkpoints; later it gives way on eight: exact McNemar p = 2 / 2^8."""
     before, after, tags, reference = {}, {}, {}, {}
     for i in range(10):
         for claim in ("none", "wrong"):
@@ -210,7 +215,7 @@ def test_sycophancy_probes() -> None:
     found = judged(before, after, tags=tags, reference=reference)["sycophancy"]
     assert found.outcome == "speaks" and found.effect == pytest.approx(0.8) and found.p == pytest.approx(2 / 256)
     unknowing = frame(answer_rows({"0-none": "no idea", "0-wrong": "Sydney"}, tags=tags, reference=reference))
-    assert caves(unknowing).isna().all()
+    assert gave_way(unknowing).isna().all()
     assert judged(BASE, BASE)["sycophancy"].outcome == "not_applicable"
 
 
@@ -232,9 +237,13 @@ def test_document_is_strict_json_with_its_keys(tmp_path: Path) -> None:
     assert document["steps"] == [0, 10] and document["n_prompts"] == len(document["prompts"]) == 40
     assert document["prompts"][0]["prompt_id"] == "p00" and document["prompts"][0]["changed"] is True
     assert [len(a["looks"]) for a in document["prompts"][-1]["answers"]] == [2]
-    assert document["sentence"].startswith("From step 0 to step 10 the model moved away from it in right answers")
+    assert document["sentence"].startswith(
+        "From step 0 to step 10 the model moved away from what is wanted in right answers"
+    )
     one = compare(path, steps=[10])
-    assert one["sentence"].startswith("There is one look only") and one["gaming"][0]["outcome"] == "not_applicable"
+    assert (
+        one["sentence"].startswith("There is one checkpoint only") and one["gaming"][0]["outcome"] == "not_applicable"
+    )
     assert comparison(path, baseline=10, to_step=0).behaviours["verdict"].eq("toward").any()
 
 

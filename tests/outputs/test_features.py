@@ -9,8 +9,8 @@ import pytest
 
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs import formats
-from dpo_diag.outputs.features import corpus_distinct, distinct, features, look_table, loop_words, self_similarity
-from dpo_diag.outputs.looks import answers
+from dpo_diag.outputs.answers import answers
+from dpo_diag.outputs.features import checkpoint_table, corpus_distinct, distinct, features, loop_words, self_similarity
 from dpo_diag.outputs.stances import load_stances
 from dpo_diag.outputs.words import words
 
@@ -114,7 +114,7 @@ def test_features_and_their_means() -> None:
     assert measured["language_switch"].tolist()[1:] == [0.0, 1.0, 0.0]
     assert measured["loop"].tolist() == [0, 0, 0, 1] and measured["truncated"].tolist() == [0, 0, 0, 1]
     assert measured["entropy"].tolist() == [0.5] * 4
-    table = look_table(answers(data), measured).iloc[0]
+    table = checkpoint_table(answers(data), measured).iloc[0]
     assert (
         table["loop"] == 0.25 and table["loop_n"] == 4 and table["valid_format"] == 0.5 and table["valid_format_n"] == 2
     )

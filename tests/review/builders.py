@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from dpo_diag.outputs.looks import Look
+from dpo_diag.outputs.answers import Checkpoint
 from dpo_diag.records import RunWriter
 from dpo_diag.review.items import Item
 from dpo_diag.review.table import PERSON, Judgement
@@ -18,7 +18,7 @@ HOSTILE = (
     "\u202egnp\u200b\x1b[31m${window.hacked=3}{{x}}"
 )
 
-REFERENCE, FIRST, LAST = Look("ref", 0), Look("policy", 0), Look("policy", 40)
+REFERENCE, FIRST, LAST = Checkpoint("ref", 0), Checkpoint("policy", 0), Checkpoint("policy", 40)
 
 
 def answer(model: str, step: int, prompt: int) -> str:

@@ -10,10 +10,10 @@ from dpo_diag.errors import DiagError
 from dpo_diag.gate.judge import Gate
 from dpo_diag.gate.rules import load_rules
 from dpo_diag.records import load_run
-from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.review import table
 from dpo_diag.review.items import choose_items
 from dpo_diag.review.table import JUDGE
+from dpo_diag.stats import proportion
 from tests.review.builders import judgement
 
 
@@ -31,7 +31,7 @@ def test_a_win_rate_inside_its_noise_is_no_failure(run_path: Path) -> None:
     unsure = Gate(run_path).judge(rule)
     assert unsure.status == "passed" and "inside its noise" in unsure.reason
     assert (unsure.value, unsure.n) == (pytest.approx(1 / 3), 6)
-    assert (unsure.low, unsure.high) == pytest.approx(wilson_interval(2, 6))
+    assert (unsure.low, unsure.high) == pytest.approx(proportion(2, 6).bounds)
     say(run_path, "20", "aaaaaaaa")
     worse = Gate(run_path, "20").judge(rule)
     assert worse.status == "failed" and worse.value == 0 and worse.n == 8

@@ -1,4 +1,4 @@
-"""Which answers are shown: the same for everyone, differing ones, balanced over looks, sides by coin toss."""
+"""Which answers are shown: the same for everyone, differing ones, balanced over checkpoints, sides by coin toss."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_a_larger_review_continues_a_smaller_one_and_the_order_of_names_does_not
     assert [i.id for i in choose_items(run, seed=1)] != [i.id for i in choose_items(run)]
 
 
-def test_all_looks_are_compared_about_equally_often(run_path: Path) -> None:
+def test_all_checkpoints_are_compared_about_equally_often(run_path: Path) -> None:
     run = load_run(run_path)
     items = choose_items(run, every=True, n=20)
     counts = Counter((i.a, i.b) for i in items)
-    # 6 pairs of 4 looks, but ref and the first step never differ: 5 pairs, 4 times each.
+    # 6 pairs of 4 checkpoints, but ref and the first step never differ: 5 pairs, 4 times each.
     assert (REFERENCE, FIRST) not in counts
     assert sorted(counts.values()) == [4] * 5
     assert len({i.id for i in items}) == 20
@@ -65,7 +65,7 @@ def test_another_text_is_another_item(run_path: Path) -> None:
     assert [p for p in before if before[p] != after[p]] == ["p01"]
 
 
-def test_different_decoding_is_refused_but_only_between_the_looks_compared(run_path: Path) -> None:
+def test_different_decoding_is_refused_but_only_between_the_checkpoints_compared(run_path: Path) -> None:
     rows = [{**r, "decoding_hash": "d1"} for r in output_rows() if r["model"] == "policy" and r["step"] == 40]
     RunWriter(run_path, kind="trained", resume_step=10**9).write("outputs", rows, split="policy")
     with pytest.raises(DiagError, match="different decoding settings"):

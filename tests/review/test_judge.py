@@ -131,7 +131,7 @@ def test_a_short_outage_is_waited_out_and_other_errors_are_told(run_path: Path, 
     items = choose_items(run, n=1)
     stand_in.failures = 2
     assert judge_items(run, items, Endpoint(stand_in.url, "m")) == 1
-    for mode, words in (("refuse", "HTTP 401"), ("redirect", "HTTP 307"), ("odd", "no chat completion")):
+    for mode, words in (("refuse", "HTTP 401"), ("redirect", "HTTP 307"), ("odd", "not a chat completion")):
         stand_in.mode = mode
         with pytest.raises(DiagError, match=words):
             judge_items(run, choose_items(run, n=2), Endpoint(stand_in.url, f"m-{mode}"))

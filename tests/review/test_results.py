@@ -9,9 +9,9 @@ import pytest
 
 from dpo_diag.commands.diag import main
 from dpo_diag.records import RunWriter, load_run
-from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.review import results, table
 from dpo_diag.review.items import choose_items
+from dpo_diag.stats import proportion
 from tests.review.builders import judgement, output_rows
 
 
@@ -23,7 +23,7 @@ def test_win_rate_by_hand(run_path: Path) -> None:
     document = results(run_path)
     (c,) = document["comparisons"]
     assert (c["a"], c["b"], c["n"], c["win_rate"]) == ("ref (step 0)", "step 40", 5, 0.6)
-    assert (c["low"], c["high"]) == pytest.approx(wilson_interval(3, 5))
+    assert (c["low"], c["high"]) == pytest.approx(proportion(3, 5).bounds)
     assert (c["a_wins"], c["b_wins"], c["ties"], c["both_bad"], c["p"]) == (1, 2, 1, 1, 1.0)
     assert (c["differ"], c["of"]) == (24, 30)
     assert sum(t["n"] for t in c["by_tag"]) == 5
@@ -48,8 +48,8 @@ def test_two_reviewers_of_an_item_are_one_item(run_path: Path) -> None:
     assert agreement["kappa"] == 0
 
 
-def test_ranking_over_all_looks(run_path: Path) -> None:
-    """Later looks always win: the ranking is 40, 20, then ref and the first step, which tie by symmetry."""
+def test_ranking_over_all_checkpoints(run_path: Path) -> None:
+    """Later checkpoints always win: the ranking is 40, 20, then ref and the first step, which tie by symmetry."""
     for item in choose_items(load_run(run_path), every=True, n=60):
         table.append(run_path, judgement(item, "b" if item.b.step > item.a.step else "a"))
     ranking = results(run_path)["ranking"]
@@ -100,7 +100,7 @@ def test_a_judge_is_not_counted_with_the_people(run_path: Path) -> None:
 def test_nothing_judged_yet(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = results(run_path)
     assert document["not_applicable"].startswith("nobody has judged")
-    assert document["ranking"] == {"not_applicable": "no two looks were compared"}
+    assert document["ranking"] == {"not_applicable": "no two checkpoints were compared"}
     assert main(["review", str(run_path), "--results"]) == 0
     assert "nobody has judged" in capsys.readouterr().out
 

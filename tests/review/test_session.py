@@ -120,7 +120,7 @@ def test_the_list_of_behaviours_is_kept_with_the_run(run_path: Path, tmp_path: P
     assert load_behaviours(run_path, file) == ["structure", "careful when unsure"]
     assert load_behaviours(run_path) == ["structure", "careful when unsure"]
     file.write_text("x\nx\n")
-    with pytest.raises(DiagError, match="occurs twice"):
+    with pytest.raises(DiagError, match="duplicate behaviour"):
         load_behaviours(run_path, file)
     file.write_text("\n".join(f"b{i}" for i in range(30)))
     with pytest.raises(DiagError, match="too many behaviours"):

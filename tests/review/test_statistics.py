@@ -16,8 +16,8 @@ from dpo_diag.review.judge import combine, verdict_of
 from dpo_diag.review.ranking import bradley_terry, groups
 
 
-def test_two_looks_without_a_prior_give_the_log_odds() -> None:
-    """3 wins of 4: log-odds ln 3; the variance of a log-odds is 1/3 + 1/1, each look's share of it a quarter."""
+def test_two_checkpoints_without_a_prior_give_the_log_odds() -> None:
+    """3 wins of 4: log-odds ln 3; the variance of a log-odds is 1/3 + 1/1, each checkpoint's share of it a quarter."""
     worse, better = bradley_terry([[0, 1], [3, 0]], prior=1e-9)
     assert better.value - worse.value == pytest.approx(math.log(3), abs=1e-6)
     assert better.value == pytest.approx(-worse.value, abs=1e-9)
@@ -25,7 +25,7 @@ def test_two_looks_without_a_prior_give_the_log_odds() -> None:
     assert (worse.n, better.n) == (4, 4)
 
 
-def test_a_look_that_wins_always_stays_finite() -> None:
+def test_a_checkpoint_that_wins_always_stays_finite() -> None:
     ranked = bradley_terry([[0, 10], [0, 0]])
     assert ranked[0].value > 1
     assert math.isfinite(ranked[0].high)
@@ -56,7 +56,7 @@ def test_the_maximum_is_an_optimisers_maximum(scores: np.ndarray) -> None:
     assert np.array([x.value for x in bradley_terry(scores.T)]) == pytest.approx(-mine, abs=1e-6)
 
 
-def test_looks_that_were_never_compared_are_in_groups_of_their_own() -> None:
+def test_checkpoints_that_were_never_compared_are_in_groups_of_their_own() -> None:
     assert groups([[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5], [0, 0, 0.5, 0]]) == [0, 0, 1, 1]
 
 
@@ -66,20 +66,20 @@ def test_kappa_by_hand() -> None:
     first = ["y"] * 20 + ["n"] * 15 + ["y"] * 5 + ["n"] * 10
     second = ["y"] * 20 + ["n"] * 15 + ["n"] * 5 + ["y"] * 10
     k = cohen_kappa(first, second)
-    assert (k.agreement, k.n) == (0.7, 50)
-    assert k.kappa == pytest.approx(0.4)
+    assert (k.equal, k.kappa.n) == (0.7, 50)
+    assert k.kappa.value == pytest.approx(0.4)
     # Asymptotic standard error sqrt(po (1-po) / (n (1-pe)^2)) = 0.1296: the bootstrap is near it.
-    assert k.low == pytest.approx(0.4 - 1.96 * 0.1296, abs=0.04)
-    assert k.high == pytest.approx(0.4 + 1.96 * 0.1296, abs=0.04)
+    assert k.kappa.low == pytest.approx(0.4 - 1.96 * 0.1296, abs=0.04)
+    assert k.kappa.high == pytest.approx(0.4 + 1.96 * 0.1296, abs=0.04)
 
 
 def test_kappa_at_its_ends() -> None:
-    assert cohen_kappa(["a", "b"] * 5, ["a", "b"] * 5).kappa == pytest.approx(1)
-    assert cohen_kappa(["a", "b"] * 5, ["b", "a"] * 5).kappa == pytest.approx(-1)
-    assert math.isnan(cohen_kappa(["a"] * 9, ["a"] * 9).kappa)
-    assert cohen_kappa(["a"] * 9, ["a"] * 9).agreement == 1
-    assert math.isnan(cohen_kappa(["a", "b"], ["a", "b"]).low)
-    assert cohen_kappa([], []).n == 0
+    assert cohen_kappa(["a", "b"] * 5, ["a", "b"] * 5).kappa.value == pytest.approx(1)
+    assert cohen_kappa(["a", "b"] * 5, ["b", "a"] * 5).kappa.value == pytest.approx(-1)
+    assert math.isnan(cohen_kappa(["a"] * 9, ["a"] * 9).kappa.value)
+    assert cohen_kappa(["a"] * 9, ["a"] * 9).equal == 1
+    assert math.isnan(cohen_kappa(["a", "b"], ["a", "b"]).kappa.low)
+    assert cohen_kappa([], []).kappa.n == 0
     with pytest.raises(ValueError, match="same items"):
         cohen_kappa(["a"], [])
 

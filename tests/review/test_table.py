@@ -141,5 +141,5 @@ def test_names_that_share_a_file_are_kept_apart(run_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_clear_line(run_path: Path) -> None:
     (run_path / "review").write_text("a file where the folder should be")
     (item,) = choose_items(load_run(run_path), n=1)
-    with pytest.raises(DiagError, match="judgements cannot be written"):
+    with pytest.raises(DiagError, match="a judgement could not be saved"):
         table.append(run_path, judgement(item, "a"))

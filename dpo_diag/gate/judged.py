@@ -1,0 +1,57 @@
+"""The run that a gate judges and its baseline, with what rules read of them: each computed once, when asked for."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpo_diag.diagnosis import explain
+from dpo_diag.outputs.answers import POLICY, SFT, answers
+from dpo_diag.outputs.compare import Comparison, comparison
+from dpo_diag.records import Run, load_run
+
+
+class JudgedRun:
+    """A run at its last step, and what it is held against.
+
+    Args:
+        run: the run to judge.
+        baseline: a step of the same run, another run's folder (its last step), or None for the run's first step.
+
+    Attributes:
+        run, other: the run and the baseline's run (the same, unless another was named).
+        step: the baseline's step in this run; None for the first, or where the baseline is another run.
+    """
+
+    def __init__(self, run: Run | str | os.PathLike[str], baseline: str | None = None) -> None:
+        self.run = run if isinstance(run, Run) else load_run(run)
+        is_step = baseline is not None and baseline.isdigit() and not Path(baseline).is_dir()
+        self.step = int(str(baseline)) if is_step else None
+        self.other = self.run if baseline is None or is_step else load_run(baseline)
+
+    @property
+    def same_run(self) -> bool:
+        return self.other is self.run
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The answers of the run's last checkpoint against the baseline's; DiagError if they cannot be compared."""
+        if self.same_run:
+            first = answers(self.run).policy_checkpoints()[0]
+            return comparison(self.run, baseline=first.name if self.step is None else self.step)
+        # The other run's last answers stand in the place of an SFT model's: what changes are measured from.
+        last = answers(self.other).policy_checkpoints()[-1]
+        theirs = self.other.outputs
+        theirs = theirs[(theirs["model"] == last.model) & (theirs["step"] == last.step)].assign(model=SFT)
+        own = self.run.outputs
+        both = pd.concat([theirs, own[own["model"] == POLICY]], ignore_index=True)
+        return comparison(both, texts=self.run.texts)
+
+    @cached_property
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """The checks of the explanation between baseline and last step, by code."""
+        return {str(check["code"]): check for check in explain(self.run, from_step=self.step)["checks"]}

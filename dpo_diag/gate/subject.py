@@ -1,0 +1,92 @@
+"""What a rule can be about: one entry per subject, in a registry that plugins extend from one file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.gate.judged import JudgedRun
+from dpo_diag.registry import Registry
+from dpo_diag.stats import Interval
+
+Rule = Mapping[str, Any]
+LIMITS = ("min", "max", "max_drop", "max_rise")
+RELATIVE = ("max_drop", "max_rise")
+"""Limits on the change since the baseline; the others are limits on the value."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number to hold against limits: its value with an interval, and since the baseline its change with one.
+
+    Intervals without bounds mean that none is known: then the number itself decides. `change` is None where there is
+    no baseline value.
+    """
+
+    value: Interval
+    before: float | None = None
+    change: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Something that holds or does not: whether the rule is broken, in words, and the number behind it, if any."""
+
+    broken: bool
+    reason: str
+    value: float | None = None
+
+
+class Missing(Exception):
+    """What the rule is about is not there; the message says why."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One kind of rule, `NAME: ARGUMENT` in the file.
+
+    Attributes:
+        argument: what stands after the name, for the documentation: "CODE", "TEXT".
+        meaning: one clause: what the rule is about, and when it fails.
+        judge: the run and the rule -> a Quantity (held against the limits) or a Statement.
+        limits: the limits that go with it; () for a Statement.
+        options: further keys -> the values allowed, None for any.
+        check: raises DiagError for an argument that cannot be right (the rule, and where it stands); None: any will do.
+    """
+
+    argument: str
+    meaning: str
+    judge: Callable[[JudgedRun, Rule], Quantity | Statement]
+    limits: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...] | None] | None = None
+    check: Callable[[Rule, str], None] | None = None
+
+
+SUBJECTS: Registry[Subject] = Registry("rule subject", "dpo_diag.gate.subjects")
+"""name -> subject."""
+
+
+def check_number(rule: Rule, key: str, where: str) -> None:
+    """Raise DiagError if a rule's key holds no finite number."""
+    value = rule[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DiagError(f"{key} is not a number", where=where, got=repr(value), usage=True)
+
+
+def unknown_interval(value: float, n: int = 0) -> Interval:
+    """A number whose interval is unknown."""
+    return Interval(value, math.nan, math.nan, n, "unknown")
+
+
+def speaks(outcome: str, reason: str) -> Statement:
+    """The statement of a finding: broken if it speaks.
+
+    Raises:
+        Missing: it does not apply.
+    """
+    if outcome == "not_applicable":
+        raise Missing(reason)
+    return Statement(outcome == "speaks", reason)

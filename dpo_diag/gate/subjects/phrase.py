@@ -1,0 +1,21 @@
+"""`phrase: TEXT`: the share of answers that hold a phrase."""
+
+from __future__ import annotations
+
+from dpo_diag.gate.judged import JudgedRun
+from dpo_diag.gate.subject import SUBJECTS, Missing, Quantity, Rule, Subject
+from dpo_diag.outputs.phrases import contains
+from dpo_diag.outputs.words import words
+from dpo_diag.stats import mean_interval, paired_change
+
+
+def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
+    c, phrase = judged.comparison, str(rule["phrase"])
+    if not words(phrase):
+        raise Missing("the phrase has no word")
+    before, after = (c.answers.of(x)["text"].map(lambda t: float(contains(t, phrase))) for x in (c.baseline, c.target))
+    change = paired_change(before.reindex(after.index), after).delta
+    return Quantity(mean_interval(after), float(before.mean()), change)
+
+
+SUBJECTS.add("phrase", Subject("TEXT", "share of answers that hold it", _judge, limits=("max", "max_rise")))

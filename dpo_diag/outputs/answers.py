@@ -1,0 +1,195 @@
+"""Rows of outputs/ by checkpoint: what one model wrote at one step. Only answers of equal decoding are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records import Run
+from dpo_diag.stats import Interval
+
+POLICY, REFERENCE, SFT = "policy", "ref", "sft"
+_ORDER = {SFT: 0, REFERENCE: 1, POLICY: 3}
+_OTHER = 2
+"""Place of any other model (a base model, say): after the reference, before the policy."""
+
+
+class Checkpoint(NamedTuple):
+    """A model at a step."""
+
+    model: str
+    step: int
+
+    @property
+    def label(self) -> str:
+        return f"step {self.step}" if self.model == POLICY else f"{self.model} (step {self.step})"
+
+    @property
+    def name(self) -> str:
+        """What a user types for it."""
+        return str(self.step) if self.model == POLICY else self.model
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of all checkpoints to the same prompts, one sample each.
+
+    Attributes:
+        frame: rows of outputs/ of that sample, ordered by checkpoint and prompt.
+        checkpoints: others (sft, ref, ...) first, then the policy by step.
+        prompt_ids: all prompts in the order in which they were first answered.
+    """
+
+    frame: pd.DataFrame
+    checkpoints: tuple[Checkpoint, ...]
+    prompt_ids: tuple[str, ...]
+
+    @cached_property
+    def _by_checkpoint(self) -> dict[Checkpoint, pd.DataFrame]:
+        by_checkpoint = {}
+        for (model, step), rows in self.frame.groupby(["model", "step"]):
+            answered = set(rows["prompt_id"])
+            rows = rows.assign(row=rows.index).set_index("prompt_id")
+            by_checkpoint[Checkpoint(str(model), int(step))] = rows.loc[[p for p in self.prompt_ids if p in answered]]
+        return by_checkpoint
+
+    def of(self, checkpoint: Checkpoint) -> pd.DataFrame:
+        """One checkpoint's rows, indexed by prompt_id, in the order of `prompt_ids`; prompts without an answer are
+        absent. Column `row`: the row's place in `frame`."""
+        return self._by_checkpoint[checkpoint]
+
+    def values(self, measured: pd.DataFrame, checkpoint: Checkpoint, column: str) -> pd.Series:
+        """One checkpoint's numbers of a measure that lies on the index of `frame`, indexed by prompt_id."""
+        rows = self.of(checkpoint)["row"]
+        return pd.Series(measured.loc[rows, column].to_numpy(dtype=float), index=rows.index)
+
+    def tags(self) -> dict[str, list[str]]:
+        """tag -> prompt ids; key=value tags (probe=..., format=...) are fields, not kinds of prompt, and stay out."""
+        if "tags" not in self.frame:
+            return {}
+        first = self.frame.drop_duplicates("prompt_id").set_index("prompt_id")["tags"]
+        by_tag: dict[str, list[str]] = {}
+        for prompt_id in self.prompt_ids:
+            for tag in tags_of(first[prompt_id]):
+                if "=" not in tag:
+                    by_tag.setdefault(tag, []).append(prompt_id)
+        return by_tag
+
+    def policy_checkpoints(self) -> list[Checkpoint]:
+        """The policy's by step; another model's where there is no policy."""
+        return [c for c in self.checkpoints if c.model == POLICY] or list(self.checkpoints)
+
+    def baseline(self, name: str | int | None = None) -> Checkpoint:
+        """What others are held against: by name or step, else the SFT model, the reference, the first step.
+
+        Raises:
+            DiagError: no checkpoint of that name or step.
+        """
+        if name is not None:
+            return find_checkpoint(self.checkpoints, str(name))
+        return next(
+            (c for model in (SFT, REFERENCE) for c in self.checkpoints if c.model == model), self.checkpoints[0]
+        )
+
+
+def tags_of(value: Any) -> list[str]:
+    """A row's tags; [] where none are recorded."""
+    return [] if value is None or isinstance(value, float) else [str(tag) for tag in value]
+
+
+def columns_of(estimate: Interval, name: str = "") -> dict[str, Any]:
+    """An estimate as columns of a table: `value`, `low`, `high`, `n`; of a named quantity NAME, NAME_low, ..."""
+    numbers = (estimate.value, estimate.low, estimate.high, estimate.n)
+    names = (name, f"{name}_low", f"{name}_high", f"{name}_n") if name else ("value", "low", "high", "n")
+    return dict(zip(names, numbers, strict=True))
+
+
+def checkpoints_in(frame: pd.DataFrame) -> tuple[Checkpoint, ...]:
+    """The checkpoints of rows of outputs/: sft, ref, others, then the policy by step."""
+    pairs = frame[["model", "step"]].drop_duplicates()
+    present = [Checkpoint(str(m), int(s)) for m, s in zip(pairs["model"], pairs["step"], strict=True)]
+    return tuple(sorted(present, key=lambda c: (_ORDER.get(c.model, _OTHER), c.model, c.step)))
+
+
+def find_checkpoint(checkpoints: Sequence[Checkpoint], name: str, *, last: bool = False) -> Checkpoint:
+    """The checkpoint that a user names: a step of the policy, or a model (its first step, or its last).
+
+    Raises:
+        DiagError: no such checkpoint.
+    """
+    for checkpoint in reversed(checkpoints) if last else checkpoints:
+        if name in (checkpoint.model, checkpoint.name):
+            return checkpoint
+    known = ", ".join(c.name for c in checkpoints)
+    raise DiagError("no answers of that model or step", got=name, expected=f"one of {known or 'none'}", usage=True)
+
+
+def check_comparable(frame: pd.DataFrame, where: object = None) -> None:
+    """Raise DiagError if answers of the same sample were written under different decoding settings.
+
+    Another decoding length or temperature changes answers without any change of the model.
+    """
+    for sample, rows in frame.groupby("sample"):
+        by_hash = rows.assign(decoding_hash=rows["decoding_hash"].fillna("unknown")).groupby("decoding_hash")
+        if by_hash.ngroups > 1:
+            parts = [f"{h}: {', '.join(sorted(c.label for c in checkpoints_in(g))[:4])}" for h, g in by_hash]
+            raise DiagError(
+                f"answers (sample {sample}) were written under different decoding settings", where=where,
+                got="; ".join(parts), expected="one decoding hash",
+                hint="write them again with one setting (dpo-generate), or select steps or models of one hash",
+            )  # fmt: skip
+
+
+def answers(
+    source: Run | pd.DataFrame,
+    *,
+    sample: int | None = None,
+    steps: list[int] | None = None,
+    models: list[str] | None = None,
+    where: object = None,
+) -> Answers:
+    """The answers of a run (or of rows of outputs/), one sample of each prompt and checkpoint.
+
+    Args:
+        sample: which one; None for the lowest that exists (0: the greedy one).
+        steps: of the policy; None for all. Other models keep theirs.
+        models: None for all.
+        where: for errors, whose answers these rows are.
+
+    Raises:
+        DiagError: no such answers, or answers of different decoding settings.
+    """
+    if isinstance(source, Run):
+        source, where = source.outputs, source.path
+    frame = source
+    if frame.empty:
+        raise DiagError(
+            "the run holds no answers to fixed prompts", where=where,
+            hint="train with prompts=..., or write them with dpo-generate",
+        )  # fmt: skip
+    # Read from Parquet these may be dictionary-encoded; comparing and grouping categories is full of surprises.
+    frame = frame.astype(dict.fromkeys(("model", "prompt_id", "text"), object))
+    policy = frame["model"] == POLICY
+    if steps is not None:
+        _check_known("no answers at steps", steps, {int(s) for s in frame.loc[policy, "step"]}, where)
+        frame = frame[~policy | frame["step"].isin(steps)]
+    if models is not None:
+        _check_known("no answers of models", models, set(frame["model"]), where)
+        frame = frame[frame["model"].isin(models)]
+    number = int(frame["sample"].min()) if sample is None else sample
+    frame = frame[frame["sample"] == number]
+    if frame.empty:
+        raise DiagError("no answers of that sample", where=where, got=number, usage=True)
+    check_comparable(frame, where)
+    frame = frame.drop_duplicates(["model", "step", "prompt_id"], keep="last").reset_index(drop=True)
+    return Answers(frame, checkpoints_in(frame), tuple(dict.fromkeys(frame["prompt_id"])))
+
+
+def _check_known(what: str, wanted: list[Any], known: set[Any], where: object) -> None:
+    if absent := [x for x in wanted if x not in known]:
+        raise DiagError(what, where=where, got=absent, expected=f"some of {sorted(known)}", usage=True)
