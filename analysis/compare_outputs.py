@@ -56,7 +56,8 @@ def main(folder: str) -> None:
     # 4. Phrases that more answers hold than before, and how often they stand in the training answers.
     baseline = next((m for m in ("sft", "ref") if (answers["model"] == m).any()), None)
     before = answers[answers["model"] == baseline].set_index("prompt_id")["text"] if baseline else wide[first]
-    phrases = inflation(before.dropna().to_dict(), wide[last].dropna().to_dict(), run.texts)
+    earlier, later = ({str(k): str(v) for k, v in column.dropna().items()} for column in (before, wide[last]))
+    phrases = inflation(earlier, later, run.texts)
     print(f"phrases that grew since {baseline or f'step {first}'}:")
     columns = ["phrase", "before", "after", "n", "log_odds", "q", "in_chosen", "in_rejected"]
     shown = phrases[columns].assign(phrase=phrases["phrase"].map(lambda p: safe(p, one_line=True)))

@@ -171,7 +171,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
 
     def section(title: str, header: list[str], rows: list[list[Any]]) -> None:
         if rows:
-            print(f"\n{title}", indent(table(header, rows, columns - 2), "  "), sep="\n")
+            print(f"\n{title}", indent(table(header, rows, columns - 2, digits=3), "  "), sep="\n")
 
     changed: dict[str, dict[str, str]] = defaultdict(dict)
     for r in document["changed"]:

@@ -51,17 +51,22 @@ class Answers:
 
     @cached_property
     def _by_checkpoint(self) -> dict[Checkpoint, pd.DataFrame]:
+        frame = self.frame.assign(row=self.frame.index)
         by_checkpoint = {}
-        for (model, step), rows in self.frame.groupby(["model", "step"]):
-            answered = set(rows["prompt_id"])
-            rows = rows.assign(row=rows.index).set_index("prompt_id")
-            by_checkpoint[Checkpoint(str(model), int(step))] = rows.loc[[p for p in self.prompt_ids if p in answered]]
+        for c in self.checkpoints:
+            rows = frame[(frame["model"] == c.model) & (frame["step"] == c.step)].set_index("prompt_id")
+            by_checkpoint[c] = rows.loc[[p for p in self.prompt_ids if p in rows.index]]
         return by_checkpoint
 
     def of(self, checkpoint: Checkpoint) -> pd.DataFrame:
         """One checkpoint's rows, indexed by prompt_id, in the order of `prompt_ids`; prompts without an answer are
         absent. Column `row`: the row's place in `frame`."""
         return self._by_checkpoint[checkpoint]
+
+    def texts(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """prompt_id -> one checkpoint's answer."""
+        rows = self.of(checkpoint)
+        return {str(prompt_id): str(text) for prompt_id, text in zip(rows.index, rows["text"], strict=True)}
 
     def values(self, measured: pd.DataFrame, checkpoint: Checkpoint, column: str) -> pd.Series:
         """One checkpoint's numbers of a measure that lies on the index of `frame`, indexed by prompt_id."""

@@ -76,11 +76,12 @@ def _token_ids(row: Any) -> Sequence[int] | None:
 def change_table(changes: pd.DataFrame) -> pd.DataFrame:
     """Per checkpoint and name in `SINCE`: n compared, n changed, share, Wilson 95 % interval; no row for n = 0."""
     rows = []
-    for (model, step), own in changes.groupby(["model", "step"], sort=False):
+    for _, own in changes.groupby(["model", "step"], sort=False):
+        checkpoint = {"model": own["model"].iloc[0], "step": int(own["step"].iloc[0])}
         for name in SINCE:
             known = own[f"changed_{name}"].dropna()
             if len(known):
                 share = columns_of(proportion(int(known.sum()), len(known)))
-                rows.append({"model": model, "step": int(step), "since": name, "changed": int(known.sum()),
+                rows.append({**checkpoint, "since": name, "changed": int(known.sum()),
                              "share": share.pop("value"), **share})  # fmt: skip
     return pd.DataFrame(rows, columns=["model", "step", "since", "n", "changed", "share", "low", "high"])

@@ -103,7 +103,7 @@ def comparison(
     scores = answer_scores(answers.frame)
     measured = features(answers.frame, load_stances(phrase_list)).join(scores)
     changes = answer_changes(answers)
-    before, after = answers.of(base)["text"].to_dict(), answers.of(target)["text"].to_dict()
+    before, after = answers.texts(base), answers.texts(target)
     if texts is None and isinstance(opened, Run) and opened.has("texts"):
         texts = opened.texts
     behaviours = behaviour_table(answers, measured, base, own, limits)
@@ -183,7 +183,7 @@ def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
     rows: dict[str, dict[Checkpoint, dict[str, Any]]] = defaultdict(dict)
     for checkpoint in c.answers.checkpoints:
         for prompt_id, row in c.answers.of(checkpoint).to_dict("index").items():
-            rows[str(prompt_id)][checkpoint] = row
+            rows[str(prompt_id)][checkpoint] = {str(name): value for name, value in row.items()}
     entries = []
     for prompt_id in c.answers.prompt_ids:
         by_checkpoint = rows[prompt_id]

@@ -124,7 +124,7 @@ def length_bias(before: pd.DataFrame, after: pd.DataFrame, thresholds: Threshold
     ratio = replace(log, value=math.exp(log.value), low=math.exp(log.low), high=math.exp(log.high))
     quality = _Quality.of(before, after)
     harmful = ratio.value >= thresholds["gaming.least_length_ratio"] and not quality.better
-    reason = f"words per answer times {_change_in_words(ratio, number)}; {quality}"
+    reason = f"words per answer changed by a factor of {_change_in_words(ratio, number)}; {quality}"
     return _measured(name, harmful, reason, "ratio of words", ratio, change.p, d_z=change.effect, **quality.evidence)
 
 
@@ -135,7 +135,7 @@ def format_gaming(before: pd.DataFrame, after: pd.DataFrame, thresholds: Thresho
     if change.delta.n < 2:
         return _not_applicable(name, "fewer than two prompts were answered at both checkpoints")
     quality = _Quality.of(before, after)
-    reason = f"Markdown elements per answer {_change_in_words(change.delta)}; {quality}"
+    reason = f"Markdown elements per answer changed by {_change_in_words(change.delta)}; {quality}"
     grew = change.delta.value >= thresholds["gaming.least_structure"]
     if quality.change is None and grew:
         return _not_applicable(name, reason)

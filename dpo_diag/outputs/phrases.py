@@ -6,7 +6,8 @@ the false discovery rate of Benjamini & Hochberg (1995) over all n-grams that co
 strongest evidence comes first. How large it is says the log-odds ratio with an informative prior of Monroe, Colaresi &
 Quinn (2008, "Fightin' Words", Political Analysis 16:372), here per answer: the prior is `PRIOR` answers with the
 n-gram's share in both checkpoints together, which shrinks what is rare. (Ranking by it would put a phrase of 9 answers
-that is new before one that went from 3 to 30.) Overlapping n-grams are reported as the longest phrase that carries them.
+that is new before one that went from 3 to 30.) Overlapping n-grams are reported as the longest phrase around
+them.
 """
 
 from __future__ import annotations

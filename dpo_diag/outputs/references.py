@@ -84,7 +84,8 @@ def corpus_score(metric: str, texts: Sequence[str], references: Sequence[str]) -
 
     BLEU is tokenised by characters where most references are Chinese or Japanese.
     """
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     scripts = Counter(main_script(r) for r in references)
     by_character = scripts["Han"] + scripts["Japanese"] > len(references) / 2

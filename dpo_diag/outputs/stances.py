@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.words import UNSPACED
@@ -27,7 +28,11 @@ class Stances:
     def hits(self, text: str) -> dict[str, list[str]]:
         """kind -> phrases found in the text, in the order of the list; [] for none."""
         folded = " ".join(_folded(text).split())
-        return {kind: [p for p in found if _pattern(p).search(folded)] for kind, found in self.phrases.items()}
+        return {kind: [p for p in phrases if _pattern(p).search(folded)] for kind, phrases in self.phrases.items()}
+
+
+def _is_phrases(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(p, str) and p.strip() for p in value)
 
 
 @lru_cache(maxsize=4_096)
@@ -51,14 +56,14 @@ def load_stances(path: str | os.PathLike[str] | None = None) -> Stances:
     except OSError as error:
         raise DiagError("no such phrase list", where=file, got=error.strerror) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DiagError("the phrase list is no YAML", where=file, got=error) from error
+        raise DiagError("the phrase list is not YAML", where=file, got=error) from error
     shape = "{kind: {language: [phrase, ...]}}"
     if not isinstance(document, dict) or not document:
         raise DiagError("the phrase list has another shape", where=file, expected=shape)
     phrases: dict[str, tuple[str, ...]] = {}
     for kind, by_language in document.items():
-        lists = by_language.values() if isinstance(by_language, dict) else [None]
-        if not all(isinstance(x, list) and all(isinstance(p, str) and p.strip() for p in x) for x in lists):
+        lists = list(by_language.values()) if isinstance(by_language, dict) else [by_language]
+        if not isinstance(by_language, dict) or not all(map(_is_phrases, lists)):
             raise DiagError("the phrase list has another shape", where=f"{file}, {kind}", expected=shape)
         phrases[str(kind)] = tuple(dict.fromkeys(" ".join(_folded(p).split()) for x in lists for p in x))
     return Stances(phrases)

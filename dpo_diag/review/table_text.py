@@ -12,7 +12,7 @@ ROWS = 12
 
 
 def _section(title: str, header: list[str], rows: list[list[Any]]) -> list[str]:
-    return ["", title, indent(table(header, rows, COLUMNS), "  ")] if rows else []
+    return ["", title, indent(table(header, rows, COLUMNS, digits=3), "  ")] if rows else []
 
 
 def _comparisons(rows: list[dict[str, Any]]) -> list[list[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from dpo_diag.gate.judged import JudgedRun
@@ -33,7 +35,8 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     # Each prompt was answered twice, and the tagged and the other prompts are two samples: of the paired changes.
     change = mean_difference(rest["after"] - rest["before"], inside["after"] - inside["before"])
     gap_before = float(inside["before"].mean() - rest["before"].mean())
-    return Quantity(mean_difference(rest["after"], inside["after"]), gap_before, change)
+    gap = mean_difference(rest["after"], inside["after"])
+    return Quantity(replace(gap, n=len(scores)), gap_before, change)
 
 
 SUBJECTS.add(
