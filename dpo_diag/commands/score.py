@@ -29,6 +29,7 @@ def job(cfg: DictConfig) -> str:
     rows = rows[: config.data.max_eval_pairs]
     folder = score_checkpoints(
         checkpoint_names(config), rows, out, reference=config.reference, split=config.split,
+        split_role="held_out" if config.hold_out else None,
         max_length=config.max_length, truncation_mode=config.truncation_mode,
         loader=Loader(**vars(config.loader)), batch_size=config.batch_size, tokens=config.tokens,
         no_prompt=config.no_prompt, ches=config.ches,

@@ -19,6 +19,7 @@ from dpo_diag.records.ches_file import has_ches, write_ches
 from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.run_info import ModelInfo, ReferenceInfo
 from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import to_document
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def score_checkpoints(
     *,
     reference: str | os.PathLike[str] | None = None,
     split: str = EVAL_SPLIT,
+    split_role: Role | None = None,
     max_length: int | None = 1024,
     truncation_mode: str = "keep_start",
     loader: Loader | None = None,
@@ -57,6 +59,7 @@ def score_checkpoints(
         reference: the reference model; None for the one under the adapters, or none (then what needs one is
             not computed).
         split: name of this set in the records.
+        split_role: what these pairs are to the training of the checkpoints; None lets the split's name decide.
         max_length, truncation_mode, tokens, no_prompt, batch_size: as for `score_pairs`.
         ches: also compute CHES under the reference and write it to the run's `ches.csv`, which the explanation reads.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
@@ -71,6 +74,8 @@ def score_checkpoints(
     with added_to(out) as (writer, before):
         run = Run(writer.path)
         _same_pairs(run, rows, split)
+        if split not in before.splits:
+            writer.describe_split(split, split_role or role_from_name(split), n_pairs=len(rows))
         done = _scored(run, split)
         if not run.has("texts") or run.read("texts", ["split"], splits=[split]).empty:
             writer.write("texts", text_rows(rows, split), split=split)

@@ -16,6 +16,7 @@ from dpo_diag.models import checkpoints as module
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
+from dpo_diag.records.run_info import SplitInfo
 from tests.inference.conftest import make_model, make_tokenizer
 from tests.inference.test_scoring import PAIRS
 
@@ -112,6 +113,7 @@ def test_score_gives_a_run_with_its_reference(folders: Path, tmp_path: Path) -> 
     assert sorted(run.pairs["step"].unique()) == [10, 20]
     assert run.tokens["ref_logp"].notna().all()
     assert len(run.texts) == 3 and run.texts["chosen"].isin([p["chosen"] for p in PAIRS]).all()
+    assert run.info.splits["eval"] == SplitInfo(role="held_out", n_pairs=3)
     assert run.meta["loss"]["types"] == ["sigmoid"] and run.meta["reference"]["name"].endswith("base")
     names = set(run.history["name"])
     assert {"ce/chosen", "ppl_seq_mean/rejected", "bits_per_byte/chosen", "pairs/both_fell", "top5/chosen"} <= names
