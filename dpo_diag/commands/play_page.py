@@ -41,8 +41,8 @@ def answer_dict(answer: Answer) -> dict[str, Any]:
     """An answer as the page gets it; its text is set as text there."""
     shown = {
         "name": visible(answer.checkpoint.label),
-        "finish_reason": answer.finish_reason,
-        "n_tokens": len(answer.token_ids),
+        "finish_reason": answer.written.finish_reason,
+        "n_tokens": len(answer.written.token_ids),
         "sum_logp": answer.sum_logp,
         "base_sum_logp": answer.base_sum_logp,
         "tokens": [_token(token) for token in answer.tokens],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -51,20 +51,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[l
     return list(ids), text
 
 
-def _check_lengths(model: PreTrainedModel, encoded: Sequence[Sequence[int]], ids: Sequence[str], new: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return
-    too_long = [name for name, tokens in zip(ids, encoded, strict=True) if len(tokens) + new > limit]
-    if too_long:
-        raise DiagError(
-            f"{len(too_long)} prompts and their answers do not fit the model",
-            where=f"prompts {', '.join(too_long[:5])}",
-            got=f"{max(map(len, encoded))} prompt tokens + max_new_tokens {new}", expected=f"at most {limit}",
-            hint="shorten these prompts or lower max_new_tokens",
-        )  # fmt: skip
-
-
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,7 +90,6 @@ def generate(
         return pd.DataFrame(columns=columns)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in asked]
     token_ids, names = [ids for ids, _ in encoded], [prompt.id for prompt in asked]
-    _check_lengths(model, token_ids, names, decoding.max_new_tokens)
     answers = write_answers(
         model, tokenizer, token_ids, decoding, prompt_ids=names, batch_size=batch_size,
         title=f"answers, step {step}, {model_name}", progress=progress,
@@ -133,7 +118,7 @@ def _row(
         "reference": prompt.reference,
         "text": text,
         "token_ids": answer.token_ids,
-        "finish_reason": "stop" if answer.stopped else "length",
+        "finish_reason": answer.finish_reason,
         "n_tokens": len(answer.token_ids),
         "sum_logp": answer.sum_logp,
         "entropy_sum": answer.entropy_sum,

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.inference.generation import encode_prompt, generate
+from dpo_diag.inference.generation import encode_prompt
 from dpo_diag.inference.prompts import Prompt
 from dpo_diag.models.cache import ModelCache
 from dpo_diag.models.checkpoints import Checkpoint
-from dpo_diag.models.decoding import Decoding, clean_text
-from dpo_diag.models.logps import FloatArray, Span, score_tokens
+from dpo_diag.models.decoding import Decoding, Written, clean_text, write_answers
+from dpo_diag.models.logps import Span, TokenScores, score_tokens
 
 ALTERNATIVES = 3
 KEPT_ANSWERS = 200
@@ -51,8 +51,7 @@ class Answer:
     checkpoint: Checkpoint
     text: str
     prompt_ids: list[int]
-    token_ids: list[int]
-    finish_reason: str
+    written: Written
     tokens: list[Token]
 
     @property
@@ -105,14 +104,13 @@ class Playground:
                 chat = self.chat and not raw and bool(getattr(tokenizer, "chat_template", None))
                 messages = ({"role": "user", "content": prompt},) if chat else None
                 asked = Prompt(id="play", prompt=None if chat else prompt, messages=messages)
-                (row,) = generate(model, tokenizer, [asked], self.decoding, step=0, progress=False).to_dict("records")
-                ids = list(row["token_ids"])
-                prompt_ids = encode_prompt(tokenizer, asked)[0]
-                (own,) = score_tokens(model, [Span(prompt_ids, ids)], n_likeliest=ALTERNATIVES)
-                tokens = pieces(tokenizer, ids, own.logp, own.likeliest, row["finish_reason"] == "stop")
-            self._answers[key] = Answer(
-                checkpoint, str(row["text"]), prompt_ids, ids, str(row["finish_reason"]), tokens
-            )
+                ids, _ = encode_prompt(tokenizer, asked)
+                [[written]] = write_answers(
+                    model, tokenizer, [ids], self.decoding, prompt_ids=[asked.id], progress=False
+                )
+                (own,) = score_tokens(model, [Span(ids, written.token_ids)], n_likeliest=ALTERNATIVES)
+                tokens = pieces(tokenizer, written, own)
+            self._answers[key] = Answer(checkpoint, written.text(tokenizer), ids, written, tokens)
             while len(self._answers) > KEPT_ANSWERS:
                 self._answers.popitem(last=False)
         self._answers.move_to_end(key)
@@ -133,7 +131,7 @@ class Playground:
             for answer in missing:
                 if model is None or not _same_tokens(tokenizer, answer):
                     continue
-                (own,) = score_tokens(model, [Span(answer.prompt_ids, answer.token_ids)])
+                (own,) = score_tokens(model, [Span(answer.prompt_ids, answer.written.token_ids)])
                 at = 0
                 for token in answer.tokens:
                     token.base_logp = float(own.logp[at : at + token.n_tokens].sum())
@@ -157,32 +155,31 @@ def _in_one_line(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _same_tokens(tokenizer: Any, answer: Answer) -> bool:
     """Whether the tokenizer reads these ids as the text that they were written as."""
-    ids = [*answer.token_ids]
+    ids = answer.written.token_ids
     if not ids or max([*ids, *answer.prompt_ids]) >= len(tokenizer):
         return False
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return clean_text(text) == answer.text
 
 
-def pieces(
-    tokenizer: Any, ids: Sequence[int], logp: FloatArray, likeliest: Sequence[list[tuple[int, float]]], stopped: bool
-) -> list[Token]:
+def pieces(tokenizer: Any, written: Written, scores: TokenScores) -> list[Token]:
     """The tokens as pieces of text; tokens that make up one character together are one piece, its log-probs summed."""
 
     def decode(some: Sequence[int]) -> str:
         return clean_text(tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
+    ids = written.token_ids
     tokens: list[Token] = []
     shown, start = "", 0
     last = len(ids) - 1
     for i, token_id in enumerate(ids):
-        end = stopped and i == last
+        end = written.stopped and i == last
         text = decode(ids[: i + 1])
         # An unfinished character decodes to U+FFFD; wait for its other bytes.
         if text.endswith("\ufffd") and i < last and not end and len(decode(ids[: i + 2])) <= len(text):
             continue
-        others = [(decode([j]), p) for j, p in likeliest[i]]
+        others = [(decode([j]), p) for j, p in scores.likeliest[i]]
         piece = decode([token_id]) if end else text[len(shown) :]
-        tokens.append(Token(piece, float(logp[start : i + 1].sum()), i + 1 - start, others, end=end))
+        tokens.append(Token(piece, float(scores.logp[start : i + 1].sum()), i + 1 - start, others, end=end))
         shown, start = text, i + 1
     return tokens

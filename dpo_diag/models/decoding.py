@@ -112,6 +112,11 @@ class Written:
     entropy_sum: float = 0.0
     stopped: bool = False
 
+    @property
+    def finish_reason(self) -> str:
+        """ "stop", or "length" where max_new_tokens cut it."""
+        return "stop" if self.stopped else "length"
+
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The answer without its end token and other special tokens, exactly as its tokens spell it."""
         ids = self.token_ids[:-1] if self.stopped else self.token_ids
@@ -156,12 +161,12 @@ def write_answers(
         tokenizer: its tokenizer: end and pad tokens.
         prompts: token ids, at least one each; [] gives [].
         decoding: None for greedy answers of up to 256 tokens.
-        prompt_ids: what seeds each prompt's samples; its place where there are none.
+        prompt_ids: names of the prompts, for errors and as what seeds their samples; their places if not given.
         batch_size: answers written at once.
         title, progress: of the bar.
 
     Raises:
-        DiagError: an encoder-decoder model.
+        DiagError: an encoder-decoder model, a prompt that does not fit the model's positions.
     """
     from tqdm.auto import tqdm
 
@@ -169,6 +174,7 @@ def write_answers(
     if model.config.is_encoder_decoder:
         raise DiagError("fixed prompts need a decoder-only model", got=type(model).__name__)
     names = [str(i) for i in range(len(prompts))] if prompt_ids is None else prompt_ids
+    _check_lengths(model, prompts, names, decoding.max_new_tokens)
     decoder = _Decoder(model, tokenizer, decoding)
     each = decoding.answers_per_prompt
     answers: dict[int, list[Written]] = {}
@@ -178,6 +184,20 @@ def write_answers(
             answers |= {i: rows[j * each : (j + 1) * each] for j, i in enumerate(chunk)}
             bar.update(len(rows))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], names: Sequence[str], new: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return
+    too_long = [name for name, tokens in zip(names, prompts, strict=True) if len(tokens) + new > limit]
+    if too_long:
+        raise DiagError(
+            f"{len(too_long)} prompts and their answers do not fit the model",
+            where=f"prompts {', '.join(too_long[:5])}",
+            got=f"{max(map(len, prompts))} prompt tokens + max_new_tokens {new}", expected=f"at most {limit}",
+            hint="shorten these prompts or lower max_new_tokens",
+        )  # fmt: skip
 
 
 def _uniforms(decoding: Decoding, prompt_id: str, sample: int) -> npt.NDArray[np.float64]:

@@ -16,7 +16,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference.play import Playground, pieces
 from dpo_diag.models.cache import ModelCache
 from dpo_diag.models.checkpoints import Checkpoint, Loader
-from dpo_diag.models.logps import Span, score_tokens
+from dpo_diag.models.decoding import Written
+from dpo_diag.models.logps import Span, TokenScores, score_tokens
 from dpo_diag.models.run_checkpoints import checkpoints_of, choose
 from dpo_diag.records import load_run
 from tests.inference.conftest import make_model, make_tokenizer
@@ -56,13 +57,13 @@ def test_log_probs_are_those_of_a_plain_forward(played_run: Path) -> None:
     answers = ground.compare("hello")
     models = [make_model(seed=s) for s in (0, 10, 20)]
     for answer, own in zip(answers, models, strict=True):
-        assert 0 < len(answer.token_ids) <= 12
+        assert 0 < len(answer.written.token_ids) <= 12
         for model, total in ((own, answer.sum_logp), (models[0], answer.base_sum_logp)):
-            ids = torch.tensor([[*answer.prompt_ids, *answer.token_ids]])
+            ids = torch.tensor([[*answer.prompt_ids, *answer.written.token_ids]])
             with torch.no_grad():
                 logp = torch.log_softmax(model(ids).logits[0].double(), -1)
             first = len(answer.prompt_ids)
-            plain = sum(float(logp[first - 1 + i, t]) for i, t in enumerate(answer.token_ids))
+            plain = sum(float(logp[first - 1 + i, t]) for i, t in enumerate(answer.written.token_ids))
             assert total == pytest.approx(plain, abs=1e-4)
         # Greedy: the model's own first choice at every place is what it wrote.
         assert [t.others[0][1] for t in answer.tokens if t.n_tokens == 1] == pytest.approx(
@@ -71,20 +72,25 @@ def test_log_probs_are_those_of_a_plain_forward(played_run: Path) -> None:
     assert [a.text for a in answers] == [playground(played_run).answer(c, "hello").text for c in ground.checkpoints]
 
 
+def scores(logp: np.ndarray, ids: list[int]) -> TokenScores:
+    """Each token its own likeliest choice, at -0.5."""
+    return TokenScores(logp, logp, logp, np.zeros(len(logp), np.int64), [[(i, -0.5)] for i in ids])
+
+
 def test_pieces_join_to_the_text_and_keep_characters_whole() -> None:
     """é is two bytes, 好 three: with one token a byte these are one piece each, their log-probs summed."""
     tokenizer = make_tokenizer()
     ids = [*tokenizer("aé好b", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     logp = -np.arange(1.0, len(ids) + 1)
-    found = pieces(tokenizer, ids, logp, [[(i, -0.5)] for i in ids], stopped=True)
+    found = pieces(tokenizer, Written(ids, stopped=True), scores(logp, ids))
     assert [(t.text, t.n_tokens, t.logp) for t in found] == [
         ("a", 1, -1), ("é", 2, -5), ("好", 3, -15), ("b", 1, -7), ("<eos>", 1, -8)
     ]  # fmt: skip
     assert found[-1].end
-    broken = pieces(tokenizer, ids[:2], logp[:2], [[(i, -0.5)] for i in ids[:2]], stopped=False)
+    broken = pieces(tokenizer, Written(ids[:2]), scores(logp[:2], ids[:2]))
     assert "".join(t.text for t in broken) == "a\ufffd"
     assert sum(t.logp for t in broken) == -3
-    assert pieces(tokenizer, [], np.empty(0), [], stopped=False) == []
+    assert pieces(tokenizer, Written([]), scores(np.empty(0), [])) == []
 
 
 def test_models_are_loaded_when_asked_and_the_least_recent_goes(played_run: Path) -> None:
@@ -129,7 +135,7 @@ def test_adapters_share_their_base_and_are_not_mixed_up(played_run: Path, tmp_pa
     answers = [ground.compare("hello"), playground_of(ground).compare("hello")]
     for checkpoint, answer in zip(checkpoints, answers[0][1:], strict=True):
         with Loader(**CPU).open(checkpoint) as (model, _):
-            (alone,) = score_tokens(model, [Span(answer.prompt_ids, answer.token_ids)])
+            (alone,) = score_tokens(model, [Span(answer.prompt_ids, answer.written.token_ids)])
         assert answer.sum_logp == pytest.approx(float(alone.logp.sum()), abs=1e-4)
     assert [a.sum_logp for a in answers[0]] == pytest.approx([a.sum_logp for a in answers[1]], abs=1e-5)
     assert answers[0][1].sum_logp != pytest.approx(answers[0][2].sum_logp, abs=1e-4)
