@@ -139,8 +139,8 @@ def _print_result(result: dict[str, Any]) -> None:
 
 
 def _print_formats(as_json: bool) -> int:
-    from dpo_diag.importers.aliases import STEP_KEYS
     from dpo_diag.importers.formats.pair_table import COLUMNS
+    from dpo_diag.importers.keys import STEP_KEYS
     from dpo_diag.importers.log_format import FORMATS
     from dpo_diag.records.metric_aliases import ALIASES
 

@@ -62,7 +62,8 @@ def read_folder(path: Path, as_name: str | None, options: Options, shown: Path) 
             if len(logs) == 1:
                 raise
             if sources:
-                sources[0].notes.append(f"{file.name} was left out: {error.what}")
+                hint = f" ({error.hint})" if error.hint else ""
+                sources[0].notes.append(f"{file.name} was left out: {error.what}{hint}")
     if not sources:
         raise DiagError("no log in the folder could be read", where=shown, hint="name the file itself")
     sources = [s for s in sources if s.n_read or s is sources[0]]

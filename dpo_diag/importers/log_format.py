@@ -42,9 +42,9 @@ class Head:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.data = head_of(path, HEAD_BYTES)  # first: a file that cannot be opened is one error there
         with path.open("rb") as file:
             self.raw = file.read(64)
-        self.data = head_of(path, HEAD_BYTES)
 
     @cached_property
     def text(self) -> str:

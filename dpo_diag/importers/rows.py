@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dpo_diag.importers.aliases import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
+from dpo_diag.importers.keys import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
 from dpo_diag.importers.numbers import number, step_number, steps_total
 from dpo_diag.records.text_files import Skipped
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_diag.commands.diag import main
 from dpo_diag.importers import FORMATS
-from dpo_diag.importers.aliases import place
+from dpo_diag.importers.keys import place
 from dpo_diag.records.metric_aliases import ALIASES
 
 

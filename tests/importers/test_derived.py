@@ -113,3 +113,18 @@ def test_nan_in_an_evaluation_does_not_spoil_the_check(tmp_path: Path, imported:
     assert result["beta"] == 0.1
     assert math.isnan(value(run, "ref_logps/chosen", 20, "eval"))
     assert steps(run, "ref_logps/chosen", "eval") == [10, 20, 30, 40]
+
+
+def test_a_long_log_is_inferred_from_evenly_spaced_steps(
+    tmp_path: Path, imported: Importing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """loss = softplus(-margin) at every step, so at any choice of steps: 5 of 100 show sigmoid as all 100 do."""
+    rows = [
+        {"step": i, "loss": math.log1p(math.exp(-i / 50)), "rewards/chosen": i / 100, "rewards/rejected": -i / 100}
+        for i in range(1, 101)
+    ]
+    path = log(tmp_path / "log.jsonl", rows)
+    for limit in (100, 5):
+        monkeypatch.setattr("dpo_diag.importers.decisions.INFERRED_FROM", limit)
+        _, run = imported(path)
+        assert run.info.loss_like == "sigmoid"

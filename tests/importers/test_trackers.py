@@ -126,6 +126,30 @@ def test_a_damaged_record_is_passed_over(tmp_path: Path, imported: Importing) ->
     assert result["skipped"] == [{"line": 3, "why": "a record is damaged: wrong checksum"}]
 
 
+def test_a_damaged_record_costs_only_itself(tmp_path: Path, imported: Importing) -> None:
+    """Tensorboard's own loaders would end at step 2 without a word."""
+    file = event_file(tmp_path / "tb", [("train/loss", 1 / step, step) for step in (1, 2, 3, 4)])
+    data = file.read_bytes()
+    size = len(data) - len(event_file(tmp_path / "less", [("train/loss", 1.0, 1)]).read_bytes())
+    start = len(data) - size  # of the records of steps 2, 3 and 4, which have one length
+    broken = bytearray(data)
+    broken[start + 20] ^= 0xFF
+    file.write_bytes(bytes(broken))
+    result, run = imported(file)
+    assert steps(run, "loss") == [1, 3, 4]
+    assert result["skipped"] == [{"line": 3, "why": "a record is damaged: wrong checksum"}]
+
+
+@pytest.mark.parametrize(("name", "content"), [("tensorboard", b"\0"), ("wandb", b":W&B\xe1\xbe\0")])
+def test_a_missing_package_is_one_line_with_the_pip_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imported: Importing, name: str, content: bytes
+) -> None:
+    (tmp_path / "events.out.tfevents.1.x").write_bytes(content)
+    monkeypatch.setattr("dpo_diag.extras.is_installed", lambda package: False)
+    with pytest.raises(DiagError, match=rf"needs {name}, .*hint: pip install 'dpo-diag\[{name}\]'"):
+        imported(tmp_path / "events.out.tfevents.1.x", name)
+
+
 def test_a_length_that_lies_ends_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "events.out.tfevents.1.x"
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"\0" * 100)

@@ -55,9 +55,8 @@ def place(raw: str, trainer: str = "any") -> Place | None:
     if is_bookkeeping(raw):
         return None
     key = clean_key(raw)
-    found = canonical(key, trainer)
-    if found is not None:
-        return _placed(found)
+    if (name := canonical(key, trainer)) is not None:
+        return _placed(name)
     if match := _LOSS_OF.fullmatch(key):
         return Place(_split_name(match.group(1)), "loss", True)
     if match := _ERIC.fullmatch(key):
@@ -91,9 +90,8 @@ def _split_name(word: str) -> str:
 
 def _inside(split: str, rest: str, trainer: str) -> Place:
     """The name after a split's prefix: known, or a set's name and a known one, or kept as it is."""
-    found = canonical(rest, trainer)
-    if found is not None:
-        return _placed(found, split)
+    if (name := canonical(rest, trainer)) is not None:
+        return _placed(name, split)
     if split == "train":
         inner = _SPLIT.fullmatch(rest)
         return Place("train", inner.group(3) if inner and inner.group(1).startswith("train") else rest, False)
@@ -109,8 +107,8 @@ def _set_in_front(rest: str, trainer: str, mark: str, split: str = "eval") -> Pl
     """`helpful_rewards/chosen` -> eval_helpful, rewards/chosen: the longest known name at the end wins."""
     start = 0
     while (cut := rest.find(mark, start)) >= 0:
-        found = canonical(rest[cut + 1 :], trainer)
-        if found is not None and cut > 0:
-            return _placed(found, f"{split}_{rest[:cut]}")
+        name = canonical(rest[cut + 1 :], trainer)
+        if name is not None and cut > 0:
+            return _placed(name, f"{split}_{rest[:cut]}")
         start = cut + 1
     return None
