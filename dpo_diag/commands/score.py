@@ -18,7 +18,7 @@ def job(cfg: DictConfig) -> str:
     config = to_config(cfg, ScoreConfig)
     check_score(config)
     out = Path(config.out or HydraConfig.get().runtime.output_dir)
-    from dpo_diag.commands.aftermath import explain_and_report
+    from dpo_diag.commands.after_run import explain_and_report
     from dpo_diag.data.source import load_data
     from dpo_diag.inference.score_run import score_checkpoints
     from dpo_diag.models.checkpoints import Loader

@@ -22,7 +22,7 @@ def job(cfg: DictConfig) -> str:
 
     folder = train(config, folder)
     if is_main_process():
-        from dpo_diag.commands.aftermath import explain_and_report
+        from dpo_diag.commands.after_run import explain_and_report
 
         explain_and_report(folder, explain=config.explain, report=config.report, thresholds=config.checks)
         print(folder, flush=True)

@@ -6,24 +6,21 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
-from dpo_diag.models.loading import describe_model
-from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.records import RunWriter
-from dpo_diag.records.run_info import Status, TrainingInfo
+from dpo_diag.records.run_info import Status
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator
+from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
@@ -128,14 +125,10 @@ class Recording:
         if self._recorder_path is None or self.run_writer is not None:
             return
         rank = self.accelerator.process_index
-        if resume_step is None and rank == 0:
-            writer = RunWriter(self._recorder_path, rank=0)
-        elif rank == 0:
-            writer = RunWriter(self._recorder_path, rank=0, resume_step=resume_step)
-        self.accelerator.wait_for_everyone()
-        if rank != 0:
-            writer = RunWriter(self._recorder_path, rank=rank, resume_step=resume_step)
-        self.accelerator.wait_for_everyone()
+        for turn in (rank == 0, rank != 0):
+            if turn:
+                writer = RunWriter(self._recorder_path, rank=rank, resume_step=resume_step)
+            self.accelerator.wait_for_everyone()
         self._attach(writer)
 
     def _attach(self: Any, writer: RunWriter) -> None:
@@ -146,31 +139,8 @@ class Recording:
         writer.update(**self._facts)
 
     def describe(self: Any) -> dict[str, Any]:
-        """Fields of run.json that every trainer knows; values only, no texts and no secrets."""
-        model = self.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if is_peft_model(model) else model
-        parameters = list(model.parameters())
-        name = str(getattr(model.config, "_name_or_path", "") or type(base).__name__)
-        # A fingerprint would read every weight; the job, which loads the model itself, has one.
-        description = describe_model(base, name, fingerprint=False) | {
-            "n_parameters": sum(p.numel() for p in parameters),
-            "n_trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        }
-        if is_peft_model(model):
-            config = model.peft_config.get("default") or next(iter(model.peft_config.values()))
-            peft = {k: getattr(config, k, None) for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
-            description["adapter"] = {"type": str(getattr(config.peft_type, "value", config.peft_type))} | {
-                k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in peft.items() if v is not None
-            }
-        named = [f.name for f in fields(TrainingInfo)]
-        arguments = {k: getattr(self.args, k) for k in named if hasattr(self.args, k)}
-        arguments = {k: getattr(v, "value", v) for k, v in arguments.items()}
-        return {
-            "trainer": type(self).__name__,
-            "model": description,
-            "tokenizer": describe_tokenizer(self._tokenizer),
-            "training": arguments | {"world_size": self.accelerator.num_processes},
-        }
+        """Fields of run.json that this trainer knows."""
+        return describe_trainer(self)
 
     def begin_run(self: Any) -> None:
         """At the start of every training loop."""
@@ -185,21 +155,7 @@ class Recording:
 
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; opens the run, and closes it as finished, interrupted or failed."""
-        step = None
-        if resume_from_checkpoint:
-            folder = (
-                get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-            )
-            known = folder is not None and (self._recorder_path is not None or self.run_writer is not None)
-            step = checkpoint_step(folder) if known else None
-            if step is not None and self.run_writer is not None and self.run_writer.resume_step != step:
-                raise DiagError(
-                    f"the recorder resumes at step {self.run_writer.resume_step}",
-                    where=self.run_writer.path,
-                    expected=f"step {step} of {folder}",
-                    hint=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
-                )
-        self._open(step)
+        self._open(self._resume_step(resume_from_checkpoint))
         # TRL's own switch puts the evaluation where it belongs: after every callback has begun, before the first step.
         added = self._evaluation_is_ours = self.evaluates_at_start and not resume_from_checkpoint
         if added:
@@ -217,6 +173,25 @@ class Recording:
                 self.args.eval_on_start = False
         self._close("finished")
         return output
+
+    def _resume_step(self: Any, checkpoint: Any) -> int | None:
+        """The step of the checkpoint that TRL would resume; None for a fresh start, or where nothing is recorded.
+
+        Raises:
+            DiagError: the writer that was handed in resumes at another step.
+        """
+        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
+        writer: RunWriter | None = self.run_writer
+        if not folder or (self._recorder_path is None and writer is None):
+            return None
+        step = checkpoint_step(folder)
+        if writer is not None and writer.resume_step != step:
+            raise DiagError(
+                f"the recorder resumes at step {writer.resume_step}", where=writer.path,
+                expected=f"step {step} of {folder}",
+                hint=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
+            )  # fmt: skip
+        return step
 
     def _evaluate(self: Any, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         # Before the first step, and not asked for by the user: it must not move any random state.
