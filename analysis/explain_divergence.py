@@ -15,8 +15,8 @@ import pandas as pd
 
 from dpo_diag import load_run
 from dpo_diag.diagnosis.aligned import align
-from dpo_diag.diagnosis.decompose.loss_split import loss_spec, split_losses
-from dpo_diag.diagnosis.decompose.perplexity_split import pair_contributions, pair_table, split_perplexity
+from dpo_diag.diagnosis.decompose.loss import loss_spec, split_losses
+from dpo_diag.diagnosis.decompose.perplexity import pair_contributions, rank_pairs, split_perplexity
 from dpo_diag.diagnosis.decompose.tokens import by_role
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     # 4. In which pairs: share_of_rise and its running sum.
     arrays = sides["chosen"]
     parts = pair_contributions(*arrays.args).assign(pair_id=pairs.loc[arrays.keep, "pair_id"].to_numpy())
-    frames["pairs"] = pair_table(parts)
+    frames["pairs"] = rank_pairs(parts)
     columns = ["pair_id", "share_of_rise", "cumulative_share", "ce_from", "ce_to"]
     print(frames["pairs"][columns].head(10).round(4).to_string(index=False), "\n")
 

@@ -121,16 +121,19 @@ def _none(value: float, n: int, level: float) -> Interval:
 def mean_interval(values: npt.ArrayLike, level: float = LEVEL) -> Interval:
     """The mean of independent values: Wilson's interval where all are 0 or 1, else Student's t.
 
-    Of a paired difference, pass the differences. NaN for no values; no interval below LEAST_FOR_T values (Wilson's has
+    Differences go to `t_interval`. NaN for no values; no interval below LEAST_FOR_T values (Wilson's has
     no such least).
     """
     x = finite(values)
     if x.size and np.isin(x, (0.0, 1.0)).all():
         return proportion(float(x.sum()), x.size, level)
-    return _student(x, level)
+    return t_interval(x, level)
 
 
-def _student(x: FloatArray, level: float) -> Interval:
+def t_interval(values: npt.ArrayLike, level: float = LEVEL) -> Interval:
+    """The mean of independent values, Student's t whatever they are: for differences, which may all be 0 and are no
+    proportion then. NaN for no values; no interval below LEAST_FOR_T."""
+    x = finite(values)
     if x.size < LEAST_FOR_T:
         return _none(float(x.mean()) if x.size else math.nan, x.size, level)
     mean, half = float(x.mean()), _t(level, x.size - 1) * float(x.std(ddof=1)) / math.sqrt(x.size)
@@ -204,7 +207,7 @@ def paired_change(before: npt.ArrayLike, after: npt.ArrayLike, level: float = LE
     if np.isin(b, (0.0, 1.0)).all() and np.isin(a, (0.0, 1.0)).all():
         lost, won = int((d < 0).sum()), int((d > 0).sum())
         return PairedChange(paired_proportion_change(lost, won, d.size, level), mcnemar(lost, won), effect)
-    return PairedChange(_student(d, level), sign_flip(d), effect)
+    return PairedChange(t_interval(d, level), sign_flip(d), effect)
 
 
 def paired_proportion_change(lost: int, won: int, n: int, level: float = LEVEL) -> Interval:

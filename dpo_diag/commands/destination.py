@@ -42,7 +42,7 @@ def _gained(
 ) -> dict[str, Any]:
     from dpo_diag.diagnosis.aligned import align
     from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
-    from dpo_diag.diagnosis.token_sections import NO_TOKENS
+    from dpo_diag.diagnosis.decompose.tokens import NO_TOKENS
     from dpo_diag.thresholds import load_thresholds
 
     if not document["n_pairs"]:

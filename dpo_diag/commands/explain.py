@@ -82,7 +82,7 @@ def explain(
     if json:
         print(to_json(document))
         return _status(document, rules)
-    from dpo_diag.diagnosis.tables import render_document
+    from dpo_diag.diagnosis.printed import render_document
 
     print(render_document(document, top))
     if written:
@@ -183,7 +183,7 @@ def _watch(
     request: _Request, interval: float, rules: list[tuple[str, frozenset[str]]], *, json: bool, write: bool
 ) -> int:
     """Explain whenever the records change, print what changed; ends when run.json says that the run ended."""
-    from dpo_diag.diagnosis.tables import render_change
+    from dpo_diag.diagnosis.printed import render_change
 
     path, seen, before = request.path, None, None
     while True:

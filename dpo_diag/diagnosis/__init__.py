@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dpo_diag.diagnosis.explain import explain
+from dpo_diag.diagnosis.explain import Explanation, explain, explain_run
 
-__all__ = ["explain"]
+__all__ = ["Explanation", "explain", "explain_run"]

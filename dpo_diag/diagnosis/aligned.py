@@ -139,7 +139,7 @@ class Aligned:
         """("token" | "byte", note) or (None, why nothing can be counted): the unit that covers more responses, tokens
         first where both cover all."""
         if not len(self.pairs):
-            return None, "no pair stands at both steps"
+            return None, "no pair is recorded at both steps"
         covered = {
             unit: sum(
                 int((self.pairs[[f"{s}_{column}_0", f"{s}_{column}_1"]] > 0).all(axis=1).sum()) for s in self.sides
@@ -278,7 +278,7 @@ def _aligned(
         "duplicate_rows": duplicates,
     }  # fmt: skip
     left = coverage["only_from"] + coverage["only_to"]
-    notes = (f"{left} pairs stand at one of the two steps only and are left out",) if left else ()
+    notes = (f"{left} pairs are recorded at one of the two steps only and are left out",) if left else ()
     return Aligned(rows, split, from_step, to_step, rows.steps[split], sides, before, after, coverage, notes)
 
 
@@ -288,7 +288,7 @@ def _lone_sides(rows: pd.DataFrame, sides: tuple[str, ...]) -> int:
 
 
 def _training_window(rows: PairRows, split: str, to_step: int) -> Aligned:
-    """Training batches never repeat a pair: hold the newest pairs, each at its own step, against the reference."""
+    """Training batches never repeat a pair: compare the newest pairs, each at its own step, with the reference."""
     known = rows.split(split)
     policy = known.loc[known["step"] <= to_step]
     used: list[int] = []
@@ -306,6 +306,6 @@ def _training_window(rows: PairRows, split: str, to_step: int) -> Aligned:
     )
     note = (
         f"training batches hold other pairs at every step, so {len(aligned.pairs)} pairs of steps "
-        f"{used[-1]} to {used[0]} are held against the reference"
+        f"{used[-1]} to {used[0]} are compared with the reference"
     )
     return replace(aligned, notes=(*aligned.notes, note))

@@ -7,17 +7,70 @@ DESIGN section 6; further keys are additions that a reader may ignore.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from dpo_diag.diagnosis.aligned import align
-from dpo_diag.diagnosis.mean_sections import explain_means
+import numpy as np
+import pandas as pd
+
+from dpo_diag.diagnosis import remedies, verdict
+from dpo_diag.diagnosis.aligned import Aligned, align
+from dpo_diag.diagnosis.checks import run_checks
+from dpo_diag.diagnosis.checks.context import CheckContext
+from dpo_diag.diagnosis.decompose.destination import destination, lost_mass
+from dpo_diag.diagnosis.decompose.loss import loss_section, loss_spec
+from dpo_diag.diagnosis.decompose.means import Means, perplexity_of_means, summarise_means
+from dpo_diag.diagnosis.decompose.pairs import (
+    NO_PAIR,
+    chosen_direction,
+    from_reference,
+    margins,
+    pair_table,
+    quadrants,
+)
+from dpo_diag.diagnosis.decompose.perplexity import concentration, perplexity_section
+from dpo_diag.diagnosis.decompose.prompt_dependence import prompt_dependence
+from dpo_diag.diagnosis.decompose.similarity import similarity
+from dpo_diag.diagnosis.decompose.tokens import NO_TOKENS, follow_roles, summarise_tokens, token_rows
+from dpo_diag.diagnosis.decompose.trajectory import follow, turning_points
+from dpo_diag.diagnosis.evidence import Measure, measures
 from dpo_diag.diagnosis.narrative import narrate
-from dpo_diag.diagnosis.pair_rows import PairRows, Step
-from dpo_diag.diagnosis.pair_sections import explain_pairs
-from dpo_diag.diagnosis.strict_json import plain
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.stats import LEAST_FOR_BOOTSTRAP, Interval
+from dpo_diag.text import plain, records
 from dpo_diag.thresholds import load_thresholds
+
+PAIRS_SHOWN = 2000
+TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """An explanation with what it was made from, so that whoever draws it needs not go back to the run.
+
+    Attributes:
+        document: strict JSON values (None instead of NaN) with the keys of DESIGN section 6.
+        aligned: the pairs and tokens at both steps; None for a run that holds means only.
+        pairs: every aligned pair in the order of `document["pairs"]`: the columns there, and `quadrant` (a name of
+            `metrics.Quadrants`; "" where a log-prob is unknown or one side is not recorded), `{side}_n_tokens`.
+    """
+
+    document: dict[str, Any]
+    aligned: Aligned | None
+    pairs: pd.DataFrame
+
+    def texts(self, pair_ids: Sequence[str]) -> pd.DataFrame:
+        """`pair_id`, `prompt`, `chosen`, `rejected` of some pairs, in their order; null where not recorded."""
+        texts = self.aligned.run.texts if self.aligned is not None else pd.DataFrame(columns=TEXTS)
+        return pd.DataFrame({"pair_id": list(pair_ids)}).merge(texts[TEXTS], on="pair_id", how="left")
+
+    def tokens(self, pair_ids: Sequence[str]) -> pd.DataFrame:
+        """Token by token for some pairs (see `decompose.tokens.token_rows`); empty without token records."""
+        change = self.aligned.tokens if self.aligned is not None else None
+        return token_rows(change, list(pair_ids)) if change is not None else pd.DataFrame(columns=["pair_id", "side"])
 
 
 def explain(
@@ -27,6 +80,17 @@ def explain(
     split: str | None = None,
     thresholds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """The document of `explain_run`."""
+    return explain_run(run, from_step, to_step, split, thresholds).document
+
+
+def explain_run(
+    run: Run | str | os.PathLike[str],
+    from_step: Step | None = None,
+    to_step: int | None = None,
+    split: str | None = None,
+    thresholds: Mapping[str, Any] | None = None,
+) -> Explanation:
     """Why loss and perplexities moved between two steps, in which pairs and tokens, and whether it is harm.
 
     Args:
@@ -36,8 +100,8 @@ def explain(
         split: default a fixed evaluation set before anything else.
         thresholds: overrides by name, dotted or nested (see dpo_diag.thresholds).
 
-    Returns: strict JSON values (None instead of NaN) with the keys of DESIGN section 6. A run without pair records gets
-        what its logged means allow (`means`), the rest is {"not_applicable": reason}.
+    Returns: of a run without pair records what its logged means allow (`means`); the rest is
+        {"not_applicable": reason}.
 
     Raises:
         DiagError: no run, no such split, step or threshold.
@@ -46,10 +110,186 @@ def explain(
     values = load_thresholds(thresholds)
     rows = PairRows(opened)
     only_logged = split is not None and split not in rows.steps and bool((opened.history["split"] == split).any())
+    aligned, table = None, pd.DataFrame()
     if rows.steps and not only_logged:
-        document = explain_pairs(align(rows, from_step, to_step, split), values)
+        aligned = align(rows, from_step, to_step, split)
+        document, table = _of_pairs(aligned, values)
     else:
-        document = explain_means(opened, from_step, to_step, split, values)
-    result: dict[str, Any] = plain(document)
-    result["narrative"] = plain(narrate(result, opened))
-    return result
+        document = _of_means(opened, from_step, to_step, split, values)
+    document = plain({**document, "thresholds": dict(values)})
+    document["narrative"] = plain(narrate(document, opened))
+    return Explanation(document, aligned, table)
+
+
+# --- a run that holds pairs -------------------------------------------------------------------------------------------
+
+
+def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
+    run, pairs = aligned.run, aligned.pairs
+    spec, why_not = loss_spec(run)
+    loss, loss_rows, loss_change = loss_section(aligned, spec, why_not)
+    unit, unit_note = aligned.unit_and_note
+    perplexity, dlog = perplexity_section(aligned)
+    path = follow(aligned, spec)
+    turns = turning_points(path, values["turning_point.least_dlog"])
+    table = pair_table(aligned, loss_rows)
+    few = concentration(table) if "share_of_rise" in table else None
+    checks, evidence = _checked(run, aligned.from_step, aligned.to_step, aligned.split, values)
+    decision = verdict.decide(
+        verdict.Facts(
+            loss=loss_change.sign if loss_change is not None else None,
+            perplexity=_signs(dlog, values["verdict.least_dlog"]),
+            chosen=chosen_direction(aligned),
+            turned=bool(turns),
+            evidence=evidence,
+            speaking=_speaking(checks),
+            n_pairs=len(pairs),
+            has_intervals=len(pairs) >= LEAST_FOR_BOOTSTRAP,
+        )
+    )
+    document = {
+        **_head(run, aligned.from_step, aligned.to_step, aligned.split, len(pairs)),
+        "unit": unit,
+        "coverage": aligned.coverage,
+        "notes": [*aligned.notes, *([unit_note] if unit_note and unit else [])],
+        "loss": loss,
+        "perplexity": perplexity,
+        "bits_per_byte": {s: aligned.bits_per_byte(s) for s in aligned.sides} if len(pairs) else {},
+        "quadrants": quadrants(aligned),
+        "margins": margins(pairs),
+        "against_reference": from_reference(aligned, spec),
+        "concentration": asdict(few) if few is not None else None,
+        "turning_points": [t.document() for t in turns],
+        "pairs": records(table.head(PAIRS_SHOWN)),
+        "pairs_not_shown": max(0, len(table) - PAIRS_SHOWN),
+        "trajectory": records(path.steps),
+        "along_the_run": path.summary,
+        "checks": checks,
+        "evidence": [m.document(values) for m, _ in evidence],
+        "verdict": decision.document(),
+        **_of_tokens(aligned, values),
+        "remedies": [asdict(r) for r in remedies.suggest(aligned, spec, decision, turns, few)],
+    }
+    return document, _drawn(aligned, table)
+
+
+def _of_tokens(aligned: Aligned, values: Mapping[str, float]) -> dict[str, Any]:
+    """The sections that need more than sums, each with its numbers or {"not_applicable": reason}."""
+    if not len(aligned.pairs):
+        names = ("tokens", "prompt_dependence", "destination", "lost_mass", "similarity")
+        return dict.fromkeys(names, NO_PAIR)
+    sections: dict[str, Any] = {"tokens": NO_TOKENS, "prompt_dependence": NO_TOKENS, "lost_mass": NO_TOKENS}
+    change = aligned.tokens
+    if change is not None and change.usable.any():
+        limits = values["key_tokens.gain"], values["key_tokens.floor"]
+        sections["tokens"] = {**summarise_tokens(aligned, change), "along_the_run": follow_roles(aligned, change)}
+        sections["prompt_dependence"] = prompt_dependence(aligned, change, *limits)
+        sections["lost_mass"] = lost_mass(aligned, change)
+    return sections | {"destination": destination(aligned), "similarity": similarity(aligned)}
+
+
+def _drawn(aligned: Aligned, table: pd.DataFrame) -> pd.DataFrame:
+    """The table of pairs with what a drawing needs besides."""
+    counts = [f"{side}_n_tokens" for side in aligned.sides]
+    of_pair = aligned.pairs[["pair_id", *(f"{c}_1" for c in counts)]].set_axis(["pair_id", *counts], axis=1)
+    if len(aligned.sides) == 2:
+        chosen, rejected = (aligned.change(side) for side in aligned.sides)
+        unknown = np.isnan(chosen) | np.isnan(rejected)
+        of_pair["quadrant"] = np.select(
+            [unknown, (chosen < 0) & (rejected < 0), chosen < 0, rejected < 0],
+            ["", "both_fell", "rejected_rose", "chosen_rose"], "both_rose",
+        )  # fmt: skip
+    else:
+        of_pair["quadrant"] = ""
+    return table.merge(of_pair, on="pair_id", how="left")
+
+
+# --- a run that holds means only --------------------------------------------------------------------------------------
+
+
+def _of_means(
+    run: Run, from_step: Step | None, to_step: int | None, split: str | None, values: Mapping[str, float]
+) -> dict[str, Any]:
+    if from_step is not None and from_step != REFERENCE and not str(from_step).lstrip("-").isdigit():
+        raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
+    means = summarise_means(run, from_step, to_step, split)
+    no_pairs = "the run holds means only, no pairs"
+    loss = means.values.get("loss", {})
+    perplexity = perplexity_of_means(means.values)
+    checks, evidence = _checked(run, from_step, to_step, split, values, means)
+    chosen = next((n for n in ("rewards/chosen", "logps/chosen") if n in means.values), None)
+    direction = means.sign(chosen)
+    lower = chosen is not None and (means.values[chosen]["delta"] or 0) < 0
+    dlog = {
+        name: Interval(row["dlog"], np.nan, np.nan, 0)
+        for name, row in perplexity.get("chosen", {}).items()
+        if isinstance(row, dict) and "dlog" in row
+    }
+    decision = verdict.decide(
+        verdict.Facts(
+            loss=means.sign("loss"),
+            perplexity=_signs(dlog, values["verdict.least_dlog"]),
+            chosen=direction,
+            evidence=evidence,
+            speaking=_speaking(checks),
+            only_means=True,
+            chosen_lower_in_noise=lower and direction != -1,
+        )
+    )
+    return {
+        **_head(run, means.from_step, means.to_step, means.split, None),
+        "unit": None,
+        "coverage": {},
+        "notes": [f"{no_pairs}: nothing can be split over pairs"],
+        "loss": {
+            "not_applicable": f"{no_pairs}, so the loss cannot be split into sides",
+            **{k: loss[k] for k in ("from", "to", "delta", "interval") if k in loss},
+        },
+        "perplexity": perplexity,
+        "quadrants": {"not_applicable": no_pairs},
+        "against_reference": {"not_applicable": no_pairs},
+        "concentration": None,
+        "turning_points": [],
+        "pairs": [],
+        "means": means.document(),
+        "checks": checks,
+        "evidence": [m.document(values) for m, _ in evidence],
+        "verdict": decision.document(),
+        "remedies": [],
+    }
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _head(run: Run, from_step: Step | None, to_step: int | None, split: str | None, n: int | None) -> dict[str, Any]:
+    """The keys that say what was compared."""
+    return {
+        "run": run.name, "kind": run.kind, "from_step": from_step, "to_step": to_step, "split": split, "n_pairs": n,
+    }  # fmt: skip
+
+
+def _checked(
+    run: Run,
+    from_step: Step | None,
+    to_step: int | None,
+    split: str | None,
+    values: Mapping[str, float],
+    means: Means | None = None,
+) -> tuple[list[dict[str, Any]], list[tuple[Measure, str]]]:
+    """The checks' findings between the two steps; what is measured that is not likelihood, with its direction."""
+    start = None if from_step is None or from_step == REFERENCE else int(from_step)
+    checks = list(run_checks(CheckContext.from_run(run, start, to_step, split), values))
+    if means is not None:
+        from_step, to_step = means.from_step or 0, means.to_step or 0
+    found = measures(run, from_step, to_step, values["confidence_scores"])
+    return checks, [(m, m.direction(values)) for m in found]
+
+
+def _speaking(checks: list[dict[str, Any]]) -> frozenset[str]:
+    return frozenset(c["code"] for c in checks if c["outcome"] == "speaks")
+
+
+def _signs(dlog: Mapping[str, Interval], least: float) -> dict[str, int]:
+    """Direction of each chosen log-perplexity; 0 inside its interval, or where it moved by less than `least`."""
+    return {name: change.sign if abs(change.value) >= least else 0 for name, change in dlog.items()}

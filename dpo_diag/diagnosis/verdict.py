@@ -15,17 +15,17 @@ from dpo_diag.diagnosis.evidence import TASK_KINDS, Measure
 from dpo_diag.text import capital, plural
 
 LABELS = {
-    "broken_numbers": "NaN or infinity stands in the records",
+    "broken_numbers": "the records hold NaN or infinity",
     "dead_run": "the run did not train",
     "not_learning": "the loss did not fall by enough to matter, or not beyond its noise",
-    "loss_unclear": "the loss moved less than pairs or batches differ: it does not tell whether the run learned",
+    "loss_unclear": "the loss moved less than pairs or batches differ: whether the run learned is open",
     "loss_rose": "the loss rose beyond its noise",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
     "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
     "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
     "reference_mismatch": "the loss fell, but the run did not start at its reference: rewards and margins are no gains",
     "rejected_collapse": "the loss fell because the rejected answers lost far more than it needs, not the chosen ones",
-    "saturated": "the loss stands at its floor: these pairs have nothing left to teach",
+    "saturated": "the loss is at its floor: these pairs have nothing left to teach",
     "healthy": "the loss fell and the chosen answers did not become less likely",
     "within_noise": "the loss fell; whether the chosen answers became less likely is inside the noise of the batches",
     "loss_unknown": "the loss is unknown; only likelihoods can be read",
@@ -59,7 +59,7 @@ class Facts:
     loss: int | None
     perplexity: dict[str, int]
     chosen: int | None
-    turning_points: list[dict[str, Any]] = field(default_factory=list)
+    turned: bool = False
     evidence: list[tuple[Measure, str]] = field(default_factory=list)
     speaking: frozenset[str] = frozenset()
     n_pairs: int = 0
@@ -88,7 +88,7 @@ def label(facts: Facts) -> str:
         return "sign_depends_on_aggregator"
     if 1 in signs or (not signs and facts.chosen == -1):
         return "likelihood_displacement"
-    if facts.turning_points:
+    if facts.turned:
         return "late_divergence"
     if not signs and "DVG001" in facts.speaking:
         # Against the reference, or on another split: chosen may have risen between these two steps, or not be logged.

@@ -64,7 +64,7 @@ def test_pairs_at_one_step_only_are_counted(tmp_path: Path) -> None:
     found = align(load_run(tmp_path / "run"))
     assert found.pairs["pair_id"].tolist() == ["b"]
     assert (found.coverage["only_from"], found.coverage["only_to"]) == (2, 1)
-    assert "3 pairs stand at one of the two steps only" in found.notes[0]
+    assert "3 pairs are recorded at one of the two steps only" in found.notes[0]
     assert not found.has_reference
 
 

@@ -6,17 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from builders import build_run, build_token_run
 
 from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.destination import (
     destination,
-    gained_most,
-    log1m_exp,
     lost_mass,
-    predicted_gainers,
     read,
 )
 
@@ -89,24 +85,3 @@ def test_lost_mass_by_hand(tmp_path: Path) -> None:
     found = lost_mass(aligned, change)["chosen"]
     assert (found["lost"], found["gained"]) == (pytest.approx(0.25, abs=1e-7), pytest.approx(0.5, abs=1e-7))
     assert (found["displaced"], found["still_first"], found["never_first"]) == (1.0, 0.0, 0.0)
-
-
-def test_gained_most_by_hand() -> None:
-    """Position 1 loses .5 of target 0: token 2 takes .4, token 1 .1; position 0 loses .1 to token 1; 2 gains."""
-    before = np.log([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
-    after = np.log([[0.4, 0.35, 0.25], [0.3, 0.2, 0.5], [0.3, 0.35, 0.35]])
-    found = gained_most(before, after, [0, 0, 0])
-    assert found[["position", "token"]].values.tolist() == [[1, 2], [1, 1], [0, 1]]
-    np.testing.assert_allclose(found["share"], [0.8, 0.2, 1.0])
-
-
-def test_predicted_gainers_by_hand() -> None:
-    """w+ - w- = (1, -1): scores of rows (1,0) (0,1) (2,0) (1,1) are 1, -1, 2, 0."""
-    assert predicted_gainers([[1, 0], [0, 1], [2, 0], [1, 1]], chosen=0, rejected=1).tolist() == [2, 0, 3, 1]
-
-
-def test_log1m_exp_keeps_what_float32_guards_lose() -> None:
-    assert log1m_exp([-1e-20])[0] == pytest.approx(math.log(1e-20))
-    assert log1m_exp([0.0])[0] == -math.inf
-    assert log1m_exp([-800.0])[0] == 0.0
-    assert log1m_exp([math.log(0.25)])[0] == pytest.approx(math.log(0.75))

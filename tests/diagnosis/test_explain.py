@@ -12,7 +12,7 @@ import pytest
 from builders import SIGMOID, build_run, build_token_run, pair_rows
 
 from dpo_diag import Run, RunWriter, load_run
-from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis import explain, explain_run
 from dpo_diag.errors import DiagError
 
 KEYS = {"run", "kind", "from_step", "to_step", "split", "n_pairs", "loss", "perplexity", "quadrants", "pairs", "checks",
@@ -218,7 +218,7 @@ def test_a_dip_that_came_back_and_batches_too_few(tmp_path: Path) -> None:
     document = explain(load_run(tmp_path / "run"))
     assert document["verdict"]["label"] == "healthy" and document["verdict"]["harm"] == "none"
     said = " ".join(s["text"] for s in document["narrative"][0]["sentences"])
-    assert "rewards/chosen stood as low as -0.8 (step 50) and came back" in said
+    assert "rewards/chosen was as low as -0.8000 (step 50) and recovered" in said
     few = RunWriter(tmp_path / "few", kind="imported")
     few.write("history", [{"step": s, "split": "train", "name": "loss", "value": v} for s, v in ((5, 0.7), (10, 0.6))])
     few.finish()
@@ -249,7 +249,7 @@ def test_disjoint_evaluations(tmp_path: Path) -> None:
     writer.finish()
     document = explain(load_run(tmp_path / "run"))
     strict(document)
-    assert document["loss"] == {"not_applicable": "no pair stands at both steps"}
+    assert document["loss"] == {"not_applicable": "no pair is recorded at both steps"}
     assert document["n_pairs"] == 0 and document["coverage"]["only_from"] == 1
 
 
@@ -279,7 +279,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     )
     document = explain(load_run(tmp_path / "run"))
     lines = [s["text"] for s in document["narrative"][3]["sentences"]]
-    assert any("\\x1b[2Jgone\\u202e\\n" in line for line in lines)
+    assert any("<U+001B>[2Jgone<U+202E>\\n" in line for line in lines)
     assert all(c.isprintable() for line in lines for c in line) and max(map(len, lines)) < 400
 
 
@@ -294,3 +294,19 @@ def test_narrative_order_and_sources(tmp_path: Path) -> None:
     first = document["narrative"][0]["sentences"][0]["text"]
     assert first.startswith("Between step 0 and step 100 on eval (60 pairs) the loss fell 0.6931 → ")
     assert "1 of 60 pairs carry" in document["narrative"][3]["sentences"][0]["text"]
+
+
+def test_an_explanation_carries_what_a_drawing_needs(tmp_path: Path) -> None:
+    """p0: chosen -5 -> -9, rejected -5 -> -30: both fell; p1: chosen rose, rejected fell. Texts of the asked pairs."""
+    run = build_run(tmp_path / "run", {0: ([-5.0, -5.0], [-5.0, -5.0]), 9: ([-9.0, -4.0], [-30.0, -6.0])}, n=[10, 20])
+    RunWriter(run.path, resume_step=9).write(
+        "texts", [{"split": "eval", "pair_id": "p1", "prompt": "x", "chosen": "y", "rejected": "z"}]
+    )
+    explanation = explain_run(load_run(run.path))
+    pairs = explanation.pairs.set_index("pair_id")
+    assert pairs["quadrant"].to_dict() == {"p0": "both_fell", "p1": "chosen_rose"}
+    assert pairs["chosen_n_tokens"].to_dict() == {"p0": 10.0, "p1": 20.0}
+    assert explanation.pairs["pair_id"].tolist() == [p["pair_id"] for p in explanation.document["pairs"]]
+    texts = explanation.texts(["p1", "p0"])
+    assert texts["rejected"].iloc[0] == "z" and texts["rejected"].isna().iloc[1]
+    assert explanation.tokens(["p1"]).empty

@@ -12,11 +12,10 @@ import pytest
 from builders import build_token_run
 
 from dpo_diag.diagnosis.aligned import align
-from dpo_diag.diagnosis.decompose.destination import predicted_gainers
-from dpo_diag.diagnosis.decompose.gained import gained_section, losing_positions
-from dpo_diag.diagnosis.narrative_why import _gained as sentences
-from dpo_diag.diagnosis.strict_json import plain
+from dpo_diag.diagnosis.causes import _gained as sentences
+from dpo_diag.diagnosis.decompose.gained import gained_most, gained_section, losing_positions
 from dpo_diag.diagnosis.token_rows import TokenChange
+from dpo_diag.text import plain
 
 LIMITS = {"gained.top": 2.0, "gained.max_disagreement": 0.1}
 
@@ -101,18 +100,22 @@ def test_another_checkpoint_than_the_records_is_refused() -> None:
     assert "earlier checkpoint is not what the records measured" in found["not_applicable"] and "chosen" not in found
     assert found["agreement"]["from"]["median"] == pytest.approx(1) and found["agreement"]["to"]["median"] < 1e-9
     [sentence] = sentences({"gained": plain(found)})
-    assert "cannot be told" in sentence["text"]
+    assert "was not computed" in sentence.text
 
 
 def test_sentences_escape_tokens_and_name_their_numbers() -> None:
     found = gained_section(positions(), BEFORE, AFTER, SCORES, lambda t: "\x1b" if t == 0 else f"t{t}", LIMITS)
     chosen, theory = sentences({"gained": plain(found)})
-    assert '"\\x1b" (50 %), "t3" (50 %)' in chosen["text"] and chosen["from"] == ["gained.chosen"]
-    assert "50 % went to the other answer's token" in chosen["text"]
-    assert "-0.11" in theory["text"] and "1.0 of the 2" in theory["text"]
+    assert '"<U+001B>" (50 %), "t3" (50 %)' in chosen.text and chosen.keys == ("gained.chosen",)
+    assert "50 % went to the other answer's token" in chosen.text
+    assert "-0.11" in theory.text and "1.0 of the 2" in theory.text
     assert sentences({}) == []
 
 
-def test_scores_order_tokens_as_predicted_gainers_does() -> None:
-    w = np.array([[1.0, 0], [0, 1], [2, 0], [1, 1]])
-    assert np.argsort(-(w @ (w[0] - w[1])), kind="stable").tolist() == predicted_gainers(w, 0, 1).tolist()
+def test_gained_most_by_hand() -> None:
+    """Position 1 loses .5 of target 0: token 2 takes .4, token 1 .1; position 0 loses .1 to token 1; 2 gains."""
+    before = np.log([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
+    after = np.log([[0.4, 0.35, 0.25], [0.3, 0.2, 0.5], [0.3, 0.35, 0.35]])
+    found = gained_most(before, after, [0, 0, 0])
+    assert found[["position", "token"]].values.tolist() == [[1, 2], [1, 1], [0, 1]]
+    np.testing.assert_allclose(found["share"], [0.8, 0.2, 1.0])

@@ -27,8 +27,8 @@ def log_of(path: Path, split: str, columns: dict[str, list[float]]) -> Run:
 
 def test_evaluations_compare_first_and_last(tmp_path: Path) -> None:
     found = summarise_means(log_of(tmp_path / "run", "eval", {"loss": [0.7, 0.5, 0.4]}), None, None, None)
-    assert (found["from_step"], found["to_step"]) == (0, 20)
-    entry = found["values"]["loss"]
+    assert (found.from_step, found.to_step) == (0, 20)
+    entry = found.values["loss"]
     assert (entry["from"], entry["to"], entry["interval"]) == (0.7, 0.4, None)
 
 
@@ -36,7 +36,7 @@ def test_training_rows_compare_quarters_with_an_interval(tmp_path: Path) -> None
     """16 rows: means of the first and last four, 1 and 2; variances .02/3... Welch by hand: rows .9 1.1 .9 1.1 have
     variance .01333, so the error of the difference is sqrt(2 * .01333 / 4) = .0816 and t(6) .975 = 2.447: +- .1998."""
     values = [0.9, 1.1, 0.9, 1.1, *[1.5] * 8, 1.9, 2.1, 1.9, 2.1]
-    entry = summarise_means(log_of(tmp_path / "run", "train", {"loss": values}), None, None, None)["values"]["loss"]
+    entry = summarise_means(log_of(tmp_path / "run", "train", {"loss": values}), None, None, None).values["loss"]
     assert (entry["from"], entry["to"], entry["n_from"]) == (pytest.approx(1.0), pytest.approx(2.0), 4)
     assert entry["interval"] == [pytest.approx(0.8002, abs=1e-4), pytest.approx(1.1998, abs=1e-4)]
 
@@ -48,7 +48,7 @@ def test_rewards_show_what_batch_noise_hides(tmp_path: Path) -> None:
     reward = np.linspace(-0.45, -1.4, 24) + rng.normal(0, 0.1, 24)
     logps = -140 + 10 * reward + rng.normal(0, 13, 24)
     columns = {"rewards/chosen": reward.tolist(), "logps/chosen": logps.tolist()}
-    values = summarise_means(log_of(tmp_path / "run", "train", columns), None, None, None)["values"]
+    values = summarise_means(log_of(tmp_path / "run", "train", columns), None, None, None).values
     assert values["rewards/chosen"]["interval"][1] < 0
     low, high = values["logps/chosen"]["interval"]
     assert low < 0 < high
@@ -59,23 +59,23 @@ def test_fixed_sets_come_before_training_rows(tmp_path: Path) -> None:
     RunWriter(run.path, resume_step=80).write(
         "history", [{"step": s, "split": "eval", "name": "loss", "value": 0.5} for s in (0, 40)], split="eval"
     )
-    assert summarise_means(load_run(run.path), None, None, None)["split"] == "eval"
+    assert summarise_means(load_run(run.path), None, None, None).split == "eval"
 
 
 def test_nan_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     found = summarise_means(
         log_of(tmp_path / "run", "eval", {"loss": [0.7, math.nan, 0.4, math.inf]}), None, None, None
     )
-    entry = found["values"]["loss"]
+    entry = found.values["loss"]
     assert (entry["from"], entry["to"], entry["not_finite_rows"]) == (0.7, 0.4, 2)
 
 
-def test_steps_told_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_the_steps_named_are_those_of_the_rows(tmp_path: Path) -> None:
     run = log_of(tmp_path / "run", "eval", {"loss": [0.7, 0.5, 0.4]})
     first, second, last = sorted(run.history["step"].unique())
     found = summarise_means(run, int(first) + 1, int(last) + 50, None)
-    assert (found["from_step"], found["to_step"]) == (second, last)
-    assert found["values"]["loss"]["from"] == 0.5
+    assert (found.from_step, found.to_step) == (second, last)
+    assert found.values["loss"]["from"] == 0.5
     with pytest.raises(DiagError, match="no row between these steps"):
         summarise_means(run, int(last) + 1, None, None)
 

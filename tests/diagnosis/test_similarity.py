@@ -9,50 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import build_run, build_token_run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.similarity import (
-    ches,
     edit_distances,
-    hidden_sums,
     pair_features,
     partial_spearman,
     rank_correlations,
 )
-
-
-def test_ches_by_hand() -> None:
-    """S+ = (1, 2), n 2; S- = (3, 1), n 1: <S+, S-> = 5, |S+|^2 = 5: CHES 0, ln-CHES 5/2 - 5/4 = 1.25."""
-    found = ches([[1, 2]], [2], [[3, 1]], [1])
-    assert found.iloc[0].tolist() == [0.0, 1.25]
-
-
-def test_equal_answers_have_ches_zero_and_opposite_ones_a_negative_one() -> None:
-    found = ches([[1, 2], [1, 2]], [2, 2], [[1, 2], [-1, -2]], [2, 2])
-    assert found["ches"].tolist() == [0.0, -10.0] and found["ln_ches"].tolist() == [0.0, -2.5]
-
-
-def test_an_empty_answer_has_none() -> None:
-    assert ches([[0.0, 0.0]], [0], [[1.0, 1.0]], [1]).isna().all(axis=None)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 6), st.integers(0, 6))
-def test_padding_on_either_side_changes_nothing(left: int, right: int) -> None:
-    hidden = np.arange(12, dtype=float).reshape(1, 4, 3)
-    padded = np.full((1, left + 4 + right, 3), 1e9)
-    padded[:, left : left + 4] = hidden
-    mask = np.zeros((1, left + 4 + right), dtype=bool)
-    mask[:, left : left + 4] = True
-    sums, counts = hidden_sums(padded, mask)
-    assert sums.tolist() == [[18.0, 22.0, 26.0]] and counts.tolist() == [4.0]
-
-
-def test_masks_must_fit() -> None:
-    with pytest.raises(ValueError, match="does not fit"):
-        hidden_sums(np.zeros((1, 2, 3)), np.zeros((1, 3)))
 
 
 def test_features_by_hand(tmp_path: Path) -> None:

@@ -44,15 +44,15 @@ def test_steps_add_up_to_the_run(tmp_path: Path) -> None:
 
 
 def test_a_clear_turn_is_found(tmp_path: Path) -> None:
-    turns = {t["quantity"]: t for t in turning_points(path_of(valley(tmp_path / "run", 0.1)))}
+    turns = {t.quantity: t for t in turning_points(path_of(valley(tmp_path / "run", 0.1)))}
     assert set(turns) == {"ppl_token", "ppl_seq_mean", "ppl_seq_geomean"}
-    assert turns["ppl_seq_geomean"]["step"] == 20
-    assert turns["ppl_seq_geomean"]["worse_by"] == pytest.approx(0.1, abs=0.01)
+    assert turns["ppl_seq_geomean"].step == 20
+    assert turns["ppl_seq_geomean"].worse_by.value == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_turn_inside_its_noise_is_none(tmp_path: Path) -> None:
     """2 nats a token apart: the mean's rise of .1 cannot be told from 0; the dispersion that it makes is a rise."""
-    turns = {t["quantity"] for t in turning_points(path_of(valley(tmp_path / "run", 20.0)))}
+    turns = {t.quantity for t in turning_points(path_of(valley(tmp_path / "run", 20.0)))}
     assert turns == {"ppl_seq_mean"}
 
 
@@ -76,7 +76,7 @@ def test_without_counts_the_mean_log_prob_turns(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {s: ([v] * 9, [-10.0 - s] * 9) for s, v in ((0, -10.0), (20, -8.0), (30, -9.0))},
                     n=None)  # fmt: skip
     (turn,) = turning_points(follow(align(run), SPEC))
-    assert (turn["quantity"], turn["step"], turn["from"], turn["to"], turn["worse_by"]) == (
+    assert (turn.quantity, turn.step, turn.start, turn.end, turn.worse_by.value) == (
         "sum_logp",
         20,
         -8.0,

@@ -29,7 +29,7 @@ def facts(**values: Any) -> Facts:
         ({}, "likelihood_displacement"),
         ({"perplexity": {"ppl_token": -1, "ppl_seq_mean": 1}}, "sign_depends_on_aggregator"),
         ({"perplexity": {"ppl_token": -1, "ppl_seq_mean": 0}}, "healthy"),
-        ({"perplexity": {"ppl_token": -1}, "turning_points": [{"step": 3}]}, "late_divergence"),
+        ({"perplexity": {"ppl_token": -1}, "turned": True}, "late_divergence"),
         ({"loss": 0, "speaking": frozenset({"DVG009"})}, "not_learning"),
         ({"loss": 0}, "loss_unclear"),  # few rows, or a few pairs that outweigh the others' gain
         ({"loss": 1}, "not_learning"),

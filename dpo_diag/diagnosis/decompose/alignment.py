@@ -13,10 +13,9 @@ share function words by chance: a `shared_after` token is one that an alignment 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
+from rapidfuzz.distance import LCSseq, Levenshtein
 
 IntArray = npt.NDArray[np.int64]
 ROLE_NAMES = ("shared_prefix", "first_difference", "differing", "shared_after", "end")
@@ -32,36 +31,14 @@ def common_prefix(x: IntArray, y: IntArray) -> int:
     return int(different[0]) if different.size else n
 
 
-def _rows(x: Sequence[int], y: Sequence[int]) -> list[int]:
-    """Bit-parallel LCS (Hyyrö 2004): bit j of row i is 0 where y[j] extends the LCS of x[:i+1] and y[:j]."""
-    everything = (1 << len(y)) - 1
-    where: dict[int, int] = {}
-    for j, token in enumerate(y):
-        where[token] = where.get(token, 0) | (1 << j)
-    state, rows = everything, []
-    for token in x:
-        hits = state & where.get(token, 0)
-        state = ((state + hits) | (state - hits)) & everything
-        rows.append(state)
-    return rows
-
-
 def matches(x: IntArray, y: IntArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Marks of the tokens of x and of y that one longest common subsequence pairs up; shapes of x and y."""
     in_x, in_y = np.zeros(x.size, dtype=bool), np.zeros(y.size, dtype=bool)
     if x.size == 0 or y.size == 0 or x.size * y.size > LARGEST:
         return in_x, in_y
-    rows = _rows(x.tolist(), y.tolist())
-    i, j = x.size, y.size
-    while i and j:
-        if rows[i - 1] >> (j - 1) & 1:
-            j -= 1
-            continue
-        i -= 1
-        if i and not rows[i - 1] >> (j - 1) & 1:
-            continue
-        j -= 1
-        in_x[i] = in_y[j] = True
+    for block in LCSseq.opcodes(x.tolist(), y.tolist()):
+        if block.tag == "equal":
+            in_x[block.src_start : block.src_end] = in_y[block.dest_start : block.dest_end] = True
     return in_x, in_y
 
 
@@ -98,27 +75,5 @@ def pair_roles(
 
 
 def edit_distance(x: npt.ArrayLike, y: npt.ArrayLike) -> int:
-    """Levenshtein distance of two token sequences (insert, delete, replace cost 1), bit-parallel (Myers 1999)."""
-    a, b = np.asarray(x, dtype=np.int64), np.asarray(y, dtype=np.int64)
-    start = common_prefix(a, b)
-    a, b = a[start:], b[start:]
-    end = common_prefix(a[::-1], b[::-1])
-    a, b = a[: a.size - end], b[: b.size - end]
-    if a.size == 0 or b.size == 0:
-        return int(max(a.size, b.size))
-    where: dict[int, int] = {}
-    for i, token in enumerate(a.tolist()):
-        where[token] = where.get(token, 0) | (1 << i)
-    everything, last = (1 << a.size) - 1, 1 << (a.size - 1)
-    up, down, distance = everything, 0, int(a.size)
-    for token in b.tolist():
-        equal = where.get(token, 0)
-        diagonal = ((((equal & up) + up) ^ up) | equal | down) & everything
-        rises = down | (everything & ~(diagonal | up))
-        falls = up & diagonal
-        distance += bool(rises & last) - bool(falls & last)
-        rises = ((rises << 1) | 1) & everything
-        falls = (falls << 1) & everything
-        up = falls | (everything & ~(diagonal | rises))
-        down = rises & diagonal
-    return distance
+    """Levenshtein distance of two token sequences (insert, delete, replace cost 1)."""
+    return int(Levenshtein.distance(np.asarray(x).tolist(), np.asarray(y).tolist()))

@@ -2,32 +2,22 @@
 
 Per answer token: log-prob of the target, of the model's own first choice (greedy), entropy, share of targets that are
 the first choice. Together they tell the model's own answer gaining (squeezing: Ren & Sutherland 2024, arXiv 2407.10490)
-from mass that spreads over many tokens (3D-properties: arXiv 2406.07327). Finer questions need two loaded models: the
-pure functions below take what such a run of models gives.
+from mass that spreads over many tokens (3D-properties: arXiv 2406.07327). Which tokens gained takes two loaded models:
+see `gained`.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.token_rows import TokenChange
-from dpo_diag.diagnosis.uncertainty import mean_interval, sign
+from dpo_diag.stats import t_interval
 
-FloatArray = npt.NDArray[np.float64]
 _QUANTITIES = {"target_logp": "sum_logp", "greedy_logp": "greedy_logp_sum", "entropy": "entropy_sum"}
-
-
-def log1m_exp(x: npt.ArrayLike) -> FloatArray:
-    """log(1 - exp(x)) for x <= 0, without the loss of small values of log(1 - p + 1e-100) in float32; -inf at 0."""
-    values = np.asarray(x, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(values > -math.log(2), np.log(-np.expm1(values)), np.log1p(-np.exp(values)))
 
 
 def destination(aligned: Aligned) -> dict[str, Any]:
@@ -44,37 +34,31 @@ def _side(pairs: pd.DataFrame, side: str) -> dict[str, Any]:
     n0, n1 = (pairs[f"{side}_n_tokens_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
     counted = (n0 > 0) & (n1 > 0)
     result: dict[str, Any] = {}
-    for name, column in _QUANTITIES.items():
-        v0, v1 = (pairs[f"{side}_{column}_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
-        result |= _entry(name, v0, v1, n0, n1, counted)
-    t0, t1 = (pairs[f"{side}_top1_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
-    result |= _entry("top1", t0 * n0, t1 * n1, n0, n1, counted)
+    signs: dict[str, int] = {}
+    columns = {name: f"{side}_{column}" for name, column in _QUANTITIES.items()} | {"top1": f"{side}_top1"}
+    for name, column in columns.items():
+        v0, v1 = (pairs[f"{column}_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
+        if name == "top1":
+            v0, v1 = v0 * n0, v1 * n1
+        keep = counted & np.isfinite(v0) & np.isfinite(v1)
+        if not keep.any():
+            continue
+        start, end = float(v0[keep].sum() / n0[keep].sum()), float(v1[keep].sum() / n1[keep].sum())
+        # Each answer's part of the token-weighted change: these average to end - start.
+        change = t_interval(v1[keep] / n1[keep].mean() - v0[keep] / n0[keep].mean())
+        result[name] = {
+            "from": start, "to": end, "delta": end - start, "interval": change.bounds, "answers": int(keep.sum()),
+        }  # fmt: skip
+        signs[name] = change.sign
     if "greedy_logp" not in result and "entropy" not in result:
         return {"not_applicable": "neither the greedy log-prob nor the entropy of this side is recorded"}
     if {"greedy_logp", "target_logp"} <= set(result):
         target, greedy = result["target_logp"], result["greedy_logp"]
         result["gap"] = {k: greedy[k] - target[k] for k in ("from", "to", "delta")}
-    reading = read(*(_sign(result.get(n)) for n in ("target_logp", "greedy_logp", "entropy")))
+    reading = read(*(signs.get(n) for n in ("target_logp", "greedy_logp", "entropy")))
     result["reading"] = reading
     result["text"] = _text(reading, result)
     return result
-
-
-def _entry(
-    name: str, v0: FloatArray, v1: FloatArray, n0: FloatArray, n1: FloatArray, counted: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
-    """Token-weighted means at both steps over the answers where the quantity is finite; none gives no entry."""
-    keep = counted & np.isfinite(v0) & np.isfinite(v1)
-    if not keep.any():
-        return {}
-    start, end = float(v0[keep].sum() / n0[keep].sum()), float(v1[keep].sum() / n1[keep].sum())
-    # Each answer's part of the token-weighted change: these average to end - start.
-    bounds = mean_interval(v1[keep] / n1[keep].mean() - v0[keep] / n0[keep].mean())
-    return {name: {"from": start, "to": end, "delta": end - start, "interval": bounds, "answers": int(keep.sum())}}
-
-
-def _sign(entry: dict[str, Any] | None) -> int | None:
-    return None if entry is None else sign(entry["delta"], entry["interval"])
 
 
 def read(target: int | None, greedy: int | None, entropy: int | None) -> str:
@@ -134,44 +118,3 @@ def lost_mass(aligned: Aligned, change: TokenChange) -> dict[str, Any]:
             **{k: (float(lost[m].sum()) / total if total else None) for k, m in groups.items()},
         }
     return result
-
-
-def gained_most(before: npt.ArrayLike, after: npt.ArrayLike, targets: npt.ArrayLike, top: int = 5) -> pd.DataFrame:
-    """The tokens that gained most at positions that lost most, from two models' whole next-token log-probs.
-
-    Args:
-        before, after: (positions, vocabulary), log-probs of both checkpoints at the same positions.
-        targets: (positions,), the answer's token at each.
-
-    Returns: `position`, `target`, `lost` (probability), `token`, `gained` (probability), `share` (gained over lost):
-        for each position whose target lost probability, the `top` gainers, positions with the largest loss first.
-    """
-    p0, p1 = np.exp(np.asarray(before, dtype=np.float64)), np.exp(np.asarray(after, dtype=np.float64))
-    target = np.asarray(targets, dtype=np.int64)
-    rows = np.arange(target.size)
-    lost = p0[rows, target] - p1[rows, target]
-    found = []
-    for position in np.argsort(-lost, kind="stable"):
-        if lost[position] <= 0:
-            break
-        gain = p1[position] - p0[position]
-        for token in np.argsort(-gain, kind="stable")[:top]:
-            if gain[token] <= 0:
-                break
-            found.append((int(position), int(target[position]), lost[position], int(token), gain[token]))
-    frame = pd.DataFrame(found, columns=["position", "target", "lost", "token", "gained"])
-    return frame.assign(share=frame["gained"] / frame["lost"])
-
-
-def predicted_gainers(unembedding: npt.ArrayLike, chosen: int, rejected: int) -> npt.NDArray[np.int64]:
-    """Single-token theory: token ids by W (w_chosen - w_rejected), the ones expected to gain most first.
-
-    Args:
-        unembedding: W, (vocabulary, hidden). chosen, rejected: first token ids of the two answers.
-
-    Razin et al. 2024 (arXiv 2410.08847, Theorem 5): under one-token answers and fixed hidden states the log-prob change
-    of token z grows with <w_z, w_chosen - w_rejected>. A predictor to compare with `gained_most`, not a law for answers
-    of many tokens.
-    """
-    w = np.asarray(unembedding, dtype=np.float64)
-    return np.argsort(-(w @ (w[chosen] - w[rejected])), kind="stable").astype(np.int64)

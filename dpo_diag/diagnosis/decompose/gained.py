@@ -15,12 +15,11 @@ import pandas as pd
 from scipy import stats
 
 from dpo_diag.diagnosis.decompose.alignment import FIRST, ROLE_NAMES
-from dpo_diag.diagnosis.decompose.destination import gained_most
+from dpo_diag.diagnosis.pair_rows import FloatArray
 from dpo_diag.diagnosis.token_rows import TokenChange
-from dpo_diag.diagnosis.uncertainty import mean_interval
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.stats import t_interval
 
-FloatArray = npt.NDArray[np.float64]
 GAINERS_SHOWN = 10
 
 
@@ -162,6 +161,33 @@ def _side(
     }  # fmt: skip
 
 
+def gained_most(before: npt.ArrayLike, after: npt.ArrayLike, targets: npt.ArrayLike, top: int = 5) -> pd.DataFrame:
+    """The tokens that gained most at positions that lost most, from two models' whole next-token log-probs.
+
+    Args:
+        before, after: (positions, vocabulary), log-probs of both checkpoints at the same positions.
+        targets: (positions,), the answer's token at each.
+
+    Returns: `position`, `target`, `lost` (probability), `token`, `gained` (probability), `share` (gained over lost):
+        for each position whose target lost probability, the `top` gainers, positions with the largest loss first.
+    """
+    p0, p1 = np.exp(np.asarray(before, dtype=np.float64)), np.exp(np.asarray(after, dtype=np.float64))
+    target = np.asarray(targets, dtype=np.int64)
+    rows = np.arange(target.size)
+    lost = p0[rows, target] - p1[rows, target]
+    found = []
+    for position in np.argsort(-lost, kind="stable"):
+        if lost[position] <= 0:
+            break
+        gain = p1[position] - p0[position]
+        for token in np.argsort(-gain, kind="stable")[:top]:
+            if gain[token] <= 0:
+                break
+            found.append((int(position), int(target[position]), lost[position], int(token), gain[token]))
+    frame = pd.DataFrame(found, columns=["position", "target", "lost", "token", "gained"])
+    return frame.assign(share=frame["gained"] / frame["lost"])
+
+
 def _theory(
     positions: pd.DataFrame,
     log0: FloatArray,
@@ -193,7 +219,7 @@ def _theory(
                       "predicted": [text_of(int(t)) for t in foretold]})  # fmt: skip
     return {
         "n_positions": len(positions),
-        "rho": {"mean": float(np.mean(rhos)), "interval": mean_interval(rhos)},
+        "rho": {"mean": float(np.mean(rhos)), "interval": t_interval(rhos).bounds},
         "hits": float(np.mean(hits)), "of": top, "hits_by_chance": top * top / predicted.shape[1],
         "positions": shown,
     }  # fmt: skip

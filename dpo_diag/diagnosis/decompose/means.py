@@ -8,16 +8,17 @@ and `ppl_seq_mean`, the dispersion term (the identity of DESIGN section 2.1 hold
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step, split_order
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
+from dpo_diag.stats import Interval, mean_difference
 
 NAMES = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
@@ -46,20 +47,55 @@ def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
     return next(iter(steps.items()), (None, []))
 
 
-def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split: str | None) -> dict[str, Any]:
-    """{"split", "from_step", "to_step", "method", "values"}; values: name -> from, to, delta, interval, n_from, n_to.
+@dataclass
+class Means:
+    """Logged means at two steps of a split.
+
+    Attributes:
+        windows: whether first and last quarters are compared (training rows), or two evaluations.
+        values: name -> "from", "to", "delta", "interval", "n_from", "n_to", and of evaluations "lowest", "highest" and
+            their steps.
+    """
+
+    split: str | None
+    windows: bool
+    from_step: int | None = None
+    to_step: int | None = None
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def sign(self, name: str | None) -> int | None:
+        """Direction of a mean; None where nothing is logged, or too few batches give no interval."""
+        entry = self.values.get(name or "")
+        if entry is None or entry["delta"] is None or (self.windows and entry["interval"] is None):
+            return None
+        low, high = entry["interval"] or (math.nan, math.nan)
+        return Interval(entry["delta"], low, high, entry["n_from"]).sign
+
+    def document(self) -> dict[str, Any]:
+        """As the explanation holds it."""
+        compared = "first and last quarter of the rows" if self.windows else "first and last evaluation"
+        method = None if self.from_step is None else compared
+        return {
+            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
+            "values": self.values, "windows": self.windows,
+        }  # fmt: skip
+
+
+def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split: str | None) -> Means:
+    """Where the logged means of a split went.
 
     Fixed sets: the two rows themselves (no interval: nothing is known about their scatter), and the lowest and highest
     on the way. Training rows: means of the first and the last quarter (three rows at least), with a Welch interval over
     rows (rows of one run are not quite independent: it is a little too narrow). Rows that are not finite are left out
-    and counted. An empty history has no values; the steps told are those of rows within the ones asked for, and a
-    window without any is a DiagError.
+    and counted. An empty history has no values; the steps named are those of rows within the ones asked for.
+
+    Raises:
+        DiagError: no row between the steps.
     """
     name, steps = history_split(run, split)
-    result: dict[str, Any] = {"split": name, "from_step": None, "to_step": None, "method": None, "values": {}}
-    result["windows"] = name is not None and (name == TRAIN_SPLIT or name.startswith("train"))
+    means = Means(name, name is not None and (name == TRAIN_SPLIT or name.startswith("train")))
     if name is None or not steps:
-        return result
+        return means
     rows = run.history.loc[run.history["split"] == name]
     start = steps[0] if from_step in (None, REFERENCE) else int(from_step or 0)
     end = steps[-1] if to_step is None else int(to_step)
@@ -67,15 +103,13 @@ def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split
     if not within:
         raise DiagError("no row between these steps", where="--from, --to", got=f"{start} to {end}",
                         expected=f"steps from {steps[0]} to {steps[-1]}", usage=True)  # fmt: skip
-    start, end = within[0], within[-1]
-    rows = rows.loc[(rows["step"] >= start) & (rows["step"] <= end)]
-    result |= {"from_step": start, "to_step": end}
-    result["method"] = "first and last quarter of the rows" if result["windows"] else "first and last evaluation"
+    means.from_step, means.to_step = within[0], within[-1]
+    rows = rows.loc[(rows["step"] >= within[0]) & (rows["step"] <= within[-1])]
     for metric in NAMES:
         series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")
         if len(series):
-            result["values"][metric] = _compare(series, bool(result["windows"]))
-    return result
+            means.values[metric] = _compare(series, means.windows)
+    return means
 
 
 def _compare(series: pd.DataFrame, windows: bool) -> dict[str, Any]:
@@ -94,24 +128,13 @@ def _compare(series: pd.DataFrame, windows: bool) -> dict[str, Any]:
         "n_from": size, "n_to": size,
     }  # fmt: skip
     if size >= 3:
-        entry["interval"] = _welch(first, last)
+        entry["interval"] = mean_difference(first, last).bounds
     if not windows and finite.size >= 3:
         low, high = int(finite.argmin()), int(finite.argmax())
         steps = series["step"].to_numpy()[np.isfinite(values)]
         entry |= {"lowest": float(finite[low]), "lowest_step": int(steps[low])}
         entry |= {"highest": float(finite[high]), "highest_step": int(steps[high])}
     return entry
-
-
-def _welch(first: Any, last: Any) -> list[float]:
-    v0, v1 = first.var(ddof=1) / first.size, last.var(ddof=1) / last.size
-    spread = v0 + v1
-    delta = float(last.mean() - first.mean())
-    if spread == 0.0:
-        return [delta, delta]
-    freedom = spread**2 / (v0**2 / (first.size - 1) + v1**2 / (last.size - 1))
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(spread)
-    return [delta - half, delta + half]
 
 
 def perplexity_of_means(values: dict[str, dict[str, Any]]) -> dict[str, Any]:

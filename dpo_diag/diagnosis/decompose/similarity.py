@@ -3,7 +3,7 @@
 CHES (Razin et al. 2024, arXiv 2410.08847): with h_t the last layer's hidden states from the last prompt token on and
 S = sum_t h_t over an answer, CHES = <S+, S-> - |S+|^2 and ln-CHES = <S+, S->/(n+ n-) - |S+|^2/n+^2; higher means more
 displacement expected. Raw CHES tracks length, hence the length-normalised form, and hence correlations with length
-partialled out. Everything here is numpy over explicit masks: no assumption about padding sides.
+partialled out. Who can load the reference computes CHES (`dpo-score ches=true`); here it is read.
 """
 
 from __future__ import annotations
@@ -19,37 +19,35 @@ from scipy import stats
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.decompose.alignment import edit_distance
 from dpo_diag.diagnosis.token_rows import TokenLayout
+from dpo_diag.records.ches_file import CHES_FILE, read_ches
 
-FloatArray = npt.NDArray[np.float64]
 LEAST_PAIRS = 10
 """Below this many pairs no correlation is given."""
 
 
-def hidden_sums(hidden: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """(S, n): sums of hidden states over the marked positions, (answers, width), and how many, (answers,).
+def similarity(aligned: Aligned) -> dict[str, Any]:
+    """Rank correlations of what was known before training with the change of chosen per token (or byte).
 
-    Args:
-        hidden: (answers, positions, width). mask: (answers, positions), true where a state counts: from the last prompt
-            token to the last but one of the answer, i.e. the states that predict the answer's tokens.
+    Returns: {"ches": {"pairs", "of"} or {"not_applicable"}, "means": feature -> mean,
+        "correlations_with_chosen_change": of `rank_correlations`}.
     """
-    h, m = np.asarray(hidden, dtype=np.float64), np.asarray(mask, dtype=bool)
-    if h.shape[:2] != m.shape:
-        raise ValueError(f"mask {m.shape} does not fit hidden states {h.shape}")
-    return np.asarray(np.where(m[..., None], h, 0.0).sum(axis=1)), m.sum(axis=1).astype(np.float64)
-
-
-def ches(
-    sum_chosen: npt.ArrayLike, n_chosen: npt.ArrayLike, sum_rejected: npt.ArrayLike, n_rejected: npt.ArrayLike
-) -> pd.DataFrame:
-    """`ches` and `ln_ches` of each pair from hidden-state sums (pairs, width) and counts (pairs,); NaN where a count
-    is 0. Hand case: S+ = (1, 2) over 2, S- = (3, 1) over 1: <S+, S-> = 5, |S+|^2 = 5, so 0 and 5/2 - 5/4 = 1.25."""
-    s, r = np.asarray(sum_chosen, dtype=np.float64), np.asarray(sum_rejected, dtype=np.float64)
-    n, m = np.asarray(n_chosen, dtype=np.float64), np.asarray(n_rejected, dtype=np.float64)
-    cross, own = (s * r).sum(axis=1), (s * s).sum(axis=1)
-    empty = (n <= 0) | (m <= 0)
+    features = pair_features(aligned)
+    known = read_ches(aligned.run.path, aligned.split)
+    joined = features[["pair_id"]].astype(str).merge(known, on="pair_id", how="left")
+    count = int(joined["ches"].notna().sum())
+    section: dict[str, Any] = {"ches": {"pairs": count, "of": len(features)}}
+    if count:
+        features = features.assign(ches=joined["ches"].to_numpy(), ln_ches=joined["ln_ches"].to_numpy())
+    else:
+        why = f"the run's {CHES_FILE} holds none of these pairs" if len(known) else f"no {CHES_FILE} in the run"
+        section["ches"] = {"not_applicable": f"{why} (dpo-score ches=true writes it)"}
     with np.errstate(divide="ignore", invalid="ignore"):
-        normal = cross / (n * m) - own / (n * n)
-    return pd.DataFrame({"ches": np.where(empty, math.nan, cross - own), "ln_ches": np.where(empty, math.nan, normal)})
+        per_unit = aligned.change("chosen") / features["n_chosen"].to_numpy(dtype=np.float64)
+    means = features.drop(columns="pair_id").mean()
+    return section | {
+        "means": {str(k): float(v) for k, v in means.items()},
+        "correlations_with_chosen_change": rank_correlations(features, per_unit),
+    }
 
 
 def pair_features(aligned: Aligned) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from dpo_diag.diagnosis.token_rows import TokenChange, token_values
 from dpo_diag.records.schemas import SIDES
 
 ROLES = len(ROLE_NAMES)
+NO_TOKENS = {"not_applicable": "the run holds no token rows of these pairs at both steps"}
 
 
 def by_role(change: TokenChange) -> pd.DataFrame:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import COUNTS, Aligned, side_arrays
-from dpo_diag.diagnosis.decompose import loss_split, perplexity_split
+from dpo_diag.diagnosis.decompose.loss import summarise
+from dpo_diag.diagnosis.decompose.perplexity import perplexity_intervals
 from dpo_diag.diagnosis.pair_rows import two_steps
-from dpo_diag.diagnosis.uncertainty import mean_interval, perplexity_intervals
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
+from dpo_diag.stats import Interval, t_interval
 
 _PER_TOKEN = {"entropy": "entropy_sum", "greedy_logp": "greedy_logp_sum"}
 
@@ -34,6 +35,33 @@ class Trajectory:
     chosen_logp: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class TurningPoint:
+    """Where a quantity of the chosen answers was best, while the loss fell on.
+
+    `quantity`: a perplexity, or sum_logp; `start`, `end`: its value at `step` and `to_step`; `worse_by`: the loss
+    between them, in log-perplexity or nats of the sum; `loss_from`, `loss_to`: the preference loss there, NaN if
+    unknown.
+    """
+
+    quantity: str
+    step: int
+    to_step: int
+    start: float
+    end: float
+    worse_by: Interval
+    loss_from: float
+    loss_to: float
+
+    def document(self) -> dict[str, Any]:
+        """As the explanation holds it."""
+        return {
+            "quantity": self.quantity, "step": self.step, "to_step": self.to_step, "from": self.start, "to": self.end,
+            "worse_by": self.worse_by.value, "interval": self.worse_by.bounds, "loss_from": self.loss_from,
+            "loss_to": self.loss_to,
+        }  # fmt: skip
+
+
 def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
     """Every evaluation between the two steps on the aligned pairs.
 
@@ -42,6 +70,8 @@ def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
         row), `top1_{side}`, `entropy_{side}`, `greedy_logp_{side}` (nats per token); what is unknown is NaN. Steps that
         lack some of the pairs are left out and listed in the summary: sums over different pairs would not telescope.
     """
+    if not len(aligned.pairs):
+        return Trajectory(aligned, pd.DataFrame(columns=["step"]), {}, np.zeros(0))
     rows: list[dict[str, Any]] = []
     chosen: list[float] = []
     missing: list[int] = []
@@ -87,7 +117,7 @@ def _levels(now: pd.DataFrame, sides: tuple[str, ...], unit: str | None) -> dict
 
 
 def _loss_step(spec: LossSpec, before: pd.DataFrame, now: pd.DataFrame) -> dict[str, Any]:
-    summary, _ = loss_split.summarise(spec, two_steps(before, now))
+    summary, _ = summarise(spec, two_steps(before, now))
     if "not_applicable" in summary:
         return {"loss": math.nan, "loss_chosen_part": math.nan, "loss_rejected_part": math.nan, "loss_pairs": 0}
     return {
@@ -113,7 +143,7 @@ def _sums(frame: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def turning_points(trajectory: Trajectory, least: float = 0.01) -> list[dict[str, Any]]:
+def turning_points(trajectory: Trajectory, least: float = 0.01) -> list[TurningPoint]:
     """Where the chosen answers stopped gaining and lost again while the loss went on falling.
 
     One entry per perplexity (`quantity`), or, where nothing counts the answers' length, one for the mean chosen
@@ -131,26 +161,24 @@ def turning_points(trajectory: Trajectory, least: float = 0.01) -> list[dict[str
     for name in metrics.PERPLEXITIES:
         column = np.log(frame[f"{name}_chosen"].to_numpy(dtype=np.float64))
 
-        def change(pairs: pd.DataFrame, name: str = name) -> tuple[float, list[float] | None]:
-            arrays = side_arrays(pairs, "chosen", unit)
-            return perplexity_split.split_perplexity(*arrays.args)[name]["dlog"], perplexity_intervals(arrays)[name]
+        def change(pairs: pd.DataFrame, name: str = name) -> Interval:
+            return perplexity_intervals(*side_arrays(pairs, "chosen", unit).args)[name]
 
         turns += _turn(trajectory, name, column, change, least)
     return turns
 
 
-def _sum_change(pairs: pd.DataFrame) -> tuple[float, list[float] | None]:
-    fall = (pairs["chosen_sum_logp_0"] - pairs["chosen_sum_logp_1"]).to_numpy(dtype=np.float64)
-    return float(fall.mean()), mean_interval(fall)
+def _sum_change(pairs: pd.DataFrame) -> Interval:
+    return t_interval(pairs["chosen_sum_logp_0"] - pairs["chosen_sum_logp_1"])
 
 
 def _turn(
     trajectory: Trajectory,
     name: str,
     badness: npt.NDArray[np.float64],
-    change: Callable[[pd.DataFrame], tuple[float, list[float] | None]],
+    change: Callable[[pd.DataFrame], Interval],
     least: float,
-) -> list[dict[str, Any]]:
+) -> list[TurningPoint]:
     """The turn of one quantity, given so that lower is better; empty if there is none."""
     frame, last = trajectory.steps, len(badness) - 1
     if not np.isfinite(badness).all():
@@ -162,17 +190,12 @@ def _turn(
     before, after = trajectory.aligned.at(step), trajectory.aligned.at(end)
     if before is None or after is None:
         return []
-    worse, bounds = change(two_steps(before, after))
-    if worse <= 0.0 or worse < least or (bounds is not None and bounds[0] <= 0.0):
+    worse = change(two_steps(before, after))
+    if worse.sign != 1 or worse.value < least:
         return []
     loss = frame["loss"].to_numpy(dtype=np.float64) if "loss" in frame else np.full(last + 1, math.nan)
     if not np.isnan(loss[[at, last]]).any() and not loss[last] < loss[at]:
         return []
     unlog = (lambda v: -v) if name == "sum_logp" else metrics.safe_exp
-    return [
-        {
-            "quantity": name, "step": step, "to_step": end, "from": unlog(float(badness[at])),
-            "to": unlog(float(badness[last])), "worse_by": worse, "interval": bounds,
-            "loss_from": float(loss[at]), "loss_to": float(loss[last]),
-        }
-    ]  # fmt: skip
+    start, now = (unlog(float(badness[i])) for i in (at, last))
+    return [TurningPoint(name, step, end, start, now, worse, float(loss[at]), float(loss[last]))]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_diag.diagnosis.decompose.loss_split import COLUMNS, split_losses, summarise
+from dpo_diag.diagnosis.decompose.loss import COLUMNS, split_losses, summarise
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import DIVERGENCES, LOSSES, LossSpec, pair_losses
 
@@ -117,7 +117,7 @@ def test_infinite_pairs_are_named_and_the_rest_is_split() -> None:
 
 def test_nothing_to_split_says_why() -> None:
     assert summarise(LossSpec(), frame([(0, 0, 0, 0, 1, 1, -1)]).iloc[:0])[0] == {
-        "not_applicable": "no pair stands at both steps"
+        "not_applicable": "no pair is recorded at both steps"
     }
     unknown = frame([(0, 0, 0, 0, 1, 1, -1)]).assign(a0=math.nan, b0=math.nan, a1=math.nan, b1=math.nan)
     summary, rows = summarise(LossSpec(), unknown)

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_diag.diagnosis.decompose.perplexity_split import (
+from dpo_diag.diagnosis.decompose.perplexity import (
+    Concentration,
     concentration,
     logarithmic_mean,
     pair_contributions,
-    pair_table,
+    rank_pairs,
     split_perplexity,
 )
 
@@ -59,10 +60,10 @@ def test_shares_are_shares_of_the_change_of_the_perplexity() -> None:
     (54.598 - 8103.084) / 4 = -2012.121, i.e. 1.01972 of it; each other one by +12.970, i.e. -0.00657."""
     parts = pair_contributions(*arrays([(1, 4, 5, 5), (1, 4, 5, 5), (9, 4, 5, 5), (1, 4, 5, 5)]))
     np.testing.assert_allclose(parts["share_of_rise"], [-0.00657, -0.00657, 1.01972, -0.00657], atol=1e-5)
-    table = pair_table(parts)
+    table = rank_pairs(parts)
     assert table["share_of_rise"].iloc[0] == pytest.approx(1.01972, abs=1e-5)
     assert table["cumulative_share"].iloc[-1] == pytest.approx(1.0)
-    assert concentration(table)["pairs"] == 1
+    assert concentration(table).pairs == 1
 
 
 def test_three_of_124_pairs_carry_71_percent() -> None:
@@ -70,9 +71,9 @@ def test_three_of_124_pairs_carry_71_percent() -> None:
     whole: x = 12.1 * 0.71 / 0.29 / 3 = 9.8747."""
     x = 12.1 * 0.71 / 0.29 / 3
     rows = [(math.log(2), math.log(2.1), 7, 7)] * 121 + [(math.log(2), math.log(2 + x), 7, 7)] * 3
-    table = pair_table(pair_contributions(*arrays(rows)))
+    table = rank_pairs(pair_contributions(*arrays(rows)))
     assert table["cumulative_share"].iloc[2] == pytest.approx(0.71, abs=1e-9)
-    assert concentration(table, 0.70) == {"pairs": 3, "of": 124, "share": pytest.approx(0.71)}
+    assert concentration(table, 0.70) == Concentration(3, 124, pytest.approx(0.71))
 
 
 @settings(max_examples=40, deadline=None)
@@ -123,7 +124,7 @@ def test_cross_entropies_beyond_exp_keep_their_logs() -> None:
 def test_no_change_has_no_shares() -> None:
     parts = pair_contributions([-1.0, -2.0], [2.0, 2.0], [-1.0, -2.0], [2.0, 2.0])
     assert parts["share_of_rise"].isna().all()
-    assert concentration(pair_table(parts)) == {"pairs": None, "of": 2, "share": None}
+    assert concentration(rank_pairs(parts)) == Concentration(None, 2, None)
 
 
 def test_empty_set() -> None:

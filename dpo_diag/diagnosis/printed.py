@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from dpo_diag.diagnosis.narrative import render
+from dpo_diag.text import number, table
 
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    """Aligned columns: text to the left, numbers to the right; a header alone for no rows."""
-    cells = [header, *[[_cell(v) for v in row] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = []
-    for row in cells:
-        lines.append(
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        )
-    return "\n".join(line.rstrip() for line in lines)
+WIDTH = 160
+"""Cells of a table's line: a perplexity's seven numbers beside its name need more than 100."""
 
 
 def render_document(document: dict[str, Any], top: int = 10) -> str:
@@ -34,7 +17,7 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
     loss = document["loss"]
     if loss.get("chosen_part") is not None:
         names = ["from", "to", "delta", "chosen_part", "rejected_part", "residual"]
-        blocks.append(table(["loss", *names], [["mean", *[loss[n] for n in names]]]))
+        blocks.append(table(["loss", *names], [["mean", *[loss[n] for n in names]]], WIDTH))
     rows = []
     for side, section in document["perplexity"].items():
         if not isinstance(section, dict):
@@ -46,21 +29,22 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
                          row.get("length_weight"), row["residual"]])  # fmt: skip
     if rows:
         unit = f"perplexity per {document['unit']}" if document.get("unit") else "perplexity"
-        blocks.append(table([unit, "from", "to", "dlog", "level", "dispersion", "length", "residual"], rows))
+        blocks.append(table([unit, "from", "to", "dlog", "level", "dispersion", "length", "residual"], rows, WIDTH))
     values = document.get("means", {}).get("values", {})
     if values:
-        blocks.append(
-            table(["mean", "from", "to", "delta"], [[n, e["from"], e["to"], e["delta"]] for n, e in values.items()])
-        )
+        rows = [[name, e["from"], e["to"], e["delta"]] for name, e in values.items()]
+        blocks.append(table(["mean", "from", "to", "delta"], rows, WIDTH))
     roles = (document.get("tokens") or {}).get("by_role")
     if roles:
         names = ["n_tokens", "delta", "share", "mean_delta"]
-        blocks.append(table(["tokens", *names], [[f"{r['side']} {r['role']}", *[r[n] for n in names]] for r in roles]))
+        blocks.append(
+            table(["tokens", *names], [[f"{r['side']} {r['role']}", *[r[n] for n in names]] for r in roles], WIDTH)
+        )
     if document["pairs"] and top > 0:
         names = ["share_of_rise", "cumulative_share", "chosen_ce_from", "chosen_ce_to", "chosen_delta_logp",
                  "rejected_delta_logp", "loss_delta"]  # fmt: skip
         rows = [[p["pair_id"], *[p.get(n) for n in names]] for p in document["pairs"][:top]]
-        blocks.append(table(["pair", *names], rows))
+        blocks.append(table(["pair", *names], rows, WIDTH))
     if document["checks"]:
         order = {"speaks": 0, "silent": 1, "not_applicable": 2}
         listed = sorted(document["checks"], key=lambda c: (order[c["outcome"]], c["code"]))
@@ -81,10 +65,10 @@ def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     loss, chosen = now["loss"], now["perplexity"].get("chosen", {})
     state = [f"step {now['to_step']}"]
     if loss.get("to") is not None:
-        state.append(f"loss {_cell(loss['from'])} → {_cell(loss['to'])}")
+        state.append(f"loss {number(loss['from'])} → {number(loss['to'])}")
     for name in ("ppl_token", "ppl_seq_mean"):
         if name in chosen:
-            state.append(f"chosen {name} {_cell(chosen[name]['from'])} → {_cell(chosen[name]['to'])}")
+            state.append(f"chosen {name} {number(chosen[name]['from'])} → {number(chosen[name]['to'])}")
     lines = [", ".join(state)]
     decision = now["verdict"]
     old = before["verdict"] if before else {}

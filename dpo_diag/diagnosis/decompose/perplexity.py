@@ -17,31 +17,41 @@ Over pairs, with no remainder either:
     dlog ppl_token      pair i: mean weight * (ce_i1 - ce_i0) + mean ce_i * (w_i1 - w_i0), w_i = n_i / sum n; the second
                         term is 0 unless token counts changed between the steps (truncation).
 
-Infinite log-probs have no finite split: such pairs are counted and named, the rest is split (`finite_rows`).
+Infinite log-probs have no finite split: such responses are counted and named by `Aligned`, the rest is split.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.pair_rows import FloatArray
 from dpo_diag.records import metrics
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+from dpo_diag.stats import Interval, bootstrap, t_interval
 
 EXTRA_TERM = {"ppl_token": "length_weight", "ppl_seq_mean": "dispersion", "ppl_seq_geomean": None}
 
 
-def finite_rows(*values: npt.ArrayLike) -> BoolArray:
-    """Responses whose every value is finite (sums, counts); counts must also be positive to have a cross-entropy."""
-    arrays = [np.asarray(v, dtype=np.float64) for v in values]
-    mask: BoolArray = np.logical_and.reduce([np.isfinite(a) for a in arrays])
-    return mask
+def perplexity_section(aligned: Aligned) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """The explanation's perplexity section, and the change of each chosen log-perplexity with its interval."""
+    if not aligned.responses:
+        return {"not_applicable": aligned.unit_and_note[1] or "no response can be measured"}, {}
+    result: dict[str, Any] = {}
+    chosen: dict[str, Interval] = {}
+    for side, arrays in aligned.responses.items():
+        changes = perplexity_intervals(*arrays.args)
+        chosen = changes if side == "chosen" else chosen
+        section = split_perplexity(*arrays.args)
+        result[side] = {name: {**row, "interval": changes[name].bounds} for name, row in section.items()}
+        if arrays.excluded:
+            result[side]["excluded"] = arrays.excluded
+    return result, chosen
 
 
 def split_perplexity(
@@ -79,6 +89,35 @@ def split_perplexity(
         row["residual"] = row["dlog"] - level - (terms[extra] if extra else 0.0)
         result[name] = row
     return result
+
+
+def perplexity_intervals(
+    sum_from: npt.ArrayLike, n_from: npt.ArrayLike, sum_to: npt.ArrayLike, n_to: npt.ArrayLike
+) -> dict[str, Interval]:
+    """The change of each log-perplexity of one side (arguments as `split_perplexity`) with its interval over pairs.
+
+    The level is a mean (Student's t); the others are no means (bootstrap over pairs). Both checkpoints are measured on
+    the same pairs, so the interval is that of the paired change; it says nothing about another training seed.
+    """
+    s0, n0, s1, n1 = (np.asarray(v, dtype=np.float64) for v in (sum_from, n_from, sum_to, n_to))
+    ce0, ce1 = metrics.ce(s0, n0), metrics.ce(s1, n1)
+    top = float(max(ce0.max(initial=-math.inf), ce1.max(initial=-math.inf)))
+    # Scaled by the largest one, so that no perplexity overflows; the log-ratio does not see it.
+    sums = {"token": np.column_stack([s0, n0, s1, n1]), "seq": np.exp(np.column_stack([ce0, ce1]) - top)}
+
+    def token(counts: FloatArray) -> FloatArray:
+        a0, m0, a1, m1 = (counts @ sums["token"]).T
+        return np.asarray(a0 / m0 - a1 / m1)
+
+    def seq_mean(counts: FloatArray) -> FloatArray:
+        e0, e1 = (counts @ sums["seq"]).T
+        return np.asarray(np.log(e1) - np.log(e0))
+
+    return {
+        "ppl_token": bootstrap(token, s0.size),
+        "ppl_seq_mean": bootstrap(seq_mean, s0.size),
+        "ppl_seq_geomean": t_interval(ce1 - ce0),
+    }
 
 
 def logarithmic_mean(log_p: float, log_q: float) -> float:
@@ -126,7 +165,7 @@ def _divisia(ce0: FloatArray, ce1: FloatArray, change: FloatArray) -> FloatArray
     return np.asarray(difference / (count * logarithmic_mean(log_p, log_q)), dtype=np.float64)
 
 
-def pair_table(contributions: pd.DataFrame) -> pd.DataFrame:
+def rank_pairs(contributions: pd.DataFrame) -> pd.DataFrame:
     """Contributions ordered by `share_of_rise`, largest first, with running sums.
 
     Added columns: `cumulative_share` (of the net change), `rank` (from 1) and `share_of_rises` (the pair's share of all
@@ -142,11 +181,20 @@ def pair_table(contributions: pd.DataFrame) -> pd.DataFrame:
     return ordered
 
 
-def concentration(table: pd.DataFrame, share: float = 0.5) -> dict[str, Any]:
-    """How few pairs carry at least `share` of the net change: {"pairs", "of", "share"}; pairs None if nothing moved."""
+@dataclass(frozen=True)
+class Concentration:
+    """How few pairs carry how much of the net change, of how many; None where nothing moved."""
+
+    pairs: int | None
+    of: int
+    share: float | None
+
+
+def concentration(table: pd.DataFrame, share: float = 0.5) -> Concentration:
+    """How few pairs carry at least `share` of the net change, from a table of `rank_pairs`."""
     cumulative = table["cumulative_share"].to_numpy(dtype=np.float64)
     reached = np.flatnonzero(cumulative >= share)
     if not reached.size:
-        return {"pairs": None, "of": len(table), "share": None}
+        return Concentration(None, len(table), None)
     first = int(reached[0])
-    return {"pairs": first + 1, "of": len(table), "share": float(cumulative[first])}
+    return Concentration(first + 1, len(table), float(cumulative[first]))

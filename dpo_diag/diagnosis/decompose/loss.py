@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.pair_rows import column_at, column_of, needed_columns, needs_reference, pair_loss
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
+from dpo_diag.stats import Interval, t_interval
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
 
@@ -33,6 +35,25 @@ def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
     if spec is None:
         return None, run.info.loss_reason or "the run does not say which loss it trained with"
     return (None, spec.not_additive) if spec.not_additive else (spec, None)
+
+
+def loss_section(
+    aligned: Aligned, spec: LossSpec | None, why_not: str | None
+) -> tuple[dict[str, Any], pd.DataFrame, Interval | None]:
+    """The explanation's loss section, the rows behind it, and the change with its interval over pairs (None where the
+    loss cannot be split)."""
+    if spec is None:
+        return {"not_applicable": why_not}, pd.DataFrame(), None
+    summary, rows = summarise(spec, aligned.pairs)
+    if "not_applicable" in summary:
+        return summary, rows, None
+    change = t_interval(rows["delta"])
+    summary["interval"] = change.bounds
+    history = aligned.run.history
+    logged = history.loc[(history["name"] == "loss") & (history["split"] == aligned.split)].set_index("step")["value"]
+    for key, step in (("logged_from", aligned.from_step), ("logged_to", aligned.to_step)):
+        summary[key] = float(logged[step]) if step in logged.index else None
+    return summary, rows, change
 
 
 def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +102,7 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
     """The run's loss split (means over pairs) and the rows behind it; or {"not_applicable": reason} and no rows."""
     empty = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
     if not len(pairs):
-        return {"not_applicable": "no pair stands at both steps"}, empty
+        return {"not_applicable": "no pair is recorded at both steps"}, empty
     finite = finite_pairs(spec, pairs)
     if not finite.any():
         return {"not_applicable": _why_none(spec, pairs)}, empty

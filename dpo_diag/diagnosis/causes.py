@@ -1,0 +1,182 @@
+"""The narrative's "Why": through which side, which term, which tokens; then the checks that speak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_diag.text import number, percent, plural, safe, signed
+
+ROLE_WORDS = {
+    "shared_prefix": "in the beginning that both answers share",
+    "first_difference": "at the first token that differs",
+    "differing": "in later tokens that differ",
+    "shared_after": "in what they share after the difference",
+    "end": "at the end token",
+}
+LEAST_SHARE = 0.15
+"""A role that carries less of the change than this is not named."""
+LEAST_LENGTH_SHARE = 0.1
+"""The length-weight term is named from this share of the change of ppl_token on."""
+LEAST_KEY_TOKENS = 20
+LEAST_RHO, LARGEST_P = 0.2, 0.01
+"""A feature known before training is named where its rank correlation is at least this large and this certain."""
+TOKEN_CHARS = 40
+SNIPPET = 160
+"""Characters of a pair's text that a sentence quotes."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence and the keys of the document that it rests on."""
+
+    text: str
+    keys: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """As the explanation holds it."""
+        return {"text": self.text, "from": list(self.keys)}
+
+
+def say(text: str, *keys: str) -> Sentence:
+    """A sentence that rests on these keys."""
+    return Sentence(text, keys)
+
+
+def quoted(text: str, max_chars: int = SNIPPET) -> str:
+    """Foreign text in quotation marks, in one line, its control characters shown and not obeyed."""
+    return f'"{safe(text, max_chars=max_chars, one_line=True)}"'
+
+
+def causes(document: dict[str, Any]) -> list[Sentence]:
+    """Sentences about causes; one that says so if there is none."""
+    parts = (_loss, _perplexity, _tokens, _destination, _gained, _prompt, _similarity)
+    sentences = [sentence for part in parts for sentence in part(document)]
+    for check in document["checks"]:
+        if check["outcome"] == "speaks":
+            sentences.append(say(f"{check['code']} {check['title']}: {check['reason'].rstrip('.')}.", "checks"))
+    return sentences or [say("The records do not show why.", "loss", "perplexity")]
+
+
+def _loss(document: dict[str, Any]) -> list[Sentence]:
+    loss = document["loss"]
+    if loss.get("chosen_part") is None or not loss["delta"]:
+        return []
+    text = (
+        f"Of the loss's change {signed(loss['delta'], 4)}, {signed(loss['chosen_part'], 4)} came through the chosen "
+        f"answers and {signed(loss['rejected_part'], 4)} through the rejected ones"
+    )
+    if loss["delta"] < 0 < loss["chosen_part"]:
+        text += ": the rejected answers alone lowered it, the chosen ones raised it"
+    return [say(f"{text}.", "loss.chosen_part", "loss.rejected_part")]
+
+
+def _perplexity(document: dict[str, Any]) -> list[Sentence]:
+    chosen = document["perplexity"].get("chosen", {})
+    sentences = []
+    row = chosen.get("ppl_seq_mean")
+    if row and row.get("dispersion") is not None:
+        apart = "the answers moved apart" if row["dispersion"] > 0 else "the answers moved closer together"
+        text = (
+            f"Chosen log ppl_seq_mean changed by {signed(row['dlog'])}: {signed(row['level'])} because answers became "
+            f"{'less' if row['level'] > 0 else 'more'} likely on average, {signed(row['dispersion'])} because {apart}."
+        )
+        sentences.append(say(text, "perplexity.chosen.ppl_seq_mean"))
+    row = chosen.get("ppl_token")
+    weight = row.get("length_weight") if row else None
+    if weight is not None and abs(weight) > LEAST_LENGTH_SHARE * abs(row["dlog"]) > 0:
+        text = (
+            f"Length matters: {signed(weight)} of the change {signed(row['dlog'])} of log ppl_token comes from long "
+            "answers changing differently from short ones."
+        )
+        sentences.append(say(text, "perplexity.chosen.ppl_token"))
+    return sentences
+
+
+def _tokens(document: dict[str, Any]) -> list[Sentence]:
+    tokens = document.get("tokens") or {}
+    roles = [r for r in tokens.get("by_role") or [] if r["side"] == "chosen" and r["share"] is not None]
+    total, count = sum(r["delta"] for r in roles), sum(r["n_tokens"] for r in roles)
+    if not roles or not total:
+        return []
+    named = sorted((r for r in roles if abs(r["share"]) >= LEAST_SHARE), key=lambda r: -r["share"])
+    parts = ", ".join(
+        f"{percent(r['share'])} {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)" for r in named
+    )
+    sentences = [say(f"Of the chosen answers' log-prob change of {number(total)} nats, {parts}.", "tokens.by_role")]
+    after = tokens["chosen_after_first_difference"]
+    if total < 0:
+        text = (
+            f"DPOP expects the fall from the first difference on: {percent(after['share'])} of it is there, on "
+            f"{percent(after['token_share'])} of the tokens."
+        )
+        sentences.append(say(text, "tokens.chosen_after_first_difference"))
+    return sentences
+
+
+def _destination(document: dict[str, Any]) -> list[Sentence]:
+    return [
+        say(f"{side.capitalize()}: {section['text']}", f"destination.{side}")
+        for side, section in (document.get("destination") or {}).items()
+        if isinstance(section, dict) and section.get("text")
+    ]
+
+
+def _gained(document: dict[str, Any]) -> list[Sentence]:
+    """Which tokens took what chosen lost, and whether the single-token theory predicted it."""
+    gained = document.get("gained") or {}
+    if "not_applicable" in gained:
+        return [say(f"Where the lost probability went was not computed: {gained['not_applicable']}.", "gained")]
+    sentences = []
+    for side in ("chosen", "rejected"):
+        section = gained.get(side)
+        if not section or not section["gained"]:
+            continue
+        took = ", ".join(f"{quoted(g['text'], TOKEN_CHARS)} ({percent(g['share'])})" for g in section["gainers"][:3])
+        went = section["went_to"]
+        text = (
+            f"At the {plural(section['n_positions'], 'position')} where {side} tokens lost most probability, the "
+            f"largest gainers were {took}; of all that was gained {percent(went['other_answer'])} went to the other "
+            f"answer's token, {percent(went['former_first_choice'])} to what was already the model's first choice."
+        )
+        sentences.append(say(text, f"gained.{side}"))
+    theory = gained.get("theory") or {}
+    if "rho" in theory and theory["rho"]["mean"] is not None:
+        text = (
+            f"At {plural(theory['n_positions'], 'first difference')} the single-token theory's ranking of tokens "
+            f"correlates {theory['rho']['mean']:+.2f} with what happened; {theory['hits']:.1f} of the {theory['of']} "
+            f"largest gainers were among its first {theory['of']} (by chance {theory['hits_by_chance']:.2g})."
+        )
+        sentences.append(say(text, "gained.theory"))
+    return sentences
+
+
+def _prompt(document: dict[str, Any]) -> list[Sentence]:
+    chosen = (document.get("prompt_dependence") or {}).get("chosen")
+    if not chosen or chosen["n_key"] < LEAST_KEY_TOKENS:
+        return []
+    key, other = chosen["ppl_key"], chosen["ppl_other"]
+    text = (
+        f"On the {percent(chosen['key_share'])} of chosen tokens that the prompt makes likely, perplexity went "
+        f"{number(key['from'])} → {number(key['to'])}, on the others {number(other['from'])} → {number(other['to'])}."
+    )
+    return [say(text, "prompt_dependence.chosen")]
+
+
+def _similarity(document: dict[str, Any]) -> list[Sentence]:
+    """The one feature known before training that correlates most clearly with the change, if any does."""
+    entries = (document.get("similarity") or {}).get("correlations_with_chosen_change") or []
+    clear = [
+        e for e in entries
+        if e["rho_given_length"] is not None and e["p_given_length"] < LARGEST_P
+        and abs(e["rho_given_length"]) >= LEAST_RHO
+    ]  # fmt: skip
+    if not clear:
+        return []
+    best = max(clear, key=lambda e: abs(float(e["rho_given_length"])))
+    lower = "lower" if best["rho_given_length"] > 0 else "higher"
+    text = (
+        f"Chosen lost more where {best['feature']} was {lower} before training (rank correlation "
+        f"{best['rho_given_length']:+.2f} with length taken out, n = {best['n']})."
+    )
+    return [say(text, "similarity.correlations_with_chosen_change")]
