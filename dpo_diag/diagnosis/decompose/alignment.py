@@ -36,9 +36,9 @@ def matches(x: IntArray, y: IntArray) -> tuple[npt.NDArray[np.bool_], npt.NDArra
     in_x, in_y = np.zeros(x.size, dtype=bool), np.zeros(y.size, dtype=bool)
     if x.size == 0 or y.size == 0 or x.size * y.size > LARGEST:
         return in_x, in_y
-    for block in LCSseq.opcodes(x.tolist(), y.tolist()):
+    for block in LCSseq.opcodes(y.tolist(), x.tolist()):
         if block.tag == "equal":
-            in_x[block.src_start : block.src_end] = in_y[block.dest_start : block.dest_end] = True
+            in_y[block.src_start : block.src_end] = in_x[block.dest_start : block.dest_end] = True
     return in_x, in_y
 
 
