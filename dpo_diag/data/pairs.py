@@ -178,7 +178,7 @@ def collect(
             issues.append((number, bad.why, bad.detail, True))
             continue
         kind = pair.kind
-        swapped = make_pair_id(pair.prompt, pair.rejected, pair.chosen)
+        swapped = make_pair_id(pair.prompt, pair.rejected, pair.chosen, pair.extra.get("tools"))
         if (first := seen.get(swapped)) is not None:
             pair.notes.append(("contradicts another row", f"row {first} prefers the other response"))
         seen[row["pair_id"]] = number
@@ -198,7 +198,7 @@ def collect(
 def _finished(number: int, pair: Pair) -> Row:
     return {
         "row": number,
-        "pair_id": make_pair_id(pair.prompt, pair.chosen, pair.rejected),
+        "pair_id": make_pair_id(pair.prompt, pair.chosen, pair.rejected, pair.extra.get("tools")),
         "prompt": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,

@@ -12,26 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from dpo_diag.records.conversation import Message, prompt_text, response_text
+from dpo_diag.records.conversation import EXTRA_KEYS, ROLES, Message, prompt_text, response_text
 from dpo_diag.records.row_files import BadRow
 
 Turns = list[Message]
 
 HUMAN_MARK = "\n\nHuman:"
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "developer": "developer",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
-"""Role names of the OpenAI, ShareGPT and LLaMA-Factory formats -> the names that chat templates know."""
 
 
 @dataclass
@@ -98,7 +84,7 @@ def _content(value: Any, where: str) -> str:
 
 
 def read_messages(value: Any, where: str, role_key: str = "role", content_key: str = "content") -> Turns:
-    """Messages with known role names and text contents; other keys than role, content, tool_calls, name are left out.
+    """Messages with known role names and text contents; keys that no chat template shows are left out.
 
     A message may lack content only when it has tool_calls; its content is then "".
     """
@@ -115,11 +101,7 @@ def read_messages(value: Any, where: str, role_key: str = "role", content_key: s
         if content is None and not calls:
             raise BadRow("missing field " + content_key, f"{place} has {shorten(', '.join(map(str, message)))}")
         turn: Message = {"role": ROLES[role.lower()], "content": _content("" if content is None else content, place)}
-        if calls:
-            turn["tool_calls"] = calls
-        if isinstance(message.get("name"), str):
-            turn["name"] = message["name"]
-        turns.append(turn)
+        turns.append(turn | {key: message[key] for key in EXTRA_KEYS if message.get(key)})
     return turns
 
 

@@ -1,6 +1,6 @@
 """Chat messages as text: THE way in which a conversation becomes what records hold, ids hash and people read.
 
-A message is {"role", "content"} and, where it calls tools, "tool_calls". Trainers write contents as text, as null
+A message is {"role", "content"} and, as they apply, the keys of EXTRA_KEYS. Trainers write contents as text, as null
 beside a tool call, or as a list of parts; a tool call counts as content, else two calls without text would be one
 answer.
 """
@@ -10,10 +10,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 Message = dict[str, Any]
 _TURN = r"(system|developer|user|assistant|tool): "
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+"""Role names of the OpenAI, ShareGPT and LLaMA-Factory formats -> the names that chat templates know."""
+EXTRA_KEYS = ("tool_calls", "reasoning_content", "name", "tool_call_id")
+"""Keys beside role and content that a chat template may show to the model, and that an id therefore counts."""
 
 
 def is_conversation(value: Any) -> bool:
@@ -21,12 +38,42 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, Mapping) for m in value)
 
 
+def content_text(content: Any) -> str:
+    """A content's text, its parts joined; "" for null."""
+    if isinstance(content, (list, tuple)):
+        return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+    return "" if content is None else str(content)
+
+
+def canonical_messages(messages: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """What makes a conversation itself, for hashing: [role, text] of each message, and its other keys if it has any.
+
+    Two conversations that a model may see differently have different forms; null entries, which a data set fills in,
+    and keys that no template shows make none.
+    """
+    canonical: list[list[Any]] = []
+    for message in messages:
+        role, content = str(message.get("role", "")), message.get("content")
+        extra = {key: _given(message[key]) for key in EXTRA_KEYS if message.get(key)}
+        if isinstance(content, (list, tuple)):
+            # A part that is no text (an image) counts with all it says, in its place.
+            others = [[i, _given(p)] for i, p in enumerate(content) if isinstance(p, Mapping) and "text" not in p]
+            extra |= {"parts": others} if others else {}
+        canonical.append([ROLES.get(role.lower(), role), content_text(content), *([extra] if extra else [])])
+    return canonical
+
+
+def canonical_tools(tools: Any) -> Any:
+    """A row's tools, for hashing: the same for JSON text and for what it stands for; None for none."""
+    if isinstance(tools, str):
+        with suppress(ValueError):  # text that is no JSON is an identity, too
+            tools = json.loads(tools)
+    return _given(tools) or None
+
+
 def message_text(message: Mapping[str, Any]) -> str:
     """Text of a message's content, its parts joined, and its tool calls as JSON; "" for neither."""
-    content, calls = message.get("content"), message.get("tool_calls")
-    if isinstance(content, (list, tuple)):
-        content = "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
-    text = "" if content is None else str(content)
+    text, calls = content_text(message.get("content")), message.get("tool_calls")
     return text + json.dumps(_given(calls), sort_keys=True, default=str) if calls else text
 
 

@@ -7,24 +7,30 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dpo_diag.records.conversation import is_conversation, message_text
+from dpo_diag.records.conversation import canonical_messages, canonical_tools, is_conversation
 
 
 def _canonical(value: Any) -> Any:
-    """Chat messages keep role and text (tool calls included), so that a trainer's extra keys change no identity."""
+    """Text as it is; messages without what no model sees, so that a trainer's extra keys change no identity."""
     if isinstance(value, str):
         return value
     if is_conversation(value):
-        return [[str(message.get("role", "")), message_text(message)] for message in value]
+        return canonical_messages(value)
     if isinstance(value, Sequence):
         return [int(token) for token in value]
     raise TypeError(f"a prompt or response is text, messages or token ids, got {type(value).__name__}")
 
 
-def make_pair_id(prompt: Any, chosen: Any, rejected: Any) -> str:
+def make_pair_id(prompt: Any, chosen: Any, rejected: Any, tools: Any = None) -> str:
     """Identity of a preference pair: 16 hex digits of SHA-256 over prompt, chosen and rejected.
 
-    Each argument is a string, a list of chat messages, or (where no text is known) a list of token ids.
+    Args:
+        prompt, chosen, rejected: a string, a list of chat messages, or (where no text is known) a list of token ids.
+        tools: what a chat template is told of tools, a list or its JSON text: the same question with other tools is
+            another pair. None or empty for none.
     """
-    payload = json.dumps([_canonical(prompt), _canonical(chosen), _canonical(rejected)], ensure_ascii=True)
+    parts = [_canonical(prompt), _canonical(chosen), _canonical(rejected)]
+    if (described := canonical_tools(tools)) is not None:
+        parts.append({"tools": described})
+    payload = json.dumps(parts, ensure_ascii=True, sort_keys=True, default=str)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 import pytest
 
 from dpo_diag.records import make_pair_id
@@ -19,10 +23,51 @@ def test_every_part_counts_and_sides_are_not_interchangeable() -> None:
     assert len(ids) == 5
 
 
-def test_messages_ignore_keys_beyond_role_and_content() -> None:
+def test_plain_messages_keep_their_identity() -> None:
+    """printf '[[["user", "hi"]], "c", "r"]' | sha256sum: as before keys beyond role and content counted."""
     plain = [{"role": "user", "content": "hi"}]
-    extra = [{"role": "user", "content": "hi", "name": "x"}]
-    assert make_pair_id(plain, "c", "r") == make_pair_id(extra, "c", "r") != make_pair_id("hi", "c", "r")
+    assert make_pair_id(plain, "c", "r") == hashlib.sha256(b'[[["user", "hi"]], "c", "r"]').hexdigest()[:16]
+    assert make_pair_id(plain, "c", "r") != make_pair_id("hi", "c", "r")
+
+
+def test_messages_ignore_what_no_model_sees() -> None:
+    """A trainer's own keys, the nulls that a data set fills in, and the formats' names of a role."""
+    plain = make_pair_id([{"role": "user", "content": "hi"}], "c", "r")
+    for other in (
+        {"role": "user", "content": "hi", "weight": 1}, {"role": "user", "content": "hi", "tool_calls": None},
+        {"role": "human", "content": "hi"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "user", "content": "hi", "name": None},
+    ):  # fmt: skip
+        assert make_pair_id([other], "c", "r") == plain, other
+
+
+def test_whatever_a_model_may_see_counts() -> None:
+    """No two of these are the same conversation, though several have the same text."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "hi"},
+        {"role": "system", "content": "hi"},
+        {"role": "user", "content": "hi", "name": "x"},
+        {"role": "user", "content": "None"},
+        {"role": "user", "content": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": json.dumps([call], sort_keys=True)},
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "assistant", "content": "hi", "reasoning_content": "they greet"},
+        {"role": "tool", "content": "hi", "tool_call_id": "1"},
+        {"role": "tool", "content": "hi", "tool_call_id": "2"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image", "image": "a.png"}]},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image", "image": "b.png"}]},
+    ]
+    assert len({make_pair_id([m], "c", "r") for m in messages}) == len(messages)
+
+
+def test_tools_are_part_of_the_question() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    bare, told = make_pair_id("p", "c", "r"), make_pair_id("p", "c", "r", tools)
+    assert told != bare
+    assert make_pair_id("p", "c", "r", json.dumps(tools)) == told
+    assert make_pair_id("p", "c", "r", []) == make_pair_id("p", "c", "r", "") == bare
 
 
 def test_token_ids_are_an_identity_too() -> None:

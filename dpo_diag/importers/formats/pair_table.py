@@ -123,7 +123,7 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
             skipped.add(line, "no pair_id, and not all of prompt, chosen, rejected to make one")
             return
         try:
-            pair_id = make_pair_id(row["prompt"], row["chosen"], row["rejected"])
+            pair_id = make_pair_id(row["prompt"], row["chosen"], row["rejected"], row.get("tools"))
         except (TypeError, ValueError, AttributeError):
             pair_id = make_pair_id(texts["prompt"], texts["chosen"], texts["rejected"])
     name = str(row.get("split") or split)
