@@ -7,16 +7,24 @@ import sys
 from pathlib import Path
 
 from dpo_diag.text import table, to_json
+from dpo_diag.thresholds import parse_threshold
 
 
 def gate(
-    run: str, /, *, rules: Path, baseline: str | None = None, junit: Path | None = None, json: bool = False
+    run: str,
+    /,
+    *thresholds: str,
+    rules: Path,
+    baseline: str | None = None,
+    junit: Path | None = None,
+    json: bool = False,
 ) -> int:
     """Judge a run by rules; 1 where one fails.
 
     Args:
         run: a run folder; judged at its last step.
-        rules: YAML with the rules (see dpo_diag/gate/rules.py).
+        thresholds: NAME=VALUE, e.g. gaming.least_length_ratio=1.2.
+        rules: YAML with the rules (see dpo_diag/gate/subjects/).
         baseline: a step of this run, or another run (default: this run's first step).
         junit: write JUnit XML there.
         json: one JSON document on standard output instead of the table.
@@ -25,7 +33,7 @@ def gate(
     from dpo_diag.gate.judge import junit as to_junit
     from dpo_diag.gate.rules import load_rules
 
-    outcomes = Gate(run, baseline).judge_all(load_rules(rules))
+    outcomes = Gate(run, baseline, dict(map(parse_threshold, thresholds))).judge_all(load_rules(rules))
     failed = [o for o in outcomes if o.status == "failed"]
     if junit:
         junit.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -36,10 +36,15 @@ class Outcome:
 
 
 class Gate:
-    """A run and its baseline (see `JudgedRun`), to hold rules against."""
+    """A run and its baseline, to hold rules against; the arguments are those of `JudgedRun`."""
 
-    def __init__(self, run: Run | str | os.PathLike[str], baseline: str | None = None) -> None:
-        self.judged = JudgedRun(run, baseline)
+    def __init__(
+        self,
+        run: Run | str | os.PathLike[str],
+        baseline: str | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.judged = JudgedRun(run, baseline, thresholds)
 
     def judge(self, rule: Rule) -> Outcome:
         """One rule; never raises for what the run lacks."""

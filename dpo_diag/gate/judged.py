@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dpo_diag.diagnosis import explain
 from dpo_diag.outputs.answers import POLICY, SFT, answers
 from dpo_diag.outputs.compare import Comparison, comparison
 from dpo_diag.records import Run, load_run
+from dpo_diag.thresholds import load_thresholds
 
 
 class JudgedRun:
@@ -21,13 +23,20 @@ class JudgedRun:
     Args:
         run: the run to judge.
         baseline: a step of the same run, another run's folder (its last step), or None for the run's first step.
+        thresholds: overrides by name (see `dpo_diag.thresholds`), of the explanation and of the comparison of answers.
 
     Attributes:
         run, other: the run and the baseline's run (the same, unless another was named).
         step: the baseline's step in this run; None for the first, or where the baseline is another run.
     """
 
-    def __init__(self, run: Run | str | os.PathLike[str], baseline: str | None = None) -> None:
+    def __init__(
+        self,
+        run: Run | str | os.PathLike[str],
+        baseline: str | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.overrides = thresholds
         self.run = run if isinstance(run, Run) else load_run(run)
         is_step = baseline is not None and baseline.isdigit() and not Path(baseline).is_dir()
         self.step = int(str(baseline)) if is_step else None
@@ -40,18 +49,21 @@ class JudgedRun:
     @cached_property
     def comparison(self) -> Comparison:
         """The answers of the run's last checkpoint against the baseline's; DiagError if they cannot be compared."""
+        limits = load_thresholds(self.overrides)
         if self.same_run:
             first = answers(self.run).policy_checkpoints()[0]
-            return comparison(self.run, baseline=first.name if self.step is None else self.step)
+            baseline = first.name if self.step is None else self.step
+            return comparison(self.run, baseline=baseline, thresholds=limits)
         # The other run's last answers stand in the place of an SFT model's: what changes are measured from.
         last = answers(self.other).policy_checkpoints()[-1]
         theirs = self.other.outputs
         theirs = theirs[(theirs["model"] == last.model) & (theirs["step"] == last.step)].assign(model=SFT)
         own = self.run.outputs
         both = pd.concat([theirs, own[own["model"] == POLICY]], ignore_index=True)
-        return comparison(both, texts=self.run.texts)
+        return comparison(both, texts=self.run.texts, thresholds=limits)
 
     @cached_property
     def checks(self) -> dict[str, dict[str, Any]]:
         """The checks of the explanation between baseline and last step, by code."""
-        return {str(check["code"]): check for check in explain(self.run, from_step=self.step)["checks"]}
+        document = explain(self.run, from_step=self.step, thresholds=self.overrides)
+        return {str(check["code"]): check for check in document["checks"]}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from typing import NamedTuple
+
+from rapidfuzz.distance import LCSseq
 
 from dpo_diag.outputs.words import diff_tokens
 
-MAX_TOKENS = 2_000
-"""Beyond so many pieces only the shared start and end are matched: difflib is quadratic, and models write megabytes."""
+MAX_TOKENS = 20_000
+"""Beyond so many pieces only the shared start and end are matched: the alignment's bits take 12 MB for so many, four
+times that for twice as many, and models write megabytes."""
 
 
 class Piece(NamedTuple):
@@ -35,45 +37,31 @@ def word_diff(old: str, new: str) -> list[Piece]:
     Same and removed pieces join to `old`, same and added ones to `new`; [] for two empty texts. A lone blank between
     two changes is taken into them, so that changed phrases stay whole.
     """
-    a, b = diff_tokens(old), diff_tokens(new)
-    ops: list[tuple[str, int, int, int, int]]
-    if len(a) + len(b) <= MAX_TOKENS:
-        ops = list(SequenceMatcher(None, a, b, autojunk=False).get_opcodes())
-    else:
-        start = first_difference(a, b)
-        head = len(a) if start is None else start
-        tail = first_difference(a[head:][::-1], b[head:][::-1])
-        tail = 0 if tail is None else tail
-        ops = [
-            ("equal", 0, head, 0, head),
-            ("replace", head, len(a) - tail, head, len(b) - tail),
-            ("equal", len(a) - tail, len(a), len(b) - tail, len(b)),
-        ]
-    segments: list[tuple[str, str]] = []  # (old text, new text); equal where both are the same
-    for tag, i1, i2, j1, j2 in ops:
-        left, right = "".join(a[i1:i2]), "".join(b[j1:j2])
-        if not left and not right:
-            continue
-        changed = tag != "equal"
-        if segments and changed and segments[-1][0] != segments[-1][1]:
-            segments[-1] = (segments[-1][0] + left, segments[-1][1] + right)
-        else:
-            segments.append((left, right))
+    stretches = _aligned(diff_tokens(old), diff_tokens(new))
     merged: list[tuple[str, str]] = []
-    for i, (left, right) in enumerate(segments):
-        between = left == right and left.isspace() and "\n" not in left and 0 < i < len(segments) - 1
-        joins = merged and merged[-1][0] != merged[-1][1] and (between or left != right)
-        if joins:
+    for i, (left, right) in enumerate(stretches):
+        lone_blank = left.isspace() and "\n" not in left and i < len(stretches) - 1
+        if merged and merged[-1][0] != merged[-1][1] and (left != right or lone_blank):
             merged[-1] = (merged[-1][0] + left, merged[-1][1] + right)
         else:
             merged.append((left, right))
     pieces: list[Piece] = []
     for left, right in merged:
-        if left == right:
-            pieces.append(Piece("same", left))
-        else:
-            pieces += [Piece(kind, text) for kind, text in (("removed", left), ("added", right)) if text]
-    return pieces
+        same = left == right
+        pieces += [Piece("same", left)] if same else [Piece("removed", left), Piece("added", right)]
+    return [piece for piece in pieces if piece.text]
+
+
+def _aligned(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
+    """(old text, new text) of each stretch in reading order; the same where it stayed, one empty where it did not."""
+    if len(a) + len(b) <= MAX_TOKENS:
+        spans = [(op.src_start, op.src_end, op.dest_start, op.dest_end) for op in LCSseq.opcodes(a, b)]
+    else:
+        head = first_difference(a, b) or 0
+        tail = first_difference(a[head:][::-1], b[head:][::-1]) or 0
+        i, j = len(a) - tail, len(b) - tail
+        spans = [(0, head, 0, head), (head, i, head, j), (i, len(a), j, len(b))]
+    return [("".join(a[i1:i2]), "".join(b[j1:j2])) for i1, i2, j1, j2 in spans]
 
 
 def marked(pieces: Sequence[Piece], *, context: int | None = None) -> str:

@@ -45,8 +45,8 @@ def _parser() -> sqlite3.Connection:
         # Everything is denied once it has been parsed: nothing a model wrote is ever run.
         connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
         _local.connection = connection
-    found: sqlite3.Connection = _local.connection
-    return found
+    parser: sqlite3.Connection = _local.connection
+    return parser
 
 
 def is_sql(text: str) -> bool:

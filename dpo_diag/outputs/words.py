@@ -57,7 +57,7 @@ def sentences(text: str) -> list[list[Word]]:
 
 @lru_cache(maxsize=20_000)
 def words(text: str) -> tuple[str, ...]:
-    """The comparison forms of all words, in order. Cached: most answers stay the same from look to look."""
+    """The comparison forms of all words, in order. Cached: most answers stay the same from checkpoint to checkpoint."""
     return tuple(word.form for sentence in sentences(text) for word in sentence)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,8 @@ from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Missing, Quantity, Rule, Subject, unknown_interval
 from dpo_diag.outputs.answers import POLICY
 from dpo_diag.records import Run
+from dpo_diag.records.metric_table import Columns, metric_of, pair_sums, side_of
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.stats import FloatArray, bootstrap, proportion, proportion_change
 from dpo_diag.text import some
 
@@ -63,55 +64,40 @@ def _at_baseline(judged: JudgedRun, rows: pd.DataFrame) -> pd.Series:
 
 
 def _paired(judged: JudgedRun, name: str, split: str, from_step: int, to_step: int) -> Quantity | None:
-    """A metric over pairs and its change, from the pairs that both steps measured; None where it is none, or fewer
-    than two pairs are in common."""
-    base, _, side = name.partition("/")
-    computed = _OVER_PAIRS.get(base)
-    if computed is None or side not in ("chosen", "rejected"):
+    """A metric of one side and its change, from the pairs that both steps measured: the metric table's own formula over
+    resampled pairs; None where the table has none, or fewer than two pairs are in common."""
+    metric, side = metric_of(name), side_of(name)
+    if metric is None or metric.of_side is None or side not in SIDES:
         return None
-    old, new = (
-        _pairs(run, step, split, side) for run, step in ((judged.other, from_step), (judged.run, to_step))
-    )  # fmt: skip
-    common = old.index.intersection(new.index)
+    formula = metric.of_side
+    before, after = _pairs(judged.other, from_step, split), _pairs(judged.run, to_step, split)
+    common = np.intersect1d(before["pair_id"], after["pair_id"])
     if len(common) < 2:
         return None
-    old, new = old.loc[common], new.loc[common]
-    with np.errstate(all="ignore"):
-        value = bootstrap(lambda counts: computed(new, counts), len(common))
-        change = bootstrap(lambda counts: computed(new, counts) - computed(old, counts), len(common))
-    if not math.isfinite(change.value):
+    old, new = (_columns(rows[rows["pair_id"].isin(common)], side) for rows in (before, after))
+    if not formula(old) or not formula(new):
         return None
-    return Quantity(value, value.value - change.value, change)
+
+    def drawn(columns: Columns, counts: FloatArray) -> FloatArray:
+        """The metric of each resample, (draws,)."""
+        resamples = ({c: np.repeat(v, count) for c, v in columns.items()} for count in counts.astype(np.int64))
+        return np.array([value.value for r in resamples if (value := formula(r))])
+
+    n = len(old["n_tokens"])
+    with np.errstate(all="ignore"):
+        value = bootstrap(lambda counts: drawn(new, counts), n)
+        change = bootstrap(lambda counts: drawn(new, counts) - drawn(old, counts), n)
+    return Quantity(value, value.value - change.value, change) if math.isfinite(change.value) else None
 
 
-def _pairs(run: Run, step: int, split: str, side: str) -> pd.DataFrame:
-    columns = ["step", "pair_id", "side", "sum_logp", "n_tokens", "n_bytes"]
-    rows = run.read("pairs", columns, steps=[step], splits=[split], roles=[POLICY])
-    return rows[rows["side"] == side].drop_duplicates("pair_id").set_index("pair_id").drop(columns="side").astype(float)
+def _pairs(run: Run, step: int, split: str) -> pd.DataFrame:
+    return run.read("pairs", steps=[step], splits=[split], roles=[POLICY]).sort_values("pair_id")
 
 
-def _mean_ce(rows: pd.DataFrame, counts: FloatArray) -> FloatArray:
-    ce = (-rows["sum_logp"] / rows["n_tokens"]).to_numpy()
-    return np.asarray(counts @ ce / counts.sum(axis=1))
+def _columns(rows: pd.DataFrame, side: str) -> Columns:
+    sums = pair_sums(rows).policy
+    return {name: values[SIDES.index(side)] for name, values in sums.items()}
 
-
-def _seq_mean(rows: pd.DataFrame, counts: FloatArray) -> FloatArray:
-    ce = (-rows["sum_logp"] / rows["n_tokens"]).to_numpy()
-    return np.asarray(counts @ np.exp(ce) / counts.sum(axis=1))
-
-
-def _per(rows: pd.DataFrame, counts: FloatArray, column: str) -> FloatArray:
-    return np.asarray((counts @ -rows["sum_logp"].to_numpy()) / (counts @ rows[column].to_numpy()))
-
-
-_OVER_PAIRS: dict[str, Callable[[pd.DataFrame, FloatArray], FloatArray]] = {
-    "ce": _mean_ce,
-    "ppl_seq_geomean": lambda rows, counts: np.exp(_mean_ce(rows, counts)),
-    "ppl_seq_mean": _seq_mean,
-    "ppl_token": lambda rows, counts: np.exp(_per(rows, counts, "n_tokens")),
-    "bits_per_byte": lambda rows, counts: _per(rows, counts, "n_bytes") / math.log(2),
-}
-"""Metrics over pairs -> their value in each resample; rows of one side, counts (draws, pairs)."""
 
 SUBJECTS.add(
     "metric",
