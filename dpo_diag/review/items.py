@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import POLICY, Answers, Checkpoint, checkpoints_in, find_checkpoint
 from dpo_diag.outputs.answers import answers as select
 from dpo_diag.records import Run
+from dpo_diag.review.table import Judgement
 
 Letter = Literal["a", "b"]
 
@@ -51,6 +53,14 @@ class Item:
     def left(self, reviewer: str, seed: int = 0) -> Letter:
         """Which answer stands left for this reviewer: a fair coin, tossed anew for each item."""
         return "a" if int(digest(seed, "side", reviewer, self.id), 16) % 2 == 0 else "b"
+
+    def judged(self, reviewer: str, kind: str, left: str, outcome: str, **details: Any) -> Judgement:
+        """The line that records a verdict on this item, given now; `details`: further fields of a judgement."""
+        return Judgement(
+            reviewer=reviewer, kind=kind, item=self.id, prompt_id=self.prompt_id, sample=self.sample, a=self.a,
+            b=self.b, left=left, outcome=outcome, decoding_hash=self.decoding_hash,
+            time=datetime.now(UTC).isoformat(timespec="seconds"), **details,
+        )  # fmt: skip
 
 
 def item_of(a: Checkpoint, b: Checkpoint, first: Any, second: Any) -> Item:

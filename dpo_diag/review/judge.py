@@ -23,8 +23,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
 from dpo_diag.review import table
 from dpo_diag.review.items import Item
-from dpo_diag.review.session import now
-from dpo_diag.review.table import JUDGE, Judgement
+from dpo_diag.review.table import JUDGE
 
 KEY_VARIABLE = "DPO_DIAG_JUDGE_API_KEY"
 """Its own name: a key that was set for another service must not travel to whatever URL is named."""
@@ -156,10 +155,8 @@ def judge_items(
         straight = endpoint.ask(question(item, item.a_text, item.b_text))
         swapped = endpoint.ask(question(item, item.b_text, item.a_text))
         outcome = combine(verdict_of(straight), verdict_of(swapped)) or table.SKIP
-        row = Judgement(
-            reviewer=endpoint.reviewer, kind=JUDGE, item=item.id, prompt_id=item.prompt_id, sample=item.sample,
-            a=item.a, b=item.b, left="a", outcome=outcome, time=now(), decoding_hash=item.decoding_hash,
-            seconds=round(time.monotonic() - start, 2),
+        row = item.judged(
+            endpoint.reviewer, JUDGE, "a", outcome, seconds=round(time.monotonic() - start, 2),
             detail={"model": endpoint.model, "a_first": straight[:1_000], "b_first": swapped[:1_000]},
         )  # fmt: skip
         table.append(run.path, row)

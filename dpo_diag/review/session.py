@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from dpo_diag.errors import DiagError
@@ -21,12 +20,9 @@ from dpo_diag.text import cut, visible
 
 MAX_CHARS = 20_000
 MAX_NOTE = 4_000
-SIDES = ("left", "right")
+MAX_SECONDS = 1e6
+"""A page that was open for longer than eleven days measured nothing."""
 VERDICTS = ("left", "right", "tie", "both_bad", SKIP)
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def shown(text: str) -> str:
@@ -67,45 +63,53 @@ class Session:
         with self._lock:
             return self._state()
 
-    def _state(self, notice: str = "", again: Judgement | None = None) -> dict[str, Any]:
+    def _current(self, verdicts: dict[str, Judgement]) -> Item | None:
+        """The item to be judged now."""
+        return next((item for item in self.items if item.id not in verdicts), None)
+
+    def _state(self, notice: str = "", undone: Judgement | None = None) -> dict[str, Any]:
         verdicts = self._verdicts()
-        item = next((i for i in self.items if i.id not in verdicts), None)
-        skipped = sum(j.outcome == SKIP for j in verdicts.values())
-        state: dict[str, Any] = {
+        item = self._current(verdicts)
+        again = undone if item is not None and undone is not None and undone.item == item.id else None
+        return {
             "reviewer": self.reviewer,
             "done": len(verdicts),
             "total": len(self.items),
-            "skipped": skipped,
+            "skipped": sum(j.outcome == SKIP for j in verdicts.values()),
             "can_undo": bool(verdicts),
-            "behaviours": [
-                {"key": key, "name": visible(name)} for key, name in zip(KEYS, self.behaviours, strict=False)
-            ],
+            "behaviours": [{"key": k, "name": visible(name)} for k, name in zip(KEYS, self.behaviours, strict=False)],
             "notice": notice,
-            "item": None,
+            "item": None if item is None else self._shown_item(item, again),
+            **({"summary": self._summary()} if item is None else {}),
         }
-        if item is None:
-            state["summary"] = self._summary()
-            return state
-        letter = item.left(self.reviewer, self.seed)
-        a, b = shown(item.a_text), shown(item.b_text)
-        pieces = word_diff(a, b)
-        sides = {
-            "a": [{"text": p.text, "differs": p.kind != "same"} for p in pieces if p.kind != "added"],
-            "b": [{"text": p.text, "differs": p.kind != "same"} for p in pieces if p.kind != "removed"],
-        }
-        names = {"a": "left", "b": "right"} if letter == "a" else {"a": "right", "b": "left"}
-        marks = again.behaviours if again is not None and again.item == item.id else {}
-        state["item"] = {
+
+    def _sides(self, item: Item) -> dict[str, str]:
+        """left, right -> the answer that stands there, a or b."""
+        left = item.left(self.reviewer, self.seed)
+        return {"left": left, "right": "b" if left == "a" else "a"}
+
+    def _shown_item(self, item: Item, again: Judgement | None) -> dict[str, Any]:
+        """What the page shows of an item; `again`: the verdict on it that was just taken back."""
+        pieces = word_diff(shown(item.a_text), shown(item.b_text))
+        hidden = {"a": "added", "b": "removed"}
+        sides = self._sides(item)
+        place = {letter: side for side, letter in sides.items()}
+        marks = again.behaviours if again else {}
+        return {
             "id": item.id,
             "prompt": shown(item.prompt),
             "reference": None if item.reference is None else shown(item.reference),
-            names["a"]: sides["a"],
-            names["b"]: sides["b"],
-            "marks": {str(self.behaviours.index(k)): [names[x] for x in v]
-                      for k, v in marks.items() if k in self.behaviours},
-            "note": again.note if again is not None and again.item == item.id else "",
-        }  # fmt: skip
-        return state
+            **{
+                side: [{"text": p.text, "differs": p.kind != "same"} for p in pieces if p.kind != hidden[letter]]
+                for side, letter in sides.items()
+            },
+            "marks": {
+                str(self.behaviours.index(name)): [place[letter] for letter in letters]
+                for name, letters in marks.items()
+                if name in self.behaviours
+            },
+            "note": again.note if again else "",
+        }
 
     def judge(self, call: dict[str, Any]) -> dict[str, Any]:
         """Save a verdict, then the next state.
@@ -116,31 +120,33 @@ class Session:
                 another tab) is not recorded, and the state's notice says so.
         """
         with self._lock:
-            verdicts = self._verdicts()
-            item = next((i for i in self.items if i.id not in verdicts), None)
-            verdict = call.get("verdict")
+            item, verdict = self._current(self._verdicts()), call.get("verdict")
             if item is None or call.get("item") != item.id:
                 return self._state("That was about an answer no longer shown: nothing was recorded.")
             if verdict not in VERDICTS:
                 return self._state("Unknown verdict: nothing was recorded.")
-            left = item.left(self.reviewer, self.seed)
-            sides = {"left": left, "right": "b" if left == "a" else "a"}
-            marks: dict[str, list[str]] = {}
-            given = call.get("marks")
-            for number, where in (given if isinstance(given, dict) else {}).items():
-                if str(number).isdigit() and int(number) < len(self.behaviours) and isinstance(where, list):
-                    on = sorted({sides[x] for x in where if x in SIDES})
-                    if on:
-                        marks[self.behaviours[int(number)]] = on
-            seconds = call.get("seconds")
-            known = isinstance(seconds, (int, float)) and 0 <= seconds < 1e6
-            outcome = sides.get(str(verdict), str(verdict))
-            note = str(call.get("note") or "")[:MAX_NOTE]
+            sides, seconds = self._sides(item), call.get("seconds")
+            known = isinstance(seconds, (int, float)) and 0 <= seconds < MAX_SECONDS
+            row = item.judged(
+                self.reviewer, PERSON, sides["left"], sides.get(str(verdict), str(verdict)), asked=self.behaviours,
+                behaviours=self._marks(call.get("marks"), sides), note=str(call.get("note") or "")[:MAX_NOTE],
+                seconds=round(float(seconds), 1) if known and seconds is not None else None,
+            )  # fmt: skip
             try:
-                self._append(item, left, outcome, marks, note, round(float(seconds), 1) if known else None)  # type: ignore[arg-type]
+                table.append(self.run.path, row)
             except DiagError as error:
                 return self._state(f"NOT SAVED: {visible(str(error))}")
             return self._state()
+
+    def _marks(self, given: Any, sides: dict[str, str]) -> dict[str, list[str]]:
+        """behaviour -> answers that show it, from what the page sent; what does not fit is passed over."""
+        marks: dict[str, list[str]] = {}
+        for number, where in (given if isinstance(given, dict) else {}).items():
+            if str(number).isdigit() and int(number) < len(self.behaviours) and isinstance(where, list):
+                letters = sorted({sides[side] for side in where if side in sides})
+                if letters:
+                    marks[self.behaviours[int(number)]] = letters
+        return marks
 
     def undo(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the last verdict back (a line of its own), and show that item again with its marks and note."""
@@ -149,27 +155,20 @@ class Session:
             if not verdicts:
                 return self._state("Nothing to undo.")
             last = list(verdicts.values())[-1]
-            item = next(i for i in self.items if i.id == last.item)
-            self._append(item, last.left, UNDO, {}, "", None)
-            return self._state("Undone.", again=last)
+            self._take_back(last)
+            return self._state("Undone.", undone=last)
 
     def reopen(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
         """Show the skipped items again."""
         with self._lock:
             skipped = [j for j in self._verdicts().values() if j.outcome == SKIP]
             for j in skipped:
-                self._append(next(i for i in self.items if i.id == j.item), j.left, UNDO, {}, "", None)
+                self._take_back(j)
             return self._state("" if skipped else "Nothing was skipped.")
 
-    def _append(
-        self, item: Item, left: str, outcome: str, marks: dict[str, list[str]], note: str, seconds: float | None
-    ) -> None:
-        row = Judgement(
-            reviewer=self.reviewer, kind=PERSON, item=item.id, prompt_id=item.prompt_id, sample=item.sample, a=item.a,
-            b=item.b, left=left, outcome=outcome, time=now(), decoding_hash=item.decoding_hash, behaviours=marks,
-            asked=self.behaviours, note=note, seconds=seconds,
-        )  # fmt: skip
-        table.append(self.run.path, row)
+    def _take_back(self, verdict: Judgement) -> None:
+        item = next(i for i in self.items if i.id == verdict.item)
+        table.append(self.run.path, item.judged(self.reviewer, PERSON, verdict.left, UNDO, asked=self.behaviours))
 
     def _summary(self) -> dict[str, Any]:
         """Now that all is judged, which checkpoint was which: the results of the pairs of this review."""
