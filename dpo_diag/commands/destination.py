@@ -46,7 +46,7 @@ def _gained(
     from dpo_diag.thresholds import load_thresholds
 
     if not document["n_pairs"]:
-        return {"not_applicable": "no pair stands at both steps"}
+        return {"not_applicable": "no pair was measured at both steps"}
     values = load_thresholds(thresholds)
     aligned = align(run, document["from_step"], document["to_step"], document["split"])
     change = aligned.tokens

@@ -71,7 +71,7 @@ def longppl(
     of_key, of_all, whole, short = ("not defined" if document[n] is None else number(document[n]) for n in names)
     print(
         f"LongPPL {of_key} over {document['n_key']} key tokens, perplexity {of_all} over all {document['n_tokens']}\n"
-        f"{document['n_compared']} tokens stand after the first {truncation}: perplexity {whole} with the whole "
+        f"{document['n_compared']} tokens come after the first {truncation}: perplexity {whole} with the whole "
         f"context, {short} with the short one (window {window})"
     )
     if document["n_windows"] == 1:

@@ -30,9 +30,9 @@ class PreferenceData:
     """Training and held-out rows of one configuration, and everything that happened to the rows on the way.
 
     Attributes:
-        train, held_out: rows (see `dpo_diag.data.pairs.Row`); no prompt stands in both.
+        train, held_out: rows (see `dpo_diag.data.pairs.Row`); no prompt is in both.
         sources: what was read: "train", and "held_out" where it comes from a file or split of its own.
-        leaked: training rows that were left out because their prompt stands in the held-out source.
+        leaked: training rows that were left out because their prompt is in the held-out source.
         max_train, max_held_out, seed: how many rows `tokenise` picks, None for all, and by which hash.
         tokens: token reports, once `tokenise` was called; they cover the rows that it looked at.
         kind: "text" or "messages".
@@ -148,7 +148,7 @@ def load_data(config: DataConfig, *, seed: int = 0) -> PreferenceData:
     """Read and split what the configuration names. Bad rows are listed, not yet judged: write the report, then `check`.
 
     All rows come back; `tokenise` picks `max_train_pairs` and `max_eval_pairs` of them by a hash of the pair's id, so
-    that the same pairs are picked wherever they stand in the source. `seed` decides the split and the picks.
+    that the same pairs are picked wherever they are in the source. `seed` decides the split and the picks.
 
     Raises:
         DiagError: a source cannot be read, or leaves nothing to train on.
@@ -170,7 +170,7 @@ def load_data(config: DataConfig, *, seed: int = 0) -> PreferenceData:
         train, held_out = list(train_set.rows), []
     if train_set.rows and not train:
         raise DiagError(
-            "every training prompt stands in the held-out set", where="data.eval_path", hint="check the paths"
+            "every training prompt is also in the held-out set", where="data.eval_path", hint="check the paths"
         )
     return PreferenceData(
         train=train,

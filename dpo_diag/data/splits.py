@@ -20,12 +20,12 @@ def rank(rows: Sequence[Row], seed: int = 0) -> list[int]:
 
 
 def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """(train, held out), both in the source's order; no prompt stands on both sides.
+    """(train, held out), both in the source's order; no prompt is on both sides.
 
     A prompt's place on [0, 1) is a hash of its text and the seed. `held_out` below 1 is a share: the prompts below it
     are held out, whatever other rows there are, so that adding data moves no pair from one side to the other. From 1 on
     it is a number of pairs: whole prompts in the order of their places, up to that number. At least one prompt
-    stands on each side.
+    is on each side.
 
     Raises:
         DiagError: a held-out share or number that leaves nothing to train on, or fewer than two prompts.

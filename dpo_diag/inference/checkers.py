@@ -22,7 +22,7 @@ def _exact(prompt: Prompt, text: str) -> float | None:
 
 
 def _contains(prompt: Prompt, text: str) -> float | None:
-    """The reference stands in the answer, case and blanks aside."""
+    """The answer contains the reference, case and blanks aside."""
     if prompt.reference is None:
         return None
     return float(_squeezed(prompt.reference).casefold() in _squeezed(text).casefold())

@@ -1,4 +1,4 @@
-"""A long text under one model, twice: with all that stands before each token, and with a short sliding context.
+"""A long text under one model, twice: with all that comes before each token, and with a short sliding context.
 
 Definition of LongPPL (Fang et al. 2024, arXiv 2410.23771): the short context of token t >= truncation starts at
 window * floor((t - truncation) / window), so that it holds at least `truncation` and fewer than `truncation + window`

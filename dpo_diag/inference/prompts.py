@@ -42,7 +42,7 @@ class Prompt:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as it would stand in a file; absent fields are left out."""
+        """The row as it would be in a file; absent fields are left out."""
         row: dict[str, Any] = {"id": self.id}
         if self.prompt is not None:
             row["prompt"] = self.prompt

@@ -196,7 +196,7 @@ def _local_base(config: dict[str, Any], notes: list[str]) -> Weights | None:
     name = str(config.get("base_model_name_or_path") or "")
     if name and Path(name).is_dir():
         return Weights(name)
-    notes.append(f"the base model {name or '(unnamed)'} is no local folder: relative norms are unknown")
+    notes.append(f"the base model {name or '(unnamed)'} is not a local folder: relative norms are unknown")
     return None
 
 

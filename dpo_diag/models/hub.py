@@ -52,7 +52,7 @@ def check_name(name: str, what: str = "model") -> str:
 def hub_reachable(timeout: float = 4.0) -> bool:
     """Whether the hub answers a connection. The hub's own client retries for a minute before it gives up.
 
-    True without a look where a proxy stands between (HTTPS_PROXY, ALL_PROXY); False where HF_HUB_OFFLINE is set.
+    True without a look where a proxy is between (HTTPS_PROXY, ALL_PROXY); False where HF_HUB_OFFLINE is set.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False

@@ -80,7 +80,7 @@ def load_model(
     """A causal LM from a hub id or local folder, safetensors only unless `allow_pickle`; weights must fit exactly.
 
     Raises:
-        DiagError: it cannot be loaded, is no causal LM, or weights are missing (they would be random numbers).
+        DiagError: it cannot be loaded, is not a causal LM, or weights are missing (they would be random numbers).
     """
     from transformers import AutoModelForCausalLM
 

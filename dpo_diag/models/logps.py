@@ -30,7 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens to score, and what stands before them; without that the first token is not predicted by anything."""
+    """Tokens to score, and what comes before them; without that the first token is not predicted by anything."""
 
     prompt: Sequence[int]
     response: Sequence[int]

@@ -59,7 +59,7 @@ def test_a_held_out_file_takes_its_prompts_out_of_training(tmp_path: Path) -> No
         "train: 2 rows dropped: 2 the prompt is in the held-out set (first row 9)",
         "rows are listed in data_issues.csv",
     ]
-    with pytest.raises(DiagError, match="every training prompt stands in the held-out set"):
+    with pytest.raises(DiagError, match="every training prompt is also in the held-out set"):
         load_data(DataConfig(kind="jsonl", path=config.path, eval_path=config.path))
 
 

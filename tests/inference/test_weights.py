@@ -109,7 +109,7 @@ def test_lora_equals_the_built_matrix(tmp_path: Path) -> None:
     other = adapter(tmp_path / "ad2", a, 2 * b)
     change = compare_weights(adapter(tmp_path / "ad1", a, b), other)
     assert change.tensors["change"].iloc[0] == pytest.approx(np.linalg.norm(2.0 * b @ a), rel=1e-5)
-    assert math.isnan(change.tensors["relative"].iloc[0]) and "no local folder" in change.notes[0]
+    assert math.isnan(change.tensors["relative"].iloc[0]) and "not a local folder" in change.notes[0]
     with pytest.raises(DiagError, match="swap them"):
         compare_weights(other, base)
     with pytest.raises(DiagError, match="only LoRA"):
