@@ -72,7 +72,7 @@ def with_ids(rows: Sequence[Row]) -> list[Row]:
             raise DiagError(f"{missing[0]} is missing or empty", where=f"pair {i + 1}")
         if isinstance(row["prompt"], str) != isinstance(rows[0]["prompt"], str):
             raise DiagError("pairs are all text or all messages", where=f"pair {i + 1}", got="both")
-        pair_id = row.get("pair_id") or make_pair_id(*(row[k] for k in ("prompt", *SIDES)), tools=row.get("tools"))
+        pair_id = row.get("pair_id") or make_pair_id(row["prompt"], row["chosen"], row["rejected"], row.get("tools"))
         kept.setdefault(pair_id, row | {"pair_id": pair_id, "row": row.get("row", i)})
     return list(kept.values())
 

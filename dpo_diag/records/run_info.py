@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.splits import Role, role_from_name
@@ -238,11 +238,13 @@ class DeclaredField(NamedTuple):
 
 
 def declared_fields(kind: type = RunInfo, prefix: str = "") -> Iterator[DeclaredField]:
-    """Every field of run.json with a dotted name, depth first; a loss's fields are those of LossSpec."""
+    """Every field of run.json with a dotted name, depth first, those of a list's or a mapping's entries included; a
+    loss's fields are those of LossSpec."""
     for field in dataclasses.fields(kind):
         annotation = hints(kind)[field.name]
         name = f"{prefix}{field.name}"
         shown = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         yield DeclaredField(name, shown, field.metadata["unit"], field.metadata["meaning"])
-        if dataclasses.is_dataclass(annotation):
-            yield from declared_fields(annotation, f"{name}.")  # type: ignore[arg-type]
+        for record in get_args(annotation) or (annotation,):
+            if isinstance(record, type) and dataclasses.is_dataclass(record) and record is not LossSpec:
+                yield from declared_fields(record, f"{name}.")

@@ -44,9 +44,7 @@ def id_of(example: Mapping[str, Any]) -> int:
     try:
         if "prompt" not in example:
             example = {**example, **extract_prompt(dict(example))}
-        return pack_id(
-            make_pair_id(*(example[k] for k in ("prompt", "chosen", "rejected")), tools=example.get("tools"))
-        )
+        return pack_id(make_pair_id(example["prompt"], example["chosen"], example["rejected"], example.get("tools")))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return _UNKNOWN  # the trainer reports what is wrong with this example
 

@@ -10,6 +10,7 @@ import pytest
 
 from dpo_diag import Run, load_run
 from dpo_diag.importers import Options, import_path
+from tests.declared import assert_declared
 
 Importing = Callable[..., tuple[dict[str, Any], Run]]
 
@@ -23,6 +24,8 @@ def imported(tmp_path: Path) -> Importing:
         nonlocal count
         count += 1
         result = import_path(path, tmp_path / f"run{count}", as_name, Options(**options))
-        return result, load_run(result["run"])
+        run = load_run(result["run"])
+        assert_declared(run)
+        return result, run
 
     return do

@@ -17,6 +17,7 @@ from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records import load_run
 from dpo_diag.records.run_info import SplitInfo
+from tests.declared import assert_declared
 from tests.inference.conftest import make_model, make_tokenizer
 from tests.inference.test_scoring import PAIRS
 
@@ -109,6 +110,7 @@ def test_score_gives_a_run_with_its_reference(folders: Path, tmp_path: Path) -> 
     }  # fmt: skip
     score_checkpoints([folders / "checkpoint-*"], PAIRS, out, **options)
     run = load_run(out)
+    assert_declared(run)
     assert len(run.pairs) == 2 * 3 * 2 and run.pairs["ref_sum_logp"].notna().all()
     assert sorted(run.pairs["step"].unique()) == [10, 20]
     assert run.tokens["ref_logp"].notna().all()

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from dpo_diag import load_run
 from dpo_diag.records import make_pair_id
 from dpo_diag.training import DiagDPOTrainer
+from tests.declared import assert_declared
 
 from .tiny import arguments, copies, make_model, make_pairs
 
@@ -40,6 +41,7 @@ def test_a_run_holds_what_a_plain_loop_gives(
     trainer.train()
     run = load_run(tmp_path / "run")
     assert run.meta["status"] == "finished"
+    assert_declared(run)
     rows = run.pairs
     at = rows[(rows["split"] == "eval") & (rows["step"] == 0)].set_index(["pair_id", "side"])
     assert len(at) == 20
