@@ -273,11 +273,7 @@ def check(config: Config) -> None:
 
 
 def _check_sources(config: Config) -> None:
-    uses_task = [
-        k
-        for k, v in (("model", config.model.kind), ("data", config.data.kind), ("prompts", config.prompts.kind))
-        if v == "task"
-    ]
+    uses_task = [name for name in ("model", "data", "prompts") if getattr(config, name).kind == "task"]
     if config.task.kind == "none" and uses_task:
         raise DiagError(
             f"{uses_task[0]}.kind is task but there is no task",

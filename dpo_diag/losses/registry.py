@@ -25,7 +25,7 @@ Values = Any
 
 
 class Ops(Protocol):
-    """The functions that a formula may use beside arithmetic; numpy's here, torch's in training.own_losses."""
+    """The functions that a formula may use beside arithmetic; numpy's here, torch's in training.trl_adapter."""
 
     def log_sigmoid(self, x: Values) -> Values:
         """log(1 / (1 + exp(-x))), without overflow."""
