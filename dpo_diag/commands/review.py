@@ -72,9 +72,9 @@ def review(
                          seed=seed)  # fmt: skip
     if judge_url:
         return _judge(opened, items, judge_url, judge_model)
+    from dpo_diag.review.judgements import check_reviewer, file_of
     from dpo_diag.review.page import review_app
     from dpo_diag.review.session import Session
-    from dpo_diag.review.table import check_reviewer, file_of
     from dpo_diag.serving.gradio_page import require_gradio
     from dpo_diag.serving.loopback import serve
 
@@ -116,8 +116,8 @@ def _judge(opened: Run, items: list[Item], url: str, model: str | None) -> int:
 
 
 def _results(opened: Run, as_json: bool) -> int:
+    from dpo_diag.review.printed import lines
     from dpo_diag.review.results import results
-    from dpo_diag.review.table_text import lines
 
     document = results(opened)
     if as_json:

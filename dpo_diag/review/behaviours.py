@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
-from dpo_diag.review.table import FOLDER
+from dpo_diag.review.judgements import FOLDER
 
 KEYS = "34567890qweyiopadfghjklzxcvm"
 """A key per behaviour, in the order of the list; 1 2 t b s n u r are verdicts and commands."""

@@ -21,7 +21,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import POLICY, Answers, Checkpoint, checkpoints_in, find_checkpoint
 from dpo_diag.outputs.answers import answers as select
 from dpo_diag.records import Run
-from dpo_diag.review.table import Judgement
+from dpo_diag.review.judgements import Judgement
 
 Letter = Literal["a", "b"]
 

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.items import Item
-from dpo_diag.review.table import JUDGE
+from dpo_diag.review.judgements import JUDGE
 
 KEY_VARIABLE = "DPO_DIAG_JUDGE_API_KEY"
 """Its own name: a key that was set for another service must not travel to whatever URL is named."""
@@ -70,7 +70,7 @@ class Endpoint:
                 "the key would travel unencrypted", where="--judge-url", got=parts.hostname, expected="https",
                 usage=True,
             )  # fmt: skip
-        table.check_reviewer(f"judge:{model.replace('/', '_')}")
+        judgements.check_reviewer(f"judge:{model.replace('/', '_')}")
         return cls(url.rstrip("/"), model, key)
 
     @property
@@ -147,19 +147,19 @@ def judge_items(
 
     Returns: how many of the items are judged now. Replies that cannot be read are recorded as skipped.
     """
-    done = {j.item: j for j in table.read(run.path, endpoint.reviewer).effective()}
+    done = {j.item: j for j in judgements.read(run.path, endpoint.reviewer).effective()}
     for n, item in enumerate(items, 1):
         if item.id in done:
             continue
         start = time.monotonic()
         straight = endpoint.ask(question(item, item.a_text, item.b_text))
         swapped = endpoint.ask(question(item, item.b_text, item.a_text))
-        outcome = combine(verdict_of(straight), verdict_of(swapped)) or table.SKIP
+        outcome = combine(verdict_of(straight), verdict_of(swapped)) or judgements.SKIP
         row = item.judged(
             endpoint.reviewer, JUDGE, "a", outcome, seconds=round(time.monotonic() - start, 2),
             detail={"model": endpoint.model, "a_first": straight[:1_000], "b_first": swapped[:1_000]},
         )  # fmt: skip
-        table.append(run.path, row)
+        judgements.append(run.path, row)
         done[item.id] = row
         say(f"{n}/{len(items)} {outcome}")
-    return sum(item.id in done and done[item.id].outcome != table.SKIP for item in items)
+    return sum(item.id in done and done[item.id].outcome != judgements.SKIP for item in items)

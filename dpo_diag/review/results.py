@@ -16,11 +16,11 @@ import numpy as np
 
 from dpo_diag.outputs.answers import Checkpoint, columns_of, tags_of
 from dpo_diag.records import Run, load_run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.agreement import cohen_kappa
 from dpo_diag.review.items import differing, digest
+from dpo_diag.review.judgements import JUDGE, PERSON, SKIP, Judgement
 from dpo_diag.review.ranking import bradley_terry, groups
-from dpo_diag.review.table import JUDGE, PERSON, SKIP, Judgement
 from dpo_diag.stats import false_discovery, mcnemar, paired_change, proportion
 from dpo_diag.text import plain
 from dpo_diag.thresholds import load_thresholds
@@ -52,7 +52,7 @@ def results(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
         not_applicable: why there are no results; absent where there are.
     """
     opened = run if isinstance(run, Run) else load_run(run)
-    read = table.read(opened.path)
+    read = judgements.read(opened.path)
     effective = read.effective()
     current, tags = _current(opened, effective)
     valid = [j for j in effective if j.item in current]

@@ -12,10 +12,10 @@ from typing import Any
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.diff import word_diff
 from dpo_diag.records import Run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.behaviours import KEYS
 from dpo_diag.review.items import Item
-from dpo_diag.review.table import PERSON, SKIP, UNDO, Judgement
+from dpo_diag.review.judgements import PERSON, SKIP, UNDO, Judgement
 from dpo_diag.text import cut, visible
 
 MAX_CHARS = 20_000
@@ -44,14 +44,14 @@ class Session:
     def __init__(
         self, run: Run, items: Sequence[Item], reviewer: str, behaviours: Sequence[str] = (), seed: int = 0
     ) -> None:
-        self.run, self.items, self.reviewer, self.seed = run, list(items), table.check_reviewer(reviewer), seed
+        self.run, self.items, self.reviewer, self.seed = run, list(items), judgements.check_reviewer(reviewer), seed
         self.behaviours = list(behaviours)
         self._lock = threading.Lock()
 
     def _verdicts(self) -> dict[str, Judgement]:
         """item -> this reviewer's last verdict, in the order in which they were given; only items of this review."""
         mine = {item.id for item in self.items}
-        return {j.item: j for j in table.read(self.run.path, self.reviewer).effective() if j.item in mine}
+        return {j.item: j for j in judgements.read(self.run.path, self.reviewer).effective() if j.item in mine}
 
     def state(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
         """What the page shows now.
@@ -133,7 +133,7 @@ class Session:
                 seconds=round(float(seconds), 1) if known and seconds is not None else None,
             )  # fmt: skip
             try:
-                table.append(self.run.path, row)
+                judgements.append(self.run.path, row)
             except DiagError as error:
                 return self._state(f"NOT SAVED: {visible(str(error))}")
             return self._state()
@@ -168,7 +168,7 @@ class Session:
 
     def _take_back(self, verdict: Judgement) -> None:
         item = next(i for i in self.items if i.id == verdict.item)
-        table.append(self.run.path, item.judged(self.reviewer, PERSON, verdict.left, UNDO, asked=self.behaviours))
+        judgements.append(self.run.path, item.judged(self.reviewer, PERSON, verdict.left, UNDO, asked=self.behaviours))
 
     def _summary(self) -> dict[str, Any]:
         """Now that all is judged, which checkpoint was which: the results of the pairs of this review."""

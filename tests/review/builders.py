@@ -11,7 +11,7 @@ from pathlib import Path
 from dpo_diag.outputs.answers import Checkpoint
 from dpo_diag.records import RunWriter
 from dpo_diag.review.items import Item
-from dpo_diag.review.table import PERSON, Judgement
+from dpo_diag.review.judgements import PERSON, Judgement
 
 HOSTILE = (
     '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script>'

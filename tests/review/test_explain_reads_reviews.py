@@ -10,7 +10,7 @@ from dpo_diag.diagnosis.evidence import Measure, best_and_last, measures, newest
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.diagnosis.verdict import Facts, decide
 from dpo_diag.records import load_run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.items import choose_items
 from dpo_diag.stats import proportion
 from tests.review.builders import judgement
@@ -21,7 +21,7 @@ THRESHOLDS = {"verdict.benign_margin": 0.05, "verdict.least_harm": 0.02}
 def say(run_path: Path, a: str, b: str, outcomes: str) -> None:
     items = choose_items(load_run(run_path), a=a, b=b, n=len(outcomes))
     for item, outcome in zip(items, outcomes, strict=True):
-        table.append(run_path, judgement(item, outcome))
+        judgements.append(run_path, judgement(item, outcome))
 
 
 def reviews(run_path: Path, from_step: Step, to_step: int) -> list[Measure]:

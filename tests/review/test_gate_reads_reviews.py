@@ -10,16 +10,16 @@ from dpo_diag.errors import DiagError
 from dpo_diag.gate.judge import Gate
 from dpo_diag.gate.rules import load_rules
 from dpo_diag.records import load_run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.items import choose_items
-from dpo_diag.review.table import JUDGE
+from dpo_diag.review.judgements import JUDGE
 from dpo_diag.stats import proportion
 from tests.review.builders import judgement
 
 
 def say(run_path: Path, a: str, outcomes: str) -> None:
     for item, outcome in zip(choose_items(load_run(run_path), a=a, b="40", n=len(outcomes)), outcomes, strict=True):
-        table.append(run_path, judgement(item, outcome))
+        judgements.append(run_path, judgement(item, outcome))
 
 
 def test_a_win_rate_inside_its_noise_is_no_failure(run_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_win_rate_inside_its_noise_is_no_failure(run_path: Path) -> None:
 
 def test_a_judge_model_does_not_decide(run_path: Path) -> None:
     for item in choose_items(load_run(run_path), n=8):
-        table.append(run_path, judgement(item, "a", "gpt", JUDGE))
+        judgements.append(run_path, judgement(item, "a", "gpt", JUDGE))
     assert "nobody has judged" in Gate(run_path).judge({"review": "win_rate", "min": 0.5}).reason
 
 

@@ -14,7 +14,7 @@ import pytest
 from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
 from dpo_diag.records import load_run
-from dpo_diag.review import results, table
+from dpo_diag.review import judgements, results
 from dpo_diag.review.items import choose_items
 from dpo_diag.review.judge import Endpoint, judge_items, question
 from tests.review.builders import judgement
@@ -94,13 +94,13 @@ def test_the_judge_prefers_the_longer_answer_whatever_its_place(
 ) -> None:
     monkeypatch.setenv("DPO_DIAG_JUDGE_API_KEY", "sk-not-to-be-seen")
     for item in choose_items(load_run(run_path), n=4):
-        table.append(run_path, judgement(item, "b"))
+        judgements.append(run_path, judgement(item, "b"))
     arguments = ["review", str(run_path), "--n", "4", "--judge-url", stand_in.url, "--judge-model", "org/tiny"]
     assert main(arguments) == 0
     assert [r["path"] for r in stand_in.requests] == ["/v1/chat/completions"] * 8
     assert {r["model"] for r in stand_in.requests} == {"org/tiny"}
     assert set(stand_in.keys) == {"Bearer sk-not-to-be-seen"}
-    rows = [j for j in table.read(run_path).rows if j.kind == "judge"]
+    rows = [j for j in judgements.read(run_path).rows if j.kind == "judge"]
     assert [(j.reviewer, j.outcome) for j in rows] == [("judge:org_tiny", "b")] * 4
     document = results(run_path)
     assert document["judge"]["comparisons"][0]["win_rate"] == 1
@@ -122,11 +122,11 @@ def test_a_preference_for_a_place_is_a_tie_and_chatter_a_skip(run_path: Path, st
     assert judge_items(run, items[:2], Endpoint(stand_in.url, "m")) == 2
     stand_in.mode = "chat"
     assert judge_items(run, items, Endpoint(stand_in.url, "m")) == 2
-    assert [j.outcome for j in table.read(run_path).rows] == ["tie", "tie", "skip", "skip"]
-    assert "merits" in table.read(run_path).rows[-1].detail["a_first"]
+    assert [j.outcome for j in judgements.read(run_path).rows] == ["tie", "tie", "skip", "skip"]
+    assert "merits" in judgements.read(run_path).rows[-1].detail["a_first"]
 
 
-def test_a_short_outage_is_waited_out_and_other_errors_are_told(run_path: Path, stand_in: StandIn) -> None:
+def test_a_short_outage_is_waited_out_and_other_errors_are_named(run_path: Path, stand_in: StandIn) -> None:
     run = load_run(run_path)
     items = choose_items(run, n=1)
     stand_in.failures = 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dpo_diag.review import results, table
+from dpo_diag.review import judgements, results
 from tests.review.builders import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,7 +96,7 @@ def test_twenty_pairs_by_keyboard_a_kill_a_second_reviewer(run_path: Path, brows
         ann.press("1")
         ann.page.wait_for_selector(".rv-notice.rv-bad", timeout=WAIT)
         assert "does not answer" in ann.page.inner_text(".rv-notice")
-        assert len(table.read(run_path, "ann").effective()) == 7
+        assert len(judgements.read(run_path, "ann").effective()) == 7
         ann.page.context.close()
         servers.append(review(run_path, "ann"))
 
@@ -150,7 +150,7 @@ def _seven_verdicts(ann: Page, run_path: Path) -> set[str]:
     assert page.input_value("textarea[data-part='note']").startswith("1 t b")
     ann.press("1")
     ann.done(1)
-    (row,) = table.read(run_path, "ann").rows
+    (row,) = judgements.read(run_path, "ann").rows
     assert row.note == "1 t b: these letters are a note"
     assert row.outcome == row.left
     assert row.behaviours == {
@@ -163,7 +163,7 @@ def _seven_verdicts(ann: Page, run_path: Path) -> set[str]:
         assert "step 40" not in page.content() and "policy" not in page.inner_text(".rv")
         ann.press(key)
         ann.done(n)
-    outcomes = [j.outcome for j in table.read(run_path, "ann").effective()]
+    outcomes = [j.outcome for j in judgements.read(run_path, "ann").effective()]
     assert outcomes[2:5] == ["tie", "both_bad", "skip"]
     ann.press("u")
     ann.done(6)

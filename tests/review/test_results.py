@@ -9,7 +9,7 @@ import pytest
 
 from dpo_diag.commands.diag import main
 from dpo_diag.records import RunWriter, load_run
-from dpo_diag.review import results, table
+from dpo_diag.review import judgements, results
 from dpo_diag.review.items import choose_items
 from dpo_diag.stats import proportion
 from tests.review.builders import judgement, output_rows
@@ -19,7 +19,7 @@ def test_win_rate_by_hand(run_path: Path) -> None:
     """b, b, tie, both bad, a of 5 items: (1 + 1 + 1/2 + 1/2 + 0) / 5 = 0.6; two against one without the ties."""
     items = choose_items(load_run(run_path), n=6)
     for item, outcome in zip(items, ("b", "b", "tie", "both_bad", "a", "skip"), strict=True):
-        table.append(run_path, judgement(item, outcome))
+        judgements.append(run_path, judgement(item, outcome))
     document = results(run_path)
     (c,) = document["comparisons"]
     assert (c["a"], c["b"], c["n"], c["win_rate"]) == ("ref (step 0)", "step 40", 5, 0.6)
@@ -36,9 +36,9 @@ def test_two_reviewers_of_an_item_are_one_item(run_path: Path) -> None:
     """ann: b b a a, ben: b a on the first two: items 1, 1/2, 0, 0 -> 1.5/4. Agreement 1/2; ann b b, ben b a."""
     items = choose_items(load_run(run_path), n=4)
     for item, outcome in zip(items, "bbaa", strict=True):
-        table.append(run_path, judgement(item, outcome))
+        judgements.append(run_path, judgement(item, outcome))
     for item, outcome in zip(items[:2], "ba", strict=True):
-        table.append(run_path, judgement(item, outcome, "ben"))
+        judgements.append(run_path, judgement(item, outcome, "ben"))
     document = results(run_path)
     (c,) = document["comparisons"]
     assert (c["n"], c["n_verdicts"], c["win_rate"]) == (4, 6, 1.5 / 4)
@@ -51,7 +51,7 @@ def test_two_reviewers_of_an_item_are_one_item(run_path: Path) -> None:
 def test_ranking_over_all_checkpoints(run_path: Path) -> None:
     """Later checkpoints always win: the ranking is 40, 20, then ref and the first step, which tie by symmetry."""
     for item in choose_items(load_run(run_path), every=True, n=60):
-        table.append(run_path, judgement(item, "b" if item.b.step > item.a.step else "a"))
+        judgements.append(run_path, judgement(item, "b" if item.b.step > item.a.step else "a"))
     ranking = results(run_path)["ranking"]
     assert [x["look"] for x in ranking["looks"]][:2] == ["step 40", "step 20"]
     assert {x["look"] for x in ranking["looks"][2:]} == {"step 0", "ref (step 0)"}
@@ -65,7 +65,7 @@ def test_a_behaviour_that_moved_and_one_that_did_not(run_path: Path) -> None:
     """structure: b alone on all 12 items (McNemar 2 * 0.5**12); careful: both always."""
     for item in choose_items(load_run(run_path), n=12):
         marks = {"structure": ["b"], "careful": ["a", "b"]}
-        table.append(run_path, judgement(item, "b", behaviours=marks, asked=["structure", "careful", "polite"]))
+        judgements.append(run_path, judgement(item, "b", behaviours=marks, asked=["structure", "careful", "polite"]))
     rows = {b["behaviour"]: b for b in results(run_path)["behaviours"]}
     assert (rows["structure"]["delta"], rows["structure"]["moved"], rows["structure"]["n"]) == (1.0, "more", 12)
     assert rows["structure"]["p"] == pytest.approx(2 * 0.5**12)
@@ -76,7 +76,7 @@ def test_a_behaviour_that_moved_and_one_that_did_not(run_path: Path) -> None:
 
 def test_verdicts_on_answers_that_were_written_anew_are_left_out(run_path: Path) -> None:
     for item in choose_items(load_run(run_path), n=24):
-        table.append(run_path, judgement(item, "b"))
+        judgements.append(run_path, judgement(item, "b"))
     rows = [r for r in output_rows() if r["model"] == "policy" and r["step"] == 40]
     rows[1]["text"] = "another answer"
     RunWriter(run_path, kind="trained", resume_step=10**9).write("outputs", rows, split="policy")
@@ -87,8 +87,8 @@ def test_verdicts_on_answers_that_were_written_anew_are_left_out(run_path: Path)
 def test_a_judge_is_not_counted_with_the_people(run_path: Path) -> None:
     items = choose_items(load_run(run_path), n=10)
     for item in items:
-        table.append(run_path, judgement(item, "a"))
-        table.append(run_path, judgement(item, "b", "judge:m", "judge"))
+        judgements.append(run_path, judgement(item, "a"))
+        judgements.append(run_path, judgement(item, "b", "judge:m", "judge"))
     document = results(run_path)
     assert document["comparisons"][0]["win_rate"] == 0
     assert document["judge"]["comparisons"][0]["win_rate"] == 1
@@ -107,8 +107,8 @@ def test_nothing_judged_yet(run_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_command_prints_a_table_or_one_document(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for item in choose_items(load_run(run_path), every=True, n=30):
-        table.append(run_path, judgement(item, "b", note="\x1b[31mred", behaviours={"x": ["b"]}, asked=["x"]))
-    path = table.file_of(run_path, "ann")
+        judgements.append(run_path, judgement(item, "b", note="\x1b[31mred", behaviours={"x": ["b"]}, asked=["x"]))
+    path = judgements.file_of(run_path, "ann")
     path.write_bytes(path.read_bytes() + b'{"torn')
     assert main(["review", str(run_path), "--results"]) == 0
     text = capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_the_report_shows_what_people_said(run_path: Path) -> None:
     assert "nobody has judged an answer yet" in page
     items = choose_items(load_run(run_path), n=5)
     for item, outcome in zip(items, ("b", "b", "tie", "both_bad", "a"), strict=True):
-        table.append(run_path, judgement(item, outcome))
+        judgements.append(run_path, judgement(item, outcome))
     page = write_report(load_run(run_path)).read_text(encoding="utf-8")
     assert "5 verdicts on 5 items by 1 reviewers" in page
     assert "1 / 2 / 1 / 1" in page

@@ -10,7 +10,7 @@ import pytest
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import load_run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.behaviours import load_behaviours
 from dpo_diag.review.items import choose_items
 from dpo_diag.review.session import Session
@@ -26,7 +26,7 @@ def text_of(pieces: list[dict[str, Any]]) -> str:
     return "".join(p["text"] for p in pieces)
 
 
-def test_sides_are_translated_to_looks(run_path: Path) -> None:
+def test_sides_are_translated_to_checkpoints(run_path: Path) -> None:
     s = session(run_path, n=20)
     for item in s.items:
         state = s.state()
@@ -34,12 +34,12 @@ def test_sides_are_translated_to_looks(run_path: Path) -> None:
         if "Answer" in item.b_text:
             assert text_of(state["item"][a_side]) == item.a_text
         s.judge({"item": state["item"]["id"], "verdict": a_side, "marks": {}, "note": ""})
-    said = table.read(run_path).effective()
+    said = judgements.read(run_path).effective()
     assert [j.outcome for j in said] == ["a"] * 20
     assert {j.left for j in said} == {"a", "b"}
 
 
-def test_nothing_shown_before_the_last_verdict_names_a_look(run_path: Path) -> None:
+def test_nothing_shown_before_the_last_verdict_names_a_checkpoint(run_path: Path) -> None:
     s = session(run_path)
     for _ in s.items:
         state = s.state()
@@ -59,7 +59,7 @@ def test_a_verdict_about_another_item_is_not_recorded(run_path: Path) -> None:
     assert "nothing was recorded" in again["notice"]
     assert again["item"]["id"] == after["item"]["id"] != first
     assert "Unknown verdict" in s.judge({"item": after["item"]["id"], "verdict": "middle"})["notice"]
-    assert len(table.read(run_path).rows) == 1
+    assert len(judgements.read(run_path).rows) == 1
 
 
 def test_marks_note_and_undo(run_path: Path) -> None:
@@ -70,14 +70,14 @@ def test_marks_note_and_undo(run_path: Path) -> None:
     left = item.left("ann")
     s.judge({"item": item.id, "verdict": "right", "marks": {"0": ["left"], "1": ["left", "right"], "9": ["left"]},
              "note": "hm", "seconds": 2.04})  # fmt: skip
-    (row,) = table.read(run_path).rows
+    (row,) = judgements.read(run_path).rows
     assert row.behaviours == {"structure": [left], "careful": ["a", "b"]}
     assert (row.asked, row.note, row.seconds) == (["structure", "careful"], "hm", 2.0)
     back = s.undo()
     assert (back["done"], back["item"]["id"], back["item"]["note"]) == (0, item.id, "hm")
     assert {k: sorted(v) for k, v in back["item"]["marks"].items()} == {"0": ["left"], "1": ["left", "right"]}
     assert s.undo()["notice"] == "Nothing to undo."
-    assert [j.outcome for j in table.read(run_path).rows][-1] == "undo"
+    assert [j.outcome for j in judgements.read(run_path).rows][-1] == "undo"
 
 
 def test_a_session_resumes_and_two_reviewers_do_not_meet(run_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_hostile_text_is_shown_by_its_code_points(run_path: Path) -> None:
     assert not set(shown) & {"\u202e", "\u200b", "\x1b"}
 
 
-def test_a_full_disk_is_told_and_the_item_stays(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_the_item_stays(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s = session(run_path)
 
     def fail(*_: object) -> None:
         raise DiagError("a judgement could not be saved", got="No space left on device")
 
-    monkeypatch.setattr(table, "append", fail)
+    monkeypatch.setattr(judgements, "append", fail)
     state = s.judge({"item": s.items[0].id, "verdict": "left"})
     assert state["notice"].startswith("NOT SAVED: a judgement could not be saved")
     assert (state["done"], state["item"]["id"]) == (0, s.items[0].id)

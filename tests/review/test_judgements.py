@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import load_run
-from dpo_diag.review import table
+from dpo_diag.review import judgements
 from dpo_diag.review.items import choose_items
 from tests.review.builders import judgement, make_run
 
@@ -28,8 +28,8 @@ def test_what_is_written_is_read_and_the_last_word_counts(run_path: Path) -> Non
         judgement(two, "undo"),
     ]
     for row in rows:
-        table.append(run_path, row)
-    read = table.read(run_path)
+        judgements.append(run_path, row)
+    read = judgements.read(run_path)
     assert read.rows == rows
     assert read.damaged == []
     assert [(j.item, j.outcome) for j in read.effective()] == [(one.id, "b"), (three.id, "skip")]
@@ -37,15 +37,15 @@ def test_what_is_written_is_read_and_the_last_word_counts(run_path: Path) -> Non
 
 def test_a_torn_last_line_is_reported_and_the_next_write_starts_a_new_one(run_path: Path) -> None:
     one, two = choose_items(load_run(run_path), n=2)
-    table.append(run_path, judgement(one, "a"))
-    path = table.file_of(run_path, "ann")
+    judgements.append(run_path, judgement(one, "a"))
+    path = judgements.file_of(run_path, "ann")
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:50])
-    assert [j.item for j in table.read(run_path).rows] == [one.id]
-    assert table.read(run_path).damaged == [("ann.jsonl", 2, "torn: the process was killed while writing it")]
-    table.append(run_path, judgement(two, "b"))
-    assert [j.item for j in table.read(run_path).rows] == [one.id, two.id]
-    assert [d[:2] for d in table.read(run_path).damaged] == [("ann.jsonl", 2)]
+    assert [j.item for j in judgements.read(run_path).rows] == [one.id]
+    assert judgements.read(run_path).damaged == [("ann.jsonl", 2, "torn: the process was killed while writing it")]
+    judgements.append(run_path, judgement(two, "b"))
+    assert [j.item for j in judgements.read(run_path).rows] == [one.id, two.id]
+    assert [d[:2] for d in judgements.read(run_path).damaged] == [("ann.jsonl", 2)]
 
 
 @given(cut=st.integers(0, 2_000))
@@ -54,11 +54,11 @@ def test_cut_anywhere_every_whole_line_is_kept(tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.mktemp("cut")
     items = choose_items(load_run(_run(tmp_path_factory)), n=3)
     for item in items:
-        table.append(path, judgement(item, "a"))
-    file = table.file_of(path, "ann")
+        judgements.append(path, judgement(item, "a"))
+    file = judgements.file_of(path, "ann")
     content = file.read_bytes()[:cut]
     file.write_bytes(content)
-    read = table.read(path)
+    read = judgements.read(path)
     # A line is whole with all its bytes, whether or not its newline was written.
     whole = sum(1 for line in content.split(b"\n") if line.endswith(b'"detail": {}}'))
     assert len(read.rows) == whole
@@ -80,11 +80,11 @@ def _run(factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_line_that_does_not_fit_is_named_not_fatal(run_path: Path, line: bytes) -> None:
     (item,) = choose_items(load_run(run_path), n=1)
-    path = table.file_of(run_path, "ann")
+    path = judgements.file_of(run_path, "ann")
     path.parent.mkdir()
     path.write_bytes(line + b"\n")
-    table.append(run_path, judgement(item, "a"))
-    read = table.read(run_path)
+    judgements.append(run_path, judgement(item, "a"))
+    read = judgements.read(run_path)
     assert len(read.rows) == 1
     assert [d[:2] for d in read.damaged] == [("ann.jsonl", 1)]
 
@@ -92,10 +92,10 @@ def test_a_line_that_does_not_fit_is_named_not_fatal(run_path: Path, line: bytes
 def test_fields_of_a_newer_minor_writer_are_passed_over(run_path: Path) -> None:
     (item,) = choose_items(load_run(run_path), n=1)
     row = json.loads(judgement(item, "a").to_line()) | {"mood": "fine"}
-    path = table.file_of(run_path, "ann")
+    path = judgements.file_of(run_path, "ann")
     path.parent.mkdir()
     path.write_text(json.dumps(row) + "\n")
-    assert len(table.read(run_path).rows) == 1
+    assert len(judgements.read(run_path).rows) == 1
 
 
 def test_two_processes_of_one_reviewer_do_not_mix_their_lines(run_path: Path) -> None:
@@ -103,16 +103,16 @@ def test_two_processes_of_one_reviewer_do_not_mix_their_lines(run_path: Path) ->
         "import sys\n"
         "from pathlib import Path\n"
         "from dpo_diag.records import load_run\n"
-        "from dpo_diag.review import table\n"
+        "from dpo_diag.review import judgements\n"
         "from dpo_diag.review.items import choose_items\n"
         "from tests.review.builders import judgement\n"
         "run = Path(sys.argv[1])\n"
         "for item in choose_items(load_run(run), n=24):\n"
-        "    for _ in range(5): table.append(run, judgement(item, 'a', note=sys.argv[2] * 3000))\n"
+        "    for _ in range(5): judgements.append(run, judgement(item, 'a', note=sys.argv[2] * 3000))\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(run_path), x]) for x in "xy"]
     assert [w.wait(120) for w in writers] == [0, 0]
-    read = table.read(run_path)
+    read = judgements.read(run_path)
     assert read.damaged == []
     assert len(read.rows) == 240
     assert {j.note for j in read.rows} == {"x" * 3000, "y" * 3000}
@@ -121,25 +121,25 @@ def test_two_processes_of_one_reviewer_do_not_mix_their_lines(run_path: Path) ->
 @pytest.mark.parametrize("name", ["", "../ann", "a/b", ".hidden", "x" * 65, "ann\n", "ann ", "a\x00b", "ann."])
 def test_a_name_that_is_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DiagError, match="not a reviewer's name"):
-        table.file_of(tmp_path, name)
+        judgements.file_of(tmp_path, name)
 
 
 def test_names_of_people_are_accepted(tmp_path: Path) -> None:
     for name in ("ann", "Åsa Öberg", "李雷", "a.b-c_d@example.org"):
-        assert table.file_of(tmp_path, name) == tmp_path / "review" / f"{name}.jsonl"
+        assert judgements.file_of(tmp_path, name) == tmp_path / "review" / f"{name}.jsonl"
 
 
 def test_names_that_share_a_file_are_kept_apart(run_path: Path) -> None:
     (item,) = choose_items(load_run(run_path), n=1)
-    table.append(run_path, judgement(item, "a", "judge_m"))
-    table.append(run_path, judgement(item, "b", "judge:m", "judge"))
-    assert [j.outcome for j in table.read(run_path, "judge_m").rows] == ["a"]
-    assert [j.outcome for j in table.read(run_path, "judge:m").rows] == ["b"]
-    assert len(table.read(run_path).effective()) == 2
+    judgements.append(run_path, judgement(item, "a", "judge_m"))
+    judgements.append(run_path, judgement(item, "b", "judge:m", "judge"))
+    assert [j.outcome for j in judgements.read(run_path, "judge_m").rows] == ["a"]
+    assert [j.outcome for j in judgements.read(run_path, "judge:m").rows] == ["b"]
+    assert len(judgements.read(run_path).effective()) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(run_path: Path) -> None:
     (run_path / "review").write_text("a file where the folder should be")
     (item,) = choose_items(load_run(run_path), n=1)
     with pytest.raises(DiagError, match="a judgement could not be saved"):
-        table.append(run_path, judgement(item, "a"))
+        judgements.append(run_path, judgement(item, "a"))
