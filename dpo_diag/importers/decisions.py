@@ -6,6 +6,7 @@ user says comes first, then what the source says (`Facts`), then what its number
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,14 +133,21 @@ def _size_of_logps(history: History) -> float | None:
 
 def _means(history: History, derived: dict[Key, pd.DataFrame], sources: list[Parsed]) -> pd.DataFrame:
     """The history rows from which `records.inferred` infers: step, split, name, value."""
-    columns = {key: c for key in history.metrics() if key[1] in NAMES and (c := history.column(*key)) is not None}
-    columns |= {key: column for key, column in derived.items() if key[1] in NAMES}
+    keys = [key for key in (*history.metrics(), *derived) if key[1] in NAMES]
+
+    def columns(split: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """One at a time: a long log's columns do not fit into memory together."""
+        for key in keys:
+            if key[0] == split:
+                column = derived[key] if key in derived else history.column(*key)
+                if column is not None:
+                    yield key[1], column
+
     frames = []
-    for split in {split for split, _ in columns}:
-        of_split = {name: column for (s, name), column in columns.items() if s == split}
-        steps = max((column["step"] for column in of_split.values()), key=len)
+    for split in sorted({split for split, _ in keys}):
+        steps = max((column["step"] for _, column in columns(split)), key=len)
         chosen = steps[:: -(-len(steps) // INFERRED_FROM)]
-        frames += [c[c["step"].isin(chosen)].assign(split=split, name=name) for name, c in of_split.items()]
+        frames += [c[c["step"].isin(chosen)].assign(split=split, name=name) for name, c in columns(split)]
     frames += [s.history for s in sources if s.history is not None]
     names = ["step", "split", "name", "value"]
     return pd.concat([f[names] for f in frames], ignore_index=True) if frames else pd.DataFrame(columns=names)

@@ -36,6 +36,9 @@ CONFIG_FILES = (
     "axolotl_config.yaml", "config.json", "README.md", "dpo_config.json", "wandb-metadata.json",
 )  # fmt: skip
 
+MAX_CONFIGURATION = 16 << 20
+"""Bytes; a larger file of such a name is something else."""
+
 _TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ("beta", re.compile(rb"(?<![\w_.])(?:dpo_|pref_|rl_)?[Bb]eta['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("loss", re.compile(rb"(?<![\w_])(?:loss_type|pref_loss)['\"]?\s*[:=]\s*\[?['\"]?([a-z_]+)")),
@@ -92,10 +95,8 @@ def facts_from_mapping(document: Any, where: str) -> Facts:
     for key, value in flatten(document):
         last = key.rsplit(".", 1)[-1]
         name = _KEYS.get(last)
-        if name == "total_steps" and not (step_number(value) or 0) > 0:
-            continue
         if name == "label_smoothing" and is_h2o:
-            continue
+            continue  # there it is of the supervised loss
         if name:
             facts.take(name, _typed(name, value), f"{where}: {key}")
         elif last in _MODEL_KEYS and isinstance(value, str) and value:
@@ -111,11 +112,12 @@ def facts_from_mapping(document: Any, where: str) -> Facts:
 def facts_from_file(path: Path, skipped: Skipped) -> Facts:
     """Facts of one configuration file or model card; a file that cannot be read is reported, not raised."""
     where = path.name
-    if path.stat().st_size > 16 << 20:
+    if path.stat().st_size > MAX_CONFIGURATION:
         return Facts()
     raw = whole(path, skipped)
     if path.suffix == ".md":
-        return _facts_from_card(raw.decode("utf-8", "replace"), where)
+        base = re.search(r"^base_model:\s*(\S+)", raw.decode("utf-8", "replace"), re.MULTILINE)
+        return Facts(model={"name": base.group(1)} if base else {})
     try:
         if path.name == "config.json":  # the model's: its keys say nothing about the training
             document = json.loads(raw)
@@ -126,18 +128,11 @@ def facts_from_file(path: Path, skipped: Skipped) -> Facts:
         import yaml
 
         return facts_from_mapping(yaml.safe_load(raw.decode("utf-8", "replace")), where)
-    except (ValueError, RecursionError) as error:
-        skipped.add(None, f"a configuration cannot be read: {str(error).splitlines()[0][:80]}", file=where)
     except Exception as error:  # yaml raises its own family, and a hostile file can raise others
-        skipped.add(None, f"a configuration cannot be read: {type(error).__name__}", file=where)
+        known = isinstance(error, (ValueError, RecursionError))
+        why = str(error).splitlines()[0][:80] if known else type(error).__name__
+        skipped.add(None, f"a configuration cannot be read: {why}", file=where)
     return Facts()
-
-
-def _facts_from_card(text: str, where: str) -> Facts:
-    facts = Facts()
-    if match := re.search(r"^base_model:\s*(\S+)", text, re.MULTILINE):
-        facts.model["name"] = match.group(1)
-    return facts
 
 
 def versions_from_card(text: str) -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpo_diag.records.metric_aliases import canonical
 
@@ -112,3 +113,10 @@ def _set_in_front(rest: str, trainer: str, mark: str, split: str = "eval") -> Pl
             return _placed(name, f"{split}_{rest[:cut]}")
         start = cut + 1
     return None
+
+
+def with_split(row: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """A row whose `split` column names the set: the split goes into the keys of its metrics."""
+    prefix = "" if split.lower().startswith("train") else f"{split}/"
+    administrative = ("step", "epoch", "global_step", "current_steps", "total_steps")
+    return {k if k in administrative else f"{prefix}{k}": v for k, v in row.items() if k != "split"}

@@ -106,8 +106,10 @@ class History:
 
 def last_of_each_step(rows: pd.DataFrame) -> tuple[pd.DataFrame, Repeats]:
     """One value a step: the last that was written (a resumed training logs its steps again). Unknown steps are 0."""
-    rows = rows.assign(step=rows["step"].replace(UNKNOWN_STEP, 0))
     step = rows["step"].to_numpy()
+    if bool((step == UNKNOWN_STEP).any()):
+        step = np.where(step == UNKNOWN_STEP, 0, step)
+        rows = rows.assign(step=step)
     if bool((step[1:] > step[:-1]).all()):
         return rows, Repeats()
     kept = rows.drop_duplicates("step", keep="last").sort_values("step", kind="stable", ignore_index=True)

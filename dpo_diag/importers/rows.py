@@ -210,21 +210,23 @@ class RowStore:
 
     def series(self, split: str, name: str) -> pd.DataFrame:
         """One metric as rows of step, epoch, value, in the order of the source."""
+        # Views of the blocks' own arrays, which nobody changes any more: a copy per metric would fill the memory.
         parts = [
             pd.DataFrame(
                 {
                     "step": np.frombuffer(block.steps, dtype=np.int64),
                     "epoch": np.frombuffer(block.epochs, dtype=np.float64),
                     "value": block.column(index),
-                    "row": np.frombuffer(block.sequence, dtype=np.int32),
-                }
+                },
+                index=np.frombuffer(block.sequence, dtype=np.int32),
+                copy=False,
             )
             for block in self.filled()
             for index, where in enumerate(block.places)
             if (where.split, where.name) == (split, name)
         ]
-        rows = parts[0] if len(parts) == 1 else pd.concat(parts).sort_values("row", kind="stable", ignore_index=True)
-        return rows.drop(columns="row")
+        rows = parts[0] if len(parts) == 1 else pd.concat(parts).sort_index(kind="stable")
+        return rows.reset_index(drop=True)
 
     def filled(self) -> list[Block]:
         """The blocks that hold rows."""

@@ -19,15 +19,15 @@ from dpo_diag.importers.steps import Frames
 from dpo_diag.records.text_files import Skipped, pieces
 
 PIECE = 4 << 20
-TAIL = 1 << 16
-WINDOW = 400
+TAIL = 1 << 16  # a row that begins in the last 64 KiB of a piece may end in the next one; longer rows are none
+WINDOW = 400  # bytes beside a row in which its progress frame is looked for: a bar of a wide terminal
 UNKNOWN = (-1, -1)
-_LARGEST_COUNT = (1 << 31) - 1
-_ROW = re.compile(rb"\{\s*['\"][^{}]*(\}?)")
-_FRAME = re.compile(rb"(\d+)/(\d+) \[")
-_RANK = re.compile(rb"rank[ _:=]?(\d+)\W{0,8}$", re.IGNORECASE)
+_LARGEST_COUNT = (1 << 31) - 1  # what an array of C ints holds
+_ROW = re.compile(rb"\{\s*['\"][^{}]*(\}?)")  # {'key' ... }, the brace absent where the row is cut off
+_FRAME = re.compile(rb"(\d+)/(\d+) \[")  # tqdm: 10/1000 [00:30<50:00
+_RANK = re.compile(rb"rank[ _:=]?(\d+)\W{0,8}$", re.IGNORECASE)  # [rank0]: before a row
 _COUNT = re.compile(rb"(after|step|iteration|global_step)[ =:]+(\d+)( examples)?[^\w{]{0,4}$", re.IGNORECASE)
-_POSTFIX = re.compile(rb"(\d+)/(\d+) \[[^\]\r\n]*?((?:, ?[A-Za-z][\w/]*=[-+.\w]+)+)\]?")
+_POSTFIX = re.compile(rb"(\d+)/(\d+) \[[^\]\r\n]*?((?:, ?[A-Za-z][\w/]*=[-+.\w]+)+)\]?")  # 1/9 [..., loss=0.69]
 PREFERENCE = ("rewards/", "logps/")
 
 

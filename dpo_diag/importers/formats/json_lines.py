@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.importers.keys import with_split
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.row_files import BadRow, parse_row
@@ -84,13 +85,6 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
             store.add(inner, line)
             parsed.n_rows += 1
     return parsed.with_steps(options)
-
-
-def with_split(row: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """A row whose `split` column names the set: the split goes into the keys of its metrics."""
-    prefix = "" if split.lower().startswith("train") else f"{split}/"
-    administrative = ("step", "epoch", "global_step", "current_steps", "total_steps")
-    return {k if k in administrative else f"{prefix}{k}": v for k, v in row.items() if k != "split"}
 
 
 register(

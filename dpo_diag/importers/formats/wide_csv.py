@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.importers.formats.json_lines import with_split
-from dpo_diag.importers.keys import STEP_KEYS, clean_key
+from dpo_diag.importers.keys import STEP_KEYS, clean_key, with_split
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import number
 from dpo_diag.importers.parsed import Options, Parsed
