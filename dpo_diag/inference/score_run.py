@@ -15,10 +15,10 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
 from dpo_diag.records import Run, RunWriter
-from dpo_diag.records.ches_file import has_ches, write_ches
 from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.run_info import ModelInfo, ReferenceInfo
-from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.records.schemas import CHES, EVAL_SPLIT
+from dpo_diag.records.side_tables import read_side_table, write_side_table
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import to_document
 
@@ -87,7 +87,7 @@ def score_checkpoints(
             step = checkpoint.step if role == POLICY else 0
             name = f"{n}/{len(models)} {role} at step {checkpoint.step}"
             hidden = ches and role == REFERENCE
-            if (role, step) in done and not (hidden and not has_ches(writer.path, split)):
+            if (role, step) in done and not (hidden and read_side_table(writer.path, CHES, split).empty):
                 say(f"{name}: scored already")
                 continue
             say(f"{name}: {len(rows)} pairs, {checkpoint.path}")
@@ -134,7 +134,7 @@ def _write(writer: RunWriter, run: Run, scores: Scores, role: str, step: int, sp
         reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
         writer.write("history", history_rows(scores.pairs, reference, step, split), split=split)
     if scores.ches is not None:
-        write_ches(writer.path, scores.ches, split)
+        write_side_table(writer.path, CHES, scores.ches.assign(split=split))
     # Pairs last: they say that a checkpoint is done.
     writer.write("pairs", scores.pairs, split=label)
 

@@ -14,7 +14,8 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.records import Run
-from dpo_diag.records.answer_logps import KEY, add_answer_logps, read_answer_logps
+from dpo_diag.records.schemas import ANSWER_LOGPS
+from dpo_diag.records.side_tables import read_side_table, write_side_table
 
 
 def score_swapped(
@@ -50,7 +51,8 @@ def score_swapped(
     old = min(writers, key=lambda c: (rank.get(c.model, 2), c.step))
     others = [c for c in writers if c != old]
     _same_tokenizer(writers, loader)
-    done = set(read_answer_logps(run.path)[KEY].itertuples(index=False, name=None))
+    known = read_side_table(run.path, ANSWER_LOGPS)
+    done = set(known[list(ANSWER_LOGPS.key)].itertuples(index=False, name=None))
     for scorer, scored in [*((c, [old]) for c in others), (old, others)]:
         own = {(c.model, c.step) for c in scored}
         rows = frame[[place in own for place in places]]
@@ -64,8 +66,9 @@ def score_swapped(
         say(f"{len(rows)} answers under {scorer.model} at step {scorer.step}")
         with loader.open(scorer) as (model, tokenizer):
             logps = answer_logp(model, tokenizer, rows, batch_size=batch_size, progress=progress)
-        add_answer_logps(
+        write_side_table(
             run.path,
+            ANSWER_LOGPS,
             pd.DataFrame(
                 {
                     "model": scorer.model, "step": scorer.step, "of_model": rows["model"].astype(str),

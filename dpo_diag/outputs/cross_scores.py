@@ -7,7 +7,8 @@ import os
 import pandas as pd
 
 from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
-from dpo_diag.records.answer_logps import read_answer_logps
+from dpo_diag.records.schemas import ANSWER_LOGPS
+from dpo_diag.records.side_tables import read_side_table
 from dpo_diag.stats import paired_change
 
 COLUMNS = ["model", "step", "of", "n", "logp_before", "logp_after", "delta", "low", "high"]
@@ -21,7 +22,7 @@ def cross_score_table(folder: str | os.PathLike[str], answers: Answers, base: Ch
         "new" (the checkpoint's own); logp_before under the baseline, logp_after under the checkpoint, delta with its
         95 % interval, n prompts. No rows where nothing was scored against this baseline.
     """
-    scored = read_answer_logps(folder)
+    scored = read_side_table(folder, ANSWER_LOGPS)
     rows = []
     for checkpoint in answers.checkpoints if len(scored) else ():
         if checkpoint == base:

@@ -46,6 +46,18 @@ class Table:
         return [c.name for c in self.columns]
 
 
+@dataclass(frozen=True)
+class SideTable(Table):
+    """A table that is one file of the run folder, read and written whole; see side_tables.
+
+    `replaced_by`: new rows take the place of those that agree in these columns. `hint`: how to make the file again.
+    """
+
+    file: str
+    replaced_by: tuple[str, ...]
+    hint: str
+
+
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 
 _STEP = Column(
@@ -169,3 +181,36 @@ ALERTS = Table(
 )
 
 TABLES: dict[str, Table] = {t.name: t for t in (HISTORY, PAIRS, TOKENS, OUTPUTS, TEXTS, ALERTS)}
+
+CHES = SideTable(
+    "ches",
+    ("split", "pair_id"),
+    (
+        Column("pair_id", pa.string(), "content hash of prompt, chosen, rejected", False),
+        Column("ches", pa.float64(), "CHES (Razin et al. 2024, arXiv 2410.08847) under the reference, before training"),
+        Column("ln_ches", pa.float64(), "the same per token of both answers"),
+        Column("n_chosen", pa.float64(), "response tokens of chosen"),
+        Column("n_rejected", pa.float64(), "response tokens of rejected"),
+        Column("split", pa.string(), "the set", False),
+    ),
+    "ches.csv",
+    ("split",),
+    "remove it and score the reference again (dpo-score ches=true)",
+)
+
+ANSWER_LOGPS = SideTable(
+    "answer_logps",
+    ("model", "step", "of_model", "of_step", "prompt_id", "sample"),
+    (
+        Column("model", pa.string(), "who gives the log-prob", False),
+        Column("step", pa.int64(), "its step", False),
+        Column("of_model", pa.string(), "who wrote the answer", False),
+        Column("of_step", pa.int64(), "its step", False),
+        Column("prompt_id", pa.string(), "id of the fixed prompt", False),
+        Column("sample", pa.int64(), "0 = greedy or first sample", False),
+        Column("sum_logp", pa.float64(), "nats: log-prob of an answer under a model that did not write it"),
+    ),
+    "answer_logps.parquet",
+    ("model", "step", "of_model", "of_step", "prompt_id", "sample"),
+    "remove it and run dpo-generate with across=true again",
+)

@@ -12,7 +12,8 @@ from builders import build_run, build_token_run, token_rows
 from dpo_diag import RunWriter, load_run
 from dpo_diag.diagnosis import explain
 from dpo_diag.errors import DiagError
-from dpo_diag.records.ches_file import write_ches
+from dpo_diag.records.schemas import CHES
+from dpo_diag.records.side_tables import write_side_table
 
 N = 12
 FELL = np.arange(1.0, N + 1)
@@ -22,8 +23,8 @@ def with_ches(path: Path, ches: np.ndarray, ids: list[str] | None = None) -> Pat
     """Chosen answers of 10 tokens that fall by 1, 2, ... 12 nats; `ches` of each, its tenth as ln-CHES."""
     build_run(path, {0: ([-20.0] * N, [-20.0] * N), 9: (list(-20 - FELL), [-40.0] * N)})
     names = ids or [f"p{i}" for i in range(N)]
-    write_ches(path, pd.DataFrame({"pair_id": names, "ches": ches, "ln_ches": -ches, "n_chosen": 10, "n_rejected": 10}),
-               "eval")  # fmt: skip
+    rows = {"pair_id": names, "ches": ches, "ln_ches": -ches, "n_chosen": 10, "n_rejected": 10, "split": "eval"}
+    write_side_table(path, CHES, pd.DataFrame(rows))
     return path
 
 

@@ -15,7 +15,8 @@ from dpo_diag.models.checkpoints import Loader
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.outputs.compare import compare
 from dpo_diag.records import load_run
-from dpo_diag.records.answer_logps import read_answer_logps
+from dpo_diag.records.schemas import ANSWER_LOGPS
+from dpo_diag.records.side_tables import read_side_table
 
 from .conftest import make_model, make_tokenizer
 
@@ -35,7 +36,7 @@ def test_old_answers_under_the_new_model_and_the_reverse(tmp_path: Path) -> None
     with pytest.raises(DiagError, match="no two checkpoints with answers"):
         score_swapped(names[:1], out, loader=loader, progress=False)
     score_swapped(names, out, loader=loader, progress=False)
-    found = read_answer_logps(out)
+    found = read_side_table(out, ANSWER_LOGPS)
     answers = load_run(out).outputs
     old = answers[answers["model"] == "ref"]
     under_new = answer_logp(make_model(seed=1), make_tokenizer(), old)
@@ -45,7 +46,7 @@ def test_old_answers_under_the_new_model_and_the_reverse(tmp_path: Path) -> None
 
     lines: list[str] = []
     score_swapped(names, out, loader=loader, progress=False, say=lines.append)
-    assert lines == [] and read_answer_logps(out).equals(found)  # nothing is scored twice
+    assert lines == [] and read_side_table(out, ANSWER_LOGPS).equals(found)  # nothing is scored twice
 
     first, second = compare(out)["across"]
     assert (first["of"], first["n"], second["of"]) == ("old", 3, "new")

@@ -19,7 +19,8 @@ from scipy import stats
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.decompose.alignment import edit_distance
 from dpo_diag.diagnosis.token_rows import TokenLayout
-from dpo_diag.records.ches_file import CHES_FILE, read_ches
+from dpo_diag.records.schemas import CHES
+from dpo_diag.records.side_tables import read_side_table
 
 LEAST_PAIRS = 10
 """Below this many pairs no correlation is given."""
@@ -32,14 +33,14 @@ def similarity(aligned: Aligned) -> dict[str, Any]:
         "correlations_with_chosen_change": of `rank_correlations`}.
     """
     features = pair_features(aligned)
-    known = read_ches(aligned.run.path, aligned.split)
+    known = read_side_table(aligned.run.path, CHES, aligned.split)
     joined = features[["pair_id"]].astype(str).merge(known, on="pair_id", how="left")
     count = int(joined["ches"].notna().sum())
     section: dict[str, Any] = {"ches": {"pairs": count, "of": len(features)}}
     if count:
         features = features.assign(ches=joined["ches"].to_numpy(), ln_ches=joined["ln_ches"].to_numpy())
     else:
-        why = f"the run's {CHES_FILE} holds none of these pairs" if len(known) else f"no {CHES_FILE} in the run"
+        why = f"the run's {CHES.file} holds none of these pairs" if len(known) else f"no {CHES.file} in the run"
         section["ches"] = {"not_applicable": f"{why} (dpo-score ches=true writes it)"}
     with np.errstate(divide="ignore", invalid="ignore"):
         per_unit = aligned.change("chosen") / features["n_chosen"].to_numpy(dtype=np.float64)
