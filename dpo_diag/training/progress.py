@@ -42,7 +42,7 @@ class ShortProgress(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Training steps show their loss in the bar; an evaluation gets a line."""
-        bar = self.training_bar
+        bar: Any = self.training_bar
         if not state.is_world_process_zero or bar is None or not logs:
             return
         line = evaluation_line(logs, state.global_step)

@@ -38,6 +38,7 @@ def build_model(task: TaskConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaFo
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.sft_seed)
-        model = LlamaForCausalLM(config).to(torch.float32)
+        model: LlamaForCausalLM = LlamaForCausalLM(config)
+        model.float()
     model.generation_config = GenerationConfig(do_sample=False, **ends)
     return model

@@ -16,7 +16,7 @@ from dpo_diag.tasks.sql.questions import generate_questions
 from dpo_diag.tasks.sql.stream import Stream
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 Row = dict[str, Any]
 
@@ -119,7 +119,7 @@ def train_sft(
     }
 
 
-def load_sft(model_dir: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_sft(model_dir: str | os.PathLike[str]) -> tuple[Any, Any]:
     """Model and tokenizer of a saved folder, float32, on the CPU; never from the hub."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
