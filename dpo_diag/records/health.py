@@ -17,7 +17,7 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import part_of
 from dpo_diag.records.reader import Run
-from dpo_diag.records.schemas import EVAL_SPLIT, TABLES
+from dpo_diag.records.schemas import TABLES
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _STALE_SECONDS = 3600.0
@@ -44,7 +44,10 @@ def check_run(path: str | Path) -> list[Finding]:
         run = Run(path)
     except DiagError as error:
         return [Finding("run.json", FAIL, str(error))]
-    version = f"kind {run.kind}, schema {run.meta.get('schema_version')}"
+    try:
+        version = f"kind {run.info.kind}, schema {run.info.schema_version}"
+    except DiagError as error:
+        return [Finding("run.json", FAIL, str(error))]
     findings = [Finding("run.json", OK, version), _status(run)]
     for name, table in TABLES.items():
         parts, broken = _read_parts(run, name)
@@ -54,12 +57,13 @@ def check_run(path: str | Path) -> list[Finding]:
         frame = pd.concat(parts, ignore_index=True)
         span = f", steps {frame['step'].min()} to {frame['step'].max()}" if "step" in frame and len(frame) else ""
         findings.append(Finding(name, OK, f"{len(frame)} rows in {len(parts)} files{span}"))
-        findings += _duplicates(name, list(table.key), frame)
+        findings += _duplicates(run, name, list(table.key), frame)
         if name in ("history", "pairs"):
             findings += _gaps(run, name, frame)
         if name == "pairs":
-            findings += _incomplete_sets(frame)
-            findings += _missing_reference(frame)
+            sets = frame[_in_fixed_sets(run, frame)]
+            findings += _incomplete_sets(sets)
+            findings += _missing_reference(sets)
     if not any(run.has(name) for name in TABLES):
         findings.append(Finding("records", FAIL, "the run holds no records", "train, score or import again"))
     findings += _leftovers(run.path)
@@ -69,12 +73,12 @@ def check_run(path: str | Path) -> list[Finding]:
 
 
 def _status(run: Run) -> Finding:
-    status = str(run.meta.get("status", "none"))
+    status = run.info.status or "none"
     if status == "finished":
         return Finding("status", OK, status)
     if status != "running":
-        error = run.meta.get("error")
-        return Finding("status", FAIL, f"{status}: {error}" if error else status, "resume or train again")
+        shown = f"{status}: {run.info.error}" if run.info.error else status
+        return Finding("status", FAIL, shown, "resume or train again")
     files = [p for name in TABLES for p in run.files(name)]
     newest = max((p.stat().st_mtime for p in files), default=(run.path / "run.json").stat().st_mtime)
     idle = time.time() - newest
@@ -107,14 +111,20 @@ def _read_parts(run: Run, name: str) -> tuple[list[pd.DataFrame], list[Finding]]
     return parts, findings
 
 
-def _duplicates(name: str, key: list[str], frame: pd.DataFrame) -> list[Finding]:
+def _in_fixed_sets(run: Run, frame: pd.DataFrame) -> pd.Series:
+    """Which rows belong to a fixed set: its pairs are measured again and again, those of a training batch once."""
+    splits = frame["split"].astype(str)
+    return splits.isin([s for s in splits.unique() if run.role(s) != "train"])
+
+
+def _duplicates(run: Run, name: str, key: list[str], frame: pd.DataFrame) -> list[Finding]:
     if len(frame) > _MAX_DUPLICATE_ROWS:
         return [Finding(name, OK, f"duplicates not looked for beyond {_MAX_DUPLICATE_ROWS} rows")]
     if name == "pairs":
         # A batch of training pairs may hold the same pair twice in one step (several epochs within an accumulation).
-        frame = frame[frame["split"].astype(str).str.startswith(EVAL_SPLIT)]
+        frame = frame[_in_fixed_sets(run, frame)]
     n = int(frame.duplicated(key).sum())
-    return [Finding(name, FAIL, f"{n} rows stand twice", "reading keeps the last")] if n else []
+    return [Finding(name, FAIL, f"{n} duplicate rows", "reading keeps the last")] if n else []
 
 
 def _gaps(run: Run, name: str, frame: pd.DataFrame) -> list[Finding]:
@@ -153,7 +163,7 @@ def missing_steps(steps: Any) -> list[int]:
 def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
     """Every evaluation of a fixed set must hold the same number of rows."""
     findings = []
-    policy = frame[(frame["role"].astype(str) == "policy") & frame["split"].astype(str).str.startswith(EVAL_SPLIT)]
+    policy = frame[frame["role"].astype(str) == "policy"]
     for split, group in policy.groupby("split", observed=True):
         counts = group.groupby("step").size()
         short = counts[counts < counts.max()]
@@ -165,9 +175,8 @@ def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
 
 def _missing_reference(frame: pd.DataFrame) -> list[Finding]:
     role, key = frame["role"].astype(str), ["split", "pair_id", "side"]
-    sets = frame["split"].astype(str).str.startswith(EVAL_SPLIT)
-    policy = set(frame.loc[(role == "policy") & sets, key].astype(str).itertuples(index=False, name=None))
-    reference = set(frame.loc[(role == "ref") & sets, key].astype(str).itertuples(index=False, name=None))
+    policy = set(frame.loc[role == "policy", key].astype(str).itertuples(index=False, name=None))
+    reference = set(frame.loc[role == "ref", key].astype(str).itertuples(index=False, name=None))
     if reference and (lacking := policy - reference):
         return [Finding("pairs", WARN, f"{len(lacking)} responses of fixed sets have no reference row")]
     return []

@@ -95,7 +95,7 @@ def test_rows_that_stand_twice_and_names_that_lie(run: Path) -> None:
     first.rename(run / "pairs" / "00000001-00000009.eval.r0.parquet")
     damage = _damage(run)
     assert ("pairs", FAIL, "00000001-00000009.eval.r0.parquet holds steps 1 to 1") in damage
-    assert ("pairs", FAIL, "4 rows stand twice") in damage
+    assert ("pairs", FAIL, "4 duplicate rows") in damage
 
 
 @pytest.mark.parametrize(
