@@ -12,7 +12,6 @@ Columns of a step's frame (index: pair_id, ascending), for each side that the sp
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,7 +24,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records import Run
 from dpo_diag.records.reader import join_reference
-from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
+from dpo_diag.records.schemas import SIDES
 
 FloatArray = npt.NDArray[np.float64]
 REFERENCE = "ref"
@@ -39,19 +38,6 @@ _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
 _KEPT_FRAMES = 8
 """Step frames held at a time: enough for the checks, which come back to the first and the last step."""
-
-
-def split_order(splits: Sequence[str]) -> list[str]:
-    """Splits by preference: `eval`, other evaluation sets, anything else, training batches last."""
-
-    def rank(name: str) -> tuple[int, str]:
-        if name == EVAL_SPLIT:
-            return 0, name
-        if re.match(r"(eval|valid|test|held)", name):
-            return 1, name
-        return (3 if name == TRAIN_SPLIT or name.startswith("train") else 2), name
-
-    return sorted(splits, key=rank)
 
 
 class PairRows:
@@ -68,13 +54,10 @@ class PairRows:
         """split -> ascending steps with policy rows, best split first; empty for a run without pair records."""
         keys = self.run.read("pairs", columns=["step", "split"], roles=["policy"]).drop_duplicates()
         steps = {str(s): sorted(int(x) for x in group["step"]) for s, group in keys.groupby("split")}
-        best = split_order(list(steps))
-
-        def rank(split: str) -> tuple[bool, int]:
-            # A set measured once can only be compared with the reference: sets measured twice come first.
-            return len(steps[split]) < 2 and split != TRAIN_SPLIT, best.index(split)
-
-        return {s: steps[s] for s in sorted(best, key=rank)}
+        best = self.run.preferred(steps)
+        # A set measured once can only be compared with the reference: sets measured twice come first.
+        once = [s for s in best if len(steps[s]) < 2 and self.run.role(s) != "train"]
+        return {s: steps[s] for s in [*(s for s in best if s not in once), *once]}
 
     def split(self, name: str) -> pd.DataFrame:
         """Every policy row of a split in the order of steps, with the reference's values as `ref_*` columns."""

@@ -11,18 +11,12 @@ from builders import build_run, pair_rows
 
 from dpo_diag import RunWriter, load_run
 from dpo_diag.diagnosis.aligned import align, side_arrays
-from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, finite_at_both, pair_loss, split_order
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, finite_at_both, pair_loss
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import Run
 
 STEPS = {0: ([-5.0, -7.0], [-6.0, -8.0]), 10: ([-4.0, -7.5], [-9.0, -9.0]), 20: ([-3.0, -8.0], [-12.0, -9.5])}
-
-
-def test_fixed_sets_come_first() -> None:
-    assert split_order(["train", "zeta", "eval_b", "validation", "eval", "eval_a"]) == [
-        "eval", "eval_a", "eval_b", "validation", "zeta", "train",
-    ]  # fmt: skip
 
 
 def test_defaults_are_first_and_last_step(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.pair_rows import REFERENCE, Step, split_order
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
@@ -41,7 +41,7 @@ def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
     steps = {str(s): sorted({int(x) for x in group["step"]}) for s, group in rows.groupby("split")}
     if split is not None:
         return (split, steps[split]) if split in steps else (None, [])
-    for name in split_order(list(steps)):
+    for name in run.preferred(steps):
         if len(steps[name]) >= 2:
             return name, steps[name]
     return next(iter(steps.items()), (None, []))
