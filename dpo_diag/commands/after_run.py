@@ -16,19 +16,19 @@ def explain_and_report(
 
     Works from the records alone, like `dpo-diag explain` and `dpo-diag report` on the same folder.
     """
-    from dpo_diag.diagnosis import explain as explain_run
+    from dpo_diag.diagnosis import explain_run
+    from dpo_diag.diagnosis.logged import before_after, before_after_text
     from dpo_diag.records import load_run
     from dpo_diag.records.files import write_json
-    from dpo_diag.report.summary import before_after, format_table
 
     run = load_run(folder)
     print()
-    print(format_table(before_after(run)))
+    print(before_after_text(before_after(run)))
     if not explain:
         return
     explanation = explain_run(run, thresholds=dict(thresholds or {}) or None)
-    write_json(run.path / FINDINGS, explanation)
-    print(f"\n{explanation['verdict']['text']}\n")
+    write_json(run.path / FINDINGS, explanation.document)
+    print(f"\n{explanation.document['verdict']['text']}\n")
     if report:
         from dpo_diag.report import write_report
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import pandas as pd
 from cyclopts import Parameter
 
+from dpo_diag.diagnosis.sweep import METRICS, Sweep
+from dpo_diag.diagnosis.sweep import sweep as collect
 from dpo_diag.errors import DiagError
-from dpo_diag.report.sweep import METRICS, Sweep
-from dpo_diag.report.sweep import sweep as collect
 from dpo_diag.text import MISSING, frame_for_csv, number, records, safe, table, to_json
 
 SHORT = {

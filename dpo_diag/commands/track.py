@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from dpo_diag.diagnosis.logged import measured_split
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.writer import annotate
-from dpo_diag.report.displays.curves import evaluation_split
 from dpo_diag.text import to_json
 from dpo_diag.tracking import make_tracker, mirror
 
@@ -71,7 +71,7 @@ def _report(opened: Run, project: str, entity: str, group: str | None, *, spec: 
         project,
         entity,
         explanation=explanation,
-        split=evaluation_split(opened, explanation.get("split")) or "eval",
+        split=measured_split(opened, explanation.get("split")) or "eval",
         scores=[f"{split}/{name}" for split, name in scores.itertuples(index=False, name=None)],
         group=group,
     )

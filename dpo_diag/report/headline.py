@@ -1,16 +1,19 @@
-"""What stands at the top: the verdict, its paragraph, and the four numbers that a reader takes away."""
+"""What is at the top: the verdict, its paragraph, and the few numbers that a reader takes away."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_diag.records import Run
-from dpo_diag.records.metrics import wilson_interval
-from dpo_diag.report.displays.curves import score_name
-from dpo_diag.report.numbers import number, percent, signed
-from dpo_diag.report.text import capital
+import numpy as np
+
+from dpo_diag.diagnosis.evidence import score_curves
+from dpo_diag.diagnosis.logged import score_label
+from dpo_diag.report.section import Context
+from dpo_diag.stats import proportion
+from dpo_diag.text import capital, number, percent, signed
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -20,11 +23,14 @@ HARM = {
     "none": ("No harm seen", "good"),
     "cannot_tell": ("Cannot tell from likelihoods alone", "open"),
 }
+"""The verdict's `harm` -> what the page calls it, and its style."""
+SCORES = 2
+"""Task scores among the numbers."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the numbers: its name, from and to, and what to know about it."""
+    """One of the numbers: its name, from and to, and what to know about it; `kind` is its colour."""
 
     name: str
     before: str
@@ -34,7 +40,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Told:
+class Part:
     """One part of the explanation's narrative."""
 
     heading: str
@@ -54,99 +60,95 @@ class Headline:
     text: str
     facts: tuple[Fact, ...]
     happened: str
-    told: tuple[Told, ...]
+    details: tuple[Part, ...]
 
 
-def headline(run: Run, explanation: dict[str, Any]) -> Headline:
+def headline(context: Context) -> Headline:
     """From the explanation's verdict and the run's history; what is unknown is left out, never guessed."""
-    verdict = explanation.get("verdict") or {}
+    document, run = context.document, context.run
+    verdict = document.get("verdict") or {}
     harm, style = HARM.get(str(verdict.get("harm")), ("No verdict", "open"))
     title = capital(str(verdict.get("title") or verdict.get("label") or "No verdict").replace("_", " "))
-    text = str(verdict.get("text") or "").removeprefix(f"{title}. ")  # the title stands above it
-    parts = narrative(explanation)
-    if not text and explanation.get("not_applicable"):
-        text = f"Not applicable: {explanation['not_applicable']}."
-    steps = [explanation.get("from_step"), explanation.get("to_step")]
-    between = f"step {steps[0]} to {steps[1]}" if None not in steps else ""
-    n = explanation.get("n_pairs")
-    subtitle = [
-        run.info.kind,
-        run.info.model.name or "",
-        between,
-        f"split {explanation['split']}" if explanation.get("split") else "",
-        f"{n} pairs" if n else "",
-        (run.info.created or "")[:10],
-        "" if run.info.status in (None, "finished") else str(run.info.status),
-    ]
+    text = str(verdict.get("text") or "").removeprefix(f"{title}. ")  # the title is above it
+    if not text and document.get("not_applicable"):
+        text = f"Not applicable: {document['not_applicable']}."
+    parts = narrative(document)
     confidence = verdict.get("confidence")
     return Headline(
-        run=run.path.name if run.path.name else str(run.path),
-        subtitle=" · ".join(s for s in subtitle if s),
+        run=run.path.name or str(run.path),
+        subtitle=" · ".join(_about(context)),
         label=title,
         harm=harm,
         style=style,
         confidence=percent(confidence) if isinstance(confidence, (int, float)) else str(confidence or ""),
         text=text,
-        facts=tuple(facts(run, explanation)),
-        happened=" ".join(s for t in parts if t.heading == HAPPENED for s in t.sentences),
-        told=tuple(t for t in parts if t.heading not in (HAPPENED, CHANGE)),
+        facts=tuple(facts(context)),
+        happened=" ".join(s for part in parts if part.heading == HAPPENED for s in part.sentences),
+        details=tuple(part for part in parts if part.heading not in (HAPPENED, CHANGE)),
     )
 
 
-def narrative(explanation: dict[str, Any]) -> list[Told]:
+def _about(context: Context) -> list[str]:
+    """Kind, model, steps, split, pairs, day and an unusual status, as far as they are known."""
+    document, info = context.document, context.run.info
+    steps = [document.get("from_step"), document.get("to_step")]
+    known = [
+        info.kind,
+        info.model.name if info.model is not None else "",
+        f"step {steps[0]} to {steps[1]}" if None not in steps else "",
+        f"split {document['split']}" if document.get("split") else "",
+        f"{document['n_pairs']} pairs" if document.get("n_pairs") else "",
+        str(info.created or "")[:10],
+        "" if info.status == "finished" else info.status,
+    ]
+    return [piece for piece in known if piece]
+
+
+def narrative(document: Mapping[str, Any]) -> list[Part]:
     """The explanation's narrative, without what the verdict says already."""
-    verdict = str((explanation.get("verdict") or {}).get("text") or "")
-    found = []
-    for block in explanation.get("narrative") or []:
+    verdict = str((document.get("verdict") or {}).get("text") or "")
+    parts = []
+    for block in document.get("narrative") or []:
         sentences = [str(s.get("text", "")) for s in block.get("sentences") or []]
         kept = tuple(s for s in sentences if s and s != verdict)
         if kept:
-            found.append(Told(str(block.get("heading", "")), kept))
-    return found
+            parts.append(Part(str(block.get("heading", "")), kept))
+    return parts
 
 
-def facts(run: Run, explanation: dict[str, Any]) -> list[Fact]:
-    """Loss, chosen perplexity, share of pairs whose chosen answer fell, first task score: each from → to."""
-    found = []
-    loss = explanation.get("loss") or {}
+def facts(context: Context) -> list[Fact]:
+    """Loss, chosen perplexity, the first task scores, share of pairs whose chosen answer fell: each from → to."""
+    document = context.document
+    shown = []
+    loss = document.get("loss") or {}
     if loss.get("from") is not None and loss.get("to") is not None:
-        found.append(Fact("loss", number(loss["from"]), number(loss["to"]), signed(loss["to"] - loss["from"]), "loss"))
-    chosen = (explanation.get("perplexity") or {}).get("chosen") or {}
+        shown.append(Fact("loss", number(loss["from"]), number(loss["to"]), signed(loss["to"] - loss["from"]), "loss"))
+    chosen = (document.get("perplexity") or {}).get("chosen") or {}
     name = next((p for p in ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
     if name and chosen[name].get("from") is not None:
-        values = chosen[name]
-        found.append(
-            Fact(
-                "chosen perplexity",
-                number(values["from"]),
-                number(values["to"]),
-                f"{name}, log {signed(values['dlog'])}",
-                "chosen",
-            )
-        )
-    found.extend(_scores(run, explanation)[:2])
-    quadrants = explanation.get("quadrants") or {}
+        ends, note = chosen[name], f"{name}, log {signed(chosen[name]['dlog'])}"
+        shown.append(Fact("chosen perplexity", number(ends["from"]), number(ends["to"]), note, "chosen"))
+    shown += _scores(context)
+    quadrants = document.get("quadrants") or {}
     both = quadrants.get("both_fell")
     if isinstance(both, (int, float)) and math.isfinite(both):
-        fell = both + quadrants.get("rejected_rose", 0.0)
-        found.append(
-            Fact("pairs whose chosen answer fell", "", percent(fell), f"{percent(both)} fell on both sides", "rejected")
-        )
-    return found
+        fell = percent(both + quadrants.get("rejected_rose", 0.0))
+        note = f"{percent(both)} fell on both sides"
+        shown.append(Fact("pairs whose chosen answer fell", "", fell, note, "rejected"))
+    return shown
 
 
-def _scores(run: Run, explanation: dict[str, Any]) -> list[Fact]:
-    history = run.history
-    rows = history.loc[history["name"].str.startswith("score/") & history["value"].notna()]
-    out = []
-    for (name, split), part in rows.groupby(["name", "split"], sort=False):
-        at = part.set_index("step")
-        first = at["value"].get(explanation.get("from_step"), at["value"].iloc[0])
-        last_step = explanation.get("to_step") if explanation.get("to_step") in at.index else at.index[-1]
-        last, n = float(at["value"].loc[last_step]), at["weight"].loc[last_step]
-        note = ""
-        if n and math.isfinite(n):
-            low, high = wilson_interval(last * n, int(n))
-            note = f"n {int(n)}, 95 % {number(low, 3)} to {number(high, 3)}"
-        out.append(Fact(score_name(str(name), str(split)), number(first, 3), number(last, 3), note, "score"))
-    return out
+def _scores(context: Context) -> list[Fact]:
+    """The first scores at the two explained steps, or where they were not measured there, at their own ends."""
+    shown = []
+    for curve in score_curves(context.run)[:SCORES]:
+        ends = []
+        for key, otherwise in (("from_step", 0), ("to_step", -1)):
+            at = np.flatnonzero(curve.steps == context.document.get(key))
+            ends.append(int(at[0]) if at.size else otherwise)
+        before, after = (float(curve.values[i]) for i in ends)
+        interval = proportion(after * curve.n[ends[1]], curve.n[ends[1]])
+        bounds = f"95 % {number(interval.low, 3)} to {number(interval.high, 3)}"
+        note = f"n {interval.n}, {bounds}" if interval.bounds and 0 <= after <= 1 else ""
+        shown.append(Fact(score_label(curve.name, curve.split), number(before, 3), number(after, 3), note, "score"))
+    return shown

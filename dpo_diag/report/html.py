@@ -6,34 +6,46 @@ import base64
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
+from markupsafe import Markup
 
+from dpo_diag import text
+from dpo_diag.diagnosis import Explanation, explain_run
 from dpo_diag.errors import DiagError
+from dpo_diag.outputs import compare
 from dpo_diag.records import Run, load_run
-from dpo_diag.report import sections
 from dpo_diag.report.headline import headline
-from dpo_diag.report.text import finalize
+from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
+from dpo_diag.report.text import clean, exact, finalize
 
 REPORT_FILE = "report.html"
 
 
-@cache
+@dataclass(frozen=True)
+class Drawn:
+    """A section as the page takes it; `missing` is the reason why `body` is empty."""
+
+    id: str
+    title: str
+    lead: str
+    body: Markup
+    missing: str
+
+
 def _template_text(name: str) -> str:
     return (resources.files("dpo_diag.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def source_hash(text: str) -> str:
-    """What a CSP needs to allow exactly this inline script or style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def render(run: Run, explanation: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """The page's text. Deterministic for the same records and documents."""
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template_text),
         autoescape=True,
@@ -42,32 +54,61 @@ def render(run: Run, explanation: dict[str, Any], comparison: dict[str, Any]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "number": text.number, "signed": text.signed, "percent": text.percent, "sentence": text.capital,
+        "clean": clean, "exact": exact,
+    }  # fmt: skip
+    environment.globals["ui"] = environment.get_template("macros.html").module
+    return environment
+
+
+def source_hash(source: str) -> str:
+    """What a CSP needs to allow exactly this inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+def render(run: Run, explanation: Explanation, comparison: Mapping[str, Any]) -> str:
+    """The page's text. Deterministic for the same records and documents."""
+    context = Context(run, explanation, comparison)
     style, script = _template_text("report.css"), _template_text("report.js")
     policy = (
         f"default-src 'none'; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return environment.get_template("report.html").render(
+    in_order = sorted(SECTIONS.items(), key=lambda item: item[1].order)
+    page = _environment().get_template("report.html")
+    return page.render(
         policy=policy,
-        style=jinja2.utils.markupsafe.Markup(style),
-        script=jinja2.utils.markupsafe.Markup(script),
-        head=headline(run, explanation),
-        sections=sections.build(run, explanation, comparison),
+        style=Markup(style),
+        script=Markup(script),
+        head=headline(context),
+        sections=[draw(name, section, context) for name, section in in_order],
     )
+
+
+def draw(name: str, section: Section, context: Context) -> Drawn:
+    body, missing = Markup(), ""
+    try:
+        if section.needs:
+            context.require(section.needs)
+        body = Markup(_environment().from_string(section.template).render(section.build(context)))
+    except NotApplicable as reason:
+        missing = str(reason)
+    return Drawn(name, section.title, section.lead, body, missing)
 
 
 def write_report(
     run: Run | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
-    explanation: dict[str, Any] | None = None,
+    explanation: Explanation | None = None,
 ) -> Path:
     """Write the report of a run and return its path.
 
     Args:
         run: an open run or its folder.
         path: where to write; RUN/report.html if None. The file is replaced in one move, never half written.
-        explanation: the explain document; computed from the records if None. What cannot be computed stands in the
-            page as not applicable, with the reason.
+        explanation: of the run, where it was made already; made from the records if None. What cannot be computed is
+            not applicable in the page, with the reason.
 
     Raises:
         DiagError: the run cannot be read, or the file cannot be written.
@@ -89,20 +130,16 @@ def write_report(
     return target
 
 
-def _explain(run: Run) -> dict[str, Any]:
-    from dpo_diag.diagnosis import explain
-
+def _explain(run: Run) -> Explanation:
     try:
-        return dict(explain(run))
+        return explain_run(run)
     except DiagError as error:
-        return {"not_applicable": str(error)}
+        return Explanation({"not_applicable": str(error)}, None, pd.DataFrame())
 
 
 def _compare(run: Run) -> dict[str, Any]:
     if not run.has("outputs"):
         return {"not_applicable": "the run has no outputs"}
-    from dpo_diag.outputs import compare
-
     try:
         return dict(compare(run))
     except DiagError as error:

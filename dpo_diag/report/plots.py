@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from dpo_diag.report.numbers import number
-from dpo_diag.report.numbers import tick as tick_text
 from dpo_diag.report.svg import NARROW, Scale, element, join, linear_ticks, log_ticks, picture, spread, text_width
+from dpo_diag.report.text import tick as tick_text
+from dpo_diag.text import number
 
 MAX_POINTS = 400
 """Points of one line; a longer series is thinned to the extremes of its stretches, so that no spike is lost."""

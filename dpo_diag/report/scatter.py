@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from dpo_diag.report.numbers import percent, signed, tick
 from dpo_diag.report.svg import NARROW, Scale, element, join, linear_ticks, picture
+from dpo_diag.report.text import tick
+from dpo_diag.text import percent, signed
 
 MAX_DOTS = 1_500
 
@@ -60,13 +61,12 @@ def quadrant_scatter(
     parts.append(element("line", x1=x0, x2=x0, y1=up.end, y2=up.start, class_="level"))
     parts.append(element("line", x1=across.start, x2=across.end, y1=y0, y2=y0, class_="level"))
     ok = np.isfinite(chosen) & np.isfinite(rejected)
-    plain = [i for i in np.flatnonzero(ok) if not labels[i]]
+    plain = [int(i) for i in np.flatnonzero(ok) if not labels[i]]
     if len(plain) > MAX_DOTS:
         plain = [plain[i] for i in np.linspace(0, len(plain) - 1, MAX_DOTS).astype(int)]
     for i in plain:
         parts.append(_dot(across, up, float(chosen[i]), float(rejected[i])))
-    named = [int(i) for i in np.flatnonzero(ok) if labels[i]]
-    for i in named:
+    for i in (int(i) for i in np.flatnonzero(ok) if labels[i]):
         x, y = across.clamped(float(chosen[i])), up.clamped(float(rejected[i]))
         title = element("title", f"pair {labels[i]}: chosen {signed(chosen[i])}, rejected {signed(rejected[i])} nats")
         ring = element("circle", cx=x, cy=y, r=8, class_="named")

@@ -1,19 +1,36 @@
-"""A frame as an HTML table: what stands behind each plot, so that nothing is only to be seen."""
+"""A frame as the cells of an HTML table: what is behind each plot, so that nothing is only to be seen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pandas as pd
-from markupsafe import Markup, escape
 
-from dpo_diag.report.numbers import number
 from dpo_diag.report.text import clean
+from dpo_diag.text import number
 
 MAX_ROWS = 200
 SHORT = 32
 """Cells up to so many characters stay on one line; the table scrolls sideways instead."""
+
+
+class Cell(NamedTuple):
+    """A cell's text, and its class in the style sheet: num, short or none."""
+
+    text: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the macros of templates/macros.html draw it; `left_out` rows are not shown."""
+
+    caption: str
+    header: list[Cell]
+    rows: list[list[Cell]]
+    left_out: int = 0
 
 
 def table(
@@ -23,43 +40,23 @@ def table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     names: Mapping[str, str] | None = None,
     max_rows: int = MAX_ROWS,
-) -> Markup:
-    """The frame's columns as they stand, numbers right-aligned; rows beyond `max_rows` are left out and counted."""
+) -> Table:
+    """The frame's columns in their order, numbers right-aligned; rows beyond `max_rows` are left out and counted.
+
+    Args:
+        formats: column -> how its values are printed; default `number` for numbers, `clean` for text.
+        names: column -> what its head says.
+    """
     formats, names = formats or {}, names or {}
-    numeric = {c: pd.api.types.is_numeric_dtype(frame[c].dtype) or c in formats for c in frame.columns}
-    head = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(
-            Markup(' class="num"') if numeric[c] else "", escape(clean(names.get(str(c), str(c))))
-        )
-        for c in frame.columns
-    )
+    columns = [str(c) for c in frame.columns]
+    numeric = [c in formats or pd.api.types.is_numeric_dtype(frame[c].dtype) for c in columns]
+    write = [formats.get(c, number if is_number else clean) for c, is_number in zip(columns, numeric, strict=True)]
     rows = []
     for record in frame.head(max_rows).itertuples(index=False, name=None):
-        cells = []
-        for column, value in zip(frame.columns, record, strict=True):
-            text = formats[column](value) if column in formats else number(value) if numeric[column] else clean(value)
-            cells.append(
-                Markup("<td{}>{}</td>").format(
-                    Markup(' class="num"' if numeric[column] else ' class="short"' if len(text) <= SHORT else ""),
-                    escape(text),
-                )
-            )
-        rows.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))
-    left_out = len(frame) - len(rows)
-    note = Markup('<p class="small">{} further rows are in the records.</p>').format(left_out) if left_out > 0 else ""
-    return Markup(
-        '<div class="scroll" tabindex="0" role="region" aria-label="{0}"><table><caption>{0}</caption>'
-        "<thead><tr>{1}</tr></thead><tbody>{2}</tbody></table></div>{3}"
-    ).format(clean(caption), head, Markup("").join(rows), note)
-
-
-def behind(frame: pd.DataFrame, caption: str, **options: Any) -> Markup:
-    """The table, folded away under its plot."""
-    return Markup('<details class="numbers"><summary>{}</summary>{}</details>').format(
-        f"The numbers: {clean(caption)}", table(frame, caption, **options)
-    )
-
-
-def figure(plot: Markup, caption: str, numbers: Markup = Markup("")) -> Markup:  # noqa: B008 - Markup is immutable
-    """A plot with what it says beneath, and its numbers."""
-    return Markup("<figure>{}<figcaption>{}</figcaption>{}</figure>").format(plot, clean(caption), numbers)
+        texts = [function(value) for function, value in zip(write, record, strict=True)]
+        rows.append([
+            Cell(text, "num" if is_number else "short" if len(text) <= SHORT else "")
+            for text, is_number in zip(texts, numeric, strict=True)
+        ])  # fmt: skip
+    header = [Cell(names.get(c, c), "num" if is_number else "") for c, is_number in zip(columns, numeric, strict=True)]
+    return Table(caption, header, rows, len(frame) - len(rows))

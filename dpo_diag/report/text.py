@@ -1,5 +1,7 @@
-"""Text on its way into the page. Model text is hostile: hidden characters are made visible here, everything that is
-not Markup is escaped by jinja2 or markupsafe, and the page's CSP lets no foreign script or style run.
+"""Text on its way into the page, and the numbers that only a page writes.
+
+Model text is hostile. Hidden characters are made visible here, everything that is not Markup is escaped by jinja2 or
+markupsafe, and the page's CSP lets no foreign script or style run.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dpo_diag.text import cut, visible
+from dpo_diag.text import cut, number, visible
 
 MAX_CHARS = 4_000
 """Characters of one text that the page shows."""
@@ -19,6 +21,11 @@ def clean(text: Any, max_chars: int | None = MAX_CHARS) -> str:
     return visible(cut("" if text is None else str(text), max_chars))
 
 
+def one_line(text: Any, max_chars: int | None) -> str:
+    """As `clean`, on one line."""
+    return clean(text, max_chars).replace("\n", " ")
+
+
 def finalize(value: Any) -> Any:
     """jinja2's last step on every `{{ expression }}`: no string reaches the page uncleaned, whoever forgot."""
     if isinstance(value, Markup):
@@ -26,6 +33,16 @@ def finalize(value: Any) -> Any:
     return clean(value, None) if isinstance(value, str) else ("" if value is None else value)
 
 
-def capital(text: str) -> str:
-    """The text with its first letter large."""
-    return text[:1].upper() + text[1:]
+def exact(value: Any) -> str:
+    """Six digits: for parts that a reader may want to add up."""
+    return number(value, 6)
+
+
+def ratio(value: Any) -> str:
+    """A factor, as ×1.22."""
+    return f"×{number(value, 3)}"
+
+
+def tick(value: float) -> str:
+    """A round value on an axis, without the zeros that carry nothing."""
+    return f"{value:.6g}"

@@ -9,27 +9,21 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
-from dpo_diag.report.displays.checks import checks_frame
+from dpo_diag.records.metric_table import METRICS
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.report.headline import HARM
+from dpo_diag.report.section import SECTIONS
+from dpo_diag.report.sections.checks import checks_frame
 from dpo_diag.report.text import clean
-from dpo_diag.tracking.base import STEP
+from dpo_diag.text import capital
+from dpo_diag.tracking.base import OUTPUTS, STEP, metric_name
 
-if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report
-
-CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("Loss", ("{split}/loss",), False),
-    ("Perplexity of chosen and rejected", ("{split}/ppl_seq_mean/chosen", "{split}/ppl_seq_mean/rejected"), True),
-    ("Log-probs of chosen and rejected", ("{split}/logps/chosen", "{split}/logps/rejected"), False),
-    ("Pairs on which both sides fell", ("{split}/pairs/both_fell",), False),
-    ("Reward accuracy", ("{split}/rewards/accuracies",), False),
-    ("Entropy of the answers", ("{split}/entropy/chosen", "{split}/entropy/rejected"), False),
-)
-"""Title, metrics, logarithmic: one chart each, against the optimizer step."""
+CHARTS = ("loss", "ppl_seq_mean", "logps", "pairs/both_fell", "rewards/accuracies", "entropy")
+"""Metrics of the table, one chart each against the optimizer step, both sides in one; ratios are logarithmic."""
 
 
 def build_report(
@@ -41,8 +35,8 @@ def build_report(
     split: str = "eval",
     scores: Sequence[str] = (),
     group: str | None = None,
-) -> Report:
-    """The report, not yet saved; no network.
+) -> Any:
+    """The report (a wandb_workspaces.reports.v2.Report), not yet saved; no network.
 
     Args:
         project, entity: where the mirrored runs are; the report is saved there.
@@ -55,33 +49,37 @@ def build_report(
         DiagError: wandb_workspaces is not installed.
     """
     wr = _workspaces()
-    charts = [*CHARTS, *([("Task scores", tuple(scores), False)] if scores else [])]
+    charts = _charts(split, scores)
+    places = [wr.Layout(x=12 * (i % 2), y=8 * (i // 2), w=12, h=8) for i in range(len(charts))]
     panels = [
-        wr.LinePlot(
-            title=name,
-            x=STEP,
-            y=[metric.format(split=split) for metric in metrics],
-            log_y=log,
-            layout=wr.Layout(x=12 * (i % 2), y=8 * (i // 2), w=12, h=8),
-        )
-        for i, (name, metrics, log) in enumerate(charts)
+        wr.LinePlot(title=name, x=STEP, y=metrics, log_y=log, layout=place)
+        for (name, metrics, log), place in zip(charts, places, strict=True)
     ]
-    answers = wr.WeavePanelSummaryTable(table_name="outputs", layout=wr.Layout(x=0, y=0, w=24, h=12))
+    answers = wr.WeavePanelSummaryTable(table_name=OUTPUTS, layout=wr.Layout(x=0, y=0, w=24, h=12))
     # A runset without entity and project is the report's own project; naming them would need the network.
     runs: dict[str, Any] = {"filters": f"Metric('Group') = {group!r}"} if group else {}
-    blocks: list[Any] = [
+    curves, outputs = SECTIONS["curves"], SECTIONS["outputs"]
+    blocks = [
         *_verdict(wr, explanation or {}),
-        wr.H2(text="The parting of the curves"),
-        wr.P(text="The loss sees the difference of two log-probs; perplexity sees one of them."),
+        wr.H2(text=curves.title),
+        wr.P(text=curves.lead),
         wr.PanelGrid(runsets=[wr.Runset(**runs)], panels=panels),
         *_checks(wr, explanation or {}),
-        wr.H2(text="What it writes"),
+        wr.H2(text=outputs.title),
         wr.PanelGrid(runsets=[wr.Runset(**runs)], panels=[answers]),
     ]
-    report: Report = wr.Report(
-        project=project, entity=entity, title=title, description="Written by dpo-diag", blocks=blocks
-    )
-    return report
+    return wr.Report(project=project, entity=entity, title=title, description="Written by dpo-diag", blocks=blocks)
+
+
+def _charts(split: str, scores: Sequence[str]) -> list[tuple[str, list[str], bool]]:
+    """(title, tracked metrics, logarithmic) of each chart."""
+    charts = []
+    for name in CHARTS:
+        metric = METRICS[name]
+        names = [f"{name}/{side}" for side in SIDES] if metric.sides else [name]
+        label = capital(metric.label.format(side=" and ".join(SIDES)))
+        charts.append((label, [metric_name(split, n) for n in names], metric.unit == "ratio"))
+    return [*charts, ("Task scores", list(scores), False)] if scores else charts
 
 
 def _workspaces() -> Any:
@@ -103,14 +101,12 @@ def _verdict(wr: Any, explanation: dict[str, Any]) -> list[Any]:
 
 def _checks(wr: Any, explanation: dict[str, Any]) -> list[Any]:
     frame = checks_frame(explanation)
-    speaking = frame.loc[frame["outcome"] == "speaks"]
-    if speaking.empty:
-        return []
-    lines = [f"{r.title} ({r.code}): {r.reason}" for r in speaking.itertuples()]
-    return [wr.H2(text="Checks that speak"), wr.UnorderedList(items=[clean(line) for line in lines])]
+    speaking = frame.loc[frame["outcome"] == "speaks"].to_dict("records")
+    lines = [clean(f"{check['title']} ({check['code']}): {check['reason']}") for check in speaking]
+    return [wr.H2(text="Checks that speak"), wr.UnorderedList(items=lines)] if lines else []
 
 
-def write_spec(report: Report, path: str | os.PathLike[str]) -> Path:
+def write_spec(report: Any, path: str | os.PathLike[str]) -> Path:
     """The report's spec as JSON, for review or version control; no network."""
     target = Path(path)
     spec = report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
@@ -119,7 +115,7 @@ def write_spec(report: Report, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def save_report(report: Report, *, draft: bool = False) -> str:
+def save_report(report: Any, *, draft: bool = False) -> str:
     """Save to W&B (WANDB_BASE_URL, WANDB_API_KEY) and return the report's address.
 
     Raises:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from synthetic_run import make_explanation, make_run
+
+from dpo_diag.diagnosis import Explanation
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +16,5 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_explanation(made_run: Path) -> dict[str, Any]:
+def made_explanation(made_run: Path) -> Explanation:
     return make_explanation(made_run)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dpo_diag.diagnosis import Explanation, explain_run
 from dpo_diag.losses import LossSpec, pair_losses
-from dpo_diag.records import RunWriter, make_pair_id
+from dpo_diag.records import Run, RunWriter, load_run, make_pair_id
 from dpo_diag.records.metrics import PERPLEXITIES, quadrants, safe_exp
 
 WORDS = [
@@ -178,11 +180,14 @@ def _quadrants(pairs: pd.DataFrame, first: int, last: int) -> dict[str, float]:
     return quadrants(*(at[side, last] - at[side, first] for side in ("chosen", "rejected")))._asdict()
 
 
-def make_explanation(run_path: Path) -> dict[str, Any]:
-    """A hand-made explain document in the shape that the design fixes, with parts that add up."""
-    from dpo_diag import load_run
-
+def make_explanation(run_path: Path) -> Explanation:
+    """The run's pairs and tokens with a hand-made document in the shape that the design fixes; its parts add up."""
     run = load_run(run_path)
+    return replace(explain_run(run), document=make_document(run))
+
+
+def make_document(run: Run) -> dict[str, Any]:
+    """The explain document alone."""
     steps = sorted(run.pairs["step"].unique())
     first, last = int(steps[0]), int(steps[-1])
     at = run.pairs.loc[run.pairs["side"] == "chosen"].set_index(["step", "pair_id"])["sum_logp"]
@@ -201,7 +206,7 @@ def make_explanation(run_path: Path) -> dict[str, Any]:
                 perplexity[side][name][term] = dlog - level
     loss = history["loss", first], history["loss", last]
     return {
-        "run": str(run_path), "kind": "trained", "from_step": first, "to_step": last, "split": "eval",
+        "run": run.name, "kind": "trained", "from_step": first, "to_step": last, "split": "eval",
         "n_pairs": len(falls),
         "loss": {"from": loss[0], "to": loss[1], "delta": loss[1] - loss[0], "chosen_part": 0.11,
                  "rejected_part": loss[1] - loss[0] - 0.11, "residual": 1e-16},

@@ -12,6 +12,7 @@ import pytest
 from synthetic_run import make_explanation, make_run
 
 from dpo_diag import load_run
+from dpo_diag.diagnosis import Explanation
 from dpo_diag.report.html import render
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
@@ -30,11 +31,11 @@ NO_COMPARISON = {"not_applicable": "not compared in this test"}
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-    if found is None:
+    program = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+    if program is None:
         pytest.skip("no Chromium on this machine: install chromium or google-chrome")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
         browser.close()
 
@@ -52,7 +53,7 @@ def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str], li
 
 
 @pytest.fixture(scope="module")
-def report(made_run: Path, made_explanation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(made_run: Path, made_explanation: Explanation, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(render(load_run(made_run), made_explanation, NO_COMPARISON), encoding="utf-8")
     return path
@@ -149,7 +150,7 @@ def test_model_text_runs_nothing_and_hides_nothing(chromium: Any, tmp_path: Path
         answers={0: HOSTILE, 1: "x" * 1_500_000, 2: "\n" * 500 + "end"},
     )  # fmt: skip
     explanation = make_explanation(folder)
-    explanation["verdict"]["text"] = HOSTILE
+    explanation.document["verdict"]["text"] = HOSTILE
     path = tmp_path / "hostile.html"
     path.write_text(render(load_run(folder), explanation, {"sentence": HOSTILE}), encoding="utf-8")
     page, requests, complaints = opened(chromium, path, viewport={"width": 375, "height": 900})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
 from synthetic_run import make_explanation, make_run
 
 from dpo_diag import load_run
+from dpo_diag.diagnosis import Explanation
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter
 from dpo_diag.report import write_report
@@ -51,7 +52,7 @@ NO_COMPARISON = {"not_applicable": "not compared in this test"}
 
 
 @pytest.fixture(scope="module")
-def page(made_run: Path, made_explanation: dict[str, Any]) -> str:
+def page(made_run: Path, made_explanation: Explanation) -> str:
     return render(load_run(made_run), made_explanation, NO_COMPARISON)
 
 
@@ -95,31 +96,35 @@ def test_every_plot_has_a_text_and_its_numbers(page: str) -> None:
         assert "<table>" in figure
 
 
-def test_the_numbers_of_the_explanation_are_on_the_page(page: str, made_explanation: dict[str, Any]) -> None:
-    assert made_explanation["verdict"]["text"] in page
+def test_the_numbers_of_the_explanation_are_on_the_page(page: str, made_explanation: Explanation) -> None:
+    assert made_explanation.document["verdict"]["text"] in page
     assert "Harmful" in page
-    for pair in made_explanation["pairs"]:
+    for pair in made_explanation.document["pairs"]:
         assert pair["pair_id"] in page
-    assert f"{made_explanation['loss']['to']:.4f}" in page
+    assert f"{made_explanation.document['loss']['to']:.4f}" in page
 
 
 def test_secrets_stay_out(page: str) -> None:
     assert "not-for-the-page" not in page
 
 
-def test_the_same_records_give_the_same_page(made_run: Path, made_explanation: dict[str, Any], page: str) -> None:
+def test_the_same_records_give_the_same_page(made_run: Path, made_explanation: Explanation, page: str) -> None:
     assert render(load_run(made_run), made_explanation, NO_COMPARISON) == page
 
 
 def test_an_empty_run_says_what_it_lacks(tmp_path: Path) -> None:
     RunWriter(tmp_path / "r").finish("interrupted")
-    text = render(load_run(tmp_path / "r"), {"not_applicable": "no pair records"}, NO_COMPARISON)
-    found = re.findall(r'<p class="na">(Not applicable: [^<]*)</p>', text)
-    assert len(found) == len(SECTIONS) - 1
-    assert found[0] == "Not applicable: the run has no history of a loss, a perplexity or a score."
-    assert found[1] == "Not applicable: no pair records."
-    assert found[-2].startswith("Not applicable: the run has no outputs")
-    assert found[-1].startswith("Not applicable: nobody has judged an answer yet")
+    text = render(
+        load_run(tmp_path / "r"),
+        Explanation({"not_applicable": "no pair records"}, None, pd.DataFrame()),
+        NO_COMPARISON,
+    )
+    reasons = re.findall(r'<p class="na">(Not applicable: [^<]*)</p>', text)
+    assert len(reasons) == len(SECTIONS) - 1
+    assert reasons[0] == "Not applicable: the run has no history of a loss, a perplexity or a score."
+    assert reasons[1] == "Not applicable: no pair records."
+    assert reasons[-2].startswith("Not applicable: the run has no outputs")
+    assert reasons[-1].startswith("Not applicable: nobody has judged an answer yet")
     assert "interrupted" in text
 
 
@@ -139,7 +144,7 @@ def test_the_default_place_is_the_run_folder(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_one_line(
-    made_run: Path, made_explanation: dict[str, Any], tmp_path: Path
+    made_run: Path, made_explanation: Explanation, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DiagError, match=r"the report cannot be written; in .*file/r\.html; .*hint: name another file"):
@@ -153,8 +158,13 @@ def test_hostile_text_is_text_everywhere(tmp_path: Path) -> None:
     )  # fmt: skip
     RunWriter(folder, resume_step=10**9).update(model={"name": HOSTILE}, status="finished")
     explanation = make_explanation(folder)
-    explanation["verdict"] |= {"label": HOSTILE, "text": HOSTILE}
-    explanation["checks"][0] |= {"title": HOSTILE, "reason": HOSTILE, "evidence": {HOSTILE: HOSTILE}, "try": [HOSTILE]}
+    explanation.document["verdict"] |= {"label": HOSTILE, "text": HOSTILE}
+    explanation.document["checks"][0] |= {
+        "title": HOSTILE,
+        "reason": HOSTILE,
+        "evidence": {HOSTILE: HOSTILE},
+        "try": [HOSTILE],
+    }
     comparison = {"sentence": HOSTILE, "phrases": [{"phrase": HOSTILE, "q": 0.0, "before": 0, "after": 1, "n": 3}]}
     text = render(load_run(folder), explanation, comparison)
     parsed = Page(text)

@@ -1,4 +1,4 @@
-"""The sweep's tables, and the commands that print them."""
+"""The sweep's tables, and the command that prints them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dpo_diag import RunWriter, load_run
+from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
+from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.errors import DiagError
-from dpo_diag.report.sweep import sweep
 
 
-def finished(folder: Path, loss: float, right: int, *told: str, status: str = "finished") -> None:
+def finished(folder: Path, loss: float, right: int, *overrides: str, status: str = "finished") -> None:
     writer = RunWriter(folder)
     writer.write(
         "history",
@@ -28,7 +28,7 @@ def finished(folder: Path, loss: float, right: int, *told: str, status: str = "f
     )
     writer.finish(status)
     (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {t}\n" for t in told))
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {t}\n" for t in overrides))
 
 
 @pytest.fixture
@@ -45,20 +45,20 @@ def four_runs(tmp_path: Path) -> Path:
 
 def test_runs_groups_and_failures(four_runs: Path) -> None:
     """Mean and range over the seeds: beta 0.1 has losses 0.6 and 0.5, 40 and 60 of 100 right."""
-    found = sweep(f"{four_runs}/*")
-    assert found.constant == {"experiment": "sql"}
-    assert found.runs[["loss.beta", "seed", "loss", "chosen_ppl_seq_mean"]].to_numpy().tolist()[:2] == [
+    collected = sweep(f"{four_runs}/*")
+    assert collected.constant == {"experiment": "sql"}
+    assert collected.runs[["loss.beta", "seed", "loss", "chosen_ppl_seq_mean"]].to_numpy().tolist()[:2] == [
         ["0.1", "0", 0.6, 1.2], ["0.1", "1", 0.5, 1.0],
     ]  # fmt: skip
-    row = found.runs.iloc[0]
+    row = collected.runs.iloc[0]
     assert [row[f"acc[held_out]{c}"] for c in ("", "_n")] == [0.4, 100]
     assert [row["acc[held_out]_low"], row["acc[held_out]_high"]] == pytest.approx([0.3094, 0.4980], abs=1e-4)
-    groups = found.groups.set_index("loss.beta")
+    groups = collected.groups.set_index("loss.beta")
     assert groups.loc["0.1", ["runs", "loss", "loss_low", "loss_high"]].tolist() == pytest.approx([2, 0.55, 0.5, 0.6])
     assert groups.loc["2", ["acc[held_out]", "acc[held_out]_low", "acc[held_out]_n"]].tolist() == pytest.approx(
         [0.51, 0.5, 200]
     )
-    assert [(Path(f["run"]).name, f["why"]) for f in found.failed] == [
+    assert [(Path(f["run"]).name, f["why"]) for f in collected.failed] == [
         ("4", "status interrupted"), ("5", "no run.json: it ended before the first record"),
     ]  # fmt: skip
 
@@ -93,30 +93,3 @@ def test_nothing_found_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         sweep(tmp_path / "*")
     assert main(["sweep", str(tmp_path / "*")]) == 1
     assert capsys.readouterr().err.startswith("dpo-diag sweep: no run found; in ")
-
-
-def test_report_prints_its_path_alone_on_the_last_line(
-    made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tmp_path / "r.html"
-    assert main(["report", str(made_run), "--out", str(target), "--open-less"]) == 0
-    assert capsys.readouterr().out == f"{target}\n"
-    assert target.stat().st_size > 100_000
-
-
-def test_track_refuses_a_report_without_an_entity(made_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["track", str(made_run), "--report"]) == 2
-    assert "a W&B report needs an entity; hint: add --entity TEAM" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_track_notes_where_it_went_and_touches_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    finished(tmp_path / "r", 0.5, 40)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")}
-    meta = load_run(tmp_path / "r").meta
-    assert main(["track", str(tmp_path / "r"), "--name", "mine", "--project", "p"]) == 0
-    where = json.loads(capsys.readouterr().out)
-    assert (where["kind"], where["mode"], where["name"]) == ("wandb", "offline", "mine")
-    assert load_run(tmp_path / "r").meta == {**meta, "tracking": where}
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before

@@ -19,7 +19,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def load_vocabulary(run: Run) -> dict[int, str] | None:
-    """id -> text, or None where the run tells nothing.
+    """id -> text, or None where no vocabulary is on this disk.
 
     Raises:
         DiagError: vocab.json is there and cannot be read. A tokenizer.json that cannot be read is passed over.
@@ -30,26 +30,20 @@ def load_vocabulary(run: Run) -> dict[int, str] | None:
             return {int(k): str(v) for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
         except (ValueError, AttributeError) as error:
             raise DiagError(
-                "the vocabulary cannot be read",
-                where=file,
-                got=error,
-                expected='{"token id": "text"}',
+                "the vocabulary cannot be read", where=file, got=error, expected='{"token id": "text"}',
                 hint="remove the file: token ids are then shown",
-            ) from error
-    for path in _tokenizer_files(run):
+            ) from error  # fmt: skip
+    paths = sorted((run.path / "checkpoints").glob(f"*/{TOKENIZER_FILE}"))
+    if run.info.tokenizer is not None and run.info.tokenizer.name:
+        paths.append(Path(run.info.tokenizer.name) / TOKENIZER_FILE)
+    for path in paths:
         try:
-            found = tokenizer_vocabulary(json.loads(path.read_text(encoding="utf-8")))
+            vocabulary = tokenizer_vocabulary(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if found:
-            return found
+        if vocabulary:
+            return vocabulary
     return None
-
-
-def _tokenizer_files(run: Run) -> list[Path]:
-    files = sorted((run.path / "checkpoints").glob(f"*/{TOKENIZER_FILE}"))
-    name = run.info.tokenizer.name
-    return files + [p for p in (Path(name or "") / TOKENIZER_FILE,) if name and p.is_file()]
 
 
 def tokenizer_vocabulary(document: dict[str, Any]) -> dict[int, str]:

@@ -1,9 +1,14 @@
-"""The frames that the displays draw."""
+"""What each section draws."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dpo_diag.diagnosis import Explanation, explain_run
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter, load_run, make_pair_id
-from dpo_diag.report.displays import answers, behaviours, checks, curves, quadrants, splits, tokens, vocabulary
+from dpo_diag.report import answers, tokens, vocabulary
 from dpo_diag.report.headline import headline
+from dpo_diag.report.html import draw
+from dpo_diag.report.section import SECTIONS, Context, NotApplicable
+from dpo_diag.report.sections import checks, curves, loss, outputs, pairs, perplexity, quadrants
+
+NO_PAIRS = pd.DataFrame()
+
+
+def section(name: str, document: dict[str, Any], comparison: dict[str, Any] | None = None, run: Any = None) -> str:
+    """A section's markup, or the reason why it has none."""
+    drawn = draw(name, SECTIONS[name], Context(run, Explanation(document, None, NO_PAIRS), comparison or {}))
+    return drawn.missing or str(drawn.body)
 
 
 def history_run(folder: Path, rows: list[tuple[int, str, str, float, float]]) -> Any:
@@ -37,7 +54,6 @@ def test_curves_take_the_evaluation_and_never_mix_splits(tmp_path: Path) -> None
             (10, "held_out", "score/acc", 0.25, 100),
         ],
     )
-    assert curves.evaluation_split(run) == "eval"
     frame = curves.curves_frame(run, "eval").set_index(["line", "step"])
     assert frame.loc[("DPO loss", 10), "value"] == 0.6
     assert frame.loc[("training batches", 5), "value"] == 9.0
@@ -57,17 +73,16 @@ def test_curves_take_the_evaluation_and_never_mix_splits(tmp_path: Path) -> None
 
 def test_a_log_without_perplexities_shows_its_log_probs(tmp_path: Path) -> None:
     run = history_run(tmp_path, [(1, "train", "loss", 0.7, 4), (1, "train", "logps/chosen", -120.0, 4)])
-    assert curves.evaluation_split(run) == "train"
     frame = curves.curves_frame(run, "train")
     assert frame[["panel", "value"]].to_numpy().tolist() == [["loss", 0.7], ["log-probs", -120.0]]
 
 
 def test_a_scored_run_draws_the_explanations_own_values(tmp_path: Path) -> None:
     RunWriter(tmp_path, kind="scored")
-    told = [
+    trajectory = [
         {"step": s, "loss": v, "ppl_seq_mean_chosen": 2 * v, "ppl_token_chosen": None} for s, v in ((0, 1.0), (4, 0.5))
     ]
-    frame = curves.curves_frame(load_run(tmp_path), "eval", told)
+    frame = curves.curves_frame(load_run(tmp_path), "eval", trajectory)
     assert frame[["line", "step", "value"]].to_numpy().tolist() == [
         ["DPO loss", 0, 1.0],
         ["DPO loss", 4, 0.5],
@@ -94,15 +109,16 @@ def test_a_line_that_starts_at_zero_or_nan_has_no_ratio(tmp_path: Path) -> None:
 
 def test_the_loss_waterfall_joins_start_and_end() -> None:
     """0.7 + 0.1 - 0.3 = 0.5."""
-    told = {"loss": {"from": 0.7, "to": 0.5, "delta": -0.2, "chosen_part": 0.1, "rejected_part": -0.3, "residual": 0.0}}
-    frame = splits.loss_split_frame(told)
+    parts = {"from": 0.7, "to": 0.5, "delta": -0.2, "chosen_part": 0.1, "rejected_part": -0.3, "residual": 0.0}
+    frame = loss.loss_frame(parts)
     assert frame["to"].tolist() == pytest.approx([0.7, 0.8, 0.5, 0.5])
-    assert "rejected side alone (−0.300); the chosen side pushed it up (+0.100)" in splits.draw_loss_split(frame, 0.0)
-    assert splits.loss_split_frame({"loss": {"not_applicable": "aot couples pairs"}}).empty
+    drawn = section("loss", {"loss": parts})
+    assert "rejected side alone (-0.300); the chosen side pushed it up (+0.100)" in drawn
+    assert section("loss", {"loss": {"not_applicable": "aot couples pairs"}}) == "aot couples pairs"
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected", "said"),
+    ("chosen", "rejected", "sentence"),
     [
         (-0.1, -0.1, "The loss fell by 0.200, 50 % of it through the chosen side."),
         (0.2, -0.1, "by more than the rejected"),
@@ -110,14 +126,14 @@ def test_the_loss_waterfall_joins_start_and_end() -> None:
         (0.0, 0.0, "The loss did not move."),
     ],
 )
-def test_the_split_in_words(chosen: float, rejected: float, said: str) -> None:
-    assert said in splits.loss_split_text(chosen, rejected)
+def test_the_split_in_words(chosen: float, rejected: float, sentence: str) -> None:
+    assert sentence in loss.loss_text(chosen, rejected)
 
 
 def test_the_perplexity_split_names_a_sign_that_depends_on_the_aggregate() -> None:
     """DESIGN's worked example: CE [1, 1, 9, 1] to [4, 4, 4, 4]: level +1, ppl_seq_mean 2027.81 to 54.60."""
     dlog = math.log(54.598 / 2027.81)
-    told = {
+    perplexities = {
         "perplexity": {
             "chosen": {
                 "ppl_seq_mean": {
@@ -133,12 +149,13 @@ def test_the_perplexity_split_names_a_sign_that_depends_on_the_aggregate() -> No
             "rejected": {"not_applicable": "no token counts"},
         }
     }
-    frame = splits.perplexity_split_frame(told)
+    frame = perplexity.perplexity_frame(perplexities["perplexity"])
     assert frame["term"].tolist() == ["dispersion", ""]
     assert (frame["level"] + frame["term_value"]).tolist() == pytest.approx(frame["dlog"].tolist())
-    text = splits.perplexity_split_text(frame)
+    text = perplexity.perplexity_text(frame)
     assert text.startswith("The sign depends on the aggregate: ppl_seq_geomean rose, ppl_seq_mean fell.")
-    assert splits.perplexity_split_frame({"perplexity": {"not_applicable": "x"}}).empty
+    assert "(ppl_seq_mean) or length weight" in section("perplexity", perplexities)
+    assert section("perplexity", {"perplexity": {"not_applicable": "x"}}) == "x"
 
 
 def pair_run(folder: Path) -> tuple[Any, list[str]]:
@@ -189,55 +206,72 @@ def pair_run(folder: Path) -> tuple[Any, list[str]]:
     return load_run(folder), ids
 
 
-def told(ids: list[str]) -> dict[str, Any]:
-    return {"from_step": 0, "to_step": 5, "split": "eval", "pairs": [{"pair_id": ids[0], "share_of_rise": 1.0}]}
+def context(folder: Path) -> tuple[Context, list[str]]:
+    run, ids = pair_run(folder)
+    return Context(run, explain_run(run), {}), ids
 
 
 def test_each_pair_lands_in_its_quadrant(tmp_path: Path) -> None:
-    run, ids = pair_run(tmp_path)
-    frame = quadrants.changes_frame(run, told(ids)).set_index("pair_id")
+    """Of three pairs one lost on both sides; it alone has a falling chosen answer and so is ranked first."""
+    made, ids = context(tmp_path)
+    frame = quadrants.changes_frame(made).set_index("pair_id")
     assert frame.loc[ids, "quadrant"].tolist() == ["both_fell", "chosen_rose", "both_rose"]
-    assert frame.loc[ids[0], ["rank", "delta_chosen", "ce_from_chosen", "ce_to_chosen"]].tolist() == [
-        "1",
-        -2.0,
-        2.0,
-        3.0,
-    ]
-    drawn = quadrants.draw_quadrants(frame.reset_index())
-    assert (
-        "Of 3 pairs, 33 % lost log-prob on both sides and 33 % lost it on the chosen answer; 33 % moved as wanted."
-        in drawn
-    )
-    assert quadrants.changes_frame(run, {"from_step": 0, "to_step": 99, "split": "eval"}).empty
-    assert quadrants.changes_frame(run, {"from_step": 0, "to_step": 5, "split": "other"}).empty
+    assert frame.loc[ids, "delta_chosen"].tolist() == [-2.0, 1.0, 0.0]
+    assert frame.loc[ids[0], "rank"] == "1"
+    caption = quadrants.build(made)["caption"]
+    assert "Of 3 pairs, 33 % lost log-prob on both sides and 33 % lost it on the chosen answer" in caption
+    assert "33 % moved as wanted" in caption
+
+
+def test_a_run_without_pairs_has_no_quadrants() -> None:
+    assert section("quadrants", {"quadrants": {"not_applicable": "means only"}}) == "means only"
+    assert section("quadrants", {}) == "the explanation has no quadrants"
+
+
+def spelled(made: Context, ids: list[str]) -> pd.DataFrame:
+    """The first pair's tokens with their texts."""
+    frame = made.explanation.tokens(ids[:1])
+    answers = {(ids[0], "chosen"): "ab", (ids[0], "rejected"): "ac"}
+    return frame.assign(text=tokens.token_texts(made.run, frame, answers))
 
 
 def test_token_changes_and_texts_from_the_answer(tmp_path: Path) -> None:
     """Two characters, two tokens; 10 is always a, 11 b and 12 c: the characters align."""
-    run, ids = pair_run(tmp_path)
-    frame = tokens.tokens_frame(run, told(ids), [ids[0]])
+    frame = spelled(*context(tmp_path))
     assert frame["delta"].tolist() == [0.5, -2.5, 0.5, -2.5]
     assert frame["text"].tolist() == ["a", "b", "a", "c"]
     own = frame.loc[frame["side"] == "chosen"]
-    assert tokens.tokens_text(own) == "−2 nats over 2 tokens; largest fall −2.50 at token 2, “b”"
-    assert [tokens.level(v) for v in (0.05, -0.1, -9, 0.6, math.nan)] == ["z", "d1", "d4", "u2", "nan"]
+    assert tokens.tokens_text(own) == "-2 nats over 2 tokens; largest fall -2.50 at token 2, “b”"
+    assert [tokens.level(v) for v in (0.05, -0.1, -9, 0.6)] == ["z", "d1", "d4", "u2"]
+
+
+def test_a_pair_is_drawn_with_its_change_token_by_token(tmp_path: Path) -> None:
+    """Chosen CE of the first pair: 4 nats over 2 tokens before, 6 after."""
+    made, ids = context(tmp_path)
+    drawn = draw("pairs", SECTIONS["pairs"], made).body
+    assert f"1. {ids[0]}" in drawn
+    assert '<span class="tok d3 glued"><span class="t">b</span><b>-2.5</b></span>' in drawn
+    row = pairs.build(made)["overview"].rows[0]
+    assert [cell.text for cell in row[2:]] == ["2", "3", "-2", "-3"]
 
 
 def test_a_vocabulary_file_comes_first_and_a_broken_one_is_named(tmp_path: Path) -> None:
-    run, ids = pair_run(tmp_path)
+    made, ids = context(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"10": "A", "11": " B"}))
-    assert tokens.tokens_frame(run, told(ids), [ids[0]])["text"].tolist()[:2] == ["A", " B"]
+    assert spelled(made, ids)["text"].tolist()[:2] == ["A", " B"]
     (tmp_path / "vocab.json").write_text("[")
     with pytest.raises(DiagError, match=r"vocab\.json"):
-        tokens.tokens_frame(run, told(ids), [ids[0]])
+        spelled(made, ids)
 
 
-def test_ids_stand_where_nothing_aligns(tmp_path: Path) -> None:
-    run, ids = pair_run(tmp_path)
-    run.texts.loc[run.texts["pair_id"] == ids[0], "rejected"] = "ba"  # now 10 is both a and b
-    frame = tokens.tokens_frame(run, told(ids), [ids[0]])
-    assert frame["text"].isna().all()
-    assert "#10" in tokens.draw_tokens(frame)
+def test_ids_are_shown_where_nothing_aligns(tmp_path: Path) -> None:
+    made, ids = context(tmp_path)
+    frame = made.explanation.tokens(ids[:1])
+    answers = {(ids[0], "chosen"): "ab", (ids[0], "rejected"): "ba"}  # 10 would be both a and b
+    texts = tokens.token_texts(made.run, frame, answers)
+    assert texts.isna().all()
+    line = tokens.token_line(frame.assign(text=texts))
+    assert (line.tokens[0].text, line.tokens[0].is_id) == ("#10", True)
 
 
 def test_a_tokenizer_file_gives_texts_back() -> None:
@@ -258,10 +292,10 @@ def test_a_long_response_shows_the_stretch_with_the_largest_change() -> None:
     n = 1_000
     frame = pd.DataFrame({"position": range(n), "token_id": 1, "delta": 0.0, "text": "x"})
     frame.loc[700, "delta"] = -5.0
-    drawn = tokens.draw_tokens(frame)
-    assert drawn.count("tok z") == tokens.MAX_TOKENS - 1
-    assert "−5" in drawn
-    assert "Left out: 647 tokens before, 193 tokens after." in drawn
+    line = tokens.token_line(frame)
+    assert [t.style for t in line.tokens].count("z") == tokens.MAX_TOKENS - 1
+    assert line.tokens[53].change == "-5"
+    assert pairs.Side("chosen", "", "", line).left_out == "647 tokens before, 193 tokens after"
 
 
 def outputs_run(folder: Path, rows: list[tuple[int, str, str, str, str]]) -> Any:
@@ -288,7 +322,7 @@ def test_changed_answers_come_first_and_equal_ones_fold(tmp_path: Path) -> None:
         ["b", "policy", 5, 9, "new", 1],
         ["a", "policy", 0, 9, "same", 0],
     ]
-    drawn = answers.draw_answers(frame)
+    drawn = section("outputs", {}, run=run)
     assert "1 of 2 prompts got another answer" in drawn
     assert "<del>old</del><ins>new</ins>" in drawn
     assert "steps 5–9" in drawn
@@ -301,9 +335,11 @@ def test_a_system_turn_that_all_prompts_share_is_no_title() -> None:
          "last_step": 0, "text": "x", "correct": math.nan, "changes": 0}
         for i, asked in (("a", "What is 7 x 8?"), ("b", "Where is Oslo?"))
     ]  # fmt: skip
-    drawn = answers.draw_answers(pd.DataFrame(rows))
-    assert "<span>What is 7 x 8?&lt;/s&gt;</span>" in drawn and drawn.count("long description") == 2  # in the prompts
-    assert "<span>&lt;s&gt;system You are" in answers.draw_answers(pd.DataFrame(rows[:1]))  # nothing to share with
+    both = answers.prompts(pd.DataFrame(rows)).same
+    assert [p.title for p in both] == ["What is 7 x 8?</s>", "Where is Oslo?</s>"]
+    assert all("long description" in p.text for p in both)
+    alone = answers.prompts(pd.DataFrame(rows[:1])).same[0]
+    assert alone.title.startswith("<s>system You are")  # nothing to share with
 
 
 def test_the_answers_stay_inside_the_pages_budget() -> None:
@@ -319,23 +355,23 @@ def test_many_short_answers_are_all_there_and_too_many_are_counted(
 ) -> None:
     """150 prompts with two answers of 6 characters cost 150 * 2 * (12 + 300) = 93,600 of 3.8 million; of 50,000, 80."""
     rows = [(s, "policy", f"q{i:04d}", f"look {s}", "g") for i in range(150) for s in range(2)]
-    frame = answers.answers_frame(outputs_run(tmp_path, rows))
-    drawn = answers.draw_answers(frame)
+    run = outputs_run(tmp_path, rows)
+    drawn = section("outputs", {}, run=run)
     assert drawn.count('class="card prompt"') == 150
     assert "left out" not in drawn
     monkeypatch.setattr(answers, "BUDGET", 40_000)
     monkeypatch.setattr(answers, "ROOM", 10_000)
-    drawn = answers.draw_answers(frame)
+    drawn = section("outputs", {}, run=run)
     assert drawn.count('class="card prompt"') == 80
-    assert "The last 70 prompts are left out for the page's size." in str(drawn).replace("&#39;", "'")
+    assert "The last 70 prompts are left out for the page&#39;s size." in drawn
 
 
 def test_a_megabyte_line_is_cut(tmp_path: Path) -> None:
     run = outputs_run(tmp_path, [(0, "policy", "a", "x" * 2_000_000, "g"), (1, "policy", "a", "y" * 2_000_000, "g")])
-    assert len(answers.draw_answers(answers.answers_frame(run))) < 20_000
+    assert len(section("outputs", {}, run=run)) < 20_000
 
 
-def test_checks_that_speak_come_first_by_severity(made_explanation: dict[str, Any]) -> None:
+def test_checks_that_speak_come_first_by_severity(made_explanation: Explanation) -> None:
     more = [
         {
             "code": "DVG030",
@@ -347,10 +383,11 @@ def test_checks_that_speak_come_first_by_severity(made_explanation: dict[str, An
             "try": [],
         }
     ]
-    frame = checks.checks_frame({"checks": made_explanation["checks"] + more})
+    document = {"checks": made_explanation.document["checks"] + more}
+    frame = checks.checks_frame(document)
     assert frame["code"].tolist() == ["DVG030", "DVG001", "DVG018", "DVG004"]
     assert frame["evidence"][0] == [("x", "0.5000 (0.4000 to 0.6000, n 9)")]
-    drawn = checks.draw_checks(frame)
+    drawn = section("checks", document)
     assert "2 of 4 checks speak." in drawn
     assert "No review was recorded" in drawn
 
@@ -388,19 +425,21 @@ def test_behaviours_of_the_last_step_and_phrases_that_grew() -> None:
         "tags": [],
         "sentence": "worse",
     }
-    assert behaviours.behaviours_frame(comparison)["change"].tolist() == ["−0.300 (−0.600 to −0.0100)"]
-    assert behaviours.phrases_frame(comparison)["phrase"].tolist() == ["rest assured"]
-    assert "30.0 %" in behaviours.draw(comparison)
-    assert "not applicable. why" in behaviours.draw({"not_applicable": "why"})
+    assert outputs.behaviours_frame(comparison)["change"].tolist() == ["-0.300 (-0.600 to -0.0100)"]
+    assert outputs.phrases_frame(comparison)["phrase"].tolist() == ["rest assured"]
+    tables = dict(outputs.comparison_tables(comparison))
+    assert list(tables) == ["What moved", "Phrases that grew"]
+    assert tables["Phrases that grew"].rows[0][4].text == "30.0 %"
 
 
 def test_the_headline_leaves_out_what_is_unknown(tmp_path: Path) -> None:
     RunWriter(tmp_path / "r").finish()
-    top = headline(load_run(tmp_path / "r"), {"not_applicable": "no records"})
+    nothing = Explanation({"not_applicable": "no records"}, None, NO_PAIRS)
+    top = headline(Context(load_run(tmp_path / "r"), nothing, {}))
     assert (top.harm, top.label, top.text, top.facts) == ("No verdict", "No verdict", "Not applicable: no records.", ())
 
 
-def test_the_headline_says_a_thing_once(made_run: Path, made_explanation: dict[str, Any]) -> None:
+def test_the_headline_says_a_thing_once(made_run: Path, made_explanation: Explanation) -> None:
     verdict = {
         "title": "the loss fell",
         "text": "The loss fell. It is harm: x.",
@@ -408,7 +447,43 @@ def test_the_headline_says_a_thing_once(made_run: Path, made_explanation: dict[s
         "confidence": "high",
     }
     blocks = [{"heading": "What happened", "sentences": [{"text": verdict["text"]}, {"text": "More."}]}]
-    top = headline(load_run(made_run), {**made_explanation, "verdict": verdict, "narrative": blocks})
+    document = {**made_explanation.document, "verdict": verdict, "narrative": blocks}
+    top = headline(Context(load_run(made_run), replace(made_explanation, document=document), {}))
     assert (top.label, top.text, top.happened) == ("The loss fell", "It is harm: x.", "More.")
     assert [f.name for f in top.facts][:3] == ["loss", "chosen perplexity", "execution accuracy, held out"]
     assert np.isclose(float(top.facts[0].before), 0.6931)
+
+
+def test_a_section_that_cannot_be_built_says_why() -> None:
+    def build(context: Context) -> dict[str, Any]:
+        raise NotApplicable("there is nothing to say")
+
+    drawn = draw(
+        "x", replace(SECTIONS["loss"], needs="", build=build), Context(None, Explanation({}, None, NO_PAIRS), {})
+    )
+    assert (drawn.body, drawn.missing) == ("", "there is nothing to say")
+
+
+PLUGIN = """
+from dpo_diag.report.section import SECTIONS, Section
+
+def build(context):
+    return {"n": context.document["n_pairs"], "text": "<b>\\u202e"}
+
+SECTIONS.add("count", Section(
+    title="How many", lead="Pairs.", order=45, needs="n_pairs", build=build, template="<p>{{ n }} pairs {{ text }}</p>",
+))
+"""
+
+
+def test_a_plugin_adds_a_section_from_one_file(made_run: Path, tmp_path: Path) -> None:
+    """In a process of its own: a registered section stays for the process. It comes between 40 and 50, escaped."""
+    (tmp_path / "count_section.py").write_text(PLUGIN)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "DPO_DIAG_PLUGINS": "count_section", "PYTHONPATH": path}
+    code = "import sys; from dpo_diag.report import write_report; write_report(sys.argv[1], sys.argv[2])"
+    page = tmp_path / "page.html"
+    subprocess.run([sys.executable, "-c", code, str(made_run), str(page)], env=environment, check=True, timeout=120)
+    text = page.read_text()
+    assert "<p>60 pairs &lt;b&gt;&lt;U+202E&gt;</p>" in text
+    assert re.findall('<section id="([a-z]+)"', text)[4:7] == ["quadrants", "count", "pairs"]

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from dpo_diag.diagnosis.evidence import score_curves
+from dpo_diag.diagnosis.logged import measured_split
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.metrics import wilson_interval
 from dpo_diag.records.secrets import without_secrets
-from dpo_diag.report.displays.curves import evaluation_split
+from dpo_diag.stats import proportion
 
 SEED = "seed"
 METRICS = {
@@ -67,19 +68,17 @@ def overrides(folder: Path) -> dict[str, str]:
 def final_values(run: Run) -> dict[str, Any]:
     """A run's last values: step, METRICS on its evaluation split, and the task scores with n and interval."""
     history = run.history
-    split = evaluation_split(run)
+    split = measured_split(run)
     own = history.loc[history["split"] == split]
     values: dict[str, Any] = {"step": int(own["step"].max()) if len(own) else None, "split": split}
     for name, column in METRICS.items():
         rows = own.loc[own["name"] == name]
         values[column] = float(rows["value"].iloc[-1]) if len(rows) else math.nan
-    scores = history.loc[history["name"].str.startswith("score/")]
-    for (name, of), rows in scores.groupby(["name", "split"], sort=True):
-        last = rows.loc[rows["step"].idxmax()]
-        column = f"{str(name).removeprefix('score/')}[{of}]"
-        n = float(last["weight"]) if pd.notna(last["weight"]) else math.nan
-        low, high = wilson_interval(last["value"] * n, int(n)) if n > 0 else (math.nan, math.nan)
-        values |= {column: float(last["value"]), f"{column}_n": n, f"{column}_low": low, f"{column}_high": high}
+    for curve in score_curves(run):
+        score, n = float(curve.values[-1]), float(curve.n[-1])
+        interval = proportion(score * n, n)
+        column = f"{curve.name}[{curve.split}]"
+        values |= {column: score, f"{column}_n": n, f"{column}_low": interval.low, f"{column}_high": interval.high}
     return values
 
 
@@ -119,10 +118,10 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
 
 
 def _tables(rows: list[tuple[str, dict[str, str], dict[str, Any]]], failed: list[dict[str, str]]) -> Sweep:
-    names = list(dict.fromkeys(name for _, told, _ in rows for name in told))
-    varied = [n for n in names if n == SEED or len({told.get(n) for _, told, _ in rows}) > 1]
+    names = list(dict.fromkeys(name for _, given, _ in rows for name in given))
+    varied = [n for n in names if n == SEED or len({given.get(n) for _, given, _ in rows}) > 1]
     constant = {n: rows[0][1][n] for n in names if n not in varied}
-    frame = pd.DataFrame([{"run": f, **{n: told.get(n, "") for n in varied}, **values} for f, told, values in rows])
+    frame = pd.DataFrame([{"run": f, **{n: given.get(n, "") for n in varied}, **values} for f, given, values in rows])
     return Sweep(frame, group_runs(frame, [n for n in varied if n != SEED]), constant, failed)
 
 
@@ -138,9 +137,9 @@ def group_runs(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         parts: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
         parts["runs"] = len(rows)
         for column in values:
-            found = rows[column].to_numpy(dtype=float)
-            found = found[np.isfinite(found)]
-            bounds = (found.mean(), found.min(), found.max()) if len(found) else (math.nan,) * 3
+            finite = rows[column].to_numpy(dtype=float)
+            finite = finite[np.isfinite(finite)]
+            bounds = (finite.mean(), finite.min(), finite.max()) if len(finite) else (math.nan,) * 3
             parts |= {column: float(bounds[0]), f"{column}_low": float(bounds[1]), f"{column}_high": float(bounds[2])}
             if f"{column}_n" in rows:
                 parts[f"{column}_n"] = float(rows[f"{column}_n"].sum())

@@ -1,4 +1,4 @@
-"""The short table after a training."""
+"""What the history holds at its evaluations: the short table after a training, the split that is shown."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dpo_diag.diagnosis.logged import before_after, before_after_text, measured_split
 from dpo_diag.records import RunWriter, load_run
-from dpo_diag.report.summary import before_after, format_table
 
 
 def test_first_and_last_values_and_intervals_for_scores(tmp_path: Path) -> None:
@@ -20,18 +20,29 @@ def test_first_and_last_values_and_intervals_for_scores(tmp_path: Path) -> None:
     table = before_after(load_run(tmp_path / "r"))
     assert table[["label", "from_step", "before", "to_step", "after"]].to_numpy().tolist() == [
         ["loss", 0, 0.6931, 20, 0.25],
-        ["accuracy, held_out", 0, 0.9, 20, 0.8],
+        ["accuracy, held out", 0, 0.9, 20, 0.8],
     ]
     assert table["low"].iloc[1] == pytest.approx(0.4902, abs=1e-4)
     assert table["high"].iloc[1] == pytest.approx(0.9433, abs=1e-4)
-    lines = format_table(table).splitlines()
+    lines = before_after_text(table).splitlines()
     assert lines[0].split() == ["step", "0", "step", "20"]
-    assert lines[1].split() == ["loss", "0.693", "0.250"]
-    assert lines[2].endswith("n = 10, 95 % 0.490 to 0.943")
+    assert lines[1].split() == ["loss", "0.6931", "0.2500"]
+    assert lines[2].endswith("n = 10, 95 % interval 0.490 to 0.943")
 
 
 def test_a_run_without_evaluations_says_so(tmp_path: Path) -> None:
     RunWriter(tmp_path / "r")
     table = before_after(load_run(tmp_path / "r"))
     assert table.empty
-    assert "no evaluation was recorded" in format_table(table)
+    assert "no evaluation was recorded" in before_after_text(table)
+
+
+def test_the_shown_split_is_the_wanted_one_else_the_best_measured(tmp_path: Path) -> None:
+    """A split that holds scores only is no choice; fixed sets come before training batches."""
+    writer = RunWriter(tmp_path / "r")
+    named = [("train", "loss"), ("held_out", "score/accuracy"), ("validation", "loss")]
+    writer.write("history", [{"step": 1, "split": s, "name": n, "value": 0.5, "weight": 4} for s, n in named])
+    run = load_run(tmp_path / "r")
+    assert [measured_split(run), measured_split(run, "train"), measured_split(run, "absent")] == [
+        "validation", "train", "validation",
+    ]  # fmt: skip

@@ -1,0 +1,87 @@
+"""What a run's history holds at its evaluations: the split that is shown, and each metric's first and last value."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from dpo_diag import text
+from dpo_diag.diagnosis.evidence import SCORE
+from dpo_diag.records import Run
+from dpo_diag.records.metric_table import label_of
+from dpo_diag.stats import proportion
+
+MEASURED = ("loss", "logps/chosen", "logps/rejected")
+"""Without one of these a split of the history holds scores or a trainer's bookkeeping only."""
+SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "ppl_seq_mean/chosen", "ppl_token/chosen",
+         "ppl_seq_mean/rejected", "ce/chosen", "pairs/both_fell", "ppl_token/response", "ppl_token/prompt",
+         "mean_token_accuracy")  # fmt: skip
+"""Metrics of the table after a training, in its order; those that a run has no value for are left out."""
+
+
+def measured_split(run: Run, wanted: str | None = None) -> str | None:
+    """The split whose curves are shown: the wanted one if the history has it, else the best measured one, else None."""
+    history = run.history
+    if wanted is not None and (history["split"] == wanted).any():
+        return wanted
+    measured = run.preferred(history.loc[history["name"].isin(MEASURED), "split"].dropna().unique().tolist())
+    return measured[0] if measured else None
+
+
+def score_label(name: str, split: str) -> str:
+    """A score of a split in words; the split is left out where it is the usual one.
+
+    >>> score_label("score/execution_accuracy", "held_out"), score_label("accuracy", "eval")
+    ('execution accuracy, held out', 'accuracy')
+    """
+    words = name.removeprefix(SCORE).replace("_", " ")
+    return words if split in ("eval", "train") else f"{words}, {split.replace('_', ' ')}"
+
+
+def before_after(run: Run) -> pd.DataFrame:
+    """First and last value of the run's evaluation metrics and task scores.
+
+    Returns:
+        One row per (split, metric): split, metric, label, from_step, before, to_step, after, n, low, high: n and the
+        95 % Wilson interval of `after` for scores (shares of n answers), null for the rest. Empty for a run without
+        evaluations.
+    """
+    history = run.history
+    named = dict.fromkeys((str(s), m) for s in history["split"].unique() if str(s).startswith("eval") for m in SHOWN)
+    scores = history.loc[history["name"].str.startswith(SCORE), ["split", "name"]].drop_duplicates()
+    named |= dict.fromkeys(scores.itertuples(index=False, name=None))
+    rows = []
+    for split, metric in named:
+        values = history.loc[(history["split"] == split) & (history["name"] == metric)].sort_values("step")
+        if values.empty:
+            continue
+        steps, measured, weights = (values[c].astype(float).tolist() for c in ("step", "value", "weight"))
+        label = score_label(metric, split) if metric.startswith(SCORE) else label_of(metric)
+        row = [split, metric, label, int(steps[0]), measured[0], int(steps[-1]), measured[-1]]
+        if metric.startswith(SCORE) and weights[-1] > 0 and 0 <= measured[-1] <= 1:
+            interval = proportion(measured[-1] * weights[-1], weights[-1])
+            row += [interval.n, interval.low, interval.high]
+        else:
+            row += [None, None, None]
+        rows.append(row)
+    columns = ["split", "metric", "label", "from_step", "before", "to_step", "after", "n", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).astype({"n": float, "low": float, "high": float})
+
+
+def before_after_text(table: pd.DataFrame) -> str:
+    """The table for a terminal; says so when there is nothing to show."""
+    if table.empty:
+        return "no evaluation was recorded; hint: give an evaluation set (data.eval_share or data.eval_path)"
+    is_score = table["metric"].str.startswith(SCORE)
+    several = table.loc[~is_score, "split"].nunique() > 1
+    rows = []
+    for row in text.records(table):
+        score = row["metric"].startswith(SCORE)
+        label = f"{row['label']} [{row['split']}]" if several and not score else row["label"]
+        interval = "" if row["low"] is None else f"n = {row['n']:.0f}, {_interval(row['low'], row['high'])}"
+        rows.append([label, row["before"], row["after"], interval])
+    header = ["", f"step {table['from_step'].min()}", f"step {table['to_step'].max()}", ""]
+    return text.table(header, rows)
+
+
+def _interval(low: float, high: float) -> str:
+    return text.interval([low, high], write=lambda bound: text.number(bound, 3))

@@ -1,0 +1,88 @@
+"""What a section of the page is, and what it is built from.
+
+A section is one entry of SECTIONS, made in one file: what it says of itself, what it needs, a function from the context
+to the data that it shows, and the template that shows them. The built-in ones are the files of `sections/`; a plugin
+adds another in the same way:
+
+    SECTIONS.add("lengths", Section(
+        title="Answer lengths", lead="In tokens.", order=75, needs="pairs", build=lambda context: {"n": 3},
+        template="<p>{{ n }} pairs</p>",
+    ))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dpo_diag.diagnosis import Explanation
+from dpo_diag.diagnosis.logged import measured_split
+from dpo_diag.records import Run
+from dpo_diag.registry import Registry
+
+
+class NotApplicable(Exception):
+    """The run cannot fill a section; the text is the reason, without a full stop."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """One run with what is known about it: explained once, compared once.
+
+    Attributes:
+        explanation: its document, pairs and tokens; the document is {"not_applicable": reason} where that failed.
+        comparison: the outputs document (see `dpo_diag.outputs.compare`), or {"not_applicable": reason}.
+    """
+
+    run: Run
+    explanation: Explanation
+    comparison: Mapping[str, Any]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The explain document (DESIGN section 6)."""
+        return self.explanation.document
+
+    @cached_property
+    def split(self) -> str | None:
+        """The split whose curves are shown: the explained one, if its history was recorded."""
+        return measured_split(self.run, self.document.get("split")) or self.document.get("split")
+
+    def require(self, part: str) -> Any:
+        """A part of the document.
+
+        Raises:
+            NotApplicable: it is missing, empty, or not applicable itself.
+        """
+        value = self.document.get(part)
+        reason = value.get("not_applicable") if isinstance(value, dict) else None
+        if reason or not value:
+            raise NotApplicable(str(reason or self.document.get("not_applicable") or f"the explanation has no {part}"))
+        return value
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section.
+
+    Attributes:
+        title, lead: its heading, and the line under it.
+        order: its place in the page; the built-in sections stand at 10, 20, ...
+        build: what the template shows, by name. Raises NotApplicable where the run lacks it.
+        template: jinja2 text, escaped as every template here; `ui` holds the macros of templates/macros.html, and
+            `number`, `signed`, `percent` and `clean` are filters.
+        needs: a key of the explain document without which there is nothing to show; "" for none.
+    """
+
+    title: str
+    lead: str
+    order: int
+    build: Callable[[Context], Mapping[str, Any]]
+    template: str
+    needs: str = ""
+
+
+SECTIONS: Registry[Section] = Registry("report section", "dpo_diag.report.sections")
+"""The section's id in the page (letters, digits, hyphens) -> section."""

@@ -1,0 +1,150 @@
+"""What the checkpoints wrote: what moved, by tag, the phrases that grew, and every fixed prompt's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from dpo_diag.report.answers import answers_frame, prompts
+from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
+from dpo_diag.report.tables import Table, table
+from dpo_diag.text import MISSING, number, percent, signed
+
+PHRASE = 0.05
+"""Phrases above this false discovery rate are not shown."""
+TEMPLATE = """
+{% macro prompt(p) %}
+{% set after %}
+{% if p.tags %} <span class="tag">{{ p.tags }}</span>{% endif %}
+{% if p.marks %} <span class="strip" title="right or wrong, answer by answer">{{ p.marks }}</span>{% endif %}
+{% endset %}
+{% call ui.card(p.rank, p.title, after, open=p.is_open, kind="prompt") %}
+<pre class="asked">{{ p.text }}</pre>
+{% if p.reference %}<p class="small">Reference answer: <code>{{ p.reference }}</code></p>{% endif %}
+<ol class="answers">
+{% for a in p.answers %}
+<li><span class="at">{{ a.at }}<b>{{ a.verdict }}</b></span><div class="ans">
+{%- for piece in a.pieces -%}
+{%- if piece.kind == "added" %}<ins>{{ piece.text }}</ins>
+{%- elif piece.kind == "removed" %}<del>{{ piece.text }}</del>
+{%- else %}{{ piece.text }}{% endif -%}
+{%- else -%}<i>empty</i>{%- endfor -%}
+</div></li>
+{% endfor %}
+</ol>
+{% endcall %}
+{% endmacro %}
+{% if not_applicable %}
+<p class="na">Phrases, tags and behaviours: not applicable. {{ not_applicable|clean }}</p>
+{% endif %}
+{% if sentence %}<p><b>{{ sentence|clean }}</b></p>{% endif %}
+{% for title, t in tables %}<h3>{{ title }}</h3>{{ ui.table(t) }}{% endfor %}
+{% if no_phrase_grew %}<p class="small">No phrase grew beyond chance (false discovery rate 5 %).</p>{% endif %}
+<p>{{ answered.summary }}</p>
+<p class="tools"><label>Find <input type="search" id="find" placeholder="text or tag"></label>
+<button type="button" id="open-all">Open all</button> <button type="button" id="close-all">Close all</button>
+<span id="found" role="status"></span></p>
+<p class="small">Against the answer before: <ins>added</ins> <del>removed</del>.</p>
+<div id="answers">
+{% for p in answered.changed %}{{ prompt(p) }}{% endfor %}
+{% if answered.same %}
+<details id="same"><summary>{{ answered.same|length }} prompts got the same answer throughout</summary>
+{% for p in answered.same %}{{ prompt(p) }}{% endfor %}
+</details>
+{% endif %}
+</div>
+"""
+
+
+def build(context: Context) -> Mapping[str, Any]:
+    """One sentence, the tables that have rows, and the answers."""
+    frame = answers_frame(context.run)
+    if frame.empty:
+        raise NotApplicable(
+            "the run has no outputs: name fixed prompts when training, or generate from its checkpoints"
+        )
+    comparison = context.comparison
+    return {
+        "not_applicable": comparison.get("not_applicable"),
+        "sentence": comparison.get("sentence"),
+        "tables": comparison_tables(comparison),
+        "no_phrase_grew": comparison.get("phrases") is not None and phrases_frame(comparison).empty,
+        "answered": prompts(frame),
+    }
+
+
+def comparison_tables(comparison: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """(title, table) of the parts of the comparison that have rows."""
+    shares: dict[str, Callable[[Any], str]] = dict.fromkeys(("in chosen", "in rejected"), lambda v: percent(v, 1))
+    parts: list[tuple[str, pd.DataFrame, str, dict[str, Callable[[Any], str]]]] = [
+        ("What moved", behaviours_frame(comparison), "prompts that moved toward what is wanted, or away", {}),
+        ("Tag gaps", tags_frame(comparison), "by tag: is it good only where it looks like the training data?", {}),
+        ("Phrases that grew", phrases_frame(comparison), "answers that hold the phrase, before and after", shares),
+        ("Gaming the rater", gaming_frame(comparison), "what speaks", {}),
+    ]
+    return [(title, table(f, caption, formats=formats, max_rows=20)) for title, f, caption, formats in parts if len(f)]
+
+
+def behaviours_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per behaviour over all prompts at the last step: behaviour, n, toward, away, unchanged, before, after,
+    change (with its interval, as text), p; the smallest p first. Empty where the comparison has none."""
+    rows = [r for r in _last_step(comparison.get("behaviours")) if r.get("tag") in ("(all)", None, "")]
+    rows.sort(key=lambda r: (r.get("p") is None, r.get("p") or 0.0))
+    columns = ["behaviour", "n", "toward", "away", "unchanged", "before", "after", "change", "p"]
+    return _frame([{**r, "change": _interval(r, "delta", "low", "high", signed)} for r in rows], columns)
+
+
+def tags_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per tag at the last step: tag, metric, n, value and gap to the other prompts with their intervals."""
+    rows = [
+        {**r, "value": _interval(r, "value", "low", "high", number), "the others": r.get("rest"),
+         "gap": _interval(r, "gap", "gap_low", "gap_high", signed)}
+        for r in _last_step(comparison.get("tags"))
+    ]  # fmt: skip
+    return _frame(rows, ["tag", "metric", "n", "value", "the others", "gap"])
+
+
+def phrases_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """The phrases that more answers hold than before, strongest first: phrase, answers before and after, n, shares in
+    the training answers, q (false discovery rate). Only those under 5 %."""
+    rows = [
+        {**r, "in chosen": r.get("in_chosen"), "in rejected": r.get("in_rejected")}
+        for r in comparison.get("phrases") or []
+        if r.get("q") is None or r["q"] <= PHRASE
+    ]
+    return _frame(rows, ["phrase", "before", "after", "n", "in chosen", "in rejected", "q"])
+
+
+def gaming_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
+    """Known ways of gaming a rater that speak: finding, numbers."""
+    rows = [r for r in comparison.get("gaming") or [] if r.get("outcome") == "speaks"]
+    return _frame([{"finding": r.get("title"), "numbers": r.get("reason")} for r in rows], ["finding", "numbers"])
+
+
+def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([[row.get(c) for c in columns] for row in rows], columns=columns)
+
+
+def _last_step(rows: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The rows of the policy's last step."""
+    own = [r for r in rows or [] if r.get("model", "policy") == "policy" and r.get("step") is not None]
+    last = max((r["step"] for r in own), default=None)
+    return [r for r in own if r["step"] == last]
+
+
+def _interval(row: Mapping[str, Any], value: str, low: str, high: str, write: Callable[[Any, int], str]) -> str:
+    """ "0.31 (0.25 to 0.4)", without the brackets where there is no interval."""
+    if row.get(value) is None:
+        return MISSING
+    text = write(row[value], 3)
+    if row.get(low) is None or row.get(high) is None:
+        return text
+    return f"{text} ({write(row[low], 3)} to {write(row[high], 3)})"
+
+
+SECTIONS.add("outputs", Section(
+    title="What it writes", lead="Loss is the alarm, outputs are the steering wheel: read them before you decide.",
+    order=80, build=build, template=TEMPLATE,
+))  # fmt: skip
