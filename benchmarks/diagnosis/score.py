@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.diagnosis.simulate import Plan, write
-from dpo_diag.diagnosis.checks import CHECKS, CheckContext, run_checks
+from dpo_diag.diagnosis.checks import CheckContext, all_checks, run_checks
 from dpo_diag.records import load_run
 
 
@@ -101,7 +101,7 @@ def by_code(results: list[Result]) -> str:
     """Recall of each check at clear strength, and how often it spoke where nothing of the kind was planted."""
     lines = ["| check | title | planted (clear) | recall | unplanted runs | spoke there |",
              "| --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for check in CHECKS:
+    for check in all_checks():
         rows = [r for r in results if check.code in r.truth and r.strength == "clear"]
         other = [r for r in results if check.code not in r.truth + r.follows]
         found = sum(check.code in r.speaks for r in rows)

@@ -16,8 +16,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis import remedies, verdict
 from dpo_diag.diagnosis.aligned import Aligned, align
-from dpo_diag.diagnosis.checks import run_checks
-from dpo_diag.diagnosis.checks.context import CheckContext
+from dpo_diag.diagnosis.checks import CheckContext, check_thresholds, run_checks
 from dpo_diag.diagnosis.decompose.destination import destination, lost_mass
 from dpo_diag.diagnosis.decompose.loss import loss_section, loss_spec
 from dpo_diag.diagnosis.decompose.means import Means, perplexity_of_means, summarise_means
@@ -41,7 +40,6 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.stats import LEAST_FOR_BOOTSTRAP, Interval
 from dpo_diag.text import plain, records
-from dpo_diag.thresholds import load_thresholds
 
 PAIRS_SHOWN = 2000
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
@@ -107,7 +105,7 @@ def explain_run(
         DiagError: no run, no such split, step or threshold.
     """
     opened = run if isinstance(run, Run) else load_run(run)
-    values = load_thresholds(thresholds)
+    values = check_thresholds(thresholds)
     rows = PairRows(opened)
     only_logged = split is not None and split not in rows.steps and bool((opened.history["split"] == split).any())
     aligned, table = None, pd.DataFrame()
@@ -134,7 +132,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
     turns = turning_points(path, values["turning_point.least_dlog"])
     table = pair_table(aligned, loss_rows)
     few = concentration(table) if "share_of_rise" in table else None
-    checks, evidence = _checked(run, aligned.from_step, aligned.to_step, aligned.split, values)
+    checks, evidence = _checked(aligned.rows, aligned.from_step, aligned.to_step, aligned.split, values)
     decision = verdict.decide(
         verdict.Facts(
             loss=loss_change.sign if loss_change is not None else None,
@@ -216,7 +214,7 @@ def _of_means(
     no_pairs = "the run holds means only, no pairs"
     loss = means.values.get("loss", {})
     perplexity = perplexity_of_means(means.values)
-    checks, evidence = _checked(run, from_step, to_step, split, values, means)
+    checks, evidence = _checked(PairRows(run), from_step, to_step, split, values, means)
     chosen = next((n for n in ("rewards/chosen", "logps/chosen") if n in means.values), None)
     direction = means.sign(chosen)
     lower = chosen is not None and (means.values[chosen]["delta"] or 0) < 0
@@ -270,7 +268,7 @@ def _head(run: Run, from_step: Step | None, to_step: int | None, split: str | No
 
 
 def _checked(
-    run: Run,
+    rows: PairRows,
     from_step: Step | None,
     to_step: int | None,
     split: str | None,
@@ -279,10 +277,10 @@ def _checked(
 ) -> tuple[list[dict[str, Any]], list[tuple[Measure, str]]]:
     """The checks' findings between the two steps; what is measured that is not likelihood, with its direction."""
     start = None if from_step is None or from_step == REFERENCE else int(from_step)
-    checks = list(run_checks(CheckContext.from_run(run, start, to_step, split), values))
+    checks = list(run_checks(CheckContext.from_run(rows, start, to_step, split), values))
     if means is not None:
         from_step, to_step = means.from_step or 0, means.to_step or 0
-    found = measures(run, from_step, to_step, values["confidence_scores"])
+    found = measures(rows.run, from_step, to_step, values["confidence_scores"])
     return checks, [(m, m.direction(values)) for m in found]
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+
+from dpo_diag.diagnosis.checks.dvg004_few_pairs import top_share
 
 
 def test_two_of_forty_carry_everything(pairs, finding):
@@ -28,3 +31,9 @@ def test_a_rise_that_all_share_is_silent(pairs, finding, noise):
 def test_ten_pairs_are_too_few(pairs, finding):
     found = finding(pairs({0: ([-10.0] * 10, -10.0), 5: (-12.0, -20.0)}), "DVG004")
     assert found["outcome"] == "not_applicable" and "10 pairs" in found["reason"]
+
+
+def test_top_share_counts_rises_alone():
+    """Rises 5, 3, 2 of 10 in all: the largest carries half; nothing rose: no share."""
+    assert top_share(np.array([5.0, 3.0, 2.0, -9.0]), 1) == 0.5
+    assert math.isnan(top_share(np.array([-1.0]), 1))

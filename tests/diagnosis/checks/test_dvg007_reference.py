@@ -25,6 +25,15 @@ def test_pairs_at_the_reference(pairs, finding, noise):
     assert finding(run, "DVG007")["outcome"] == "silent"
 
 
+def test_an_evaluation_at_step_0_with_rewards_of_0_is_a_start(means, finding):
+    """No training rows: the fixed set's rewards, 0 at step 0, say that the policy starts at its reference."""
+    run = means(held={"rewards/margins": [0.0, 0.2, 0.4], "rewards/chosen": [0.0, 0.1, 0.2]})
+    found = finding(run, "DVG007")
+    assert found["outcome"] == "silent"
+    assert found["evidence"]["rewards_at_step_0"] == {"eval:rewards/margins": 0.0, "eval:rewards/chosen": 0.0}
+    assert finding(means(held={"rewards/margins": [0.3, 0.4, 0.5]}), "DVG007")["outcome"] == "speaks"
+
+
 def test_first_loss_of_a_wrong_reference(means, finding):
     """FACTS: a reference reloaded from disk gives a first loss of .733 instead of .693."""
     found = finding(means({"loss": [0.733, 0.73, 0.72, 0.70, 0.68, 0.66, 0.64]}, every=1, loss=SIGMOID), "DVG007")

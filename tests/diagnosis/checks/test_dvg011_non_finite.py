@@ -29,6 +29,18 @@ def test_a_null_is_not_a_nan(tmp_path, finding):
     assert finding(load_run(tmp_path / "r"), "DVG011")["outcome"] == "silent"
 
 
+def test_a_sum_that_was_not_recorded_is_not_broken(tmp_path, finding):
+    """An importer that knows lengths but not log-probs writes a null sum_logp: it is missing, not NaN."""
+    writer = RunWriter(tmp_path / "r")
+    rows = {"step": [0, 0], "split": "eval", "role": "policy", "pair_id": "p", "side": ["chosen", "rejected"]}
+    writer.write("pairs", pd.DataFrame({**rows, "n_tokens": 5}))
+    assert finding(load_run(tmp_path / "r"), "DVG011")["outcome"] == "not_applicable"
+    sums = pd.Series([-3.0, None], dtype=object)
+    writer.write("pairs", pd.DataFrame({**rows, "n_tokens": 5, "sum_logp": sums}))
+    found = finding(load_run(tmp_path / "r"), "DVG011")
+    assert found["outcome"] == "silent" and found["evidence"]["sums"] == 1
+
+
 def test_an_infinite_sum_names_its_pair(pairs, finding):
     run = pairs({0: ([-10.0] * 5, -10.0), 5: ([-math.inf, -9, -9, -9, -9], -12.0)})
     found = finding(run, "DVG011")

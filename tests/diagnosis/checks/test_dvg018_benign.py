@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+
+from dpo_diag.diagnosis.explain import explain
 
 FALLEN = {"loss": [0.69, 0.6, 0.5], "rewards/chosen": [0.0, -0.3, -0.6], "rewards/margins": [0.0, 0.4, 0.9]}
 
@@ -13,6 +16,15 @@ def test_a_score_that_rose(means, finding):
     found = finding(run, "DVG018")
     assert found["outcome"] == "speaks" and found["severity"] == "info"
     assert found["evidence"]["scores"][0]["change"]["value"] == pytest.approx(0.027)
+
+
+def test_an_unchanged_score_is_benign_for_the_check_and_for_the_verdict(pairs, finding):
+    """0.70 -> 0.70 of 1,200 questions: Newcombe's interval is about +-0.037, inside the margin of 0.05 of both."""
+    ref = np.full(40, -20.0) - np.arange(40) / 10, np.full(40, -22.0)
+    score = [{"step": s, "split": "held_out", "name": "score/accuracy", "value": 0.7, "weight": 1200.0} for s in (0, 9)]
+    run = pairs({0: ref, 9: (ref[0] - 2 - np.arange(40) / 50, ref[1] - 8)}, ref=ref, history=score)
+    assert finding(run, "DVG018")["outcome"] == "speaks"
+    assert explain(run)["verdict"]["harm"] == "benign"
 
 
 def test_a_score_that_fell(means, finding):

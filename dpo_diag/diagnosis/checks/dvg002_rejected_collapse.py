@@ -1,0 +1,169 @@
+"""DVG002: the rejected responses' probability drops far beyond what the loss needs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.check import (
+    CAVEAT,
+    WORST,
+    Check,
+    Missing,
+    Outcome,
+    cannot_tell,
+    ratio,
+    silent,
+    speaks,
+)
+from dpo_diag.diagnosis.checks.shared.chosen import level_of
+from dpo_diag.diagnosis.checks.shared.context import CheckContext
+from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.stats import Interval, t_interval
+from dpo_diag.thresholds import Thresholds
+
+
+def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """From pairs, else from logged rewards, else from logged log-probs."""
+    for source in (_of_pairs, _of_rewards, _of_logps):
+        outcome = source(ctx, t)
+        if outcome is not None:
+            return outcome
+    raise Missing("neither pairs nor rewards/rejected or logps/rejected at enough steps")
+
+
+def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    change = ctx.maybe(ctx.pairs.change)
+    if change is None:
+        return None
+    after = change[1]
+    a, b = ctx.pairs.ratios(after)
+    moved, gain = t_interval(b, t["confidence"]), float(np.mean(a - b))
+    start = float(np.mean(after["rejected_sum_logp"].to_numpy() - b))
+    beta = ctx.info.beta
+    return _judge(
+        t,
+        moved.scaled(beta) if beta else None,
+        relative=ratio(-moved.value, -start),
+        beyond_noise=moved.below,
+        share=ratio(-moved.value, gain),
+        source="pairs",
+        rejected_change=moved,
+        margin_change=gain,
+        pairs_that_fell_most=list(after.index[np.argsort(b)[:WORST]]),
+    )
+
+
+def _of_rewards(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    for split in [] if ctx.reference_free else ctx.logged.splits:
+        rewards = ctx.logged.find("rewards/rejected", split, 2)
+        level = None if rewards is None else level_of(rewards, t)
+        if rewards is None or level is None:
+            continue
+        margins = ctx.logged.find("rewards/margins", split)
+        margin = float(margins.values[-level.n :].mean()) if margins else math.nan
+        relative = _relative_fall(ctx, split, level, t)
+        share = ratio(-level.value, margin)
+        return _judge(t, level, relative, level.below, share, source=f"means of {split}", margin=margin)
+    return None
+
+
+def _relative_fall(ctx: CheckContext, split: str, reward: Interval, t: Thresholds) -> float:
+    """Rise of rejected's negative log-prob over its start: from the reward, or from the log-probs' own course."""
+    logps, beta = ctx.logged.find("logps/rejected", split), ctx.info.beta
+    if logps is None:
+        return math.nan
+    if beta and not ctx.mean_logps:
+        # logps = reference + reward / beta
+        fall = -reward.value / beta
+        start = float(logps.values[-reward.n :].mean()) + fall
+    else:
+        trend = None if logps.fixed else logps.ends(t["confidence"])
+        start, last = (trend.first, trend.last) if trend else (float(logps.values[0]), float(logps.values[-1]))
+        fall = start - last
+    return ratio(fall, -start) if start < 0 else math.nan
+
+
+def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    for split in ctx.logged.splits:
+        logps = ctx.logged.find("logps/rejected", split)
+        trend = None if logps is None else logps.ends(t["confidence"])
+        if trend is None:
+            continue
+        chosen = ctx.logged.find("logps/chosen", split)
+        chosen_trend = None if chosen is None else chosen.ends(t["confidence"])
+        moved = trend.delta
+        gain = chosen_trend.delta.value - moved.value if chosen_trend else math.nan
+        relative, share = ratio(-moved.value, -trend.first), ratio(-moved.value, gain)
+        return _judge(t, None, relative, moved.below, share, source=f"means of {split}", rejected_change=moved)
+    return None
+
+
+def _judge(
+    t: Thresholds, reward: Interval | None, relative: float, beyond_noise: bool, share: float, **evidence: Any
+) -> Outcome:
+    evidence |= {"rejected_reward": reward, "relative_rise_of_rejected_nll": relative, "share_of_margin": share}
+    far = relative >= t["collapse_relative"] or (reward is not None and reward.value <= t["collapse_reward"])
+    if not far:
+        return silent("rejected did not fall out of proportion", **evidence)
+    if not beyond_noise:
+        return cannot_tell("the fall of rejected is inside its noise", **evidence)
+    if math.isfinite(share) and share < t["collapse_share_of_margin"]:
+        return silent("rejected fell far, but chosen made most of the margin", **evidence)
+    by = f"by {relative:.0%} of its negative log-prob" if math.isfinite(relative) else ""
+    to = f"to an implicit reward of {reward.value:.3g}" if reward is not None else ""
+    return speaks(f"rejected fell {' and '.join(x for x in (by, to) if x)}; {CAVEAT}", **evidence)
+
+
+_REFERENCE = -100.0 + noise(30), -100.0 + noise(30, seed=1)
+
+register(
+    Check(
+        code="DVG002",
+        title="rejected collapse",
+        says="The rejected responses lost far more probability than the loss needs: by a third of their negative "
+        "log-prob, or to an implicit reward of -5, and they make at least half of the margin.",
+        why="Below a reward of -5 the sigmoid loss gains nothing more, so the push goes on for no use. Responses that "
+        "resemble the rejected ones, often the chosen ones too, are pushed down with them, and the mass goes to "
+        "responses that no pair shows.",
+        needs="pairs at two steps; or rewards/rejected or logps/rejected",
+        severity="warning",
+        evidence={
+            "source": "what the numbers come from: pairs, or means of a split",
+            "rejected_change": "change of rejected's log-prob, nats per response (as logged), with its interval",
+            "margin_change": "pairs: change of chosen minus rejected, nats per response",
+            "margin": "means: rewards/margins at the end",
+            "rejected_reward": "implicit reward of rejected at the end, beta times nats; null without beta",
+            "relative_rise_of_rejected_nll": "rise of rejected's negative log-prob as a share of its start",
+            "share_of_margin": "fall of rejected as a share of the margin",
+            "pairs_that_fell_most": "pair_ids with the largest falls of rejected",
+        },
+        false_alarms=(
+            "rejected responses that are plainly broken (foreign language, garbage): their fall costs nothing",
+            "a high beta scales every reward: read the relative rise instead",
+        ),
+        bad=Example(
+            "Rejected falls by 80 of 100 nats, which makes 80 of the 82 nats of the margin.",
+            pairs={0: _REFERENCE, 9: (_REFERENCE[0] + 2, _REFERENCE[1] - 80 + noise(30, 1.0, 2))},
+            reference=_REFERENCE,
+            tokens=(60, 60),
+        ),
+        good=Example(
+            "Rejected falls by 10 of 100 nats.",
+            pairs={0: _REFERENCE, 9: (_REFERENCE[0] + 2, _REFERENCE[1] - 10)},
+            reference=_REFERENCE,
+            tokens=(60, 60),
+        ),
+        try_next=(
+            "stop earlier or raise beta: the loss gains nothing below a reward of -5",
+            "use a loss that bounds the rejected side (ipo, apo_zero)",
+        ),
+        sources=("3D-properties, arXiv 2406.07327",),
+        since="0.1.0",
+        function=rejected_collapse,
+        reads=("confidence", "collapse_reward", "collapse_relative", "collapse_share_of_margin"),
+    )
+)

@@ -1,0 +1,277 @@
+"""DVG007: before any training the policy is its reference, so margins are 0 and the loss is ln 2 (sigmoid)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.check import WORST, Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.context import CheckContext
+from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
+from dpo_diag.diagnosis.checks.shared.logged import Series
+from dpo_diag.stats import FloatArray, Interval, noise_sd, t_interval
+from dpo_diag.thresholds import Thresholds
+
+EARLY_ROWS = 6
+"""First rows whose steps say how fast the run moves."""
+NOISE_ROWS = 20
+"""First rows whose noise says how far chance moves one row."""
+
+
+def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """The first source that speaks decides; else the first that is silent, else the first that answers."""
+    outcomes = [o for o in (_of_pairs(ctx, t), _of_evaluation(ctx, t), _of_training(ctx, t)) if o is not None]
+    if not outcomes:
+        raise Missing("the start is not recorded: no step 0, no early training rows with loss or rewards")
+    order = ("speaks", "silent", "not_applicable")
+    return min(outcomes, key=lambda o: order.index(o.outcome))
+
+
+def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    """Step 0 of any split with reference rows."""
+    if ctx.info.reference.step is not None:
+        return None  # the policy of that step is the reference by declaration: nothing to compare
+    rows = ctx.pairs.rows[ctx.pairs.rows["step"] == 0]
+    ratio = (rows["sum_logp"] - rows["ref_sum_logp"]).abs()
+    ratio = ratio[np.isfinite(ratio)]
+    if ratio.empty:
+        return None
+    evidence: dict[str, Any] = {"mean_abs_log_ratio_at_step_0": float(ratio.mean()), "responses": len(ratio)}
+    if ratio.mean() <= t["reference_tolerance_nats"]:
+        return silent("at step 0 the policy equals its reference", **evidence)
+    worst = ratio.sort_values(ascending=False).index[:WORST]
+    return speaks(
+        f"at step 0 the policy differs from its reference by {ratio.mean():.3g} nats per response: margins do not "
+        "start at 0",
+        **evidence,
+        pair_ids=list(rows.loc[worst, "pair_id"]),
+    )
+
+
+def _of_evaluation(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    """An evaluation at step 0: its rewards must be 0."""
+    if ctx.reference_free:
+        return None
+    at_start: dict[str, float] = {}
+    for split in ctx.logged.fixed_splits:
+        for name in ("rewards/margins", "rewards/chosen", "rewards/rejected"):
+            series = ctx.logged.find(name, split)
+            if series is None or series.steps[0] != 0:
+                continue
+            value = float(series.values[0])
+            if abs(value) > t["reference_tolerance_reward"]:
+                evidence: dict[str, Any] = {"split": split, "series": name, "value_at_step_0": value}
+                return speaks(f"{name} of {split} is {value:.3g} at step 0, not 0", **evidence)
+            at_start[f"{split}:{name}"] = value
+    return silent("at step 0 the rewards of the fixed sets are 0", rewards_at_step_0=at_start) if at_start else None
+
+
+def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    """The first training rows: how far from the reference, beyond what the first steps can have done."""
+    if ctx.window.first is not None and ctx.window.first > 0:
+        return None
+    for split in ctx.logged.train_splits:
+        loss, chosen = ctx.logged.find("loss", split), ctx.logged.find("rewards/chosen", split)
+        if loss is None and chosen is None:
+            continue
+        if ctx.reference_free:
+            raise Missing("the rewards hold no reference (they are beta times the log-prob itself)")
+        first_step = min(float(s.steps[0]) for s in (loss, chosen) if s is not None)
+        evidence: dict[str, Any] = {"split": split, "first_step": first_step}
+        at_once = _nothing_moved(ctx, split, first_step, evidence)
+        late = first_step > t["reference_early_steps"] and not at_once
+        return _of_rewards(ctx, split, at_once, late, t, evidence) or _of_loss(
+            ctx, split, loss, at_once, late, t, evidence
+        )
+    return None
+
+
+def _nothing_moved(ctx: CheckContext, split: str, first_step: float, evidence: dict[str, Any]) -> bool:
+    """Whether the first row is measured before training can have moved anything: step 1, or no gradient so far."""
+    grads = ctx.logged.find("grad_norm", split, 3)
+    if grads is not None and float(np.abs(grads.values[:3]).max()) == 0.0:
+        evidence["gradient"] = "0 in the first rows: nothing can have moved"
+        return True
+    return first_step <= 1
+
+
+def _of_rewards(
+    ctx: CheckContext, split: str, at_once: bool, late: bool, t: Thresholds, evidence: dict[str, Any]
+) -> Outcome | None:
+    for name in ("rewards/chosen", "rewards/rejected"):
+        series = ctx.logged.find(name, split)
+        if series is None:
+            continue
+        first, allowed = float(series.values[0]), _movement(series.values, at_once, t)
+        evidence |= {f"first_{name}": first, f"allowed_{name}": allowed}
+        if not late and abs(first) > max(t["reference_tolerance_reward"], allowed):
+            return speaks(
+                f"{name} is {first:.3g} in the first row (step {evidence['first_step']:.0f}), further from 0 than the "
+                "steps after it move: the policy did not start at its reference",
+                **evidence,
+            )
+    return None
+
+
+def _of_loss(
+    ctx: CheckContext,
+    split: str,
+    loss: Series | None,
+    at_once: bool,
+    late: bool,
+    t: Thresholds,
+    evidence: dict[str, Any],
+) -> Outcome:
+    if loss is None:
+        return silent("the first rewards are near 0", **evidence)
+    start, tolerance = ctx.start, t["reference_tolerance_loss"]
+    if not math.isfinite(start.value):
+        return cannot_tell(start.reason, **evidence)
+    first = preference = float(loss.values[0])
+    nll = ctx.logged.find("nll_loss", split)
+    if nll is not None:
+        evidence["first_nll_loss"] = float(nll.values[0])
+        # The logged loss may or may not include the NLL term, weight 1: whichever lies nearer to the start.
+        preference = min((first, first - float(nll.values[0])), key=lambda x: abs(x - start.value))
+    elif start.known:
+        above = _early_excess(loss.values, start.value, t)
+        if above is not None:
+            evidence["early_loss_above_start"] = above
+            if above.low > tolerance:
+                return speaks(
+                    f"the first rows' loss lies {above} above {start.value:.4f}, where a run from its reference starts",
+                    **evidence,
+                )
+    away, allowed = preference - start.value, _movement(loss.values, at_once, t)
+    evidence |= {
+        "first_loss": first, "expected_first_loss": start.value, "expected_because": start.reason,
+        "left_after_nll": away, "allowed_loss": allowed,
+    }  # fmt: skip
+    if late and away < 0:
+        return silent(
+            f"the first row is from step {evidence['first_step']:.0f}: it may have learned by then", **evidence
+        )
+    if abs(away) <= max(tolerance, allowed):
+        return silent("the first loss is that of a policy at its reference", **evidence)
+    if start.known:
+        return speaks(f"the first loss is {first:.4f}, not {start.value:.4f} ({start.reason})", **evidence)
+    if ctx.logged.find("rewards/chosen", split) is None:
+        return cannot_tell(
+            f"the first loss is {first:.4f}, not ln 2, but neither the loss type nor rewards are known", **evidence
+        )
+    margins = ctx.logged.find("rewards/margins", split)
+    if margins is not None and abs(float(margins.values[0])) <= t["reference_tolerance_reward"]:
+        return cannot_tell(
+            f"the first loss is {first:.4f} with rewards near 0: another loss than plain sigmoid, or a term added to "
+            "it",
+            **evidence,
+        )
+    return silent("the first rewards are within what the first steps move", **evidence)
+
+
+def _movement(values: FloatArray, at_once: bool, t: Thresholds) -> float:
+    """How far the first row may be from the reference: a multiple of what the next rows move, and of their noise."""
+    if at_once:
+        return 0.0
+    if values.size < 3:
+        return math.inf
+    step = float(np.abs(np.diff(values[:EARLY_ROWS])).max())
+    return max(t["reference_movement_factor"] * step, t["reference_movement_sds"] * noise_sd(values[:NOISE_ROWS]))
+
+
+def _early_excess(values: FloatArray, start: float, t: Thresholds) -> Interval | None:
+    """How far the first quarter of the loss stands above the start, where it can only have begun there; else None.
+
+    A run that leaves its reference and then diverges begins at the start (its first row is near it, its early rows
+    rise): both are excluded. A run that learns stands below.
+    """
+    early = values[: max(EARLY_ROWS, values.size // 4)]
+    if early.size < EARLY_ROWS:
+        return None
+    k, sd = early.size // 2, noise_sd(early)
+    rising = float(early[k:].mean() - early[:k].mean()) > sd * math.sqrt(2 / k)
+    # A quarter of the noise: nearer than that the first row is at the start, whatever came later.
+    at_start = abs(float(early[0]) - start) <= max(0.25 * sd, t["reference_tolerance_loss"])
+    if rising or at_start:
+        return None
+    # The noise around the trend, not the spread with it: the early rows may fall.
+    excess = t_interval(early - start, t["confidence"])
+    half = (excess.high - excess.value) * sd / float(early.std(ddof=1)) if early.std() > 0 else 0.0
+    return Interval(excess.value, excess.value - half, excess.value + half, early.size)
+
+
+register(
+    Check(
+        code="DVG007",
+        title="reference mismatch",
+        says="At the start the policy is not its reference: log-ratios or rewards away from 0 at step 0, or a first "
+        "training loss away from the loss's value at the reference (ln 2 = 0.6931 for sigmoid).",
+        why="DPO measures everything against the reference. If it is another model than the one training starts from "
+        "(the base instead of the SFT model, another dtype, an adapter left on or off), rewards, margins and accuracy "
+        "mean something else, and the loss can fall to 0 with nothing learned.",
+        needs="step 0 of pairs or of an evaluation, or the first training rows",
+        severity="error",
+        evidence={
+            "mean_abs_log_ratio_at_step_0": "pairs: mean |log-ratio| at step 0, nats per response",
+            "responses": "pairs: responses behind it",
+            "pair_ids": "pairs with the largest log-ratios",
+            "series": "evaluation: the reward that is not 0",
+            "value_at_step_0": "evaluation: its value",
+            "rewards_at_step_0": "evaluation: split:metric -> its value",
+            "split": "the split that was read",
+            "first_step": "training: step of the first row",
+            "gradient": "training: why nothing can have moved before the first row",
+            "first_rewards/chosen": "training: chosen's reward in the first row",
+            "allowed_rewards/chosen": "what the first steps can have moved it",
+            "first_rewards/rejected": "training: rejected's reward in the first row",
+            "allowed_rewards/rejected": "what the first steps can have moved it",
+            "first_nll_loss": "training: NLL term in the first row, nats",
+            "early_loss_above_start": "training: mean loss of the first quarter less the expected start",
+            "first_loss": "training: the loss in the first row",
+            "expected_first_loss": "the loss of a policy that equals its reference",
+            "expected_because": "where that value comes from",
+            "left_after_nll": "first loss less the NLL term, less the expected start",
+            "allowed_loss": "what the first steps can have moved the loss",
+        },
+        false_alarms=(
+            "an NLL term that is in the loss but not logged as nll_loss",
+            "a loss with another start than its name says (label smoothing, an f-divergence) that run.json does not "
+            "record",
+            "a first logged row after many steps at a high rate",
+        ),
+        bad=Example(
+            "The first sigmoid loss is 0.733, not 0.693: the reference was loaded from disk, not copied.",
+            train={"loss": [0.733, 0.73, 0.72, 0.70, 0.68, 0.66, 0.64]},
+            every=1,
+            run={"loss": SIGMOID},
+        ),
+        good=Example(
+            "The first sigmoid loss is 0.693.",
+            train={"loss": [0.6931, 0.69, 0.685, 0.67, 0.66, 0.64, 0.63]},
+            every=1,
+            run={"loss": SIGMOID},
+        ),
+        try_next=(
+            "check that the reference is the very model that training starts from (dtype, adapter, dropout included)",
+            "pass a frozen copy as ref_model, or precompute its log-probs",
+        ),
+        sources=(
+            "huggingface/trl tests: the first sigmoid loss is 0.6931",
+            "hiyouga/LlamaFactory issue 8974; huggingface/trl issues 6591, 6043",
+        ),
+        since="0.1.0",
+        function=mismatch,
+        reads=(
+            "confidence",
+            "reference_tolerance_nats",
+            "reference_tolerance_reward",
+            "reference_tolerance_loss",
+            "reference_movement_factor",
+            "reference_movement_sds",
+            "reference_early_steps",
+        ),
+    )
+)

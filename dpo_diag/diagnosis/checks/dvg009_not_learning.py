@@ -1,0 +1,180 @@
+"""DVG009: neither loss nor margin nor accuracy improved beyond noise, and a useful improvement is excluded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.context import CheckContext
+from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.diagnosis.checks.shared.logged import Series
+from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor, no_gradient
+from dpo_diag.stats import Interval, ends, noise_sd, t_interval
+from dpo_diag.thresholds import Thresholds
+
+LEAST_FOR_NOISE = 6
+"""Evaluations whose noise can be estimated."""
+METRICS = (("loss", -1.0), ("rewards/margins", 1.0), ("rewards/accuracies", 1.0))
+"""(metric, +1 where higher is better)."""
+
+
+def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """From pairs, else from the means of a fixed set and of the training batches together."""
+    floor = at_floor(ctx, t)
+    if floor is not None:
+        return silent("the loss is at its floor: it learned all it can", **floor.evidence())
+    start = ctx.start.value
+    scale = max(start, 1e-9) if math.isfinite(start) else math.log(2)
+    change = ctx.maybe(ctx.pairs.change)
+    if change is not None:
+        before, after = (ctx.pairs.losses(frame) for frame in change)
+        return _of_pairs(t_interval(before - after, t["confidence"]), scale, t)
+    fixed = ctx.maybe(ctx.logged.fixed, "loss", 3)
+    evidence: dict[str, Any] = {}
+    if fixed is not None:
+        fall = (start if ctx.start.known else float(fixed.values[0])) - float(
+            fixed.values[-max(1, len(fixed) // 4) :].mean()
+        )
+        evidence |= {"split": fixed.split, "fall_of_loss": fall, "evaluations": len(fixed)}
+        chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_FOR_NOISE else 0.0
+        if fall > max(t["not_learning_share"] * scale, chance):
+            return silent("the loss of the fixed set fell", **evidence)
+    gains = _gains(ctx, t, evidence)
+    if not gains and fixed is None:
+        raise Missing("no loss, margin or accuracy at enough steps")
+    rates = ctx.maybe(ctx.logged.training, "learning_rate", 2)
+    if rates is not None:
+        evidence["learning_rate_from_to_max"] = [rates.values[0], rates.values[-1], rates.values.max()]
+    if any(gain.above and gain.value >= t["not_learning_least"] for gain in gains):
+        return silent("loss, margin or accuracy improved beyond noise", **evidence)
+    if not gains:
+        return _of_evaluations(fixed, t, evidence)
+    return _of_batches(ctx, gains[0], t["not_learning_share"] * scale, t, evidence)
+
+
+def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
+    evidence: dict[str, Any] = {"fall_of_loss_on_pairs": gain}
+    if gain.above and gain.value >= t["not_learning_least_pairs"] * scale:
+        return silent("the fixed set's loss fell beyond noise", **evidence)
+    least = t["not_learning_share"] * scale
+    if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
+        return speaks(f"the fixed set's loss fell by {gain}: nothing that matters", **evidence)
+    return cannot_tell(f"the fixed set's loss fell by {gain}: inside its noise", **evidence)
+
+
+def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> list[Interval]:
+    """Improvement of each metric of the training batches, higher is better; the loss first, where it is logged."""
+    gains = []
+    frozen = no_gradient(ctx)
+    for name, sign in METRICS:
+        series = ctx.maybe(ctx.logged.training, name)
+        trend = None if series is None else series.ends(t["confidence"], sign)
+        if trend is None:
+            continue
+        gain = trend.delta
+        if name == "loss" and ctx.start.known and not frozen:
+            # What was learned before the first logged row counts: the start is known exactly.
+            level, start = trend.last_level, ctx.start.value
+            from_start = Interval(start + level.value, start + level.low, start + level.high, gain.n)
+            evidence["fall_of_loss_from_start"] = from_start
+            gain = max(gain, from_start, key=lambda i: i.low)
+        if name == "rewards/margins" and not ctx.reference_free and not frozen:
+            gain = max(gain, trend.last_level, key=lambda i: i.low)
+        evidence[f"gain_{name}"] = gain
+        gains.append(gain)
+    return gains
+
+
+def _of_evaluations(fixed: Series | None, t: Thresholds, evidence: dict[str, Any]) -> Outcome:
+    """Where the training batches hold nothing: the evaluations' loss did not fall."""
+    if fixed is None or len(fixed) < t["not_learning_min_evaluations"]:
+        return cannot_tell("too few evaluations and no training rows", **evidence)
+    return speaks(f"the loss of {fixed.split} did not fall over {len(fixed)} evaluations", **evidence)
+
+
+def _of_batches(ctx: CheckContext, gain: Interval, least: float, t: Thresholds, evidence: dict[str, Any]) -> Outcome:
+    """Whether an improvement of `least` is excluded."""
+    many = gain.n >= t["not_learning_min_rows"]
+    bound = min(gain.high, _bound_by_halves(ctx, t)) if many else gain.high
+    evidence["improvement_excluded_above"] = bound
+    if gain.high < least or (many and (gain.value <= 0 or bound < 2 * least)):
+        return speaks(
+            f"the loss improved by {gain} over {gain.n} rows: nothing beyond noise; margin and accuracy no better",
+            **evidence,
+        )
+    return cannot_tell(f"the loss improved by {gain}: inside its noise", **evidence)
+
+
+def _bound_by_halves(ctx: CheckContext, t: Thresholds) -> float:
+    """Upper bound of the improvement by whole halves, which see more than quarters: of the second half over the first,
+    and, where the loss may well be a sigmoid (its first half lies around ln 2), of the second half over ln 2."""
+    loss = ctx.maybe(ctx.logged.training, "loss")
+    halves = None if loss is None else ends(loss.values, t["confidence"], 0.5)
+    if halves is None:
+        return math.inf
+    bound, start = -halves.delta.low, ctx.start.value
+    spread = halves.last_level.high - halves.last_level.value
+    if math.isfinite(start) and abs(halves.first - start) <= spread:
+        bound = min(bound, start - halves.last_level.low)
+    return bound
+
+
+register(
+    Check(
+        code="DVG009",
+        title="not learning",
+        says="Neither the loss nor the margin nor the accuracy improved beyond noise, and an improvement that would "
+        "matter (5 % of the loss at the start) is excluded.",
+        why="A flat noisy loss looks like a slow start. With enough rows it is not: the run does not learn, and more "
+        "steps at these settings will not help.",
+        needs="loss, margins or accuracy at enough steps",
+        severity="warning",
+        evidence={
+            **FLOOR_EVIDENCE,
+            "fall_of_loss_on_pairs": "fall of the mean pair loss of a fixed set, with its interval",
+            "split": "the fixed set, or the split whose loss is at its floor",
+            "fall_of_loss": "means of a fixed set: fall from the start to the last quarter",
+            "evaluations": "means of a fixed set: evaluations",
+            "fall_of_loss_from_start": "training: last quarter's loss below the known start, with its interval",
+            "gain_loss": "training: fall of the loss, first to last quarter",
+            "gain_rewards/margins": "training: rise of the margin",
+            "gain_rewards/accuracies": "training: rise of the reward accuracy, a share",
+            "learning_rate_from_to_max": "first, last and largest logged learning rate",
+            "improvement_excluded_above": "an improvement of the loss larger than this is excluded",
+        },
+        false_alarms=(
+            "the window ends inside the warm-up",
+            "training batches alone, whose loss hides a held-out improvement smaller than their noise",
+        ),
+        bad=Example(
+            "200 rows around 0.70 with a standard deviation of 0.22 (batches of four), accuracy around one half.",
+            train={"loss": 0.7 + noise(200, 0.22, 1), "rewards/accuracies": 0.5 + noise(200, 0.25, 2)},
+            every=1,
+        ),
+        good=Example(
+            "The loss falls from 0.69 to 0.5 under a noise of 0.05.",
+            train={"loss": np.linspace(math.log(2), 0.5, 60) + noise(60, 0.05)},
+        ),
+        try_next=(
+            "raise the learning rate; check that warm-up is over and that the batch is not a handful of pairs",
+            "check that chosen and rejected are not swapped in part of the data",
+        ),
+        sources=(),
+        since="0.1.0",
+        function=not_learning,
+        reads=(
+            "confidence",
+            "not_learning_share",
+            "not_learning_least",
+            "not_learning_least_pairs",
+            "not_learning_min_rows",
+            "not_learning_min_evaluations",
+            "not_learning_sds",
+            "saturation_share",
+        ),
+    )
+)

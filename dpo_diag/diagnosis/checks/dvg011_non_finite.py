@@ -1,0 +1,86 @@
+"""DVG011: NaN or infinity in a metric or a sum, often behind a loss that still looks finite."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
+from dpo_diag.diagnosis.checks.shared.context import CheckContext
+from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.text import some
+from dpo_diag.thresholds import Thresholds
+
+
+def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """Looks at every value of history and at every summed log-prob that was recorded."""
+    history, sums = ctx.logged.rows, _recorded_sums(ctx)
+    if history.empty and sums.empty:
+        raise Missing("the run holds neither history nor pairs")
+    bad = history[~np.isfinite(history["value"])]
+    broken = sums[~np.isfinite(sums["sum_logp"])]
+    if bad.empty and broken.empty:
+        return silent("every recorded value is finite", values=len(history), sums=len(sums))
+    steps = sorted({int(s) for s in [*bad["step"], *broken["step"]]})
+    loss = history[(history["name"] == "loss") & np.isfinite(history["value"])]
+    behind = sorted({*steps} & {int(s) for s in loss["step"]})
+    last = int(max(frame["step"].max() for frame in (history, sums) if len(frame)))
+    what = some(sorted({str(n) for n in bad["name"]})) or "sum_logp"
+    return speaks(
+        f"NaN or infinity in {what} at {len(steps)} steps (first {steps[0]}, last {steps[-1]})"
+        + (f", behind a finite loss at {len(behind)} of them" if behind else ""),
+        severity="error" if last in steps else "warning",
+        steps=steps[:LISTED],
+        steps_with_finite_loss=behind[:LISTED],
+        metrics={f"{s}:{n}": int(c) for (s, n), c in bad.groupby(["split", "name"]).size().items()},
+        pairs=sorted(set(broken["pair_id"]))[:LISTED],
+        broken_sums=len(broken),
+        last_step=last,
+    )
+
+
+def _recorded_sums(ctx: CheckContext) -> pd.DataFrame:
+    """step, pair_id, sum_logp of the policy's pair rows; a null (not recorded) is left out, NaN stays."""
+    table = ctx.run.arrow("pairs", ["step", "pair_id", "sum_logp"], roles=["policy"])
+    recorded: pd.DataFrame = table.filter(table.column("sum_logp").is_valid()).to_pandas()
+    return ctx.window.of(recorded)
+
+
+register(
+    Check(
+        code="DVG011",
+        title="NaN or infinity behind a finite loss",
+        says="A logged metric or a pair's summed log-prob is NaN or infinite. It is an error where the last step has "
+        "one.",
+        why="Transformers leaves NaN out of the loss that it logs, so the curve looks whole while the gradients of "
+        "those batches are not. One empty or fully masked response is enough.",
+        needs="history or pairs",
+        severity="warning",
+        evidence={
+            "values": "silent: values of history that were looked at",
+            "sums": "silent: summed log-probs that were looked at",
+            "steps": "steps with a value that is not finite",
+            "steps_with_finite_loss": "those of them whose logged loss is finite",
+            "metrics": "split:metric -> rows that are not finite",
+            "pairs": "pair_ids with a sum that is not finite",
+            "broken_sums": "such sums, all steps together",
+            "last_step": "last step of the run",
+        },
+        false_alarms=("a metric that is undefined at a step (a correlation of constants), not the training's",),
+        bad=Example(
+            "rewards/chosen is NaN in one row whose loss is finite.",
+            train={"loss": [0.69, 0.68, 0.67, 0.66, 0.65], "rewards/chosen": [0.1, 0.2, math.nan, 0.3, 0.4]},
+        ),
+        good=Example(
+            "Every value is finite.",
+            train={"loss": [0.69, 0.68, 0.67, 0.66, 0.65], "rewards/chosen": [0.1, 0.2, 0.2, 0.3, 0.4]},
+        ),
+        try_next=("find the pairs (empty or fully masked responses, float16 overflow) and use bf16 or float32",),
+        sources=("transformers filters NaN out of the logged loss",),
+        since="0.1.0",
+        function=non_finite,
+    )
+)

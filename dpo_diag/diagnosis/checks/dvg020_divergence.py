@@ -1,0 +1,109 @@
+"""DVG020: the training loss ends well above where it started, climbed back from its minimum, or is NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
+from dpo_diag.diagnosis.checks.shared.chosen import ENDS_OF_WINDOW, rolling_mean
+from dpo_diag.diagnosis.checks.shared.context import CheckContext
+from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.diagnosis.checks.shared.logged import Series
+from dpo_diag.stats import Ends
+from dpo_diag.thresholds import Thresholds
+
+ROUNDING = 1e-3
+"""A rise below this is none, however small the loss was."""
+
+
+def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
+    """Four ways to diverge, the plainest first."""
+    logged = next((s for split in ctx.logged.train_splits if (s := ctx.logged.every("loss", split))), None)
+    if logged is None:
+        raise Missing("no loss of the training batches is logged")
+    tail = logged.values[-max(3, len(logged) // 10) :]
+    if len(logged) >= 6 and not np.isfinite(tail).any():
+        return speaks("the loss is not finite at the end", steps=logged.steps[-len(tail) :])
+    loss = logged.finite
+    trend = loss.ends(t["confidence"])
+    if trend is None:
+        raise Missing("fewer than six finite losses")
+    start = ctx.start.value if ctx.start.known else trend.first
+    evidence: dict[str, Any] = {"first": trend.first, "last": trend.last, "change": trend.delta, "start": start}
+    rise = max(t["divergence_min_share"] * abs(trend.first), ROUNDING)
+    if trend.delta.above and trend.delta.value > rise and trend.last > start:
+        return speaks(f"the loss rose from {trend.first:.3g} to {trend.last:.3g}", **evidence)
+    began_at_start = abs(float(loss.values[0]) - start) <= t["divergence_start_share"] * abs(start)
+    far_above = trend.last_level.low > start + rise and trend.last > t["divergence_min_factor"] * abs(start)
+    if ctx.start.known and began_at_start and far_above:
+        return speaks(f"the loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
+    return _from_minimum(loss, trend, rise, t, evidence) or silent(
+        "the loss does not end above where it was", **evidence
+    )
+
+
+def _from_minimum(loss: Series, trend: Ends, rise: float, t: Thresholds, evidence: dict[str, Any]) -> Outcome | None:
+    """Whether the loss climbed back over half of what it had fallen."""
+    k = max(3, len(loss) // ENDS_OF_WINDOW)
+    if len(loss) < 4 * k:
+        return None
+    rolling = rolling_mean(loss.values, k)
+    lowest = int(rolling[:-k].argmin())
+    step = loss.steps[lowest + k - 1]
+    # The minimum is chosen by looking at every window: Bonferroni over the windows that do not overlap.
+    z = float(special.ndtri(1 - (1 - t["confidence"]) / (2 * len(loss) / k)))
+    up, half = float(rolling[-1] - rolling[lowest]), z * trend.sd * math.sqrt(2 / k)
+    fallen = float(rolling[0] - rolling[lowest])
+    evidence |= {"minimum": rolling[lowest], "minimum_step": step, "rise_from_minimum": up}
+    if up > half and up > rise and up > t["divergence_min_share_of_fall"] * fallen:
+        return speaks(
+            f"the loss climbed back from {rolling[lowest]:.3g} (step {step:.0f}) to {rolling[-1]:.3g}", **evidence
+        )
+    return None
+
+
+register(
+    Check(
+        code="DVG020",
+        title="divergence of the loss",
+        says="The training loss ends well above where it started, left its start for good in the first steps, climbed "
+        "back over half of what it had fallen, or is not finite.",
+        why="The last checkpoint is worse than an earlier one by the loss's own measure, and usually beyond repair.",
+        needs="loss of the training batches",
+        severity="error",
+        evidence={
+            "steps": "steps at the end whose loss is not finite",
+            "first": "mean loss of the first quarter",
+            "last": "mean loss of the last quarter",
+            "change": "last less first, with its interval",
+            "start": "the loss of a policy at its reference; else the first quarter",
+            "minimum": "smallest mean over a window of an eighth of the rows",
+            "minimum_step": "last step of that window",
+            "rise_from_minimum": "mean of the last window less the minimum",
+        },
+        false_alarms=("a curriculum that goes from easy to hard pairs",),
+        bad=Example(
+            "Around 0.69 for twenty rows, then up to 3.",
+            train={"loss": np.concatenate([np.full(20, 0.69), np.linspace(0.7, 3.0, 20)]) + noise(40, 0.05)},
+        ),
+        good=Example(
+            "Down from 0.69 to 0.4 under noise.", train={"loss": np.linspace(0.69, 0.4, 40) + noise(40, 0.08)}
+        ),
+        try_next=("lower the learning rate, clip gradients, check the data at the step where it turns",),
+        sources=("what log linters look for; here without the false alarm on a fast fall",),
+        since="0.1.0",
+        function=diverged,
+        reads=(
+            "confidence",
+            "divergence_min_share",
+            "divergence_min_share_of_fall",
+            "divergence_start_share",
+            "divergence_min_factor",
+        ),
+    )
+)

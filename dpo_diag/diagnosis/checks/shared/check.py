@@ -1,0 +1,135 @@
+"""What a check is, and what it may answer: speaks, silent, or not applicable with the reason.
+
+"Cannot tell" is a not-applicable answer of its own: the data are there, but the effect lies inside its noise. No check
+calls anything harmful: likelihoods alone cannot (DESIGN section 2, the counter-view); the verdict does, from scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.stats import Interval
+from dpo_diag.text import plain
+from dpo_diag.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from dpo_diag.diagnosis.checks.shared.context import CheckContext
+
+OUTCOMES = ("speaks", "silent", "not_applicable")
+SEVERITIES = ("info", "warning", "error")
+LISTED = 50
+"""Steps, pairs or lines that a list in the evidence holds at most."""
+WORST = 5
+"""Pairs that are named as the worst ones."""
+CAVEAT = "likelihoods alone cannot say whether this is harm: compare outputs or a task score"
+
+
+class Missing(Exception):
+    """A quantity that this run does not hold; its text is the reason that the user reads."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A check's answer; `severity` overrides the check's where the evidence asks for it."""
+
+    outcome: str
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    severity: str | None = None
+
+
+def speaks(reason: str, severity: str | None = None, **evidence: Any) -> Outcome:
+    """The check found what it looks for."""
+    return Outcome("speaks", reason, evidence, severity)
+
+
+def silent(reason: str, **evidence: Any) -> Outcome:
+    """The check looked and found nothing."""
+    return Outcome("silent", reason, evidence)
+
+
+def cannot_tell(reason: str, **evidence: Any) -> Outcome:
+    """The data are there, but the effect is inside its noise or has two readings."""
+    return Outcome("not_applicable", f"cannot tell: {reason}", evidence)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Everything about one check; the table, `dpo-diag checks` and docs/checks/ are made from it.
+
+    Attributes:
+        code: DVGnnn, or another prefix for a plugin's.
+        title: what it finds, a noun phrase.
+        says: one paragraph: when it speaks.
+        why: one paragraph: why that matters.
+        needs: the records it reads, in the user's words.
+        severity: info | warning | error when it speaks.
+        evidence: key in a finding's `evidence` -> meaning and unit.
+        false_alarms: when it speaks although nothing is wrong, and what to look at then.
+        bad, good: runs that make it speak and leave it silent; they are its test and stand on its page.
+        try_next: what to do when it speaks.
+        sources: papers or threads it rests on.
+        since: first version that has it.
+        function: (context, thresholds) -> Outcome; raises Missing where the run lacks what it needs.
+        reads: names of the thresholds in conf/checks/default.yaml that decide it.
+        thresholds: thresholds that stand in no file, name -> default: those a plugin's check brings along.
+    """
+
+    code: str
+    title: str
+    says: str
+    why: str
+    needs: str
+    severity: str
+    evidence: Mapping[str, str]
+    false_alarms: tuple[str, ...]
+    bad: Example
+    good: Example
+    try_next: tuple[str, ...]
+    sources: tuple[str, ...]
+    since: str
+    function: Callable[[CheckContext, Thresholds], Outcome]
+    reads: tuple[str, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def run(self, context: CheckContext, thresholds: Thresholds) -> dict[str, Any]:
+        """The finding, with the keys of `dpo-diag explain --json` (DESIGN section 6), in strict JSON types."""
+        try:
+            # Logs hold infinities and numbers like 1e300; what overflows becomes NaN, which speaks for no effect.
+            with np.errstate(all="ignore"):
+                result = self.function(context, {**self.thresholds, **thresholds})
+        except Missing as missing:
+            result = Outcome("not_applicable", str(missing))
+        return {
+            "code": self.code,
+            "title": self.title,
+            "outcome": result.outcome,
+            "reason": result.reason,
+            "severity": result.severity or self.severity,
+            "evidence": plain(_without_intervals(result.evidence)),
+            "try": list(self.try_next) if result.outcome == "speaks" else [],
+            "sources": list(self.sources),
+        }
+
+
+def _without_intervals(value: Any) -> Any:
+    """Intervals as the mappings that a finding holds: value, low, high, n."""
+    if isinstance(value, Interval):
+        return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+    if isinstance(value, Mapping):
+        return {key: _without_intervals(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_intervals(inner) for inner in value]
+    return value
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """numerator / denominator; NaN where the denominator is 0 or either is not finite."""
+    if denominator == 0 or not (np.isfinite(numerator) and np.isfinite(denominator)):
+        return float("nan")
+    return numerator / denominator

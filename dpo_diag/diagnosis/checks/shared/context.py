@@ -1,0 +1,119 @@
+"""What a run knows, read once and lazily; every quantity is known, or `Missing` says why not.
+
+Two sources answer most checks: `pairs` (per-pair sums of a fixed set, the same pairs at each step) and `logged` (means
+only: of a fixed set, or of training batches, which differ at each step and are noisy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ParamSpec, TypeVar
+
+import pandas as pd
+
+from dpo_diag.diagnosis.checks.shared.check import Missing
+from dpo_diag.diagnosis.checks.shared.logged import Logged, Window
+from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
+from dpo_diag.diagnosis.pair_rows import PairRows
+from dpo_diag.errors import DiagError
+from dpo_diag.losses import loss_at_reference, loss_floor
+from dpo_diag.records import Run
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The loss of a policy that equals its reference: known from the loss's definition, or assumed, and why."""
+
+    value: float
+    floor: float | None
+    known: bool
+    reason: str
+
+
+class CheckContext:
+    """Everything that the checks read of one run. Build it with `from_run`."""
+
+    def __init__(self, rows: PairRows, window: Window, split: str | None) -> None:
+        self.run, self.info, self.window = rows.run, rows.run.info, window
+        self.logged = Logged(self.run, window, split)
+        self.pairs = FixedPairs(rows, window, split)
+
+    @classmethod
+    def from_run(
+        cls, run: Run | PairRows, from_step: int | None = None, to_step: int | None = None, split: str | None = None
+    ) -> CheckContext:
+        """A context over the steps from_step..to_step (all by default).
+
+        Args:
+            run: a run, or its pair rows where they were read already.
+            split: the fixed set to judge by; by default the one with the most measured steps, "eval" first.
+
+        Raises:
+            DiagError: the run has no such split.
+        """
+        rows = run if isinstance(run, PairRows) else PairRows(run)
+        measured = rows.steps if split is None else {split: rows.steps.get(split, [])}
+        steps = sorted({step for of_split in measured.values() for step in of_split})
+        # The first and last measured steps of a set are the whole run: its history is not cut to them.
+        if from_step is not None and (from_step <= 0 or (steps and from_step <= steps[0])):
+            from_step = None
+        if to_step is not None and steps and to_step >= steps[-1]:
+            to_step = None
+        context = cls(rows, Window(from_step, to_step), split)
+        if split is not None:
+            known = sorted({*context.logged.rows["split"].unique(), *rows.steps})
+            if split not in known:
+                raise DiagError("no such split", where=rows.run.path, got=split, expected=f"one of {known}", usage=True)
+        return context
+
+    def maybe(self, quantity: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """The quantity, or None where it is missing."""
+        try:
+            return quantity(*args, **kwargs)
+        except Missing:
+            return None
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether the logged rewards are beta times the log-prob itself: no reference in them."""
+        return bool(self.info.reference_free)
+
+    @property
+    def mean_logps(self) -> bool:
+        """Whether logged logps may be means over a response's tokens instead of sums."""
+        return self.info.logps != "sum"
+
+    @cached_property
+    def start(self) -> Start:
+        """The loss at the reference and its floor; ln 2 is assumed, and said so, where the loss is unknown."""
+        loss = self.info.loss
+        if loss is not None:
+            name = "+".join(loss.types)
+            try:
+                # An SFT term's value at the start is the data's, not the loss's.
+                return Start(loss_at_reference(loss), loss_floor(loss), "sft" not in loss.types, f"loss {name}")
+            except DiagError as error:
+                return Start(math.nan, None, False, str(error))
+        if self.reference_free:
+            return Start(math.nan, None, False, "a loss without a reference has no fixed start")
+        if self.info.loss_like == "sigmoid":
+            return Start(math.log(2), 0.0, True, "ln 2: loss and margins are those of the sigmoid loss")
+        return Start(math.log(2), 0.0, False, f"ln 2 assumed: {self.info.loss_reason or 'the loss is unknown'}")
+
+    def answers(self) -> pd.DataFrame:
+        """Checked policy answers, one row per (step, prompt_id, sample): correct in [0, 1], tags.
+
+        Raises:
+            Missing: there are none.
+        """
+        outputs = self.run.outputs
+        checked = outputs[outputs["correct"].notna() & (outputs["model"] == "policy")]
+        if checked.empty:
+            raise Missing("no answers with a checker's verdict")
+        return checked

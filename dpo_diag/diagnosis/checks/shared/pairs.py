@@ -1,0 +1,155 @@
+"""The pairs of a fixed set at its steps: which set is judged, and what its pairs' losses are."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dpo_diag.diagnosis.checks.shared.check import Missing
+from dpo_diag.diagnosis.checks.shared.logged import Window
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, finite_at_both, pair_loss
+from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec, pair_losses
+from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
+from dpo_diag.stats import LEAST_FOR_T, FloatArray
+
+REFERENCE_STEP = -1
+"""Stands for the reference itself in `steps` and in the evidence, where a set was measured at one step only."""
+STAND_IN_BETA = 0.1
+SUMS = [f"{side}_sum_logp" for side in SIDES]
+_COUNTS = [f"{side}_n_tokens" for side in SIDES]
+
+
+class FixedPairs:
+    """The pair rows of a run inside a window.
+
+    Args:
+        wanted: the fixed set to look at; None for the best one.
+    """
+
+    def __init__(self, rows: PairRows, window: Window, wanted: str | None) -> None:
+        self._pairs, self._info, self._window, self._wanted = rows, rows.run.info, window, wanted
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Policy rows of all splits, one per (step, split, pair_id, side), the reference's values as `ref_*`."""
+        splits = [self._pairs.split(name) for name in self._pairs.steps]
+        return self._window.of(pd.concat(splits, ignore_index=True) if splits else self._pairs.run.pairs)
+
+    @cached_property
+    def _fixed(self) -> list[str]:
+        """Splits that are fixed sets, best first: their first and last measured steps share pairs."""
+        candidates = []
+        for split, rows in self.rows.groupby("split"):
+            steps = np.sort(rows["step"].unique())
+            first, last = (set(rows.loc[rows["step"] == s, "pair_id"]) for s in (steps[0], steps[-1]))
+            # Half: pairs are added or dropped between evaluations, training batches share none.
+            repeated = len(steps) >= 2 and len(first & last) >= 0.5 * min(len(first), len(last))
+            training = self._info.role(str(split)) == "train"
+            against_reference = len(steps) == 1 and not training and rows["ref_sum_logp"].notna().all()
+            if repeated or against_reference:
+                candidates.append((str(split) != self._wanted, str(split) != EVAL_SPLIT, -len(steps), str(split)))
+        return [c[-1] for c in sorted(candidates)]
+
+    @property
+    def split(self) -> str:
+        """The fixed set with pair records at two steps or more, or at one step beside its reference.
+
+        Raises:
+            Missing: there is none.
+        """
+        if self.rows.empty:
+            raise Missing("the run holds no per-pair records (means only, or none)")
+        if not self._fixed:
+            raise Missing("no fixed set was measured at two steps or more")
+        if self._wanted is not None and self._wanted not in self._fixed:
+            raise Missing(f"{self._wanted} holds no pairs measured at two steps or more")
+        return self._fixed[0]
+
+    @property
+    def steps(self) -> list[int]:
+        """Measured steps of the set, ascending; REFERENCE_STEP first where it was measured only once."""
+        steps = sorted(int(s) for s in self.rows.loc[self.rows["split"] == self.split, "step"].unique())
+        return steps if len(steps) > 1 else [REFERENCE_STEP, *steps]
+
+    def at(self, step: int) -> pd.DataFrame:
+        """The set's frame at a step, with both sides (see `diagnosis.pair_rows`); where no token of a side was counted
+        its bytes stand in."""
+        at: Step = REFERENCE if step == REFERENCE_STEP else step
+        frame = self._pairs.at(self.split, at, SIDES)
+        uncounted = [side for side in SIDES if frame[f"{side}_n_tokens"].isna().all()]
+        return frame.assign(**{f"{side}_n_tokens": frame[f"{side}_n_bytes"] for side in uncounted})
+
+    def change(self, first: int | None = None, last: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The same pairs at two steps (by default the first and the last), rows aligned, sums finite.
+
+        Raises:
+            Missing: fewer than three such pairs.
+        """
+        steps = self.steps
+        frames = finite_at_both(
+            self.at(steps[0] if first is None else first), self.at(steps[-1] if last is None else last)
+        )
+        if len(frames[0]) < LEAST_FOR_T:
+            raise Missing("fewer than three pairs are finite at both steps")
+        return frames
+
+    def counted_change(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """`change`, of responses whose lengths are known.
+
+        Raises:
+            Missing: they are not.
+        """
+        change = self.change()
+        # `not > 0` also catches counts that are null.
+        if not all((frame[_COUNTS] > 0).to_numpy().all() for frame in change):
+            raise Missing("neither token nor byte counts of the responses are recorded")
+        return change
+
+    def has_reference(self, frame: pd.DataFrame) -> bool:
+        """Whether the reference's sums of all pairs of the frame are recorded."""
+        return bool(frame[[f"{side}_ref" for side in SIDES]].notna().to_numpy().all())
+
+    def ratios(self, frame: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+        """Log-ratios a, b (nats) of chosen and rejected to the reference; without reference rows, to the first step."""
+        if self.has_reference(frame):
+            base = frame[[f"{side}_ref" for side in SIDES]].to_numpy()
+        else:
+            base = self.at(self.steps[0]).reindex(frame.index)[SUMS].to_numpy()
+        a, b = (frame[SUMS].to_numpy() - base).T
+        return a, b
+
+    @property
+    def _spec(self) -> LossSpec | None:
+        loss = self._info.loss
+        return loss if loss is not None and not loss.not_additive else None
+
+    @property
+    def _stand_in(self) -> LossSpec:
+        return LossSpec(beta=self._info.beta or STAND_IN_BETA)
+
+    @property
+    def loss_name(self) -> str:
+        """What `losses` computes, for the evidence."""
+        if self._spec is not None:
+            return "+".join(self._spec.types)
+        return f"sigmoid at beta {self._stand_in.beta:g} in place of the run's loss"
+
+    def losses(self, frame: pd.DataFrame) -> FloatArray:
+        """Loss of each pair, shape (pairs,); the sigmoid loss stands in where the run names no loss with one."""
+        a, b = self.ratios(frame)
+        if not self.has_reference(frame):
+            frame = frame.assign(a=a, b=b)
+        try:
+            return pair_loss(self._spec or self._stand_in, frame)
+        except DiagError:
+            return pair_losses(self._stand_in, a, b)
+
+
+def finite_sums(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Which pairs have finite sums on both sides, shape (pairs,)."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(frame[SUMS].to_numpy()).all(axis=1)
+    return finite
