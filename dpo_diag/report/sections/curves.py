@@ -211,8 +211,6 @@ def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]]) -
             steps, values, low, high = (part[c].to_numpy(dtype=float) for c in ("step", "value", "low", "high"))
             finite = values[np.isfinite(values)]
             label = _short(str(line)) if narrow or len(str(line)) > 26 else _plain(str(line))
-            if panel != "score":
-                low = high = None
             note = number(finite[-1], 3) if len(finite) else "NaN"
             lines.append(Series(label, steps, values, str(part["kind"].iloc[0]), low, high, note))
         return line_chart(
