@@ -13,7 +13,5 @@ def build(context: Context) -> dict[str, Any]:
 
 SECTIONS.add(
     "toy",
-    Section(
-        title="A toy", lead="Pairs.", order=45, needs="n_pairs", build=build, template="<p>{{ n }} toys</p>"
-    ),
+    Section(title="A toy", lead="Pairs.", order=45, needs="n_pairs", build=build, template="<p>{{ n }} toys</p>"),
 )
