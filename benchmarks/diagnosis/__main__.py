@@ -1,5 +1,5 @@
 """`python -m benchmarks.diagnosis [--quick] [--seeds N]`: the confusion matrix; exit status 1 if a clear cause is
-missed or a healthy run alarms. Without --quick it also trains, and writes RESULTS.md beside this file.
+missed or a healthy run alarms. Without --quick it also trains, and writes docs/recall.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.diagnosis.plans import healthy, planted
 from benchmarks.diagnosis.score import Result, by_code, healthy_table, judge, simulated, summarise, table
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS = Path(__file__).parents[2] / "docs" / "recall.md"
 
 
 def trained(verbose: bool = False) -> list[Result]:

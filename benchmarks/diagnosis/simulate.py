@@ -20,6 +20,7 @@ import pandas as pd
 
 from dpo_diag.losses import LossSpec, loss_at_reference, pair_losses
 from dpo_diag.records import RunWriter, make_pair_id
+from dpo_diag.records.inferred import infer
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -189,12 +190,14 @@ def write(plan: Plan, folder: Path) -> Path:
     """Simulate the plan into a run folder."""
     rng = np.random.default_rng(plan.seed)
     writer = RunWriter(folder, kind="trained" if plan.pairs else "imported")
+    known: dict[str, Any] = {}
     if plan.loss_known:
-        writer.update(loss=plan.loss.to_dict())
+        known |= {"loss": plan.loss.to_dict(), "beta": plan.loss.beta}
     if plan.mean_logps:
-        writer.update(logps_reduction="mean")
+        known["logps"] = "mean"
     if plan.skipped:
-        writer.update(source={"skipped": [{"line": i, "why": "not a row"} for i in range(plan.skipped)]})
+        skipped = [{"line": i, "why": "not a row"} for i in range(plan.skipped)]
+        known["source"] = {"skipped": skipped, "skipped_count": plan.skipped}
     history: list[dict[str, Any]] = []
     if plan.train:
         history += train_rows(plan, rng)
@@ -211,6 +214,8 @@ def write(plan: Plan, folder: Path) -> Path:
             history.append({"step": int(step), "split": split, "name": "score/execution_accuracy",
                             "value": right / plan.questions, "weight": float(plan.questions)})  # fmt: skip
     writer.write("history", history)
+    # As an import does where the log does not say it.
+    writer.update(**vars(infer(pd.DataFrame(history))) | known if history else known)
     if plan.pairs:
         ids = [make_pair_id(f"question {plan.seed} {i}", f"yes {i}", f"no {i}") for i in range(plan.n_pairs)]
         write_pairs(plan, writer, fixed, at, ids)
