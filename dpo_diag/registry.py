@@ -12,6 +12,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -79,6 +80,11 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
 
+@cache  # every look into a registry asks, and the answer costs a reading of every installed distribution
+def _installed_plugins() -> tuple[str, ...]:
+    return tuple(point.module for point in entry_points(group=PLUGIN_GROUP))
+
+
 def load_plugins() -> None:
     """Import every plugin that is not imported yet.
 
@@ -86,8 +92,7 @@ def load_plugins() -> None:
         DiagError: a plugin cannot be imported.
     """
     named = [name.strip() for name in os.environ.get(PLUGIN_VARIABLE, "").split(",") if name.strip()]
-    modules = [*(point.module for point in entry_points(group=PLUGIN_GROUP)), *named]
-    for module in modules:
+    for module in (*_installed_plugins(), *named):
         if module in _loaded_plugins:
             continue
         # Marked first: a plugin may look into a registry while it is imported.

@@ -19,7 +19,6 @@ from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
 
 Thresholds = Mapping[str, float]
-FILE = "conf/checks/default.yaml"
 
 
 @lru_cache(maxsize=1)
@@ -45,11 +44,11 @@ def load_thresholds(overrides: Mapping[str, Any] | None = None, extra: Mapping[s
     values = {**defaults(), **(extra or {})}
     for name, value in _flat(overrides or {}).items():
         if name not in values:
-            near = difflib.get_close_matches(name, values, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(name, values, n=1)
             raise DiagError(
                 "unknown threshold", where="checks", got=name,
-                expected=f"did you mean {near[0]}?" if near else f"one of {', '.join(sorted(values))}",
-                hint=f"see {FILE}", usage=True,
+                expected=None if near else f"one of {', '.join(sorted(values))}",
+                hint=f"did you mean {near[0]}?" if near else None, usage=True,
             )  # fmt: skip
         try:
             values[name] = float(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_diag import registry as registry_module
 from dpo_diag.errors import DiagError
 from dpo_diag.registry import PLUGIN_VARIABLE, Registry
 
@@ -45,3 +46,19 @@ def test_a_plugin_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(PLUGIN_VARIABLE, "no_such_plugin")
     with pytest.raises(DiagError, match="a plugin cannot be imported; in no_such_plugin"):
         list(toy_home.ALL)
+
+
+def test_installed_distributions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of all checks looks some 200 times; each reading of the distributions' metadata takes milliseconds."""
+    calls: list[str] = []
+
+    def count(group: str) -> tuple[()]:
+        calls.append(group)
+        return ()
+
+    monkeypatch.setattr(registry_module, "entry_points", count)
+    registry_module._installed_plugins.cache_clear()
+    registry: Registry[int] = Registry("check")
+    registry.add("A", 1)
+    assert [registry["A"] for _ in range(3)] == [1, 1, 1] and calls == ["dpo_diag.plugins"]
+    registry_module._installed_plugins.cache_clear()

@@ -32,6 +32,12 @@ def test_a_misspelt_name_gets_the_nearest() -> None:
     assert error.value.usage
 
 
+def test_a_name_near_to_none_gets_the_list_and_no_guess() -> None:
+    with pytest.raises(DiagError, match=r"got nope; expected one of .*verdict\.least_dlog") as error:
+        load_thresholds({"nope": 1.0})
+    assert error.value.hint is None
+
+
 def test_not_a_number() -> None:
     with pytest.raises(DiagError, match=r"a threshold is a number; in checks\.verdict\.least_dlog; got small"):
         load_thresholds({"verdict.least_dlog": "small"})
