@@ -9,9 +9,11 @@ are text; only the invisible controls over them go. A page escapes what remains 
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -111,6 +113,12 @@ def some(values: Iterable[Any], shown: int = 5) -> str:
     return ", ".join(listed[:shown]) + more
 
 
+def did_you_mean(word: str, choices: Iterable[str], prefix: str = "") -> str | None:
+    """ "did you mean beta?" for a name that was mistyped; None where no choice is near. `prefix` stands before it."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else None
+
+
 def capital(text: str) -> str:
     """The text with its first letter large and the rest as it is."""
     return text[:1].upper() + text[1:]
@@ -198,6 +206,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], width: int = 100
         sizes[widest[1]] -= 1
     lines = ["  ".join(map(_cell, row, sizes, numeric)).rstrip() for row in [list(header), *cells]]
     return "\n".join(lines)
+
+
+def terminal_width(unknown: int = 100, least: int = 60) -> int:
+    """Columns of the terminal, at most 200: longer lines are hard to follow; `unknown` where the output is a file."""
+    return max(least, min(200, shutil.get_terminal_size((unknown, 24)).columns))
 
 
 def _cell(text: str, size: int, right: bool) -> str:

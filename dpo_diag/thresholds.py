@@ -7,7 +7,6 @@ configuration (`dpo-train checks.verdict.least_dlog=0.01`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -17,6 +16,7 @@ import yaml
 
 from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
+from dpo_diag.text import did_you_mean
 
 Thresholds = Mapping[str, float]
 
@@ -44,11 +44,10 @@ def load_thresholds(overrides: Mapping[str, Any] | None = None, extra: Mapping[s
     values = {**defaults(), **(extra or {})}
     for name, value in _flat(overrides or {}).items():
         if name not in values:
-            near = difflib.get_close_matches(name, values, n=1)
+            guess = did_you_mean(name, values)
             raise DiagError(
                 "unknown threshold", where="checks", got=name,
-                expected=None if near else f"one of {', '.join(sorted(values))}",
-                hint=f"did you mean {near[0]}?" if near else None, usage=True,
+                expected=None if guess else f"one of {', '.join(sorted(values))}", hint=guess, usage=True,
             )  # fmt: skip
         try:
             values[name] = float(value)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
-from dpo_diag.text import table, to_json
+from dpo_diag.text import table, terminal_width, to_json
 from dpo_diag.thresholds import parse_threshold
 
 
@@ -43,6 +42,6 @@ def gate(
         print(to_json({"run": run, "passed": not failed, "rules": [vars(o) for o in outcomes]}))
     else:
         rows = [[o.status.upper() if o.status == "failed" else o.status, o.name, o.reason] for o in outcomes]
-        print(table(["", "rule", "why"], rows, max(100, min(220, shutil.get_terminal_size((160, 24)).columns))))
+        print(table(["", "rule", "why"], rows, terminal_width(unknown=160, least=100)))
         print(", ".join(f"{sum(o.status == s for o in outcomes)} {s}" for s in ("passed", "failed", "skipped")))
     return 1 if failed else 0

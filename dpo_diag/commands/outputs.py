@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from dpo_diag.outputs.changed import SINCE
 from dpo_diag.outputs.compare import Comparison, comparison, to_document
 from dpo_diag.outputs.terminal import Layout, answer_lines, wrap
 from dpo_diag.records import load_run
-from dpo_diag.text import bracket, frame_for_csv, number, safe, signed, table, to_json
+from dpo_diag.text import bracket, frame_for_csv, number, safe, signed, table, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 MOVED_ROWS = 12
@@ -86,7 +85,7 @@ def outputs(
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
-    columns = width or max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
+    columns = width or terminal_width()
     plain_terminal = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
     shape = Layout(
         columns,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from dpo_diag.config import Config, conf_dir
+from dpo_diag.text import did_you_mean
 
 
 def valid_keys(schema: type = Config) -> dict[str, list[str]]:
@@ -53,5 +53,4 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
 
 
 def _nearest(word: str, choices: list[str], within: str = "") -> str:
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.4)
-    return f"did you mean {within}{near[0]}?" if near else f"valid: {', '.join(sorted(set(choices)))}"
+    return did_you_mean(word, choices, within) or f"valid: {', '.join(sorted(set(choices)))}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from dpo_diag.text import records, table, to_json
+from dpo_diag.text import records, table, terminal_width, to_json
 
 
 def weights(
@@ -50,7 +49,7 @@ def weights(
     rows: list[list[Any]] = [
         ["outside" if r["layer"] < 0 else str(r["layer"]), *(r[c] for c in columns)] for r in records(change.layers)
     ]
-    width = max(80, min(200, shutil.get_terminal_size((120, 24)).columns))
+    width = terminal_width(unknown=120, least=80)
     print("\nBy layer (relative: norm of the change over norm of A)")
     print(table(["layer", "weights", "norm", "change", "relative", "effective rank"], rows, width))
     shown = ["tensor", "shape", "change", "relative", "effective_rank", "max_rank", "top_share"]

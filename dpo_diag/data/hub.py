@@ -11,25 +11,18 @@ from dpo_diag.errors import DiagError
 from dpo_diag.models.hub import explain, hub_offline_if_unreachable, hub_reachable, looks_local
 
 
-def read_hub(
-    name: str,
-    split: str = "train",
-    *,
-    config: str | None = None,
-    revision: str | None = None,
-    data_format: str = "auto",
-) -> PairSet:
+def read_hub(name: str, split: str = "train", *, revision: str | None = None) -> PairSet:
     """Preference pairs of a `datasets` id, or of a local folder (`save_to_disk`, or data files).
 
     Raises:
-        DiagError: no such data set, split or config, or the hub cannot be reached.
+        DiagError: no such data set or split, or the hub cannot be reached.
     """
-    dataset = _load(name, split, config, revision)
-    source = {"name": name, "split": split, "config": config, "revision": revision}
-    return collect(enumerate(dataset, start=1), {k: v for k, v in source.items() if v is not None}, data_format)
+    dataset = _load(name, split, revision)
+    source = {"name": name, "split": split, "revision": revision}
+    return collect(enumerate(dataset, start=1), {k: v for k, v in source.items() if v is not None})
 
 
-def _load(name: str, split: str, config: str | None, revision: str | None) -> Any:
+def _load(name: str, split: str, revision: str | None) -> Any:
     import datasets
 
     folder = Path(name).expanduser()
@@ -40,14 +33,14 @@ def _load(name: str, split: str, config: str | None, revision: str | None) -> An
                 with hub_offline_if_unreachable(name):
                     # The library keeps a switch of its own; without it, it retries before it looks in its cache.
                     datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
-                    return datasets.load_dataset(name, config, split=split, revision=revision)
+                    return datasets.load_dataset(name, split=split, revision=revision)
             finally:
                 datasets.config.HF_HUB_OFFLINE = before
         if not folder.is_dir():
             hint = "use data=jsonl for a single file" if folder.exists() else "check data.name"
             raise DiagError("no such dataset folder", where=folder, hint=hint)
         if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
-            return datasets.load_dataset(str(folder), config, split=split)
+            return datasets.load_dataset(str(folder), split=split)
         loaded = datasets.load_from_disk(str(folder))
         if not isinstance(loaded, datasets.DatasetDict):
             return loaded

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from dpo_diag.config import PROMPT_SETS
 from dpo_diag.data.rows import read_messages
 from dpo_diag.errors import DiagError
 from dpo_diag.records.conversation import Message
+from dpo_diag.records.pair_id import content_hash
 from dpo_diag.records.row_files import BadRow, read_rows
 
 _OWN = ("id", "prompt", "messages", "tags", "reference", "checker")
@@ -156,6 +155,4 @@ def _readable(row: Mapping[str, Any] | BadRow, file: Path, number: int) -> Mappi
 
 def prompts_hash(prompts: Iterable[Mapping[str, Any] | Prompt]) -> str:
     """16 hex digits over ids, texts, tags, references and checkers in their order: the same set, the same hash."""
-    rows = [to_prompt(p).to_dict() for p in prompts]
-    document = json.dumps(rows, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(document.encode()).hexdigest()[:16]
+    return content_hash([to_prompt(p).to_dict() for p in prompts])

@@ -9,8 +9,7 @@ new token are needed anyway. One prefill per prompt serves the greedy answer and
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import torch
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import by_length, device_of, forward_parameters, padded, padding_id
 from dpo_diag.models.borrowed import borrowed
+from dpo_diag.records.pair_id import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +76,7 @@ class Decoding:
     @property
     def hash(self) -> str:
         """12 hex digits over all that decides any of the answers."""
-        return _digest(asdict(self))
+        return content_hash(asdict(self), 12)
 
     def row_hash(self, sampled: bool) -> str:
         """12 hex digits over what decides a greedy answer, or a sampled one: what outputs/ holds as decoding_hash.
@@ -86,15 +86,11 @@ class Decoding:
         settings: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "stop_token_ids": self.stop_token_ids}
         if sampled:
             settings |= {k: getattr(self, k) for k in ("greedy", "temperature", "top_p", "top_k", "seed")}
-        return _digest(settings)
+        return content_hash(settings, 12)
 
     def to_dict(self) -> dict[str, Any]:
         """For run.json."""
         return asdict(self) | {"hash": self.hash}
-
-
-def _digest(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass

@@ -129,12 +129,7 @@ def explain(name: str, what: str, error: BaseException, option: str = "model.nam
         )
     if "unrecognized configuration class" in lower or "automodelforcausallm" in lower:
         return DiagError("not a causal language model", where=name, got=_architecture(text), expected="a causal LM")
-    if (
-        "repositorynotfound" in lower
-        or "datasetnotfound" in lower
-        or "404" in lower
-        or "not a valid model identifier" in lower
-    ):
+    if any(word in lower for word in _ABSENT):
         return DiagError(f"no such {what} on the hub", where=name, hint=f"check {option}")
     return DiagError(f"the {what} cannot be loaded", where=name, got=_first_line(error))
 

@@ -89,9 +89,7 @@ def load_reference(config: ModelConfig, policy: PreTrainedModel, *, dtype: torch
     return reference
 
 
-def load_policy(
-    config: ModelConfig, peft: PeftConfig | None = None, *, with_reference: bool = True, fingerprint: bool = True
-) -> Policy:
+def load_policy(config: ModelConfig, peft: PeftConfig | None = None, *, with_reference: bool = True) -> Policy:
     """Policy, tokenizer, adapter configuration and reference from the configuration (`kind` hub or smollm2).
 
     Cheap checks (device, dtype, adapter, path) come first. `with_reference=False` leaves the reference out (SFT, or
@@ -127,7 +125,7 @@ def load_policy(
     if with_reference and (peft.kind == "none" or config.reference):
         reference = load_reference(config, model, dtype=dtype)
     meta: dict[str, Any] = {
-        "model": describe_model(model, config.name or name, fingerprint=fingerprint),
+        "model": describe_model(model, config.name or name),
         "tokenizer": describe_tokenizer(tokenizer, config.tokenizer or config.name),
     }
     if with_reference:

@@ -213,7 +213,6 @@ def inflation(
     texts: pd.DataFrame | None = None,
     *,
     top: int = 20,
-    only_significant: bool = True,
     thresholds: Thresholds | None = None,
 ) -> pd.DataFrame:
     """Phrases that more answers hold after than before, strongest first.
@@ -223,7 +222,6 @@ def inflation(
         after: prompt_id -> answer of the later checkpoint; only prompts in both count.
         texts: training pairs (`run.texts`: chosen, rejected), for where a phrase comes from; None if unknown.
         top: rows at most.
-        only_significant: False also gives rises that may be chance, after the others.
         thresholds: `answers.max_q` and `phrases.kept_share`; None for the defaults.
 
     Returns:
@@ -241,7 +239,7 @@ def inflation(
     risen = [
         (c, float(q))
         for c, q in zip(tested, false_discovery([c.p for c in tested]), strict=True)
-        if c.gained > c.lost and (q <= max_q or not only_significant)
+        if c.gained > c.lost and q <= max_q
     ]
     risen.sort(key=lambda item: (item[0].p, -item[0].odds[0], -len(item[0].gram), item[0].gram))
     phrases = _phrases(risen, old, new, top, limits)

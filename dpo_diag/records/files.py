@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,22 +48,33 @@ def part_of(path: Path) -> Part | None:
     return Part(int(match[1]), int(match[2]), match[3], int(match[4])) if match else None
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write a document as strict JSON, on the disk before it takes its name."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the name at the end, or is removed after an error.
+
+    Folders are made. A killed process leaves its temporary file behind, which `dpo-diag doctor` lists.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as strict JSON, on the disk before it takes its name."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(to_json(document, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """zstd Parquet; dictionaries for ids, byte-stream split for floats: the smallest tokens/ of what was tried."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False)

@@ -18,11 +18,11 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records.files import part_of
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import TABLES
+from dpo_diag.text import some
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _STALE_SECONDS = 3600.0
 _MAX_DUPLICATE_ROWS = 5_000_000
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _read_parts(run: Run, name: str) -> tuple[list[pd.DataFrame], list[Finding]]
         parts.append(rows.select(keep).to_pandas())
     foreign = [p.name for p in sorted((run.path / name).glob("*")) if part_of(p) is None and p.suffix != ".tmp"]
     if foreign:
-        findings.append(Finding(name, WARN, f"files that are never read: {_some(foreign)}", "remove or rename them"))
+        findings.append(Finding(name, WARN, f"files that are never read: {some(foreign)}", "remove or rename them"))
     return parts, findings
 
 
@@ -135,7 +135,7 @@ def _gaps(run: Run, name: str, frame: pd.DataFrame) -> list[Finding]:
         missing = missing_steps(group["step"].to_numpy())
         if missing:
             outcome = WARN if run.kind == "imported" else FAIL
-            found = f"split {split}: {len(missing)} steps missing, {_some(missing)}"
+            found = f"split {split}: {len(missing)} steps missing, {some(missing)}"
             findings.append(Finding(name, outcome, found, "resume from the checkpoint before the first of them"))
     return findings
 
@@ -169,7 +169,7 @@ def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
         short = counts[counts < counts.max()]
         if len(short):
             steps = [f"{step} ({count} of {counts.max()} rows)" for step, count in short.items()]
-            findings.append(Finding("pairs", FAIL, f"split {split}: incomplete at steps {_some(steps)}"))
+            findings.append(Finding("pairs", FAIL, f"split {split}: incomplete at steps {some(steps)}"))
     return findings
 
 
@@ -186,9 +186,4 @@ def _leftovers(folder: Path) -> list[Finding]:
     """Files under a temporary name: a write that was killed, or one that is under way."""
     found = [str(p.relative_to(folder)) for p in sorted(folder.rglob(".*.tmp"))]
     hint = "nothing reads them; remove them unless the run is still writing"
-    return [Finding("leftovers", WARN, f"{len(found)} temporary files: {_some(found)}", hint)] if found else []
-
-
-def _some(values: list[Any]) -> str:
-    shown = ", ".join(str(v) for v in values[:_SHOWN])
-    return shown + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
+    return [Finding("leftovers", WARN, f"{len(found)} temporary files: {some(found)}", hint)] if found else []

@@ -10,6 +10,12 @@ from typing import Any
 from dpo_diag.records.conversation import canonical_messages, canonical_tools, is_conversation
 
 
+def content_hash(document: Any, digits: int | None = 16) -> str:
+    """The first hex digits (all for None) of the SHA-256 of a JSON document, whatever the order of its keys."""
+    payload = json.dumps(document, ensure_ascii=True, sort_keys=True, default=str)
+    return hashlib.sha256(payload.encode()).hexdigest()[:digits]
+
+
 def _canonical(value: Any) -> Any:
     """Text as it is; messages without what no model sees, so that a trainer's extra keys change no identity."""
     if isinstance(value, str):
@@ -32,5 +38,4 @@ def make_pair_id(prompt: Any, chosen: Any, rejected: Any, tools: Any = None) -> 
     parts = [_canonical(prompt), _canonical(chosen), _canonical(rejected)]
     if (described := canonical_tools(tools)) is not None:
         parts.append({"tools": described})
-    payload = json.dumps(parts, ensure_ascii=True, sort_keys=True, default=str)
-    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+    return content_hash(parts)

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import write_parquet
+from dpo_diag.records.files import replacing, write_parquet
 from dpo_diag.records.schemas import SideTable
 from dpo_diag.records.writer import to_arrow
 
@@ -40,9 +40,8 @@ def write_side_table(folder: str | os.PathLike[str], table: SideTable, rows: pd.
     if path.suffix == ".parquet":
         write_parquet(path, arrow)
     else:
-        temporary = path.with_suffix(".tmp")
-        arrow.to_pandas().to_csv(temporary, index=False)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            arrow.to_pandas().to_csv(temporary, index=False)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from dpo_diag.diagnosis import Explanation, explain_run
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs import compare
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.files import replacing
 from dpo_diag.report.headline import headline
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.text import clean, exact, finalize
@@ -116,14 +116,10 @@ def write_report(
     opened = run if isinstance(run, Run) else load_run(run)
     target = Path(path) if path is not None else opened.path / REPORT_FILE
     page = render(opened, explanation if explanation is not None else _explain(opened), _compare(opened))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise DiagError(
             "the report cannot be written", where=target, got=error.strerror, hint="name another file with --out"
         ) from error

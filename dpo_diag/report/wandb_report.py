@@ -19,7 +19,7 @@ from dpo_diag.report.headline import HARM
 from dpo_diag.report.section import SECTIONS
 from dpo_diag.report.sections.checks import checks_frame
 from dpo_diag.report.text import clean
-from dpo_diag.text import capital
+from dpo_diag.text import capital, to_json
 from dpo_diag.tracking.base import OUTPUTS, STEP, metric_name
 
 CHARTS = ("loss", "ppl_seq_mean", "logps", "pairs/both_fell", "rewards/accuracies", "entropy")
@@ -111,7 +111,7 @@ def write_spec(report: Any, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     spec = report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(json.loads(spec), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    target.write_text(to_json(json.loads(spec), indent=1) + "\n", encoding="utf-8")
     return target
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.files import replacing
 from dpo_diag.review.judgements import FOLDER
 
 KEYS = "34567890qweyiopadfghjklzxcvm"
@@ -42,8 +43,6 @@ def load_behaviours(run: str | os.PathLike[str], file: str | os.PathLike[str] | 
     if len(names) > len(KEYS):
         raise DiagError("too many behaviours", where=path, got=len(names), expected=f"at most {len(KEYS)}, one per key")
     if file is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        part.write_text("\n".join(names) + "\n", encoding="utf-8")
-        os.replace(part, kept)
+        with replacing(kept) as part:
+            part.write_text("\n".join(names) + "\n", encoding="utf-8")
     return names

@@ -7,8 +7,6 @@ Which answer stands left is a coin toss per reviewer and item.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import POLICY, Answers, Checkpoint, checkpoints_in, find_checkpoint
 from dpo_diag.outputs.answers import answers as select
 from dpo_diag.records import Run
+from dpo_diag.records.pair_id import content_hash
 from dpo_diag.review.judgements import Judgement
 
 Letter = Literal["a", "b"]
@@ -28,7 +27,7 @@ Letter = Literal["a", "b"]
 
 def digest(*parts: Any) -> str:
     """16 hex digits over JSON values."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:16]
+    return content_hash(parts)
 
 
 @dataclass(frozen=True)

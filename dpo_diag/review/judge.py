@@ -24,6 +24,7 @@ from dpo_diag.records import Run
 from dpo_diag.review import judgements
 from dpo_diag.review.items import Item
 from dpo_diag.review.judgements import JUDGE
+from dpo_diag.text import to_json
 
 KEY_VARIABLE = "DPO_DIAG_JUDGE_API_KEY"
 """Its own name: a key that was set for another service must not travel to whatever URL is named."""
@@ -85,7 +86,7 @@ class Endpoint:
         """
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 300}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{self.url}/chat/completions", to_json(body).encode(), headers)
         handlers: list[Any] = [_NoRedirect]
         if urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1"):
             handlers.append(urllib.request.ProxyHandler({}))

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import Checkpoint
+from dpo_diag.text import to_json
 
 FOLDER = "review"
 VERSION = 1
@@ -63,7 +64,7 @@ class Judgement:
 
     def to_line(self) -> str:
         row = {"v": VERSION, **asdict(self), "a": self.a._asdict(), "b": self.b._asdict()}
-        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+        return to_json(row)
 
 
 @dataclass(frozen=True)

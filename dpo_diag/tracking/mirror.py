@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import yaml
 
 from dpo_diag.records import Run
+from dpo_diag.text import plain
 from dpo_diag.tracking.base import Tracker, metric_name, unique_name
 
 NOT_CONFIG = ("packages", "tracking")
@@ -45,4 +45,4 @@ def run_config(run: Run) -> dict[str, Any]:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
         config = loaded if isinstance(loaded, dict) else {}
     meta = {k: v for k, v in run.meta.items() if k not in NOT_CONFIG}
-    return {**config, "run": json.loads(json.dumps(meta, default=str))}
+    return {**config, "run": plain(meta)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from trl import DPOConfig, SFTConfig
 
 from dpo_diag.config import Config
 from dpo_diag.errors import DiagError
+from dpo_diag.text import did_you_mean
 
 _OURS = {"batch_size": "per_device_train_batch_size", "eval_batch_size": "per_device_eval_batch_size"}
 _SAME = (
@@ -70,10 +70,9 @@ def _with_extra(known: dict[str, Any], extra: dict[str, Any], target: type) -> d
     fields = {f.name for f in dataclasses.fields(target) if f.init}
     for key in extra:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
             raise DiagError(
                 "unknown argument", where=f"trainer.args.{key}", expected=f"a field of {target.__name__}",
-                hint=f"did you mean {near[0]}?" if near else None, usage=True,
+                hint=did_you_mean(key, fields), usage=True,
             )  # fmt: skip
     return known | extra
 

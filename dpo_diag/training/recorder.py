@@ -7,7 +7,6 @@ once per split and pair, in the same folder. Training rows carry the optimizer s
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ import pandas as pd
 from dpo_diag.records import RunWriter
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
+from dpo_diag.text import to_json
 from dpo_diag.training.batch import Batch, BoolArray, TokenRows
 
 FLUSH_SECONDS = 2.0
@@ -177,7 +177,7 @@ class Recorder:
 
     def alert(self, step: int, code: str, message: str, evidence: Mapping[str, Any]) -> None:
         """Write one alert at once: it may be the last thing that this run says."""
-        row = {"step": step, "code": code, "message": message, "evidence": json.dumps(evidence, default=str)}
+        row = {"step": step, "code": code, "message": message, "evidence": to_json(evidence)}
         self._write("alerts", f"{code}-rank{self.writer.rank}", pd.DataFrame([row]))
 
     # ---- flushing ----

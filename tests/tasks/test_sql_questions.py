@@ -1,5 +1,6 @@
 """The generator: literal output, disjoint sets, every clause, gold queries that run and return something."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,8 +24,12 @@ DIGESTS = {
 }
 
 
+def _intent(question):
+    return question.template.partition("/")[0]
+
+
 def _digest(set_name):
-    rows = [q.as_row() for q in generate_questions(set_name, 200, seed=3, unique=set_name != "sft")]
+    rows = [dataclasses.asdict(q) for q in generate_questions(set_name, 200, seed=3, unique=set_name != "sft")]
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
@@ -41,8 +46,8 @@ def test_questions_are_these_on_every_machine(set_name):
 
 def test_hash_randomisation_changes_nothing():
     code = (
-        "import hashlib, json; from dpo_diag.tasks.sql.questions import generate_questions as g\n"
-        "rows = [q.as_row() for q in g('pairs', 200, seed=3)]\n"
+        "import dataclasses, hashlib, json; from dpo_diag.tasks.sql.questions import generate_questions as g\n"
+        "rows = [dataclasses.asdict(q) for q in g('pairs', 200, seed=3)]\n"
         "print(hashlib.sha256(json.dumps(rows, separators=(',', ':')).encode()).hexdigest()[:16])"
     )
     for seed in ("1", "2"):
@@ -53,13 +58,13 @@ def test_hash_randomisation_changes_nothing():
 
 def test_first_question_literally():
     first = generate_questions("held_out", 1, seed=3)[0]
-    assert first.as_row() == {
+    assert dataclasses.asdict(first) == {
         "id": "held_out-1a1c021511d8",
         "db": "orchard",
         "prompt": "orchard | Show the name of farms with area below 120. |",
         "gold": "SELECT name FROM farm WHERE acres < 120",
         "template": "where/0",
-        "tags": ["held_out", "select", "where"],
+        "tags": ("held_out", "select", "where"),
     }
 
 
@@ -105,7 +110,7 @@ def test_every_template_names_the_same_slots_as_its_intent():
 @pytest.mark.parametrize("set_name", ["pairs", "held_out", "paraphrased"])
 def test_every_intent_database_and_clause_occurs(drawn, set_name):
     questions = drawn[set_name]
-    assert {q.intent for q in questions} == set(INTENTS)
+    assert {_intent(q) for q in questions} == set(INTENTS)
     assert len({q.db for q in questions}) == 6
     tags = Counter(tag for q in questions for tag in q.tags)
     wanted = ["select", "where", "and", "or", "group_by", "having", "order_by", "limit", "join", "distinct"]
@@ -115,7 +120,7 @@ def test_every_intent_database_and_clause_occurs(drawn, set_name):
 
 def test_training_shares_follow_the_weights(drawn):
     """Among 7040 draws the rejection by pool leaves each intent's share within two points of its weight."""
-    counts, total = Counter(q.intent for q in drawn["sft"]), sum(i.weight for i in INTENTS.values())
+    counts, total = Counter(_intent(q) for q in drawn["sft"]), sum(i.weight for i in INTENTS.values())
     for name, intent in INTENTS.items():
         assert abs(counts[name] / 7040 - intent.weight / total) < 0.02, name
 
@@ -130,7 +135,7 @@ def test_gold_runs_returns_something_and_equals_itself(drawn):
 
 def test_at_least_is_not_more_than(drawn):
     """Every threshold is a value that occurs, so a `>` for `>=` shows in nearly every unaggregated result."""
-    plain = [q for q in drawn["pairs"] if q.intent == "where" and ">=" in q.gold]
+    plain = [q for q in drawn["pairs"] if _intent(q) == "where" and ">=" in q.gold]
     assert len(plain) >= 30
     wrong = [q for q in plain if not is_correct(q.db, q.gold.replace(">=", ">"), q.gold)]
     assert wrong == plain

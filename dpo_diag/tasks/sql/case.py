@@ -25,6 +25,7 @@ from dpo_diag.tasks.sql.execute import is_correct
 from dpo_diag.tasks.sql.questions import Question, generate_questions
 from dpo_diag.tasks.sql.sft import Row, load_sft, train_sft
 from dpo_diag.tasks.sql.stream import Stream
+from dpo_diag.text import to_json
 
 # Raise when a change here, in the generator, the rows, the tokenizer or the model changes what is built.
 CODE_VERSION = 1
@@ -166,7 +167,7 @@ def _pair(q: Question, rejected: str) -> Row:
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dpo_diag.errors import DiagError
@@ -47,14 +47,6 @@ class Question:
     gold: str
     template: str
     tags: tuple[str, ...]
-
-    @property
-    def intent(self) -> str:
-        return self.template.partition("/")[0]
-
-    def as_row(self) -> dict[str, Any]:
-        """A plain dict, tags as a list, ready for JSON."""
-        return {**asdict(self), "tags": list(self.tags)}
 
 
 def clause_tags(sql: str) -> tuple[str, ...]:
