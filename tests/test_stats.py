@@ -24,6 +24,12 @@ def test_a_mean_has_students_interval() -> None:
     assert stats.mean_interval([]).n == 0 and math.isnan(stats.mean_interval([math.inf]).value)
 
 
+def test_a_proportion_by_hand() -> None:
+    """8 of 10, z 1.96: centre (0.8 + 0.19207)/(1.38415) = 0.71674, half 0.22659: 0.4902 to 0.9433."""
+    i = stats.proportion(8, 10)
+    assert (i.low, i.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+
+
 def test_a_mean_of_zeros_and_ones_has_wilsons_interval() -> None:
     """10 of 10: (1 + 1.92) / (1 + 3.84 / 10) -+ ... gives 0.7225 to 1; 0 of 0 is unknown."""
     i = stats.mean_interval([1.0] * 10)

@@ -50,7 +50,7 @@ def quoted(text: str, max_chars: int = SNIPPET) -> str:
 
 def causes(document: dict[str, Any]) -> list[Sentence]:
     """Sentences about causes; one that says so if there is none."""
-    parts = (_loss, _perplexity, _tokens, _destination, _gained, _prompt, _similarity)
+    parts = (_loss, _perplexity, _tokens, _destination, gained_sentences, _prompt, _similarity)
     sentences = [sentence for part in parts for sentence in part(document)]
     for check in document["checks"]:
         if check["outcome"] == "speaks":
@@ -122,7 +122,7 @@ def _destination(document: dict[str, Any]) -> list[Sentence]:
     ]
 
 
-def _gained(document: dict[str, Any]) -> list[Sentence]:
+def gained_sentences(document: dict[str, Any]) -> list[Sentence]:
     """Which tokens took what chosen lost, and whether the single-token theory predicted it."""
     gained = document.get("gained") or {}
     if "not_applicable" in gained:

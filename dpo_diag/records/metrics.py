@@ -137,24 +137,3 @@ def quadrants(delta_chosen: npt.ArrayLike, delta_rejected: npt.ArrayLike) -> Qua
     return Quadrants(
         float((~cf & ~rf).mean()), float((~cf & rf).mean()), float((cf & ~rf).mean()), float((cf & rf).mean())
     )
-
-
-def wilson_interval(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a proportion (95 % by default); (NaN, NaN) for n = 0."""
-    if n <= 0:
-        return math.nan, math.nan
-    p, z2 = successes / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def newcombe_interval(p0: float, n0: float, p1: float, n1: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Interval of p1 - p0 for two independent proportions (95 % by default; Newcombe 1998, method 10, from Wilson's).
-
-    Wider than a paired one when both were measured on the same questions: safe where the pairing is not known.
-    """
-    l0, u0 = wilson_interval(p0 * n0, int(n0), z)
-    l1, u1 = wilson_interval(p1 * n1, int(n1), z)
-    low = p1 - p0 - math.sqrt((p1 - l1) ** 2 + (u0 - p0) ** 2)
-    return low, p1 - p0 + math.sqrt((u1 - p1) ** 2 + (p0 - l0) ** 2)

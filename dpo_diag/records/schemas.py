@@ -14,7 +14,6 @@ SCHEMA_VERSION = "1.1"
 """major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
 
 SIDES = ("chosen", "rejected")
-ROLES = ("policy", "ref")
 TRAIN_SPLIT = "train"
 EVAL_SPLIT = "eval"
 

@@ -12,7 +12,7 @@ import pytest
 from builders import build_token_run
 
 from dpo_diag.diagnosis.aligned import align
-from dpo_diag.diagnosis.causes import _gained as sentences
+from dpo_diag.diagnosis.causes import gained_sentences as sentences
 from dpo_diag.diagnosis.decompose.gained import gained_most, gained_section, losing_positions
 from dpo_diag.diagnosis.token_rows import TokenChange
 from dpo_diag.text import plain

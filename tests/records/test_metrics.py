@@ -104,12 +104,6 @@ def test_quadrants_by_hand() -> None:
     assert metrics.quadrants([1, 0, -1, -1], [1, -1, 1, -2]) == (0.25, 0.25, 0.25, 0.25)
 
 
-def test_wilson_interval_by_hand() -> None:
-    """8 of 10, z 1.96: centre (0.8 + 0.19207)/(1.38415) = 0.71674, half 0.22659: 0.4902 to 0.9433."""
-    low, high = metrics.wilson_interval(8, 10)
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-
-
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="same shape"):
         metrics.ce([1.0, 2.0], [1.0])

@@ -14,7 +14,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records.metrics import safe_exp
 
 NOT_MEANT = (
-    "a DPO loss is no cross-entropy: exp of it is no perplexity (it starts at ln 2 = 0.6931 whatever the model)",
+    "a DPO loss is not a cross-entropy, so exp of it is not a perplexity "
+    "(it starts at ln 2 = 0.6931 whatever the model)",
     "perplexities of different tokenizers do not compare: use bits per byte",
     "an average hides which answers and which tokens it comes from; a mean of perplexities can be one hard answer",
     "a lower value says that these texts became likelier, not that what the model writes became better",
