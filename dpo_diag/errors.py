@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DiagError(Exception):
     """A mistake in the input, the configuration or the environment, told in one line.
@@ -37,3 +40,9 @@ class DiagError(Exception):
         if hint is not None:
             parts.append(f"hint: {hint}")
         super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+
+
+def did_you_mean(word: str, choices: Iterable[str], prefix: str = "") -> str | None:
+    """ "did you mean beta?" for a name that was mistyped; None where no choice is near. `prefix` stands before it."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else None

@@ -9,7 +9,6 @@ are text; only the invisible controls over them go. A page escapes what remains 
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -111,12 +110,6 @@ def some(values: Iterable[Any], shown: int = 5) -> str:
     listed = [str(v) for v in values]
     more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(listed[:shown]) + more
-
-
-def did_you_mean(word: str, choices: Iterable[str], prefix: str = "") -> str | None:
-    """ "did you mean beta?" for a name that was mistyped; None where no choice is near. `prefix` stands before it."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"did you mean {prefix}{near[0]}?" if near else None
 
 
 def capital(text: str) -> str:

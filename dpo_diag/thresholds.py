@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from dpo_diag.config import conf_dir
-from dpo_diag.errors import DiagError
-from dpo_diag.text import did_you_mean
+from dpo_diag.errors import DiagError, did_you_mean
 
 Thresholds = Mapping[str, float]
 

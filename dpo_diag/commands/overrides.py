@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from dpo_diag.config import Config, conf_dir
-from dpo_diag.text import did_you_mean
+from dpo_diag.errors import did_you_mean
 
 
 def valid_keys(schema: type = Config) -> dict[str, list[str]]:

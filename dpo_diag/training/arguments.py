@@ -11,8 +11,7 @@ import torch
 from trl import DPOConfig, SFTConfig
 
 from dpo_diag.config import Config
-from dpo_diag.errors import DiagError
-from dpo_diag.text import did_you_mean
+from dpo_diag.errors import DiagError, did_you_mean
 
 _OURS = {"batch_size": "per_device_train_batch_size", "eval_batch_size": "per_device_eval_batch_size"}
 _SAME = (
