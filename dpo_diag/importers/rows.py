@@ -148,19 +148,19 @@ class RowStore:
         return block
 
     def add_points(self, points: Iterable[tuple[int, str, Any]]) -> None:
-        """Take (step, key, value) of a source that holds one list per metric, as rows in the order of their steps.
+        """Take (step, key, value) of a source that holds its metrics apart, as rows in the order in which they begin.
 
-        A key that a step holds already starts a second row of that step.
+        A key that a step holds already starts a second row of that step: where steps run backwards stays visible.
         """
-        rows: dict[int, list[dict[str, Any]]] = {}
+        rows: list[tuple[int, dict[str, Any]]] = []
+        latest: dict[int, dict[str, Any]] = {}
         for step, key, value in points:
-            of_step = rows.setdefault(step, [{}])
-            if key in of_step[-1]:
-                of_step.append({})
-            of_step[-1][key] = value
-        for step in sorted(rows):
-            for row in rows[step]:
-                self.add(row, 0, step)
+            if key in latest.get(step, (key,)):
+                latest[step] = {}
+                rows.append((step, latest[step]))
+            latest[step][key] = value
+        for step, row in rows:
+            self.add(row, 0, step)
 
     def _values(self, block: Block, row: Mapping[str, Any]) -> list[float] | None:
         """The row's metrics as floats, None if one is no number; after one clean row of a block the others go fast."""

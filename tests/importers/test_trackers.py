@@ -107,6 +107,19 @@ def test_the_callbacks_arguments_give_loss_and_beta(tmp_path: Path, imported: Im
     assert "args/text_summary: beta" in run.meta["source"]["said"]["beta"]
 
 
+def test_steps_that_run_backwards_are_noted(tmp_path: Path, imported: Importing) -> None:
+    """A training that ended at step 30 and was resumed at 20: the later file's values stay, and 30 -> 20 is noted."""
+    first = event_file(tmp_path / "first", [("train/loss", 0.69 - step / 100, step) for step in (10, 20, 30)])
+    second = event_file(tmp_path / "second", [("train/loss", 0.5 - step / 1000, step) for step in (20, 30, 40)])
+    folder = tmp_path / "both"
+    folder.mkdir()
+    first.rename(folder / "events.out.tfevents.1.a")
+    second.rename(folder / "events.out.tfevents.2.a")
+    _, run = imported(folder)
+    assert run.meta["source"]["backtracks"] == [{"split": "train", "from": 30, "to": 20}]
+    assert [value(run, "loss", step) for step in (10, 20, 30, 40)] == pytest.approx([0.59, 0.48, 0.47, 0.46], abs=1e-6)
+
+
 @pytest.mark.parametrize("cut", [1, 5, 13, 30])
 def test_a_cut_event_file_gives_what_came_before(tmp_path: Path, imported: Importing, cut: int) -> None:
     file = event_file(tmp_path / "tb", [("train/loss", 0.5, 1), ("train/loss", 0.25, 2)])
