@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class DiagError(Exception):
-    """A mistake in the input, the configuration or the environment, told in one line.
+    """A mistake in the input, the configuration or the environment, in one line.
 
     Args:
         what: what went wrong, a clause without a full stop.

@@ -46,7 +46,9 @@ def before_after(run: Run) -> pd.DataFrame:
         evaluations.
     """
     history = run.history
-    named = dict.fromkeys((str(s), m) for s in history["split"].unique() if str(s).startswith("eval") for m in SHOWN)
+    # Training batches hold other pairs at each step, so their first and last values do not compare.
+    fixed = [s for s in map(str, history["split"].unique()) if run.role(s) != "train"]
+    named = dict.fromkeys((s, m) for s in fixed for m in SHOWN)
     scores = history.loc[history["name"].str.startswith(SCORE), ["split", "name"]].drop_duplicates()
     named |= dict.fromkeys(scores.itertuples(index=False, name=None))
     rows = []

@@ -30,6 +30,15 @@ def test_first_and_last_values_and_intervals_for_scores(tmp_path: Path) -> None:
     assert lines[2].endswith("n = 10, 95 % interval 0.490 to 0.943")
 
 
+def test_a_fixed_set_is_known_by_its_role_whatever_its_name(tmp_path: Path) -> None:
+    """A training batch's split holds other pairs at each step: it has no row."""
+    writer = RunWriter(tmp_path / "r")
+    rows = [(0, "validation", 0.7), (9, "validation", 0.6), (0, "train", 0.7), (9, "train", 0.1)]
+    writer.write("history", [{"step": t, "split": s, "name": "loss", "value": v, "weight": 4} for t, s, v in rows])
+    table = before_after(load_run(tmp_path / "r"))
+    assert table[["split", "before", "after"]].to_numpy().tolist() == [["validation", 0.7, 0.6]]
+
+
 def test_a_run_without_evaluations_says_so(tmp_path: Path) -> None:
     RunWriter(tmp_path / "r")
     table = before_after(load_run(tmp_path / "r"))
