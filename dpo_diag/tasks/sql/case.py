@@ -40,7 +40,6 @@ class SqlCase:
 
     Attributes:
         model_dir: the SFT model and its tokenizer, one folder that AutoModelForCausalLM and AutoTokenizer load.
-        pairs_dir: train.jsonl and held_out.jsonl.
         train, held_out: rows {"id", "prompt", "chosen", "rejected", "tags", "db", "template"}; chosen and rejected
             start with one space.
         facts: accuracy of the SFT model on the fresh questions ("n_questions", "n_correct"), what was dropped,
@@ -49,7 +48,6 @@ class SqlCase:
     """
 
     model_dir: Path
-    pairs_dir: Path
     train: list[Row]
     held_out: list[Row]
     facts: dict[str, Any]
@@ -113,7 +111,7 @@ def prepare_sql_case(
     pairs_dir, pairs_meta, pairs_hit = build_once(cache_root, "sql-pairs", pair_determinants, build_pairs)
     train, held_out = (_read_rows(pairs_dir / f"{name}.jsonl") for name in ("train", "held_out"))
     facts = {**pairs_meta["facts"], "sft": sft_meta["facts"]}
-    return SqlCase(sft_dir / "model", pairs_dir, train, held_out, facts, sft_hit, pairs_hit)
+    return SqlCase(sft_dir / "model", train, held_out, facts, sft_hit, pairs_hit)
 
 
 def _collect_pairs(folder: Path, task: TaskConfig, model_dir: Path, progress: bool) -> Row:
