@@ -68,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{name}: {error}", file=sys.stderr)
         return EXIT_USAGE if error.usage else EXIT_FAILURE
-    except ModuleNotFoundError as error:
-        absent = of_import_error(error, name)
+    except ImportError as error:
+        # Cyclopts wraps what a command's module failed to import.
+        origin = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        absent = of_import_error(origin, name) if isinstance(origin, ModuleNotFoundError) else None
         if debug or absent is None:
             raise
         print(f"{name}: {absent}", file=sys.stderr)
