@@ -44,6 +44,7 @@ def make_app() -> App:
         help_flags=["--help", "-h"],
         # A flag is set by its name alone; there is no --no-json.
         default_parameter=Parameter(negative=()),
+        suppress_keyboard_interrupt=False,  # main says that it was interrupted
     )
     for name, (target, help_line) in COMMANDS.items():
         app.command(f"dpo_diag.commands.{target}", name=name, help=help_line)
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return EXIT_USAGE if not arguments else int(status or EXIT_OK)
     except CycloptsError as error:
-        print(f"{name}: {' '.join(str(error).split()).rstrip('.')}; hint: {name} --help", file=sys.stderr)
+        # The library cuts its list of commands short; the hint shows all of them.
+        what = " ".join(str(error).split()).partition(" Available commands:")[0]
+        print(f"{name}: {what.rstrip('.')}; hint: {name} --help", file=sys.stderr)
         return EXIT_USAGE
     except DiagError as error:
         if debug:

@@ -58,6 +58,8 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
     loss, quadrants = document["loss"], document["quadrants"]
     if loss.get("from") is not None:
         sentences = [say(f"{where} the loss {moved(loss['from'], loss['to'])}.", "loss.from", "loss.to")]
+    elif document["split"] is None:
+        sentences = [say(f"The loss is not known ({loss.get('not_applicable')}).", "loss")]
     else:
         sentences = [say(f"{where}: the loss is not known ({loss.get('not_applicable')}).", "loss")]
     sentences += [*_perplexities(document), *_turns(document)]

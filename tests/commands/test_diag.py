@@ -29,7 +29,7 @@ def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["explan", "RUN"], 'Did you mean "explain"'),
+        (["explan", "RUN"], 'Did you mean "explain"?; hint: dpo-diag --help'),
         (["explain"], "requires an argument; hint: dpo-diag explain --help"),
         (["explain", EXAMPLE, "--tops", "3"], "Did you mean --top?"),
         (["explain", EXAMPLE, "--top", "many"], 'unable to convert "many" into int'),
@@ -42,6 +42,15 @@ def test_a_mistake_in_the_call_is_one_line_and_2(
     assert diag.main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_an_interrupt_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpo_diag.commands.ppl.compare_levels", interrupt)
+    assert diag.main(["ppl", "1.2"]) == 130
+    assert capsys.readouterr().err == "dpo-diag ppl: interrupted\n"
 
 
 def test_thresholds_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -310,3 +310,14 @@ def test_an_explanation_carries_what_a_drawing_needs(tmp_path: Path) -> None:
     texts = explanation.texts(["p1", "p0"])
     assert texts["rejected"].iloc[0] == "z" and texts["rejected"].isna().iloc[1]
     assert explanation.tokens(["p1"]).empty
+
+
+def test_a_run_of_answers_alone_names_no_steps(tmp_path: Path) -> None:
+    """dpo-generate's runs hold neither pairs nor losses: there is no step to stand between."""
+    writer = RunWriter(tmp_path / "run")
+    row = {"step": 1, "model": "policy", "prompt_id": "q", "prompt": "p", "tags": [], "sample": 0, "text": "a",
+           "n_tokens": 1, "finish_reason": "stop"}  # fmt: skip
+    writer.write("outputs", [row])
+    writer.finish()
+    text = explain(load_run(tmp_path / "run"))["narrative"][0]["sentences"][0]["text"]
+    assert text.startswith("The loss is not known (")
