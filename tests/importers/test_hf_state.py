@@ -165,3 +165,11 @@ def test_transformers_own_trainer_state_is_read_back(tmp_path: Path, imported: I
     result, run = imported(tmp_path / "trainer_state.json")
     assert (value(run, "loss", 1), value(run, "loss", 1, "eval"), result["read"]) == (0.6931, 0.7, 2)
     assert run.history.loc[run.history["name"] == "loss", "epoch"].tolist() == [0.5, 0.5]
+
+
+def test_a_row_that_holds_lists_is_no_table_of_columns(tmp_path: Path, imported: Importing) -> None:
+    """Two lists of one length in each row, and a loss under another name than `loss`."""
+    rows = [{"step": step, "train_loss": 0.7 - step / 10, "lr": [1e-5], "betas": [0.9]} for step in (1, 2)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result, _ = imported(tmp_path / "log.jsonl")
+    assert (result["format"], result["read"]) == ("jsonl", 2)

@@ -95,6 +95,8 @@ def rows_of(document: Any) -> list[Any] | None:
     if document and all(str(k).isdigit() and isinstance(v, Mapping) for k, v in document.items()):
         return [{"step": int(k), **v} for k, v in document.items() if len(str(k)) < 16]
     columns = {k: v for k, v in document.items() if isinstance(v, list)}
+    if not any(str(k).endswith("loss") for k in columns):
+        return None  # a row of a log or of a data set that happens to hold lists
     lengths = {len(v) for v in columns.values()}
     if len(columns) >= 2 and len(lengths) == 1 and all(not isinstance(v, list) for c in columns.values() for v in c):
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
