@@ -5,33 +5,41 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dpo_diag.errors import DiagError
 from dpo_diag.text import table, terminal_width, to_json
 from dpo_diag.thresholds import parse_threshold
 
 
 def gate(
-    run: str,
+    run: str | None = None,
     /,
     *thresholds: str,
-    rules: Path,
+    rules: Path | None = None,
     baseline: str | None = None,
     junit: Path | None = None,
     json: bool = False,
+    subjects: bool = False,
 ) -> int:
     """Judge a run by rules; 1 where one fails.
 
     Args:
         run: a run folder; judged at its last step.
         thresholds: NAME=VALUE, e.g. gaming.least_length_ratio=1.2.
-        rules: YAML with the rules (see dpo_diag/gate/subjects/).
+        rules: YAML with the rules; --subjects says what they can be about.
         baseline: a step of this run, or another run (default: this run's first step).
         junit: write JUnit XML there.
         json: one JSON document on standard output instead of the table.
+        subjects: print what a rule can be about, with its limits and options, and stop.
     """
     from dpo_diag.gate.judge import Gate
     from dpo_diag.gate.judge import junit as to_junit
-    from dpo_diag.gate.rules import load_rules
+    from dpo_diag.gate.rules import describe, load_rules
 
+    if subjects:
+        print(describe())
+        return 0
+    if run is None or rules is None:
+        raise DiagError("a run and its rules are needed", expected="dpo-diag gate RUN --rules FILE", usage=True)
     outcomes = Gate(run, baseline, dict(map(parse_threshold, thresholds))).judge_all(load_rules(rules))
     failed = [o for o in outcomes if o.status == "failed"]
     if junit:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_diag.commands.diag import main
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judge import Gate
 from dpo_diag.gate.rules import describe, load_rules
@@ -70,3 +71,12 @@ def test_thresholds_reach_the_answers(tmp_path: Path) -> None:
     rule = {"gaming": "length_bias"}
     assert Gate(run).judge(rule).status == "failed"
     assert Gate(run, thresholds={"gaming.least_length_ratio": 1.2}).judge(rule).status == "passed"
+
+
+def test_the_subjects_are_listed_and_a_call_without_rules_says_what_is_needed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["gate", "--subjects"]) == 0
+    assert "finding: CODE" in capsys.readouterr().out
+    assert main(["gate", "RUN"]) == 2
+    assert "expected dpo-diag gate RUN --rules FILE" in capsys.readouterr().err
