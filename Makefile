@@ -30,7 +30,7 @@ demo: $(VENV)/.ready
 	$(BIN)/dpo-diag demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow"
