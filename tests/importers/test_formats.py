@@ -66,32 +66,12 @@ def test_what_is_no_log_is_one_error(tmp_path: Path, content: bytes, message: st
         detect(tmp_path / "a")
 
 
-_PLUGIN = '''
-"""A toy trainer's log: `@10 loss=0.5`."""
-from dpo_diag.importers import LogFormat, Parsed, register
-
-
-def read(path, options):
-    parsed = Parsed.of("toy", [path], options, "toy-trainer")
-    for line, text in enumerate(path.read_text().splitlines(), start=1):
-        step, _, value = text[1:].partition(" loss=")
-        parsed.n_rows += 1
-        parsed.store.add({"step": step, "loss": value}, line)
-    return parsed.with_steps(options)
-
-
-register(
-    LogFormat(
-        name="toy", description="a toy's log", trainers=("toy",), file_name="toy.log", example="@10 loss=0.5",
-        order=15, why="its lines begin with @", sniff=lambda head: head.text.startswith("@"), read=read,
-    )
-)
-'''
+TOY = Path(__file__).resolve().parents[1] / "seam" / "toy" / "a_format.py"
 
 
 def test_a_plugin_adds_a_format_from_one_file(tmp_path: Path) -> None:
     """Recognised, read and listed by the command; a process of its own, so that the format is in no other test."""
-    (tmp_path / "toy_format.py").write_text(_PLUGIN)
+    (tmp_path / "toy_format.py").write_text(TOY.read_text())
     (tmp_path / "toy.log").write_text("@10 loss=0.5\n@20 loss=0.25\n")
     environment = {
         **os.environ,
