@@ -21,7 +21,6 @@ from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, 
 from dpo_diag.diagnosis.token_rows import BoolArray, TokenChange, TokenLayout, any_layout, token_change
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
-from dpo_diag.records.schemas import TRAIN_SPLIT
 
 COUNTS = {"token": "n_tokens", "byte": "n_bytes"}
 TRAIN_WINDOW_PAIRS = 64
@@ -230,7 +229,7 @@ def align(
         if from_step >= to_step:
             raise DiagError("--from must lie before --to", got=f"{from_step} and {to_step}", usage=True)
     aligned = _between(rows, split, from_step, to_step)
-    if len(aligned.pairs) or split != TRAIN_SPLIT or from_step == REFERENCE:
+    if len(aligned.pairs) or rows.run.role(split) != "train" or from_step == REFERENCE:
         return aligned
     return _training_window(rows, split, to_step)
 

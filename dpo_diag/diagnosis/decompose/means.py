@@ -17,7 +17,7 @@ import pandas as pd
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
-from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.stats import Interval, mean_difference
 
 NAMES = (
@@ -93,7 +93,7 @@ def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split
         DiagError: no row between the steps.
     """
     name, steps = history_split(run, split)
-    means = Means(name, name is not None and (name == TRAIN_SPLIT or name.startswith("train")))
+    means = Means(name, name is not None and run.role(name) == "train")
     if name is None or not steps:
         return means
     rows = run.history.loc[run.history["split"] == name]
