@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.stats import FloatArray, Interval, noise_sd, t_interval
+from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
 EARLY_ROWS = 6
 """First rows whose steps say how fast the run moves."""
 NOISE_ROWS = 20
 """First rows whose noise says how far chance moves one row."""
+MOST_SUMMED = 64
+"""Micro-batches or processes that a logged loss is summed over, at most."""
 
 
 def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -136,6 +140,8 @@ def _of_loss(
         evidence["first_nll_loss"] = float(nll.values[0])
         # The logged loss may or may not include the NLL term, weight 1: whichever lies nearer to the start.
         preference = min((first, first - float(nll.values[0])), key=lambda x: abs(x - start.value))
+    elif (k := multiple_of_start(first, start.value, t)) is not None:
+        return _of_multiple(ctx, first, k, evidence, t)
     elif start.known:
         above = _early_excess(loss.values, start.value, t)
         if above is not None:
@@ -170,6 +176,49 @@ def _of_loss(
             **evidence,
         )
     return silent("the first rewards are within what the first steps move", **evidence)
+
+
+def multiple_of_start(first: float, start: float, t: Thresholds) -> int | None:
+    """Over how many micro-batches or processes a first loss seems to be summed: k >= 2 where it is near k starts.
+
+    >>> t = {"reference_multiple_share": 0.1}
+    >>> [multiple_of_start(loss, 0.6931, t) for loss in (2.7726, 4.14, 0.74, 2.4)]
+    [4, 6, None, None]
+    """
+    if start <= 0 or not math.isfinite(first):
+        return None
+    k = round(first / start)
+    near = abs(first - k * start) <= t["reference_multiple_share"] * start
+    return k if 2 <= k <= MOST_SUMMED and near else None
+
+
+def _of_multiple(ctx: CheckContext, first: float, k: int, evidence: dict[str, Any], t: Thresholds) -> Outcome:
+    """A first loss of k starts: what it is, and the other readings that the run leaves."""
+    start = ctx.start
+    evidence |= {
+        "first_loss": first, "expected_first_loss": start.value, "expected_because": start.reason,
+        "multiple_of_start": k,
+    }  # fmt: skip
+    rewards = [evidence[name] for name in evidence if name.startswith("first_rewards/")]
+    at_reference = bool(rewards) and max(map(abs, rewards)) <= t["reference_tolerance_reward"]
+    name = "ln 2" if abs(start.value - math.log(2)) < 1e-3 else number(start.value)
+    accumulated = ctx.info.training.gradient_accumulation_steps
+    source = "gradient accumulation, as this run's settings say" if accumulated == k else "gradient accumulation"
+    found = f"the first loss is {number(first)} = {first / start.value:.2f} x {name}"
+    summed = f"a sum over {k} micro-batches ({source}) or processes, not their mean"
+    if at_reference:
+        other = "" if start.known else f", unless a term of {number(first - start.value)} is added to it"
+        reason = (
+            f"{found}: the first rewards are near 0, so the policy starts at its reference, and it is {summed}{other}"
+        )
+    else:
+        reason = (
+            f"{found}: most likely {summed}; no rewards of that row are logged that could rule out a wrong reference"
+        )
+        if not start.known:
+            return cannot_tell(reason, **evidence)
+    advice = f"divide the logged loss by {k}; if the gradient is scaled too, the rate acts {k} times as large"
+    return replace(speaks(reason, "warning", **evidence), try_next=(advice,))
 
 
 def _movement(values: FloatArray, at_once: bool, t: Thresholds) -> float:
@@ -208,7 +257,8 @@ register(
         code="DVG007",
         title="reference mismatch",
         says="At the start the policy is not its reference: log-ratios or rewards away from 0 at step 0, or a first "
-        "training loss away from the loss's value at the reference (ln 2 = 0.6931 for sigmoid).",
+        "training loss away from the loss's value at the reference (ln 2 = 0.6931 for sigmoid). A first loss near a "
+        "whole multiple of that value is named as a sum over micro-batches or processes, a warning.",
         why="DPO measures everything against the reference. If it is another model than the one training starts from "
         "(the base instead of the SFT model, another dtype, an adapter left on or off), rewards, margins and accuracy "
         "mean something else, and the loss can fall to 0 with nothing learned.",
@@ -233,6 +283,7 @@ register(
             "first_loss": "training: the loss in the first row",
             "expected_first_loss": "the loss of a policy that equals its reference",
             "expected_because": "where that value comes from",
+            "multiple_of_start": "the first loss is this many times that value: a sum over micro-batches or processes",
             "left_after_nll": "first loss less the NLL term, less the expected start",
             "allowed_loss": "what the first steps can have moved the loss",
         },
@@ -272,6 +323,7 @@ register(
             "reference_movement_factor",
             "reference_movement_sds",
             "reference_early_steps",
+            "reference_multiple_share",
         ),
     )
 )

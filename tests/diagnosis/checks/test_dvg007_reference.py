@@ -83,3 +83,39 @@ def test_unknown_loss_type_cannot_tell(means, finding):
     """Loss only, away from ln 2, and nothing says that it is DPO."""
     found = finding(means({"loss": [1.4, 1.39, 1.38, 1.4, 1.37, 1.36]}, every=1), "DVG007")
     assert found["outcome"] == "not_applicable" and found["reason"].startswith("cannot tell")
+
+
+@pytest.mark.parametrize("k", [2, 4, 6, 16])
+def test_a_first_loss_of_k_starts_with_rewards_of_0_is_a_sum(means, finding, k):
+    """k x 0.6931 beside rewards of 0: the policy is at its reference, the loss is a sum, and no error is claimed."""
+    loss = [k * f * LN2 for f in (1.0, 0.99, 0.97, 0.94, 0.9, 0.85, 0.8)]
+    run = means({"loss": loss, "rewards/chosen": [0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.1]}, every=1)
+    found = finding(run, "DVG007")
+    assert (found["outcome"], found["severity"]) == ("speaks", "warning")
+    assert found["evidence"]["multiple_of_start"] == k
+    advice = f"divide the logged loss by {k}; if the gradient is scaled too, the rate acts {k} times as large"
+    assert found["try"] == [advice]
+    assert f"= {k}.00 x ln 2" in found["reason"] and f"a sum over {k} micro-batches" in found["reason"]
+
+
+def test_a_sum_is_named_from_the_loss_alone_with_its_other_reading(means, finding):
+    """2.75 / 0.6931 = 3.97: no rewards; with another loss (hinge starts at 1) 4.05 is 4 x 1."""
+    run = means(
+        {"loss": [2.75, 2.7, 2.6, 2.6, 2.5, 2.4, 2.3]}, loss=SIGMOID, training={"gradient_accumulation_steps": 4}
+    )
+    found = finding(run, "DVG007")
+    assert found["severity"] == "warning" and "as this run's settings say" in found["reason"]
+    assert "could rule out a wrong reference" in found["reason"]
+    hinge = means({"loss": [4.05, 3.9, 3.8, 3.7, 3.6, 3.4, 3.3]}, loss={"types": ["hinge"], "beta": 0.1})
+    assert "4.05 x 1" in finding(hinge, "DVG007")["reason"]
+    assert finding(means({"loss": [2.77, 2.7, 2.6, 2.6, 2.5, 2.4, 2.3]}), "DVG007")["outcome"] == "not_applicable"
+
+
+def test_a_wrong_reference_whose_rewards_show_it_is_no_sum(means, finding):
+    """The first loss is 4.0 x ln 2, but chosen's reward is -2.4 at once: the reference is another model."""
+    run = means(
+        {"loss": [2.77, 2.76, 2.75, 2.75, 2.74, 2.73], "rewards/chosen": [-2.4, -2.4, -2.39, -2.38, -2.37, -2.36]},
+        every=1, loss=SIGMOID,
+    )  # fmt: skip
+    found = finding(run, "DVG007")
+    assert found["severity"] == "error" and "multiple_of_start" not in found["evidence"]

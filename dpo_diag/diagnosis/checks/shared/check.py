@@ -35,12 +35,13 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A check's answer; `severity` overrides the check's where the evidence asks for it."""
+    """A check's answer; `severity` and `try_next` override the check's where the evidence asks for it."""
 
     outcome: str
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
     severity: str | None = None
+    try_next: tuple[str, ...] | None = None
 
 
 def speaks(reason: str, severity: str | None = None, **evidence: Any) -> Outcome:
@@ -105,6 +106,7 @@ class Check:
                 result = self.function(context, {**self.thresholds, **thresholds})
         except Missing as missing:
             result = Outcome("not_applicable", str(missing))
+        speaking = result.outcome == "speaks"
         return {
             "code": self.code,
             "title": self.title,
@@ -112,7 +114,7 @@ class Check:
             "reason": result.reason,
             "severity": result.severity or self.severity,
             "evidence": plain(_without_intervals(result.evidence)),
-            "try": list(self.try_next) if result.outcome == "speaks" else [],
+            "try": list(self.try_next if result.try_next is None else result.try_next) if speaking else [],
             "sources": list(self.sources),
         }
 
