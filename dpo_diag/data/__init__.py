@@ -1,6 +1,5 @@
-"""Preference rows from any file, their formats, their tokens: what is read, cut or dropped, and why.
+"""Preference rows from any file and their tokens: what is read, cut or dropped, and why.
 
-- rows: one pair as every format must give it; formats/: how TRL and LLaMA-Factory write it, a file each
 - pairs: a whole data set: every bad row listed with its reason, a fingerprint; hub: one from `datasets`
 - splits: held out without leakage, and which pairs come first
 - tokens: pairs to token ids, as TRL's DPOTrainer makes them; token_report: what that cuts or drops;

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.data.pairs import PairSet, collect
-from dpo_diag.data.rows import shorten
 from dpo_diag.errors import DiagError
 from dpo_diag.models.hub import explain, hub_offline_if_unreachable, hub_reachable, looks_local
+from dpo_diag.rows.pair import shorten
 
 
 def read_hub(name: str, split: str = "train", *, revision: str | None = None) -> PairSet:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dpo_diag.data.formats import FORMATS, detect_format
-from dpo_diag.data.rows import Pair, prompt_key, shorten
 from dpo_diag.errors import DiagError
 from dpo_diag.records.conversation import prompt_text, response_text
 from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.row_files import SUFFIXES, BadRow, read_rows, suffix_of
 from dpo_diag.records.row_files import Row as RawRow
+from dpo_diag.rows.forms import FORMATS, detect_format
+from dpo_diag.rows.pair import Pair, prompt_key, shorten
 from dpo_diag.text import some
 
 if TYPE_CHECKING:

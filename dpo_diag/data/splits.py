@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dpo_diag.data.pairs import Row
-from dpo_diag.data.rows import prompt_key
 from dpo_diag.errors import DiagError
+from dpo_diag.rows.pair import prompt_key
 
 
 def rank(rows: Sequence[Row], seed: int = 0) -> list[int]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.data.pairs import Row
-from dpo_diag.data.rows import shorten
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.rows.pair import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config import PROMPT_SETS
-from dpo_diag.data.rows import read_messages
 from dpo_diag.errors import DiagError
 from dpo_diag.records.conversation import Message
 from dpo_diag.records.pair_id import content_hash
 from dpo_diag.records.row_files import BadRow, read_rows
+from dpo_diag.rows.pair import read_messages
 
 _OWN = ("id", "prompt", "messages", "tags", "reference", "checker")
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from dpo_diag.data.hub import read_hub
 from dpo_diag.data.pairs import collect, read_pairs, text_rows, to_dataset
-from dpo_diag.data.rows import prompt_key
 from dpo_diag.data.splits import rank, split_pairs, without_prompts_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import make_pair_id
+from dpo_diag.rows.pair import prompt_key
 
 
 def _row(i: int, prompt: str | None = None) -> dict[str, str]:

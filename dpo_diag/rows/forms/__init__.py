@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_diag.data.rows import Pair
 from dpo_diag.registry import Registry
+from dpo_diag.rows.pair import Pair
 
 Row = Mapping[str, Any]
 DEFAULT = "trl"
@@ -27,7 +27,7 @@ class RowFormat:
     read: Callable[[Row], Pair]
 
 
-FORMATS: Registry[RowFormat] = Registry("row format", "dpo_diag.data.formats")
+FORMATS: Registry[RowFormat] = Registry("row format", "dpo_diag.rows.forms")
 
 
 def detect_format(row: Row) -> str:

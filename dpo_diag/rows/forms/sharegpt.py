@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.data.formats import FORMATS, RowFormat
-from dpo_diag.data.rows import Pair, Turns, check_pair, field_of, is_messages, read_messages, shorten, template_options
 from dpo_diag.records.row_files import BadRow
+from dpo_diag.rows.forms import FORMATS, RowFormat
+from dpo_diag.rows.pair import Pair, Turns, check_pair, field_of, is_messages, read_messages, shorten, template_options
 
 
 def _sharegpt_keys(message: Mapping[str, Any]) -> tuple[str, str]:

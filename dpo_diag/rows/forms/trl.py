@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.data.formats import DEFAULT, FORMATS, RowFormat
-from dpo_diag.data.rows import (
+from dpo_diag.records.conversation import response_text
+from dpo_diag.records.row_files import BadRow
+from dpo_diag.rows.forms import DEFAULT, FORMATS, RowFormat
+from dpo_diag.rows.pair import (
     Pair,
     Turns,
     check_pair,
@@ -19,8 +21,6 @@ from dpo_diag.data.rows import (
     shorten,
     template_options,
 )
-from dpo_diag.records.conversation import response_text
-from dpo_diag.records.row_files import BadRow
 
 ASSISTANT_MARK = re.compile(r"\n\nAssistant:")
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_diag.data.formats import FORMATS, detect_format
-from dpo_diag.data.formats.sharegpt import from_sharegpt
-from dpo_diag.data.formats.trl import from_trl
 from dpo_diag.records.conversation import response_text
 from dpo_diag.records.row_files import BadRow
+from dpo_diag.rows.forms import FORMATS, detect_format
+from dpo_diag.rows.forms.sharegpt import from_sharegpt
+from dpo_diag.rows.forms.trl import from_trl
 
 U = {"role": "user", "content": "Why?"}
 A1 = {"role": "assistant", "content": "Because."}
