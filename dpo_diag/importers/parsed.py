@@ -10,7 +10,7 @@ import pandas as pd
 
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import Frames, fill_steps
-from dpo_diag.records.run_info import Reduction
+from dpo_diag.records.run_info import Reduction, StepsSource
 from dpo_diag.records.text_files import Skipped
 
 
@@ -71,6 +71,7 @@ class Parsed:
         store: its log rows; empty for a source of pairs.
         history: finished history rows (step, split, name, value, ...) that a source of pairs brings.
         pairs, texts: rows of those tables.
+        steps, steps_from: where the rows' steps come from, for run.json and in words.
         n_rows: rows that the source holds, read or not; `n_read`: rows that were taken.
         details: what only this format says, for run.json.
     """
@@ -85,6 +86,7 @@ class Parsed:
     pairs: pd.DataFrame | None = None
     texts: pd.DataFrame | None = None
     facts: Facts = field(default_factory=Facts)
+    steps: StepsSource | None = None
     steps_from: str | None = None
     n_rows: int = 0
     n_read: int = 0
@@ -112,7 +114,7 @@ class Parsed:
     ) -> Parsed:
         """This source when all rows are in the store: rows without a step get one, see `importers.steps`."""
         logging_steps = options.logging_steps or self.facts.logging_steps
-        self.steps_from = fill_steps(
+        self.steps, self.steps_from = fill_steps(
             self.store, frames, logging_steps=logging_steps, total_steps=total_steps, total_epochs=total_epochs
         )
         self.n_read = self.store.rows

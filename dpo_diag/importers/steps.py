@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.importers.rows import UNKNOWN_STEP, RowStore
+from dpo_diag.records.run_info import StepsSource
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+
+class Steps(NamedTuple):
+    """Where the steps of a source come from: for run.json, and in words."""
+
+    source: StepsSource | None
+    how: str
 
 
 @dataclass
@@ -46,8 +55,8 @@ def fill_steps(
     logging_steps: int | None = None,
     total_steps: int | None = None,
     total_epochs: float | None = None,
-) -> str:
-    """Give every row without a step one, in place; returns how, for a reader.
+) -> Steps:
+    """Give every row without a step one, in place; returns where they come from.
 
     Args:
         frames: progress counters beside the rows, if the source had any.
@@ -56,7 +65,7 @@ def fill_steps(
     """
     blocks = store.filled()
     if not blocks:
-        return "no rows"
+        return Steps(None, "no rows")
     step = np.full(store.rows, UNKNOWN_STEP, dtype=np.int64)
     epoch = np.full(store.rows, np.nan)
     train = np.zeros(store.rows, dtype=bool)
@@ -68,18 +77,19 @@ def fill_steps(
         del sequence
     missing = step == UNKNOWN_STEP
     if not missing.any():
-        return "the rows' own step"
+        return Steps("stated", "the rows' own step")
     if not missing.all():
         # Late rows beside numbered ones: the last number holds for them (an evaluation after a training row).
         step = _carry_forward(step)
-        how = f"the rows' own step; {int(missing.sum())} rows without one took the last one before them"
+        took = f"the rows' own step; {int(missing.sum())} rows without one took the last one before them"
+        found = Steps("stated", took)
     else:
-        step, how = _infer(epoch, train, frames, logging_steps, total_steps or store.total, total_epochs)
+        step, found = _infer(epoch, train, frames, logging_steps, total_steps or store.total, total_epochs)
     for block in blocks:
         filled = array("q")
         filled.frombytes(step[np.frombuffer(block.sequence, dtype=np.int32)].view(np.uint8).data)
         block.steps = filled
-    return how
+    return found
 
 
 def _infer(
@@ -89,27 +99,28 @@ def _infer(
     logging_steps: int | None,
     total_steps: int | None,
     total_epochs: float | None,
-) -> tuple[IntArray, str]:
+) -> tuple[IntArray, Steps]:
     by_frame, bar_total = _from_frames(train, frames)
     per_epoch = _steps_per_epoch(epoch, train, by_frame, bar_total or total_steps, total_epochs, total_steps)
     if by_frame is not None and _strictly_rising(by_frame[train & (by_frame >= 0)]) > 0.95:
         known = by_frame >= 0
         if per_epoch is None or _agrees(by_frame[known & train], epoch[known & train], per_epoch):
-            return _from_last_train(by_frame, train, epoch, per_epoch), "progress frames"
+            return _from_last_train(by_frame, train, epoch, per_epoch), Steps("bar", "progress frames")
     if per_epoch is not None and np.isfinite(epoch).all():
         guess = _on_the_grid(np.rint(epoch * per_epoch).astype(np.int64), train)
         if _strictly_rising(guess[train]) > 0.95 or not train.any():
-            return guess, f"epoch x {per_epoch:g} steps per epoch"
+            return guess, Steps("epochs", f"epoch x {per_epoch:g} steps per epoch")
     n_train = int(train.sum())
     if n_train == 0:
-        return np.arange(len(train), dtype=np.int64), "row numbers (nothing names a step)"
-    interval, why = logging_steps, "as given"
-    if not interval and total_steps and n_train <= total_steps:
-        interval, why = max(1, total_steps // n_train), f"{total_steps} steps over {n_train} rows"
-    if not interval:
-        interval, why = 1, "interval unknown, counted as 1"
-    numbers = np.cumsum(train) * interval
-    return numbers.astype(np.int64), f"row number x {interval} ({why})"
+        return np.arange(len(train), dtype=np.int64), Steps("counted", "row numbers: the log states no steps")
+    numbers = np.cumsum(train).astype(np.int64)
+    if logging_steps:
+        return numbers * logging_steps, Steps("interval", f"row number x {logging_steps} (as given)")
+    if total_steps and n_train <= total_steps:
+        interval = max(1, total_steps // n_train)
+        how = f"row number x {interval} ({total_steps} steps over {n_train} rows)"
+        return numbers * interval, Steps("interval", how)
+    return numbers, Steps("counted", "row numbers: the log states no steps (--logging-steps N gives them)")
 
 
 def _from_frames(train: npt.NDArray[np.bool_], frames: Frames | None) -> tuple[IntArray | None, int | None]:

@@ -160,6 +160,7 @@ def _source_info(sources: list[Parsed], history: History, decided: Decisions, op
         formats=tuple(s.format for s in sources),
         trainer=decided.trainer,
         trainer_version=decided.trainer_version,
+        steps=next((s.steps for s in sources if s.steps), None),
         steps_from={s.files[0].name: s.steps_from for s in sources if s.steps_from},
         logps_why=decided.logps_why,
         said=decided.facts.stated_in,

@@ -20,6 +20,9 @@ from dpo_diag.records.typed_json import declared, hints
 Kind = Literal["trained", "scored", "imported"]
 Status = Literal["running", "finished", "failed", "interrupted"]
 Reduction = Literal["sum", "mean"]
+StepsSource = Literal["stated", "bar", "epochs", "interval", "counted"]
+"""What an imported row's step is: its own, the progress bar's beside it, its epoch times the steps of an epoch, its
+number times a known logging interval; or its number alone, where the log states none of these."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,10 @@ class SourceInfo:
     trainer: str | None = declared("who wrote the log")
     trainer_version: str | None = declared("its version or range of versions")
     steps_from: Mapping[str, str] = declared("file -> what gave its rows their step", factory=dict)
+    steps: StepsSource | None = declared(
+        "what a row's step is: stated by the log | read from the progress bar | from epochs | row number times a known "
+        "interval | counted: the log states no steps, and `step` is the row's number"
+    )
     logps_why: str | None = declared("what decided whether logps are sums or means")
     said: Mapping[str, str] = declared("fact -> file and line that says it", factory=dict)
     options: Mapping[str, Any] = declared("options of the import", factory=dict)
@@ -221,6 +228,17 @@ class RunInfo:
     def __post_init__(self) -> None:
         if self.loss is not None:
             object.__setattr__(self, "beta", self.loss.beta)
+
+    @property
+    def steps_are_stated(self) -> bool:
+        """False where an imported log states no steps: `step` then is a row's number, and its distance from the start
+        and from the next row is unknown."""
+        return self.source.steps != "counted"
+
+    @property
+    def step_word(self) -> str:
+        """What a number of the column `step` is called: "step", or "row" where rows were only counted."""
+        return "step" if self.steps_are_stated else "row"
 
     def role(self, split: str) -> Role:
         """What the split's pairs are to the training; by its name where the run does not say."""

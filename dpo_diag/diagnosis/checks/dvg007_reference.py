@@ -57,7 +57,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
 
 def _of_evaluation(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     """An evaluation at step 0: its rewards must be 0."""
-    if ctx.reference_free:
+    if ctx.reference_free or not ctx.info.steps_are_stated:
         return None
     at_start: dict[str, float] = {}
     for split in ctx.logged.fixed_splits:
@@ -84,9 +84,11 @@ def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         if ctx.reference_free:
             raise Missing("the rewards hold no reference (they are beta times the log-prob itself)")
         first_step = min(float(s.steps[0]) for s in (loss, chosen) if s is not None)
-        evidence: dict[str, Any] = {"split": split, "first_step": first_step}
+        evidence: dict[str, Any] = {"split": split}
+        if ctx.info.steps_are_stated:
+            evidence["first_step"] = first_step
         at_once = _nothing_moved(ctx, split, first_step, evidence)
-        late = first_step > t["reference_early_steps"] and not at_once
+        late = not at_once and _may_have_learned(ctx, loss, first_step, t)
         return _of_rewards(ctx, split, at_once, late, t, evidence) or _of_loss(
             ctx, split, loss, at_once, late, t, evidence
         )
@@ -99,7 +101,15 @@ def _nothing_moved(ctx: CheckContext, split: str, first_step: float, evidence: d
     if grads is not None and float(np.abs(grads.values[:3]).max()) == 0.0:
         evidence["gradient"] = "0 in the first rows: nothing can have moved"
         return True
-    return first_step <= 1
+    return ctx.info.steps_are_stated and first_step <= 1
+
+
+def _may_have_learned(ctx: CheckContext, loss: Series | None, first_step: float, t: Thresholds) -> bool:
+    """Whether the first row can lie so late that what it shows was learned; where no step is stated, its loss tells."""
+    if ctx.info.steps_are_stated:
+        return first_step > t["reference_early_steps"]
+    start = ctx.start.value
+    return loss is None or not loss.values[0] >= start - t["reference_tolerance_loss"]
 
 
 def _of_rewards(
@@ -113,11 +123,15 @@ def _of_rewards(
         evidence |= {f"first_{name}": first, f"allowed_{name}": allowed}
         if not late and abs(first) > max(t["reference_tolerance_reward"], allowed):
             return speaks(
-                f"{name} is {first:.3g} in the first row (step {evidence['first_step']:.0f}), further from 0 than the "
+                f"{name} is {first:.3g} in the first row{_at(evidence)}, further from 0 than the "
                 "steps after it move: the policy did not start at its reference",
                 **evidence,
             )
     return None
+
+
+def _at(evidence: dict[str, Any]) -> str:
+    return f" (step {evidence['first_step']:.0f})" if "first_step" in evidence else ""
 
 
 def _of_loss(
@@ -157,9 +171,16 @@ def _of_loss(
         "left_after_nll": away, "allowed_loss": allowed,
     }  # fmt: skip
     if late and away < 0:
-        return silent(
-            f"the first row is from step {evidence['first_step']:.0f}: it may have learned by then", **evidence
-        )
+        if "first_step" in evidence:
+            return silent(
+                f"the first row is from step {evidence['first_step']:.0f}: it may have learned by then", **evidence
+            )
+        if abs(away) > max(tolerance, allowed):
+            return cannot_tell(
+                "the log does not say how many steps lie before its first row: it may have learned by then "
+                "(--logging-steps N says it)",
+                **evidence,
+            )
     if abs(away) <= max(tolerance, allowed):
         return silent("the first loss is that of a policy at its reference", **evidence)
     if start.known:
@@ -272,7 +293,7 @@ register(
             "value_at_step_0": "evaluation: its value",
             "rewards_at_step_0": "evaluation: split:metric -> its value",
             "split": "the split that was read",
-            "first_step": "training: step of the first row",
+            "first_step": "training: step of the first row; absent where the log states no steps",
             "gradient": "training: why nothing can have moved before the first row",
             "first_rewards/chosen": "training: chosen's reward in the first row",
             "allowed_rewards/chosen": "what the first steps can have moved it",

@@ -234,7 +234,7 @@ def _read_postfix(path: Path, parsed: Parsed, options: Options) -> Parsed:
     if store.rows:
         parsed.store = store
         parsed.trainer = options.trainer or "openrlhf"
-        parsed.steps_from = "the progress bar that carries the numbers"
+        parsed.steps, parsed.steps_from = "bar", "the progress bar that carries the numbers"
         parsed.n_rows = parsed.n_read = store.rows
     return parsed
 

@@ -31,7 +31,7 @@ def read_torchtune(path: Path, options: Options) -> Parsed:
             parsed.skipped.add(line, "no name:value after the step")
         else:
             parsed.store.add(row, line, int(match.group(1)))
-    parsed.steps_from = "the rows' own step"
+    parsed.steps, parsed.steps_from = "stated", "the rows' own step"
     parsed.n_read = parsed.store.rows
     parsed.notes.append("on one device torchtune logs the last micro-batch only, not the step's mean")
     return parsed

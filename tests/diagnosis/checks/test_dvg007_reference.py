@@ -119,3 +119,35 @@ def test_a_wrong_reference_whose_rewards_show_it_is_no_sum(means, finding):
     )  # fmt: skip
     found = finding(run, "DVG007")
     assert found["severity"] == "error" and "multiple_of_start" not in found["evidence"]
+
+
+COUNTED = {"source": {"steps": "counted"}}
+
+
+def test_a_counted_row_is_no_step(means, finding):
+    """A healthy run logged every k steps: its first row, 0.15 below ln 2, is silent where the rows move as fast, and
+    tells nothing where they do not; stated as step 1 it is a mismatch."""
+    learning = {
+        "loss": [0.54, 0.46, 0.40, 0.35, 0.31, 0.28, 0.26],
+        "rewards/chosen": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
+    }
+    found = finding(means(learning, every=1, loss=SIGMOID, **COUNTED), "DVG007")
+    assert found["outcome"] == "silent" and "first_step" not in found["evidence"]
+    flat = {"loss": [0.54, 0.539, 0.538, 0.537, 0.536, 0.535, 0.534]}
+    found = finding(means(flat, every=1, loss=SIGMOID, **COUNTED), "DVG007")
+    assert found["outcome"] == "not_applicable" and "how many steps" in found["reason"]
+    assert finding(means(flat, every=1, loss=SIGMOID), "DVG007")["outcome"] == "speaks"
+
+
+def test_counted_rows_that_learned_nothing_but_stand_far_from_0(means, finding):
+    """The loss is at ln 2, so nothing was learned, and chosen is 5 in every row: no number of steps explains it."""
+    far = {"loss": [0.70, 0.69, 0.70, 0.69, 0.70, 0.69], "rewards/chosen": [5.0, 5.01, 4.99, 5.0, 5.01, 5.0]}
+    assert finding(means(far, every=1, loss=SIGMOID, **COUNTED), "DVG007")["outcome"] == "speaks"
+    # The same rewards where the loss did fall may have been learned in a long first interval.
+    fell = {**far, "loss": [0.40, 0.39, 0.40, 0.39, 0.40, 0.39]}
+    assert finding(means(fell, every=1, loss=SIGMOID, **COUNTED), "DVG007")["outcome"] == "not_applicable"
+
+
+def test_an_evaluation_before_the_first_counted_row_is_no_step_0(means, finding):
+    held = {"rewards/margins": [0.3, 0.4, 0.5]}
+    assert finding(means(held=held, **COUNTED), "DVG007")["outcome"] == "not_applicable"
