@@ -17,9 +17,9 @@ import pandas as pd
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.conversation import prompt_text, response_text
-from dpo_diag.records.pair_id import make_pair_id
 from dpo_diag.records.row_files import SUFFIXES, BadRow, read_rows, suffix_of
 from dpo_diag.records.row_files import Row as RawRow
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.rows.forms import FORMATS, detect_format
 from dpo_diag.rows.pair import Pair, prompt_key, shorten
 from dpo_diag.text import some
@@ -115,15 +115,24 @@ class PairSet:
 def to_dataset(rows: Sequence[Row]) -> Dataset:
     """Rows as a `datasets.Dataset`: prompt, chosen, rejected, pair_id, and what the chat template takes.
 
+    Messages and template options are JSON there: as columns of Arrow every message would get the keys of all others,
+    filled with null, which templates write out.
+
     Raises:
         DiagError: no rows, since a trainer cannot find out their columns.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features, Json, List, Value
 
     if not rows:
         raise DiagError("no preference pairs to train or evaluate on", hint="check data and the held-out share")
     names = [name for name in TRAINED_COLUMNS if any(name in row for row in rows)]
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    text = Value("string")
+    turns = text if isinstance(rows[0]["prompt"], str) else List(Json())
+    kinds = dict.fromkeys(("prompt", *SIDES), turns) | {"chat_template_kwargs": Json()}
+    # TRL unpacks a row's template options: none is an empty mapping.
+    blank: Row = {"chat_template_kwargs": {}}
+    table = [{name: row.get(name, blank.get(name)) for name in names} for row in rows]
+    return Dataset.from_list(table, features=Features({name: kinds.get(name, text) for name in names}))
 
 
 def text_rows(rows: Iterable[Row], split: str) -> list[dict[str, str]]:
@@ -178,8 +187,7 @@ def collect(
             issues.append((number, bad.why, bad.detail, True))
             continue
         kind = pair.kind
-        swapped = make_pair_id(pair.prompt, pair.rejected, pair.chosen, pair.extra.get("tools"))
-        if (first := seen.get(swapped)) is not None:
+        if (first := seen.get(pair.swapped().pair_id)) is not None:
             pair.notes.append(("contradicts another row", f"row {first} prefers the other response"))
         seen[row["pair_id"]] = number
         digest.update(_content(row))
@@ -198,7 +206,7 @@ def collect(
 def _finished(number: int, pair: Pair) -> Row:
     return {
         "row": number,
-        "pair_id": make_pair_id(pair.prompt, pair.chosen, pair.rejected, pair.extra.get("tools")),
+        "pair_id": pair.pair_id,
         "prompt": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dpo_diag.data.pairs import Row
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
-from dpo_diag.records import make_pair_id
+from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.rows.pair import shorten
 
@@ -72,7 +72,7 @@ def with_ids(rows: Sequence[Row]) -> list[Row]:
             raise DiagError(f"{missing[0]} is missing or empty", where=f"pair {i + 1}")
         if isinstance(row["prompt"], str) != isinstance(rows[0]["prompt"], str):
             raise DiagError("pairs are all text or all messages", where=f"pair {i + 1}", got="both")
-        pair_id = row.get("pair_id") or make_pair_id(row["prompt"], row["chosen"], row["rejected"], row.get("tools"))
+        pair_id = row.get("pair_id") or pair_id_of(row)
         kept.setdefault(pair_id, row | {"pair_id": pair_id, "row": row.get("row", i)})
     return list(kept.values())
 

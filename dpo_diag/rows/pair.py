@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from dpo_diag.records.conversation import EXTRA_KEYS, ROLES, Message, prompt_text, response_text
+from dpo_diag.records.conversation import ROLES, Message, prompt_text, response_text, shown_keys
+from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.row_files import BadRow
 
 Turns = list[Message]
@@ -33,6 +34,14 @@ class Pair:
     @property
     def kind(self) -> str:
         return "text" if isinstance(self.prompt, str) else "messages"
+
+    @property
+    def pair_id(self) -> str:
+        return pair_id_of({"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected, **self.extra})
+
+    def swapped(self) -> Pair:
+        """The pair that prefers the other response."""
+        return Pair(self.prompt, self.rejected, self.chosen, self.extra)
 
 
 def shorten(value: Any, width: int = 80) -> str:
@@ -84,9 +93,10 @@ def _content(value: Any, where: str) -> str:
 
 
 def read_messages(value: Any, where: str, role_key: str = "role", content_key: str = "content") -> Turns:
-    """Messages with known role names and text contents; keys that no chat template shows are left out.
+    """Messages with known role names and text contents, and every other key that a chat template may show
+    (`conversation.shown_keys`).
 
-    A message may lack content only when it has tool_calls; its content is then "".
+    A message may lack content only where it has tool calls, reasoning or the like; its content is then "".
     """
     if not is_messages(value):
         raise BadRow("wrong type", f"{where} is {type(value).__name__}, expected a list of messages")
@@ -96,12 +106,12 @@ def read_messages(value: Any, where: str, role_key: str = "role", content_key: s
         role = message.get(role_key)
         if not isinstance(role, str) or role.lower() not in ROLES:
             raise BadRow("unknown role", f"{place} has {role_key} {role!r}")
-        calls = message.get("tool_calls")
+        shown = shown_keys(message, besides=(role_key, content_key))
         content = message.get(content_key)
-        if content is None and not calls:
+        if content is None and not shown.keys() - {"name", "tool_call_id"}:
             raise BadRow("missing field " + content_key, f"{place} has {shorten(', '.join(map(str, message)))}")
         turn: Message = {"role": ROLES[role.lower()], "content": _content("" if content is None else content, place)}
-        turns.append(turn | {key: message[key] for key in EXTRA_KEYS if message.get(key)})
+        turns.append(turn | shown)
     return turns
 
 

@@ -20,7 +20,8 @@ class CarryingCollator:
     Args:
         collator: the user's; it sees exactly the examples that it would see otherwise.
         columns: ours.
-        attach: adds our entries to a batch that has a tensor `input_ids`, from the examples as they came.
+        attach: adds our entries, if there is anything to add, to a batch that has a tensor `input_ids`, from the
+            examples as they came.
     """
 
     collator: Callable[[list[Any]], Any]
@@ -28,7 +29,7 @@ class CarryingCollator:
     attach: Attach
 
     def __call__(self, examples: list[Any]) -> Any:
-        if not all(isinstance(e, Mapping) for e in examples) or not any(k in e for e in examples for k in self.columns):
+        if not all(isinstance(e, Mapping) for e in examples):
             return self.collator(examples)
         batch = self.collator([{k: v for k, v in e.items() if k not in self.columns} for e in examples])
         if isinstance(batch, MutableMapping) and torch.is_tensor(batch.get("input_ids")):

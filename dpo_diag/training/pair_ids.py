@@ -1,7 +1,8 @@
 """`pair_id` from the dataset to the batch: a small integer column that the collator never sees.
 
-The id is taken while the texts still exist (`add_pair_ids`, before TRL tokenises), rides as one int64 tensor behind
-the batch's own keys (`attach_ids`) and is taken out again before the model is called.
+The id is taken while the texts still exist (`add_pair_ids`, before TRL tokenises; `attach_ids` where there are images,
+which TRL prepares batch by batch), rides as one int64 tensor behind the batch's own keys and is taken out again before
+the model is called.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from datasets import Dataset
 from trl.data_utils import extract_prompt
 
-from dpo_diag.records import make_pair_id
+from dpo_diag.records.pair_id import make_pair_id, pair_id_of
+from dpo_diag.records.schemas import SIDES
 
 KEY = "_dpo_diag_ids"
 """Name of the column and of the batch's entry: per pair (id, row in the data set or -1, full lengths or -1)."""
@@ -44,7 +46,7 @@ def id_of(example: Mapping[str, Any]) -> int:
     try:
         if "prompt" not in example:
             example = {**example, **extract_prompt(dict(example))}
-        return pack_id(make_pair_id(example["prompt"], example["chosen"], example["rejected"], example.get("tools")))
+        return pack_id(pair_id_of(example))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return _UNKNOWN  # the trainer reports what is wrong with this example
 
@@ -75,20 +77,33 @@ def _length(ids: Any) -> int:
 def attach_ids(batch: MutableMapping[str, Any], examples: list[Mapping[str, Any]]) -> None:
     """Lay the ids behind a batch's own keys (see `carrying.CarryingCollator`): int64 (pairs, 4) of id, row, lengths.
 
-    Where examples carry no id, or the collator gave something else than two rows per example, there is nothing to lay.
+    Examples with images come as the user gave them, without an id, and get it here. Where there is neither an id nor
+    what one is made of, or the collator gave something else than two rows per example, there is nothing to lay.
     """
-    if all(KEY in e for e in examples) and len(batch["input_ids"]) == 2 * len(examples):
-        ids = [[*e[KEY][:2], _length(e.get("chosen_ids")), _length(e.get("rejected_ids"))] for e in examples]
-        batch[KEY] = torch.tensor(ids, dtype=torch.int64)
+    if len(batch["input_ids"]) != 2 * len(examples):
+        return
+    if all(KEY in e for e in examples):
+        own = [e[KEY][:2] for e in examples]
+    elif all({"prompt", "chosen", "rejected"} <= set(e) and "chosen_ids" not in e for e in examples):
+        own = [[id_of(e), -1] for e in examples]
+    else:
+        return
+    lengths = [[_length(e.get(f"{side}_ids")) for side in SIDES] for e in examples]
+    batch[KEY] = torch.tensor([[*o, *n] for o, n in zip(own, lengths, strict=True)], dtype=torch.int64)
 
 
 def ids_from_tokens(
-    input_ids: npt.NDArray[Any], attention: npt.NDArray[Any], completion: npt.NDArray[Any]
+    input_ids: npt.NDArray[Any],
+    attention: npt.NDArray[Any],
+    completion: npt.NDArray[Any],
+    beside: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> list[str]:
-    """Ids of a batch whose examples carried none: hashes of the token ids that the model saw.
+    """Ids of a batch whose examples carried none: hashes of what the model saw.
 
     Args:
         input_ids, attention, completion: shape (2 x pairs, length); first all chosen rows, then all rejected rows.
+        beside: what else the model was given, such as pixels. An array of 2 x pairs entries belongs to the rows one by
+            one; of any other, which may hold several images a row, the whole and the pair's place count.
     """
     pairs = len(input_ids) // 2
     response, context = completion.astype(bool), attention.astype(bool)
@@ -97,7 +112,8 @@ def ids_from_tokens(
         j = i + pairs
         prompt = input_ids[i][context[i] & ~response[i]]
         chosen, rejected = input_ids[i][response[i]], input_ids[j][response[j]]
-        pair_ids.append(make_pair_id(prompt.tolist(), chosen.tolist(), rejected.tolist()))
+        images = {k: v[i] if len(v) == 2 * pairs else [v, i] for k, v in (beside or {}).items()}
+        pair_ids.append(make_pair_id(prompt.tolist(), chosen.tolist(), rejected.tolist(), images=images))
     return pair_ids
 
 

@@ -323,5 +323,11 @@ def _identify(
     return _token_ids(inputs), np.full(seen.shape[1], -1, dtype=np.int64), np.full(seen.shape, -1, dtype=np.int64)
 
 
+_TOKENS = ("input_ids", "attention_mask", "completion_mask")
+_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", "ref_chosen_logps", "ref_rejected_logps")
+
+
 def _token_ids(inputs: dict[str, Any]) -> list[str]:
-    return ids_from_tokens(*(inputs[k].cpu().numpy() for k in ("input_ids", "attention_mask", "completion_mask")))
+    beside = {k: v.float().cpu().numpy() for k, v in inputs.items() if k not in _NOT_SEEN and torch.is_tensor(v)}
+    tokens, attention, completion = (inputs[k].cpu().numpy() for k in _TOKENS)
+    return ids_from_tokens(tokens, attention, completion, beside)

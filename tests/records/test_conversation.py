@@ -25,8 +25,13 @@ def test_parts_and_tool_calls_are_content() -> None:
     assert message_text(call) == '[{"arguments": "1", "name": "f"}]'
     filled = {"tool_calls": [{"name": "f", "arguments": {"a": "1", "b": None}, "id": None}]}
     assert message_text(filled) == '[{"arguments": {"a": "1"}, "name": "f"}]'
-    assert message_text({"content": [{"type": "text", "text": "a"}, "b", {"type": "image"}]}) == "ab"
+    assert message_text({"content": [{"type": "text", "text": "a"}, "b", {"type": "image"}]}) == "ab[image]"
     assert message_text({"role": "user"}) == ""
+    thought = {"role": "assistant", "content": "Four.", "reasoning_content": "2 + 2", "thinking": None, "weight": 1}
+    assert message_text(thought) == "<think>\n2 + 2\n</think>\n\nFour."
+    parts_of_thought = [{"type": "thinking", "thinking": "2 + 2"}, {"type": "text", "text": "Four.", "image": None}]
+    assert message_text({"content": parts_of_thought}) == message_text(thought)
+    assert message_text({"content": "Sunny.", "tool_plan": "ask"}) == 'Sunny.{"tool_plan": "ask"}'
     other = call | {"tool_calls": [{"name": "g", "arguments": "1"}]}
     ids = {make_pair_id([U], [a], [b]) for a, b in ((call, A1), (other, A1), (call, other))}
     assert len(ids) == 3

@@ -36,7 +36,8 @@ def test_messages_ignore_what_no_model_sees() -> None:
     for other in (
         {"role": "user", "content": "hi", "weight": 1}, {"role": "user", "content": "hi", "tool_calls": None},
         {"role": "human", "content": "hi"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-        {"role": "user", "content": "hi", "name": None},
+        {"role": "user", "content": "hi", "name": None}, {"role": "user", "content": "hi", "reasoning": ""},
+        {"role": "user", "content": [{"type": "text", "text": "hi", "image": None}]},
     ):  # fmt: skip
         assert make_pair_id([other], "c", "r") == plain, other
 
@@ -54,6 +55,9 @@ def test_whatever_a_model_may_see_counts() -> None:
         {"role": "assistant", "content": json.dumps([call], sort_keys=True)},
         {"role": "assistant", "content": None, "tool_calls": [call, call]},
         {"role": "assistant", "content": "hi", "reasoning_content": "they greet"},
+        *({"role": "assistant", "content": "hi", key: "they greet"} for key in ("reasoning", "thinking", "tool_plan")),
+        {"role": "assistant", "content": "hi", "prefix": True},
+        {"role": "user", "content": [{"type": "image", "image": None}, {"type": "text", "text": "hi"}]},
         {"role": "tool", "content": "hi", "tool_call_id": "1"},
         {"role": "tool", "content": "hi", "tool_call_id": "2"},
         {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image", "image": "a.png"}]},
@@ -68,6 +72,22 @@ def test_tools_are_part_of_the_question() -> None:
     assert told != bare
     assert make_pair_id("p", "c", "r", json.dumps(tools)) == told
     assert make_pair_id("p", "c", "r", []) == make_pair_id("p", "c", "r", "") == bare
+
+
+def test_an_object_without_content_is_no_identity() -> None:
+    """Its printed form is an address in memory: no two runs would agree."""
+    with pytest.raises(TypeError, match="has no content to identify it by"):
+        make_pair_id([{"role": "user", "content": [{"type": "video", "video": object()}]}], "c", "r")
+
+
+def test_options_of_the_template_are_part_of_the_question() -> None:
+    """Thinking switched off is another prompt; what a data set fills in with null is not."""
+    bare = make_pair_id("p", "c", "r")
+    off, on = ({"enable_thinking": value} for value in (False, True))
+    ids = {make_pair_id("p", "c", "r", template_options=options) for options in (off, on)}
+    assert len(ids | {bare}) == 3
+    assert make_pair_id("p", "c", "r", template_options={"enable_thinking": None}) == bare
+    assert make_pair_id("p", "c", "r", template_options=json.dumps(off)) in ids
 
 
 def test_token_ids_are_an_identity_too() -> None:

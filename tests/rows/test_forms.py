@@ -196,6 +196,26 @@ def test_tool_calls_are_content() -> None:
     assert response_text(pair.chosen) == '[{"function": {"arguments": "1", "name": "f"}}]'
 
 
+def test_messages_keep_what_a_template_may_read() -> None:
+    """Reasoning, ids of tool calls and one family's own keys; not what the data set only says about a message."""
+    told = {"role": "tool", "content": "sun", "tool_call_id": "c1", "timestamp": 3, "name": None}
+    thought = A1 | {"reasoning_content": "Hm.", "weight": 0.5, "prefix": True}
+    pair = from_trl({"prompt": [U, told], "chosen": [thought], "rejected": [A1]})
+    assert pair.prompt[1] == {"role": "tool", "content": "sun", "tool_call_id": "c1"}
+    assert pair.chosen == [A1 | {"reasoning_content": "Hm.", "prefix": True}]
+
+
+def test_answers_that_differ_in_reasoning_alone_differ() -> None:
+    thoughts = [A1 | {"thinking": text} for text in ("Hm.", "Well.")]
+    pair = from_trl({"prompt": [U], "chosen": thoughts[:1], "rejected": thoughts[1:]})
+    assert pair.notes == []
+    only = [{"role": "assistant", "content": None, "reasoning": text} for text in ("Hm.", "Well.")]
+    assert from_trl({"prompt": [U], "chosen": only[:1], "rejected": only[1:]}).chosen[0]["content"] == ""  # type: ignore[index]
+    with pytest.raises(BadRow) as caught:
+        from_trl({"prompt": [U], "chosen": thoughts[:1], "rejected": [thoughts[0] | {"weight": 1}]})
+    assert caught.value.why == "chosen equals rejected"
+
+
 def test_formats_are_told_apart() -> None:
     assert set(FORMATS) == {"sharegpt", "trl"}
     assert detect_format(SHAREGPT) == "sharegpt"

@@ -22,7 +22,7 @@ from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.pair_records import COUNTS, MEASURES, fill_bytes, pair_records, score_history
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.conversation import is_conversation, prompt_text, response_text
-from dpo_diag.records.pair_id import make_pair_id
+from dpo_diag.records.pair_id import make_pair_id, pair_id_of
 from dpo_diag.records.row_files import readable_rows
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 from dpo_diag.records.text_files import Skipped
@@ -123,7 +123,7 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
             skipped.add(line, "no pair_id, and not all of prompt, chosen, rejected to make one")
             return
         try:
-            pair_id = make_pair_id(row["prompt"], row["chosen"], row["rejected"], row.get("tools"))
+            pair_id = pair_id_of(row)
         except (TypeError, ValueError, AttributeError):
             pair_id = make_pair_id(texts["prompt"], texts["chosen"], texts["rejected"])
     name = str(row.get("split") or split)
