@@ -185,7 +185,8 @@ def mean_difference(first: npt.ArrayLike, second: npt.ArrayLike, level: float = 
     vx, vy = float(x.var(ddof=1)) / x.size, float(y.var(ddof=1)) / y.size
     if vx + vy == 0:
         return Interval(value, value, value, n, "Welch", level)
-    degrees = (vx + vy) ** 2 / (vx**2 / (x.size - 1) + vy**2 / (y.size - 1))
+    share = vx / (vx + vy)  # not the variances themselves: their squares overflow
+    degrees = 1 / (share**2 / (x.size - 1) + (1 - share) ** 2 / (y.size - 1))
     half = _t(level, degrees) * math.sqrt(vx + vy)
     return Interval(value, value - half, value + half, n, "Welch", level)
 

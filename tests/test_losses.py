@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LOSSES, LossSpec, loss_at_reference, pair_losses
+from dpo_diag.losses import LOSSES, LossSpec, loss_at_reference, pair_losses, start_of
 
 TYPES = tuple(name for name, loss in LOSSES.items() if loss.in_trl and loss.formula)
 COUPLED = tuple(name for name, loss in LOSSES.items() if loss.formula is None)
@@ -226,3 +226,23 @@ def trl_loss_of_unknown() -> float:
     spec = LossSpec()
     object.__setattr__(spec, "types", ("nonsense",))
     return trl_loss(spec, batch(0))
+
+
+@pytest.mark.parametrize(
+    ("names", "start"),
+    [
+        (("sigmoid",), (math.log(2), True)),
+        (("hinge",), (1.0, True)),  # max(0, 1 - 0)
+        (("apo_zero",), (1.0, True)),  # sigmoid(0) + sigmoid(0)
+        (("sigmoid", "sft"), (math.log(2), False)),  # an NLL term comes on top
+        (("kto",), (0.5, False)),  # 1 - sigmoid(0), times weights that a name does not tell
+        (("ipo",), None),  # 1 / (4 beta^2)
+        (("exo_pair",), None),  # depends on its smoothing
+        (("simpo",), None),
+        (("bco_pair",), None),
+        ((), None),
+    ],
+)
+def test_where_a_loss_of_this_name_starts(names: tuple[str, ...], start: tuple[float, bool] | None) -> None:
+    found = start_of(names)
+    assert found == (None if start is None else (pytest.approx(start[0]), start[1]))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -35,6 +35,9 @@ def explain(
     interval: float = 5.0,
     loss: str | None = None,
     beta: float | None = None,
+    reference_free: bool = False,
+    logps: Literal["sum", "mean"] | None = None,
+    of_run: Annotated[str | None, Parameter(name="--run")] = None,
     destination: bool = False,
     checkpoint_from: str | None = None,
     checkpoint_to: str | None = None,
@@ -54,20 +57,28 @@ def explain(
         fail_on: exit 1 when harmful, or when checks speak: speaks:DVG001,DVG011.
         watch: follow a growing run or log and say what changed.
         interval: seconds between two looks of --watch.
-        loss: of a log that does not name it, e.g. sigmoid or sigmoid,sft.
+        loss: of a log that does not name it: sigmoid, ipo, kto, orpo, simpo, cpo, sigmoid,sft, ...
         beta: of a log that does not name it.
+        reference_free: of a log whose rewards are beta times the log-probs, not log-ratios to a reference.
+        logps: of a log: its log-probs are token sums or token means.
+        of_run: which run of a log that holds several.
         destination: load both checkpoints: which tokens gained where the answers lost most.
         checkpoint_from: the first step's model, a folder or hub id (default: found by the run).
         checkpoint_to: the last step's model (default: found by the run).
         device: of --destination: auto, cpu, cuda, mps.
         no_write: do not write findings.json into the run.
     """
+    from dpo_diag.losses import names_of
+
     rules = [rule for text in fail_on or () for rule in _rules(text)]
     if destination and watch:
         raise DiagError("--destination loads models and does not go with --watch", usage=True)
     if not destination and (checkpoint_from or checkpoint_to):
         raise DiagError("--checkpoint-from and --checkpoint-to belong to --destination", usage=True)
-    request = _Request(run, from_step, to_step, split, dict(parse_threshold(text) for text in thresholds), loss, beta)
+    said = {
+        "loss": names_of(loss), "beta": beta, "reference_free": reference_free, "logps": logps, "run": of_run,
+    }  # fmt: skip
+    request = _Request(run, from_step, to_step, split, dict(parse_threshold(text) for text in thresholds), said)
     if watch:
         return _watch(request, interval, rules, json=json, write=not no_write)
     is_run = request.is_run
@@ -99,8 +110,7 @@ class _Request:
     to_step: int | None
     split: str | None
     thresholds: Mapping[str, float]
-    loss: str | None
-    beta: float | None
+    said: Mapping[str, Any]
 
     @property
     def is_run(self) -> bool:
@@ -110,16 +120,15 @@ class _Request:
         from dpo_diag.diagnosis import explain as explain_run
 
         if self.is_run:
-            if self.loss is not None or self.beta is not None:
-                hint = "only a log needs them"
-                raise DiagError("a run folder names its loss itself", where="--loss, --beta", hint=hint, usage=True)
+            if given := [f"--{name.replace('_', '-')}" for name, value in self.said.items() if value]:
+                hint = "only a log needs them; import it again to say more"
+                raise DiagError("a run folder says so itself", where=", ".join(given), hint=hint, usage=True)
             return explain_run(load_run(self.path), self.from_step, self.to_step, self.split, self.thresholds)
         from dpo_diag.importers import Options, import_path
 
-        types = tuple(t.strip() for t in (self.loss or "").split(",") if t.strip())
         with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
             out = Path(folder) / "run"
-            import_path(self.path, out, options=Options(loss=types, beta=self.beta))
+            import_path(self.path, out, options=Options(**self.said))
             document = explain_run(load_run(out), self.from_step, self.to_step, self.split, self.thresholds)
         return {**document, "run": str(self.path)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ def import_log(
     loss_weights: str | None = None,
     beta: float | None = None,
     label_smoothing: float | None = None,
+    reference_free: bool = False,
     logps: Literal["sum", "mean"] | None = None,
     trainer: str | None = None,
     trainer_version: str | None = None,
@@ -39,10 +39,11 @@ def import_log(
         out: run folder to write (default: runs/imported/NAME).
         as_name: format; recognised if absent (see --formats).
         formats: print the formats and the table of names, and stop.
-        loss: loss type, or several joined by commas, e.g. sigmoid or sigmoid,sft.
+        loss: loss type, or several joined by commas: sigmoid, ipo, kto, orpo, simpo, cpo, sigmoid,sft, ...
         loss_weights: one factor per loss type, joined by commas.
         beta: beta of the loss.
         label_smoothing: label smoothing; with sigmoid this is cDPO.
+        reference_free: the rewards are beta times the log-probs, not log-ratios to a reference.
         logps: logged log-probs are token sums or token means.
         trainer: trainer that wrote the log, where it is not recognised (trl, openrlhf, ...).
         trainer_version: its version, e.g. 0.12.0.
@@ -58,12 +59,14 @@ def import_log(
     if not paths:
         raise DiagError("no file named", expected="dpo-diag import PATH [--out RUN]", usage=True)
     from dpo_diag.importers import Options, import_path
+    from dpo_diag.losses import names_of
 
     options = Options(
-        loss=tuple(t.strip() for t in loss.split(",") if t.strip()) if loss else (),
+        loss=names_of(loss),
         loss_weights=_numbers(loss_weights),
         beta=beta,
         label_smoothing=label_smoothing,
+        reference_free=reference_free,
         logps=logps,
         trainer=trainer,
         trainer_version=trainer_version,
@@ -73,7 +76,6 @@ def import_log(
         scores=scores,
         texts=texts,
     )
-    _check(options)
     result = import_path(list(paths), out, as_name, options)
     if json:
         print(to_json(result))
@@ -89,24 +91,6 @@ def _numbers(text: str | None) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise DiagError("--loss-weights are numbers", got=text, expected="e.g. 1,0.5", usage=True) from error
-
-
-def _check(options: Any) -> None:
-    from dpo_diag.losses import LOSSES
-
-    unknown = [t for t in options.loss if t not in LOSSES]
-    if unknown:
-        raise DiagError("unknown loss type", got=unknown, expected=f"some of {tuple(LOSSES)}", usage=True)
-    if options.beta is not None and not (options.beta > 0 and math.isfinite(options.beta)):
-        raise DiagError("beta is a positive number", got=options.beta, usage=True)
-    if options.label_smoothing is not None and not 0 <= options.label_smoothing < 0.5:
-        raise DiagError("label smoothing lies in [0, 0.5)", got=options.label_smoothing, usage=True)
-    if options.loss_weights and len(options.loss_weights) != len(options.loss):
-        raise DiagError(
-            "one weight per loss type", got=options.loss_weights, expected=f"{len(options.loss)} numbers", usage=True
-        )
-    if options.logging_steps is not None and options.logging_steps < 1:
-        raise DiagError("--logging-steps is a positive number", got=options.logging_steps, usage=True)
 
 
 def _print_result(result: dict[str, Any]) -> None:

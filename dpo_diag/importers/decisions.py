@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpo_diag.importers.derived import BetaCheck, check_beta, derive, nll_weight_at_start
+from dpo_diag.importers.derived import BetaCheck, check_beta, derive, margins, nll_weight_at_start
 from dpo_diag.importers.merged import History, Key
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
-from dpo_diag.losses import LOSSES, LossSpec
-from dpo_diag.records.inferred import NAMES, Inferred, infer, without_reference
-from dpo_diag.records.run_info import Reduction, SourceInfo
+from dpo_diag.losses import LOSSES, LossSpec, has_no_reference
+from dpo_diag.records.inferred import NAMES, Inferred, infer
+from dpo_diag.records.run_info import Reduction
 
 INFERRED_FROM = 20_000
 """Steps of a split from which beta and the like are inferred, evenly spaced: a long log's means fill the memory."""
@@ -33,6 +33,8 @@ class Decisions:
         facts: what the sources say, all together.
         beta: of the loss, None where neither user nor source nor a fixed set's reference gives it.
         check: whether the reference derived with beta is constant.
+        reference_free: whether the rewards hold no reference.
+        said: what gave loss, beta and reference_free: an option, a file and its line, or the numbers.
         reduction: what the log's own log-probs are; `logps_why` is the reason.
         derived: columns that follow from logged ones.
     """
@@ -45,15 +47,16 @@ class Decisions:
     loss_names: tuple[str, ...]
     beta: float | None
     check: BetaCheck | None
+    reference_free: bool
+    said: dict[str, str]
     reduction: Reduction | None
     logps_why: str
     nll_weight: float | None
     derived: dict[Key, pd.DataFrame]
     inferred: Inferred
 
-    def run_fields(self, logps: Reduction | None, source: SourceInfo) -> dict[str, Any]:
-        """The fields of run.json about the loss; `source` is searched for the name of a loss without a reference."""
-        named = without_reference(" ".join(self.loss_names), str(source), str(self.loss_reason))
+    def run_fields(self, logps: Reduction | None) -> dict[str, Any]:
+        """The fields of run.json about the loss."""
         return {
             "loss": self.loss,
             "loss_reason": self.loss_reason,
@@ -61,7 +64,7 @@ class Decisions:
             "loss_like": self.inferred.loss_like if self.loss is None else None,
             "beta": self.beta or self.inferred.beta,
             "logps": logps,
-            "reference_free": named or self.inferred.reference_free,
+            "reference_free": self.reference_free,
         }
 
 
@@ -71,7 +74,7 @@ def decide(sources: list[Parsed], history: History, options: Options) -> Decisio
     for source in sources:
         facts.merge(source.facts)
     trainer, version = _trainer(sources, options)
-    if not facts.loss and any(name.startswith("log_odds") for _, name in history.metrics()):
+    if any(name.startswith("log_odds") for _, name in history.metrics()):
         facts.take("loss", ("orpo",), "the log holds ORPO's log odds")
     names = options.loss or facts.loss
     beta = options.beta if options.beta is not None else facts.beta
@@ -79,15 +82,30 @@ def decide(sources: list[Parsed], history: History, options: Options) -> Decisio
     if beta is None and check is not None and check.constant:
         beta = check.beta
         facts.take("beta", beta, f"inferred: the reference is constant over the evaluations of {check.split}")
-    loss, reason = _loss(names, beta, options, facts)
-    reduction = logps_reduction(trainer, version, names, options.logps, _size_of_logps(history))
     nll_weight = nll_weight_at_start(history, facts.nll_weight)
-    derived = derive(history, beta, reduction.value, nll_weight)
-    inferred = infer(_means(history, derived, sources))
+    of_margins = margins(history)
+    inferred = infer(_means(history, of_margins, sources))
+    free_by = _reference_free_by(names, options, facts, inferred)
+    loss, reason = _loss(names, beta, options, facts, free_by)
+    reduction = logps_reduction(trainer, version, names, options.logps, _size_of_logps(history), free_by is not None)
+    derived = of_margins | derive(history, None if free_by else beta, reduction.value, nll_weight)
+    by_option = {k: f"--{k.replace('_', '-')}" for k in ("loss", "beta", "label_smoothing") if getattr(options, k)}
+    said = facts.stated_in | by_option | ({"reference_free": free_by} if free_by else {})
     return Decisions(
-        trainer, version, facts, loss, reason, names, beta, check, reduction.value, reduction.why, nll_weight, derived,
-        inferred,
+        trainer, version, facts, loss, reason, names, beta, check, free_by is not None, said, reduction.value,
+        reduction.why, nll_weight, derived, inferred,
     )  # fmt: skip
+
+
+def _reference_free_by(names: tuple[str, ...], options: Options, facts: Facts, inferred: Inferred) -> str | None:
+    """What says that the rewards hold no reference; None where they do, or nothing says so."""
+    if options.reference_free:
+        return "--reference-free"
+    if facts.reference_free:
+        return facts.stated_in["reference_free"]
+    if has_no_reference(names):
+        return f"the loss is {', '.join(names)}"
+    return inferred.free_by
 
 
 def _trainer(sources: list[Parsed], options: Options) -> tuple[str, str | None]:
@@ -103,11 +121,13 @@ def _trainer(sources: list[Parsed], options: Options) -> tuple[str, str | None]:
 
 
 def _loss(
-    names: tuple[str, ...], beta: float | None, options: Options, facts: Facts
+    names: tuple[str, ...], beta: float | None, options: Options, facts: Facts, free_by: str | None
 ) -> tuple[LossSpec | None, str | None]:
     """(the loss, why it is None)."""
     if not names:
         return None, "the source does not name its loss (--loss sigmoid --beta 0.1)"
+    if free_by and not has_no_reference(names):
+        return None, f"{', '.join(names)} without a reference has no form over log-ratios ({free_by})"
     smoothing = options.label_smoothing if options.label_smoothing is not None else facts.label_smoothing or 0.0
     types = tuple("cdpo" if name == "sigmoid" and smoothing > 0 else name for name in names)
     if any(name not in LOSSES for name in types):

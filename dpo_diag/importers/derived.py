@@ -3,7 +3,7 @@
 - `ref_logps/<side>` = logps - rewards / beta (sum-log-prob losses). On the evaluations of one fixed set it must
   be constant: that checks beta, or finds it where nobody says it.
 - `preference_loss` = loss - weight x nll_loss, where the first row shows that it starts at ln 2.
-- `ce/<side>` = -logps where logps are means over tokens; `ppl_seq_geomean/<side>` = exp(ce).
+- `ce/<side>` = -logps of logged token means (mean_logps, or logps where those are means); `ppl_seq_geomean/<side>` = exp(ce).
 - `rewards/margins` = rewards/chosen - rewards/rejected where it is not logged.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.importers.merged import History, Key
+from dpo_diag.records.inferred import beta_of_fixed_set
 from dpo_diag.records.run_info import Reduction
 from dpo_diag.records.schemas import SIDES, TRAIN_SPLIT
 
@@ -55,34 +56,14 @@ def _sides(history: History, split: str) -> dict[str, pd.DataFrame]:
     return {side: frame.set_axis(names, axis=1) for side, frame in rows.items() if frame is not None}
 
 
-def find_beta(sides: dict[str, pd.DataFrame]) -> float | None:
-    """beta as the slope of rewards over logps on a fixed set: only where it fits to the log's rounding."""
-    known = [rows[["logps", "rewards"]].replace([np.inf, -np.inf], np.nan).dropna() for rows in sides.values()]
-    if len(known) < len(SIDES) or min(len(rows) for rows in known) < 3:
-        return None
-    size = max(float(rows["logps"].abs().max()) for rows in known)
-    change = pd.concat([rows - rows.mean() for rows in known])
-    largest = float(change["logps"].abs().max())
-    if largest < 1e-3 * size:
-        return None
-    slope = float((change["logps"] * change["rewards"]).sum() / (change["logps"] ** 2).sum())
-    if not slope > 0:
-        return None
-    off = float((change["rewards"] - slope * change["logps"]).abs().max()) / slope
-    if off > 1e-3 * size + 1e-6 or off > 0.05 * largest:
-        return None
-    # A beta is a round number; what the log's digits leave open goes to the nearest one of two digits.
-    rounded = float(f"{slope:.2g}")
-    return rounded if abs(rounded - slope) <= 0.01 * slope else slope
-
-
 def check_beta(history: History, beta: float | None) -> BetaCheck | None:
     """Check beta on the fixed set with most evaluations, or find it there; None where no set allows it."""
     best: BetaCheck | None = None
     for split in history.splits():
         # A training batch has other pairs at each step: its reference is no constant.
         sides = _sides(history, split) if split != TRAIN_SPLIT else {}
-        value = beta if beta is not None else find_beta(sides)
+        points = [rows[["logps", "rewards"]].to_numpy() for rows in sides.values()]
+        value = beta if beta is not None else beta_of_fixed_set(points)
         if value is None or value <= 0 or len(sides) < len(SIDES):
             continue
         references = {side: _reference(rows, value) for side, rows in sides.items()}
@@ -127,10 +108,22 @@ def nll_weight_at_start(history: History, weight: float | None) -> float | None:
     return candidate if abs(start - (LN2 - first_margin / 2)) <= 0.01 + abs(first_margin) / 4 else None
 
 
+def margins(history: History) -> dict[Key, pd.DataFrame]:
+    """rewards/margins where both rewards are logged and it is not."""
+    out: dict[Key, pd.DataFrame] = {}
+    logged = set(history.metrics())
+    for split in history.splits():
+        rewards = history.aligned(split, "rewards/chosen", "rewards/rejected")
+        if rewards is not None and len(rewards) and (split, "rewards/margins") not in logged:
+            difference = rewards["rewards/chosen"] - rewards["rewards/rejected"]
+            out[split, "rewards/margins"] = _column(rewards, difference)
+    return out
+
+
 def derive(
     history: History, beta: float | None, reduction: Reduction | None, nll_weight: float | None
 ) -> dict[Key, pd.DataFrame]:
-    """All derived columns by (split, name); names that a source logs itself are never overwritten."""
+    """All other derived columns by (split, name); names that a source logs itself are never overwritten."""
     out: dict[Key, pd.DataFrame] = {}
     logged = set(history.metrics())
 
@@ -142,7 +135,9 @@ def derive(
         for side, rows in _sides(history, split).items() if beta else ():
             put(split, f"ref_logps/{side}", _reference(rows, beta or math.nan))
         for side in SIDES:
-            logps = history.column(split, f"logps/{side}") if reduction == "mean" else None
+            logps = history.column(split, f"mean_logps/{side}")
+            if logps is None and reduction == "mean":
+                logps = history.column(split, f"logps/{side}")
             if logps is not None:
                 put(split, f"ce/{side}", _column(logps, -logps["value"]))
             ce = history.column(split, f"ce/{side}")
@@ -150,9 +145,6 @@ def derive(
             if ce is not None:
                 with np.errstate(over="ignore"):
                     put(split, f"ppl_seq_geomean/{side}", _column(ce, np.exp(ce["value"])))
-        rewards = history.aligned(split, "rewards/chosen", "rewards/rejected")
-        if rewards is not None:
-            put(split, "rewards/margins", _column(rewards, rewards["rewards/chosen"] - rewards["rewards/rejected"]))
         losses = history.aligned(split, "loss", "nll_loss")
         if losses is not None and nll_weight is not None:
             put(split, "preference_loss", _column(losses, losses["loss"] - nll_weight * losses["nll_loss"]))

@@ -14,6 +14,7 @@ from typing import Any
 
 from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.parsed import Facts
+from dpo_diag.losses import NAMED, loss_name
 from dpo_diag.records.text_files import Skipped, whole
 
 # configuration key -> fact; the last part of a nested key decides (loss.beta, training.beta).
@@ -21,16 +22,15 @@ _KEYS: dict[str, str] = {
     "beta": "beta", "pref_beta": "beta", "rl_beta": "beta", "dpo_beta": "beta",
     "loss_type": "loss", "pref_loss": "loss", "dpo_loss_type": "loss", "loss_function": "loss",
     "label_smoothing": "label_smoothing", "dpo_label_smoothing": "label_smoothing",
+    "reference_free": "reference_free",
     "rpo_alpha": "nll_weight", "pref_ftx": "nll_weight", "nll_loss_coef": "nll_weight",
     "f_divergence_type": "f_divergence_type",
     "logging_steps": "logging_steps", "max_steps": "total_steps", "num_train_epochs": "total_epochs",
 }  # fmt: skip
 _MODEL_KEYS = ("base_model_name_or_path", "model_name_or_path", "model_id_or_path", "base_model", "llm_backbone")
 _LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "task_type")
-_LOSS_NAMES: dict[str, str] = {
-    "dpo": "sigmoid", "dpoloss": "sigmoid", "hingeloss": "hinge", "ipoloss": "ipo", "dpo_norm": "sigmoid_norm",
-    "simpoloss": "simpo", "cpoloss": "cpo", "ktopairloss": "kto_pair", "kto_pair": "kto_pair",
-}  # fmt: skip
+_METHOD_KEYS = ("rlhf_type", "rl", "stage")
+"""ms-swift's, Axolotl's and LLaMA-Factory's word for the training; it may be one that is no preference training."""
 CONFIG_FILES = (
     "adapter_config.json", "args.json", "training_args.yaml", "training_args.json", "cfg.yaml", "config.yaml",
     "axolotl_config.yaml", "config.json", "README.md", "dpo_config.json", "wandb-metadata.json",
@@ -41,7 +41,9 @@ MAX_CONFIGURATION = 16 << 20
 
 _TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ("beta", re.compile(rb"(?<![\w_.])(?:dpo_|pref_|rl_)?[Bb]eta['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
+    ("loss", re.compile(rb"(?<![\w_])-{0,2}rlhf_type['\"]?\s*[:= ]\s*['\"]?(orpo|simpo|cpo|kto)\b")),
     ("loss", re.compile(rb"(?<![\w_])(?:loss_type|pref_loss)['\"]?\s*[:=]\s*\[?['\"]?([a-z_]+)")),
+    ("reference_free", re.compile(rb"(?<![\w_])-{0,2}reference_free['\"]?\s*[:= ]\s*['\"]?([Tt]rue)\b")),
     ("label_smoothing", re.compile(rb"(?<![\w_])label_smoothing['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("nll_weight", re.compile(rb"(?<![\w_])(?:rpo_alpha|pref_ftx|nll_loss_coef)['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("logging_steps", re.compile(rb"(?<![\w_])-{0,2}logging_steps['\"]?\s*[:= ]\s*['\"]?(\d+)")),
@@ -55,10 +57,12 @@ def _typed(name: str, value: Any) -> Any:
     """The value in the fact's type, None where it does not fit."""
     if name == "loss":
         names = value if isinstance(value, (list, tuple)) else [value]
-        losses = tuple(_loss_name(v) for v in names if isinstance(v, str) and v)
+        losses = tuple(loss_name(v) for v in names if isinstance(v, str) and v)
         return losses if losses and len(losses) == len(names) and "" not in losses else None
     if name == "f_divergence_type":
         return str(value).split(".")[-1].lower() if isinstance(value, str) else None
+    if name == "reference_free":
+        return True if value is True or str(value).lower() == "true" else None
     if name in ("logging_steps", "total_steps"):
         step = step_number(value)
         return step if step else None
@@ -66,11 +70,6 @@ def _typed(name: str, value: Any) -> Any:
     if known is None or not known > 0:
         return 0.0 if name == "label_smoothing" and known == 0 else None
     return known
-
-
-def _loss_name(raw: str) -> str:
-    lower = raw.strip().lower()
-    return _LOSS_NAMES.get(lower, lower)
 
 
 def flatten(document: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -91,7 +90,11 @@ def facts_from_mapping(document: Any, where: str) -> Facts:
     if not isinstance(document, Mapping):
         return facts
     is_h2o = any(key.endswith("llm_backbone") for key, _ in flatten(document))
-    rlhf = document.get("rlhf_type") or document.get("rl")
+    for key in _METHOD_KEYS:
+        method = loss_name(document[key]) if isinstance(document.get(key), str) else ""
+        # ORPO, SimPO, CPO and KTO are methods of their own: a loss_type beside them is one of their variants.
+        if method in NAMED:
+            facts.take("loss", (method,), f"{where}: {key}")
     for key, value in flatten(document):
         last = key.rsplit(".", 1)[-1]
         name = _KEYS.get(last)
@@ -101,8 +104,10 @@ def facts_from_mapping(document: Any, where: str) -> Facts:
             facts.take(name, _typed(name, value), f"{where}: {key}")
         elif last in _MODEL_KEYS and isinstance(value, str) and value:
             facts.model.setdefault("name", value)
-    if isinstance(rlhf, str) and rlhf.lower() in ("dpo", "ipo"):
-        facts.take("loss", (_loss_name(rlhf),), f"{where}: rlhf type")
+    for key in _METHOD_KEYS:
+        method = str(document.get(key)).lower()
+        if method in ("dpo", "ipo"):
+            facts.take("loss", (loss_name(method),), f"{where}: {key}")
     if "peft_type" in document:
         lora = {k: document[k] for k in _LORA_KEYS if document.get(k) is not None}
         facts.model["adapter"] = {"type": document["peft_type"], **lora}
@@ -116,8 +121,14 @@ def facts_from_file(path: Path, skipped: Skipped) -> Facts:
         return Facts()
     raw = whole(path, skipped)
     if path.suffix == ".md":
-        base = re.search(r"^base_model:\s*(\S+)", raw.decode("utf-8", "replace"), re.MULTILINE)
-        return Facts(model={"name": base.group(1)} if base else {})
+        card = raw.decode("utf-8", "replace")
+        base = re.search(r"^base_model:\s*(\S+)", card, re.MULTILINE)
+        facts = Facts(model={"name": base.group(1)} if base else {})
+        # TRL's card says so in a sentence of its own; "with DPO" leaves the loss type open.
+        said = re.search(r"^(This model was trained with (ORPO|CPO|KTO|BCO)), a method", card, re.MULTILINE)
+        if said:
+            facts.take("loss", (loss_name(said.group(2)),), f"{where}: {said.group(1)}")
+        return facts
     try:
         if path.name == "config.json":  # the model's: its keys say nothing about the training
             document = json.loads(raw)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dpo_diag.errors import DiagError
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.steps import Frames, fill_steps
+from dpo_diag.losses import check_names, loss_name
 from dpo_diag.records.run_info import Reduction, StepsSource
 from dpo_diag.records.text_files import Skipped
 
 
 @dataclass
 class Options:
-    """What the user says about a source; every field may be unknown."""
+    """What the user says about a source; every field may be unknown.
+
+    Raises:
+        DiagError: a loss that is not known, a number that is out of its range.
+    """
 
     loss: tuple[str, ...] = ()
     loss_weights: tuple[float, ...] = ()
     beta: float | None = None
     label_smoothing: float | None = None
+    reference_free: bool = False
     logps: Reduction | None = None
     trainer: str | None = None
     trainer_version: str | None = None
@@ -31,6 +39,19 @@ class Options:
     scores: Path | None = None
     texts: Path | None = None
 
+    def __post_init__(self) -> None:
+        self.loss = tuple(loss_name(name) for name in self.loss)
+        check_names(self.loss)
+        if self.beta is not None and not (self.beta > 0 and math.isfinite(self.beta)):
+            raise DiagError("beta is a positive number", where="--beta", got=self.beta, usage=True)
+        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 0.5:
+            raise DiagError("label smoothing lies in [0, 0.5)", got=self.label_smoothing, usage=True)
+        if self.loss_weights and len(self.loss_weights) != len(self.loss):
+            expected = f"{len(self.loss)} numbers"
+            raise DiagError("one weight per loss type", got=self.loss_weights, expected=expected, usage=True)
+        if self.logging_steps is not None and self.logging_steps < 1:
+            raise DiagError("--logging-steps is a positive number", got=self.logging_steps, usage=True)
+
 
 @dataclass
 class Facts:
@@ -39,6 +60,7 @@ class Facts:
     loss: tuple[str, ...] = ()
     beta: float | None = None
     label_smoothing: float | None = None
+    reference_free: bool | None = None
     nll_weight: float | None = None
     f_divergence_type: str | None = None
     logging_steps: int | None = None

@@ -23,6 +23,8 @@ _MEAN_LOSSES = {
     "open-instruct": ("sigmoid_norm", "simpo"),
     "axolotl": ("ipo",),
 }
+_ALWAYS_MEAN = ("orpo", "simpo", "cpo_simpo", "alphapo")
+"""Losses that are defined on token means: any trainer's, where it is not known what it logs."""
 
 
 def guess_trainer(store: RowStore, file_name: str) -> tuple[str, str | None]:
@@ -55,7 +57,12 @@ def guess_trainer(store: RowStore, file_name: str) -> tuple[str, str | None]:
 
 
 def logps_reduction(
-    trainer: str, version: str | None, loss: tuple[str, ...], asked: Literal["sum", "mean"] | None, size: float | None
+    trainer: str,
+    version: str | None,
+    loss: tuple[str, ...],
+    asked: Literal["sum", "mean"] | None,
+    size: float | None,
+    reference_free: bool,
 ) -> Reduction:
     """Whether logged log-probs are summed or averaged over a response's tokens; None where nothing decides.
 
@@ -64,17 +71,21 @@ def logps_reduction(
 
     Args:
         asked: what the user says.
+        reference_free: the rewards hold no reference: a loss that averages (ORPO, SimPO), or CPO, which sums.
         size: median of |logps/chosen| in nats, if logged: a small one can be a short response's sum or a token mean.
     """
     if asked:
         return Reduction(asked, "as given")
     who = f"{trainer} {version}" if version else trainer
-    hit = [name for name in loss if name in _MEAN_LOSSES.get(trainer, ())]
+    small = size is None or size < LARGEST_MEAN_LOGP
+    hit = [name for name in loss if name in _MEAN_LOSSES.get(trainer, _ALWAYS_MEAN)]
+    if hit and not small:
+        return Reduction("sum", f"{hit[0]} averages log-probs over tokens, but |logps| is {size:.3g} nats: sums")
     if hit and not (hit == ["ipo"] and trainer == "trl" and _at_least(version, (0, 29))):
         return Reduction("mean", f"{who} averages log-probs over tokens under {hit[0]}")
     if loss:
         return Reduction("sum", f"{who} sums log-probs under {', '.join(loss)}")
-    if size is not None and size < LARGEST_MEAN_LOGP and not (trainer == "trl" and _at_least(version, (0, 29))):
+    if size is not None and small and (reference_free or not (trainer == "trl" and _at_least(version, (0, 29)))):
         return Reduction(None, f"not decided: the loss is not known and |logps| is {size:.2g} nats (--logps sum|mean)")
     return Reduction("sum", f"{who} sums log-probs; the loss is not known")
 

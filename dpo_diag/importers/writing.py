@@ -71,7 +71,7 @@ def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: p
         logps = options.logps or "sum"  # the tables' columns are sums by definition
     reference = next((s.details["reference_from"] for s in sources if "reference_from" in s.details), None)
     writer.update(
-        **decided.run_fields(logps, origin),
+        **decided.run_fields(logps),
         model=from_document(ModelInfo, decided.facts.model, "model", Tolerance.MISFITS),
         reference={"source": reference},
         source=origin,
@@ -163,8 +163,8 @@ def _source_info(sources: list[Parsed], history: History, decided: Decisions, op
         steps=next((s.steps for s in sources if s.steps), None),
         steps_from={s.files[0].name: s.steps_from for s in sources if s.steps_from},
         logps_why=decided.logps_why,
-        said=decided.facts.stated_in,
-        options={k: v for k, v in vars(options).items() if v not in (None, ())},
+        said=decided.said,
+        options={k: v for k, v in vars(options).items() if v not in (None, (), False)},
         names={k: v for s in stores for k, v in s.mapping().items()},
         kept_under_own_name=tuple(sorted({k for s in stores for k in s.unknown_keys()})),
         left_out=tuple(sorted({k for s in stores for k in s.dropped_keys()})),

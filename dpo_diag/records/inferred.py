@@ -6,7 +6,6 @@ rows do not decide. Rows that are not finite are left out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from dpo_diag.records.splits import preferred, role_from_name
 
 FloatArray = npt.NDArray[np.float64]
 
-NAMES = ("loss", "nll_loss", "rewards/margins", *(f"{q}/{s}" for q in ("rewards", "logps") for s in SIDES))
+NAMES = ("loss", "nll_loss", "rewards/margins", *(f"{q}/{s}" for q in ("rewards", "logps", "mean_logps") for s in SIDES))
 """The metrics that are read; a caller need not hand over others."""
 
 LARGEST_MEAN_LOGP = 8.0
@@ -29,17 +28,16 @@ LARGEST_MEAN_LOGP = 8.0
 
 @dataclass(frozen=True)
 class Inferred:
-    """Facts that follow from the logged means; None where they do not decide."""
+    """Facts that follow from the logged means; None where they do not decide.
+
+    Attributes:
+        free_by: what shows that the rewards hold no reference.
+    """
 
     logps: Reduction | None = None
-    reference_free: bool = False
+    free_by: str | None = None
     loss_like: str | None = None
     beta: float | None = None
-
-
-def without_reference(*texts: str) -> bool:
-    """Whether a source names a loss whose rewards hold no reference."""
-    return any(re.search(r"\b(orpo|simpo|cpo|reference[ _-]free)\b", text.lower()) for text in texts)
 
 
 def infer(history: pd.DataFrame) -> Inferred:
@@ -49,7 +47,8 @@ def infer(history: pd.DataFrame) -> Inferred:
         return Inferred()
     rows = rows.assign(split=rows["split"].astype(str), name=rows["name"].astype(str))
     rows = rows.drop_duplicates(["step", "split", "name"], keep="last").sort_values("step", kind="stable")
-    return Inferred(_reduction(rows), _reference_free(rows), _loss_like(rows), _beta(rows))
+    free_by = _free_by(rows)
+    return Inferred(_reduction(rows), free_by, None if free_by else _loss_like(rows), None if free_by else _beta(rows))
 
 
 def _aligned(rows: pd.DataFrame, split: str, names: Sequence[str]) -> FloatArray | None:
@@ -77,14 +76,46 @@ def _reduction(rows: pd.DataFrame) -> Reduction | None:
     return "sum" if size >= LARGEST_MEAN_LOGP else None
 
 
-def _reference_free(rows: pd.DataFrame) -> bool:
+def _free_by(rows: pd.DataFrame) -> str | None:
+    if _is_logps(rows):
+        return "rewards / logps is the same in every row: no reference in the rewards"
+    if (gamma := _target_margin(rows)) is not None:
+        return f"loss = softplus({gamma:.2g} - margins) in every row, and all rewards are negative: SimPO's form"
+    return None
+
+
+def _target_margin(rows: pd.DataFrame) -> float | None:
+    """SimPO's gamma where log-probs are not logged: loss = softplus(gamma - margin), with negative rewards throughout.
+
+    Inverting that of the rows' means gives gamma and a bit more (Jensen), nearly the same in every row; the sigmoid
+    loss gives Jensen's term alone, which is near 0 at a run's start, or with a wrong reference differs a lot from row
+    to row (simulated: 10 % to 90 % range at least half its median; SimPO's at most 0.4 of it down to batches of 4).
+    """
+    names = ["loss", "rewards/chosen", "rewards/rejected"]
+    for split in _splits(rows):
+        values = _aligned(rows, split, names)
+        if values is None or len(values) < 12 or ((rows["split"] == split) & (rows["name"] == "nll_loss")).any():
+            continue
+        loss, chosen, rejected = values.T
+        if max(chosen.max(), rejected.max()) >= 0 or loss.min() <= 0:
+            return None
+        # log(exp(x) - 1), without overflow
+        gamma = loss + np.log(-np.expm1(-loss)) + chosen - rejected
+        low, middle, high = np.quantile(gamma, [0.1, 0.5, 0.9])
+        return float(middle) if low > 0.3 and high - low < 0.4 * middle else None
+    return None
+
+
+def _is_logps(rows: pd.DataFrame) -> bool:
     """Whether rewards / logps is the same in every row, on both sides: beta times the log-prob itself (ORPO, SimPO)."""
     ratios = []
     for side in SIDES:
-        both = next(
-            (v for s in _splits(rows) if (v := _aligned(rows, s, [f"rewards/{side}", f"logps/{side}"])) is not None),
-            None,
+        logged = (
+            _aligned(rows, split, [f"rewards/{side}", f"{logps}/{side}"])
+            for logps in ("mean_logps", "logps")
+            for split in _splits(rows)
         )
+        both = next((values for values in logged if values is not None), None)
         if both is None:
             return False
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -112,14 +143,36 @@ def _loss_like(rows: pd.DataFrame) -> str | None:
 
 
 def _beta(rows: pd.DataFrame) -> float | None:
-    """1 / slope of logps over rewards on a fixed set (logps = ref + rewards / beta), where a line fits to 2 %."""
     for split in _splits(rows):
-        values = _aligned(rows, split, ["logps/chosen", "rewards/chosen"])
-        # A training batch has other pairs at each step, so that ref is no constant there.
-        if role_from_name(split) == "train" or values is None or values[:, 1].std(ddof=1) < 1e-6:
+        # A training batch has other pairs at each step, so that the reference is no constant there.
+        if role_from_name(split) == "train":
             continue
-        slope, offset = np.polyfit(values[:, 1], values[:, 0], 1)
-        residual = values[:, 0] - (slope * values[:, 1] + offset)
-        if slope > 0 and residual.std(ddof=1) < 0.02 * values[:, 0].std(ddof=1):
-            return float(1 / slope)
+        sides = [_aligned(rows, split, [f"logps/{side}", f"rewards/{side}"]) for side in SIDES]
+        if (beta := beta_of_fixed_set([values for values in sides if values is not None])) is not None:
+            return beta
     return None
+
+
+def beta_of_fixed_set(sides: Sequence[FloatArray]) -> float | None:
+    """beta as the slope of rewards over log-probs (logps = reference + rewards / beta), to the log's own rounding.
+
+    Args:
+        sides: one array a side, (evaluations, 2): logps and rewards of one fixed set.
+    """
+    known = [values[np.isfinite(values).all(axis=1)] for values in sides]
+    points = sum(len(values) for values in known)
+    # A line through all but one of its points fits anything; each side has an offset of its own.
+    if not known or min(len(values) for values in known) < 3 or points < len(known) + 3:
+        return None
+    size = max(float(np.abs(values[:, 0]).max()) for values in known)
+    change = np.concatenate([values - values.mean(axis=0) for values in known])
+    logps, rewards = change[:, 0], change[:, 1]
+    largest = float(np.abs(logps).max())
+    if largest < 1e-3 * size or not (slope := float((logps * rewards).sum() / (logps**2).sum())) > 0:
+        return None
+    off = float(np.abs(rewards - slope * logps).max()) / slope
+    if off > 1e-3 * size + 1e-6 or off > 0.05 * largest:
+        return None
+    # A beta is a round number; what the log's digits leave open goes to the nearest one of two digits.
+    rounded = float(f"{slope:.2g}")
+    return rounded if abs(rounded - slope) <= 0.01 * slope else slope

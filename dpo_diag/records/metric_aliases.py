@@ -21,6 +21,7 @@ class Alias(NamedTuple):
 
 _SUM = "mean over pairs of the response's summed token log-probs, nats (ipo until 0.28: of its token mean)"
 _REWARD = "mean over pairs of beta x log-ratio to the reference"
+_MEAN = "mean over responses of the response's mean token log-prob, nats: minus a cross-entropy"
 _CE = "mean over responses of the mean token cross-entropy, nats"
 
 ALIASES: tuple[Alias, ...] = (
@@ -113,6 +114,16 @@ ALIASES: tuple[Alias, ...] = (
     Alias("any", "", "logp/rejected", "logps/rejected", "log-probs of rejected; sum or mean: see logps in run.json"),
     Alias("any", "", "policy_chosen_logps", "logps/chosen", "log-probs of chosen under the policy"),
     Alias("any", "", "policy_rejected_logps", "logps/rejected", "log-probs of rejected under the policy"),
+    Alias("any", "", "avg_logps/chosen", "mean_logps/chosen", _MEAN),
+    Alias("any", "", "avg_logps/rejected", "mean_logps/rejected", _MEAN),
+    Alias("any", "", "logps_avg/chosen", "mean_logps/chosen", _MEAN),
+    Alias("any", "", "logps_avg/rejected", "mean_logps/rejected", _MEAN),
+    Alias("any", "", "chosen_avg_logps", "mean_logps/chosen", _MEAN),
+    Alias("any", "", "rejected_avg_logps", "mean_logps/rejected", _MEAN),
+    Alias("any", "", "chosen_logps_avg", "mean_logps/chosen", _MEAN),
+    Alias("any", "", "rejected_logps_avg", "mean_logps/rejected", _MEAN),
+    Alias("any", "", "policy_chosen_logps_avg", "mean_logps/chosen", _MEAN),
+    Alias("any", "", "policy_rejected_logps_avg", "mean_logps/rejected", _MEAN),
     Alias("any", "", "chosen_cross_entropy", "ce/chosen", _CE),
     Alias("any", "", "rejected_cross_entropy", "ce/rejected", _CE),
     Alias("any", "", "grad/norm", "grad_norm", "gradient norm"),
@@ -120,7 +131,7 @@ ALIASES: tuple[Alias, ...] = (
 )
 
 _OURS = (
-    "ce/chosen", "ce/rejected", "greedy_logp/chosen", "greedy_logp/rejected", "loss_residual", "preference_loss",
+    "ce/chosen", "ce/rejected", "mean_logps/chosen", "mean_logps/rejected", "greedy_logp/chosen", "greedy_logp/rejected", "loss_residual", "preference_loss",
 )  # fmt: skip
 """Names that this project's own logs add to TRL's."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec
-from dpo_diag.records.inferred import infer, without_reference
+from dpo_diag.losses import LossSpec, has_no_reference
+from dpo_diag.records.inferred import infer
 from dpo_diag.records.run_info import RunInfo, SourceInfo
 from dpo_diag.records.splits import role_from_name
 from dpo_diag.records.typed_json import Tolerance, from_document
@@ -53,11 +52,12 @@ def upgrade(document: Mapping[str, Any], history: Callable[[], pd.DataFrame]) ->
     reduction = new.pop("logps_reduction", None)
     new["logps"] = reduction
     new["source"] = _source(document.get("source"))
-    new["reference_free"] = without_reference(json.dumps(loss or {}), str(document.get("source", "")))
+    names = loss.get("types") if isinstance(loss, Mapping) else None
+    new["reference_free"] = has_no_reference(names) if isinstance(names, (list, tuple)) else False
     if new.get("loss") is None or reduction is None:
         inferred = infer(history())
         new["logps"] = reduction or inferred.logps
-        new["reference_free"] = new["reference_free"] or inferred.reference_free
+        new["reference_free"] = new["reference_free"] or inferred.free_by is not None
         if new.get("loss") is None:
             new["beta"] = new.get("beta") or inferred.beta
             new["loss_like"] = inferred.loss_like

@@ -86,6 +86,11 @@ METRICS.add("logps", Metric(
     "mean over responses of the summed token log-probs (means over tokens where run.json's logps says so)",
     sides=True, of_side=_logps, per_response=True, live=False,
 ))  # fmt: skip
+METRICS.add("mean_logps", Metric(
+    "{side} mean token log-prob", "nats/token", "higher",
+    "mean over responses of the mean token log-prob, where a log holds it beside or instead of sums: -ce",
+    sides=True, live=False,
+))  # fmt: skip
 METRICS.add("ref_logps", Metric(
     "{side} log-prob under the reference", "nats", "neither",
     "logps - rewards / beta: constant over the evaluations of one set", sides=True, live=False,

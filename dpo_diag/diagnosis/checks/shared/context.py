@@ -19,7 +19,7 @@ from dpo_diag.diagnosis.checks.shared.logged import Logged, Window
 from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
 from dpo_diag.diagnosis.pair_rows import PairRows
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import loss_at_reference, loss_floor
+from dpo_diag.losses import loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
 
 T = TypeVar("T")
@@ -102,6 +102,8 @@ class CheckContext:
                 return Start(math.nan, None, False, str(error))
         if self.reference_free:
             return Start(math.nan, None, False, "a loss without a reference has no fixed start")
+        if (named := start_of(self.info.loss_names)) is not None:
+            return Start(named[0], 0.0, named[1], f"loss {'+'.join(self.info.loss_names)}")
         if self.info.loss_like == "sigmoid":
             return Start(math.log(2), 0.0, True, "ln 2: loss and margins are those of the sigmoid loss")
         return Start(math.log(2), 0.0, False, f"ln 2 assumed: {self.info.loss_reason or 'the loss is unknown'}")
