@@ -3,7 +3,7 @@
 - `ref_logps/<side>` = logps - rewards / beta (sum-log-prob losses). On the evaluations of one fixed set it must
   be constant: that checks beta, or finds it where nobody says it.
 - `preference_loss` = loss - weight x nll_loss, where the first row shows that it starts at ln 2.
-- `ce/<side>` = -logps of logged token means (mean_logps, or logps where those are means); `ppl_seq_geomean/<side>` = exp(ce).
+- `ce/<side>` = -mean_logps, or -logps where those are means over tokens; `ppl_seq_geomean/<side>` = exp(ce).
 - `rewards/margins` = rewards/chosen - rewards/rejected where it is not logged.
 """
 

@@ -19,7 +19,12 @@ from dpo_diag.records.splits import preferred, role_from_name
 
 FloatArray = npt.NDArray[np.float64]
 
-NAMES = ("loss", "nll_loss", "rewards/margins", *(f"{q}/{s}" for q in ("rewards", "logps", "mean_logps") for s in SIDES))
+NAMES = (
+    "loss",
+    "nll_loss",
+    "rewards/margins",
+    *(f"{q}/{s}" for q in ("rewards", "logps", "mean_logps") for s in SIDES),
+)
 """The metrics that are read; a caller need not hand over others."""
 
 LARGEST_MEAN_LOGP = 8.0

@@ -131,7 +131,8 @@ ALIASES: tuple[Alias, ...] = (
 )
 
 _OURS = (
-    "ce/chosen", "ce/rejected", "mean_logps/chosen", "mean_logps/rejected", "greedy_logp/chosen", "greedy_logp/rejected", "loss_residual", "preference_loss",
+    "ce/chosen", "ce/rejected", "mean_logps/chosen", "mean_logps/rejected",
+    "greedy_logp/chosen", "greedy_logp/rejected", "loss_residual", "preference_loss",
 )  # fmt: skip
 """Names that this project's own logs add to TRL's."""
 

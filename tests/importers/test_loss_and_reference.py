@@ -53,7 +53,9 @@ def spoken(run: Any) -> set[str]:
     return {c["code"] for c in explain(run)["checks"] if c["outcome"] == "speaks"}
 
 
-@pytest.mark.parametrize("name", ["run.jsonl", "dpo-not-orpo.jsonl", "simpo_baseline/cpo.jsonl", "reference-free.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["run.jsonl", "dpo-not-orpo.jsonl", "simpo_baseline/cpo.jsonl", "reference-free.jsonl"]
+)
 def test_a_file_s_name_says_nothing(name: str, tmp_path: Path, imported: Importing) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -96,7 +98,15 @@ def test_mean_log_probs_are_a_cross_entropy(tmp_path: Path, imported: Importing)
 
 @pytest.mark.parametrize(
     ("loss", "free"),
-    [("simpo", True), ("orpo", True), ("cpo", True), ("CPO-SimPO", True), ("kto", False), ("ipo", False), ("dpo", False)],
+    [
+        ("simpo", True),
+        ("orpo", True),
+        ("cpo", True),
+        ("CPO-SimPO", True),
+        ("kto", False),
+        ("ipo", False),
+        ("dpo", False),
+    ],
 )
 def test_every_loss_is_sayable(loss: str, free: bool, tmp_path: Path, imported: Importing) -> None:
     _, run = imported(write(tmp_path / "log.jsonl", displaced()), loss=(loss,), beta=0.1)
