@@ -44,6 +44,10 @@ class Inferred:
     loss_like: str | None = None
     beta: float | None = None
 
+    @property
+    def reference_free(self) -> bool:
+        return self.free_by is not None
+
 
 def infer(history: pd.DataFrame) -> Inferred:
     """All that the rows decide; an empty history decides nothing."""

@@ -57,7 +57,7 @@ def upgrade(document: Mapping[str, Any], history: Callable[[], pd.DataFrame]) ->
     if new.get("loss") is None or reduction is None:
         inferred = infer(history())
         new["logps"] = reduction or inferred.logps
-        new["reference_free"] = new["reference_free"] or inferred.free_by is not None
+        new["reference_free"] = new["reference_free"] or inferred.reference_free
         if new.get("loss") is None:
             new["beta"] = new.get("beta") or inferred.beta
             new["loss_like"] = inferred.loss_like
