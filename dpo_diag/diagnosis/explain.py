@@ -17,6 +17,7 @@ import pandas as pd
 from dpo_diag.diagnosis import remedies, verdict
 from dpo_diag.diagnosis.aligned import Aligned, align
 from dpo_diag.diagnosis.checks import CheckContext, check_thresholds, run_checks
+from dpo_diag.diagnosis.checks.shared.advice import Situation
 from dpo_diag.diagnosis.decompose.destination import destination, lost_mass
 from dpo_diag.diagnosis.decompose.loss import loss_section, loss_spec
 from dpo_diag.diagnosis.decompose.means import Means, perplexity_of_means, summarise_means
@@ -132,7 +133,8 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
     turns = turning_points(path, values["turning_point.least_dlog"])
     table = pair_table(aligned, loss_rows)
     few = concentration(table) if "share_of_rise" in table else None
-    checks, evidence = _checked(aligned.rows, aligned.from_step, aligned.to_step, aligned.split, values)
+    checks, evidence, situation = _checked(aligned.rows, aligned.from_step, aligned.to_step, aligned.split, values)
+    material = remedies.Material(aligned, spec, turns, few, situation, values)
     decision = verdict.decide(
         verdict.Facts(
             loss=loss_change.sign if loss_change is not None else None,
@@ -166,7 +168,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
         "evidence": [m.document(values) for m, _ in evidence],
         "verdict": decision.document(),
         **_of_tokens(aligned, values),
-        "remedies": [asdict(r) for r in remedies.suggest(aligned, spec, decision, turns, few)],
+        "remedies": [asdict(r) for r in remedies.suggest(material, decision)],
     }
     return document, _drawn(aligned, table)
 
@@ -214,7 +216,7 @@ def _of_means(
     no_pairs = "the run holds means only, no pairs"
     loss = means.values.get("loss", {})
     perplexity = perplexity_of_means(means.values)
-    checks, evidence = _checked(PairRows(run), from_step, to_step, split, values, means)
+    checks, evidence, _ = _checked(PairRows(run), from_step, to_step, split, values, means)
     chosen = next((n for n in ("rewards/chosen", "logps/chosen") if n in means.values), None)
     direction = means.sign(chosen)
     lower = chosen is not None and (means.values[chosen]["delta"] or 0) < 0
@@ -274,14 +276,16 @@ def _checked(
     split: str | None,
     values: Mapping[str, float],
     means: Means | None = None,
-) -> tuple[list[dict[str, Any]], list[tuple[Measure, str]]]:
-    """The checks' findings between the two steps; what is measured that is not likelihood, with its direction."""
+) -> tuple[list[dict[str, Any]], list[tuple[Measure, str]], Situation]:
+    """The checks' findings between the two steps; what is measured that is not likelihood, with its direction; what
+    happened, as far as advice depends on it."""
     start = None if from_step is None or from_step == REFERENCE else int(from_step)
-    checks = list(run_checks(CheckContext.from_run(rows, start, to_step, split), values))
+    context = CheckContext.from_run(rows, start, to_step, split)
+    checks = run_checks(context, values)
     if means is not None:
         from_step, to_step = means.from_step or 0, means.to_step or 0
     found = measures(rows.run, from_step, to_step, values["confidence_scores"])
-    return checks, [(m, m.direction(values)) for m in found]
+    return checks, [(m, m.direction(values)) for m in found], Situation.of(context, checks, values)
 
 
 def _speaking(checks: list[dict[str, Any]]) -> frozenset[str]:

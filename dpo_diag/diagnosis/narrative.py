@@ -25,8 +25,8 @@ ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG01
 """Checks whose advice the remedies give with this run's numbers: not given twice."""
 LEAST_DIP = 0.1
 """A dip of a logged mean is named from this share of its whole range on."""
-ADVICE = 2
-"""Lines of a check's advice that are shown."""
+ADVICE = 3
+"""Lines of a check's advice that are shown, of those that no check before it gave."""
 
 
 def narrate(document: dict[str, Any], run: Run | None = None) -> list[dict[str, Any]]:
@@ -199,9 +199,11 @@ def _what_to_change(document: dict[str, Any]) -> list[Sentence]:
         settings = "; ".join(f"{k}: {v}" for k, v in remedy["settings"].items())
         text = f"{capital(remedy['name'])}: {remedy['why']}; {remedy['do']}."
         sentences.append(say(text + (f" [{settings}]" if settings else ""), "remedies"))
+    said: set[str] = set()
     for check in document["checks"]:
         if check["outcome"] != "speaks" or (document["remedies"] and check["code"] in ANSWERED_BY_REMEDIES):
             continue
-        advice = check["try"][:ADVICE]
+        advice = [line for line in check["try"] if line not in said][:ADVICE]
+        said |= set(advice)
         sentences += [say(f"{check['code']}: {line.rstrip('.')}.", "checks") for line in advice]
     return sentences or [say("Nothing here asks for a change.", "verdict")]

@@ -15,21 +15,39 @@ sequence gives a token of a short answer n_mean / n_i times the weight that the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from dpo_diag.diagnosis.aligned import Aligned, SideArrays
+from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.checks.shared.advice import (
+    BETA_LARGE,
+    LOSS_TAUGHT,
+    LOWER_RATE,
+    RAISE_BETA,
+    REFERENCE_RIGHT,
+    ROSE,
+    SFT_TERM,
+    SOUND,
+    SUMS,
+    TRAINED,
+    WITH_REFERENCE,
+    Condition,
+    Situation,
+)
 from dpo_diag.diagnosis.decompose.perplexity import Concentration
 from dpo_diag.diagnosis.decompose.trajectory import TurningPoint
 from dpo_diag.diagnosis.verdict import Verdict
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
 from dpo_diag.text import number, percent
+from dpo_diag.thresholds import Thresholds
 
-REMEDIED = ("likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown")
+REMEDIED = (
+    "likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown", "loss_rose",
+)  # fmt: skip
 """Verdict labels that these remedies answer; others only where something measured got worse."""
 FEW_PAIRS = 0.1
 """Share of the pairs up to which reading them is a remedy."""
@@ -91,39 +109,43 @@ class Remedy:
     weights: dict[str, float] | None = None
 
 
-def suggest(
-    aligned: Aligned,
-    spec: LossSpec | None,
-    decision: Verdict,
-    turns: Sequence[TurningPoint],
-    few: Concentration | None,
-) -> list[Remedy]:
-    """Remedies for chosen likelihood that fell while the loss fell, most direct first; [] for other verdicts.
+@dataclass(frozen=True)
+class Material:
+    """What remedies are made from; `a`, `b` (nats) are the log-ratios of the pairs where both are finite."""
 
-    Args:
-        spec: the run's loss, None if unknown.
-        few: how few pairs carry the change, None where nothing counts lengths.
+    aligned: Aligned
+    spec: LossSpec | None
+    turns: Sequence[TurningPoint]
+    few: Concentration | None
+    situation: Situation
+    thresholds: Thresholds
+
+    @property
+    def log_ratios(self) -> npt.NDArray[np.float64]:
+        """a and b, shape (pairs, 2)."""
+        both: npt.NDArray[np.float64] = self.aligned.pairs[["a1", "b1"]].to_numpy(dtype=np.float64)
+        return both[np.isfinite(both).all(axis=1), :]
+
+
+def suggest(material: Material, decision: Verdict) -> list[Remedy]:
+    """Remedies for a chosen likelihood or a loss that went wrong, most direct first; [] for other verdicts.
+
+    Each of `REMEDIES` is given only where all of its conditions hold.
     """
     if decision.label not in REMEDIED and decision.harm != "harmful":
         return []
-    a, b = (aligned.pairs[c].to_numpy(dtype=np.float64) for c in ("a1", "b1"))
-    known = np.isfinite(a) & np.isfinite(b)
-    suggested = []
-    turn = max(turns, key=lambda t: t.worse_by.value, default=None)
-    if turn is not None:
-        suggested.append(_stop_earlier(turn))
-    if spec is None or "sft" not in spec.types:
-        suggested.append(_sft_term(spec, aligned.responses.get("chosen")))
-    if spec is not None:
-        suggested.append(_higher_beta(spec, float(spec.beta * (a - b)[known].mean()) if known.any() else None))
-        if (a[known] < 0).any():
-            suggested.append(_dpop(spec, float((a[known] < 0).mean())))
-    if few is not None and few.pairs and few.share and few.pairs <= max(3, FEW_PAIRS * few.of):
-        suggested.append(_read_the_pairs(few.pairs, few.of, few.share))
-    return suggested
+    rules = (
+        make(material)
+        for conditions, make in REMEDIES
+        if all(condition.holds(material.situation, material.thresholds) for condition in conditions)
+    )
+    return [remedy for remedy in rules if remedy is not None]
 
 
-def _stop_earlier(turn: TurningPoint) -> Remedy:
+def _stop_earlier(material: Material) -> Remedy | None:
+    turn = max(material.turns, key=lambda t: t.worse_by.value, default=None)
+    if turn is None:
+        return None
     return Remedy(
         "stop earlier",
         f"chosen {turn.quantity} was best at step {turn.step} ({number(turn.start)}) and {number(turn.end)} at step "
@@ -133,16 +155,20 @@ def _stop_earlier(turn: TurningPoint) -> Remedy:
     )
 
 
-def _read_the_pairs(pairs: int, of: int, share: float) -> Remedy:
+def _read_the_pairs(material: Material) -> Remedy | None:
+    few = material.few
+    if few is None or not few.pairs or not few.share or few.pairs > max(3, FEW_PAIRS * few.of):
+        return None
     return Remedy(
         "look at the pairs that carry it",
-        f"{pairs} of {of} pairs carry {percent(share)} of the change",
+        f"{few.pairs} of {few.of} pairs carry {percent(few.share)} of the change",
         "read them; drop or rewrite those whose chosen and rejected answers hardly differ",
         "Razin et al. 2024, arXiv 2410.08847 (filtering by similarity restored behaviour)",
     )
 
 
-def _sft_term(spec: LossSpec | None, chosen: SideArrays | None) -> Remedy:
+def _sft_term(material: Material) -> Remedy:
+    spec, chosen = material.spec, material.aligned.responses.get("chosen")
     types = [*(spec.types if spec is not None else ("sigmoid",)), "sft"]
     factors = [*(spec.term_weights if spec is not None else (1.0,)), 1.0]
     settings = {"TRL": f"loss_type={json.dumps(types)}, loss_weights={json.dumps(factors)} (batch-token mean)"}
@@ -165,28 +191,74 @@ def _sft_term(spec: LossSpec | None, chosen: SideArrays | None) -> Remedy:
     )
 
 
-def _higher_beta(spec: LossSpec, margin: float | None) -> Remedy:
-    why = "a higher beta reaches the same margin with a smaller move away from the reference"
-    if margin is not None and "sigmoid" in spec.types:
+def _higher_beta(material: Material) -> Remedy:
+    beta, most = float(material.situation.beta or 0.0), material.thresholds["remedies.beta_small"]
+    tried = sorted({min(2 * beta, most), min(5 * beta, most)})
+    why = "a higher beta reaches the same loss with a smaller move away from the reference"
+    apart = float(np.diff(material.log_ratios[:, ::-1]).mean()) if len(material.log_ratios) else 0.0
+    if apart > 0 and "sigmoid" in material.situation.types:
         why += (
-            f"; the mean margin is {margin:.3g} at beta {spec.beta:g}, i.e. {margin / spec.beta:.3g} nats between "
-            f"the log-ratios: at beta {10 * spec.beta:g} the same margin needs {margin / (10 * spec.beta):.3g}"
+            f"; the mean margin is {number(beta * apart, 3)} at beta {beta:g}, i.e. {number(apart, 3)} nats between "
+            f"the log-ratios: at beta {tried[-1]:g} the same margin needs {number(beta * apart / tried[-1], 3)}"
         )
     return Remedy(
-        "raise beta or lower the learning rate",
+        "raise beta",
         why,
-        f"try beta {5 * spec.beta:g} and {20 * spec.beta:g}, and a third of the learning rate",
+        f"try beta {' and '.join(f'{b:g}' for b in tried)}",
         "princeton-nlp/SimPO issue 42",
-        {"TRL": f"beta={5 * spec.beta:g}", "LLaMA-Factory": f"pref_beta: {5 * spec.beta:g}"},
+        {"TRL": f"beta={tried[0]:g}", "LLaMA-Factory": f"pref_beta: {tried[0]:g}"},
     )
 
 
-def _dpop(spec: LossSpec, below: float) -> Remedy:
-    lambdas = dpop_lambda(spec.beta)
+def _lower_beta(material: Material) -> Remedy:
+    beta = float(material.situation.beta or 0.0)
+    return Remedy(
+        "lower beta",
+        f"the loss rose at beta {beta:g}, where every nat between the log-ratios counts {beta:g}: published runs with "
+        f"summed log-probs use 0.01 to {material.thresholds['remedies.beta_small']:g}",
+        "try beta 0.1",
+        "TRL's default",
+        {"TRL": "beta=0.1", "LLaMA-Factory": "pref_beta: 0.1"},
+    )
+
+
+def _lower_rate(material: Material) -> Remedy:
+    rate, t = material.situation.learning_rate, material.thresholds
+    rose = "the loss rose" if ROSE.holds(material.situation, t) else "smaller steps move less of what no pair asks for"
+    if rate is None:
+        return Remedy("lower the learning rate", f"{rose}; the rate is not recorded", "try a third of it", "this run")
+    high = rate >= t["remedies.rate_high"]
+    usual = "; full fine-tuning takes 5e-7 to 5e-6, adapters up to about 1e-4" if high else ""
+    return Remedy(
+        "lower the learning rate",
+        f"{rose}; the peak learning rate was {rate:g}{usual}",
+        f"try {rate / (10 if high else 3):.1g}",
+        "this run",
+        {"TRL": f"learning_rate={rate / (10 if high else 3):.1g}"},
+    )
+
+
+def _dpop(material: Material) -> Remedy | None:
+    a, beta = material.log_ratios[:, 0], float(material.situation.beta or 0.0)
+    if not beta or not (a < 0).any():
+        return None
+    lambdas = dpop_lambda(beta)
     return Remedy(
         "penalise chosen answers below the reference (DPOP)",
-        f"{percent(below)} of the pairs have a chosen answer less likely than under the reference",
+        f"{percent(float((a < 0).mean()))} of the pairs have a chosen answer less likely than under the reference",
         f"lambda {lambdas['inside_beta']:g} inside beta (the paper's code) is {lambdas['outside_beta']:.3g} "
-        f"where the trainer puts it outside beta {spec.beta:g}; TRL has none",
+        f"where the trainer puts it outside beta {beta:g}; TRL has none",
         "Pal et al. 2024, arXiv 2402.13228",
     )
+
+
+REMEDIES: tuple[tuple[tuple[Condition, ...], Callable[[Material], Remedy | None]], ...] = (
+    ((SOUND, TRAINED), _stop_earlier),
+    ((SOUND, TRAINED, REFERENCE_RIGHT, ROSE, BETA_LARGE), _lower_beta),
+    (SFT_TERM.when, _sft_term),
+    (RAISE_BETA.when, _higher_beta),
+    (LOWER_RATE.when, _lower_rate),
+    ((*LOSS_TAUGHT, SUMS, WITH_REFERENCE), _dpop),
+    ((SOUND, TRAINED), _read_the_pairs),
+)
+"""Conditions and the remedy, in the order in which they are shown."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpo_diag.diagnosis.checks.shared.advice import Situation
 from dpo_diag.diagnosis.checks.shared.check import (
     OUTCOMES,
     SEVERITIES,
@@ -61,4 +62,9 @@ def run_checks(context: CheckContext, thresholds: Thresholds | None = None) -> l
     Returns: one dict a check with code, title, outcome, reason, severity, evidence, try, sources (strict JSON types).
     """
     values = check_thresholds() if thresholds is None else thresholds
-    return [check.run(context, values) for check in all_checks()]
+    findings = [check.run(context, values) for check in all_checks()]
+    situation = Situation.of(context, findings, values)
+    for finding in findings:
+        if finding["outcome"] == "speaks":
+            finding["try"] = CHECKS[finding["code"]].advise(situation, values, finding["try"])
+    return findings

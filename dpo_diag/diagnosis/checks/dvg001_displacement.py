@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared import chosen
+from dpo_diag.diagnosis.checks.shared.advice import (
+    LOSS_TAUGHT,
+    LOWER_RATE,
+    NOT_MEASURED,
+    RAISE_BETA,
+    SFT_TERM,
+    SOUND,
+    Advice,
+)
 from dpo_diag.diagnosis.checks.shared.check import CAVEAT, Check, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
@@ -69,9 +78,13 @@ register(
             reference=_REFERENCE,
         ),
         try_next=(
-            "look at what the model now writes before you call it harm (dpo-diag outputs)",
-            "add an SFT term (loss_type=['sigmoid','sft']), raise beta or lower the learning rate",
-            "drop pairs whose chosen and rejected are nearly the same (high ln-CHES)",
+            Advice(
+                "look at what the model now writes before you call it harm (dpo-diag outputs)", (SOUND, NOT_MEASURED)
+            ),
+            SFT_TERM,
+            RAISE_BETA,
+            LOWER_RATE,
+            Advice("drop pairs whose chosen and rejected are nearly the same (high ln-CHES)", LOSS_TAUGHT),
         ),
         sources=(
             "Razin et al. 2024, arXiv 2410.08847 (likelihood displacement)",

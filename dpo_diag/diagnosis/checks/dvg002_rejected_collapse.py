@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, RAISE_BETA, UNBOUNDED, Advice, Condition
 from dpo_diag.diagnosis.checks.shared.check import (
     CAVEAT,
     WORST,
@@ -118,6 +119,14 @@ def _judge(
     return speaks(f"rejected fell {' and '.join(x for x in (by, to) if x)}; {CAVEAT}", **evidence)
 
 
+BELOW_GAIN = Condition(
+    "the loss is a sigmoid, and the reward of rejected is -5 or less",
+    lambda s, t: (
+        "sigmoid" in s.types
+        and ((s.findings.get("DVG002", {}).get("rejected_reward") or {}).get("value") or 0.0) <= t["collapse_reward"]
+    ),
+)
+
 _REFERENCE = -100.0 + noise(30), -100.0 + noise(30, seed=1)
 
 register(
@@ -158,8 +167,9 @@ register(
             tokens=(60, 60),
         ),
         try_next=(
-            "stop earlier or raise beta: the loss gains nothing below a reward of -5",
-            "use a loss that bounds the rejected side (ipo, apo_zero)",
+            Advice("stop earlier: below a reward of -5 the sigmoid loss gains nothing", (*LOSS_TAUGHT, BELOW_GAIN)),
+            RAISE_BETA,
+            Advice("use a loss that bounds the rejected side (ipo, apo_zero)", (*LOSS_TAUGHT, UNBOUNDED)),
         ),
         sources=("3D-properties, arXiv 2406.07327",),
         since="0.1.0",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, SUMS, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, ratio, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
@@ -93,7 +94,10 @@ register(
             pairs={0: _REFERENCE, 5: (_REFERENCE[0] + 1, _REFERENCE[1] - 12 + noise(50, 0.2, 3))},
             tokens=(40, 80),
         ),
-        try_next=("normalise by length (sigmoid_norm, ipo, ld_alpha) or balance the lengths of both sides",),
+        try_next=(
+            Advice("normalise by length (sigmoid_norm, ipo, ld_alpha)", (*LOSS_TAUGHT, SUMS)),
+            Advice("balance the lengths of chosen and rejected", LOSS_TAUGHT),
+        ),
         sources=("Park et al. 2024, arXiv 2403.19159 (length in DPO)", "LD-DPO, arXiv 2409.06411"),
         since="0.1.0",
         function=length,

@@ -8,16 +8,21 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import SOUND, Advice, has
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.stats import proportion_change
+from dpo_diag.text import percent, signed
 from dpo_diag.thresholds import Thresholds
+
+CUT, END, OPEN = "cut responses", "end token", "answers without end"
+"""What this check finds; each has advice of its own."""
 
 
 def truncation(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Looks at cut responses, at the last token's share of the change, and at why answers end."""
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     sources: list[str] = []
     evidence: dict[str, Any] = {}
     if _cut_responses(ctx.pairs.rows, t, evidence, reasons):
@@ -27,20 +32,20 @@ def truncation(ctx: CheckContext, t: Thresholds) -> Outcome:
         sources.append("end token")
         evidence["end_token"] = end
         if abs(end["change"]) >= t["end_token_min_nats"] and end["share"] >= t["end_token_min_share"]:
-            reasons.append(
-                f"the end token carries {end['share']:.0%} of the change of {end['side']} log-prob "
-                f"({end['change']:.3g} nats)"
+            reasons[END] = (
+                f"the end token carries {percent(end['share'])} of the change of {end['side']} log-prob "
+                f"({signed(end['change'])} nats)"
             )
     if _unfinished_answers(ctx, t, evidence, reasons):
         sources.append("finish reasons")
     if not sources:
         raise Missing("neither truncation counts, tokens nor finish reasons are recorded")
     if reasons:
-        return speaks("; ".join(reasons), **evidence)
+        return speaks("; ".join(reasons.values()), found=list(reasons), **evidence)
     return silent(f"{', '.join(sources)}: nothing out of the ordinary", **evidence)
 
 
-def _cut_responses(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any], reasons: list[str]) -> bool:
+def _cut_responses(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any], reasons: dict[str, str]) -> bool:
     counted = pairs[pairs["n_truncated"].notna()].drop_duplicates(["split", "pair_id", "side"])
     if counted.empty:
         return False
@@ -54,7 +59,7 @@ def _cut_responses(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any],
         "tokens_cut": int(counted["n_truncated"].sum()),
     }
     if share >= t["truncation_min_share"]:
-        reasons.append(f"{share:.0%} of responses were cut: their end token was never trained or scored")
+        reasons[CUT] = f"{percent(share)} of responses were cut: their end token was never trained or scored"
     return True
 
 
@@ -90,7 +95,7 @@ def _end_token(ctx: CheckContext) -> dict[str, Any]:
     return max(sides, key=lambda side: float(side["share"]))
 
 
-def _unfinished_answers(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any], reasons: list[str]) -> bool:
+def _unfinished_answers(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any], reasons: dict[str, str]) -> bool:
     """Share of policy answers that ran into the length limit, at the first and the last step."""
     outputs = ctx.run.outputs
     known = outputs[(outputs["model"] == "policy") & outputs["finish_reason"].notna()]
@@ -102,7 +107,10 @@ def _unfinished_answers(ctx: CheckContext, t: Thresholds, evidence: dict[str, An
     change = proportion_change(shares[0], sizes[0], shares[1], sizes[1], t["confidence"])
     evidence["answers_cut_by_length"] = {"steps": steps, "shares": shares, "change": change}
     if change.above and change.value >= t["truncation_min_share"]:
-        reasons.append("answers that never end became more frequent")
+        reasons[OPEN] = (
+            f"answers that ran into the length limit became more frequent, {percent(shares[0])} at step {steps[0]}, "
+            f"{percent(shares[1])} at step {steps[1]}"
+        )
     return True
 
 
@@ -120,6 +128,7 @@ register(
         needs="n_truncated of the pairs, token records at two steps, or finish reasons of outputs",
         severity="warning",
         evidence={
+            "found": "which of the three was found",
             "share_of_responses_cut": "share of all responses with at least one token cut off",
             "by_side": "the same for chosen and rejected",
             "pair_ids": "pairs cut most, first",
@@ -141,8 +150,14 @@ register(
             "No response was cut.", pairs=_PAIRS, columns={"n_truncated": {0: (_WHOLE, _WHOLE), 5: (_WHOLE, _WHOLE)}}
         ),
         try_next=(
-            "raise max_length, or drop pairs that do not fit",
-            "check that the chat template ends both sides with the end token",
+            Advice("raise max_length, or drop pairs that do not fit", (SOUND, has("DVG006", "found", CUT))),
+            Advice(
+                "check that the chat template ends both sides with the end token", (SOUND, has("DVG006", "found", END))
+            ),
+            Advice(
+                "raise max_new_tokens, then read the answers that still do not end",
+                (SOUND, has("DVG006", "found", OPEN)),
+            ),
         ),
         sources=("huggingface/trl issues 6321, 6548, 6588 (dropped and cut pairs)",),
         since="0.1.0",

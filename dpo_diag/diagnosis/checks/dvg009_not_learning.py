@@ -8,6 +8,16 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import (
+    NOT_WORSE,
+    RATE_HIGH,
+    RATE_LOW,
+    RATE_UNKNOWN,
+    REFERENCE_RIGHT,
+    SOUND,
+    TRAINED,
+    Advice,
+)
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
@@ -160,7 +170,12 @@ register(
             train={"loss": np.linspace(math.log(2), 0.5, 60) + noise(60, 0.05)},
         ),
         try_next=(
-            "raise the learning rate; check that warm-up is over and that the batch is not a handful of pairs",
+            Advice("raise the learning rate", (SOUND, TRAINED, REFERENCE_RIGHT, RATE_LOW, NOT_WORSE)),
+            Advice(
+                "lower the learning rate: so high a rate can undo in one step what another taught", (SOUND, RATE_HIGH)
+            ),
+            Advice("find out the learning rate: it is not recorded", (SOUND, RATE_UNKNOWN)),
+            Advice("check that warm-up is over and that a batch is more than a handful of pairs", (SOUND, NOT_WORSE)),
             "check that chosen and rejected are not swapped in part of the data",
         ),
         sources=(),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -71,8 +72,8 @@ register(
             run={"loss": {"types": ["sigmoid"]}},
         ),
         try_next=(
-            "stop earlier; more epochs on won pairs only push probabilities further",
-            "use harder pairs, a higher beta, or label smoothing",
+            Advice("stop earlier: more steps on won pairs only push probabilities further", LOSS_TAUGHT),
+            Advice("use harder pairs, or label smoothing", LOSS_TAUGHT),
         ),
         sources=("zhyang2226/OPA-DPO issue 10: loss to 0 and no change in outputs",),
         since="0.1.0",

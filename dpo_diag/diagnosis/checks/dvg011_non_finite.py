@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import RATE_HIGH, Advice
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -78,7 +79,11 @@ register(
             "Every value is finite.",
             train={"loss": [0.69, 0.68, 0.67, 0.66, 0.65], "rewards/chosen": [0.1, 0.2, 0.2, 0.3, 0.4]},
         ),
-        try_next=("find the pairs (empty or fully masked responses, float16 overflow) and use bf16 or float32",),
+        try_next=(
+            Advice("find the pairs behind it: empty or fully masked responses", ()),
+            Advice("train in bfloat16 or float32: float16 overflows", ()),
+            Advice("lower the learning rate", (RATE_HIGH,)),
+        ),
         sources=("transformers filters NaN out of the logged loss",),
         since="0.1.0",
         function=non_finite,

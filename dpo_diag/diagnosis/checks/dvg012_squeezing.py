@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, SFT_TERM, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.chosen import chosen_series
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
@@ -149,7 +150,8 @@ register(
         ),
         good=_example("Both sides fall, but the entropy rises.", entropy=0.2, greedy=-0.1),
         try_next=(
-            "SFT on both chosen and rejected first, or add an SFT term",
+            Advice("fine-tune on both chosen and rejected first (Ren and Sutherland)", LOSS_TAUGHT),
+            SFT_TERM,
             "compare greedy answers of both checkpoints: short, repeated ones are this",
         ),
         sources=(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import special
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, NOT_CLIPPED, SOUND, TRAINED, Advice
 from dpo_diag.diagnosis.checks.shared.check import LISTED, WORST, Check, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
@@ -101,7 +102,11 @@ register(
         false_alarms=("batches of one or two pairs, whose losses have heavy tails",),
         bad=Example("Forty rows around 0.5, one of them at 2.0.", train={"loss": _SPIKED}),
         good=Example("The same rows without it.", train={"loss": _LOSS}),
-        try_next=("look at the batch of that step; clip gradients, lower the learning rate or lengthen warm-up",),
+        try_next=(
+            "look at the batch of that step",
+            Advice("clip gradients at 1", (SOUND, TRAINED, NOT_CLIPPED)),
+            Advice("lower the learning rate or lengthen warm-up", LOWER_RATE.when),
+        ),
         sources=("what log linters look for; here without the false alarm on a fast fall",),
         since="0.1.0",
         function=spikes,

@@ -9,6 +9,15 @@ import numpy as np
 from scipy import special
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import (
+    BETA_LARGE,
+    LOWER_RATE,
+    NOT_CLIPPED,
+    REFERENCE_RIGHT,
+    SOUND,
+    TRAINED,
+    Advice,
+)
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.chosen import ENDS_OF_WINDOW, rolling_mean
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
@@ -94,7 +103,14 @@ register(
         good=Example(
             "Down from 0.69 to 0.4 under noise.", train={"loss": np.linspace(0.69, 0.4, 40) + noise(40, 0.08)}
         ),
-        try_next=("lower the learning rate, clip gradients, check the data at the step where it turns",),
+        try_next=(
+            LOWER_RATE,
+            Advice(
+                "lower beta: each nat of difference counts beta times", (SOUND, TRAINED, REFERENCE_RIGHT, BETA_LARGE)
+            ),
+            Advice("clip gradients at 1", (SOUND, TRAINED, NOT_CLIPPED)),
+            "check the data at the step where it turns",
+        ),
         sources=("what log linters look for; here without the false alarm on a fast fall",),
         since="0.1.0",
         function=diverged,

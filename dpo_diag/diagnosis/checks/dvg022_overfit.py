@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import SEVERAL_EPOCHS, SOUND, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -123,7 +124,10 @@ register(
             fixed={"loss": [0.63, 0.68, 0.59, 0.57, 0.565, 0.49, 0.46]},
             every=20,
         ),
-        try_next=("stop at the step of the minimum; fewer epochs",),
+        try_next=(
+            "stop at the step of the minimum",
+            Advice("train for fewer epochs", (SOUND, SEVERAL_EPOCHS)),
+        ),
         sources=("what log linters look for",),
         since="0.1.0",
         function=overfit,

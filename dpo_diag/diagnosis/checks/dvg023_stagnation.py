@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
@@ -99,7 +100,7 @@ register(
             "The same plateau under a rate that decays.",
             train={"loss": _PLATEAU, "learning_rate": 5e-6 * np.exp(-_T / 20.0)},
         ),
-        try_next=("the run could have stopped earlier, or its learning rate is wrong for what is left to learn",),
+        try_next=(Advice("stop earlier, or try another learning rate for what is left to learn", LOSS_TAUGHT),),
         sources=("what log linters look for",),
         since="0.1.0",
         function=stagnation,

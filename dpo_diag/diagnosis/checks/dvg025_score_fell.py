@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import DISPLACED, LOWER_RATE, SFT_TERM, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -47,7 +48,12 @@ register(
             fixed={"score/accuracy@held_out": [0.6, 0.65]},
             answers=900,
         ),
-        try_next=("go back to the checkpoint before the fall; then DVG001's remedies",),
+        try_next=(
+            "go back to the checkpoint before the fall",
+            Advice(SFT_TERM.text, (*SFT_TERM.when, DISPLACED)),
+            Advice(LOWER_RATE.text, (*LOWER_RATE.when, DISPLACED)),
+            "read the answers that turned wrong (dpo-diag outputs)",
+        ),
         sources=("Razin et al. 2024, arXiv 2410.08847 (likelihood displacement)",),
         since="0.1.0",
         function=score_fell,

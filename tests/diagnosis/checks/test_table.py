@@ -62,7 +62,8 @@ def thresholds_in(*files: Path) -> set[str]:
 def test_every_threshold_is_used_and_every_used_one_is_declared() -> None:
     read = {name for check in CHECKS.values() for name in check.reads}
     assert {name for name in load_thresholds() if "." not in name} == {name for name in read if "." not in name}
-    in_code = thresholds_in(*FOLDER.rglob("*.py"))
+    # Those of advice decide no finding.
+    in_code = {name for name in thresholds_in(*FOLDER.rglob("*.py")) if not name.startswith("remedies.")}
     # The unit is part of the name; the verdict's rule for scores is Measure.direction's.
     indirect = {f"displacement_min_{unit}" for unit in ("nats", "reward", "nats_per_token")} | {"verdict.least_harm"}
     assert in_code | indirect == read
@@ -134,4 +135,4 @@ def check_all(folder: Path) -> None:
     assert len(findings) == len(CHECKS)
     for f in findings:
         assert f["outcome"] in OUTCOMES and f["severity"] in SEVERITIES
-        assert f["reason"] and (f["outcome"] == "speaks") == bool(f["try"])
+        assert f["reason"] and (f["outcome"] == "speaks" or not f["try"])

@@ -6,12 +6,13 @@ calls anything harmful: likelihoods alone cannot (DESIGN section 2, the counter-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpo_diag.diagnosis.checks.shared.advice import Advice, Situation, advice
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.stats import Interval
 from dpo_diag.text import plain
@@ -73,7 +74,7 @@ class Check:
         evidence: key in a finding's `evidence` -> meaning and unit.
         false_alarms: when it speaks although nothing is wrong, and what to look at then.
         bad, good: runs that make it speak and leave it silent; they are its test and stand on its page.
-        try_next: what to do when it speaks.
+        try_next: what to do when it speaks: `Advice` with its conditions, or a text that asks for sound numbers only.
         sources: papers or threads it rests on.
         since: first version that has it.
         function: (context, thresholds) -> Outcome; raises Missing where the run lacks what it needs.
@@ -91,7 +92,7 @@ class Check:
     false_alarms: tuple[str, ...]
     bad: Example
     good: Example
-    try_next: tuple[str, ...]
+    try_next: tuple[str | Advice, ...]
     sources: tuple[str, ...]
     since: str
     function: Callable[[CheckContext, Thresholds], Outcome]
@@ -99,14 +100,14 @@ class Check:
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def run(self, context: CheckContext, thresholds: Thresholds) -> dict[str, Any]:
-        """The finding, with the keys of `dpo-diag explain --json` (DESIGN section 6), in strict JSON types."""
+        """The finding, with the keys of `dpo-diag explain --json` (DESIGN section 6), in strict JSON types; `try` holds
+        what the outcome itself brings, the check's own lines come when the whole run is known (`advise`)."""
         try:
             # Logs hold infinities and numbers like 1e300; what overflows becomes NaN, which speaks for no effect.
             with np.errstate(all="ignore"):
                 result = self.function(context, {**self.thresholds, **thresholds})
         except Missing as missing:
             result = Outcome("not_applicable", str(missing))
-        speaking = result.outcome == "speaks"
         return {
             "code": self.code,
             "title": self.title,
@@ -114,9 +115,19 @@ class Check:
             "reason": result.reason,
             "severity": result.severity or self.severity,
             "evidence": plain(_without_intervals(result.evidence)),
-            "try": list(self.try_next if result.try_next is None else result.try_next) if speaking else [],
+            "try": list(result.try_next or ()) if result.outcome == "speaks" else [],
             "sources": list(self.sources),
         }
+
+    @property
+    def advice(self) -> list[Advice]:
+        """`try_next`, each line with its conditions."""
+        return [advice(line) for line in self.try_next]
+
+    def advise(self, situation: Situation, thresholds: Thresholds, brought: Sequence[str] = ()) -> list[str]:
+        """The lines of advice that may be given in this situation; `brought`: lines that stand for the check's own."""
+        lines = [advice(line) for line in brought] or self.advice
+        return [line.text for line in lines if line.given(situation, thresholds)]
 
 
 def _without_intervals(value: Any) -> Any:

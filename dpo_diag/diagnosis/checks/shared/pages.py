@@ -38,7 +38,7 @@ def page(check: Check) -> str:
         "## An example that speaks\n\n" + _example(check, check.bad),
         "## An example that is silent\n\n" + _example(check, check.good),
         "## Known false alarms\n\n" + _list(check.false_alarms),
-        "## What to try\n\n" + _list(check.try_next),
+        "## What to try\n\n" + _list([str(line) for line in check.advice]),
     ]
     if check.sources:
         sections.append("## Sources\n\n" + _list(check.sources))
@@ -62,7 +62,8 @@ def document(check: Check) -> dict[str, Any]:
         "code": check.code, "title": check.title, "severity": check.severity, "since": check.since,
         "says": check.says, "why": check.why, "needs": check.needs, "evidence": dict(check.evidence),
         "thresholds": {name: defaults()[name] for name in check.reads} | dict(check.thresholds),
-        "false_alarms": list(check.false_alarms), "try": list(check.try_next), "sources": list(check.sources),
+        "false_alarms": list(check.false_alarms), "try": [str(line) for line in check.advice],
+        "sources": list(check.sources),
         "examples": {"speaks": _answer(check, check.bad), "silent": _answer(check, check.good)},
     }  # fmt: skip
 
