@@ -215,7 +215,7 @@ def write(plan: Plan, folder: Path) -> Path:
                             "value": right / plan.questions, "weight": float(plan.questions)})  # fmt: skip
     writer.write("history", history)
     # As an import does where the log does not say it.
-    writer.update(**vars(infer(pd.DataFrame(history))) | known if history else known)
+    writer.update(**infer(pd.DataFrame(history)).run_fields() | known if history else known)
     if plan.pairs:
         ids = [make_pair_id(f"question {plan.seed} {i}", f"yes {i}", f"no {i}") for i in range(plan.n_pairs)]
         write_pairs(plan, writer, fixed, at, ids)

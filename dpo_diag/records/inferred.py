@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,12 @@ class Inferred:
 
     @property
     def reference_free(self) -> bool:
+        """Whether the rewards hold no reference, as far as the rows show."""
         return self.free_by is not None
+
+    def run_fields(self) -> dict[str, Any]:
+        """The fields of run.json that these facts are, where no import decides more."""
+        return {name: getattr(self, name) for name in ("logps", "reference_free", "loss_like", "beta")}
 
 
 def infer(history: pd.DataFrame) -> Inferred:

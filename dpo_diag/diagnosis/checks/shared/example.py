@@ -69,9 +69,7 @@ class Example:
         writer.write("history", history)
         if not self.pairs and len(history):
             # As an import does where the log does not say it.
-            known = infer(history)
-            fields = ("logps", "reference_free", "loss_like", "beta")
-            writer.update(**{name: getattr(known, name) for name in fields} | dict(self.run))
+            writer.update(**infer(history).run_fields() | dict(self.run))
         writer.write("pairs", list(self._pairs()))
         for table, rows in self.tables.items():
             writer.write(table, list(rows))
