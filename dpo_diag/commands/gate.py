@@ -25,7 +25,7 @@ def gate(
     Args:
         run: a run folder; judged at its last step.
         thresholds: NAME=VALUE, e.g. gaming.least_length_ratio=1.2.
-        rules: YAML with the rules; --subjects says what they can be about.
+        rules: YAML with the rules; --subjects says what they can be about and how a limit decides.
         baseline: a step of this run, or another run (default: this run's first step).
         junit: write JUnit XML there.
         json: one JSON document on standard output instead of the table.
@@ -47,7 +47,7 @@ def gate(
         junit.write_bytes(to_junit(outcomes, run))
         print(f"wrote {junit}", file=sys.stderr)
     if json:
-        print(to_json({"run": run, "passed": not failed, "rules": [vars(o) for o in outcomes]}))
+        print(to_json({"run": run, "passed": not failed, "rules": [o.document() for o in outcomes]}))
     else:
         rows = [[o.status.upper() if o.status == "failed" else o.status, o.name, o.reason] for o in outcomes]
         print(table(["", "rule", "why"], rows, terminal_width(unknown=160, least=100)))

@@ -1,29 +1,38 @@
 """Rules over a run for CI: what must hold at its last step against a baseline, with intervals.
 
-A rule fails only if the whole 95 % interval of what it is about lies beyond the limit: a change inside its own noise
-is no failure. Where no interval is known (a metric without a count), the number itself decides and the table says so.
-A rule whose quantity is absent fails too, unless it says `missing: skip`: a gate that cannot see must not pass.
+What a limit does with an interval is chosen with `decide`, for a file or a rule (see `DECIDE`): by default a change
+beyond the limit fails where its interval excludes no change. Where no interval is known (a metric without a count), the
+number itself decides and the reason says so. A rule whose quantity is absent fails too, unless it says `missing: skip`:
+a gate that cannot see must not pass.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judged import JudgedRun
-from dpo_diag.gate.subject import LIMITS, RELATIVE, SUBJECTS, Missing, Quantity, Rule
+from dpo_diag.gate.subject import DECIDE, LIMITS, RELATIVE, SUBJECTS, Ambiguous, Missing, Quantity, Rule
 from dpo_diag.records import Run
 from dpo_diag.stats import Interval
-from dpo_diag.text import visible
+from dpo_diag.text import number, signed, visible
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one rule: passed, failed or skipped, and the numbers that decided."""
+    """What came of one rule.
+
+    Attributes:
+        status: passed, failed or skipped.
+        value, baseline, n: the number now, at the baseline, and the units behind it.
+        limits: one entry per limit, see `Limit`; empty for a rule that holds or does not.
+        low, high: the interval of the limit that failed, else of the first.
+    """
 
     name: str
     status: str
@@ -33,6 +42,28 @@ class Outcome:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    limits: tuple[Limit, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As --json prints it; estimate, interval and decide are those of the limit that failed, else of the first;
+        `limits` lists them where the rule has several."""
+        about = {key: getattr(_shown(self.limits), key, None) for key in ("estimate", "interval", "decide")}
+        several = [vars(limit) for limit in self.limits] if len(self.limits) > 1 else []
+        return {**vars(self), **about, "verdict": self.status, "limits": several}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit of a rule: what it allows, the estimate that it is held against (the change for max_drop and max_rise,
+    else the value) with its interval, how it was decided (`DECIDE`), and the verdict: passed or failed."""
+
+    limit: str
+    allows: float
+    estimate: float
+    interval: list[float] | None
+    decide: str
+    verdict: str
+    reason: str
 
 
 class Gate:
@@ -55,6 +86,8 @@ class Gate:
             if isinstance(result, Quantity):
                 return _limited(name, rule, result)
             return Outcome(name, "failed" if result.broken else "passed", result.reason, result.value)
+        except Ambiguous as error:
+            return Outcome(name, "failed", f"refused: {error}")
         except (Missing, DiagError) as error:
             status = "skipped" if rule.get("missing") == "skip" else "failed"
             return Outcome(name, status, f"not judged: {error}")
@@ -73,37 +106,48 @@ def _name(subject: str, rule: Rule) -> str:
 
 def _limited(name: str, rule: Rule, quantity: Quantity) -> Outcome:
     """Hold a quantity against the rule's limits; each limit gives its reason."""
-    reasons, failed, shown = [], False, quantity.value
+    limits = []
     for key in LIMITS:
         if key not in rule:
             continue
-        limit = float(rule[key])
         estimate = quantity.change if key in RELATIVE else quantity.value
         if estimate is None or not math.isfinite(estimate.value):
             raise Missing("there is no baseline value")
-        broken, reason = _held(estimate, key, limit)
-        reasons.append(reason)
-        failed |= broken
-        if key in RELATIVE:
-            shown = estimate
-    low, high = shown.bounds or (None, None)
-    return Outcome(
-        name, "failed" if failed else "passed", "; ".join(reasons), quantity.value.value, quantity.before, low, high,
-        quantity.value.n or None,
-    )  # fmt: skip
+        limits.append(_held(estimate, key, float(rule[key]), str(rule.get("decide") or next(iter(DECIDE)))))
+    status = "failed" if any(limit.verdict == "failed" for limit in limits) else "passed"
+    reason = "; ".join(limit.reason for limit in limits)
+    shown = _shown(limits)
+    low, high = (shown and shown.interval) or (None, None)
+    n = quantity.value.n or None
+    return Outcome(name, status, reason, quantity.value.value, quantity.before, low, high, n, tuple(limits))
 
 
-def _held(estimate: Interval, key: str, limit: float) -> tuple[bool, str]:
-    """(whether the whole interval lies beyond the limit, in words)."""
-    low, high = estimate.bounds or (estimate.value, estimate.value)
-    floor = -limit if key == "max_drop" else limit
+def _shown(limits: Sequence[Limit]) -> Limit | None:
+    """The limit whose numbers stand for the rule."""
+    return next((limit for limit in limits if limit.verdict == "failed"), limits[0] if limits else None)
+
+
+def _held(estimate: Interval, key: str, limit: float, decide: str) -> Limit:
+    """One estimate against one limit."""
+    edge = -limit if key == "max_drop" else limit
     below = key in ("min", "max_drop")
-    broken = high < floor if below else low > limit
-    inside = estimate.value >= floor if below else estimate.value <= limit
-    written = f"change {estimate.value:+.4g}" if key in RELATIVE else f"{estimate.value:.4g}"
-    bounds = f"[{low:.4g}, {high:.4g}]" if estimate.bounds else "(no interval)"
-    place = "beyond" if broken else "within" if inside else "beyond, but inside its noise:"
-    return broken, f"{written} {bounds} {place} {key} {limit:g}"
+    beyond = estimate.value < edge if below else estimate.value > edge
+    relative = key in RELATIVE
+    sign = signed if relative else number
+    interval = f"[{sign(estimate.low, 3)}, {sign(estimate.high, 3)}]" if estimate.bounds else "(no interval)"
+    told = f"{'change ' if relative else ''}{sign(estimate.value, 3)} {interval} is"
+    broken, why = beyond, f" (decide: {decide})"
+    if not beyond or estimate.bounds is None:
+        why = ""
+    elif decide == "interval" or (decide == "significant" and not relative):
+        broken = estimate.high < edge if below else estimate.low > edge
+        why = f"{', its whole interval too' if broken else ', but its interval reaches within the limit'}{why}"
+    elif decide == "significant":
+        broken = estimate.above or estimate.below
+        held = ", and its interval excludes no change" if broken else ", but inside its noise: the interval includes 0"
+        why = f"{held}{why}"
+    reason = f"{told} {'beyond' if beyond else 'within'} {key} {limit:g}{why}"
+    return Limit(key, limit, estimate.value, estimate.bounds, decide, "failed" if broken else "passed", reason)
 
 
 def junit(outcomes: list[Outcome], suite: str) -> bytes:

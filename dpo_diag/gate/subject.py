@@ -16,6 +16,14 @@ Rule = Mapping[str, Any]
 LIMITS = ("min", "max", "max_drop", "max_rise")
 RELATIVE = ("max_drop", "max_rise")
 """Limits on the change since the baseline; the others are limits on the value."""
+DECIDE = {
+    "significant": "fails where the estimate is beyond the limit and its 95 % interval excludes no change (0); a limit "
+    "on the value itself, min or max, has no such 0 and is judged as by interval",
+    "interval": "fails only where the whole interval is beyond the limit",
+    "point": "fails where the estimate is beyond the limit, whatever its interval",
+}
+"""What a limit does with an interval, for a rule (`decide: point`) or for all of a file; the first is the default.
+Where no interval is known the estimate decides, and the reason says so."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class Statement:
 
 class Missing(Exception):
     """What the rule is about is not there; the message says why."""
+
+
+class Ambiguous(Exception):
+    """The rule fits several things of this run: it fails, with `missing: skip` too; the message says what to name."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from dpo_diag.commands import diag
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judge import Gate, junit
 from dpo_diag.gate.rules import load_rules
+from dpo_diag.gate.subject import LIMITS, SUBJECTS, Quantity, Subject
 from dpo_diag.records import RunWriter
+from dpo_diag.stats import Interval
 from tests.outputs.conftest import answer_rows, frame
 from tests.outputs.test_compare import make_run, scored_frame
 
@@ -53,11 +55,85 @@ def test_a_change_inside_its_noise_is_no_failure(tmp_path: Path) -> None:
     small = status(metric_run(tmp_path / "a", 0.70, 0.66), rule)
     assert small[0] == "passed" and "inside its noise" in small[1]
     large = status(metric_run(tmp_path / "b", 0.70, 0.40), rule)
-    assert large[0] == "failed" and "change -0.3 [" in large[1]
+    assert large[0] == "failed" and "change -0.300 [" in large[1]
     many = status(metric_run(tmp_path / "c", 0.70, 0.66, n=100_000), rule)
     assert many[0] == "failed"
     assert status(tmp_path / "b", {"metric": "score/accuracy", "min": 0.45})[0] == "passed"  # .40 of 100: up to .498
     assert status(tmp_path / "b", {"metric": "score/accuracy", "min": 0.55})[0] == "failed"
+
+
+MEASURED = Interval(-0.113, -0.185, -0.039, 150)
+"""A fall from .713 to .600 of 150 questions."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "decide", "status", "said"),
+    [
+        (
+            {"max_drop": 0.05},
+            None,
+            "failed",
+            "beyond max_drop 0.05, and its interval excludes no change (decide: s",
+        ),
+        ({"max_drop": 0.05}, "interval", "passed", "beyond max_drop 0.05, but its interval reaches within the limit"),
+        ({"max_drop": 0.02}, "interval", "failed", "beyond max_drop 0.02, its whole interval too (decide: interval)"),
+        ({"max_drop": 0.05}, "point", "failed", "change -0.113 [-0.185, -0.0390] is beyond max_drop 0.05 (decide: poi"),
+        ({"max_drop": 0.15}, "point", "passed", "is within max_drop 0.15"),
+        ({"max_drop": 0.15}, None, "passed", "is within max_drop 0.15"),
+    ],
+)
+def test_how_a_limit_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rule: dict[str, Any], decide: str | None, status: str, said: str
+) -> None:
+    """-0.113 [-0.185, -0.039] against a fall of 0.05: the estimate is beyond it and 0 is excluded, but the interval
+    reaches -0.039; against 0.02 all of it is beyond; against 0.15 nothing is."""
+    subject = Subject("X", "a fall", lambda judged, rule: Quantity(Interval(0.6, 0.52, 0.68, 150), 0.713, MEASURED),
+                      limits=LIMITS)  # fmt: skip
+    monkeypatch.setitem(SUBJECTS._entries, "fall", subject)
+    gate = Gate(metric_run(tmp_path / "run", 0.7, 0.6))
+    outcome = gate.judge({"fall": "x", **rule, **({"decide": decide} if decide else {})})
+    assert outcome.status == status and said in outcome.reason
+    document = outcome.document()
+    assert (document["estimate"], document["interval"]) == (-0.113, [-0.185, -0.039])
+    assert (document["decide"], document["verdict"]) == (decide or "significant", status)
+
+
+@pytest.mark.parametrize(("decide", "statuses"), [("significant", "pf"), ("interval", "pf"), ("point", "ff")])
+def test_a_limit_on_the_value(tmp_path: Path, decide: str, statuses: str) -> None:
+    """.40 of 100, Wilson up to .498: it reaches a least of .45, not one of .55; the point lies below both."""
+    path = metric_run(tmp_path / "run", 0.7, 0.4)
+    for least, expected in zip((0.45, 0.55), statuses, strict=True):
+        rule = {"metric": "score/accuracy", "min": least, "decide": decide}
+        assert status(path, rule)[0][0] == expected
+
+
+def test_of_several_limits_the_failed_one_is_shown(tmp_path: Path) -> None:
+    outcome = Gate(metric_run(tmp_path / "run", 0.7, 0.4)).judge(
+        {"metric": "score/accuracy", "min": 0.1, "max_drop": 0.1, "decide": "point"}
+    )
+    assert [limit.verdict for limit in outcome.limits] == ["passed", "failed"]
+    assert outcome.document()["estimate"] == pytest.approx(-0.3) and outcome.document()["value"] == 0.4
+
+
+def test_a_metric_of_several_splits_is_refused_even_where_it_may_be_missing(tmp_path: Path) -> None:
+    """A rule that fits two sets is no rule about a missing one: skip must not hide it."""
+    writer = RunWriter(tmp_path / "run")
+    writer.write("history", [{"step": step, "split": split, "name": "loss", "value": 0.5, "weight": 9}
+                             for step in (0, 5) for split in ("eval", "eval_b")])  # fmt: skip
+    rule = {"metric": "loss", "max_rise": 0.1, "missing": "skip"}
+    refused = status(tmp_path / "run", rule)
+    assert refused[0] == "failed"
+    assert refused[1] == "refused: metric loss is recorded for splits eval, eval_b: name one (split: ...)"
+    assert status(tmp_path / "run", rule | {"split": "eval_b"})[0] == "passed"
+
+
+def test_a_file_says_how_its_rules_decide(tmp_path: Path) -> None:
+    """The file's `decide` is that of every rule with a limit that names none; a statement has no interval."""
+    file = tmp_path / "gate.yaml"
+    file.write_text(
+        "decide: point\nrules: [{metric: a, min: 1}, {metric: a, min: 1, decide: interval}, {finding: DVG001}]"
+    )
+    assert [rule.get("decide") for rule in load_rules(file)] == ["point", "interval", None]
 
 
 def test_pairs_give_a_paired_interval(tmp_path: Path) -> None:
@@ -125,6 +201,10 @@ def test_another_run_as_baseline(tmp_path: Path) -> None:
         ("rules: [{metric: x, min: high}]", "min is not a number"),
         ("rules: [{phrases: 0, missing: maybe}]", "missing is fail or skip"),
         ("rules: [x]", "a rule is a mapping"),
+        ("rules: [{metric: x, min: 1, decide: mean}]", "decide is significant or interval or point"),
+        ("{decide: mean, rules: [{metric: x, min: 1}]}", "decide is significant or interval or point"),
+        ("{deside: point, rules: [{metric: x, min: 1}]}", "unknown key 'deside'"),
+        ("rules: [{finding: DVG001, decide: point}]", "unknown key 'decide'"),
     ],
 )
 def test_rules_are_checked_first(tmp_path: Path, text: str, said: str) -> None:

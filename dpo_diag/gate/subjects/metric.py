@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.gate.judged import JudgedRun
-from dpo_diag.gate.subject import LIMITS, SUBJECTS, Missing, Quantity, Rule, Subject, unknown_interval
+from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
 from dpo_diag.outputs.answers import POLICY
 from dpo_diag.records import Run
 from dpo_diag.records.metric_table import Columns, metric_of, pair_sums, side_of
@@ -47,7 +47,7 @@ def _history(run: Run, name: str, split: str | None) -> pd.DataFrame:
         raise Missing(f"no metric {name}{f' in split {split}' if split else ''}; {others}")
     splits = sorted(set(rows["split"]))
     if len(splits) > 1:
-        raise Missing(f"metric {name} is recorded for splits {', '.join(splits)}: the rule must name one")
+        raise Ambiguous(f"metric {name} is recorded for splits {', '.join(splits)}: name one (split: ...)")
     return rows.sort_values("step")
 
 
