@@ -18,6 +18,7 @@ from dpo_diag.diagnosis.aligned import align
 from dpo_diag.diagnosis.decompose.loss import loss_spec, split_losses
 from dpo_diag.diagnosis.decompose.perplexity import pair_contributions, rank_pairs, split_perplexity
 from dpo_diag.diagnosis.decompose.tokens import by_role
+from dpo_diag.diagnosis.pair_rows import step_name
 
 
 def main() -> None:
@@ -29,11 +30,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the CSV files (default: RUN/analysis)")
     args = parser.parse_args()
 
-    # 1. Which rows: the fixed set, its first and last step, the pairs that stand at both.
+    # 1. Which rows: the fixed set, the reference (or its first step) and its last step, the pairs that stand at both.
     run = load_run(args.run)
     aligned = align(run, args.from_step, args.to_step, args.split)
     pairs = aligned.pairs
-    print(f"{run.name}: {aligned.split}, {aligned.from_step} to {aligned.to_step}, {len(pairs)} pairs\n")
+    steps = f"{step_name(aligned.from_step)} to {step_name(aligned.to_step)}"
+    print(f"{run.name}: {aligned.split}, {steps}, {len(pairs)} pairs\n")
     frames: dict[str, pd.DataFrame] = {}
 
     # 2. Through which side the loss moved (means over pairs; the two parts add up to the change).

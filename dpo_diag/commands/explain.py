@@ -49,7 +49,7 @@ def explain(
     Args:
         run: a run folder, or another trainer's log file or folder.
         thresholds: NAME=VALUE, e.g. turning_point.least_dlog=0.02.
-        from_step: first step (default: the first measured), or ref.
+        from_step: first step, or ref (default: the reference where it was measured, else the first step).
         to_step: last step (default: the last measured).
         split: which set (default: a fixed evaluation set).
         json: one JSON document on standard output, nothing else there.

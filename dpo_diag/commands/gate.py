@@ -26,7 +26,7 @@ def gate(
         run: a run folder; judged at its last step.
         thresholds: NAME=VALUE, e.g. gaming.least_length_ratio=1.2.
         rules: YAML with the rules; --subjects says what they can be about and how a limit decides.
-        baseline: a step of this run, or another run (default: this run's first step).
+        baseline: a step of this run, ref, or another run (default: the reference if measured, else the first step).
         junit: write JUnit XML there.
         json: one JSON document on standard output instead of the table.
         subjects: print what a rule can be about, with its limits and options, and stop.

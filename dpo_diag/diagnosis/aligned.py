@@ -1,6 +1,8 @@
 """The two-step view of a run: which rows are compared, and the pairs and tokens that both steps hold, made once.
 
-A fixed evaluation set comes before anything else: only there do the same pairs return at every step. Pairs recorded at
+A fixed evaluation set comes before anything else: only there do the same pairs return at every step. The reference is
+where a comparison begins wherever it was measured and is what the policy started from (`PairRows.start`); `from_step`
+asks for another start, `Aligned.from_own_start` and `Aligned.against_reference` for either one. Pairs recorded at
 one of the two steps only are counted and named in `coverage`, never dropped in silence.
 
 Pairs count in response tokens. Where a source gives log-prob sums but no token counts (many public dumps), the UTF-8
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, as_reference, two_steps
+from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, two_steps
 from dpo_diag.diagnosis.token_rows import BoolArray, TokenChange, TokenLayout, any_layout, token_change
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
@@ -117,19 +119,34 @@ class Aligned:
         """Whether every aligned pair has the reference's log-probs."""
         return bool(len(self.pairs)) and not bool(self.pairs[["a1", "b1"]].isna().any(axis=None))
 
-    def at(self, step: int) -> pd.DataFrame | None:
-        """The frame of a step over exactly the aligned pairs, in their order; None where it lacks some of them."""
+    def at(self, step: Step) -> pd.DataFrame | None:
+        """The frame of a step (or of the reference) over exactly the aligned pairs, in their order; None where it lacks
+        some of them."""
         frame, ids = self.rows.at(self.split, step, self.sides), self.pairs["pair_id"]
         return frame.loc[ids] if ids.isin(frame.index).all() else None
 
     def steps_between(self) -> list[int]:
-        """Measured steps from the first to the second one, both included."""
+        """Measured steps of the policy from the first to the second one, both included."""
         first = -1 if self.from_step == REFERENCE else int(self.from_step)
         return [s for s in self.steps if first <= s <= self.to_step]
 
+    def path(self) -> list[tuple[int, Step]]:
+        """What lies between the two steps, as (place on the axis of steps, whose frame). The reference stands at step 0
+        where the comparison begins there and no policy was measured at it."""
+        steps = self.steps_between()
+        begins = self.from_step == REFERENCE and steps[:1] != [0] and self.rows.reference_step(self.split) is None
+        return [*([(0, REFERENCE)] if begins and self.at(REFERENCE) is not None else []), *((s, s) for s in steps)]
+
     def against_reference(self) -> Aligned:
-        """The reference beside `to_step`."""
+        """The reference beside `to_step`, whether or not the policy started from it."""
         return self if self.from_step == REFERENCE else align(self.rows, REFERENCE, self.to_step, self.split)
+
+    def from_own_start(self) -> Aligned | None:
+        """The policy's first measured step beside `to_step`, whatever the reference; None where `to_step` is it."""
+        first = self.steps[0]
+        if first >= self.to_step:
+            return None
+        return self if self.from_step == first else align(self.rows, first, self.to_step, self.split)
 
     # --- responses --------------------------------------------------------------------------------------------------
 
@@ -188,7 +205,8 @@ class Aligned:
         """Token log-probs of both steps; None where the run has no token rows of these pairs at `to_step`."""
         if not len(self.pairs):
             return None
-        return token_change(self.run, self.split, list(self.pairs["pair_id"]), self.from_step, self.to_step)
+        ids, same = list(self.pairs["pair_id"]), self.rows.reference_step(self.split)
+        return token_change(self.run, self.split, ids, self.from_step, self.to_step, same)
 
     @cached_property
     def layout(self) -> TokenLayout | None:
@@ -205,7 +223,7 @@ def align(
 
     Args:
         run: a run, or its rows where they were read already.
-        from_step: default the first step of the split; REFERENCE compares the reference with `to_step`.
+        from_step: default the reference, or the first step of the split (see `PairRows.start`).
         to_step: default the last step of the split.
         split: default the first of `PairRows.steps`.
 
@@ -222,16 +240,19 @@ def align(
         raise DiagError("no such split", got=split, expected=f"one of {list(rows.steps)}", usage=True)
     steps = rows.steps[split]
     to_step = steps[-1] if to_step is None else _known(to_step, steps, "--to")
+    why = None
     if from_step is None:
-        from_step = steps[0] if steps[0] < to_step else REFERENCE
+        from_step, why = rows.start(split, to_step)
     elif from_step != REFERENCE:
         from_step = _known(from_step, steps, "--from")
         if from_step >= to_step:
             raise DiagError("--from must lie before --to", got=f"{from_step} and {to_step}", usage=True)
+    if rows.run.role(split) == "train" and from_step == REFERENCE:
+        return _training_window(rows, split, to_step)
     aligned = _between(rows, split, from_step, to_step)
-    if len(aligned.pairs) or rows.run.role(split) != "train" or from_step == REFERENCE:
-        return aligned
-    return _training_window(rows, split, to_step)
+    if not len(aligned.pairs) and rows.run.role(split) == "train":
+        return _training_window(rows, split, to_step)
+    return aligned if why is None else replace(aligned, notes=(*aligned.notes, why))
 
 
 def _known(step: Step, steps: list[int], option: str) -> int:
@@ -252,7 +273,7 @@ def _known(step: Step, steps: list[int], option: str) -> int:
 def _between(rows: PairRows, split: str, from_step: Step, to_step: int) -> Aligned:
     sides = rows.sides(split, to_step)
     after = rows.at(split, to_step, sides)
-    before = as_reference(after) if from_step == REFERENCE else rows.at(split, from_step, sides)
+    before = rows.as_reference(split, after) if from_step == REFERENCE else rows.at(split, from_step, sides)
     lone = _lone_sides(rows.rows(split, to_step), sides)
     if from_step != REFERENCE:
         lone += _lone_sides(rows.rows(split, int(from_step)), sides)
@@ -301,7 +322,7 @@ def _training_window(rows: PairRows, split: str, to_step: int) -> Aligned:
     sides = tuple(s for s in ("chosen", "rejected") if (window["side"] == s).any())
     after = rows.frame(window, sides)
     aligned = _aligned(
-        rows, split, REFERENCE, to_step, sides, as_reference(after), after, _lone_sides(window, sides), 0
+        rows, split, REFERENCE, to_step, sides, rows.as_reference(split, after), after, _lone_sides(window, sides), 0
     )
     note = (
         f"training batches hold other pairs at every step, so {len(aligned.pairs)} pairs of steps "

@@ -94,7 +94,8 @@ def explain_run(
 
     Args:
         run: a run or its folder.
-        from_step: default the first measured step; "ref" compares the reference itself with `to_step`.
+        from_step: default "ref", the reference, wherever it was measured and is what the policy started from, else the
+            first measured step.
         to_step: default the last measured step.
         split: default a fixed evaluation set before anything else.
         thresholds: overrides by name, dotted or nested (see dpo_diag.thresholds).
@@ -107,7 +108,7 @@ def explain_run(
     """
     opened = run if isinstance(run, Run) else load_run(run)
     values = check_thresholds(thresholds)
-    rows = PairRows(opened)
+    rows = PairRows(opened, values["reference_tolerance_nats"])
     only_logged = split is not None and split not in rows.steps and bool((opened.history["split"] == split).any())
     aligned, table = None, pd.DataFrame()
     if rows.steps and not only_logged:
@@ -279,8 +280,7 @@ def _checked(
 ) -> tuple[list[dict[str, Any]], list[tuple[Measure, str]], Situation]:
     """The checks' findings between the two steps; what is measured that is not likelihood, with its direction; what
     happened, as far as advice depends on it."""
-    start = None if from_step is None or from_step == REFERENCE else int(from_step)
-    context = CheckContext.from_run(rows, start, to_step, split)
+    context = CheckContext.from_run(rows, from_step, to_step, split)
     checks = run_checks(context, values)
     if means is not None:
         from_step, to_step = means.from_step or 0, means.to_step or 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from dpo_diag import text
 from dpo_diag.diagnosis.evidence import SCORE
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, step_name
 from dpo_diag.records import Run
-from dpo_diag.records.metric_table import label_of
+from dpo_diag.records.metric_table import label_of, measure, pair_sums
 from dpo_diag.stats import proportion
 
 MEASURED = ("loss", "logps/chosen", "logps/rejected")
@@ -38,19 +41,21 @@ def score_label(name: str, split: str) -> str:
 
 
 def before_after(run: Run) -> pd.DataFrame:
-    """First and last value of the run's evaluation metrics and task scores.
+    """First and last value of the run's evaluation metrics and task scores; the first one is the reference's where the
+    pairs were measured under it and the run started from it (see `PairRows.start`).
 
     Returns:
-        One row per (split, metric): split, metric, label, from_step, before, to_step, after, n, low, high: n and the
-        95 % Wilson interval of `after` for scores (shares of n answers), null for the rest. Empty for a run without
-        evaluations.
+        One row per (split, metric): split, metric, label, from_step (or REFERENCE), before, to_step, after, n, low,
+        high: n and the 95 % Wilson interval of `after` for scores (shares of n answers), null for the rest. Empty for
+        a run without evaluations.
     """
-    history = run.history
+    history, pairs = run.history, PairRows(run)
     # Training batches hold other pairs at each step, so their first and last values do not compare.
     fixed = [s for s in map(str, history["split"].unique()) if run.role(s) != "train"]
     named = dict.fromkeys((s, m) for s in fixed for m in SHOWN)
     scores = history.loc[history["name"].str.startswith(SCORE), ["split", "name"]].drop_duplicates()
     named |= dict.fromkeys(scores.itertuples(index=False, name=None))
+    starts = {split: at_reference(pairs, split) for split in fixed}
     rows = []
     for split, metric in named:
         values = history.loc[(history["split"] == split) & (history["name"] == metric)].sort_values("step")
@@ -58,7 +63,10 @@ def before_after(run: Run) -> pd.DataFrame:
             continue
         steps, measured, weights = (values[c].astype(float).tolist() for c in ("step", "value", "weight"))
         label = score_label(metric, split) if metric.startswith(SCORE) else label_of(metric)
-        row = [split, metric, label, int(steps[0]), measured[0], int(steps[-1]), measured[-1]]
+        start: tuple[Step, float] = (int(steps[0]), measured[0])
+        if metric in starts.get(split, {}):
+            start = (REFERENCE, starts[split][metric])
+        row: list[Any] = [split, metric, label, *start, int(steps[-1]), measured[-1]]
         if metric.startswith(SCORE) and weights[-1] > 0 and 0 <= measured[-1] <= 1:
             interval = proportion(measured[-1] * weights[-1], weights[-1])
             row += [interval.n, interval.low, interval.high]
@@ -69,19 +77,36 @@ def before_after(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"n": float, "low": float, "high": float})
 
 
+def at_reference(rows: PairRows, split: str) -> dict[str, float]:
+    """History name -> its value under the reference, of the split's last pairs; {} where that is not the start."""
+    if split not in rows.steps or rows.start(split, last := rows.steps[split][-1])[0] != REFERENCE:
+        return {}
+    history, same = rows.run.history, rows.reference_step(split)
+    if same is not None and same != last:
+        own = history.loc[(history["split"] == split) & (history["step"] == same)]
+        return dict(zip(own["name"].astype(str), own["value"].astype(float), strict=True))
+    reference = rows.run.read("pairs", splits=[split], roles=["ref"])
+    reference = reference.loc[reference["pair_id"].isin(rows.rows(split, last)["pair_id"])]
+    measured = measure(pair_sums(reference, reference), rows.run.info.loss)
+    return {name: value.value for name, value in measured.items()}
+
+
 def before_after_text(table: pd.DataFrame) -> str:
     """The table for a terminal; says so when there is nothing to show."""
     if table.empty:
         return "no evaluation was recorded; hint: give an evaluation set (data.eval_share or data.eval_path)"
     is_score = table["metric"].str.startswith(SCORE)
     several = table.loc[~is_score, "split"].nunique() > 1
+    start = REFERENCE if (table["from_step"] == REFERENCE).any() else table["from_step"].min()
     rows = []
     for row in text.records(table):
         score = row["metric"].startswith(SCORE)
         label = f"{row['label']} [{row['split']}]" if several and not score else row["label"]
-        interval = "" if row["low"] is None else f"n = {row['n']:.0f}, {_interval(row['low'], row['high'])}"
-        rows.append([label, row["before"], row["after"], interval])
-    header = ["", f"step {table['from_step'].min()}", f"step {table['to_step'].max()}", ""]
+        notes = [] if row["low"] is None else [f"n = {row['n']:.0f}", _interval(row["low"], row["high"])]
+        if start == REFERENCE and row["from_step"] not in (REFERENCE, 0):
+            notes.append(f"from {step_name(row['from_step'])}")
+        rows.append([label, row["before"], row["after"], ", ".join(notes)])
+    header = ["", step_name(start), step_name(table["to_step"].max()), ""]
     return text.table(header, rows)
 
 

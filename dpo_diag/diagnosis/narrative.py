@@ -8,10 +8,11 @@ escaped, so that a terminal shows them and never obeys them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.diagnosis.causes import Sentence, causes, quoted, say
-from dpo_diag.diagnosis.pair_rows import REFERENCE
+from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
 from dpo_diag.text import capital, interval, moved, number, percent, plural, safe, signed
 
@@ -49,10 +50,19 @@ def render(narrative: list[dict[str, Any]]) -> str:
     return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
 
 
+def stretch(document: Mapping[str, Any]) -> str:
+    """What was compared: "the reference to step 80"."""
+    first, last = document["from_step"], document["to_step"]
+    if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
+        return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
+    return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
+
+
 def _what_happened(document: dict[str, Any]) -> list[Sentence]:
-    start = document["from_step"]
-    steps = f"{'the reference' if start == REFERENCE else f'step {start}'} and step {document['to_step']}"
-    where = f"Between {steps} on {document['split']}"
+    start = f"From {stretch(document)}"
+    if document["from_step"] != REFERENCE:
+        start = f"Between step {document['from_step']} and step {document['to_step']}"
+    where = f"{start} on {document['split']}"
     if document["n_pairs"] is not None:
         where += f" ({plural(document['n_pairs'], 'pair')})"
     loss, quadrants = document["loss"], document["quadrants"]

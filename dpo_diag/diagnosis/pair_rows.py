@@ -25,11 +25,18 @@ from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records import Run
 from dpo_diag.records.reader import join_reference
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.thresholds import load_thresholds
 
 FloatArray = npt.NDArray[np.float64]
 REFERENCE = "ref"
 """Instead of a step: the reference model itself."""
 Step = int | str
+
+
+def step_name(step: Step) -> str:
+    """ "step 40", or "the reference"."""
+    return "the reference" if step == REFERENCE else f"step {step}"
+
 
 VALUES = ("sum_logp", "n_tokens", "n_bytes", "n_truncated", "top1", "entropy_sum", "greedy_logp_sum", "weight")
 _KEY = ["step", "split", "role", "pair_id", "side"]
@@ -41,10 +48,16 @@ _KEPT_FRAMES = 8
 
 
 class PairRows:
-    """The pair rows of one run, read when first asked for and kept."""
+    """The pair rows of one run, read when first asked for and kept.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        tolerance: nats per response by which the policy may differ from its reference before any training (rounding);
+            by default the threshold `reference_tolerance_nats`.
+    """
+
+    def __init__(self, run: Run, tolerance: float | None = None) -> None:
         self.run = run
+        self._tolerance = tolerance
         self._splits: dict[str, pd.DataFrame] = {}
         self._duplicates: dict[str, Counter[Step]] = {}
         self._frames: dict[tuple[str, Step, tuple[str, ...]], pd.DataFrame] = {}
@@ -79,6 +92,54 @@ class PairRows:
         self.split(split)
         return sum(self._duplicates[split][step] for step in steps)
 
+    @cached_property
+    def at_start(self) -> pd.DataFrame:
+        """Policy rows from before any training (step 0), with `gap`: |sum_logp - the reference's| in nats, finite.
+
+        Empty where there are none, or where the run declares which step's policy is the reference. A run scored at
+        step 0 alone shows no start either: that is where a checkpoint stands whose step nothing names.
+        """
+        parts = [self.rows(split, 0) for split, steps in self.steps.items() if 0 in steps]
+        steps = {step for of_split in self.steps.values() for step in of_split}
+        if not parts or self.run.info.reference.step is not None or (self.run.kind == "scored" and steps == {0}):
+            return pd.DataFrame(columns=["step", "split", "pair_id", "side", "gap"])
+        rows = pd.concat(parts, ignore_index=True)
+        rows["gap"] = (rows["sum_logp"] - rows["ref_sum_logp"]).abs()
+        measured: pd.DataFrame = rows[np.isfinite(rows["gap"])]
+        return measured
+
+    @cached_property
+    def reference_gap(self) -> float | None:
+        """Mean |log-ratio| (nats per response) before any training where that is beyond rounding: the policy did not
+        start at its reference. None where it did, or where the start was not measured."""
+        least = self._tolerance if self._tolerance is not None else load_thresholds()["reference_tolerance_nats"]
+        gap = float(self.at_start["gap"].mean()) if len(self.at_start) else 0.0
+        return gap if gap > least else None
+
+    def start(self, split: str, to_step: int) -> tuple[Step, str | None]:
+        """Where a comparison with `to_step` begins, and a sentence on why where that is not the usual place.
+
+        The reference, wherever it was measured on the pairs of `to_step`; the first measured step where it was not, or
+        where it is not what the policy started from: from it nothing was learned or lost.
+        """
+        first = self.steps[split][0]
+        if first >= to_step:
+            return REFERENCE, None
+        after = self.rows(split, to_step)
+        known = after["ref_sum_logp"].notna()
+        if not known.any():
+            return first, None
+        returning = after["pair_id"].isin(self.rows(split, first)["pair_id"])
+        if known.sum() < returning.sum():
+            scored, pairs = after.loc[known, "pair_id"].nunique(), after["pair_id"].nunique()
+            return first, f"the reference was measured on {scored} of {pairs} pairs only, so step {first} is the start"
+        if self.reference_gap is not None:
+            return first, (
+                f"the policy started {self.reference_gap:.3g} nats per response away from its reference, so its own "
+                f"step {first} is the start, not the reference"
+            )
+        return REFERENCE, None
+
     def rows(self, split: str, step: int) -> pd.DataFrame:
         """A split's rows of one step, a row per pair and side."""
         rows = self.split(split)
@@ -103,8 +164,26 @@ class PairRows:
             if len(self._frames) >= _KEPT_FRAMES:
                 self._frames.pop(next(iter(self._frames)))
             frame = self.frame(self.rows(split, at), sides)
-            self._frames[key] = as_reference(frame) if step == REFERENCE else frame
+            self._frames[key] = self.as_reference(split, frame) if step == REFERENCE else frame
         return self._frames[key]
+
+    def as_reference(self, split: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """A step's frame as the reference would have written it (see `as_reference`); what the reference's rows lack
+        (entropies where its log-probs were precomputed) comes from the policy's step that is the reference."""
+        reference, step = as_reference(frame), self.reference_step(split)
+        if step is None or reference.empty:
+            return reference
+        sides = tuple(side for side in SIDES if f"{side}_ref" in reference)
+        return reference.combine_first(self.at(split, step, sides).reindex(reference.index))[list(reference.columns)]
+
+    def reference_step(self, split: str) -> int | None:
+        """The step at which the policy is the reference: the declared one, or step 0 where both wrote the same numbers;
+        None where that is not known of this split."""
+        declared = self.run.info.reference.step
+        if declared is not None:
+            return declared if declared in self.steps[split] else None
+        measured = len(self.at_start) > 0 and (self.at_start["split"] == split).any()
+        return 0 if measured and self.reference_gap is None else None
 
     def frame(self, rows: pd.DataFrame, sides: tuple[str, ...]) -> pd.DataFrame:
         """Rows with one row per pair and side as a step's frame: pairs that have every one of `sides`."""

@@ -100,13 +100,27 @@ class TokenChange:
         return np.asarray(self.places & (self.layout.response % 2 == SIDES.index(side)), dtype=bool)
 
 
-def token_change(run: Run, split: str, pair_ids: Sequence[str], from_step: Step, to_step: Step) -> TokenChange | None:
-    """Token log-probs of two steps; None where the run has no token rows of these pairs at the second one."""
+def token_change(
+    run: Run,
+    split: str,
+    pair_ids: Sequence[str],
+    from_step: Step,
+    to_step: Step,
+    reference_step: int | None = None,
+) -> TokenChange | None:
+    """Token log-probs of two steps; None where the run has no token rows of these pairs at the second one.
+
+    Args:
+        reference_step: where the policy is the reference: what the reference's rows lack is read there.
+    """
     table = _read(run, split, to_step, _VALUES)
     layout = _layout(table, pair_ids) if table is not None else None
     if table is None or layout is None:
         return None
     before, after = token_values(run, layout, split, from_step, _VALUES), _placed(table, layout, _VALUES)
+    if from_step == REFERENCE and reference_step is not None:
+        own = token_values(run, layout, split, reference_step, _VALUES)
+        before = {name: np.where(np.isnan(values), own[name], values) for name, values in before.items()}
     bad = ~(np.isfinite(before["logp"]) & np.isfinite(after["logp"]))
     endless = np.isinf(before["logp"]) | np.isinf(after["logp"])
     responses = layout.lengths.size

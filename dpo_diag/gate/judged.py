@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.diagnosis import explain
-from dpo_diag.outputs.answers import POLICY, SFT, answers
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.outputs.answers import POLICY, answers
 from dpo_diag.outputs.compare import Comparison, comparison
 from dpo_diag.records import Run, load_run
 from dpo_diag.thresholds import load_thresholds
@@ -22,12 +23,13 @@ class JudgedRun:
 
     Args:
         run: the run to judge.
-        baseline: a step of the same run, another run's folder (its last step), or None for the run's first step.
+        baseline: a step of the same run, "ref" for its reference, another run's folder (its last step), or None for
+            what the explanation starts from: the reference where it was measured, else the first step.
         thresholds: overrides by name (see `dpo_diag.thresholds`), of the explanation and of the comparison of answers.
 
     Attributes:
         run, other: the run and the baseline's run (the same, unless another was named).
-        step: the baseline's step in this run; None for the first, or where the baseline is another run.
+        step: the baseline's step in this run, or "ref"; None where none was named, or the baseline is another run.
     """
 
     def __init__(
@@ -39,25 +41,28 @@ class JudgedRun:
         self.overrides = thresholds
         self.run = run if isinstance(run, Run) else load_run(run)
         is_step = baseline is not None and baseline.isdigit() and not Path(baseline).is_dir()
-        self.step = int(str(baseline)) if is_step else None
-        self.other = self.run if baseline is None or is_step else load_run(baseline)
+        self.step: Step | None = int(str(baseline)) if is_step else REFERENCE if baseline == REFERENCE else None
+        self.other = self.run if baseline in (None, REFERENCE) or is_step else load_run(str(baseline))
 
     @property
     def same_run(self) -> bool:
         return self.other is self.run
 
     @cached_property
+    def pairs(self) -> PairRows:
+        """The pair rows of the run."""
+        return PairRows(self.run, load_thresholds(self.overrides)["reference_tolerance_nats"])
+
+    @cached_property
     def comparison(self) -> Comparison:
         """The answers of the run's last checkpoint against the baseline's; DiagError if they cannot be compared."""
         limits = load_thresholds(self.overrides)
         if self.same_run:
-            first = answers(self.run).policy_checkpoints()[0]
-            baseline = first.name if self.step is None else self.step
-            return comparison(self.run, baseline=baseline, thresholds=limits)
-        # The other run's last answers stand in the place of an SFT model's: what changes are measured from.
+            return comparison(self.run, baseline=self.step, thresholds=limits)
+        # The other run's last answers stand in the place of the reference's: what changes are measured from.
         last = answers(self.other).policy_checkpoints()[-1]
         theirs = self.other.outputs
-        theirs = theirs[(theirs["model"] == last.model) & (theirs["step"] == last.step)].assign(model=SFT)
+        theirs = theirs[(theirs["model"] == last.model) & (theirs["step"] == last.step)].assign(model=REFERENCE)
         own = self.run.outputs
         both = pd.concat([theirs, own[own["model"] == POLICY]], ignore_index=True)
         return comparison(both, texts=self.run.texts, thresholds=limits)

@@ -90,7 +90,7 @@ class Answers:
         return [c for c in self.checkpoints if c.model == POLICY] or list(self.checkpoints)
 
     def baseline(self, name: str | int | None = None) -> Checkpoint:
-        """What others are held against: by name or step, else the SFT model, the reference, the first step.
+        """What others are held against: by name or step, else the reference, the SFT model, the first step.
 
         Raises:
             DiagError: no checkpoint of that name or step.
@@ -98,7 +98,7 @@ class Answers:
         if name is not None:
             return find_checkpoint(self.checkpoints, str(name))
         return next(
-            (c for model in (SFT, REFERENCE) for c in self.checkpoints if c.model == model), self.checkpoints[0]
+            (c for model in (REFERENCE, SFT) for c in self.checkpoints if c.model == model), self.checkpoints[0]
         )
 
 

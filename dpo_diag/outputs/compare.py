@@ -84,7 +84,7 @@ def comparison(
     Args:
         run: a run, its folder, or rows of outputs/ .
         texts: training pairs, for where phrases come from; None for the run's own.
-        baseline: step or model that changes are measured from; None for the SFT model, else the reference, else the
+        baseline: step or model that changes are measured from; None for the reference, else the SFT model, else the
             first step.
         to_step: the policy's step to judge; None for its last.
         steps, models, sample: which answers (`answers.answers`).

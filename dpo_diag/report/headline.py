@@ -11,6 +11,7 @@ import numpy as np
 
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
+from dpo_diag.diagnosis.narrative import stretch
 from dpo_diag.report.section import Context
 from dpo_diag.stats import proportion
 from dpo_diag.text import capital, number, percent, signed
@@ -91,11 +92,11 @@ def headline(context: Context) -> Headline:
 def _about(context: Context) -> list[str]:
     """Kind, model, steps, split, pairs, day and an unusual status, as far as they are known."""
     document, info = context.document, context.run.info
-    steps = [document.get("from_step"), document.get("to_step")]
+    compared = None not in (document.get("from_step"), document.get("to_step"))
     known = [
         info.kind,
         info.model.name if info.model is not None else "",
-        f"step {steps[0]} to {steps[1]}" if None not in steps else "",
+        stretch(document) if compared else "",
         f"split {document['split']}" if document.get("split") else "",
         f"{document['n_pairs']} pairs" if document.get("n_pairs") else "",
         str(info.created or "")[:10],

@@ -98,7 +98,7 @@ def choose_items(
     """The first n items of a review, in the order in which everyone meets them.
 
     Args:
-        a, b: the two checkpoints, by step or model name; None for the SFT model, the reference or the first step, and
+        a, b: the two checkpoints, by step or model name; None for the reference, the SFT model or the first step, and
             for the policy's last step.
         every: compare all checkpoints with each other instead: each next item takes, for the next prompt, the pair of
             checkpoints that was drawn least so far.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from builders import build_run, pair_rows
 
@@ -19,13 +20,77 @@ from dpo_diag.records import Run
 STEPS = {0: ([-5.0, -7.0], [-6.0, -8.0]), 10: ([-4.0, -7.5], [-9.0, -9.0]), 20: ([-3.0, -8.0], [-12.0, -9.5])}
 
 
-def test_defaults_are_first_and_last_step(tmp_path: Path) -> None:
+def test_defaults_are_the_reference_and_the_last_step(tmp_path: Path) -> None:
     found = align(build_run(tmp_path / "run", STEPS))
-    assert (found.split, found.from_step, found.to_step, found.steps) == ("eval", 0, 20, [0, 10, 20])
+    assert (found.split, found.from_step, found.to_step, found.steps) == ("eval", REFERENCE, 20, [0, 10, 20])
     assert found.pairs["a0"].tolist() == [0.0, 0.0]
     assert found.pairs["a1"].tolist() == [2.0, -1.0]
     assert found.pairs["b1"].tolist() == [-6.0, -1.5]
     assert found.coverage["aligned"] == 2 and found.has_reference
+    assert found.path() == [(0, 0), (10, 10), (20, 20)]  # the policy at step 0 is the reference
+
+
+def test_checkpoints_without_a_step_0_are_held_against_the_reference(tmp_path: Path) -> None:
+    """Checkpoints 40 and 80 alone: their own start would show the second half of the way only."""
+    run = build_run(tmp_path / "run", {40: STEPS[10], 80: STEPS[20]}, reference=STEPS[0])
+    found = align(run)
+    assert (found.from_step, found.to_step) == (REFERENCE, 80)
+    assert found.change("chosen").tolist() == [2.0, -1.0]
+    assert found.path() == [(0, REFERENCE), (40, 40), (80, 80)]
+    own = found.from_own_start()
+    assert own is not None and own.from_step == 40
+    assert own.change("chosen").tolist() == [1.0, -0.5]
+    assert own.against_reference().change("chosen").tolist() == [2.0, -1.0]
+    assert align(run, 40).from_step == 40
+
+
+def test_without_a_reference_the_first_step_is_the_start(tmp_path: Path) -> None:
+    assert align(build_run(tmp_path / "run", STEPS, reference=None)).from_step == 0
+
+
+def test_a_wrong_reference_is_no_start(tmp_path: Path) -> None:
+    """At step 0 the policy lies 5 nats above the reference on both sides: the start is its own, and that is said."""
+    reference = ([-10.0, -12.0], [-11.0, -13.0])
+    run = build_run(tmp_path / "run", STEPS, reference=reference)
+    found = align(run)
+    assert found.from_step == 0 and found.rows.reference_gap == 5.0
+    assert found.change("chosen").tolist() == [2.0, -1.0]
+    assert "started 5 nats per response away from its reference" in found.notes[-1]
+    assert found.against_reference().change("chosen").tolist() == [7.0, 4.0]
+    assert align(PairRows(run, tolerance=6.0)).from_step == REFERENCE
+
+
+def test_a_scored_checkpoint_whose_step_nothing_names_shows_no_start(tmp_path: Path) -> None:
+    """It stands at step 0, 5 nats from the reference: what training did, not where it began."""
+    writer = RunWriter(tmp_path / "run", kind="scored")
+    writer.write("pairs", pd.concat([pair_rows(0, *STEPS[0]), pair_rows(0, [-10.0, -12.0], [-1.0, -3.0], role="ref")]))
+    writer.finish()
+    found = align(load_run(tmp_path / "run"))
+    assert (found.from_step, found.to_step, found.rows.reference_gap) == (REFERENCE, 0, None)
+    assert found.from_own_start() is None
+
+
+def test_a_reference_of_some_pairs_only_is_no_start(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    for step in (10, 20):
+        writer.write("pairs", pair_rows(step, *STEPS[step]))
+    writer.write("pairs", pair_rows(10, [-5.0], [-6.0], role="ref"), split="ref")
+    writer.finish()
+    found = align(load_run(tmp_path / "run"))
+    assert found.from_step == 10 and len(found.pairs) == 2
+    assert "the reference was measured on 1 of 2 pairs only" in found.notes[-1]
+
+
+def test_what_the_reference_lacks_comes_from_the_step_that_is_the_reference(tmp_path: Path) -> None:
+    """Reference log-probs that were computed beforehand have no entropy; the policy at step 0 had one."""
+    writer = RunWriter(tmp_path / "run")
+    writer.write("pairs", pair_rows(0, *STEPS[0], entropy_sum=3.0))
+    writer.write("pairs", pair_rows(0, *STEPS[0], role="ref"), split="ref")
+    writer.write("pairs", pair_rows(20, *STEPS[20], entropy_sum=1.0))
+    writer.finish()
+    pairs = align(load_run(tmp_path / "run")).pairs
+    assert pairs["chosen_entropy_sum_0"].tolist() == [3.0, 3.0]
+    assert pairs["chosen_entropy_sum_1"].tolist() == [1.0, 1.0]
 
 
 def test_reference_as_the_first_step(tmp_path: Path) -> None:

@@ -38,7 +38,12 @@ def test_keys_and_sums(tmp_path: Path) -> None:
     document = explain(displaced(tmp_path / "run"))
     strict(document)
     assert set(document) >= KEYS
-    assert (document["from_step"], document["to_step"], document["split"], document["n_pairs"]) == (0, 100, "eval", 60)
+    assert (document["from_step"], document["to_step"], document["split"], document["n_pairs"]) == (
+        "ref",
+        100,
+        "eval",
+        60,
+    )
     loss = document["loss"]
     assert loss["from"] == pytest.approx(math.log(2))
     assert abs(loss["delta"] - loss["chosen_part"] - loss["rejected_part"]) <= 1e-9 * abs(loss["delta"])
@@ -66,11 +71,11 @@ def test_steps_telescope(tmp_path: Path) -> None:
 def test_against_the_reference_is_there_too(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {5: ([-5.0] * 9, [-6.0] * 9), 9: ([-4.0] * 9, [-9.0] * 9)},
                     reference=([-6.0] * 9, [-6.0] * 9))  # fmt: skip
-    document = explain(run)
+    document = explain(run, 5)
     against = document["against_reference"]["loss"]
     assert against["from"] == pytest.approx(math.log(2))
     assert against["to"] == pytest.approx(document["loss"]["to"])
-    same = explain(run, "ref")
+    same = explain(run)
     assert same["from_step"] == "ref" and same["loss"]["delta"] == pytest.approx(against["delta"])
     strict(same)
 
@@ -292,7 +297,7 @@ def test_narrative_order_and_sources(tmp_path: Path) -> None:
         for sentence in section["sentences"]:
             assert sentence["from"] and all(key.split(".")[0] in document for key in sentence["from"])
     first = document["narrative"][0]["sentences"][0]["text"]
-    assert first.startswith("Between step 0 and step 100 on eval (60 pairs) the loss fell 0.6931 → ")
+    assert first.startswith("From the reference to step 100 on eval (60 pairs) the loss fell 0.6931 → ")
     assert "1 of 60 pairs carry" in document["narrative"][3]["sentences"][0]["text"]
 
 

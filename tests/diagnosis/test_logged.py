@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from builders import build_run
 
 from dpo_diag.diagnosis.logged import before_after, before_after_text, measured_split
 from dpo_diag.records import RunWriter, load_run
@@ -37,6 +39,23 @@ def test_a_fixed_set_is_known_by_its_role_whatever_its_name(tmp_path: Path) -> N
     writer.write("history", [{"step": t, "split": s, "name": "loss", "value": v, "weight": 4} for t, s, v in rows])
     table = before_after(load_run(tmp_path / "r"))
     assert table[["split", "before", "after"]].to_numpy().tolist() == [["validation", 0.7, 0.6]]
+
+
+def test_checkpoints_scored_beside_their_reference_are_held_against_it(tmp_path: Path) -> None:
+    """10 tokens an answer. Reference: chosen -10, so cross-entropy 1 and perplexity e; checkpoint 80: -12, e^1.2. The
+    task score has no value under the reference: its own first one stands, and the row says so."""
+    run = build_run(tmp_path / "r", {40: ([-11.0], [-14.0]), 80: ([-12.0], [-22.0])}, reference=([-10.0], [-10.0]),
+                    history=[{"step": s, "split": "eval", "name": n, "value": v, "weight": 10.0}
+                             for s, n, v in ((40, "ppl_token/chosen", 3.0042), (80, "ppl_token/chosen", 3.3201),
+                                             (40, "score/accuracy", 0.9), (80, "score/accuracy", 0.8))])  # fmt: skip
+    table = before_after(run)
+    assert table[["metric", "from_step", "to_step", "after"]].to_numpy().tolist() == [
+        ["ppl_token/chosen", "ref", 80, 3.3201], ["score/accuracy", 40, 80, 0.8],
+    ]  # fmt: skip
+    assert table["before"].tolist() == [pytest.approx(math.e), 0.9]
+    lines = before_after_text(table).splitlines()
+    assert lines[0].split() == ["the", "reference", "step", "80"]
+    assert lines[2].endswith("0.490 to 0.943, from step 40")
 
 
 def test_a_run_without_evaluations_says_so(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_on_pairs_the_same_keys_at_both_steps(tmp_path: Path) -> None:
     assert change is not None
     found = prompt_dependence(aligned, change)
     chosen = found["chosen"]
-    assert found["chosen_by"] == "the policy at step 0"
+    assert found["chosen_by"] == "the reference"
     assert (chosen["n_key"], chosen["n_tokens"]) == (1, 2)
     assert chosen["ppl_key"] == {"from": math.exp(1), "to": math.exp(3), "dlog": 2.0}
     assert chosen["ppl_token"]["dlog"] == 1.5

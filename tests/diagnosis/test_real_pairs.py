@@ -39,7 +39,12 @@ def ren(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_whole_run(ren: Run) -> None:
     document = explain(ren)
-    assert (document["from_step"], document["to_step"], document["n_pairs"], document["unit"]) == (0, 49, 500, "byte")
+    assert (document["from_step"], document["to_step"], document["n_pairs"], document["unit"]) == (
+        "ref",
+        49,
+        500,
+        "byte",
+    )
     assert (document["loss"]["from"], document["loss"]["to"]) == (
         pytest.approx(0.6931, abs=5e-5), pytest.approx(0.0005, abs=5e-5),
     )  # fmt: skip

@@ -49,6 +49,23 @@ def status(path: Path, rule: dict[str, Any], baseline: str | None = None) -> tup
     return outcome.status, outcome.reason
 
 
+def test_the_baseline_is_the_reference_where_it_was_measured(tmp_path: Path) -> None:
+    """Reference: 10 answers of 10 tokens and -10 nats, cross-entropy 1; checkpoints 40 and 80: 1.05 and 1.2. The rise
+    since the reference is 0.2, since step 40 it is 0.15."""
+    writer = RunWriter(tmp_path / "r", kind="scored")
+    for role, step, ce in (("ref", 0, 1.0), ("policy", 40, 1.05), ("policy", 80, 1.2)):
+        pairs = [{"step": step, "split": "eval", "role": role, "pair_id": f"q{i}", "side": side, "sum_logp": -10 * ce,
+                  "n_tokens": 10, "n_bytes": 40} for i in range(10) for side in ("chosen", "rejected")]  # fmt: skip
+        writer.write("pairs", pairs, split=f"eval-{role}")
+        if role == "policy":
+            writer.write("history", [{"step": step, "split": "eval", "name": "ce/chosen", "value": ce, "weight": 10}])
+    writer.finish()
+    rule = {"metric": "ce/chosen", "max_rise": 0.18}
+    for baseline, rise in ((None, 0.2), ("ref", 0.2), ("40", 0.15)):
+        outcome = Gate(tmp_path / "r", baseline).judge(rule)
+        assert (outcome.status, outcome.baseline) == ("failed" if rise > 0.18 else "passed", pytest.approx(1.2 - rise))
+
+
 def test_a_change_inside_its_noise_is_no_failure(tmp_path: Path) -> None:
     """.70 -> .66 of 100: the interval of the change reaches above 0; .70 -> .40 does not."""
     rule = {"metric": "score/accuracy", "max_drop": 0.0}

@@ -38,3 +38,40 @@ def test_track_notes_where_it_went_and_touches_no_record(tmp_path: Path, capsys:
     assert (where["kind"], where["mode"], where["name"]) == ("wandb", "offline", "mine")
     assert load_run(tmp_path / "r").meta == {**meta, "tracking": where}
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before
+
+
+@pytest.mark.parametrize("steps", [{0: -12.0}, {300: -12.0}])
+def test_one_checkpoint_beside_its_reference_is_explained_and_reported(
+    steps: dict[int, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison begins at the reference, which is no number: every section must bear that. A checkpoint whose step
+    nothing names stands at 0 and is called the scored checkpoint."""
+    writer = RunWriter(tmp_path / "r", kind="scored")
+    for role, step, chosen in [("ref", 0, -10.0), *(("policy", s, v) for s, v in steps.items())]:
+        rows = [{"step": step, "split": "eval", "role": role, "pair_id": f"p{i}", "side": side, "sum_logp": value - i,
+                 "n_tokens": 10, "n_bytes": 40}
+                for i in range(12) for side, value in (("chosen", chosen), ("rejected", 2 * chosen))]  # fmt: skip
+        writer.write("pairs", rows, split=f"eval-{role}")
+    writer.update(loss={"types": ["sigmoid"], "beta": 0.1})
+    writer.finish()
+    assert main(["explain", str(tmp_path / "r"), "--watch"]) == 0
+    step = next(iter(steps))
+    assert capsys.readouterr().out.startswith(f"step {step}, loss 0.6931 → ")
+    assert main(["report", str(tmp_path / "r")]) == 0
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert f"the reference to {f'step {step}' if step else 'the scored checkpoint'}" in page
+    assert "step -1" not in page and "ref to" not in page
+
+
+def test_training_batches_alone_are_explained_and_reported(tmp_path: Path) -> None:
+    """Below one epoch without an evaluation set: no pair returns, each is held against the reference at its step."""
+    writer = RunWriter(tmp_path / "r")
+    for step in (1, 2):
+        rows = [{"step": step, "split": "train", "role": role, "pair_id": f"p{step}{i}", "side": side,
+                 "sum_logp": -10.0 - step * (role == "policy"), "n_tokens": 10, "n_bytes": 40}
+                for i in range(4) for side in ("chosen", "rejected") for role in ("policy", "ref")]  # fmt: skip
+        writer.write("pairs", rows, split="train")
+    writer.update(loss={"types": ["sigmoid"], "beta": 0.1})
+    writer.finish()
+    assert main(["report", str(tmp_path / "r")]) == 0
+    assert "the reference to step 2" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")

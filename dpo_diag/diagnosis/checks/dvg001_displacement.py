@@ -29,8 +29,7 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
             loss = "while the loss fell" if fall.loss_fell else "(whether the loss fell is not recorded)"
             share = f"; both sides fell in {both:.0%} of pairs" if both is not None else ""
             return speaks(
-                f"chosen log-prob fell by {fall.in_words} ({fall.window}, steps {fall.from_step:.0f} to "
-                f"{fall.to_step:.0f}) {loss}{share}; {CAVEAT}",
+                f"chosen log-prob fell by {fall.in_words} ({fall.stretch}) {loss}{share}; {CAVEAT}",
                 **fall.evidence(),
                 all_windows=[c.evidence() for c in changes],
             )

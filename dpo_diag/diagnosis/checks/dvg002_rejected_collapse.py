@@ -41,7 +41,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     if change is None:
         return None
     after = change[1]
-    a, b = ctx.pairs.ratios(after)
+    a, b = ctx.pairs.since_start(after)
     moved, gain = t_interval(b, t["confidence"]), float(np.mean(a - b))
     start = float(np.mean(after["rejected_sum_logp"].to_numpy() - b))
     beta = ctx.info.beta

@@ -12,6 +12,7 @@ from dpo_diag.diagnosis.checks.shared.advice import SOUND, Advice, has
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.stats import proportion_change
 from dpo_diag.text import percent, signed
 from dpo_diag.thresholds import Thresholds
@@ -72,14 +73,18 @@ def _end_token(ctx: CheckContext) -> dict[str, Any]:
     steps = ctx.pairs.steps
     if not ctx.run.has("tokens"):
         raise Missing("no token records")
-    columns = ["step", "pair_id", "side", "position", "logp"]
-    rows = ctx.run.read(
-        "tokens", columns, steps=[steps[0], steps[-1]], splits=[ctx.pairs.split], roles=["policy"]
-    ).astype({"logp": np.float64})
-    if rows["step"].nunique() < 2:
-        raise Missing("token records at fewer than two steps")
     key = ["pair_id", "side", "position"]
-    before, after = (rows[rows["step"] == step].set_index(key)["logp"] for step in (steps[0], steps[-1]))
+
+    def logps(step: Step) -> pd.Series[float]:
+        at, role = (None, "ref") if step == REFERENCE else ([int(step)], "policy")
+        rows = ctx.run.read("tokens", [*key, "logp"], steps=at, splits=[ctx.pairs.split], roles=[role])
+        return rows.astype({"logp": np.float64}).drop_duplicates(key, keep="last").set_index(key)["logp"]
+
+    before, after = logps(steps[0]), logps(steps[-1])
+    if before.empty and ctx.pairs.from_reference:
+        before = logps(ctx.pairs.own_steps[0])
+    if before.empty or after.empty:
+        raise Missing("token records at fewer than two steps")
     change = (after - before).dropna().reset_index()
     last = change.groupby(["pair_id", "side"], observed=True)["position"].transform("max") == change["position"]
     sides = []

@@ -36,13 +36,10 @@ def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     """Step 0 of any split with reference rows."""
-    if ctx.info.reference.step is not None:
-        return None  # the policy of that step is the reference by declaration: nothing to compare
-    rows = ctx.pairs.rows[ctx.pairs.rows["step"] == 0]
-    ratio = (rows["sum_logp"] - rows["ref_sum_logp"]).abs()
-    ratio = ratio[np.isfinite(ratio)]
-    if ratio.empty:
+    rows = ctx.pairs.at_start
+    if rows.empty:
         return None
+    ratio = rows["gap"]
     evidence: dict[str, Any] = {"mean_abs_log_ratio_at_step_0": float(ratio.mean()), "responses": len(ratio)}
     if ratio.mean() <= t["reference_tolerance_nats"]:
         return silent("at step 0 the policy equals its reference", **evidence)

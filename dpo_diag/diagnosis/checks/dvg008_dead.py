@@ -49,8 +49,12 @@ def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 
 def _largest_change(ctx: CheckContext) -> float | None:
-    """Largest change of any sum over the measured steps of a fixed set (nats); None where there is no such set."""
-    change = ctx.maybe(ctx.pairs.change)
+    """Largest change of any sum over the measured steps of a fixed set (nats); None where there is no such set.
+
+    Between two steps of the policy where there are two: the reference's numbers may differ by rounding.
+    """
+    own = ctx.maybe(lambda: ctx.pairs.own_steps) or []
+    change = ctx.maybe(ctx.pairs.change, own[0] if len(own) > 1 else None)
     if change is None:
         return None
     before, after = (frame[["chosen_sum_logp", "rejected_sum_logp"]].to_numpy() for frame in change)

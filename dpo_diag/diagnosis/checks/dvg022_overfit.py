@@ -12,6 +12,7 @@ from dpo_diag.diagnosis.checks.shared.advice import SEVERAL_EPOCHS, SOUND, Advic
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.stats import noise_sd, t_interval
 from dpo_diag.thresholds import Thresholds
 
@@ -46,7 +47,7 @@ def _of_pairs(ctx: CheckContext, split: str, t: Thresholds) -> Outcome:
         return cannot_tell(f"the held-out loss rose by {rise} from its minimum: inside the noise", **evidence)
     if best == len(steps) - 1 or not rise.above or rise.value < least:
         return silent("the held-out loss does not rise from its minimum beyond noise", **evidence)
-    return _onset(ctx, float(steps[best]), t, evidence)
+    return _onset(ctx, 0.0 if steps[best] == REFERENCE else float(steps[best]), t, evidence)
 
 
 def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:

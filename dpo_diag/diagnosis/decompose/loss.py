@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
-from dpo_diag.diagnosis.pair_rows import column_at, column_of, needed_columns, needs_reference, pair_loss
+from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, needs_reference, pair_loss
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
@@ -51,8 +51,9 @@ def loss_section(
     summary["interval"] = change.bounds
     history = aligned.run.history
     logged = history.loc[(history["name"] == "loss") & (history["split"] == aligned.split)].set_index("step")["value"]
-    for key, step in (("logged_from", aligned.from_step), ("logged_to", aligned.to_step)):
-        summary[key] = float(logged[step]) if step in logged.index else None
+    start = aligned.rows.reference_step(aligned.split) if aligned.from_step == REFERENCE else aligned.from_step
+    for key, step in (("logged_from", start), ("logged_to", aligned.to_step)):
+        summary[key] = next(iter(logged[logged.index == step].astype(float)), None)
     return summary, rows, change
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.decompose.loss import summarise
 from dpo_diag.diagnosis.decompose.perplexity import pair_contributions, rank_pairs, split_perplexity
-from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
 from dpo_diag.stats import t_interval
@@ -88,8 +87,6 @@ def margins(pairs: pd.DataFrame) -> dict[str, Any]:
 
 def from_reference(aligned: Aligned, spec: LossSpec | None) -> dict[str, Any]:
     """The same split from the reference to `to_step`: loss, perplexities, quadrants."""
-    if aligned.from_step == REFERENCE:
-        return {"same_as": "from_step"}
     if not aligned.has_reference:
         return {"not_applicable": "the records hold no reference log-probs"}
     against = aligned.against_reference()

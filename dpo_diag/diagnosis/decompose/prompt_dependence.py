@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.diagnosis.aligned import Aligned
-from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray
+from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, step_name
 from dpo_diag.diagnosis.token_rows import TokenChange, token_values
 from dpo_diag.records import metrics
 
@@ -111,10 +111,9 @@ def prompt_dependence(
 def _no_prompt(aligned: Aligned, change: TokenChange) -> tuple[str, FloatArray, FloatArray] | None:
     """(model, log-probs with the prompt, without it) of the first model that records both."""
     column = "logp_no_prompt"
-    of_step = (
-        "the reference" if s == REFERENCE else f"the policy at step {s}" for s in (aligned.from_step, aligned.to_step)
-    )
-    first, last = zip(of_step, change.values, strict=True)
+    names = (step_name(s) if s == REFERENCE else f"the policy at {step_name(s)}"
+             for s in (aligned.from_step, aligned.to_step))  # fmt: skip
+    first, last = zip(names, change.values, strict=True)
     candidates = [first, last]
     if column not in first[1] and aligned.from_step != REFERENCE:
         # Most runs record none: looking at the column alone is much cheaper than placing it.

@@ -66,10 +66,10 @@ def follow_roles(aligned: Aligned, change: TokenChange) -> pd.DataFrame:
     places = change.places
     known_steps = {aligned.from_step: change.before, aligned.to_step: change.after}
     rows: list[dict[str, Any]] = []
-    for step in aligned.steps_between():
-        logp = known_steps.get(step)
+    for step, model in aligned.path():
+        logp = known_steps.get(model)
         if logp is None:
-            logp = token_values(aligned.run, change.layout, aligned.split, step, ["logp"])["logp"]
+            logp = token_values(aligned.run, change.layout, aligned.split, model, ["logp"])["logp"]
         known = places & np.isfinite(logp)
         count = np.bincount(groups[known], minlength=2 * ROLES)
         total = np.bincount(groups[known], weights=logp[known], minlength=2 * ROLES)

@@ -63,7 +63,7 @@ class TurningPoint:
 
 
 def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
-    """Every evaluation between the two steps on the aligned pairs.
+    """Every evaluation between the two steps on the aligned pairs, and the reference where it is the start.
 
     Returns: `Trajectory.steps` with `step`, `loss`, `loss_chosen_part`, `loss_rejected_part` (since the row before),
         `{perplexity}_{side}` (in `aligned.unit`), `a_mean`, `b_mean`, `both_fell` (share of pairs, against the first
@@ -76,8 +76,8 @@ def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
     chosen: list[float] = []
     missing: list[int] = []
     start = last = None
-    for step in aligned.steps_between():
-        now = aligned.at(step)
+    for step, model in aligned.path():
+        now = aligned.at(model)
         if now is None:
             missing.append(step)
             continue

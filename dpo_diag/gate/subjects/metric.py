@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from dpo_diag.diagnosis.logged import at_reference
+from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
 from dpo_diag.outputs.answers import POLICY
@@ -21,14 +23,13 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     name = str(rule["metric"])
     rows = _history(judged.run, name, rule.get("split"))
     now, split = rows.iloc[-1], str(rows.iloc[-1]["split"])
-    before = _at_baseline(judged, rows if judged.same_run else _history(judged.other, name, split))
-    value, old = float(now["value"]), float(before["value"])
+    step, old, n0 = _at_baseline(judged, rows if judged.same_run else _history(judged.other, name, split), name, split)
+    value, n1 = float(now["value"]), now["weight"]
     if not math.isfinite(value):
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
-    paired = _paired(judged, name, split, int(before["step"]), int(now["step"]))
+    paired = _paired(judged, name, split, step, int(now["step"]))
     if paired is not None:
         return paired
-    n0, n1 = before["weight"], now["weight"]
     if name.startswith("score/") and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
         share = proportion(value * n1, float(n1))
         return Quantity(share, old, proportion_change(old, float(n0), value, float(n1)))
@@ -51,19 +52,25 @@ def _history(run: Run, name: str, split: str | None) -> pd.DataFrame:
     return rows.sort_values("step")
 
 
-def _at_baseline(judged: JudgedRun, rows: pd.DataFrame) -> pd.Series:
+def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -> tuple[Step, float, float]:
+    """(step or REFERENCE, value, its weight) at the baseline; without a named one at the reference, where the metric is
+    known of it, else at the first step."""
+    if judged.same_run and judged.step in (None, REFERENCE):
+        known = at_reference(judged.pairs, split)
+        if name in known:
+            return REFERENCE, known[name], math.nan
+    if judged.step == REFERENCE:
+        raise Missing("the metric was not measured under the reference")
+    own = rows if judged.same_run and judged.step is None else rows[rows["step"] == judged.step]
     if not judged.same_run:
-        return rows.iloc[-1]
-    if judged.step is None:
-        return rows.iloc[0]
-    own = rows[rows["step"] == judged.step]
+        own = rows.iloc[[-1]]
     if own.empty:
         measured = some(sorted({int(s) for s in rows["step"]}), 10)
         raise Missing(f"the metric was not measured at step {judged.step}; it was at {measured}")
-    return own.iloc[0]
+    return int(own.iloc[0]["step"]), float(own.iloc[0]["value"]), float(own.iloc[0]["weight"])
 
 
-def _paired(judged: JudgedRun, name: str, split: str, from_step: int, to_step: int) -> Quantity | None:
+def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: int) -> Quantity | None:
     """A metric of one side and its change, from the pairs that both steps measured: the metric table's own formula over
     resampled pairs; None where the table has none, or fewer than two pairs are in common."""
     metric, side = metric_of(name), side_of(name)
@@ -90,8 +97,9 @@ def _paired(judged: JudgedRun, name: str, split: str, from_step: int, to_step: i
     return Quantity(value, value.value - change.value, change) if math.isfinite(change.value) else None
 
 
-def _pairs(run: Run, step: int, split: str) -> pd.DataFrame:
-    return run.read("pairs", steps=[step], splits=[split], roles=[POLICY]).sort_values("pair_id")
+def _pairs(run: Run, step: Step, split: str) -> pd.DataFrame:
+    steps, role = (None, REFERENCE) if step == REFERENCE else ([int(step)], POLICY)
+    return run.read("pairs", steps=steps, splits=[split], roles=[role]).sort_values("pair_id")
 
 
 def _columns(rows: pd.DataFrame, side: str) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import SUBJECTS, Missing, Quantity, Rule, Subject
@@ -10,7 +11,8 @@ from dpo_diag.stats import Interval
 
 
 def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
-    verdicts = last_comparison(judged.run, judged.step) if judged.same_run else None
+    step = 0 if judged.step == REFERENCE else None if judged.step is None else int(judged.step)
+    verdicts = last_comparison(judged.run, step) if judged.same_run else None
     if verdicts is None:
         raise Missing("nobody has judged its answers against this baseline: dpo-diag review RUN")
     return Quantity(Interval(verdicts["win_rate"], verdicts["low"], verdicts["high"], verdicts["n"], "Wilson"))

@@ -13,6 +13,7 @@ from dpo_diag.diagnosis.checks.shared.check import WORST, Missing, ratio
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.pairs import finite_sums
+from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.stats import FloatArray, Interval, ends, t_interval
 from dpo_diag.thresholds import Thresholds
@@ -25,7 +26,7 @@ READS = (
 EVIDENCE: Mapping[str, str] = {
     "source": "what the numbers come from: pairs, means of a split, or training batches",
     "window": "what is compared: reference, first or best step, to the last",
-    "steps": "first and last step of that window",
+    "steps": "first and last step of that window; ref for the reference",
     "unit": "nats (per response), reward (beta times nats), or nats_per_token",
     "chosen_change": "change of the chosen log-prob, in `unit`, with its interval; a fixed set's mean has none",
     "margin_gain": "change of chosen minus rejected, in `unit`; null where it is not recorded",
@@ -58,7 +59,7 @@ class ChosenChange:
 
     source: str
     window: str
-    from_step: float
+    from_step: float | str
     to_step: float
     unit: str
     delta: Interval
@@ -75,6 +76,13 @@ class ChosenChange:
         by_gain = self.gain > 0 and fall >= t["displacement_min_share_of_margin"] * self.gain
         by_level = self.relative >= t["displacement_min_relative"]
         return by_gain or by_level or (math.isnan(self.gain) and math.isnan(self.relative))
+
+    @property
+    def stretch(self) -> str:
+        """ "from the reference to step 80", "best to last, steps 20 to 80"."""
+        if self.from_step == REFERENCE:
+            return f"from {step_name(REFERENCE)} to step {self.to_step:.0f}"
+        return f"{self.window}, steps {self.from_step:.0f} to {self.to_step:.0f}"
 
     @property
     def in_words(self) -> str:
@@ -124,28 +132,23 @@ def material_falls(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
-    """Against the reference (or the first step), and from the best step."""
+    """From where the comparison begins (see `FixedPairs.steps`), and from the best step."""
     pairs = ctx.pairs
     before, after = pairs.change()
-    a1, b1 = pairs.ratios(after)
-    a0, b0 = pairs.ratios(before)
-    referenced = pairs.has_reference(after) and ctx.window.first is None
-    da, db = (a1, b1) if referenced else (a1 - a0, b1 - b0)
-    level = after["chosen_ref"] if referenced else before["chosen_sum_logp"]
+    da, db = pairs.moved(before, after)
     first_loss, last_loss = (float(np.nanmean(pairs.losses(frame))) for frame in (before, after))
-    start = ctx.start.value if referenced and math.isfinite(ctx.start.value) else first_loss
     whole = ChosenChange(
         source="pairs",
-        window="reference to last" if referenced else "first to last",
+        window="reference to last" if pairs.from_reference else "first to last",
         from_step=pairs.steps[0],
-        to_step=pairs.steps[-1],
+        to_step=pairs.own_steps[-1],
         unit="nats",
         delta=t_interval(da, t["confidence"]),
         gain=float(np.mean(da - db)),
-        relative=ratio(float(-da.mean()), float(-level.mean())),
-        loss_fell=last_loss < max(first_loss, start),
+        relative=ratio(float(-da.mean()), float(-before["chosen_sum_logp"].mean())),
+        loss_fell=last_loss < first_loss,
         more={
-            "loss": [start if referenced else first_loss, last_loss],
+            "loss": [first_loss, last_loss],
             "loss_is": pairs.loss_name,
             "quadrants": quadrants(da, db)._asdict(),
             "pairs_that_fell_most": list(after.index[np.argsort(da)[:WORST]]),
@@ -178,7 +181,7 @@ def _of_pairs_from_best(ctx: CheckContext, pair_ids: Any, t: Thresholds) -> Chos
         source="pairs",
         window="best to last",
         from_step=steps[best],
-        to_step=steps[-1],
+        to_step=pairs.own_steps[-1],
         unit="nats",
         delta=t_interval(-fall, level),
         gain=float(np.mean((a1 - b1) - (a0 - b0))),

@@ -17,7 +17,7 @@ import pandas as pd
 from dpo_diag.diagnosis.checks.shared.check import Missing
 from dpo_diag.diagnosis.checks.shared.logged import Logged, Window
 from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
-from dpo_diag.diagnosis.pair_rows import PairRows
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
@@ -39,19 +39,20 @@ class Start:
 class CheckContext:
     """Everything that the checks read of one run. Build it with `from_run`."""
 
-    def __init__(self, rows: PairRows, window: Window, split: str | None) -> None:
+    def __init__(self, rows: PairRows, window: Window, split: str | None, start: Step | None = None) -> None:
         self.run, self.info, self.window = rows.run, rows.run.info, window
         self.logged = Logged(self.run, window, split)
-        self.pairs = FixedPairs(rows, window, split)
+        self.pairs = FixedPairs(rows, window, split, start)
 
     @classmethod
     def from_run(
-        cls, run: Run | PairRows, from_step: int | None = None, to_step: int | None = None, split: str | None = None
+        cls, run: Run | PairRows, from_step: Step | None = None, to_step: int | None = None, split: str | None = None
     ) -> CheckContext:
         """A context over the steps from_step..to_step (all by default).
 
         Args:
             run: a run, or its pair rows where they were read already.
+            from_step: where pairs are compared from: a step, or REFERENCE; by default see `PairRows.start`.
             split: the fixed set to judge by; by default the one with the most measured steps, "eval" first.
 
         Raises:
@@ -61,11 +62,12 @@ class CheckContext:
         measured = rows.steps if split is None else {split: rows.steps.get(split, [])}
         steps = sorted({step for of_split in measured.values() for step in of_split})
         # The first and last measured steps of a set are the whole run: its history is not cut to them.
-        if from_step is not None and (from_step <= 0 or (steps and from_step <= steps[0])):
-            from_step = None
+        first = None if from_step is None or from_step == REFERENCE else int(from_step)
+        if first is not None and (first <= 0 or (steps and first <= steps[0])):
+            first = None
         if to_step is not None and steps and to_step >= steps[-1]:
             to_step = None
-        context = cls(rows, Window(from_step, to_step), split)
+        context = cls(rows, Window(first, to_step), split, from_step)
         if split is not None:
             known = sorted({*context.logged.rows["split"].unique(), *rows.steps})
             if split not in known:

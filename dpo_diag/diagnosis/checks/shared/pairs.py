@@ -16,8 +16,6 @@ from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 from dpo_diag.stats import LEAST_FOR_T, FloatArray
 
-REFERENCE_STEP = -1
-"""Stands for the reference itself in `steps` and in the evidence, where a set was measured at one step only."""
 STAND_IN_BETA = 0.1
 SUMS = [f"{side}_sum_logp" for side in SIDES]
 _COUNTS = [f"{side}_n_tokens" for side in SIDES]
@@ -28,16 +26,23 @@ class FixedPairs:
 
     Args:
         wanted: the fixed set to look at; None for the best one.
+        start: where comparisons begin; None for what `PairRows.start` says of the set.
     """
 
-    def __init__(self, rows: PairRows, window: Window, wanted: str | None) -> None:
+    def __init__(self, rows: PairRows, window: Window, wanted: str | None, start: Step | None = None) -> None:
         self._pairs, self._info, self._window, self._wanted = rows, rows.run.info, window, wanted
+        self._start = start
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Policy rows of all splits, one per (step, split, pair_id, side), the reference's values as `ref_*`."""
         splits = [self._pairs.split(name) for name in self._pairs.steps]
         return self._window.of(pd.concat(splits, ignore_index=True) if splits else self._pairs.run.pairs)
+
+    @property
+    def at_start(self) -> pd.DataFrame:
+        """Policy rows from before any training with their `gap` to the reference (see `PairRows.at_start`)."""
+        return self._window.of(self._pairs.at_start)
 
     @cached_property
     def _fixed(self) -> list[str]:
@@ -69,21 +74,35 @@ class FixedPairs:
             raise Missing(f"{self._wanted} holds no pairs measured at two steps or more")
         return self._fixed[0]
 
-    @property
-    def steps(self) -> list[int]:
-        """Measured steps of the set, ascending; REFERENCE_STEP first where it was measured only once."""
-        steps = sorted(int(s) for s in self.rows.loc[self.rows["split"] == self.split, "step"].unique())
-        return steps if len(steps) > 1 else [REFERENCE_STEP, *steps]
+    @cached_property
+    def own_steps(self) -> list[int]:
+        """Steps at which the policy was measured on the set, ascending."""
+        return sorted(int(s) for s in self.rows.loc[self.rows["split"] == self.split, "step"].unique())
 
-    def at(self, step: int) -> pd.DataFrame:
+    @cached_property
+    def steps(self) -> list[Step]:
+        """What is compared, in order: REFERENCE first where the comparison begins there, then the policy's steps. The
+        step at which the policy still is the reference does not count twice."""
+        own = self.own_steps
+        start = self._pairs.start(self.split, own[-1])[0] if self._start is None else self._start
+        if start == REFERENCE and self.rows.loc[self.rows["step"] == own[-1], "ref_sum_logp"].notna().any():
+            same = self._pairs.reference_step(self.split)
+            return [REFERENCE, *(step for step in own if step != same or len(own) == 1)]
+        return [step for step in own if start == REFERENCE or step >= int(start)]
+
+    @property
+    def from_reference(self) -> bool:
+        """Whether comparisons begin at the reference."""
+        return self.steps[0] == REFERENCE
+
+    def at(self, step: Step) -> pd.DataFrame:
         """The set's frame at a step, with both sides (see `diagnosis.pair_rows`); where no token of a side was counted
         its bytes stand in."""
-        at: Step = REFERENCE if step == REFERENCE_STEP else step
-        frame = self._pairs.at(self.split, at, SIDES)
+        frame = self._pairs.at(self.split, step, SIDES)
         uncounted = [side for side in SIDES if frame[f"{side}_n_tokens"].isna().all()]
         return frame.assign(**{f"{side}_n_tokens": frame[f"{side}_n_bytes"] for side in uncounted})
 
-    def change(self, first: int | None = None, last: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def change(self, first: Step | None = None, last: Step | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The same pairs at two steps (by default the first and the last), rows aligned, sums finite.
 
         Raises:
@@ -109,6 +128,11 @@ class FixedPairs:
             raise Missing("neither token nor byte counts of the responses are recorded")
         return change
 
+    def moved(self, before: pd.DataFrame, after: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+        """Changes of the chosen and the rejected log-probs between two frames of `change` (nats), shape (pairs,)."""
+        chosen, rejected = (after[SUMS] - before[SUMS]).to_numpy().T
+        return chosen, rejected
+
     def has_reference(self, frame: pd.DataFrame) -> bool:
         """Whether the reference's sums of all pairs of the frame are recorded."""
         return bool(frame[[f"{side}_ref" for side in SIDES]].notna().to_numpy().all())
@@ -121,6 +145,12 @@ class FixedPairs:
             base = self.at(self.steps[0]).reindex(frame.index)[SUMS].to_numpy()
         a, b = (frame[SUMS].to_numpy() - base).T
         return a, b
+
+    def since_start(self, frame: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+        """Like `ratios`, but to the policy's own first step where the reference is not what it started from."""
+        if self._pairs.reference_gap is None:
+            return self.ratios(frame)
+        return self.moved(self.at(self.own_steps[0]).reindex(frame.index), frame)
 
     @property
     def _spec(self) -> LossSpec | None:
