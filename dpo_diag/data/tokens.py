@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dpo_diag.data.pairs import Row
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
+from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.rows.pair import shorten
@@ -59,20 +60,24 @@ class EncodedPair:
     dropped: Dropped | None = None
 
 
-def with_ids(rows: Sequence[Row]) -> list[Row]:
+def with_ids(rows: Sequence[Row], given: GivenIds | None = None) -> list[Row]:
     """Rows with `pair_id` and `row`, in their order; a pair that occurs twice is kept once.
+
+    Args:
+        given: hears of ids that the rows bring and that stand for several pairs.
 
     Raises:
         DiagError: a missing field, text and messages in one set.
     """
     kept: dict[str, Row] = {}
+    given = GivenIds() if given is None else given
     for i, row in enumerate(rows):
         missing = [name for name in ("prompt", *SIDES) if not row.get(name)]
         if missing:
             raise DiagError(f"{missing[0]} is missing or empty", where=f"pair {i + 1}")
         if isinstance(row["prompt"], str) != isinstance(rows[0]["prompt"], str):
             raise DiagError("pairs are all text or all messages", where=f"pair {i + 1}", got="both")
-        pair_id = row.get("pair_id") or pair_id_of(row)
+        pair_id = given.own(row["pair_id"], row) if row.get("pair_id") else pair_id_of(row)
         kept.setdefault(pair_id, row | {"pair_id": pair_id, "row": row.get("row", i)})
     return list(kept.values())
 

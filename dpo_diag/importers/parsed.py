@@ -95,6 +95,7 @@ class Parsed:
         pairs, texts: rows of those tables.
         steps, steps_from: where the rows' steps come from, for run.json and in words.
         n_rows: rows that the source holds, read or not; `n_read`: rows that were taken.
+        splits: split -> fields of its SplitInfo that the source decides.
         details: what only this format says, for run.json.
     """
 
@@ -114,6 +115,7 @@ class Parsed:
     n_read: int = 0
     n_duplicates: int = 0
     notes: list[str] = field(default_factory=list)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -18,6 +18,7 @@ from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.files import part_of
 from dpo_diag.records.run_info import ModelInfo, SourceInfo
 from dpo_diag.records.schemas import TRAIN_SPLIT
+from dpo_diag.records.splits import role_from_name
 from dpo_diag.records.text_files import Skipped
 from dpo_diag.records.typed_json import Tolerance, from_document
 from dpo_diag.records.writer import RunWriter
@@ -62,6 +63,8 @@ def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: p
         for table, frame in (("pairs", source.pairs), ("texts", source.texts)):
             for split, part in frame.groupby("split", sort=True) if frame is not None else ():
                 writer.write(table, part.reset_index(drop=True), str(split))
+        for split, facts in source.splits.items():
+            writer.describe_split(split, role_from_name(split), **facts)
     skipped = Skipped()
     for source in sources:
         skipped.extend(source.skipped, source.files[0].name if len(sources) > 1 else None)

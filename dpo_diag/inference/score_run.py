@@ -15,6 +15,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
 from dpo_diag.records import Run, RunWriter
+from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.run_info import ModelInfo, ReferenceInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
@@ -69,13 +70,17 @@ def score_checkpoints(
     """
     from dpo_diag.inference.scoring import score_pairs
 
-    loader, rows = loader or Loader(), with_ids(pairs)
+    loader, given = loader or Loader(), GivenIds()
+    rows = with_ids(pairs, given)
+    if note := given.note():
+        say(f"note: {note}")
     models = _with_reference(as_checkpoints(checkpoints), reference)
     with added_to(out) as (writer, before):
         run = Run(writer.path)
         _same_pairs(run, rows, split)
         if split not in before.splits:
-            writer.describe_split(split, split_role or role_from_name(split), n_pairs=len(rows))
+            role_of_split = split_role or role_from_name(split)
+            writer.describe_split(split, role_of_split, n_pairs=len(rows), **given.facts())
         done = _scored(run, split)
         if not run.has("texts") or run.read("texts", ["split"], splits=[split]).empty:
             writer.write("texts", text_rows(rows, split), split=split)

@@ -114,6 +114,8 @@ class SplitInfo:
     role: Role = declared("train | train_probe | held_out | other, see records.splits", default="other")
     n_pairs: int | None = declared("different pairs", "pairs")
     n_duplicates: int | None = declared("pairs beyond the first of each id", "pairs")
+    n_same_id: int | None = declared("different pairs that came under an id of another one", "pairs")
+    told_apart_by: str | None = declared("content | order: what gave those pairs ids of their own")
     fingerprint: str | None = declared("hash of the sorted pair_ids")
     handed_to_evaluate: bool | None = declared("a set that was passed to evaluate(), not the trainer's own")
 

@@ -10,17 +10,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from trl import DPOTrainer
 
 from dpo_diag.config import EXTRA_METRICS
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.errors import DiagError
+from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.run import Recorded, Recording
+
+logger = get_logger(__name__)
 
 
 class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
@@ -69,6 +73,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         if unknown:
             raise DiagError("unknown extra metric", got=unknown, expected=f"some of {EXTRA_METRICS}")
         self._pair_sources: list[Any] = []
+        self._given_ids: dict[str, GivenIds] = {}
         super().__init__(*args, **kwargs)
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self._spec = trl_adapter.loss_spec(self)
@@ -87,13 +92,18 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             moving_reference=bool(self.args.sync_ref_model),
             guards=self.make_guards(stop_on, thresholds),
             tokenizer=self._tokenizer,
+            given_ids=self._given_ids,
         )
         for dataset in self._pair_sources:
             self.monitor.texts.add(dataset)
         self.start_recording(recorder, evaluate_at_start, facts)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        dataset = add_pair_ids(dataset, args.dataset_num_proc, dataset_name)
+        given = GivenIds()
+        dataset = add_pair_ids(dataset, args.dataset_num_proc, dataset_name, given)
+        if note := given.note():
+            logger.warning(f"{dataset_name} dataset: {note}")
+            self._given_ids[dataset_name] = given
         monitor = getattr(self, "monitor", None)
         if monitor is not None:
             monitor.texts.add(dataset)

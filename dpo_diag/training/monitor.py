@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.logging import get_logger
 
 from dpo_diag.losses import LossSpec
+from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import Value
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
 from dpo_diag.records.splits import role_from_name
@@ -37,6 +38,7 @@ class Monitor:
             sample that is the same at every step, in every run, and for every number of processes.
         moving_reference: the reference changes during training, so that no row per set describes it.
         tokenizer: decodes pairs whose texts no data set holds.
+        given_ids: name of a data set, as the trainer knows it -> what its own ids stand for.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class Monitor:
         record_tokens: int = 0,
         moving_reference: bool = False,
         tokenizer: Any = None,
+        given_ids: Mapping[str, GivenIds] | None = None,
     ) -> None:
         self.spec, self.world_size, self.rank = spec, world_size, rank
         self.record_tokens, self.moving_reference, self.tokenizer = record_tokens, moving_reference, tokenizer
-        self.guards = guards
+        self.guards, self.given_ids = guards, {} if given_ids is None else given_ids
         self.recorder: Recorder | None = None
         self.texts = TextSource()
         self.own_splits: set[str] = set()
@@ -171,9 +174,19 @@ class Monitor:
             # A trainer knows its sets by their names alone; here the name's role becomes the record's.
             self.recorder.writer.describe_split(
                 split, role_from_name(split), n_pairs=len(gathered.rows), n_duplicates=gathered.n_duplicates,
-                fingerprint=content, handed_to_evaluate=self._foreign,
+                fingerprint=content, handed_to_evaluate=self._foreign, **self._facts_of(split),
             )  # fmt: skip
         return split
+
+    def _facts_of(self, split: str) -> dict[str, Any]:
+        """What is known of a split's ids: the trainer knows its set by the name behind `eval_`."""
+        name = split if split in self.given_ids else split.removeprefix(f"{EVAL_SPLIT}_")
+        return self.given_ids[name].facts() if name in self.given_ids else {}
+
+    def describe_training_ids(self) -> None:
+        """Say in run.json where different training pairs came under one id."""
+        if self.recorder is not None and (facts := self._facts_of(TRAIN_SPLIT)):
+            self.recorder.writer.describe_split(TRAIN_SPLIT, "train", **facts)
 
     def _record(self, gathered: Gathered, split: str, step: int) -> None:
         assert self.recorder is not None and self._eval is not None and gathered.rows is not None

@@ -7,7 +7,9 @@ the model is called.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from datasets import Dataset
 from trl.data_utils import extract_prompt
 
+from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import make_pair_id, pair_id_of
 from dpo_diag.records.schemas import SIDES
 
@@ -44,29 +47,52 @@ def id_of(example: Mapping[str, Any]) -> int:
     if _own_id(example.get("pair_id")):
         return pack_id(example["pair_id"])
     try:
-        if "prompt" not in example:
-            example = {**example, **extract_prompt(dict(example))}
-        return pack_id(pair_id_of(example))
+        return pack_id(pair_id_of(_with_prompt(example)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return _UNKNOWN  # the trainer reports what is wrong with this example
 
 
-def _map_row(example: dict[str, Any], index: int) -> dict[str, list[int]]:
-    return {KEY: [id_of(example), index]}
+def _with_prompt(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    return example if "prompt" in example else {**example, **extract_prompt(dict(example))}
+
+
+def _map_row(example: dict[str, Any], index: int, own: Mapping[int, str]) -> dict[str, list[int]]:
+    return {KEY: [pack_id(own[index]) if index in own else id_of(example), index]}
 
 
 def _stream_row(example: dict[str, Any]) -> dict[str, list[int]]:
-    # A stream's running number differs between processes and workers, so it identifies nothing.
-    return {KEY: [id_of(example), -1]}
+    # A stream's running number differs between processes and workers, so it identifies nothing; and whether the ids
+    # that it brings are each one pair's shows only at its end.
+    return {KEY: [id_of({k: v for k, v in example.items() if k != "pair_id"}), -1]}
 
 
-def add_pair_ids(dataset: Any, num_proc: int | None = None, name: str = "") -> Any:
-    """The dataset with the id column, for Dataset and IterableDataset; anything else, or one that has it, unchanged."""
+def _told_apart(dataset: Dataset, given: GivenIds) -> dict[int, str]:
+    """Row -> id, of the rows whose id the data set brings for several rows."""
+    if "pair_id" not in dataset.column_names:
+        return {}
+    ids = dataset["pair_id"][:]
+    repeated = {i for i, n in Counter(ids).items() if n > 1 and _own_id(i)}
+    with suppress(KeyError, TypeError, ValueError, AttributeError):  # the trainer reports what is wrong with them
+        return {i: given.own(ids[i], _with_prompt(dataset[i])) for i in range(len(ids)) if ids[i] in repeated}
+    return {}
+
+
+def add_pair_ids(dataset: Any, num_proc: int | None = None, name: str = "", given: GivenIds | None = None) -> Any:
+    """The dataset with the id column, for Dataset and IterableDataset; anything else, or one that has it, unchanged.
+
+    Args:
+        name: of the set, for the progress bar.
+        given: hears of ids that the data set brings and that stand for several pairs.
+    """
     first = next(iter(dataset), None)
     if not isinstance(first, Mapping) or KEY in first or not {"chosen", "rejected"} <= set(first):
         return dataset
     if isinstance(dataset, Dataset):
-        return dataset.map(_map_row, with_indices=True, num_proc=num_proc, desc=f"Identifying pairs of {name} dataset")
+        own = _told_apart(dataset, GivenIds() if given is None else given)
+        return dataset.map(
+            _map_row, with_indices=True, fn_kwargs={"own": own}, num_proc=num_proc,
+            desc=f"Identifying pairs of {name} dataset",
+        )  # fmt: skip
     return dataset.map(_stream_row)
 
 

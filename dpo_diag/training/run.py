@@ -137,6 +137,7 @@ class Recording:
         self.monitor.fingerprints |= {name: split.fingerprint for name, split in writer.info.splits.items()}
         writer.update(**self.describe())
         writer.update(**self._facts)
+        self.monitor.describe_training_ids()
 
     def describe(self: Any) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""

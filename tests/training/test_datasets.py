@@ -14,6 +14,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_diag import load_run
+from dpo_diag.data.tokens import with_ids
 from dpo_diag.records import make_pair_id
 from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, decode_ids, ids_from_tokens, pack_id, unpack_id
@@ -95,6 +96,32 @@ def test_an_id_that_the_data_brings_is_kept(tmp_path: Path, tokenizer: PreTraine
     ids = run.pairs.groupby("split")["pair_id"].agg(set)
     assert ids["eval_a"] == {r["pair_id"] for r in rows}
     assert ids["eval_b"] == {identity(r) for r in foreign}  # "row 3" identifies nothing beyond this data set
+
+
+def test_an_id_that_stands_for_several_pairs_is_not_kept(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five rows under one id: the first keeps it, the others have the hash of their content, no sum is lost, and the
+    run and the console say so. A repeated row is no other pair."""
+    given = "00000000000000aa"
+    rows = [r | {"pair_id": given} for r in make_pairs(5, seed=1)]
+    trained(tmp_path, tokenizer, Dataset.from_list(rows), Dataset.from_list([*rows, rows[0]]))
+    run = load_run(tmp_path / "run")
+    ids = [given, *(identity(r) for r in rows[1:])]
+    for split in ("train", "eval"):
+        assert run.info.splits[split].n_same_id == 5 and run.info.splits[split].told_apart_by == "content"
+    at_0 = run.pairs[(run.pairs["split"] == "eval") & (run.pairs["step"] == 0)].set_index(["pair_id", "side"])
+    expected = score_pairs(make_model(1), tokenizer, rows)
+    assert set(at_0.index.get_level_values(0)) == set(ids)
+    for pair_id, r in zip(ids, rows, strict=True):
+        assert at_0.loc[(pair_id, "rejected"), "sum_logp"] == pytest.approx(
+            expected[identity(r), "rejected"]["sum_logp"], abs=1e-4
+        )
+    assert run.info.splits["eval"].n_duplicates == 1
+    assert "eval dataset: 5 pairs have 1 id (00000000000000aa)" in caplog.text
+    assert [row["pair_id"] for row in with_ids(rows)] == ids  # what dpo-score makes of the same rows
+    stream = add_pair_ids(Dataset.from_list(rows).to_iterable_dataset())
+    assert {unpack_id(row[KEY][0]) for row in stream} == {identity(r) for r in rows}
 
 
 def test_several_evaluation_sets_share_a_step(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

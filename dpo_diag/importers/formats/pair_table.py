@@ -21,7 +21,9 @@ from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.pair_records import COUNTS, MEASURES, fill_bytes, pair_records, score_history
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.same_ids import facts_of, told_apart
 from dpo_diag.records.conversation import is_conversation, prompt_text, response_text
+from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import make_pair_id, pair_id_of
 from dpo_diag.records.row_files import readable_rows
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
@@ -43,6 +45,7 @@ class _Table:
         self.pair_ids: list[str] = []
         self.numbers: dict[str, array[float]] = {}
         self.texts: dict[tuple[str, str], dict[str, str]] = {}
+        self.given: dict[str, GivenIds] = {}
 
     def put(self, name: str, value: float) -> None:
         column = self.numbers.get(name)
@@ -95,10 +98,15 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
     parsed.steps_from = "the rows' own step"
     if frame.empty:
         return parsed
+    n_rows = len(frame)
+    frame, shared = told_apart(frame)
+    parsed.splits, notes = facts_of(table.given, shared, frame)
+    parsed.notes += notes
     keep = ~frame.duplicated(["step", "split", "pair_id"], keep="last")
-    parsed.n_duplicates = int((~keep).sum())
     frame = frame[keep].sort_values(["step", "split", "pair_id"], kind="stable", ignore_index=True)
-    parsed.n_read = len(frame)
+    parsed.n_read, parsed.n_duplicates = len(frame), n_rows - len(frame)
+    if n := int((~keep).sum()):
+        parsed.notes.append(f"{n} rows repeat the step and pair_id of another: the last of each is taken")
     fill_bytes(frame, table.texts, parsed)
     parsed.pairs = pair_records(frame, parsed)
     parsed.texts = _text_rows(table)
@@ -117,7 +125,7 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
         skipped.add(line, f"{bad} is not a number: {str(row.get(bad))[:40]!r}")
         return
     texts = {k: text for k in TEXTS if (text := _text(k, row.get(k))) is not None}
-    pair_id = row.get("pair_id")
+    pair_id, name = row.get("pair_id"), str(row.get("split") or split)
     if pair_id is None or pair_id == "":
         if len(texts) < len(TEXTS):
             skipped.add(line, "no pair_id, and not all of prompt, chosen, rejected to make one")
@@ -126,7 +134,12 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
             pair_id = pair_id_of(row)
         except (TypeError, ValueError, AttributeError):
             pair_id = make_pair_id(texts["prompt"], texts["chosen"], texts["rejected"])
-    name = str(row.get("split") or split)
+    elif len(texts) == len(TEXTS):
+        known = table.given.setdefault(name, GivenIds())
+        try:
+            pair_id = known.own(str(pair_id), row)
+        except (TypeError, ValueError, AttributeError):
+            pair_id = known.own(str(pair_id), texts)
     for column in _NUMERIC:
         raw = row.get(column)
         if raw is None or raw == "":
@@ -148,9 +161,9 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
     table.splits.append(name)
     table.pair_ids.append(str(pair_id))
     if texts:
-        known = table.texts.setdefault((name, str(pair_id)), {})
+        kept = table.texts.setdefault((name, str(pair_id)), {})
         for key, text in texts.items():
-            known.setdefault(key, text)
+            kept.setdefault(key, text)
 
 
 def _text(name: str, value: Any) -> str | None:

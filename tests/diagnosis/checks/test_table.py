@@ -23,7 +23,8 @@ KEYS = {"code", "title", "outcome", "reason", "severity", "evidence", "try", "so
 
 
 def test_codes_are_unique_ordered_and_explained() -> None:
-    assert [check.code for check in all_checks()] == [f"DVG{i:03d}" for i in range(1, len(CHECKS) + 1)]
+    codes = [check.code for check in all_checks()]
+    assert codes == sorted(set(codes)) and len(codes) == len(CHECKS)
     for code, check in CHECKS.items():
         assert code == check.code and check.severity in SEVERITIES and "harmful" not in check.title
         assert all((check.says, check.why, check.needs, check.false_alarms, check.try_next, check.since))
