@@ -1,4 +1,4 @@
-"""Rows that say one pair_id at one step: one row twice, a step written again, or several pairs, whose sums all count."""
+"""Rows that say one pair_id at one step: one row twice, a step written again, or several pairs, which all count."""
 
 from __future__ import annotations
 
