@@ -64,7 +64,7 @@ class Metric:
         of_pairs: its value from both sides and the loss; None likewise.
         per_response: every response weighs the same, so that packed rows have none.
         stand_ins: narrower quantities that answer the same question where this one was not logged, best first.
-        live: measured from the sums at every evaluation; otherwise the trainer's own number is logged.
+        live: measured wherever there are sums, scored checkpoints included; otherwise only where a trainer logs it too.
     """
 
     label: str
@@ -123,7 +123,7 @@ def measure(rows: Sums, spec: LossSpec | None = None, names: Iterable[str] | Non
 
     Args:
         spec: the loss, for metrics that need beta or its formula; None where it is not known.
-        names: metrics without their side; None for those that are measured live.
+        names: metrics without their side; None for those that are live.
     """
     chosen = [n for n in METRICS if METRICS[n].live] if names is None else list(names)
     values: dict[str, Value] = {}

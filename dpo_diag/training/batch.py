@@ -17,6 +17,8 @@ from dpo_diag.records.schemas import SIDES
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+PADDING = -2
+"""Row of an example that only fills the last batch of several processes; -1: not known."""
 PARTS = ("response", "prompt")
 """Sides of an SFT batch: one response, and the prompt before it."""
 
@@ -91,11 +93,13 @@ class Batch:
         rows: (rows,) row in the data set, -1 where it is not known.
         sides: chosen and rejected; for SFT response and prompt.
         policy, reference: column -> (2, rows), in the order of `sides`: sum_logp, n_tokens, n_bytes, n_truncated,
-            top1_hits, top5_hits, entropy_sum, greedy_logp_sum, loss_logp, and n_seen, the response tokens in the batch,
-            scored or not. A column that is not known is absent; `reference` is empty where there was none.
-        of_row: column -> (rows,): weight (WPO); for SFT n_loss and loss_sum, tokens in the loss and their -log p, and
-            n_loss_prompt, those of them outside the response, NaN where only the loss mask says what the response is.
+            top1_hits, top5_hits, entropy_sum, greedy_logp_sum, logit_sum, loss_logp, and n_seen, the response tokens in
+            the batch, scored or not. A column that is not known is absent; `reference` is empty where there was none.
+        of_row: column -> (rows,): weight (WPO); for SFT n_loss, loss_sum, loss_entropy and loss_hits, tokens in the
+            loss, their -log p, their entropies and how many are the model's first choice, and n_loss_prompt, those of
+            them outside the response, NaN where only the loss mask says what the response is.
         loss: the trainer's number for this micro-batch, the MoE auxiliary loss taken off; NaN for a concatenation.
+        added: that auxiliary loss's share of what is trained on.
         expected: the loss recomputed from the sums, NaN where it has another form or no value per pair.
         packed: a row may hold several sequences, so that no metric per response exists.
         tokens: per-token values, where they were asked for.
@@ -108,6 +112,7 @@ class Batch:
     reference: dict[str, FloatArray] = field(default_factory=dict)
     of_row: dict[str, FloatArray] = field(default_factory=dict)
     loss: float = math.nan
+    added: float = 0.0
     expected: float = math.nan
     packed: bool = False
     tokens: TokenRows | None = field(default=None, repr=False)
@@ -122,8 +127,8 @@ class Batch:
 
     @property
     def residual(self) -> float:
-        """|recomputed loss - the trainer's number|; NaN where it could not be recomputed."""
-        return abs(self.expected - self.loss)
+        """|recomputed loss - the trainer's number|, 0 where both are NaN; NaN where it could not be recomputed."""
+        return 0.0 if math.isnan(self.loss) and math.isnan(self.expected) else abs(self.expected - self.loss)
 
     def bad_rows(self) -> BoolArray:
         """(rows,) true where a log-prob sum is not finite."""
@@ -136,6 +141,13 @@ class Batch:
         )
         pair_ids = [p for p, k in zip(self.pair_ids, keep, strict=True) if k]
         return Batch(pair_ids, self.rows[keep], self.sides, policy, reference, of_row, packed=self.packed)
+
+    def without_padding(self) -> Batch:
+        """The same without examples that only fill the epoch's last batch; the loss is still that of all rows."""
+        real = self.rows != PADDING
+        return (
+            self if real.all() else replace(self.take(real), loss=self.loss, added=self.added, expected=self.expected)
+        )
 
     def without_tokens(self) -> Batch:
         """The same without its per-token values."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from dpo_diag.training.batch import PADDING
+
 Attach = Callable[[MutableMapping[str, Any], list[Mapping[str, Any]]], None]
 
 
@@ -42,3 +44,15 @@ def taken_out(inputs: Mapping[str, Any], columns: Collection[str]) -> tuple[dict
     there is none."""
     entries = [inputs[k] if torch.is_tensor(inputs.get(k)) else None for k in columns]
     return {k: v for k, v in inputs.items() if k not in columns}, entries
+
+
+def mark_padding(entry: torch.Tensor, first: int, remainder: int) -> None:
+    """Name the repeated examples of an epoch's last batch, in place: their row becomes `PADDING`.
+
+    Args:
+        entry: rows in the data set, (examples,), or (examples, 2 or more) with the row in the second column.
+        first: place of this process's first example among those of all processes.
+        remainder: examples of that batch which are not repeated; they come first.
+    """
+    rows = entry if entry.dim() == 1 else entry[:, 1]
+    rows[max(remainder - first, 0) :] = PADDING

@@ -1,7 +1,8 @@
 """DiagDPOTrainer: TRL's DPOTrainer that measures what its loss cannot show, and writes it down if asked to.
 
 `from dpo_diag.training import DiagDPOTrainer as DPOTrainer` is the whole change to a script: same constructor, same
-loss bit for bit, same metrics, and beside them the ones of `dpo_diag.training.measure.batch_metrics`.
+gradients bit for bit, the metrics of `dpo_diag.training.measure.batch_metrics`, and TRL's: each the exact mean of the
+set or of the training batches, whatever the batches and processes; where TRL's own mean is another, it is trl/NAME.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         facts: further fields of run.json (`records.run_info.RunInfo`); a mapping for a record, such as `model`, adds
             to what the trainer says of it.
 
-    Logged live beside TRL's metrics, in training as they are and in evaluation behind the set's prefix (`eval_`,
-    `eval_NAME_`): see `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the
+    Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the
     pairs of a batch (aot, aot_unpaired): there is no per-pair value to compare with.
     """
 

@@ -17,14 +17,12 @@ from dpo_diag.records.splits import role_from_name
 from dpo_diag.training.batch import Batch, TokenRows
 from dpo_diag.training.gather import Accumulator, Gathered
 from dpo_diag.training.guards import Guards
-from dpo_diag.training.measure import batch_metrics, trainer_weights
+from dpo_diag.training.measure import RESIDUAL_TOLERANCE, batch_metrics, of_trainer, trainer_weights
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.texts import TextSource
 
 logger = get_logger(__name__)
 
-RESIDUAL_TOLERANCE = 1e-4
-"""A loss residual beyond this, relative to losses above 1, is no rounding of float32 sums."""
 _NOT_METRICS = ("epoch", "step", "num_tokens", "model_preparation_time")
 
 
@@ -70,12 +68,18 @@ class Monitor:
         self._without_text: list[str] = []
         self._step = 0
 
-    def begin(self, step: int) -> None:
-        """A training loop begins at this step; nothing of an earlier one is carried into it."""
-        self._train = Accumulator()
+    def begin(self, step: int, window: Accumulator | None = None) -> None:
+        """A training loop begins at this step; nothing of an earlier one is carried into it but the window that was
+        open at the checkpoint which it resumes."""
+        self._train = window or Accumulator()
         self._without_text = []
         if self.recorder is not None:
             self.recorder.begin(step)
+
+    @property
+    def window(self) -> Accumulator:
+        """Training micro-batches since the last log call."""
+        return self._train
 
     # ---- one micro-batch ----
 
@@ -103,6 +107,7 @@ class Monitor:
             self._keep_tokens(batch)
             return
         self.guards.batch(batch, step)
+        batch = batch.without_padding()
         self._train.add(batch)
         if self.recorder is not None and batch.has_pairs:
             self.recorder.train_batch(batch, step, reference=not self.moving_reference)
@@ -146,19 +151,29 @@ class Monitor:
         finally:
             self._eval, self._tokens = None, {}
 
-    def close_evaluation(self, prefix: str, step: int, *, record: bool = True) -> dict[str, float]:
-        """Exchange over ranks, write the records, and return the metrics, unprefixed. Every rank must call it."""
+    def close_evaluation(
+        self, prefix: str, step: int, theirs: Mapping[str, float], *, record: bool = True
+    ) -> dict[str, float]:
+        """Exchange over ranks, write the records, and return the set's metrics, unprefixed. Every rank must call it.
+
+        Args:
+            theirs: the trainer's own means of this evaluation, unprefixed; those that differ come back as trl/NAME.
+        """
         assert self._eval is not None
         gathered = self._eval.gather(self.world_size, self.rank, padded=True)
         if gathered.rows is None:
             return {}
-        values = batch_metrics(gathered.rows, self.spec, gathered.residual)
+        values = self._metrics(gathered, theirs)
         if record:
             split = self._split_of(prefix, gathered)
             self._closed = (prefix, split, _weights(values, gathered.rows))
             if self.recorder is not None:
                 self._record(gathered, split, step)
         return {name: v.value for name, v in values.items()}
+
+    def _metrics(self, gathered: Gathered, theirs: Mapping[str, float]) -> dict[str, Value]:
+        values = batch_metrics(gathered, self.spec)
+        return values | of_trainer(theirs, values, gathered, self.spec)
 
     def _split_of(self, prefix: str, gathered: Gathered) -> str:
         """The split's name: the metric prefix; a foreign set never shares the name of another set."""
@@ -212,14 +227,15 @@ class Monitor:
 
     # ---- log calls ----
 
-    def close_train(self) -> dict[str, float]:
-        """Metrics of the training pairs since the last call, unprefixed. Every rank must call it."""
+    def close_train(self, theirs: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of the training pairs since the last call, unprefixed; `theirs` as in `close_evaluation`. Every rank
+        must call it."""
         gathered = self._train.gather(self.world_size, self.rank)
         self._train = Accumulator()
         self._closed = None
         if gathered.rows is None:
             return {}
-        values = batch_metrics(gathered.rows, self.spec, gathered.residual)
+        values = self._metrics(gathered, theirs)
         self._closed = ("", TRAIN_SPLIT, _weights(values, gathered.rows))
         return {name: v.value for name, v in values.items()}
 

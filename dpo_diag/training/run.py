@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
@@ -19,11 +20,12 @@ from dpo_diag.records.run_info import Status
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
-from dpo_diag.training.carrying import Attach, CarryingCollator
+from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
+from dpo_diag.training.window import load_window, save_window
 
 logger = get_logger(__name__)
 
@@ -68,6 +70,18 @@ class Recording:
         finally:
             self.data_collator = own
 
+    def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with the examples marked that only fill the epoch's last batch."""
+        state = self.accelerator.gradient_state
+        before = state.active_dataloader
+        samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        loader = state.active_dataloader or before
+        if samples and self.accelerator.num_processes > 1 and loader.end_of_dataloader and loader.remainder > 0:
+            entry = samples[-1].get(self.carried[0])
+            if torch.is_tensor(entry):
+                mark_padding(entry, self.accelerator.process_index * len(entry), loader.remainder)
+        return samples, items
+
     @property
     def measures(self: Any) -> bool:
         """Whether a training or evaluation loop runs; a loss that is computed outside of both belongs to no step."""
@@ -103,6 +117,7 @@ class Recording:
             names = {f"{EVAL_SPLIT}_{name}" for name in own} if isinstance(own, dict) else {EVAL_SPLIT}
             self.monitor.own_splits = names
         wanted = (recorder is not None and self.args.eval_strategy != "no") if at_start is None else at_start
+        self._resumed: tuple[str, int] | None = None
         self.evaluates_at_start = bool(wanted and own is not None and not self.args.eval_on_start)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, FixedPromptCallback):
@@ -145,7 +160,12 @@ class Recording:
 
     def begin_run(self: Any) -> None:
         """At the start of every training loop."""
-        self.monitor.begin(self.state.global_step)
+        window, state = None, self.state
+        if self._resumed is not None and state.global_step == self._resumed[1]:
+            accelerator = self.accelerator
+            window, seen = load_window(self._resumed[0], accelerator.process_index, accelerator.num_processes)
+            self._total_train_tokens = self._total_train_tokens if seen is None else seen
+        self.monitor.begin(state.global_step, window)
 
     @property
     def should_stop(self: Any) -> bool:
@@ -156,7 +176,9 @@ class Recording:
 
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; opens the run, and closes it as finished, interrupted or failed."""
-        self._open(self._resume_step(resume_from_checkpoint))
+        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        self._resumed = (folder, checkpoint_step(folder)) if folder else None
+        self._open(self._resume_step())
         # TRL's own switch puts the evaluation where it belongs: after every callback has begun, before the first step.
         added = self._evaluation_is_ours = self.evaluates_at_start and not resume_from_checkpoint
         if added:
@@ -175,24 +197,23 @@ class Recording:
         self._close("finished")
         return output
 
-    def _resume_step(self: Any, checkpoint: Any) -> int | None:
-        """The step of the checkpoint that TRL would resume; None for a fresh start, or where nothing is recorded.
+    def _resume_step(self: Any) -> int | None:
+        """The step of the checkpoint that is resumed; None for a fresh start, or where nothing is recorded.
 
         Raises:
             DiagError: the writer that was handed in resumes at another step.
         """
-        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
         writer: RunWriter | None = self.run_writer
-        if not folder or (self._recorder_path is None and writer is None):
+        if self._resumed is None or (self._recorder_path is None and writer is None):
             return None
-        step = checkpoint_step(folder)
+        folder, step = self._resumed
         if writer is not None and writer.resume_step != step:
             raise DiagError(
                 f"the recorder resumes at step {writer.resume_step}", where=writer.path,
                 expected=f"step {step} of {folder}",
                 hint=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
             )  # fmt: skip
-        return step
+        return int(step)
 
     def _evaluate(self: Any, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         # Before the first step, and not asked for by the user: it must not move any random state.
@@ -223,27 +244,54 @@ class Recording:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As TRL's, and the exact metrics behind the set's prefix."""
+        """As TRL's, with the set's exact metrics behind its prefix, in the place of TRL's means where both have one."""
         monitor = self.monitor
         with monitor.evaluation():
             output = super().evaluation_loop(  # type: ignore[misc]
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            theirs = _means(self._metrics["eval"])
+            if (loss := f"{metric_key_prefix}_loss") in output.metrics:
+                theirs["loss"] = output.metrics[loss]
             values = monitor.close_evaluation(
-                metric_key_prefix, self.state.global_step, record=description != "Prediction"
+                metric_key_prefix, self.state.global_step, theirs, record=description != "Prediction"
             )
+        _replace(self._metrics["eval"], values)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         return output
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As TRL's; training's exact metrics join the trainer's own log calls, and what was logged is recorded."""
-        scope = self.monitor.scope(logs)
+        """As TRL's, with training's exact metrics in the place of TRL's means; what was logged is recorded.
+
+        A call that is about neither training nor an evaluation does not take away TRL's means of the running window.
+        """
+        scope, waiting = self.monitor.scope(logs), self._metrics
         if scope == "":
-            logs.update(self.monitor.close_train())
-        super().log(logs, start_time)  # type: ignore[misc]
+            own = {"loss": logs["loss"]} if "loss" in logs else {}
+            values = self.monitor.close_train(_means(waiting["train"]) | own)
+            _replace(waiting["train"], values)
+            logs.update({name: value for name, value in values.items() if name != "loss" or own})
+        elif scope is None:
+            self._metrics = {mode: type(lists)(list) for mode, lists in waiting.items()}
+        try:
+            super().log(logs, start_time)  # type: ignore[misc]
+        finally:
+            self._metrics = waiting
         self.monitor.record_log(logs, scope, self.state.global_step, self.state.epoch)
 
-    def _save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         # Rows first: a run that is killed after this can resume from here without a gap.
         self.monitor.flush()
-        return super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        save_window(self.monitor.window, folder, self.accelerator.process_index, self._total_train_tokens)
+
+
+def _means(lists: Mapping[str, list[float]]) -> dict[str, float]:
+    """TRL's means of what it collected since its last log call: each batch weighs the same."""
+    return {name: sum(values) / len(values) for name, values in lists.items() if values}
+
+
+def _replace(lists: dict[str, list[float]], values: Mapping[str, float]) -> None:
+    """Let TRL log our value of each metric that it collected."""
+    lists.update({name: [values[name]] for name in lists.keys() & values.keys()})

@@ -111,6 +111,7 @@ def read_sequences(
 
     columns: dict[str, torch.Tensor | None] = {
         "n_loss": in_loss.sum(1), "loss_sum": -total(output.log_probs, in_loss), "n_loss_prompt": outside,
+        "loss_entropy": total(output.entropy, in_loss), "loss_hits": total(output.is_top1, in_loss),
     }  # fmt: skip
     for part, where in zip(PARTS, (scored & is_response, scored & ~is_response), strict=True):
         values = (output.log_probs, where, output.is_top1, output.entropy)
@@ -128,7 +129,7 @@ def read_sequences(
         np.full(len(scored), -1, dtype=np.int64) if rows is None else rows.cpu().numpy(),
         PARTS,
         {name: np.stack([host[f"{name}/{part}"] for part in PARTS]) for name in _SUMS},
-        of_row={name: host[name] for name in ("n_loss", "n_loss_prompt", "loss_sum")},
+        of_row={name: host[name] for name in ("n_loss", "n_loss_prompt", "loss_sum", "loss_entropy", "loss_hits")},
         loss=float(host["loss"].item()),
         expected=expected,
         packed=any(k in inputs for k in ("cu_seq_lens_q", "seq_lengths", "position_ids")),

@@ -29,7 +29,7 @@ def named(logs: dict[str, Any]) -> dict[str, float]:
             out[metric_name(split, f"score/{score}")] = float(value)
         elif prefix is not None and key.startswith(prefix):
             out[metric_name(prefix.rstrip("_"), key.removeprefix(prefix))] = float(value)
-        else:
+        elif prefix is None or not key.startswith("eval_"):  # TRL names a set's metrics without the set once more
             out[metric_name("train", key)] = float(value)
     return out
 

@@ -263,6 +263,7 @@ def read_pairs(
         columns[f"{role}.greedy_logp_sum"] = total(tail(extra.get("greedy_logp")))
         if spec.ld_alpha is not None and logp is not None:
             columns[f"{role}.loss_logp"] = (logp.double() * _ld_factors(mask, spec.ld_alpha)).sum(1)
+    columns["policy.logit_sum"] = total(tail(policy.mean_logits))
     columns["policy.n_tokens"], columns["policy.n_seen"] = mask.sum(1), completion.sum(1)
     if byte_table is not None:
         table = byte_table if byte_table.device == targets.device else byte_table.to(targets.device)
@@ -277,7 +278,8 @@ def read_pairs(
     values = to_host(columns | {"loss": loss})
 
     aux = float(values.pop("aux_loss", np.zeros(1)).item())
-    number = float(values.pop("loss").item()) - trainer.router_aux_loss_coef * aux
+    added = float(trainer.router_aux_loss_coef) * aux
+    number = float(values.pop("loss").item()) - added
     log_weight = values.pop("log_weight", None)
     roles: dict[str, dict[str, FloatArray]] = {"policy": {}, "ref": {}}
     for name, value in values.items():
@@ -290,7 +292,8 @@ def read_pairs(
     roles["policy"]["n_truncated"] = np.where(full >= 0, full - seen, np.nan)
     batch = Batch(
         pair_ids, rows, SIDES, roles["policy"], roles["ref"],
-        {} if log_weight is None else {"weight": np.exp(log_weight.reshape(2, n_pairs)).prod(axis=0)}, loss=number,
+        {} if log_weight is None else {"weight": np.exp(log_weight.reshape(2, n_pairs)).prod(axis=0)},
+        loss=number, added=added,
     )  # fmt: skip
     losses = batch.pair_losses(spec)
     if losses is not None:

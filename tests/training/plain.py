@@ -51,6 +51,7 @@ def score(model: Any, ids: list[int], mask: list[int]) -> dict[str, float]:
         "top5": float((rank < 5)[scored].double().mean()) if scored.any() else math.nan,
         "entropy_sum": float(entropy[scored].sum()),
         "greedy_logp_sum": float(logp.amax(-1)[scored].sum()),
+        "logit_sum": float(logits.mean(-1)[scored].sum()),
     }
 
 
@@ -84,3 +85,37 @@ def assert_rows(frame: Any, expected: Mapping[tuple[str, str], Mapping[str, floa
             np.testing.assert_allclose(
                 float(rows.loc[key, prefix + name]), values[name], atol=tolerance, rtol=0, err_msg=f"{key} {name}"
             )
+
+
+def logged_means(
+    policy: Mapping[tuple[str, str], Mapping[str, float]], reference: Mapping[tuple[str, str], Mapping[str, float]],
+    beta: float, times: Mapping[str, int] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """What TRL logs under its names with the sigmoid loss, over all pairs of `score_pairs`.
+
+    Args:
+        times: how often the set holds a pair, where that is not once.
+    """
+    ids = [p for p, side in policy if side == "chosen" for _ in range((times or {}).get(p, 1))]
+
+    def column(rows: Any, name: str) -> Any:
+        return np.array([[rows[p, side][name] for p in ids] for side in SIDES])
+
+    sums, n = column(policy, "sum_logp"), column(policy, "n_tokens")
+    rewards = beta * (sums - column(reference, "sum_logp"))
+    hits = column(policy, "top1") * n
+    logits = column(policy, "logit_sum").sum(axis=1) / n.sum(axis=1)
+    margins = rewards[0] - rewards[1]
+    return {
+        "loss": float(np.log1p(np.exp(-margins)).mean()),
+        "rewards/chosen": float(rewards[0].mean()),
+        "rewards/rejected": float(rewards[1].mean()),
+        "rewards/margins": float(margins.mean()),
+        "rewards/accuracies": float((margins > 0).mean()),
+        "logps/chosen": float(sums[0].mean()),
+        "logps/rejected": float(sums[1].mean()),
+        "logits/chosen": float(logits[0]),
+        "logits/rejected": float(logits[1]),
+        "entropy": float(column(policy, "entropy_sum").sum() / n.sum()),
+        "mean_token_accuracy": float(hits[0].sum() / n[0].sum()),
+    }

@@ -179,8 +179,8 @@ def test_guards_say_what_the_log_hides(tmp_path: Path, tokenizer: PreTrainedToke
         assert (first["code"], first["step"]) == ("non_finite_loss", 3)
         assert "3 of 3 rows" in first["message"]
         assert len(alerts) == last - 2
-        hidden = [r["loss"] for r in trainer.state.log_history if r.get("step") == 3 and "loss" in r]
-        assert all(np.isfinite(hidden))
+        row = next(r for r in trainer.state.log_history if r.get("step") == 3 and "loss" in r)
+        assert np.isnan(row["loss"]) and np.isfinite(row["trl/loss"])  # transformers puts an earlier mean in its place
 
 
 def test_a_spike_is_judged_by_median_and_deviation() -> None:

@@ -67,3 +67,9 @@ def arguments(folder: Any, **options: Any) -> DPOConfig:
 
 def copies(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return copy.deepcopy(model)
+
+
+def theirs(row: dict[str, Any], name: str) -> Any:
+    """TRL's own number in a row of ours: where the set's is another, it stands under trl/."""
+    prefix = "eval_" if name.startswith("eval_") else ""
+    return row.get(f"{prefix}trl/{name.removeprefix(prefix)}", row[name])

@@ -35,7 +35,8 @@ def _per_token(column: str) -> Callable[[Columns], Value | None]:
 
 
 def _logps(rows: Columns) -> Value:
-    return Value(float(np.mean(rows["sum_logp"])), float(len(rows["sum_logp"])))
+    sums = rows.get("loss_logp", rows["sum_logp"])  # LD-DPO's log-probs, where the loss is made of them
+    return Value(float(np.mean(sums)), float(len(sums)))
 
 
 METRICS.add("ce", Metric(
@@ -96,5 +97,6 @@ METRICS.add("ref_logps", Metric(
     "logps - rewards / beta: constant over the evaluations of one set", sides=True, live=False,
 ))  # fmt: skip
 METRICS.add("logits", Metric(
-    "{side} mean logit", "logits", "neither", "mean logit; not comparable between models", sides=True, live=False,
+    "{side} mean logit", "logits", "neither", "mean logit; not comparable between models",
+    sides=True, of_side=_per_token("logit_sum"), live=False,
 ))  # fmt: skip

@@ -14,20 +14,20 @@ from dpo_diag.records.metric_table import METRICS, FloatArray, Metric, Sums, Val
 OfPairs = Callable[[Sums, LossSpec | None], Value | None]
 
 
-def _log_ratios(rows: Sums) -> FloatArray | None:
+def _log_ratios(rows: Sums, column: str = "sum_logp") -> FloatArray | None:
     """Log-ratios to the reference, (2, pairs), of the pairs that have one."""
-    if "sum_logp" not in rows.reference:
+    if column not in rows.reference or column not in rows.policy:
         return None
-    ratios = rows.policy["sum_logp"] - rows.reference["sum_logp"]
+    ratios = rows.policy[column] - rows.reference[column]
     known: FloatArray = ratios[:, ~np.isnan(ratios).any(axis=0)]
     return known if known.shape[1] else None
 
 
 def _of_ratios(formula: Callable[[FloatArray, float], float]) -> OfPairs:
-    """A mean over pairs of something of the log-ratios and beta."""
+    """A mean over pairs of something of the loss's log-ratios and beta."""
 
     def of_pairs(rows: Sums, spec: LossSpec | None) -> Value | None:
-        ratios = _log_ratios(rows)
+        ratios = _log_ratios(rows, "sum_logp" if spec is None or spec.ld_alpha is None else "loss_logp")
         if ratios is None or spec is None:
             return None
         return Value(float(formula(ratios, spec.beta)), float(ratios.shape[1]))
