@@ -49,8 +49,9 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         facts: further fields of run.json (`records.run_info.RunInfo`); a mapping for a record, such as `model`, adds
             to what the trainer says of it.
 
-    Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the
-    pairs of a batch (aot, aot_unpaired): there is no per-pair value to compare with.
+    Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see
+    `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the pairs of a batch
+    (aot, aot_unpaired), whose `loss` stays TRL's: there is no per-pair value to compare with.
     """
 
     carried = (KEY,)
