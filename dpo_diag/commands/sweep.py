@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from cyclopts import Parameter
 from dpo_diag.diagnosis.sweep import METRICS, Sweep
 from dpo_diag.diagnosis.sweep import sweep as collect
 from dpo_diag.errors import DiagError
-from dpo_diag.text import MISSING, frame_for_csv, number, records, safe, table, to_json
+from dpo_diag.text import MISSING, frame_for_csv, number, records, safe, some, table, to_json
 
 SHORT = {
     "chosen_ppl_seq_mean": "chosen ppl",
@@ -28,7 +29,7 @@ def sweep(
     """One table over several runs, failed ones listed.
 
     Args:
-        runs: run folders or a glob, e.g. 'runs/sql_dpo/*/*'.
+        runs: run folders, a multirun's folder, or a glob, e.g. 'runs/sql_dpo/*/*'.
         json: one JSON document on standard output, nothing else there.
         csv: write the table of runs as CSV, too.
     """
@@ -45,9 +46,36 @@ def sweep(
 
 
 def document(collected: Sweep) -> dict[str, Any]:
-    """{"runs": [...], "groups": [...], "constant": {...}, "failed": [...]}; NaN is null."""
-    return {"runs": collected.runs, "groups": collected.groups, "constant": collected.constant,
-            "failed": collected.failed}  # fmt: skip
+    """{"runs": [...], "groups": [...], "constant", "apart", "failed", "not_runs"}; NaN is null, an override that is a
+    number is one, and one that a run does not have is null."""
+    return {
+        "runs": [_typed(row) for row in records(collected.runs)],
+        "groups": [_typed(row) for row in records(collected.groups)],
+        "constant": {name: _typed_value(value) for name, value in collected.constant.items()},
+        "apart": collected.apart, "failed": collected.failed, "not_runs": collected.not_runs,
+    }  # fmt: skip
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value or None if name in ("run", "data") else _typed_value(value) for name, value in row.items()}
+
+
+def _typed_value(value: Any) -> Any:
+    """A value as it was written on the command line -> number, true, false, null or text."""
+    if not isinstance(value, str):
+        return value
+    if value in _WORDS:
+        return _WORDS[value]
+    for kind in (int, float):
+        try:
+            number_ = kind(value)
+        except ValueError:
+            continue
+        return number_ if math.isfinite(number_) else value
+    return value
+
+
+_WORDS = {"": None, "null": None, "true": True, "false": False}
 
 
 def lines(collected: Sweep) -> list[str]:
@@ -59,10 +87,23 @@ def lines(collected: Sweep) -> list[str]:
         out += [table(*_rows(collected.runs), width=_WIDTH), ""]
         if len(collected.groups) < len(collected.runs):
             out += ["over seeds: mean [lowest, highest]", table(*_groups(collected.groups), width=_WIDTH), ""]
+        if collected.apart:
+            out += [f"no seeds of one another where they differ in: {'; '.join(_apart(collected.apart))}", ""]
     if collected.failed:
         out.append(f"not in the table, failed or unfinished: {len(collected.failed)}")
         out += [*(f"  {safe(f['run'], one_line=True)}: {safe(f['why'], one_line=True)}" for f in collected.failed), ""]
+    if collected.not_runs:
+        out += [f"no run, left out: {some(safe(name, one_line=True) for name in collected.not_runs)}", ""]
     return [*out, "loss and perplexities: last evaluation; [ ] after a score: 95 % Wilson interval"]
+
+
+def _apart(differing: dict[str, list[str]]) -> list[str]:
+    """What differs with its values, where they are short enough to read."""
+    named = {"origin", "step", "model"}
+    return [
+        f"{key} ({some(safe(v, one_line=True) for v in values)})" if key in named else key
+        for key, values in differing.items()
+    ]
 
 
 def _scores(frame: pd.DataFrame) -> list[str]:
@@ -70,9 +111,10 @@ def _scores(frame: pd.DataFrame) -> list[str]:
 
 
 def _rows(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    root = os.path.commonpath([os.path.dirname(r) for r in frame["run"]]) if len(frame) > 1 else ""
-    names = [str(os.path.relpath(r, root)) if root else r for r in frame["run"]]
-    parameters = list(frame.columns[1 : frame.columns.get_loc("step")])
+    paths = [os.path.abspath(r) for r in frame["run"]]
+    root = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(frame) > 1 else ""
+    names = [str(os.path.relpath(p, root)) if root else r for p, r in zip(paths, frame["run"], strict=True)]
+    parameters = [*frame.columns[1 : frame.columns.get_loc("origin")], *_varying(frame, ["origin"])]
     metrics = [m for m in METRICS.values() if frame[m].notna().any()]
     scores = _scores(frame)
     rows = [
@@ -81,6 +123,10 @@ def _rows(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
         for name, row in zip(names, records(frame), strict=True)
     ]  # fmt: skip
     return ["run", *parameters, "step", *(SHORT.get(m, m) for m in metrics), *scores], rows
+
+
+def _varying(frame: pd.DataFrame, columns: list[str]) -> list[str]:
+    return [c for c in columns if frame[c].nunique(dropna=False) > 1]
 
 
 def _score(row: dict[str, Any], name: str) -> str:
@@ -92,7 +138,7 @@ def _score(row: dict[str, Any], name: str) -> str:
 
 
 def _groups(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    parameters = list(frame.columns[: frame.columns.get_loc("runs")])
+    parameters = [*frame.columns[: frame.columns.get_loc("origin")], *_varying(frame, ["origin", "step"])]
     values = [m for m in METRICS.values() if m in frame and frame[m].notna().any()] + _scores(frame)
 
     def over_seeds(row: dict[str, Any], name: str) -> str:

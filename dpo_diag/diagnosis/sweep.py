@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob as globbing
+import hashlib
 import math
 import os
 from collections.abc import Iterable
@@ -19,8 +20,10 @@ from dpo_diag.diagnosis.logged import measured_split
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.stats import proportion
+from dpo_diag.text import to_json
 
 SEED = "seed"
 METRICS = {
@@ -38,18 +41,34 @@ class Sweep:
     """Runs side by side.
 
     Attributes:
-        runs: one row per finished run: run, one column per overridden parameter, step, the metrics, and per task score
-            NAME its value, NAME_n, NAME_low, NAME_high (Wilson, 95 %).
-        groups: one row per setting (everything but the seed alike): the parameters, runs, and per value its mean, low
-            and high over those runs (the range, not an interval); pooled n of the scores.
+        runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
+            data (a hash of the measured set's pairs), step, the metrics, and per task score NAME its value, NAME_n,
+            NAME_low, NAME_high (Wilson, 95 %).
+        groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
+            step, runs, and per value its mean, low and high over those runs (the range, not an interval); pooled n of
+            the scores.
         constant: parameters that every run has alike.
         failed: run and why.
+        apart: what beside the overridden parameters makes two runs no seeds of one another -> the values.
+        not_runs: folders that were named and hold no run.
     """
 
     runs: pd.DataFrame
     groups: pd.DataFrame
     constant: dict[str, str]
     failed: list[dict[str, str]] = field(default_factory=list)
+    apart: dict[str, list[str]] = field(default_factory=dict)
+    not_runs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A finished run: what was overridden, what else makes it the same setting as another, its last values."""
+
+    folder: str
+    given: dict[str, str]
+    setting: dict[str, str]
+    values: dict[str, Any]
 
 
 def overrides(folder: Path) -> dict[str, str]:
@@ -66,14 +85,19 @@ def overrides(folder: Path) -> dict[str, str]:
 
 
 def final_values(run: Run) -> dict[str, Any]:
-    """A run's last values: step, METRICS on its evaluation split, and the task scores with n and interval."""
+    """A run's last values: step, METRICS on its evaluation split, and the task scores with n and interval. A metric
+    that the history lacks is measured from the pair records, where there are any."""
     history = run.history
     split = measured_split(run)
     own = history.loc[history["split"] == split]
-    values: dict[str, Any] = {"step": int(own["step"].max()) if len(own) else None, "split": split}
+    step = int(own["step"].max()) if len(own) else None
+    if split is None:
+        split, step = _pairs_split(run)
+    of_pairs = _of_pairs(run, split, step)
+    values: dict[str, Any] = {"step": step, "split": split}
     for name, column in METRICS.items():
         rows = own.loc[own["name"] == name]
-        values[column] = float(rows["value"].iloc[-1]) if len(rows) else math.nan
+        values[column] = float(rows["value"].iloc[-1]) if len(rows) else of_pairs.get(name, math.nan)
     for curve in score_curves(run):
         score, n = float(curve.values[-1]), float(curve.n[-1])
         interval = proportion(score * n, n)
@@ -82,22 +106,58 @@ def final_values(run: Run) -> dict[str, Any]:
     return values
 
 
-def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Sweep:
-    """Read the runs that a glob, or a list of globs and folders, names.
+def _pairs_split(run: Run) -> tuple[str | None, int | None]:
+    """The best split of the pair records and its last step."""
+    seen = run.read("pairs", ["split", "step"], roles=["policy"]).drop_duplicates()
+    for split in run.preferred(seen["split"].astype(str).unique().tolist()):
+        return split, int(seen.loc[seen["split"] == split, "step"].max())
+    return None, None
 
-    A folder that Hydra made but that holds no finished run counts as failed, with the reason; folders that are no runs
-    at all are passed over.
+
+def _of_pairs(run: Run, split: str | None, step: int | None) -> dict[str, float]:
+    if split is None or step is None:
+        return {}
+    pairs = run.read("pairs", splits=[split], steps=[step], roles=["policy"])
+    reference = run.read("pairs", splits=[split], roles=["ref"])
+    return {name: value.value for name, value in measure(pair_sums(pairs, reference), run.info.loss).items()}
+
+
+def setting(run: Run, split: str | None, step: int | None, hydra: bool) -> dict[str, str]:
+    """What two runs have in common that differ in their seed alone, beside the overrides: origin, data, last step,
+    model, loss and the trainer's arguments. Pairs that nothing names are a data set of the run's own, unless Hydra's
+    overrides (`hydra`) describe the run."""
+    info = run.info
+    known = info.splits.get(split or "")
+    data = known.fingerprint if known is not None else None
+    if data is None and split is not None:
+        ids = sorted(set(run.read("pairs", ["pair_id"], splits=[split])["pair_id"]))
+        data = hashlib.sha256("".join(map(str, ids)).encode()).hexdigest()[:16] if ids else None
+    arguments = {k: v for k, v in vars(info.training).items() if k not in ("seed", "data_seed") and v is not None}
+    return {
+        "origin": str(run.kind),
+        "data": data or ("" if hydra else f"not known ({run.name})"),
+        "step": str(step),
+        "model": str(info.model.name or ""),
+        "loss": to_json(info.loss.to_dict()) if info.loss is not None else str(info.loss_reason or ""),
+        "training": to_json(arguments),
+    }
+
+
+def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Sweep:
+    """Read the runs that a glob, or a list of globs and folders, names; of a multirun's folder its jobs.
+
+    A folder that Hydra made but that holds no finished run counts as failed, with the reason; one that is no run at all
+    is named among `not_runs`.
 
     Raises:
         DiagError: nothing found.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-    folders = sorted({Path(p) for text in patterns for p in globbing.glob(str(text), recursive=True)})
+    folders, strangers = _folders(patterns)
     rows, failed = [], []
     for folder in folders:
         if not (folder / RUN_FILE).is_file():
-            if (folder / ".hydra").is_dir():
-                failed.append({"run": str(folder), "why": "no run.json: it ended before the first record"})
+            failed.append({"run": str(folder), "why": "no run.json: it ended before the first record"})
             continue
         try:
             run = load_run(folder)
@@ -105,36 +165,78 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
             if status != "finished":
                 failed.append({"run": str(folder), "why": f"status {status}"})
                 continue
-            rows.append((str(folder), overrides(folder), final_values(run)))
+            given, values = overrides(folder), final_values(run)
+            same = setting(run, values["split"], values["step"], (folder / ".hydra").is_dir())
+            rows.append(_Row(str(folder), given, same, values))
         except DiagError as error:
             failed.append({"run": str(folder), "why": str(error)})
     if not rows and not failed:
         raise DiagError(
             "no run found",
             where=", ".join(map(str, patterns)),
-            hint="name run folders or a glob, e.g. 'runs/sql_dpo/*/*'",
+            got=f"no run in {', '.join(strangers[:3])}" if strangers else None,
+            hint="name run folders, a multirun's folder or a glob, e.g. 'runs/sql_dpo/*/*'",
         )
-    return _tables(rows, failed)
+    return _tables(rows, failed, strangers)
 
 
-def _tables(rows: list[tuple[str, dict[str, str], dict[str, Any]]], failed: list[dict[str, str]]) -> Sweep:
-    names = list(dict.fromkeys(name for _, given, _ in rows for name in given))
-    varied = [n for n in names if n == SEED or len({given.get(n) for _, given, _ in rows}) > 1]
-    constant = {n: rows[0][1][n] for n in names if n not in varied}
-    frame = pd.DataFrame([{"run": f, **{n: given.get(n, "") for n in varied}, **values} for f, given, values in rows])
-    return Sweep(frame, group_runs(frame, [n for n in varied if n != SEED]), constant, failed)
+def _folders(patterns: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[str]]:
+    """Folders of runs, each once however it was named, and what was named but is, holds and lies in no run."""
+    named = sorted({Path(p) for text in patterns for p in globbing.glob(str(text), recursive=True)})
+    found: dict[Path, Path] = {}
+    others = []
+    for path in named:
+        jobs = [path] if _is_run(path) else sorted(p for p in path.glob("*") if _is_run(p))
+        found |= {job.resolve(): found.get(job.resolve(), job) for job in jobs}
+        if not jobs and not path.is_file():
+            others.append(path)
+    absolute = [path.resolve() for path in others]
+    strangers = [
+        str(path)
+        for path, whole in zip(others, absolute, strict=True)
+        if not any(run.is_relative_to(whole) or whole.is_relative_to(run) for run in found)
+    ]
+    return sorted(found.values()), strangers
 
 
-def group_runs(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and range of every value over the runs that differ in the seed alone; empty for no runs."""
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_FILE).is_file() or (folder / ".hydra").is_dir()
+
+
+def _tables(rows: list[_Row], failed: list[dict[str, str]], not_runs: list[str]) -> Sweep:
+    names = list(dict.fromkeys(name for row in rows for name in row.given))
+    varied = [n for n in names if n == SEED or len({row.given.get(n) for row in rows}) > 1]
+    constant = {n: rows[0].given[n] for n in names if n not in varied}
+    apart = {key: list(dict.fromkeys(row.setting[key] for row in rows)) for key in (rows[0].setting if rows else ())}
+    apart = {key: values for key, values in apart.items() if len(values) > 1}
+    frame = pd.DataFrame(
+        [
+            {"run": row.folder, **{n: row.given.get(n, "") for n in varied}, "origin": row.setting["origin"],
+             "data": row.setting["data"], **row.values}
+            for row in rows
+        ]
+    )  # fmt: skip
+    by = [n for n in varied if n != SEED]
+    same = pd.DataFrame([{key: row.setting[key] for key in apart} for row in rows], index=frame.index)
+    return Sweep(frame, group_runs(frame, by, same), constant, failed, apart, not_runs)
+
+
+def group_runs(runs: pd.DataFrame, by: list[str], same: pd.DataFrame) -> pd.DataFrame:
+    """Mean and range of every value over the runs that differ in the seed alone; empty for no runs.
+
+    Args:
+        by: columns of `runs` whose values make a setting.
+        same: what else must be equal, a row per run.
+    """
     if runs.empty:
         return pd.DataFrame()
-    about = {"run", "step", "split", SEED, *by}
+    about = {"run", "step", "split", "origin", "data", SEED, *by}
     values = [c for c in runs.columns if c not in about and not c.endswith(("_n", "_low", "_high"))]
-    grouped = list(runs.groupby(by, sort=False, dropna=False)) if by else [((), runs)]
+    keys = [runs[name] for name in by] + [same[name].rename(f"_{name}") for name in same]
+    grouped = [rows for _, rows in runs.groupby(keys, sort=False, dropna=False)] if keys else [runs]
     out = []
-    for key, rows in grouped:
-        parts: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+    for rows in grouped:
+        parts: dict[str, Any] = {name: rows[name].iloc[0] for name in [*by, "origin", "data", "step"]}
         parts["runs"] = len(rows)
         for column in values:
             finite = rows[column].to_numpy(dtype=float)

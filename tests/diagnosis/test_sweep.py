@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
 from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.errors import DiagError
+from dpo_diag.records.run_info import Kind
 
 
 def finished(folder: Path, loss: float, right: int, *overrides: str, status: str = "finished") -> None:
@@ -79,6 +82,85 @@ def test_the_table_for_people_and_for_spreadsheets(four_runs: Path, capsys: pyte
     assert "0.5000 [0.4000, 0.6000] n=200" in out
     assert "failed or unfinished: 2" in out
     assert len(list(csv.DictReader(file.read_text().splitlines()))) == 4
+
+
+def test_numbers_are_numbers_in_json_and_what_is_not_overridden_is_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(tmp_path / "0", 0.5, 1, "lr=1e-5", "seed=3", "bf16=true", "name=007x", "same=5")
+    finished(tmp_path / "1", 0.5, 1, "beta=0.1", "name=b", "same=5")
+    assert main(["sweep", f"{tmp_path}/*", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    first, second = document["runs"]
+    assert (first["lr"], first["seed"], first["bf16"], first["name"], first["beta"]) == (1e-5, 3, True, "007x", None)
+    assert (second["beta"], second["lr"]) == (0.1, None) and document["constant"] == {"same": 5}
+
+
+def run_of(folder: Path, kind: Kind, step: int = 9, ids: str = "ab", loss: float | None = 0.5, **facts: Any) -> None:
+    """A run without Hydra's folder: pairs of step `step`, each side of 10 tokens, sums -10 and -20."""
+    writer = RunWriter(folder, kind=kind)
+    for at, add in ((0, 1.0), (step, 0.0)):
+        writer.write("pairs", [
+            {"step": at, "split": "eval", "role": "policy", "pair_id": i, "side": side, "sum_logp": total + add,
+             "n_tokens": 10}
+            for i in ids for side, total in (("chosen", -10.0), ("rejected", -20.0))
+        ])  # fmt: skip
+    if loss is not None:
+        writer.write("history", [{"step": step, "split": "eval", "name": "loss", "value": loss, "weight": 2}])
+    writer.update(**facts)
+    writer.finish()
+
+
+def test_runs_of_other_origin_data_step_or_loss_are_no_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two alike but for their seed; then one scored, one of other pairs, one of another last step,
+    one imported log that names no pairs."""
+    for seed in (0, 1):
+        run_of(tmp_path / f"a{seed}", "trained", loss=0.4 + 0.2 * seed, training={"seed": seed})
+    run_of(tmp_path / "b", "scored")
+    run_of(tmp_path / "c", "trained", ids="xy")
+    run_of(tmp_path / "d", "trained", step=12)
+    writer = RunWriter(tmp_path / "f", kind="imported")
+    writer.write("history", [{"step": 9, "split": "eval", "name": "loss", "value": 0.1, "weight": 2}])
+    writer.finish()
+    collected = sweep(tmp_path / "*")
+    assert collected.groups["runs"].tolist() == [2, 1, 1, 1, 1]
+    assert collected.groups["loss"].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.1])
+    assert set(collected.apart) == {"origin", "data", "step"}
+    assert collected.apart["origin"] == ["trained", "scored", "imported"] and collected.apart["step"] == ["9", "12"]
+    assert main(["sweep", f"{tmp_path}/*"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "no seeds of one another where they differ in: origin (trained, scored, imported); data; step (9, 12)" in said
+    )
+
+
+def test_a_scored_run_shows_its_numbers(tmp_path: Path) -> None:
+    """Nothing in its history: 10 tokens at -10 nats are a perplexity of e, at -20 of e^2; both fell? unknown without a
+    reference."""
+    run_of(tmp_path / "s", "scored", loss=None)
+    row = sweep(tmp_path / "s").runs.iloc[0]
+    assert (row["chosen_ppl_seq_mean"], row["rejected_ppl_seq_mean"]) == pytest.approx((math.e, math.e**2))
+    assert (row["step"], row["split"], row["origin"]) == (9, "eval", "scored") and math.isnan(row["both_fell"])
+
+
+def test_paths_of_both_kinds_a_multirun_and_what_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An absolute and a relative name, one run named twice, a folder of jobs, and one that holds nothing."""
+    finished(tmp_path / "multi" / "0", 0.5, 1, "seed=0")
+    finished(tmp_path / "multi" / "1", 0.5, 1, "seed=1")
+    finished(tmp_path / "one", 0.5, 1, "seed=0")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "one", str(tmp_path / "one"), str(tmp_path / "multi"), "empty", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [Path(row["run"]).name for row in document["runs"]] == ["0", "1", "one"]
+    assert document["not_runs"] == ["empty"]
+    assert main(["sweep", "one", str(tmp_path / "multi" / "0"), "empty"]) == 0
+    shown = capsys.readouterr().out
+    assert "no run, left out: empty" in shown and "multi/0" in shown
 
 
 def test_a_formula_in_an_override_is_text_in_the_csv(tmp_path: Path) -> None:
