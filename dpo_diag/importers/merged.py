@@ -50,6 +50,8 @@ class History:
             if (split, name) not in source.store.metrics():
                 continue
             column, repeats = last_of_each_step(source.store.series(split, name))
+            if column.empty:
+                continue  # NaN in every row, and none of the training
             if merged is None:
                 self.repeats[split, name] = repeats
                 merged = column
@@ -59,6 +61,8 @@ class History:
             differ = (both["value"] - both["value_other"]).abs() > 1e-6 + 1e-3 * both["value"].abs()
             if n := int(differ.sum()):
                 self.disagreements[source.files[0].name, (split, name)] = n
+            # A source's number stands where the first has NaN, as within one source.
+            merged = merged[merged["value"].notna() | ~merged["step"].isin(column["step"][column["value"].notna()])]
             new = column[~column["step"].isin(merged["step"])]
             merged = pd.concat([merged, new]).sort_values("step", kind="stable", ignore_index=True)
         return merged
@@ -105,14 +109,16 @@ class History:
 
 
 def last_of_each_step(rows: pd.DataFrame) -> tuple[pd.DataFrame, Repeats]:
-    """One value a step: the last that was written (a resumed training logs its steps again). Unknown steps are 0."""
+    """One value a step: the last number that was written (a resumed training logs its steps again), NaN where there is
+    none. Unknown steps are 0."""
     step = rows["step"].to_numpy()
     if bool((step == UNKNOWN_STEP).any()):
         step = np.where(step == UNKNOWN_STEP, 0, step)
         rows = rows.assign(step=step)
     if bool((step[1:] > step[:-1]).all()):
         return rows, Repeats()
-    kept = rows.drop_duplicates("step", keep="last").sort_values("step", kind="stable", ignore_index=True)
+    kept = rows[rows["value"].notna() | ~rows["step"].isin(rows["step"][rows["value"].notna()])]
+    kept = kept.drop_duplicates("step", keep="last").sort_values("step", kind="stable", ignore_index=True)
     if len(kept) == len(rows):
         return kept, Repeats()  # late lines, put in order: no step came twice
     value = rows["value"].to_numpy()

@@ -9,6 +9,17 @@ from typing import Any
 MAX_STEP = 1 << 53
 """Beyond it a float names no single whole number."""
 _WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*([^,()]+)[^()]*\)$")
+MISSING = ("", "null", "none", "na", "n/a", "<na>", "nat", "-", "--", "\u2013", "\u2014")
+"""Cells that say that there is no value; `nan` may be one or a value, see `importers.padding`."""
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none.
+
+    >>> [is_missing(v) for v in (None, " - ", "None", "nan", 0.0)]
+    [True, True, True, False, False]
+    """
+    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
 
 
 def number(value: Any) -> float | None:

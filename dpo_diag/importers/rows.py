@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.importers.keys import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
-from dpo_diag.importers.numbers import number, step_number, steps_total
+from dpo_diag.importers.numbers import is_missing, number, step_number, steps_total
+from dpo_diag.importers.padding import BoolArray, empty_splits, not_logged
 from dpo_diag.records.text_files import Skipped
 
 FloatArray = npt.NDArray[np.float64]
@@ -37,9 +38,11 @@ class Block:
         self.epoch_key = next((by_clean[k] for k in EPOCH_KEYS if k in by_clean), None)
         self.total_keys = [by_clean[k] for k in TOTAL_KEYS if k in by_clean]
         administrative = set(STEP_KEYS) | set(EPOCH_KEYS) | set(TOTAL_KEYS)
+        self.summary_keys = [k for k in keys if clean_key(str(k)) in _SUMMARY_KEYS]
         self.metrics: list[Any] = []
         self.places: list[Place] = []
         self.dropped: list[str] = []
+        self.twins: dict[Any, list[Any]] = {}  # a metric's key -> keys that were dropped because they mean the same
         for key in keys:
             name = str(key)
             lower = clean_key(name).lower()
@@ -51,12 +54,15 @@ class Block:
                 continue
             if where in self.places:  # `loss` beside `train/loss`: one of them is enough
                 self.dropped.append(name)
+                self.twins.setdefault(self.metrics[self.places.index(where)], []).append(key)
                 continue
             self.metrics.append(key)
             self.places.append(where)
         self.is_clean = False  # some row held nothing but numbers
         self.is_train = any(p.split == "train" for p in self.places)
-        self.is_summary = any(clean_key(str(k)) in _SUMMARY_KEYS for k in keys)
+        self.splits = [p.split for p in self.places]
+        self.has_nan = False
+        self._not_logged: BoolArray = np.empty((0, 0), dtype=bool)
         self.values = array("d")
         self.steps = array("q")
         self.epochs = array("d")
@@ -90,6 +96,36 @@ class Block:
             parts.append(np.frombuffer(self.values, dtype=np.float64).reshape(-1, width)[:, index].copy())
         return np.concatenate(parts) if parts else np.empty(0)
 
+    def nan_as_missing(self, row: Mapping[str, Any], values: list[float]) -> list[Any]:
+        """Keys of a row whose NaN says that they are not logged there, as far as the row itself shows."""
+        empty = empty_splits(values, self.splits)
+        return [
+            key
+            for key, split, value in zip(self.metrics, self.splits, values, strict=True)
+            if math.isnan(value) and (split in empty or any(_is_finite(row[twin]) for twin in self.twins.get(key, ())))
+        ]
+
+    def series(self, index: int) -> pd.DataFrame:
+        """One metric as rows of step, epoch, value, where it was logged; by their number in the source."""
+        # Views of the block's own arrays, which nobody changes any more: a copy per metric would fill the memory.
+        rows = pd.DataFrame(
+            {
+                "step": np.frombuffer(self.steps, dtype=np.int64),
+                "epoch": np.frombuffer(self.epochs, dtype=np.float64),
+                "value": self.column(index),
+            },
+            index=np.frombuffer(self.sequence, dtype=np.int32),
+            copy=False,
+        )
+        return rows if not self.has_nan else rows[~self._absent()[:, index]]
+
+    def _absent(self) -> BoolArray:
+        """Which values, (rows, metrics), are NaN only because the source fills its table with it."""
+        if len(self._not_logged) != len(self.steps):
+            columns = [np.isnan(self.column(i)) for i in range(len(self.metrics))]
+            self._not_logged = not_logged(np.stack(columns, axis=1), self.splits)
+        return self._not_logged
+
 
 class RowStore:
     """Rows of one source. `add` takes a dictionary as the source wrote it; `series` gives one metric back.
@@ -119,18 +155,25 @@ class RowStore:
             block = self.blocks.get(keys)
         if block is None:
             block = self.blocks[keys] = Block(keys, self.trainer)
-        if block.is_summary:
-            self.summaries.append({str(k): v for k, v in row.items() if isinstance(v, (int, float, str))})
-            return None
+        if block.summary_keys:
+            if any(_is_finite(row[key]) for key in block.summary_keys):
+                stated = {str(k): v for k, v in row.items() if isinstance(v, (int, float, str)) and v == v}
+                self.summaries.append(stated)
+                return None
+            return self.add({k: v for k, v in row.items() if k not in block.summary_keys}, line, step)
         values = self._values(block, row)
         if values is None:
             return self._add_without(row, line, step)
         if not values:
             return None
+        if any(map(math.isnan, values)):
+            if padded := set(block.nan_as_missing(row, values)):
+                return self.add({k: v for k, v in row.items() if k not in padded}, line, step)
+            block.has_nan = True
         if block.step_key is not None:
             named = step_number(row[block.step_key])
             if named is None:
-                if row[block.step_key] is not None and self._report_types:
+                if not _is_empty(row[block.step_key]) and self._report_types:
                     self.skipped.add(line or None, f"{block.step_key} is not a step: {_short(row[block.step_key])}")
                     return None
             else:
@@ -182,7 +225,7 @@ class RowStore:
             where = place(str(key), self.trainer)
             is_metric = where is not None and clean_key(str(key)).lower() not in (*STEP_KEYS, *EPOCH_KEYS, *TOTAL_KEYS)
             if is_metric and number(value) is None:
-                if where is not None and where.known and value is not None and self._report_types:
+                if where is not None and where.known and not is_missing(value) and self._report_types:
                     self.skipped.add(line or None, f"{key} is not a number: {_short(value)}")
                 continue
             kept[key] = value
@@ -210,17 +253,8 @@ class RowStore:
 
     def series(self, split: str, name: str) -> pd.DataFrame:
         """One metric as rows of step, epoch, value, in the order of the source."""
-        # Views of the blocks' own arrays, which nobody changes any more: a copy per metric would fill the memory.
         parts = [
-            pd.DataFrame(
-                {
-                    "step": np.frombuffer(block.steps, dtype=np.int64),
-                    "epoch": np.frombuffer(block.epochs, dtype=np.float64),
-                    "value": block.column(index),
-                },
-                index=np.frombuffer(block.sequence, dtype=np.int32),
-                copy=False,
-            )
+            block.series(index)
             for block in self.filled()
             for index, where in enumerate(block.places)
             if (where.split, where.name) == (split, name)
@@ -240,6 +274,17 @@ def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[t
             yield from flat(value, f"{prefix}{key}/", depth + 1)
         else:
             yield f"{prefix}{key}", value
+
+
+def _is_finite(value: Any) -> bool:
+    known = number(value)
+    return known is not None and math.isfinite(known)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a cell names no step: missing, or NaN."""
+    known = number(value)
+    return is_missing(value) or (known is not None and math.isnan(known))
 
 
 def _short(value: Any) -> str:

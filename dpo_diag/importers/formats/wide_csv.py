@@ -13,11 +13,9 @@ from typing import Any
 
 from dpo_diag.importers.keys import STEP_KEYS, clean_key, with_split
 from dpo_diag.importers.log_format import Head, LogFormat, register
-from dpo_diag.importers.numbers import number
+from dpo_diag.importers.numbers import is_missing, number
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.row_files import readable_rows
-
-_EMPTY = ("", "null", "none", "na", "n/a", "-")
 
 
 def _has_header(head: Head) -> bool:
@@ -34,9 +32,7 @@ def read_wide_csv(path: Path, options: Options) -> Parsed:
         if names is None:
             names, runs = _column_names(list(cells), path, options.run)
         row: dict[str, Any] = {
-            names[key]: value
-            for key, value in cells.items()
-            if names.get(key) and value is not None and str(value).strip().lower() not in _EMPTY
+            names[key]: value for key, value in cells.items() if names.get(key) and not is_missing(value)
         }
         if {"name", "value"} <= set(row) and (number(row["value"]) is not None):
             row[row.pop("name")] = row.pop("value")
