@@ -19,7 +19,7 @@ import pandas as pd
 
 from dpo_diag.importers.keys import EPOCH_KEYS, STEP_KEYS, TOTAL_KEYS, Place, clean_key, is_bookkeeping, place
 from dpo_diag.importers.numbers import is_missing, number, step_number, steps_total
-from dpo_diag.importers.padding import BoolArray, empty_splits, not_logged
+from dpo_diag.importers.padding import BoolArray, not_logged
 from dpo_diag.records.text_files import Skipped
 
 FloatArray = npt.NDArray[np.float64]
@@ -52,9 +52,12 @@ class Block:
             if where is None:
                 self.dropped.append(name)
                 continue
-            if where in self.places:  # `loss` beside `train/loss`: one of them is enough
-                self.dropped.append(name)
-                self.twins.setdefault(self.metrics[self.places.index(where)], []).append(key)
+            if where in self.places:  # `loss` beside `train_loss`: one of them is enough, best the one of our name
+                at = self.places.index(where)
+                if _is_ours(key, where) and not _is_ours(self.metrics[at], where):
+                    self.metrics[at], key = key, self.metrics[at]
+                self.dropped.append(str(key))
+                self.twins[self.metrics[at]] = [*self.twins.pop(key, []), key]
                 continue
             self.metrics.append(key)
             self.places.append(where)
@@ -96,14 +99,13 @@ class Block:
             parts.append(np.frombuffer(self.values, dtype=np.float64).reshape(-1, width)[:, index].copy())
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def nan_as_missing(self, row: Mapping[str, Any], values: list[float]) -> list[Any]:
-        """Keys of a row whose NaN says that they are not logged there, as far as the row itself shows."""
-        empty = empty_splits(values, self.splits)
-        return [
-            key
-            for key, split, value in zip(self.metrics, self.splits, values, strict=True)
-            if math.isnan(value) and (split in empty or any(_is_finite(row[twin]) for twin in self.twins.get(key, ())))
-        ]
+    def nan_twins(self, row: Mapping[str, Any], values: list[float]) -> set[Any]:
+        """Keys of NaN beside a number that means the same: `train_loss` of a final summary in front of `loss`."""
+        pairs = zip(self.metrics, values, strict=True)
+        return {key for key, value in pairs if math.isnan(value) and any(map(_is_finite, self._twins(row, key)))}
+
+    def _twins(self, row: Mapping[str, Any], key: Any) -> list[Any]:
+        return [row[twin] for twin in self.twins.get(key, ())]
 
     def series(self, index: int) -> pd.DataFrame:
         """One metric as rows of step, epoch, value, where it was logged; by their number in the source."""
@@ -118,6 +120,13 @@ class Block:
             copy=False,
         )
         return rows if not self.has_nan else rows[~self._absent()[:, index]]
+
+    def train_rows(self) -> BoolArray:
+        """Which of its rows are the training's."""
+        if not self.has_nan or not self.is_train:
+            return np.full(len(self.steps), self.is_train)
+        of_train = [i for i, split in enumerate(self.splits) if split == "train"]
+        return np.asarray(~self._absent()[:, of_train].all(axis=1))
 
     def _absent(self) -> BoolArray:
         """Which values, (rows, metrics), are NaN only because the source fills its table with it."""
@@ -134,7 +143,10 @@ class RowStore:
         rows: rows that held at least one metric and are no summary.
         summaries: final summary rows (`train_runtime`, ...): no step of the training.
         total: the largest total number of steps that a row names.
+        may_fill: NaN may stand for "not logged"; false for a source that holds what was logged and nothing else.
     """
+
+    may_fill = True
 
     def __init__(self, skipped: Skipped, trainer: str = "any", report_wrong_types: bool = True) -> None:
         self.skipped = skipped
@@ -167,9 +179,9 @@ class RowStore:
         if not values:
             return None
         if any(map(math.isnan, values)):
-            if padded := set(block.nan_as_missing(row, values)):
+            if padded := block.nan_twins(row, values):
                 return self.add({k: v for k, v in row.items() if k not in padded}, line, step)
-            block.has_nan = True
+            block.has_nan = self.may_fill
         if block.step_key is not None:
             named = step_number(row[block.step_key])
             if named is None:
@@ -274,6 +286,10 @@ def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[t
             yield from flat(value, f"{prefix}{key}/", depth + 1)
         else:
             yield f"{prefix}{key}", value
+
+
+def _is_ours(key: Any, where: Place) -> bool:
+    return clean_key(str(key)).lower().removeprefix("train/") == where.name
 
 
 def _is_finite(value: Any) -> bool:

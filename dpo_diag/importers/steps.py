@@ -73,7 +73,7 @@ def fill_steps(
         sequence = np.frombuffer(block.sequence, dtype=np.int32)
         step[sequence] = np.frombuffer(block.steps, dtype=np.int64)
         epoch[sequence] = np.frombuffer(block.epochs, dtype=np.float64)
-        train[sequence] = block.is_train
+        train[sequence] = block.train_rows()
         del sequence
     missing = step == UNKNOWN_STEP
     if not missing.any():

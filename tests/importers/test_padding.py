@@ -13,7 +13,7 @@ import pytest
 
 from dpo_diag.diagnosis import explain
 from dpo_diag.importers.merged import last_of_each_step
-from dpo_diag.importers.padding import empty_splits, not_logged
+from dpo_diag.importers.padding import not_logged
 from tests.importers.conftest import Importing
 from tests.importers.reading import steps, value
 
@@ -134,10 +134,30 @@ def test_which_nan_is_a_cadence(nan: tuple[int, ...], absent: bool) -> None:
         assert not found.any()
 
 
-def test_empty_splits() -> None:
-    assert empty_splits([0.6, NAN, NAN], ["train", "train", "eval"]) == {"eval"}
-    assert empty_splits([NAN, NAN], ["train", "eval"]) == set()
-    assert empty_splits([NAN], ["train"]) == set()
+@pytest.mark.parametrize(
+    ("train", "eval_", "absent_train", "absent_eval"),
+    [
+        ("00010001", "11101110", "11101110", "00010001"),  # rows of one or the other
+        ("11111", "00100", "00000", "11011"),  # an evaluation beside every third row of the training
+        ("1110", "1111", "", ""),  # both in every row, then NaN of the training
+        ("1" * 9 + "0", "1" * 10, "", ""),
+        ("1" * 20, "1" * 18 + "00", "", ""),  # or of the evaluation
+        ("1" * 9 + "0" + "1" * 9, "1" * 19, "", ""),  # or once
+        ("0000", "1111", "", ""),  # or always
+        ("11110000", "00001000", "00001000", "11110111"),  # train is logged no more, and is NaN: four rows of nothing
+        ("1111000", "0000100", "0000111", "1111011"),  # two are a remark
+    ],
+)
+def test_which_split_a_row_belongs_to(train: str, eval_: str, absent_train: str, absent_eval: str) -> None:
+    """1 where a number stands; one metric a split."""
+    nan = ~np.array([[c == "1" for c in text] for text in (train, eval_)]).T
+    found = not_logged(nan, ["train", "eval"])
+    expected = (nan[:, 0] & _ones(train, absent_train), nan[:, 1] & _ones(eval_, absent_eval))
+    assert (np.array(expected) == found.T).all()
+
+
+def _ones(row: str, absent: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.array([c == "1" for c in absent.ljust(len(row), "0")])
 
 
 def test_a_number_of_the_same_step_stands_over_nan() -> None:

@@ -44,6 +44,7 @@ def read_tensorboard(path: Path, options: Options) -> Parsed:
         raise DiagError("no TensorBoard events", where=path, expected="files named events.out.tfevents.*")
     require("tensorboard", "reading event files")
     parsed = Parsed.of("tensorboard", files, options)
+    parsed.store.may_fill = False
     points: list[tuple[int, str, float]] = []
     for file in files:
         for step, tag, value in _values(file, parsed.skipped):

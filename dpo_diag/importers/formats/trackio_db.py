@@ -78,6 +78,7 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options) -> Parse
                 usage=True,
             )
     parsed = Parsed.of("trackio", [file], options)
+    parsed.store.may_fill = False
     where, values = (" WHERE run_name = ?", (run,)) if run is not None else ("", ())
     order = " ORDER BY id" if "id" in columns else " ORDER BY timestamp" if "timestamp" in columns else ""
     step_column = "step" if "step" in columns else "NULL"

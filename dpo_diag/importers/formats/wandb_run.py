@@ -57,6 +57,7 @@ def _run_file(folder: Path, run: str | None) -> Path:
 
 def _read_file(file: Path, options: Options) -> Parsed:
     parsed = Parsed.of("wandb", [file], options)
+    parsed.store.may_fill = False
     config: dict[str, Any] = {}
     for number, record in enumerate(_records(file, parsed.skipped), start=1):
         if "history" in record:
@@ -130,6 +131,7 @@ def _read_server(text: str, options: Options) -> Parsed:
     import wandb
 
     parsed = Parsed.of("wandb", [Path(where)], options)
+    parsed.store.may_fill = False
     try:
         run = wandb.Api().run("/".join(parts))
         for number, row in enumerate(run.scan_history(), start=1):
