@@ -47,9 +47,11 @@ _TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ("label_smoothing", re.compile(rb"(?<![\w_])label_smoothing['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("nll_weight", re.compile(rb"(?<![\w_])(?:rpo_alpha|pref_ftx|nll_loss_coef)['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("logging_steps", re.compile(rb"(?<![\w_])-{0,2}logging_steps['\"]?\s*[:= ]\s*['\"]?(\d+)")),
-    ("total_steps", re.compile(rb"Total optimization steps = ([\d,]+)")),
+    ("total_steps", re.compile(rb"Total (?:optimization )?steps = ([\d,]+)")),
     ("total_steps", re.compile(rb"TrainOutput\(global_step=(\d+)")),
     ("total_epochs", re.compile(rb"Num Epochs = ([\d.]+)")),
+    ("total_examples", re.compile(rb"Num examples = ([\d,]+)\s*(?:\||\r?\n[^\r\n]*Num Epochs)")),
+    ("total_batch", re.compile(rb"Total (?:train )?batch size(?: \([^)\r\n]*\))? = ([\d,]+)")),
 )
 
 
@@ -63,7 +65,7 @@ def _typed(name: str, value: Any) -> Any:
         return str(value).split(".")[-1].lower() if isinstance(value, str) else None
     if name == "reference_free":
         return True if value is True or str(value).lower() == "true" else None
-    if name in ("logging_steps", "total_steps"):
+    if name in ("logging_steps", "total_steps", "total_examples", "total_batch"):
         step = step_number(value)
         return step if step else None
     known = number(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.errors import DiagError
+from dpo_diag.importers.bars import Frames
+from dpo_diag.importers.length import Length, Range, total_of_summary
+from dpo_diag.importers.numbers import number
 from dpo_diag.importers.rows import RowStore
-from dpo_diag.importers.steps import Frames, fill_steps
+from dpo_diag.importers.steps import fill_steps
 from dpo_diag.losses import check_names, loss_name
 from dpo_diag.records.run_info import Reduction, StepsSource
 from dpo_diag.records.text_files import Skipped
+
+LENGTHS = ("logging_steps", "total_steps", "total_epochs", "total_examples", "total_batch")
+"""Facts about a training's length."""
 
 
 @dataclass
@@ -66,6 +73,8 @@ class Facts:
     logging_steps: int | None = None
     total_steps: int | None = None
     total_epochs: float | None = None
+    total_examples: int | None = None
+    total_batch: int | None = None
     model: dict[str, Any] = field(default_factory=dict)
     stated_in: dict[str, str] = field(default_factory=dict)
 
@@ -81,6 +90,38 @@ class Facts:
         for name, where in other.stated_in.items():
             self.take(name, getattr(other, name), where)
         self.model = {**other.model, **self.model}
+
+    def without_length(self) -> Facts:
+        """These facts but those that one of several trainings in a source has for itself."""
+        other = Facts(model=self.model)
+        for name, where in self.stated_in.items():
+            if name not in LENGTHS:
+                other.take(name, getattr(self, name), where)
+        return other
+
+    def length(
+        self, summaries: Sequence[Mapping[str, Any]] = (), logging_steps: int | None = None, ended: bool = False
+    ) -> Length:
+        """How long the training is, by these facts and its final summaries.
+
+        Args:
+            logging_steps: as the user says; it wins over the facts'.
+            ended: whether the source reaches to the end of the training; a final summary says so too.
+        """
+        final_rows = (s for s in reversed(summaries) if number(s.get("train_runtime")) is not None)
+        summary: Mapping[str, Any] = next(final_rows, {})
+        named = Range(self.total_steps, self.total_steps) if self.total_steps else None
+        final = number(summary.get("epoch"))
+        per_epoch = None
+        if self.total_examples and self.total_batch:
+            per_epoch = float(math.ceil(self.total_examples / self.total_batch))
+        return Length(
+            named or total_of_summary(summary),
+            final if final and final > 0 else self.total_epochs,
+            per_epoch,
+            logging_steps or self.logging_steps,
+            ended or bool(summary),
+        )
 
 
 @dataclass
@@ -133,13 +174,11 @@ class Parsed:
         self,
         options: Options,
         frames: Frames | None = None,
-        total_steps: int | None = None,
-        total_epochs: float | None = None,
+        length: Length | None = None,
+        resumed_at: Sequence[int] = (),
     ) -> Parsed:
         """This source when all rows are in the store: rows without a step get one, see `importers.steps`."""
-        logging_steps = options.logging_steps or self.facts.logging_steps
-        self.steps, self.steps_from = fill_steps(
-            self.store, frames, logging_steps=logging_steps, total_steps=total_steps, total_epochs=total_epochs
-        )
+        length = length or self.facts.length(self.store.summaries, options.logging_steps)
+        self.steps, self.steps_from = fill_steps(self.store, frames, length, resumed_at)
         self.n_read = self.store.rows
         return self

@@ -217,6 +217,23 @@ class RowStore:
         for step, row in rows:
             self.add(row, 0, step)
 
+    def extend(self, later: RowStore) -> None:
+        """Take the rows of another store behind these."""
+        for keys, theirs in later.blocks.items():
+            block = self.blocks.setdefault(keys, Block(keys, self.trainer))
+            if not len(theirs.steps):
+                continue
+            table = np.stack([theirs.column(i) for i in range(len(theirs.metrics))], axis=1)
+            block.values.frombytes(np.ascontiguousarray(table).tobytes())
+            block.steps.extend(theirs.steps)
+            block.epochs.extend(theirs.epochs)
+            block.sequence.extend(array("i", (self.rows + i for i in theirs.sequence)))
+            block.is_clean = block.is_clean or theirs.is_clean
+            block.maybe_spill()
+        self.rows += later.rows
+        self.summaries += later.summaries
+        self.total = max((t for t in (self.total, later.total) if t), default=None)
+
     def _values(self, block: Block, row: Mapping[str, Any]) -> list[float] | None:
         """The row's metrics as floats, None if one is no number; after one clean row of a block the others go fast."""
         if block.is_clean:

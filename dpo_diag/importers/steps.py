@@ -1,23 +1,33 @@
 """Which optimizer step does a row belong to, when the row itself does not say?
 
-Console logs have no step column. In this order: the row's own step; the progress frame beside it; its epoch times the
-steps of an epoch; its number times the logging interval. run.json's `source.steps_from` names what was used.
+Console logs have no step column. In this order: the row's own step; the progress bar beside it; its epoch times the
+steps of an epoch; its number times the logging interval, where that follows from what the log states. A row whose
+step follows from nothing keeps its number, and run.json says so (`source.steps`: "counted"): it is not used as a step.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dpo_diag.importers.bars import Bar, BoolArray, Frames, IntArray
+from dpo_diag.importers.length import Length, Range, interval_of_total
 from dpo_diag.importers.rows import UNKNOWN_STEP, RowStore
 from dpo_diag.records.run_info import StepsSource
 
-IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+EPOCH_ROUNDING = 0.0051
+"""Half of an epoch's last digit: most trainers print two."""
+SHARE_WITH_BAR = 0.8
+"""Share of training rows that must have a bar beside them before the others take the last one's step."""
+SHARE_RISING = 0.95
+"""Share of neighbouring training rows whose bar must rise: below, the bars are not the rows' own (buffered output)."""
 
 
 class Steps(NamedTuple):
@@ -27,41 +37,30 @@ class Steps(NamedTuple):
     how: str
 
 
-@dataclass
-class Frames:
-    """For each row, by its number in the source, the progress counters beside it, as (steps done, steps in all)."""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a source in its order. `parts`: for each row, the part of a resumed training that it belongs to."""
 
-    counters: array[int] = field(default_factory=lambda: array("i"))  # done and total before the row, and after it
-    unseen: int = 0  # rows before the first one that has a frame at all: most logs without a bar have none
+    step: IntArray
+    epoch: FloatArray
+    train: BoolArray
+    parts: IntArray
 
-    def add(self, before: tuple[int, int], after: tuple[int, int]) -> None:
-        """The frames before and after the next row; (-1, -1) where there is none."""
-        if not self.counters:
-            if before[1] < 0 and after[1] < 0:
-                self.unseen += 1
-                return
-            self.counters.extend([UNKNOWN_STEP] * (4 * self.unseen))
-        self.counters.extend((*before, *after))
-
-    def columns(self) -> IntArray:
-        """done before, total before, done after, total after: (4, rows), -1 unknown; (4, 0) without any frame."""
-        return np.array(self.counters, np.int64).reshape(-1, 4).T
+    def rises(self, steps: IntArray, among: BoolArray) -> bool:
+        """Whether nearly all of `steps` rise from row to row, inside each part."""
+        values, parts = steps[among], self.parts[among]
+        same = parts[1:] == parts[:-1]
+        return not same.any() or float((np.diff(values) > 0)[same].mean()) > SHARE_RISING
 
 
 def fill_steps(
-    store: RowStore,
-    frames: Frames | None = None,
-    *,
-    logging_steps: int | None = None,
-    total_steps: int | None = None,
-    total_epochs: float | None = None,
+    store: RowStore, frames: Frames | None = None, length: Length | None = None, resumed_at: Sequence[int] = ()
 ) -> Steps:
     """Give every row without a step one, in place; returns where they come from.
 
     Args:
         frames: progress counters beside the rows, if the source had any.
-        logging_steps: optimizer steps between two rows, where it is known.
-        total_steps, total_epochs: length of the whole training, where it is known.
+        resumed_at: numbers of the rows with which a resumed training begins: there steps may run backwards.
     """
     blocks = store.filled()
     if not blocks:
@@ -84,7 +83,9 @@ def fill_steps(
         took = f"the rows' own step; {int(missing.sum())} rows without one took the last one before them"
         found = Steps("stated", took)
     else:
-        step, found = _infer(epoch, train, frames, logging_steps, total_steps or store.total, total_epochs)
+        parts = np.searchsorted(np.array(sorted(resumed_at)), np.arange(store.rows), side="right")
+        rows = _Rows(step, epoch, train, parts.astype(np.int64))
+        step, found = _infer(rows, frames, length or Length(), store.total)
     for block in blocks:
         filled = array("q")
         filled.frombytes(step[np.frombuffer(block.sequence, dtype=np.int32)].view(np.uint8).data)
@@ -92,105 +93,129 @@ def fill_steps(
     return found
 
 
-def _infer(
-    epoch: FloatArray,
-    train: npt.NDArray[np.bool_],
-    frames: Frames | None,
-    logging_steps: int | None,
-    total_steps: int | None,
-    total_epochs: float | None,
-) -> tuple[IntArray, Steps]:
-    by_frame, bar_total = _from_frames(train, frames)
-    per_epoch = _steps_per_epoch(epoch, train, by_frame, bar_total or total_steps, total_epochs, total_steps)
-    if by_frame is not None and _strictly_rising(by_frame[train & (by_frame >= 0)]) > 0.95:
-        known = by_frame >= 0
-        if per_epoch is None or _agrees(by_frame[known & train], epoch[known & train], per_epoch):
-            return _from_last_train(by_frame, train, epoch, per_epoch), Steps("bar", "progress frames")
-    if per_epoch is not None and np.isfinite(epoch).all():
-        guess = _on_the_grid(np.rint(epoch * per_epoch).astype(np.int64), train)
-        if _strictly_rising(guess[train]) > 0.95 or not train.any():
-            return guess, Steps("epochs", f"epoch x {per_epoch:g} steps per epoch")
-    n_train = int(train.sum())
+def _infer(rows: _Rows, frames: Frames | None, length: Length, named_total: int | None) -> tuple[IntArray, Steps]:
+    bar = Bar.beside(rows.train, frames)
+    total = length.exact_total or named_total or (bar.total if bar is not None else None)
+    per_epoch = _steps_per_epoch(rows, bar, length, total)
+    if bar is not None and _is_of_rows(bar, rows) and (per_epoch is None or _agrees(rows, bar.steps, per_epoch)):
+        return _with_evaluations(rows, bar.steps, per_epoch), Steps("bar", "progress frames")
+    if per_epoch is not None and np.isfinite(rows.epoch).all():
+        found = Steps("epochs", f"epoch x {per_epoch:g} steps per epoch")
+        if (steps := _at_one_interval(rows, per_epoch)) is not None:
+            return steps, found
+        guess = _on_the_grid(np.rint(rows.epoch * per_epoch).astype(np.int64), rows.train)
+        if not rows.train.any() or rows.rises(guess, rows.train):
+            return guess, found
+    return _by_row_numbers(rows, length, total)
+
+
+def _by_row_numbers(rows: _Rows, length: Length, total: int | None) -> tuple[IntArray, Steps]:
+    """Steps from the rows' numbers, where their interval is known; else the numbers themselves."""
+    n_train = int(rows.train.sum())
     if n_train == 0:
-        return np.arange(len(train), dtype=np.int64), Steps("counted", "row numbers: the log states no steps")
-    numbers = np.cumsum(train).astype(np.int64)
-    if logging_steps:
-        return numbers * logging_steps, Steps("interval", f"row number x {logging_steps} (as given)")
-    if total_steps and n_train <= total_steps:
-        interval = max(1, total_steps // n_train)
-        how = f"row number x {interval} ({total_steps} steps over {n_train} rows)"
-        return numbers * interval, Steps("interval", how)
+        return np.arange(len(rows.train), dtype=np.int64), Steps("counted", "row numbers: the log states no steps")
+    numbers = _numbers(rows)
+    last = int(numbers.max())
+    if length.logging_steps:
+        steps = _first_row_at_1(rows, numbers) * length.logging_steps
+        how = f"row number x {length.logging_steps} (as given)"
+        return np.maximum(steps, numbers.clip(max=1)), Steps("interval", how)
+    reach = length.total or (Range(total, total) if total else None)
+    if reach is not None and length.ended and (found := interval_of_total(reach, last)) is not None:
+        interval, has_first = found
+        steps = (numbers - has_first).clip(min=0) * interval
+        how = f"row number x {interval} ({reach.high:g} steps over {last} rows)"
+        return np.maximum(steps, numbers.clip(max=1)), Steps("interval", how)
     return numbers, Steps("counted", "row numbers: the log states no steps (--logging-steps N gives them)")
 
 
-def _from_frames(train: npt.NDArray[np.bool_], frames: Frames | None) -> tuple[IntArray | None, int | None]:
-    """Steps by the training bar: the one whose total stands beside most training rows; -1 where it is not beside."""
-    if frames is None:
-        return None, None
-    before, before_total, after, after_total = frames.columns()
-    if len(before) != len(train):
-        return None, None
-    rows = train if train.any() else np.ones_like(train)
-    seen = np.concatenate([before_total[rows], after_total[rows]])
-    seen = seen[seen > 0]
-    if len(seen) == 0:
-        return None, None
-    totals, counts = np.unique(seen, return_counts=True)
-    total = int(totals[np.argmax(counts)])
-    if _frames_lead(before, before_total, after, total):
-        return before, total
-    # tqdm draws the bar again right after a row: that frame is exact, the one before may lag (drawing is throttled).
-    steps = np.where(after_total == total, after, np.where(before_total == total, before, UNKNOWN_STEP))
-    share = (steps[train] >= 0).mean() if train.any() else 0.0
-    return (steps, total) if share >= 0.8 else (None, total)
+def _numbers(rows: _Rows) -> IntArray:
+    """The number of each training row; an evaluation has that of the last one before it. A resumed part counts on from
+    the row whose epoch it begins behind."""
+    numbers = np.cumsum(rows.train).astype(np.int64)
+    for part in range(1, int(rows.parts.max(initial=0)) + 1):
+        here, before = rows.parts == part, rows.parts < part
+        starts = rows.epoch[here & rows.train]
+        if len(starts) and np.isfinite(starts[0]):
+            done = numbers[before & rows.train & (rows.epoch < starts[0] - 1e-9)]
+            numbers[here] += int(done.max(initial=0)) - int(numbers[before].max(initial=0))
+    return numbers
 
 
-def _frames_lead(before: IntArray, before_total: IntArray, after: IntArray, total: int) -> bool:
-    """Whether every row has its own frame before it and none after (filtered logs, bars printed with the row): then the
-    frame after a row is the next row's. A finished bar before the last row and nothing after it tells it from a bar
-    that lags by one."""
-    if len(before) < 3 or not (before_total == total).all() or before[-1] != total or after[-1] >= 0:
-        return False
-    next_own = after[:-1] == before[1:]
-    return bool((next_own | (after[:-1] < 0)).all() and next_own.mean() > 0.5 and (np.diff(before) >= 0).all())
+def _first_row_at_1(rows: _Rows, numbers: IntArray) -> IntArray:
+    """Row numbers counted from 0 where the first row is one of step 1 alone: its epoch is far less than an interval."""
+    epochs = rows.epoch[rows.train]
+    if len(epochs) < 3 or not np.isfinite(epochs).all():
+        return numbers
+    return numbers - 1 if 0 < epochs[0] < 0.5 * float(np.median(np.diff(epochs))) else numbers
 
 
-def _steps_per_epoch(
-    epoch: FloatArray,
-    train: npt.NDArray[np.bool_],
-    by_frame: IntArray | None,
-    bar_total: int | None,
-    total_epochs: float | None,
-    total_steps: int | None,
-) -> float | None:
-    if total_steps and total_epochs:
-        return total_steps / total_epochs
-    usable = train & np.isfinite(epoch) & (epoch > 0)
-    if by_frame is not None:
-        usable = usable & (by_frame > 0)
-        if usable.sum() >= 3:
-            # The later half: an epoch of four digits is more exact there than at the start.
-            late = np.flatnonzero(usable)[usable.sum() // 2 :]
-            return float(np.median(by_frame[late] / epoch[late]))
-    if bar_total and usable.any():
-        last = float(epoch[usable].max())
-        whole = np.ceil(last - 1e-6)
-        if whole > 0 and last / whole > 0.9:
-            return bar_total / float(whole)
+def _at_one_interval(rows: _Rows, per_epoch: float) -> IntArray | None:
+    """Steps of rows at one interval, where these give the epoch of every row within its rounding."""
+    numbers: IntArray = _numbers(rows)
+    last = int(numbers.max(initial=0))
+    # Fewer rows than this leave more than one interval within the rounding.
+    if not rows.train.any() or last * 0.5 <= EPOCH_ROUNDING * per_epoch:
+        return None
+    for first in (numbers, numbers - 1):
+        interval = round(float(rows.epoch[rows.train].max()) * per_epoch / max(1, int(first.max())))
+        steps: IntArray = np.maximum(first * interval, numbers.clip(max=1))
+        if interval >= 1 and bool((np.abs(steps / per_epoch - rows.epoch) <= EPOCH_ROUNDING)[rows.train].all()):
+            return steps
     return None
 
 
-def _agrees(step: IntArray, epoch: FloatArray, per_epoch: float) -> bool:
+def _is_of_rows(bar: Bar, rows: _Rows) -> bool:
+    """Whether the bar gives nearly every training row a step of its own."""
+    known = bar.steps >= 0
+    of_train = known[rows.train]
+    return bool(len(of_train) and of_train.mean() >= SHARE_WITH_BAR) and rows.rises(bar.steps, rows.train & known)
+
+
+def _steps_per_epoch(rows: _Rows, bar: Bar | None, length: Length, total: int | None) -> float | None:
+    if total and length.epochs and length.ended:
+        return total / length.epochs
+    if length.total is not None and length.epochs and length.ended and _is_close(length.total):
+        return (length.total.low + length.total.high) / 2 / length.epochs
+    stated = total / length.epochs if total and length.epochs else None
+    if length.per_epoch:
+        # "Num Epochs" is rounded up where max_steps ends the training earlier: then it is far from the batches' number.
+        return stated if stated is not None and abs(stated - length.per_epoch) <= 1.0 else length.per_epoch
+    usable = np.isfinite(rows.epoch) & (rows.epoch > 0)
+    if bar is not None:
+        known = usable & bar.exact & (bar.steps > 0)
+        known = known if known.any() else usable & rows.train & (bar.steps > 0)
+        if known.any():
+            # The later half: an epoch of two digits is more exact there than at the start.
+            late = np.flatnonzero(known)[int(known.sum()) // 2 :]
+            ratio = float(np.median(bar.steps[late] / rows.epoch[late]))
+            whole = round(bar.total / ratio)
+            return bar.total / whole if whole >= 1 and abs(bar.total / ratio - whole) < 0.04 * whole else ratio
+    if stated is not None:
+        return stated
+    if total and (usable & rows.train).any():
+        last = float(rows.epoch[usable & rows.train].max())
+        whole = math.ceil(last - 1e-6)
+        if last / whole > 0.9:
+            return total / whole
+    return None
+
+
+def _is_close(total: Range) -> bool:
+    """Whether its middle is near enough: steps from it are moved to the grid of the rows (`_on_the_grid`)."""
+    return total.high - total.low <= 0.005 * total.low
+
+
+def _agrees(rows: _Rows, steps: IntArray, per_epoch: float) -> bool:
     """Whether frames and epochs give the same steps, within the rounding of two-digit epochs."""
-    known = np.isfinite(epoch) & (step > 0)
+    known = rows.train & np.isfinite(rows.epoch) & (steps > 0)
     if not known.any():
         return True
-    off = np.abs(epoch[known] * per_epoch - step[known])
-    slack = np.maximum(1.0, 0.011 * per_epoch)
-    return bool((off <= slack).mean() > 0.9)
+    off = np.abs(rows.epoch[known] * per_epoch - steps[known])
+    return bool((off <= max(1.0, 0.011 * per_epoch)).mean() > 0.9)
 
 
-def _on_the_grid(guess: IntArray, train: npt.NDArray[np.bool_]) -> IntArray:
+def _on_the_grid(guess: IntArray, train: BoolArray) -> IntArray:
     """Training rows come every k steps: a guess from rounded epochs is moved to the multiple of k that is beside it."""
     gaps = np.diff(guess[train])
     if len(gaps) < 3 or not (gaps > 0).all():
@@ -198,12 +223,7 @@ def _on_the_grid(guess: IntArray, train: npt.NDArray[np.bool_]) -> IntArray:
     interval = int(np.median(gaps))
     snapped = np.where(guess >= interval, np.rint(guess / interval).astype(np.int64) * interval, guess)
     near = np.abs(snapped - guess) <= np.maximum(1, 0.006 * guess)
-    return snapped if interval > 1 and near[train].all() and _strictly_rising(snapped[train]) == 1.0 else guess
-
-
-def _strictly_rising(steps: IntArray) -> float:
-    """Share of neighbours that rise; restarts after a crash keep it high, frames that lag behind do not."""
-    return 1.0 if len(steps) < 2 else float((np.diff(steps) > 0).mean())
+    return snapped if interval > 1 and near[train].all() and (np.diff(snapped[train]) > 0).all() else guess
 
 
 def _carry_forward(step: IntArray) -> IntArray:
@@ -212,15 +232,13 @@ def _carry_forward(step: IntArray) -> IntArray:
     return np.where(last >= 0, step[np.maximum(last, 0)], 0)
 
 
-def _from_last_train(
-    steps: IntArray, train: npt.NDArray[np.bool_], epoch: FloatArray, per_epoch: float | None
-) -> IntArray:
+def _with_evaluations(rows: _Rows, steps: IntArray, per_epoch: float | None) -> IntArray:
     """Rows without a frame of their own (evaluations beside another bar) take their epoch's step, else the last one."""
     filled = _carry_forward(np.where(steps >= 0, steps, UNKNOWN_STEP))
     if per_epoch is not None:
-        lonely = (steps < 0) & np.isfinite(epoch)
-        near = np.rint(np.where(np.isfinite(epoch), epoch, 0.0) * per_epoch).astype(np.int64)
+        lonely = (steps < 0) & np.isfinite(rows.epoch)
+        near = np.rint(np.where(np.isfinite(rows.epoch), rows.epoch, 0.0) * per_epoch).astype(np.int64)
         # Two-digit epochs cannot name a step exactly: the last training step wins where it is as near.
-        far = np.abs(near - filled) > np.maximum(1.0, 0.011 * per_epoch)
+        far = np.abs(near - filled) > max(1.0, 0.011 * per_epoch)
         filled = np.where(lonely & far, near, filled)
     return filled

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_diag.errors import DiagError
 from dpo_diag.importers.literal import parse_row
 from tests.importers.conftest import Importing
 from tests.importers.reading import steps, value
@@ -130,7 +131,12 @@ def test_of_sft_and_dpo_in_one_file_the_dpo_training_is_taken(tmp_path: Path, im
     result, run = imported(log(tmp_path / "train.log", text))
     assert [value(run, "loss", s) for s in (1, 2, 3)] == [0.6, 0.5, 0.4]
     assert len(steps(run, "loss")) == 3
-    assert "1 other trainings in the same file left out (8 rows)" in result["notes"]
+    note = "2 trainings in this file: number 2 is taken (3 rows), 1 left out (8 rows; --run NUMBER takes another)"
+    assert note in result["notes"]
+    _, run = imported(tmp_path / "train.log", run="1")
+    assert value(run, "loss", 8) == 2.8
+    with pytest.raises(DiagError, match="no such training"):
+        imported(tmp_path / "train.log", run="3")
 
 
 def test_eric_mitchells_rows_count_examples(tmp_path: Path, imported: Importing) -> None:

@@ -10,38 +10,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dpo_diag.importers.bars import UNKNOWN, Counter, counters, last_counter, next_counter
 from dpo_diag.importers.facts import facts_from_text
 from dpo_diag.importers.literal import ANSI, parse_row
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.rows import RowStore
-from dpo_diag.importers.steps import Frames
+from dpo_diag.importers.trainings import Place, Training, Trainings, is_training_row
 from dpo_diag.records.text_files import Skipped, pieces
 
 PIECE = 4 << 20
 TAIL = 1 << 16  # a row that begins in the last 64 KiB of a piece may end in the next one; longer rows are none
 WINDOW = 400  # bytes beside a row in which its progress frame is looked for: a bar of a wide terminal
-UNKNOWN = (-1, -1)
-_LARGEST_COUNT = (1 << 31) - 1  # what an array of C ints holds
+BANNER = 1 << 12  # bytes before a training's first row in which its length is stated
 _ROW = re.compile(rb"\{\s*['\"][^{}]*(\}?)")  # {'key' ... }, the brace absent where the row is cut off
-_FRAME = re.compile(rb"(\d+)/(\d+) \[")  # tqdm: 10/1000 [00:30<50:00
 _RANK = re.compile(rb"rank[ _:=]?(\d+)\W{0,8}$", re.IGNORECASE)  # [rank0]: before a row
-_COUNT = re.compile(rb"(after|step|iteration|global_step)[ =:]+(\d+)( examples)?[^\w{]{0,4}$", re.IGNORECASE)
+_COUNT = re.compile(rb"(?:after|step|iteration|global_step)[ =:]+(\d{1,15})( examples)?[^\w{\r\n]{0,4}$", re.IGNORECASE)
+_HEADING = re.compile(
+    rb"[\r\n][ *#=-]*(?:global )?step[ =:#]*(\d{1,15})[ *#=:-]*[\r\n]+\s*$", re.IGNORECASE
+)  # Step 500
+_BANNER = re.compile(rb"Running training ?\*|Num examples = [\d,]+ \| +Num Epochs", re.IGNORECASE)
 _POSTFIX = re.compile(rb"(\d+)/(\d+) \[[^\]\r\n]*?((?:, ?[A-Za-z][\w/]*=[-+.\w]+)+)\]?")  # 1/9 [..., loss=0.69]
-PREFERENCE = ("rewards/", "logps/")
-
-
-class _Section:
-    """The rows of one training in the file."""
-
-    def __init__(self, skipped: Skipped, trainer: str) -> None:
-        self.store = RowStore(skipped, trainer)
-        self.frames = Frames()
-        self.bar_total: int | None = None
-
-    @property
-    def is_preference(self) -> bool:
-        return any(name.startswith(PREFERENCE) for _, name in self.store.metrics())
 
 
 class _Reader:
@@ -49,11 +38,7 @@ class _Reader:
 
     def __init__(self, skipped: Skipped, trainer: str) -> None:
         self.skipped = skipped
-        self.trainer = trainer
-        self.section = _Section(skipped, trainer)
-        self.best: _Section | None = None
-        self.other_rows = 0
-        self.other_trainings = 0
+        self.trainings = Trainings(skipped, trainer)
         self.candidates = 0
         self.other_ranks = 0
         self.first_rank: int | None = None
@@ -81,8 +66,8 @@ class _Reader:
             position = end
         cut = max(position, safe)
         self.line += data.count(b"\n", counted, cut)
-        frames = _FRAME.findall(data, max(position, cut - WINDOW), cut)
-        self._frame = _counter(frames[-1]) if frames else (self._frame if position == 0 else UNKNOWN)
+        frame = last_counter(data, max(position, cut - WINDOW), cut)
+        self._frame = frame if frame != UNKNOWN or position else self._frame
         return data[cut:]
 
     def _row(self, data: bytes, position: int, start: int, end: int) -> None:
@@ -90,71 +75,74 @@ class _Reader:
         if b"\x1b" in prefix:
             prefix = ANSI.sub(b"", prefix)
         if b"ank" in prefix and (rank := _RANK.search(prefix)):
-            number = int(rank.group(1))
-            self.first_rank = number if self.first_rank is None else self.first_rank
-            if number != self.first_rank:
+            own = int(rank.group(1))
+            self.first_rank = own if self.first_rank is None else self.first_rank
+            if own != self.first_rank:
                 self.other_ranks += 1
                 return
         row = parse_row(data[start:end])
         if row is None:
             self.skipped.add(self.line, "a row cannot be parsed as a dictionary")
             return
-        step = None
-        if prefix[-3:].strip()[-1:] in (b":", b"=", b"-", b"|") and (count := _COUNT.search(prefix)):
-            step = int(count.group(2)) if len(count.group(2)) < 16 else None
-            self.counts_examples |= count.group(3) is not None
-        if self.section.store.summaries and self._is_train(row):
-            self._next_section()
-        section = self.section
-        block = section.store.add(row, self.line, step)
+        step = self._step_in_front(prefix if start - position > len(prefix) else b"\n" + prefix)
+        is_train = is_training_row(row)
+        before = self._frame_before(data, position, start, is_train)
+        next_row = data.find(b"{", end, end + WINDOW)
+        after = next_counter(data, end, next_row if next_row >= 0 else end + WINDOW)
+        place = Place.of(row, step, before)
+        training = self._training_of(place, data, position, start) if is_train else self.trainings.current
+        block = training.store.add(row, self.line, step)
         if block is None:
             return
-        before = self._frame_before(data, position, start, block.is_train)
-        next_row = data.find(b"{", end, end + WINDOW)
-        after = _FRAME.search(data, end, next_row if next_row >= 0 else end + WINDOW)
-        section.frames.add(before, _counter(after.groups()) if after is not None else UNKNOWN)
-        if block.is_train and before != UNKNOWN:
-            section.bar_total = before[1]
+        training.frames.add(before, after)
+        if block.is_train:
+            training.bar_total = before[1] if before != UNKNOWN else training.bar_total
+            if after[1] == training.bar_total:
+                place.bar = after
+            training.note(place)
 
-    def _frame_before(self, data: bytes, position: int, start: int, is_train: bool) -> tuple[int, int]:
+    def _step_in_front(self, prefix: bytes) -> int | None:
+        """The step that the text right before a row names: `step 10: {`, or a line of its own."""
+        if b"tep" not in prefix and b"fter" not in prefix and b"teration" not in prefix:
+            return None
+        if heading := _HEADING.search(prefix):
+            return int(heading.group(1))
+        count = _COUNT.search(prefix) if prefix[-3:].strip()[-1:] in (b":", b"=", b"-", b"|") else None
+        self.counts_examples |= count is not None and count.group(2) is not None
+        return int(count.group(1)) if count is not None else None
+
+    def _training_of(self, place: Place, data: bytes, position: int, start: int) -> Training:
+        """The training that a row at this place belongs to: the current one, or another that begins with it."""
+        training = self.trainings.current
+        banner = _BANNER.search(data, position, start) if training.n_train or training.store.summaries else None
+        if banner is not None or self.trainings.ends_before(place):
+            training = self.trainings.begin()
+        if training.n_train == 0:
+            training.facts.merge(facts_from_text(data[max(position, start - BANNER) : start], "its banner"))
+            training.start = _start(data, position, start, place.bar[1])
+        return training
+
+    def _frame_before(self, data: bytes, position: int, start: int, is_train: bool) -> Counter:
         """The nearest frame; for an evaluation row the training bar's last one, which may lie far before."""
-        if not is_train and self.section.bar_total is not None:
-            at = data.rfind(b"/%d [" % self.section.bar_total, position, start)
-            if at >= 0 and (digits := re.search(rb"\d+$", data[max(0, at - 12) : at])):
-                return int(digits.group()), self.section.bar_total
-        if start - position > 8 and (frames := _FRAME.findall(data, max(position, start - WINDOW), start)):
-            return _counter(frames[-1])
+        total = self.trainings.current.bar_total
+        if not is_train and total is not None:
+            mark = b"/%d [" % total
+            at = data.rfind(mark, position, start)
+            if at >= 0 and (frame := last_counter(data, max(0, at - 12), at + len(mark))) != UNKNOWN:
+                return frame
+        if start - position > 8 and (frame := last_counter(data, max(position, start - WINDOW), start)) != UNKNOWN:
+            return frame
         return self._frame if position == 0 else UNKNOWN
 
-    def _is_train(self, row: dict[str, object]) -> bool:
-        return "loss" in row or any(str(k).startswith(("train/", "rewards/")) for k in row)
 
-    def _next_section(self) -> None:
-        """A training row after a final summary: another training begins; the preference training is the one wanted."""
-        self.close()
-        self.section = _Section(self.skipped, self.trainer)
-
-    def close(self) -> None:
-        """Keep the better of the section that ends and the best so far: preference rows first, then the later one."""
-        ended = self.section
-        if self.best is None:
-            self.best = ended
-            return
-        if ended.store.rows == 0:
-            return
-        self.other_trainings += 1
-        if self.best.is_preference and not ended.is_preference:
-            self.other_rows += ended.store.rows
-            return
-        self.other_rows += self.best.store.rows
-        self.best = ended
-
-
-def _counter(groups: tuple[bytes, ...]) -> tuple[int, int]:
-    if len(groups[0]) > 10 or len(groups[1]) > 10:
-        return UNKNOWN
-    done, total = int(groups[0]), int(groups[1])
-    return (done, total) if max(done, total) <= _LARGEST_COUNT else UNKNOWN
+def _start(data: bytes, position: int, end: int, total: int) -> Counter:
+    """The first counter above 0 of the bar of that length in data[position:end], after it ran backwards, if it did."""
+    start, last = UNKNOWN, UNKNOWN
+    for counter in counters(data, position, end):
+        if counter[1] == total:
+            start = counter if start[0] < 1 or counter[0] < last[0] else start
+            last = counter
+    return start
 
 
 def _is_text(head: Head) -> bool:
@@ -162,10 +150,11 @@ def _is_text(head: Head) -> bool:
 
 
 def read_console(path: Path, options: Options) -> Parsed:
-    """Read a console log. Steps: see `dpo_diag.importers.steps`."""
+    """Read a console log. Steps: see `dpo_diag.importers.steps`; several trainings: `dpo_diag.importers.trainings`."""
     parsed = Parsed.of("console", [path], options)
     reader = _Reader(parsed.skipped, options.trainer or "any")
     data, is_head = b"", True
+    stated = Facts()
     waiting: list[bytes] = []
     size = 0
     for piece in pieces(path, parsed.skipped, PIECE):
@@ -175,47 +164,29 @@ def read_console(path: Path, options: Options) -> Parsed:
             continue
         data = data + b"".join(waiting)
         if is_head:
-            parsed.facts.merge(facts_from_text(data[: 1 << 20], path.name))
+            stated.merge(facts_from_text(data[: 1 << 20], path.name))
             is_head = False
         data = reader.feed(data, last=False)
         waiting, size = [], 0
     data = data + b"".join(waiting)
-    parsed.facts.merge(facts_from_text(data[-(1 << 20) :], path.name))
+    stated.merge(facts_from_text(data[-(1 << 20) :], path.name))
     reader.feed(data, last=True)
-    reader.close()
-    section = reader.best or reader.section
-    parsed.store = section.store
-    if section.store.rows == 0 and not section.store.summaries:
+    training, notes = reader.trainings.taken(options.run)
+    parsed.store = training.store
+    if training.store.rows == 0 and not training.store.summaries:
         return _read_postfix(path, parsed, options)
-    is_alone = reader.other_trainings == 0
-    parsed.with_steps(
-        options,
-        section.frames,
-        total_steps=parsed.facts.total_steps if is_alone else None,
-        total_epochs=_final_epoch(section.store, parsed.facts) if is_alone else None,
-    )
+    is_alone = len(reader.trainings.chained) == 1
+    lengths = stated if is_alone else training.facts
+    parsed.facts.merge(stated if is_alone else stated.without_length())
+    length = lengths.length(training.store.summaries, options.logging_steps, training.ended)
+    parsed.with_steps(options, training.frames, length, training.resumed_at)
     if reader.counts_examples:
         parsed.notes.append("steps are counted in examples, as the source counts them")
-    if not is_alone:
-        parsed.notes.append(
-            f"{reader.other_trainings} other trainings in the same file left out ({reader.other_rows} rows)"
-        )
+    parsed.notes += notes
     if reader.other_ranks:
         parsed.notes.append(f"{reader.other_ranks} rows of other ranks left out")
     parsed.n_rows = reader.candidates
     return parsed
-
-
-def _final_epoch(store: RowStore, facts: Facts) -> float | None:
-    """The epoch at which the named total of steps was reached: the final summary's, or the configured number."""
-    for summary in reversed(store.summaries):
-        try:
-            epoch = float(summary.get("epoch", "nan"))
-        except (TypeError, ValueError):
-            continue
-        if epoch > 0 and facts.total_steps:
-            return epoch
-    return facts.total_epochs
 
 
 def _read_postfix(path: Path, parsed: Parsed, options: Options) -> Parsed:
@@ -246,7 +217,7 @@ def _postfix_rows(data: bytes, store: RowStore, line: int) -> int:
         row = {k.strip().decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
         line += data.count(b"\n", counted, match.start())
         counted = match.start()
-        done, total = _counter(match.groups()[:2])
+        done, total = next_counter(data, match.start(), match.end())
         if done >= 0 and any("loss" in k for k in row):
             row["total_steps"] = str(total)
             store.add(row, line, done)

@@ -77,7 +77,7 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
         if isinstance(document.get("stateful_callbacks"), Mapping):
             parsed.details["transformers_at_least"] = "4.42"
     parsed.n_rows = sum(not isinstance(row, BadRow) for row in rows)
-    return parsed.with_steps(options, total_steps=parsed.facts.total_steps)
+    return parsed.with_steps(options)
 
 
 def rows_of(document: Any) -> list[Any] | None:

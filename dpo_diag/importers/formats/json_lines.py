@@ -16,6 +16,7 @@ from typing import Any
 from dpo_diag.importers.keys import with_split
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.trainings import Trainings
 from dpo_diag.records.row_files import BadRow, parse_row
 from dpo_diag.records.text_files import lines
 
@@ -58,7 +59,7 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
     A line that is no object is reported by its number. A `log_history` inside a row adds the steps that no line has.
     """
     parsed = Parsed.of(name, [path], options, trainer)
-    store, late = parsed.store, list[tuple[int, Any]]()
+    trainings, late = Trainings(parsed.skipped, parsed.store.trainer), list[tuple[int, Any]]()
     for line, text in lines(path, parsed.skipped):
         text = text.strip()
         if not text:
@@ -70,7 +71,7 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
             continue
         if isinstance(row.get("log_history"), list):
             late += [(line, inner) for inner in row["log_history"]]
-            store.summaries.append({k: v for k, v in row.items() if isinstance(v, (int, float, str))})
+            trainings.current.store.summaries.append({k: v for k, v in row.items() if isinstance(v, (int, float, str))})
             continue
         for key in _NESTED:
             if isinstance(inner := row.get(key), Mapping):
@@ -78,13 +79,16 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
                 break
         if isinstance(split := row.get("split"), str):
             row = with_split(row, split)
-        store.add(row, line)
+        trainings.add(row, line)
+    training, notes = trainings.taken(options.run)
+    parsed.store = store = training.store
+    parsed.notes += notes
     logged = {int(step) for block in store.filled() for step in block.steps}
     for line, inner in late:
         if isinstance(inner, Mapping) and inner.get("step") not in logged:
             store.add(inner, line)
             parsed.n_rows += 1
-    return parsed.with_steps(options)
+    return parsed.with_steps(options, resumed_at=training.resumed_at)
 
 
 register(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dpo_diag.importers.log_format import LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.trainings import Trainings
 from dpo_diag.records.text_files import lines
 
 _LINE = re.compile(rb"(?m)^\s*Step (\d+) \| +(?=\S+:\S)")
@@ -19,6 +20,7 @@ _PAIR = re.compile(r"([^\s:|]+):(\S+)")
 def read_torchtune(path: Path, options: Options) -> Parsed:
     """Read `Step N | ...` lines; any other line that begins with `Step` is reported."""
     parsed = Parsed.of("torchtune", [path], options, "torchtune")
+    trainings = Trainings(parsed.skipped, parsed.store.trainer)
     for line, text in lines(path, parsed.skipped):
         match = _LINE.match(text)
         if match is None and not text.lstrip().startswith(b"Step "):
@@ -30,7 +32,9 @@ def read_torchtune(path: Path, options: Options) -> Parsed:
         elif len(match.group(1)) > 15 or not row:
             parsed.skipped.add(line, "no name:value after the step")
         else:
-            parsed.store.add(row, line, int(match.group(1)))
+            trainings.add(row, line, int(match.group(1)))
+    training, notes = trainings.taken(options.run)
+    parsed.store, parsed.notes = training.store, notes
     parsed.steps, parsed.steps_from = "stated", "the rows' own step"
     parsed.n_read = parsed.store.rows
     parsed.notes.append("on one device torchtune logs the last micro-batch only, not the step's mean")
