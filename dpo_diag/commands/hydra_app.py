@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dpo_diag.commands.overrides import explain_override
+from dpo_diag.commands.overrides import explain_override, plain_value, quoted
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
@@ -33,6 +34,7 @@ T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
 SCHEMAS: dict[str, type] = {"config": Config, "score": ScoreConfig, "generate": GenerateConfig}
 """conf/NAME.yaml -> its schema, known to Hydra as base_NAME."""
+_RESUME = re.compile(r"\+{0,2}resume=")
 
 
 def register() -> None:
@@ -99,19 +101,19 @@ def _full_errors() -> Iterator[None]:
 
 def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> None:
     register()
-    # `-sc install=bash` is no override: it asks Hydra for the shell's completion script.
-    completion = any(a in ("-sc", "--shell-completion", "--shell_completion") for a in arguments)
-    if not completion and "--config-dir" not in " ".join(arguments):
+    arguments = _resumed(arguments)
+    # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
+    # (-cd) may hold any key.
+    if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
         reason = explain_override(overrides, SCHEMAS[config_name])
         if reason is not None:
             raise DiagError(reason, usage=True)
-    arguments = _resumed(arguments)
     if not is_main_process():
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
         scratch = tempfile.mkdtemp(prefix="dpo-diag-rank-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        arguments += ["hydra.output_subdir=null", f"hydra.run.dir={scratch}"]
+        arguments += ["hydra.output_subdir=null", f"hydra.run.dir={quoted(scratch)}"]
     sys.argv = [name, *arguments]
     errors: list[DiagError] = []
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
@@ -121,19 +123,25 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> None:
 
 
 def _resumed(arguments: list[str]) -> list[str]:
-    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win."""
-    run = next((a.split("=", 1)[1] for a in arguments if a.startswith("resume=")), None)
-    if run is None or run in ("null", ""):
+    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
+
+    RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
+    """
+    given = next((a for a in arguments if _RESUME.match(a)), None)
+    run = None if given is None else given.partition("=")[2]
+    if given is None or run in (None, "null", ""):
         return arguments
     folder = Path(run)
+    if not folder.exists():
+        folder = Path(plain_value(given))
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise DiagError(
-            "nothing to resume", where=run, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
+            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
-    before = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("resume=")]
-    return [*before, *arguments, f"hydra.run.dir={folder.resolve()}"]
+    kept = [a for a in (*map(str, OmegaConf.load(saved)), *arguments) if not _RESUME.match(a)]
+    return [*kept, f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder.resolve()))}"]
 
 
 def _collecting(job: Job, errors: list[DiagError]) -> Job:

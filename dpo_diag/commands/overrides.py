@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from dpo_diag.config import Config, conf_dir
@@ -24,6 +26,21 @@ def valid_keys(schema: type = Config) -> dict[str, list[str]]:
     return keys
 
 
+def plain_value(text: str) -> str:
+    """The value of an override KEY=VALUE whose value is one text: quotes and escapes taken off, anything else as it is.
+
+    >>> plain_value("resume='läufe/β'"), plain_value("resume=läufe/β"), plain_value("resume=a,b")
+    ('läufe/β', 'läufe/β', 'a,b')
+    """
+    raw = text.partition("=")[2]
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return raw
+    value = None if override.is_sweep_override() else override.value()
+    return value if isinstance(value, str) else raw
+
+
 def explain_override(overrides: Iterable[str], schema: type = Config) -> str | None:
     """The first override that names an unknown key, group or option, with its nearest valid one; None if all exist."""
     keys = valid_keys(schema)
@@ -34,7 +51,7 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
-        return f"override {text!r} cannot be parsed; expected key=value; hint: quote values with space, comma or ="
+        return f"override {text!r} cannot be parsed; expected key=value; hint: {_quoting(text)}"
     key = str(parsed.key_or_group or "")
     if key.startswith("hydra") or parsed.is_add() or not key:
         return None
@@ -50,6 +67,24 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
         return None if name in keys[prefix] else f"unknown key {key!r}; {_nearest(name, keys[prefix], within)}"
     first = prefix.split(".")[0]
     return None if first in keys[""] else f"unknown key {key!r}; {_nearest(first, keys[''])}"
+
+
+def quoted(value: str) -> str:
+    """A text as an override's value, whatever it holds: letters beyond ASCII, spaces, commas, =, quotes.
+
+    >>> quoted("läufe/a, b"), quoted("it's")
+    ("'läufe/a, b'", "'it\\\\'s'")
+    """
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def _quoting(text: str) -> str:
+    """What to type for an override that Hydra cannot read."""
+    key, found, value = text.partition("=")
+    why = "a value with letters beyond ASCII, a comma, =, a quote or brackets stands in quotes"
+    if not found or value[:1] in "'\"":
+        return why
+    return f"{why}: {shlex.quote(f'{key}={quoted(value)}')}"
 
 
 def _nearest(word: str, choices: list[str], within: str = "") -> str:
