@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
+from dpo_diag.diagnosis.checks.shared.advice import PERPLEXITY_ORDERS, SOUND, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -81,7 +82,8 @@ register(
             pairs={0: ([-10.0] * 40, -10.0), 5: ([-12.0] * 40, -20.0)},
         ),
         try_next=(
-            "read those pairs: wrong labels, foreign text and cut answers look like this",
+            "read those pairs: foreign text and cut answers look like this",
+            Advice("look for wrong labels among them", (SOUND, PERPLEXITY_ORDERS)),
             "judge by ppl_seq_geomean or by the median pair",
         ),
         sources=("h2oai/h2o-llmstudio issue 594",),

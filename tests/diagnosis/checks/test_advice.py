@@ -35,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "NOT_MEASURED": ({}, [{"findings": {"DVG018": {}}}, {"findings": {"DVG025": {}}}]),
     "NOT_CLIPPED": ({"clipped_at": 0.0}, [{"clipped_at": 1.0}]),
     "SEVERAL_EPOCHS": ({"epochs": 3.0}, [{"epochs": 1.0}]),
+    "PERPLEXITY_ORDERS": ({}, [{"findings": {"DVG029": {}}}]),
     "DISPLACED": ({"findings": {"DVG001": {}}}, [{"findings": {}}]),
 }
 """Condition -> what makes it hold, and what each breaks it."""
@@ -56,7 +57,8 @@ def test_every_condition_has_a_case_for_and_one_against() -> None:
 def test_a_line_is_given_only_where_all_its_conditions_hold(code: str, line: Advice) -> None:
     """Conditions that are a check's own look at its evidence: here the lists and numbers that make them hold."""
     own: dict[str, Any] = {"DVG002": {"rejected_reward": {"value": -6.0}},
-                           "DVG006": {"found": ["cut responses", "end token", "answers without end"]}}  # fmt: skip
+                           "DVG006": {"found": ["cut responses", "end token", "answers without end"]},
+                           "DVG029": {"margin_is_better": True}}  # fmt: skip
     held: dict[str, Any] = {"types": ("sigmoid",), "findings": {code: own.get(code, {})}}
     for condition in line.when:
         change = CASES[NAMES[id(condition)]][0] if id(condition) in NAMES else {}

@@ -180,6 +180,9 @@ NOT_CLIPPED = Condition(
 SEVERAL_EPOCHS = Condition(
     "the run is not known to have had one epoch or less", lambda s, t: s.epochs is None or s.epochs > 1
 )
+PERPLEXITY_ORDERS = Condition(
+    "perplexity does not prefer the rejected answers (DVG029)", lambda s, t: "DVG029" not in s.findings
+)
 DISPLACED = Condition("chosen fell (DVG001)", lambda s, t: "DVG001" in s.findings)
 LOSS_TAUGHT = (SOUND, TRAINED, REFERENCE_RIGHT, FELL)
 """Conditions of advice that changes what a falling loss does."""
