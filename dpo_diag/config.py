@@ -32,14 +32,38 @@ class ModelConfig:
 
 
 @dataclass
+class ColumnsConfig:
+    """What a column is where its name does not say so, or says it wrongly: a column's name; false: not to be read.
+
+    `prompt` may be a list of names, which are joined line under line. `better` says which of two answers is better.
+    """
+
+    prompt: Any = None
+    chosen: Any = None
+    rejected: Any = None
+    system: Any = None
+    better: Any = None
+
+
+@dataclass
 class DataConfig:
-    """Which preference pairs: `kind` task, jsonl, sharegpt or hub; the share held out; the share of bad rows borne."""
+    """Which preference pairs: `kind` task, jsonl, sharegpt or hub; the share held out; the share of bad rows borne.
+
+    `path`, `eval_path`: a file, several, a glob, or a list. `config`: a configuration of the hub's data set. `form`:
+    how the rows are written (a name of `dpo_diag.rows.form.FORMS`), auto: their columns say. `chat`: whether a prompt
+    of text is a user's turn; null: as the form has it. `implicit_prompt`: whole or any; see `rows.implicit`.
+    """
 
     kind: str = "task"
-    path: str | None = None
-    eval_path: str | None = None
+    path: Any = None
+    eval_path: Any = None
     name: str | None = None
+    config: str | None = None
     revision: str | None = None
+    form: str = "auto"
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    chat: bool | None = None
+    implicit_prompt: str = "whole"
     split: str = "train"
     eval_split: str | None = None
     eval_share: float = 0.2
@@ -217,6 +241,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.kind": ("task", "smollm2", "hub"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.kind": ("task", "jsonl", "sharegpt", "hub"),
+    "data.implicit_prompt": ("whole", "any"),
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "peft.kind": ("none", "lora", "qlora"),
@@ -308,12 +333,15 @@ def check_data(d: DataConfig) -> None:
     for share in ("eval_share", "max_bad_share", "max_truncated_share"):
         if not 0 <= getattr(d, share) <= 1:
             raise _wrong(f"data.{share}", getattr(d, share), "a share from 0 to 1")
+    if d.implicit_prompt not in CHOICES["data.implicit_prompt"]:
+        raise _wrong("data.implicit_prompt", d.implicit_prompt, f"one of {', '.join(CHOICES['data.implicit_prompt'])}")
     if d.kind in ("jsonl", "sharegpt"):
         for key in ("path", "eval_path"):
             value = getattr(d, key)
             if value is None and key == "path":
                 raise _wrong("data.path", "nothing", "a file of preference pairs")
-            if value is not None and not Path(value).exists():
+            # Several files and globs are looked for where they are read.
+            if isinstance(value, str) and not set(value) & set(",*?[") and not Path(value).expanduser().exists():
                 raise _wrong(f"data.{key}", value, "an existing file")
     if d.kind == "hub" and not d.name:
         raise _wrong("data.name", "nothing", "a datasets id or a local dataset folder")

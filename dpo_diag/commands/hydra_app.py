@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dpo_diag.commands.overrides import explain_override, plain_value, quoted
+from dpo_diag.commands.overrides import explain_override, plain_value, quoted, quoted_paths
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
@@ -101,7 +101,7 @@ def _full_errors() -> Iterator[None]:
 
 def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> None:
     register()
-    arguments = _resumed(arguments)
+    arguments = quoted_paths(_resumed(arguments))
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):

@@ -16,12 +16,7 @@ from dpo_diag.errors import did_you_mean
 
 def valid_keys(schema: type = Config) -> dict[str, list[str]]:
     """Dotted prefix -> keys below it, from the schema; prefixes whose keys are free are absent."""
-    keys: dict[str, list[str]] = {"": []}
-    for f in dataclasses.fields(schema):
-        keys[""].append(f.name)
-        default = f.default_factory() if callable(f.default_factory) else None
-        if dataclasses.is_dataclass(default):
-            keys[f.name] = [g.name for g in dataclasses.fields(default)]
+    keys = _keys_below(schema, "")
     keys[""] += [p.name for p in conf_dir().iterdir() if p.is_dir()] + ["hydra"]
     return keys
 
@@ -39,6 +34,28 @@ def plain_value(text: str) -> str:
         return raw
     value = None if override.is_sweep_override() else override.value()
     return value if isinstance(value, str) else raw
+
+
+def _keys_below(schema: type, prefix: str) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {prefix: []}
+    for f in dataclasses.fields(schema):
+        keys[prefix].append(f.name)
+        default = f.default_factory() if callable(f.default_factory) else None
+        if dataclasses.is_dataclass(default):
+            keys |= _keys_below(type(default), f"{prefix}.{f.name}" if prefix else f.name)
+    return keys
+
+
+def quoted_paths(arguments: list[str]) -> list[str]:
+    """Several data files in one override as Hydra takes them outside a sweep: `data.path=a,b` in quotes."""
+    if any(a in ("-m", "--multirun") for a in arguments):
+        return arguments
+    return [_as_one(a) if a.startswith(("data.path=", "data.eval_path=")) else a for a in arguments]
+
+
+def _as_one(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{key}={quoted(value)}" if "," in value and value[:1] not in ("[", "'", '"') else text
 
 
 def explain_override(overrides: Iterable[str], schema: type = Config) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -23,7 +24,11 @@ def job(cfg: DictConfig) -> str:
     from dpo_diag.inference.score_run import score_checkpoints
     from dpo_diag.models.checkpoints import Loader
 
-    source = load_data(config.data, seed=config.seed)
+    # Without a share that is held out nothing is split, and a set of one prompt is scored like any other.
+    data = config.data if config.hold_out or config.data.eval_path else replace(config.data, eval_share=0.0)
+    source = load_data(data, seed=config.seed, thresholds=config.checks)
+    for line in source.readings():
+        print(line, file=sys.stderr)
     source.check(config.data.max_bad_share)
     rows = source.held_out if config.hold_out else source.train + source.held_out
     rows = rows[: config.data.max_eval_pairs]

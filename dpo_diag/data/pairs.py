@@ -9,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dpo_diag.data.files import Paths, check_file, expand
 from dpo_diag.errors import DiagError
 from dpo_diag.records.conversation import prompt_text, response_text
-from dpo_diag.records.row_files import SUFFIXES, BadRow, read_rows, suffix_of
+from dpo_diag.records.row_files import BadRow, read_rows
 from dpo_diag.records.row_files import Row as RawRow
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.rows.forms import FORMATS, detect_format
+from dpo_diag.rows.columns import SAMPLE
+from dpo_diag.rows.form import How, Reading, recognise
 from dpo_diag.rows.pair import Pair, prompt_key, shorten
-from dpo_diag.text import some
+from dpo_diag.text import plural
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +39,33 @@ TRAINED_COLUMNS = ("prompt", "chosen", "rejected", "pair_id", "tools", "chat_tem
 
 
 @dataclass
+class PartRead:
+    """One file of a set: its rows are numbered from `offset` + 1 within the set."""
+
+    path: str | None
+    offset: int
+    reading: Reading
+    n_read: int = 0
+    n_pairs: int = 0
+
+    def says(self) -> list[str]:
+        """How it was read, and which columns of text were not: a line each."""
+        of = f"{self.n_pairs} of " if self.n_pairs != self.n_read else ""
+        where = f"{self.path}: " if self.path else ""
+        lines = (
+            [f"{where}{of}{plural(self.n_read, 'row')} read as {self.reading.title}: {self.reading.says}"]
+            if self.n_pairs
+            else []
+        )
+        if self.n_pairs and self.reading.not_read:
+            names = ", ".join(self.reading.not_read)
+            lines.append(
+                f"{where}columns of text that the model does not see: {names} (data.columns says what a column is)"
+            )
+        return lines
+
+
+@dataclass
 class PairSet:
     """Preference pairs from one source.
 
@@ -47,6 +76,8 @@ class PairSet:
         source: where they come from: path or name, format, split.
         kind: "text" or "messages"; every row is of this kind.
         fingerprint: SHA-256 of the usable pairs' content in order; the same pairs give the same one from any format.
+        parts: the files, in their order, and how each was read.
+        hints: reason of dropped rows -> what the user can do about it.
     """
 
     rows: list[Row]
@@ -55,6 +86,8 @@ class PairSet:
     source: dict[str, Any]
     kind: str
     fingerprint: str
+    parts: list[PartRead] = field(default_factory=list)
+    hints: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,7 +117,15 @@ class PairSet:
             "bad_share": self.bad_share,
             "dropped": {str(k): int(v) for k, v in dropped["why"].value_counts().items()},
             "noted": {str(k): int(v) for k, v in kept["why"].value_counts().items()},
+            "readings": [
+                {"path": p.path, "n_read": p.n_read, "n_pairs": p.n_pairs, **p.reading.summary()} for p in self.parts
+            ],
         }
+
+    def place(self, number: int) -> tuple[str | None, int]:
+        """(file, row in it) of a row of the set."""
+        part = next((p for p in reversed(self.parts) if p.offset < number), None)
+        return (None, number) if part is None else (part.path, number - part.offset)
 
     def require(self, max_bad_share: float = MAX_BAD_SHARE) -> PairSet:
         """Itself, if there are pairs and the share of dropped rows is at most `max_bad_share`.
@@ -102,13 +143,16 @@ class PairSet:
         for why, count in dropped["why"].value_counts().head(3).items():
             first = dropped.loc[dropped["why"] == why].iloc[0]
             detail = f": {first['detail']}" if first["detail"] else ""
-            reasons.append(f"{count} {why} (first in row {first['row']}{detail})")
+            file, row = self.place(int(first["row"]))
+            within = f" of {file}" if len(self.parts) > 1 else ""
+            reasons.append(f"{count} {why} (first in row {row}{within}{detail})")
         raise DiagError(
             "too many bad rows" if self.rows else "no usable preference pair",
             where=where,
             got=f"{self.n_dropped} of {self.n_read} rows: {', '.join(reasons)}",
             expected=f"at most {max_bad_share:.3g} of the rows" if self.rows else "prompt, chosen, rejected",
-            hint="correct those rows, choose the right data format, or raise data.max_bad_share",
+            hint=self.hints.get(str(dropped["why"].value_counts().index[0]), "correct those rows")
+            + (", or raise data.max_bad_share" if self.rows else ""),
         )
 
 
@@ -150,57 +194,93 @@ def text_rows(rows: Iterable[Row], split: str) -> list[dict[str, str]]:
 
 
 def collect(
-    raw_rows: Iterable[RawRow], source: Mapping[str, Any], data_format: str = "auto", limit: int | None = None
+    raw_rows: Iterable[RawRow], source: Mapping[str, Any], how: How | None = None, limit: int | None = None
 ) -> PairSet:
     """Read raw rows into a `PairSet`. One pass; what stays in memory is the pairs and 16 characters of id for each.
 
     Args:
         raw_rows: (row number, row or why it cannot be read).
         source: what to say about the origin.
-        data_format: "trl", "sharegpt", or "auto" (decided by the first readable row).
+        how: what is known of the rows; the first of them decide what is not.
         limit: stop after so many rows of the source.
     """
-    from tqdm import tqdm
+    collector = _Collector(how or How(), limit)
+    collector.add(raw_rows)
+    return collector.done(source)
 
-    rows: list[Row] = []
-    issues: list[tuple[int, str, str, bool]] = []
-    seen: dict[str, int] = {}
-    digest = hashlib.sha256()
-    n_read, kind = 0, ""
-    for number, raw in tqdm(raw_rows, desc="reading pairs", unit="row", delay=2, leave=False):
-        if limit is not None and n_read >= limit:
-            break
-        n_read += 1
+
+class _Collector:
+    """Takes the rows of one file after the other; a row's number counts on from the files before."""
+
+    def __init__(self, how: How, limit: int | None = None) -> None:
+        self._how, self._limit = how, limit
+        self._rows: list[Row] = []
+        self._issues: list[tuple[int, str, str, bool]] = []
+        self._hints: dict[str, str] = {}
+        self._seen: dict[str, int] = {}
+        self._digest = hashlib.sha256()
+        self._kind = ""
+        self._last = self._n_read = 0
+        self._parts: list[PartRead] = []
+
+    def add(self, raw_rows: Iterable[RawRow], path: str | None = None) -> None:
+        """Read the rows of a file, whose form its first ones decide."""
+        from tqdm import tqdm
+
+        stream = iter(raw_rows)
+        first = list(islice(stream, SAMPLE))
+        reading = recognise([row for _, row in first if not isinstance(row, BadRow)], self._how)
+        part = PartRead(path, self._last, reading)
+        for number, raw in tqdm(chain(first, stream), desc="reading pairs", unit="row", delay=2, leave=False):
+            if self._limit is not None and self._n_read >= self._limit:
+                break
+            self._n_read += 1
+            part.n_read += 1
+            self._last = part.offset + number
+            part.n_pairs += self._take(self._last, raw, reading, part)
+        self._parts.append(part)
+
+    def _take(self, number: int, raw: Mapping[str, Any] | BadRow, reading: Reading, part: PartRead) -> bool:
         try:
             if isinstance(raw, BadRow):
                 raise raw
-            if data_format == "auto":
-                data_format = detect_format(raw)
-            pair = FORMATS[data_format].read(raw)
-            if kind and pair.kind != kind:
+            pair = reading.pair(raw)
+            if self._kind and pair.kind != self._kind:
                 # A trainer decides once for the whole set whether to add an end token or a chat template.
-                raise BadRow(f"{pair.kind} in a set of {kind}", shorten(prompt_text(pair.prompt)))
+                raise BadRow(f"{pair.kind} in a set of {self._kind}", shorten(prompt_text(pair.prompt)))
             row = _finished(number, pair)
-            if (first := seen.get(row["pair_id"])) is not None:
-                raise BadRow("duplicated pair", f"the same as row {first}")
+            if (first := self._seen.get(row["pair_id"])) is not None:
+                raise BadRow("duplicated pair", f"the same as {self._place(first, part)}")
         except BadRow as bad:
-            issues.append((number, bad.why, bad.detail, True))
-            continue
-        kind = pair.kind
-        if (first := seen.get(pair.swapped().pair_id)) is not None:
-            pair.notes.append(("contradicts another row", f"row {first} prefers the other response"))
-        seen[row["pair_id"]] = number
-        digest.update(_content(row))
-        rows.append(row)
-        issues.extend((number, why, detail, False) for why, detail in pair.notes)
-    return PairSet(
-        rows=rows,
-        issues=pd.DataFrame(issues, columns=ISSUE_COLUMNS).astype({"dropped": bool}),
-        n_read=n_read,
-        source={**source, "format": data_format},
-        kind=kind or "text",
-        fingerprint=digest.hexdigest(),
-    )
+            self._issues.append((number, bad.why, bad.detail, True))
+            if bad.hint:
+                self._hints[bad.why] = bad.hint
+            return False
+        self._kind = pair.kind
+        if (first := self._seen.get(pair.swapped().pair_id)) is not None:
+            pair.notes.append(("contradicts another row", f"{self._place(first, part)} prefers the other response"))
+        self._seen[row["pair_id"]] = number
+        self._digest.update(_content(row))
+        self._rows.append(row)
+        self._issues.extend((number, why, detail, False) for why, detail in pair.notes)
+        return True
+
+    def _place(self, number: int, here: PartRead) -> str:
+        part = next(p for p in (here, *reversed(self._parts)) if p.offset < number)
+        return f"row {number - part.offset}" + ("" if part is here else f" of {part.path}")
+
+    def done(self, source: Mapping[str, Any]) -> PairSet:
+        """What was read."""
+        return PairSet(
+            rows=self._rows,
+            issues=pd.DataFrame(self._issues, columns=ISSUE_COLUMNS).astype({"dropped": bool}),
+            n_read=self._n_read,
+            source={**source, "format": ", ".join(dict.fromkeys(part.reading.form for part in self._parts))},
+            kind=self._kind or "text",
+            fingerprint=self._digest.hexdigest(),
+            parts=self._parts,
+            hints=self._hints,
+        )
 
 
 def _finished(number: int, pair: Pair) -> Row:
@@ -221,28 +301,19 @@ def _content(row: Row) -> bytes:
     return json.dumps(kept, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
 
 
-def read_pairs(path: str | Path, data_format: str = "auto", *, limit: int | None = None) -> PairSet:
-    """Preference pairs of a json, jsonl, parquet, csv or tsv file, compressed or not. Call `.require()` on the result.
+def read_pairs(path: Paths, how: How | None = None, *, limit: int | None = None) -> PairSet:
+    """Preference pairs of json, jsonl, parquet, csv or tsv files, compressed or not. Call `.require()` on the result.
+
+    Args:
+        path: a file, several with commas between, a glob (`pairs/*.parquet`), or a list of these.
 
     Raises:
-        DiagError: the file is absent, empty, of an unknown format, or cannot be read as a whole.
+        DiagError: a file is absent, empty, of an unknown format, or cannot be read as a whole.
     """
-    if data_format != "auto" and data_format not in FORMATS:
-        raise DiagError("unknown data format", got=data_format, expected=f"auto, {', '.join(FORMATS)}")
-    file = Path(path).expanduser()
-    _check_file(file)
-    return collect(read_rows(file), {"path": str(path)}, data_format, limit)
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise DiagError("no such data file", where=path, hint="check data.path (it is relative to where you started)")
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if suffix_of(p) in SUFFIXES)
-        hint = f"name one of the files inside: {some(inside)}" if inside else "use data=hub for a dataset folder"
-        raise DiagError("the data path is a folder", where=path, expected="a file", hint=hint)
-    if suffix_of(path) not in SUFFIXES:
-        expected = f"{', '.join(SUFFIXES)} (compressed or not)"
-        raise DiagError("unknown data format", where=path, got=suffix_of(path) or "no suffix", expected=expected)
-    if path.stat().st_size == 0:
-        raise DiagError("the data file is empty", where=path, expected="preference pairs")
+    files = expand(path)
+    collector = _Collector(how or How(), limit)
+    for file in files:
+        check_file(file)
+    for file in files:
+        collector.add(read_rows(file), str(file))
+    return collector.done({"path": str(path) if len(files) < 2 else [str(file) for file in files]})

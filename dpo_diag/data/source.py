@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ from dpo_diag.data.splits import split_pairs, without_prompts_of
 from dpo_diag.data.token_report import TokenReport, measure_until
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import write_json
+from dpo_diag.rows.columns import wanted
+from dpo_diag.rows.form import FORMS, How
+from dpo_diag.rows.implicit import Rules
+from dpo_diag.thresholds import load_thresholds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPORT_FILE = "data_report.json"
 ISSUES_FILE = "data_issues.csv"
-_FORMAT = {"jsonl": "trl", "sharegpt": "sharegpt"}
 _EXAMPLES = 10
 
 
@@ -78,6 +82,10 @@ class PreferenceData:
         for report in self.tokens.values():
             report.require(max_truncated_share)
 
+    def readings(self) -> list[str]:
+        """How each file was read, and which of its columns of text were not."""
+        return [line for source in self.sources.values() for part in source.parts for line in part.says()]
+
     def notes(self) -> list[str]:
         """A line for each set with dropped rows, one for each with rows noted (cut, for example); [] for none."""
         lines, table = [], self.issues()
@@ -90,7 +98,7 @@ class PreferenceData:
         return [*lines, "rows are listed in data_issues.csv"] if lines else []
 
     def issues(self) -> pd.DataFrame:
-        """Every listed row: set, stage (read | split | tokenise), row, why, detail, dropped."""
+        """Every listed row: set, stage (read | split | tokenise), file (of several), row, why, detail, dropped."""
         frames = [s.issues.assign(set=name, stage="read") for name, s in self.sources.items()]
         if self.leaked:
             rows = [(r["row"], "the prompt is in the held-out set", "", True) for r in self.leaked]
@@ -99,7 +107,20 @@ class PreferenceData:
         frames += [t.issues.assign(set=name, stage="tokenise") for name, t in self.tokens.items()]
         frames = [frame for frame in frames if len(frame)]
         columns = ["set", "stage", "row", "why", "detail", "dropped"]
-        return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+        if not frames:
+            return pd.DataFrame(columns=columns)
+        table = pd.concat(frames, ignore_index=True)[columns]
+        if all(len(source.parts) < 2 for source in self.sources.values()):
+            return table
+        # Rows of several files are numbered on; what people look up is the file and the row in it.
+        places = [self._source(name).place(row) for name, row in zip(table["set"], table["row"], strict=True)]
+        table["row"] = [row for _, row in places]
+        table.insert(2, "file", [file for file, _ in places])
+        return table
+
+    def _source(self, name: str) -> PairSet:
+        """The source that a set's rows come from: the held-out share of a file is the training source's."""
+        return self.sources.get(name, self.sources["train"])
 
     def summary(self) -> dict[str, Any]:
         """For run.json's `data`: sources, counts after each stage, reasons; no text of the pairs."""
@@ -129,22 +150,35 @@ class PreferenceData:
         return path
 
 
-def read_source(config: DataConfig, path: str | None, split: str | None) -> PairSet:
-    """One source of the configuration: a file (`jsonl`, `sharegpt`) or a split of a hub data set."""
+def how_to_read(config: DataConfig, thresholds: Mapping[str, Any] | None = None) -> How:
+    """What the configuration says of the rows' form."""
+    form = "sharegpt" if config.kind == "sharegpt" and config.form == "auto" else config.form
+    if form != "auto" and form not in FORMS:
+        raise DiagError(
+            "unknown row form", where="data.form", got=form, expected=f"auto, {', '.join(FORMS)}", usage=True
+        )
+    min_share = load_thresholds(thresholds)["rows.implicit_prompt_min_share"]
+    rules = Rules(any=config.implicit_prompt == "any", min_share=min_share)
+    return How(form, wanted(vars(config.columns)), rules, config.chat)
+
+
+def read_source(config: DataConfig, path: Any, split: str | None, how: How | None = None) -> PairSet:
+    """One source of the configuration: files (`jsonl`, `sharegpt`) or a split of a hub data set."""
+    how = how or how_to_read(config)
     if config.kind == "hub":
         if not config.name:
             raise DiagError("no data set named", where="data.name", expected="a datasets id or a folder", usage=True)
-        return read_hub(config.name, split or config.split, revision=config.revision)
-    if config.kind not in _FORMAT:
+        return read_hub(config.name, split or config.split, revision=config.revision, config=config.config, how=how)
+    if config.kind not in ("jsonl", "sharegpt"):
         raise DiagError(
             "not a data source of pairs", where="data.kind", got=config.kind, expected="jsonl, sharegpt, hub"
         )
     if not path:
         raise DiagError("no data file named", where="data.path", expected="a file of preference pairs", usage=True)
-    return read_pairs(path, _FORMAT[config.kind])
+    return read_pairs(path, how)
 
 
-def load_data(config: DataConfig, *, seed: int = 0) -> PreferenceData:
+def load_data(config: DataConfig, *, seed: int = 0, thresholds: Mapping[str, Any] | None = None) -> PreferenceData:
     """Read and split what the configuration names. Bad rows are listed, not yet judged: write the report, then `check`.
 
     All rows come back; `tokenise` picks `max_train_pairs` and `max_eval_pairs` of them by a hash of the pair's id, so
@@ -153,11 +187,12 @@ def load_data(config: DataConfig, *, seed: int = 0) -> PreferenceData:
     Raises:
         DiagError: a source cannot be read, or leaves nothing to train on.
     """
-    train_set = read_source(config, config.path, config.split)
+    how = how_to_read(config, thresholds)
+    train_set = read_source(config, config.path, config.split, how)
     sources = {"train": train_set}
     leaked: list[Row] = []
     if config.eval_path or (config.kind == "hub" and config.eval_split):
-        sources["held_out"] = read_source(config, config.eval_path, config.eval_split)
+        sources["held_out"] = read_source(config, config.eval_path, config.eval_split, how)
         held_out = sources["held_out"].rows
         if sources["held_out"].rows and train_set.rows and sources["held_out"].kind != train_set.kind:
             raise DiagError(

@@ -22,7 +22,10 @@ class GivenIds:
         Raises:
             KeyError, TypeError: as `pair_id_of`.
         """
-        content = pair_id_of(row)
+        return self.own_content(given, pair_id_of(row))
+
+    def own_content(self, given: str, content: str) -> str:
+        """`own`, for a row whose content's id is known."""
         first = self._contents.setdefault(given, content)
         if content == first:
             return given

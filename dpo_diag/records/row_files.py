@@ -1,8 +1,8 @@
-"""THE reader of row files: JSON lines, a JSON array, CSV, TSV or Parquet, compressed or not, as dictionaries.
+"""THE reader of row files: JSON lines, a JSON document, CSV, TSV or Parquet, compressed or not, as dictionaries.
 
 Used for preference pairs, for tables of log-probs, for scores. The content decides the format, the name where it does
-not: an array begins with "[", Parquet with "PAR1". Everything but an array is read row by row. A row that cannot be
-read never stops the others: it comes as a `BadRow`, which says why.
+not: an array begins with "[", Parquet with "PAR1". Everything but a JSON document is read row by row. A row that cannot
+be read never stops the others: it comes as a `BadRow`, which says why.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.json_documents import SeveralArrays, arrays_of_rows, rows_in, values_in
 from dpo_diag.records.text_files import Skipped, head_of, lines, pieces, whole
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
 """Names by which a row file is known, also with .gz, .bz2 or .xz behind them."""
+AS_UTF8 = "save it as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW"
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _DELIMITERS = ",\t;|"
 _LONGEST_CELL = 2**31 - 1  # the csv module's own limit, 128 KiB, is shorter than some conversations
@@ -26,11 +28,14 @@ _BATCH = 4096
 
 
 class BadRow(Exception):
-    """Why a row cannot be used: `why`, a short fixed phrase (rows are counted by it), `detail`, what stood there."""
+    """Why a row cannot be used: `why`, a short fixed phrase (rows are counted by it), `detail`, what stood there.
 
-    def __init__(self, why: str, detail: str = "") -> None:
+    `hint`, if any, says what the user can do about all rows with this `why`.
+    """
+
+    def __init__(self, why: str, detail: str = "", hint: str = "") -> None:
         super().__init__(why)
-        self.why, self.detail = why, detail
+        self.why, self.detail, self.hint = why, detail, hint
 
     def __str__(self) -> str:
         return self.detail or self.why
@@ -63,12 +68,12 @@ def read_rows(path: Path, skipped: Skipped | None = None) -> Iterator[Row]:
     first = head.lstrip()[:1]
     if head.startswith(b"PAR1") or suffix == ".parquet":
         return _parquet(path)
-    if first == b"[":
-        return _array(path, skipped)
+    if first == b"[" or (first == b"{" and _goes_on(head)):
+        return _document(path, skipped)
     if suffix in (".jsonl", ".ndjson") or (first == b"{" and suffix != ".json"):
         return _json_lines(path, skipped)
     if suffix == ".json" or first == b"{":
-        return _json_lines(path, skipped) if _one_row_a_line(path) else _array(path, skipped)
+        return _json_lines(path, skipped) if _one_row_a_line(path) else _document(path, skipped)
     return _csv(path, skipped)
 
 
@@ -86,7 +91,7 @@ def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
     try:
         return _as_row(json.loads(text.decode()))
     except UnicodeDecodeError as error:
-        return BadRow("undecodable line", f"not UTF-8 at byte {error.start}")
+        return BadRow("undecodable line", f"not UTF-8 at byte {error.start}", AS_UTF8)
     except RecursionError:
         return BadRow("undecodable line", "not JSON: nested too deeply")
     except ValueError as error:
@@ -114,45 +119,37 @@ def _one_row_a_line(path: Path) -> bool:
     """Whether a .json file's first line is a whole row, and not an object that holds the array of rows."""
     first = next(lines(path, Skipped()), (1, b""))[1].strip()
     row = parse_row(first) if first.startswith(b"{") and first.endswith(b"}") else None
-    return isinstance(row, Mapping) and not _arrays_of_rows(row)
+    return isinstance(row, Mapping) and not arrays_of_rows(row)
 
 
-def _array(path: Path, skipped: Skipped | None) -> Iterator[Row]:
-    """One array of rows, an object that holds one, or one row written over several lines."""
+def _goes_on(head: bytes) -> bool:
+    """Whether the first object is written over several lines: its first one ends where no object can."""
+    return head.lstrip().split(b"\n", 1)[0].rstrip().endswith((b"{", b"[", b","))
+
+
+def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
+    """One array of rows, an object that holds one, or rows written over several lines."""
     raw = whole(path, skipped)
     try:
-        document = json.loads(raw.decode())
+        values = list(values_in(raw.decode()))
+        rows = rows_in(values[0][1]) if len(values) == 1 else None
     except UnicodeDecodeError as error:
-        raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}") from None
+        raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}", hint=AS_UTF8) from None
+    except SeveralArrays as several:
+        expected = "one array: write it into a file of its own"
+        raise DiagError("the file holds several arrays of rows", where=path, got=several, expected=expected) from None
     except (ValueError, RecursionError) as error:
         hint = "one object a line belongs in a .jsonl file" if raw.lstrip().startswith(b"{") else None
         raise DiagError("the file is not JSON", where=path, got=_short(error), hint=hint) from None
-    if isinstance(document, Mapping):
-        arrays = _arrays_of_rows(document)
-        if len(arrays) > 1:
-            raise DiagError(
-                "the file holds several arrays of rows", where=path, got=", ".join(arrays), expected="one array"
-            )
-        document = document[arrays[0]] if arrays else [document]
-    if not isinstance(document, list):
+    if len(values) > 1:
+        yield from ((number, _as_row(value)) for number, value in values)
+        return
+    if rows is None:
         raise DiagError(
-            "the file holds no rows", where=path, got=type(document).__name__, expected="an array of objects"
+            "the file holds no rows", where=path, got=type(values[0][1]).__name__, expected="an array of objects"
         )
-    for number, value in enumerate(document, start=1):
+    for number, value in enumerate(rows, start=1):
         yield number, _as_row(value)
-
-
-def _arrays_of_rows(document: Mapping[str, Any]) -> list[str]:
-    """Keys whose value is a list of rows of pairs (a single row's own lists are messages, which have no such keys)."""
-    sides = ("chosen", "rejected", "chosen_sum_logp", "rejected_sum_logp")
-    return [
-        key
-        for key, value in document.items()
-        if isinstance(value, list)
-        and value
-        and all(isinstance(v, Mapping) for v in value)
-        and any(side in v for v in value for side in sides)
-    ]
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -203,7 +200,7 @@ def _csv(path: Path, skipped: Skipped | None) -> Iterator[Row]:
             else:
                 yield reader.line_num, dict(zip(header, cells, strict=True))
     except UnicodeDecodeError as error:
-        raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}") from None
+        raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}", hint=AS_UTF8) from None
     finally:
         csv.field_size_limit(before)
 

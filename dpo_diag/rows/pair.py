@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from dpo_diag.records.conversation import ROLES, Message, prompt_text, response_text, shown_keys
+from dpo_diag.records.literals import read_literal
 from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.row_files import BadRow
 
@@ -147,6 +148,17 @@ def check_pair(pair: Pair) -> Pair:
     return pair
 
 
+def _printed_tools(text: str, error: ValueError) -> str:
+    """Tools that a CSV holds as Python or numpy print lists, as JSON."""
+    try:
+        tools = read_literal(text)
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list):
+        raise BadRow("tools is not JSON", shorten(error))
+    return json.dumps(tools, sort_keys=True)
+
+
 def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template also takes: `tools` as JSON text (TRL reads it so), `chat_template_kwargs`."""
     extra: dict[str, Any] = {}
@@ -154,9 +166,9 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tools, str) and tools.strip():
         try:
             json.loads(tools)
+            extra["tools"] = tools
         except ValueError as error:
-            raise BadRow("tools is not JSON", shorten(error)) from None
-        extra["tools"] = tools
+            extra["tools"] = _printed_tools(tools, error)
     elif isinstance(tools, (list, tuple)) and tools:
         extra["tools"] = json.dumps(list(tools), sort_keys=True, default=str)
     elif tools is not None and not isinstance(tools, (str, list, tuple)):

@@ -75,7 +75,9 @@ def load_inputs(config: Config, say: Callable[[str], None], report_to: Path | No
 
 def _from_source(config: Config, say: Callable[[str], None], report_to: Path | None) -> Inputs:
     """Pairs of a file or of the hub."""
-    source = load_data(config.data, seed=config.seed)
+    source = load_data(config.data, seed=config.seed, thresholds=config.checks)
+    for line in source.readings():
+        say(line)
     if report_to is not None:
         report_to.mkdir(parents=True, exist_ok=True)
         source.write_report(report_to)

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dpo_diag.commands.hydra_app import register, run_app, to_config
-from dpo_diag.commands.overrides import explain_override
+from dpo_diag.commands.overrides import explain_override, quoted_paths
 from dpo_diag.config import Config, check, conf_dir
 from dpo_diag.errors import DiagError
 
@@ -74,6 +74,7 @@ def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
         ("experiment=sql_dop", "did you mean sql_dpo?"),
         ("los.beta=1", "did you mean loss?"),
         ("sed=1", "did you mean seed?"),
+        ("data.columns.promt=x", "did you mean data.columns.prompt?"),
     ],
 )
 def test_a_misspelt_override_names_the_nearest(override: str, message: str) -> None:
@@ -95,6 +96,13 @@ def test_a_misspelt_override_names_the_nearest(override: str, message: str) -> N
 )
 def test_a_valid_override_is_left_alone(override: str) -> None:
     assert explain_override([override]) is None
+
+
+def test_several_data_files_are_quoted_for_hydra_outside_a_sweep() -> None:
+    given = ["data.path=a.jsonl,b/*.parquet", "data.eval_path=[a,b]", "data.path='a,b'", "loss.beta=1,2"]
+    assert quoted_paths(given) == ["data.path='a.jsonl,b/*.parquet'", *given[1:]]
+    assert quoted_paths([*given, "-m"]) == [*given, "-m"]
+    assert composed(*quoted_paths(given)[:1]).data.path == "a.jsonl,b/*.parquet"
 
 
 @pytest.mark.parametrize(

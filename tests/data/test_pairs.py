@@ -18,6 +18,7 @@ from dpo_diag.data.pairs import collect, read_pairs, text_rows, to_dataset
 from dpo_diag.data.splits import rank, split_pairs, without_prompts_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import make_pair_id
+from dpo_diag.rows.form import How
 from dpo_diag.rows.pair import prompt_key
 
 
@@ -31,7 +32,7 @@ def _write(path: Path, rows: list[Any]) -> Path:
 
 
 def test_rows_carry_their_id_their_number_and_their_bytes(tmp_path: Path) -> None:
-    pairs = read_pairs(_write(tmp_path / "a.jsonl", [_row(0), _row(1)]), "trl")
+    pairs = read_pairs(_write(tmp_path / "a.jsonl", [_row(0), _row(1)]), How("trl"))
     assert pairs.rows[1] == {
         "row": 2, "pair_id": make_pair_id("p1", "c1", "r1é"), "prompt": "p1", "chosen": "c1", "rejected": "r1é",
         "chosen_bytes": 2, "rejected_bytes": 4,
@@ -53,7 +54,7 @@ def test_every_bad_row_is_listed_with_its_reason(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", rows)
     with path.open("a") as file:
         file.write("{no json\n")
-    pairs = read_pairs(path, "trl")
+    pairs = read_pairs(path, How("trl"))
     listed = [(i.row, i.why, i.dropped) for i in pairs.issues.itertuples()]
     assert listed == [
         (2, "missing field rejected", True),
@@ -78,13 +79,13 @@ def test_every_bad_row_is_listed_with_its_reason(tmp_path: Path) -> None:
 def test_too_many_bad_rows_stop_before_training(tmp_path: Path) -> None:
     """2 of 20 rows are 10 %: borne at 0.1, not at 0.09."""
     rows: list[Any] = [_row(i) for i in range(18)] + [{"prompt": "p"}, {"prompt": "q", "chosen": "", "rejected": "r"}]
-    pairs = read_pairs(_write(tmp_path / "a.jsonl", rows), "trl")
+    pairs = read_pairs(_write(tmp_path / "a.jsonl", rows), How("trl"))
     assert pairs.require(0.1) is pairs
     with pytest.raises(DiagError, match=r"too many bad rows.*2 of 20 rows.*missing field chosen.*row 19") as caught:
         pairs.require(0.09)
     assert "\n" not in str(caught.value)
     with pytest.raises(DiagError, match="no usable preference pair"):
-        read_pairs(tmp_path / "a.jsonl", "sharegpt").require(1.0)
+        read_pairs(tmp_path / "a.jsonl", How("sharegpt")).require(1.0)
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(DiagError, match="no preference pairs"):
         read_pairs(tmp_path / "b.json").require()
@@ -93,8 +94,8 @@ def test_too_many_bad_rows_stop_before_training(tmp_path: Path) -> None:
 def test_reading_can_be_limited_and_bad_files_are_named(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", [_row(i) for i in range(5)])
     assert [row["prompt"] for row in read_pairs(path, limit=2).rows] == ["p0", "p1"]
-    with pytest.raises(DiagError, match="unknown data format"):
-        read_pairs(path, "yaml")
+    with pytest.raises(DiagError, match="unknown row form"):
+        read_pairs(path, How("yaml"))
     with pytest.raises(DiagError, match="no such data file"):
         read_pairs(tmp_path / "absent.jsonl")
     with pytest.raises(DiagError, match=r"is a folder.*a\.jsonl"):
@@ -107,12 +108,12 @@ def test_reading_can_be_limited_and_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_pairs_not_of_the_file(tmp_path: Path) -> None:
     rows = [_row(i) for i in range(4)]
-    plain = read_pairs(_write(tmp_path / "a.jsonl", rows), "trl")
+    plain = read_pairs(_write(tmp_path / "a.jsonl", rows), How("trl"))
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps([*rows, {"bad": 1}]).encode()))
     assert read_pairs(tmp_path / "b.json.gz").fingerprint == plain.fingerprint
-    changed = read_pairs(_write(tmp_path / "c.jsonl", [*rows[:3], _row(3) | {"chosen": "c3 "}]), "trl")
+    changed = read_pairs(_write(tmp_path / "c.jsonl", [*rows[:3], _row(3) | {"chosen": "c3 "}]), How("trl"))
     assert changed.fingerprint != plain.fingerprint
-    assert read_pairs(_write(tmp_path / "d.jsonl", rows[::-1]), "trl").fingerprint != plain.fingerprint
+    assert read_pairs(_write(tmp_path / "d.jsonl", rows[::-1]), How("trl")).fingerprint != plain.fingerprint
 
 
 def test_tool_calls_without_text_are_different_pairs() -> None:
@@ -232,5 +233,5 @@ def test_the_same_real_pairs_with_an_implicit_prompt(shared_data: Path, tmp_path
     """hh-rlhf's own form, prompt and answer in one text, must give back the same ids."""
     explicit = read_pairs(shared_data / "learningdyn_formal_prob_train.jsonl").rows
     joined = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in explicit]
-    implicit = read_pairs(_write(tmp_path / "hh.jsonl", joined), "trl")
+    implicit = read_pairs(_write(tmp_path / "hh.jsonl", joined), How("trl"))
     assert [row["pair_id"] for row in implicit.rows] == [row["pair_id"] for row in explicit]

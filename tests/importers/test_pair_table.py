@@ -97,6 +97,22 @@ def test_texts_on_any_row_give_ids_and_bytes(tmp_path: Path, imported: Importing
     assert run.pairs["n_bytes"].tolist() == [3, 2, 3, 2]
 
 
+def test_texts_in_any_form_give_the_id_that_training_gives(tmp_path: Path, imported: Importing) -> None:
+    """Alpaca's columns and hh-rlhf's whole texts; equal answers are no pair to train on, but a log has them."""
+    sums = {k: v for k, v in row(0, "", -1.0, -2.0).items() if k != "pair_id"}
+    alpaca = {"instruction": "Sum up.", "input": "A text.", "chosen": "a", "rejected": "b"}
+    result, run = imported(write(tmp_path / "p.jsonl", [sums | alpaca]))
+    user = [{"role": "user", "content": "Sum up.\nA text."}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in "ab")
+    assert set(run.pairs["pair_id"]) == {make_pair_id(user, good, bad)}
+    assert "texts read as Alpaca: prompt = instruction + input, as the user's turn, chosen, rejected" in result["notes"]
+    shared = "\n\nHuman: Hi\n\nAssistant:"
+    _, run = imported(write(tmp_path / "q.jsonl", [sums | {"chosen": shared + " a", "rejected": shared + " b"}]))
+    assert set(run.pairs["pair_id"]) == {make_pair_id(shared, " a", " b")}
+    _, run = imported(write(tmp_path / "r.jsonl", [sums | {"prompt": "p", "chosen": "a", "rejected": "a"}]))
+    assert set(run.pairs["pair_id"]) == {make_pair_id("p", "a", "a")}
+
+
 def test_scores_per_step_per_pair_and_from_a_file(tmp_path: Path, imported: Importing) -> None:
     rows = [r | {"score/exec": 0.5 + r["step"] / 100, "score/ok": float(r["pair_id"] == "a")} for r in ROWS]
     scores = tmp_path / "scores.jsonl"

@@ -11,9 +11,29 @@ from hypothesis import strategies as st
 
 from dpo_diag.records.conversation import response_text
 from dpo_diag.records.row_files import BadRow
-from dpo_diag.rows.forms import FORMATS, detect_format
-from dpo_diag.rows.forms.sharegpt import from_sharegpt
-from dpo_diag.rows.forms.trl import from_trl
+from dpo_diag.rows.form import How, recognise
+from dpo_diag.rows.implicit import Rules
+from dpo_diag.rows.pair import Pair
+
+EXPLICIT = {"prompt": "p", "chosen": "c", "rejected": "r"}
+IMPLICIT = {"chosen": "p: c", "rejected": "p: r"}
+
+
+def read(row: dict[str, Any], form: str = "auto", **options: Any) -> Pair:
+    """A row of a file that holds it alone."""
+    return recognise([row], How(form, **options)).pair(row)
+
+
+def from_trl(row: dict[str, Any]) -> Pair:
+    """A row of a file in TRL's format, with a prompt column if the row has one."""
+    return recognise([EXPLICIT if "prompt" in row else IMPLICIT]).pair(row)
+
+
+def from_sharegpt(row: dict[str, Any]) -> Pair:
+    """A row of a file in ShareGPT's format, which has a system column if the row has one."""
+    first = row if "messages" in row else SHAREGPT | {k: "s" for k in row if k == "system"}
+    return recognise([first], How("sharegpt")).pair(row)
+
 
 U = {"role": "user", "content": "Why?"}
 A1 = {"role": "assistant", "content": "Because."}
@@ -39,10 +59,51 @@ def test_hh_rlhf_dialogues_that_part_earlier_are_cut_where_they_part_and_noted()
     assert pair.notes == [("a response holds the user's turns", "chosen: the loss would train on them")]
 
 
-def test_implicit_text_without_a_mark_is_cut_at_a_word_and_keeps_the_space_in_the_response() -> None:
+ANY = Rules(any=True)
+
+
+def test_any_shared_beginning_is_cut_at_a_word_and_keeps_the_space_in_the_response() -> None:
     """`blu` is common to blue and blurry, yet no prompt: the cut goes back to the word, the space to the response."""
-    pair = from_trl({"chosen": "The sky is blue.", "rejected": "The sky is blurry."})
+    pair = read({"chosen": "The sky is blue.", "rejected": "The sky is blurry."}, rules=ANY)
     assert (pair.prompt, pair.chosen, pair.rejected) == ("The sky is", " blue.", " blurry.")
+
+
+@pytest.mark.parametrize(
+    ("shared", "chosen", "rejected"),
+    [
+        ("What is 2 + 2?", " It is 4.", " Five."),
+        ("Translate to French:\n", "bonjour", "salut"),
+        ("Question: why?\nAnswer:", " The sea.", " The sun."),
+        ("### Instruction:\nSum up.\n\n### Response:\n", "Short.", "It is long."),
+        ("<|user|>\nHi</s>\n<|assistant|>\n", "Hello.", "Hi."),
+        ("[INST] Hi [/INST]", " I am well.", " I do not know."),
+        ("A text.\nIts title", " is Rome", " may be Oslo"),
+    ],
+)
+def test_a_shared_beginning_that_is_whole_is_the_prompt(shared: str, chosen: str, rejected: str) -> None:
+    """It ends as a sentence, with a turn's mark (also where both answers go on alike), or is cut back to its lines."""
+    pair = from_trl({"chosen": shared + chosen, "rejected": shared + rejected})
+    assert pair.prompt == ("A text.\n" if shared.startswith("A text") else shared)
+    assert pair.prompt + pair.chosen == shared + chosen  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (
+            {"chosen": "SELECT name FROM t WHERE a = 1", "rejected": "SELECT name FROM t WHERE b = 2"},
+            "middle of a sentence",
+        ),
+        ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "middle of a sentence"),
+        ({"chosen": "Sure! Here is a poem about the sea.", "rejected": "Sure! No poem comes to my mind."}, "is short"),
+    ],
+)
+def test_answers_that_only_begin_alike_share_no_prompt(row: dict[str, str], why: str) -> None:
+    """Sure! is 5 characters; the responses have 30 and 26 beside it, and a fifth of their mean of 28 is 5.6."""
+    with pytest.raises(BadRow) as caught:
+        from_trl(row)
+    assert why in caught.value.why and "data.implicit_prompt=any" in caught.value.hint
+    assert read(row, rules=ANY).prompt
 
 
 def test_implicit_messages_share_their_first_turns() -> None:
@@ -92,11 +153,10 @@ def test_a_prompt_column_beside_another_conversation_is_noted() -> None:
         ({"chosen": [U, A1], "rejected": [U, A1]}, "chosen equals rejected"),
         ({"chosen": "a b", "rejected": "c d"}, "no shared prompt"),
         ({"chosen": [A1], "rejected": [A2]}, "no shared prompt"),
-        ({"chosen": "The sky is", "rejected": "The sky is blue"}, None),
         ({"prompt": 3, "chosen": "c", "rejected": "r"}, "wrong type"),
         ({"prompt": "p", "chosen": 1.5, "rejected": "r"}, "wrong type"),
         ({"prompt": "p", "chosen": "c", "rejected": [A1]}, "wrong type"),
-        ({"prompt": "p", "chosen": ["c"], "rejected": ["r"]}, "wrong type"),
+        ({"prompt": "p", "chosen": ["c", "d"], "rejected": ["r", "s"]}, "wrong type"),
         ({"prompt": [{"role": "alien", "content": "x"}], "chosen": [A1], "rejected": [A2]}, "unknown role"),
         ({"prompt": [{"role": "user"}], "chosen": [A1], "rejected": [A2]}, "missing field content"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": [A1], "rejected": [A2]},
@@ -106,15 +166,16 @@ def test_a_prompt_column_beside_another_conversation_is_noted() -> None:
         ({"prompt": "p", "chosen": "c", "rejected": "r", "tools": "{"}, "tools is not JSON"),
     ],
 )  # fmt: skip
-def test_bad_trl_rows_say_why(row: dict[str, Any], why: str | None) -> None:
-    if why is None:
-        # One response is a prefix of the other: the cut goes back to the last word, so neither is empty.
-        pair = from_trl(row)
-        assert (pair.prompt, pair.chosen, pair.rejected) == ("The sky", " is", " is blue")
-        return
+def test_bad_trl_rows_say_why(row: dict[str, Any], why: str) -> None:
     with pytest.raises(BadRow) as caught:
         from_trl(row)
     assert caught.value.why == why
+
+
+def test_one_response_that_is_the_other_s_beginning() -> None:
+    """The cut goes back to the last word, so neither is empty."""
+    pair = read({"chosen": "The sky is", "rejected": "The sky is blue"}, rules=ANY)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("The sky", " is", " is blue")
 
 
 def test_white_space_differences_and_repeated_prompts_are_noted_not_dropped() -> None:
@@ -149,7 +210,7 @@ def test_sharegpt_rows_become_messages(changes: dict[str, Any]) -> None:
 
 
 def test_sharegpt_system_and_tools() -> None:
-    pair = from_sharegpt(SHAREGPT | {"system": "Be kind.", "tools": '[{"name": "f"}]'})
+    pair = read(SHAREGPT | {"system": "Be kind.", "tools": '[{"name": "f"}]'})
     assert pair.prompt == [{"role": "system", "content": "Be kind."}, U]
     assert pair.extra == {"tools": '[{"name": "f"}]'}
     turn = from_sharegpt(
@@ -216,12 +277,6 @@ def test_answers_that_differ_in_reasoning_alone_differ() -> None:
     assert caught.value.why == "chosen equals rejected"
 
 
-def test_formats_are_told_apart() -> None:
-    assert set(FORMATS) == {"sharegpt", "trl"}
-    assert detect_format(SHAREGPT) == "sharegpt"
-    assert detect_format({"prompt": "p", "messages": [], "chosen": [], "rejected": []}) == "trl"
-
-
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(lambda s: s.strip())
 
 
@@ -253,7 +308,7 @@ def test_an_implicit_prompt_loses_no_character(chosen: str, rejected: str, share
     """prompt + response is what was given, or the row says why not."""
     row = {"chosen": shared + " " + chosen, "rejected": shared + " " + rejected}
     try:
-        pair = from_trl(row)
+        pair = read(row, rules=ANY)
     except BadRow as bad:
         assert bad.why in {"chosen equals rejected", "no shared prompt", "empty prompt", "empty response: chosen",
                            "empty response: rejected"}  # fmt: skip

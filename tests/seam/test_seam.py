@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dpo_diag.records import load_run
+from dpo_diag.records import load_run, make_pair_id
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -66,6 +66,19 @@ def test_the_loss_is_trained_recorded_and_split(trained: Path, findings: dict[st
 def test_the_metric_is_measured(trained: Path) -> None:
     names = set(load_run(trained).history.query("split == 'eval'")["name"])
     assert {"toy_longest/chosen", "toy_longest/rejected"} <= names
+
+
+def test_the_row_form_reads_its_rows_and_is_in_the_docs(call: Call, tmp_path: Path) -> None:
+    """Its pair is a pair for imports, too: the id is that of the question with both replies."""
+    path = tmp_path / "pairs.jsonl"
+    sums = {"step": 1, "chosen_sum_logp": -1.0, "rejected_sum_logp": -2.0}
+    path.write_text(json.dumps({"toy_asked": "Hi", "toy_replies": "a > b", **sums}))
+    call("dpo_diag.commands.diag", "import", str(path), "--out", str(tmp_path / "run"), "--as", "pairs")
+    (user, good, bad) = (
+        [{"role": r, "content": c}] for r, c in (("user", "Hi"), ("assistant", "a"), ("assistant", "b"))
+    )
+    assert set(load_run(tmp_path / "run").pairs["pair_id"]) == {make_pair_id(user, good, bad)}
+    assert "| the toy's form | `toy` |" in call("dpo_diag.rows.page")
 
 
 def test_the_tracker_is_told(trained: Path) -> None:

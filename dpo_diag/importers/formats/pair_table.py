@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,16 @@ from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.pair_records import COUNTS, MEASURES, fill_bytes, pair_records, score_history
+from dpo_diag.importers.pair_texts import PairTexts
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.same_ids import facts_of, told_apart
-from dpo_diag.records.conversation import is_conversation, prompt_text, response_text
 from dpo_diag.records.given_ids import GivenIds
-from dpo_diag.records.pair_id import make_pair_id, pair_id_of
-from dpo_diag.records.row_files import readable_rows
+from dpo_diag.records.row_files import BadRow, read_rows
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 from dpo_diag.records.text_files import Skipped
+from dpo_diag.rows.columns import SAMPLE
 
 REQUIRED = ("step", "chosen_sum_logp", "rejected_sum_logp")
-TEXTS = ("prompt", "chosen", "rejected")
 _NUMERIC = tuple(f"{side}_{m}" for side in SIDES for m in ("sum_logp", *MEASURES)) + tuple(
     f"ref_{side}_sum_logp" for side in SIDES
 )
@@ -81,10 +81,18 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
     """
     parsed = Parsed.of("pairs", [path], options)
     table, names = _Table(), set[str]()
-    for line, row in readable_rows(path, parsed.skipped):
+    rows = read_rows(path, parsed.skipped)
+    first = list(islice(rows, SAMPLE))
+    texts = PairTexts([row for _, row in first if not isinstance(row, BadRow)])
+    for line, row in chain(first, rows):
+        if isinstance(row, BadRow):
+            parsed.skipped.add(line, str(row))
+            continue
         parsed.n_rows += 1
         names.update(str(k) for k in row)
-        _take(table, row, line, parsed.skipped, options.split or EVAL_SPLIT)
+        _take(table, texts, row, line, parsed.skipped, options.split or EVAL_SPLIT)
+    if texts.note:
+        parsed.notes.append(texts.note)
     frame = table.frame()
     missing = [c for c in REQUIRED if c not in names]
     if missing and frame.empty:
@@ -114,7 +122,7 @@ def read_pair_table(path: Path, options: Options) -> Parsed:
     return parsed
 
 
-def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, split: str) -> None:
+def _take(table: _Table, reader: PairTexts, row: Mapping[str, Any], line: int, skipped: Skipped, split: str) -> None:
     step = step_number(row.get("step"))
     sums = [number(row.get(f"{side}_sum_logp")) for side in SIDES]
     if step is None:
@@ -124,22 +132,15 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
         bad = next(f"{side}_sum_logp" for side, s in zip(SIDES, sums, strict=True) if s is None)
         skipped.add(line, f"{bad} is not a number: {str(row.get(bad))[:40]!r}")
         return
-    texts = {k: text for k in TEXTS if (text := _text(k, row.get(k))) is not None}
+    texts, content = reader.of(row)
     pair_id, name = row.get("pair_id"), str(row.get("split") or split)
     if pair_id is None or pair_id == "":
-        if len(texts) < len(TEXTS):
+        if content is None:
             skipped.add(line, "no pair_id, and not all of prompt, chosen, rejected to make one")
             return
-        try:
-            pair_id = pair_id_of(row)
-        except (TypeError, ValueError, AttributeError):
-            pair_id = make_pair_id(texts["prompt"], texts["chosen"], texts["rejected"])
-    elif len(texts) == len(TEXTS):
-        known = table.given.setdefault(name, GivenIds())
-        try:
-            pair_id = known.own(str(pair_id), row)
-        except (TypeError, ValueError, AttributeError):
-            pair_id = known.own(str(pair_id), texts)
+        pair_id = content
+    elif content is not None:
+        pair_id = table.given.setdefault(name, GivenIds()).own_content(str(pair_id), content)
     for column in _NUMERIC:
         raw = row.get(column)
         if raw is None or raw == "":
@@ -164,13 +165,6 @@ def _take(table: _Table, row: Mapping[str, Any], line: int, skipped: Skipped, sp
         kept = table.texts.setdefault((name, str(pair_id)), {})
         for key, text in texts.items():
             kept.setdefault(key, text)
-
-
-def _text(name: str, value: Any) -> str | None:
-    """The prompt or a response as text; None where there is none."""
-    if not (isinstance(value, str) and value) and not is_conversation(value):
-        return None
-    return prompt_text(value) if name == "prompt" else response_text(value)
 
 
 def _text_rows(table: _Table) -> pd.DataFrame | None:
