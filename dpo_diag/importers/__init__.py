@@ -47,6 +47,9 @@ def import_path(
         sources: list[Parsed] = []
         for i, one in enumerate(paths):
             sources += _read(one, as_name, options, Path(scratch) / str(i), skipped)
+        if options.run is not None and not any(source.run for source in sources):
+            where, expected = f"--run, {paths[0]}", "a source that holds several runs"
+            raise DiagError("the log names no runs", where=where, got=options.run, expected=expected, usage=True)
         # Where two sources hold a value, the one with more digits is kept.
         sources.sort(key=lambda source: FORMATS[source.format].rounding)
         scores = read_scores(options.scores, skipped, options.split) if options.scores else None

@@ -58,7 +58,7 @@ _TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
 def _typed(name: str, value: Any) -> Any:
     """The value in the fact's type, None where it does not fit."""
     if name == "loss":
-        names = value if isinstance(value, (list, tuple)) else [value]
+        names = value if isinstance(value, (list, tuple)) else re.findall(r"[\w-]+", str(value or ""))
         losses = tuple(loss_name(v) for v in names if isinstance(v, str) and v)
         return losses if losses and len(losses) == len(names) and "" not in losses else None
     if name == "f_divergence_type":

@@ -27,6 +27,8 @@ _SPLIT = re.compile(r"(train(?:ing)?|eval(?:uation)?|validation|val|valid|dev|te
 _ERIC = re.compile(r"(rewards|logps|loss|logits|nll)_(train|eval(?:_[\w-]+)?|test)/(.+)")
 _LOSS_OF = re.compile(r"loss/(train|eval(?:_[\w-]+)?|test)")
 _FIXED = {"eval": "eval", "evaluation": "eval", "validation": "eval", "val": "eval", "valid": "eval", "dev": "eval"}
+SPLIT_WORDS = frozenset((*_FIXED, "train", "training", "test"))
+"""Words that name a set of pairs and nothing else."""
 
 
 class Place(NamedTuple):

@@ -135,6 +135,7 @@ class Parsed:
         history: finished history rows (step, split, name, value, ...) that a source of pairs brings.
         pairs, texts: rows of those tables.
         steps, steps_from: where the rows' steps come from, for run.json and in words.
+        run: name of the run that was taken, in a source that names its runs.
         n_rows: rows that the source holds, read or not; `n_read`: rows that were taken.
         splits: split -> fields of its SplitInfo that the source decides.
         details: what only this format says, for run.json.
@@ -151,6 +152,7 @@ class Parsed:
     texts: pd.DataFrame | None = None
     facts: Facts = field(default_factory=Facts)
     steps: StepsSource | None = None
+    run: str | None = None
     steps_from: str | None = None
     n_rows: int = 0
     n_read: int = 0

@@ -17,8 +17,8 @@ from dpo_diag.importers.log_format import detect, formats_in_order
 TEXT_FORMATS = sorted(name for name, log_format in FORMATS.items() if log_format.example)
 
 
-def test_the_binary_formats_have_no_example() -> None:
-    assert sorted(set(FORMATS) - set(TEXT_FORMATS)) == ["ren", "tensorboard", "trackio", "wandb"]
+def test_the_formats_that_are_no_text_have_no_example() -> None:
+    assert sorted(set(FORMATS) - set(TEXT_FORMATS)) == ["mlflow", "ren", "tensorboard", "trackio", "wandb"]
 
 
 @pytest.mark.parametrize("name", TEXT_FORMATS)

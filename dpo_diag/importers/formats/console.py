@@ -172,7 +172,7 @@ def read_console(path: Path, options: Options) -> Parsed:
     stated.merge(facts_from_text(data[-(1 << 20) :], path.name))
     reader.feed(data, last=True)
     training, notes = reader.trainings.taken(options.run)
-    parsed.store = training.store
+    parsed.store, parsed.run = training.store, options.run
     if training.store.rows == 0 and not training.store.summaries:
         return _read_postfix(path, parsed, options)
     is_alone = len(reader.trainings.chained) == 1

@@ -16,6 +16,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import step_number
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.rows import RowStore
+from dpo_diag.importers.several import StackedRuns, has_rows
 from dpo_diag.records.row_files import BadRow
 from dpo_diag.records.text_files import whole
 
@@ -62,13 +64,15 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
         raise DiagError(
             "no log_history", where=path, expected="trainer_state.json or a list of rows", hint="name the trainer's log"
         )
+    stacked = StackedRuns(lambda: RowStore(parsed.skipped, parsed.store.trainer))
     for row, line in zip(rows, lines, strict=True):
         if isinstance(row, Mapping):
-            parsed.store.add(row, line)
+            stacked.of(row).add(row, line)
         elif isinstance(row, BadRow):
             parsed.skipped.add(line, str(row))
         else:
             parsed.skipped.add(line, f"a row of log_history is not an object: {type(row).__name__}")
+    parsed.store, _ = stacked.taken(parsed, options, path, has_rows)
     if isinstance(document, Mapping):
         state = {k: v for k, v in document.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
         parsed.details["trainer_state"] = state

@@ -16,6 +16,7 @@ from typing import Any
 from dpo_diag.importers.keys import with_split
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.several import StackedRuns, has_rows
 from dpo_diag.importers.trainings import Trainings
 from dpo_diag.records.row_files import BadRow, parse_row
 from dpo_diag.records.text_files import lines
@@ -59,7 +60,8 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
     A line that is no object is reported by its number. A `log_history` inside a row adds the steps that no line has.
     """
     parsed = Parsed.of(name, [path], options, trainer)
-    trainings, late = Trainings(parsed.skipped, parsed.store.trainer), list[tuple[int, Any]]()
+    trainings = StackedRuns(lambda: Trainings(parsed.skipped, parsed.store.trainer))
+    late = list[tuple[int, Any]]()
     for line, text in lines(path, parsed.skipped):
         text = text.strip()
         if not text:
@@ -79,10 +81,12 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
                 break
         if isinstance(split := row.get("split"), str):
             row = with_split(row, split)
-        trainings.add(row, line)
-    training, notes = trainings.taken(options.run)
+        trainings.of(row).add(row, line)
+    of_run, run = trainings.taken(parsed, options, path, lambda part: has_rows(part.chained[0].store))
+    training, notes = of_run.taken(run)
     parsed.store = store = training.store
     parsed.notes += notes
+    parsed.run = parsed.run or run
     logged = {int(step) for block in store.filled() for step in block.steps}
     for line, inner in late:
         if isinstance(inner, Mapping) and inner.get("step") not in logged:

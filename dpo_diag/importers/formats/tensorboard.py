@@ -17,10 +17,12 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
+from dpo_diag.importers.event_folders import Events, runs_of
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import MAX_STEP
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.several import choose, take
 from dpo_diag.records.text_files import Skipped, pieces
 
 MAX_RECORD = 256 << 20
@@ -34,32 +36,49 @@ def _is_event_file(head: Head) -> bool:
 
 
 def read_tensorboard(path: Path, options: Options) -> Parsed:
-    """Read one event file, or all of a folder in the order of their names' time.
+    """Read one event file, or one run of a folder: `--run`'s, else the latest by the time in its files' names.
 
     Raises:
-        DiagError: a folder without event files, or tensorboard is not installed.
+        DiagError: a folder without event files, no run of that name, or tensorboard is not installed.
     """
-    files = [path] if path.is_file() else sorted((p for p in path.rglob("*tfevents*") if p.is_file()), key=written)
+    files = [path] if path.is_file() else event_files(path)
     if not files:
         raise DiagError("no TensorBoard events", where=path, expected="files named events.out.tfevents.*")
     require("tensorboard", "reading event files")
     parsed = Parsed.of("tensorboard", files, options)
     parsed.store.may_fill = False
-    points: list[tuple[int, str, float]] = []
+    folders: dict[Path, Events] = {}
     for file in files:
+        events = folders.setdefault(file.parent, Events(file.parent))
+        events.files.append(file)
+        events.written = max(events.written, written(file))
         for step, tag, value in _values(file, parsed.skipped):
             if isinstance(value, str):
-                _take_text(parsed, tag, value, file.name)
+                events.texts.append((tag, value, file.name))
             else:
-                points.append((step, tag, value))
-    if any(tag.endswith(("reject_reward", "chosen_reward")) for _, tag, _ in points):
+                events.points.append((step, tag, value))
+    runs = {} if path.is_file() else runs_of(folders.values(), path)
+    if runs:
+        taken = choose(list(runs), options.run, path, list(runs)[-1])
+        events = runs[taken]
+        parsed.run, parsed.files = taken, events.files
+        if len(runs) > 1:
+            take(parsed, list(runs), taken)
+    for tag, text, where in events.texts:
+        _take_text(parsed, tag, text, where)
+    if any(tag.endswith(("reject_reward", "chosen_reward")) for _, tag, _ in events.points):
         parsed.trainer = parsed.store.trainer = options.trainer or "openrlhf"
-    parsed.store.add_points(points)
+    parsed.store.add_points(events.points)
     parsed.steps_from = "the events' own step"
     parsed.n_rows = parsed.store.rows + len(parsed.store.summaries)
     parsed.n_read = parsed.store.rows
-    parsed.details["points"] = len(points)
+    parsed.details["points"] = len(events.points)
     return parsed
+
+
+def event_files(folder: Path) -> list[Path]:
+    """The event files in and below a folder, in the order of their names' time."""
+    return sorted((p for p in folder.rglob("*tfevents*") if p.is_file()), key=written)
 
 
 def written(path: Path) -> tuple[int, str]:

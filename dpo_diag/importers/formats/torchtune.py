@@ -34,7 +34,7 @@ def read_torchtune(path: Path, options: Options) -> Parsed:
         else:
             trainings.add(row, line, int(match.group(1)))
     training, notes = trainings.taken(options.run)
-    parsed.store, parsed.notes = training.store, notes
+    parsed.store, parsed.run, parsed.notes = training.store, options.run, notes
     parsed.steps, parsed.steps_from = "stated", "the rows' own step"
     parsed.n_read = parsed.store.rows
     parsed.notes.append("on one device torchtune logs the last micro-batch only, not the step's mean")

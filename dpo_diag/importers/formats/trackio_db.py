@@ -17,6 +17,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
+from dpo_diag.importers.several import choose, take
 
 
 def read_trackio(path: Path, options: Options) -> Parsed:
@@ -68,15 +69,9 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options) -> Parse
     run = None
     if name_column:
         runs = [str(r[0]) for r in connection.execute("SELECT DISTINCT run_name FROM metrics ORDER BY run_name")]
-        run = options.run or (runs[0] if len(runs) == 1 else None)
-        if run is None or run not in runs:
-            raise DiagError(
-                "which run",
-                where=file,
-                got=", ".join(runs[:12]) or "no runs",
-                hint="name one with --run NAME",
-                usage=True,
-            )
+        if not runs:
+            raise DiagError("no runs in the database", where=file, hint="name another <project>.db")
+        run = choose(runs, options.run, file)
     parsed = Parsed.of("trackio", [file], options)
     parsed.store.may_fill = False
     where, values = (" WHERE run_name = ?", (run,)) if run is not None else ("", ())
@@ -92,7 +87,8 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options) -> Parse
             continue
         parsed.store.add(row, number, step if isinstance(step, int) and step >= 0 else None)
     parsed.facts.merge(_config(connection, run, file.name))
-    parsed.details["run_name"] = run
+    if run is not None:
+        take(parsed, [run], run)
     return parsed.with_steps(options)
 
 

@@ -22,6 +22,7 @@ from dpo_diag.extras import install_hint, require
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.several import choose
 from dpo_diag.records.text_files import Skipped
 
 
@@ -42,17 +43,12 @@ def read_wandb(path: Path, options: Options) -> Parsed:
 def _run_file(folder: Path, run: str | None) -> Path:
     patterns = ("*.wandb", "*/*.wandb", "wandb/*/*.wandb")
     files = sorted({p.resolve() for pattern in patterns for p in folder.glob(pattern)})
-    if run is not None:
-        files = [p for p in files if run in (p.stem.removeprefix("run-"), p.stem, p.parent.name)]
-    if len(files) != 1:
-        raise DiagError(
-            "which W&B run",
-            where=folder,
-            got=", ".join(p.stem for p in files[:12]) or "no .wandb file",
-            hint="name the .wandb file, or one of several with --run ID",
-            usage=True,
-        )
-    return files[0]
+    if not files:
+        raise DiagError("no W&B run", where=folder, got="no .wandb file", hint="name the .wandb file", usage=True)
+    ids = [p.stem.removeprefix("run-") for p in files]
+    if run is not None:  # a run's folder and its file's whole name stand for its id
+        run = next((i for i, p in zip(ids, files, strict=True) if run in (p.stem, p.parent.name)), run)
+    return files[ids.index(choose(ids, run, folder))]
 
 
 def _read_file(file: Path, options: Options) -> Parsed:
@@ -69,6 +65,7 @@ def _read_file(file: Path, options: Options) -> Parsed:
         elif "run" in record:
             run = record["run"]
             config.update(run.get("config", {}).get("update", {}))
+            parsed.run = run.get("run_id")
             names = {"run_id": run.get("run_id"), "run_name": run.get("display_name")}
             parsed.details.update({key: name for key, name in names.items() if name})
     return _finished(parsed, options, config, f"{file.name}: config")
@@ -138,6 +135,7 @@ def _read_server(text: str, options: Options) -> Parsed:
             parsed.n_rows += 1
             _add(parsed, row, number, None)
         config = dict(run.config)
+        parsed.run = parts[2]
         parsed.details.update(run_id=parts[2], run_name=str(getattr(run, "name", "") or ""))
     except Exception as error:  # the client raises its own, requests' and plain errors
         raise DiagError(

@@ -8,13 +8,16 @@ Value; the metric is in the file's name), notebook tables (`Step`, `Training Los
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.importers.keys import STEP_KEYS, clean_key, with_split
+from dpo_diag.importers.keys import SPLIT_WORDS, STEP_KEYS, clean_key, with_split
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import is_missing, number
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.rows import RowStore
+from dpo_diag.importers.several import StackedRuns, choose, has_rows, take
 from dpo_diag.records.row_files import readable_rows
 
 
@@ -26,11 +29,14 @@ def read_wide_csv(path: Path, options: Options) -> Parsed:
     """Read the rows; empty cells are missing, `nan` is NaN."""
     parsed = Parsed.of("csv", [path], options)
     names: dict[str, str] | None = None
-    runs: set[str] = set()
+    runs: list[str] = []
+    stacked = StackedRuns(lambda: RowStore(parsed.skipped, parsed.store.trainer))
     for line, cells in readable_rows(path, parsed.skipped):
         parsed.n_rows += 1
         if names is None:
-            names, runs = _column_names(list(cells), path, options.run)
+            names, runs, taken = _column_names(list(cells), path, options.run)
+            if taken:
+                take(parsed, runs, taken)
         row: dict[str, Any] = {
             names[key]: value for key, value in cells.items() if names.get(key) and not is_missing(value)
         }
@@ -38,22 +44,23 @@ def read_wide_csv(path: Path, options: Options) -> Parsed:
             row[row.pop("name")] = row.pop("value")
         if isinstance(split := row.get("split"), str):
             row = with_split(row, split)
-        parsed.store.add(row, line)
-    if len(runs) > 1:
-        parsed.notes.append(f"columns of {len(runs)} runs; taken: {sorted(runs)[0]} (--run NAME chooses)")
+        stacked.of(row).add(row, line)
+    parsed.store, _ = stacked.taken(parsed, replace(options, run=None) if runs else options, path, has_rows)
     return parsed.with_steps(options)
 
 
-def _column_names(header: list[str], path: Path, run: str | None) -> tuple[dict[str, str], set[str]]:
-    """Header -> key of the alias table; W&B's helper columns and other runs' columns are left out."""
+def _column_names(header: list[str], path: Path, run: str | None) -> tuple[dict[str, str], list[str], str | None]:
+    """(header -> key of the alias table, runs, the one taken); W&B's helper columns and other runs' are left out."""
     lower = [clean_key(h).lower() for h in header]
     if "value" in lower and "wall time" in lower:
         tag = re.sub(r"\.(csv|tsv)(\.\w+)?$", "", path.name)
         tag = tag.rsplit("tag-", 1)[-1].replace("_", "/", 1) if "tag-" in tag else tag
-        return {h: {"value": tag, "step": "step"}.get(low, "") for h, low in zip(header, lower, strict=True)}, set()
+        return {h: {"value": tag, "step": "step"}.get(low, "") for h, low in zip(header, lower, strict=True)}, [], None
     split = [(h, h.rsplit(" - ", 1)) for h in header]
-    runs = {parts[0] for _, parts in split if len(parts) == 2}
-    chosen = run if run in runs else (sorted(runs)[0] if runs else None)
+    runs = sorted({parts[0] for _, parts in split if len(parts) == 2})
+    if {name.lower() for name in runs} <= SPLIT_WORDS:  # `train - loss`: not a run's name
+        return {column: "/".join(parts) for column, parts in split}, [], None
+    chosen = choose(runs, run, path, runs[0]) if runs else None
     names = {}
     for column, parts in split:
         if column.endswith(("__MIN", "__MAX")) or (len(parts) == 2 and parts[0] != chosen):
@@ -63,7 +70,7 @@ def _column_names(header: list[str], path: Path, run: str | None) -> tuple[dict[
     steps = [n for n in names.values() if clean_key(n).lower() in STEP_KEYS]
     if not steps and header and (header[0] == "" or lower[0] in ("unnamed: 0", "index")):
         names[header[0]] = ""
-    return names, runs
+    return names, runs, chosen
 
 
 register(
