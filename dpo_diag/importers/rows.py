@@ -229,6 +229,7 @@ class RowStore:
             block.epochs.extend(theirs.epochs)
             block.sequence.extend(array("i", (self.rows + i for i in theirs.sequence)))
             block.is_clean = block.is_clean or theirs.is_clean
+            block.has_nan = block.has_nan or theirs.has_nan
             block.maybe_spill()
         self.rows += later.rows
         self.summaries += later.summaries

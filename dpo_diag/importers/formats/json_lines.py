@@ -73,7 +73,8 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
             continue
         if isinstance(row.get("log_history"), list):
             late += [(line, inner) for inner in row["log_history"]]
-            trainings.current.store.summaries.append({k: v for k, v in row.items() if isinstance(v, (int, float, str))})
+            stated = {k: v for k, v in row.items() if isinstance(v, (int, float, str))}
+            trainings.of(row).current.store.summaries.append(stated)
             continue
         for key in _NESTED:
             if isinstance(inner := row.get(key), Mapping):
