@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -204,6 +205,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], width: int = 100
 def terminal_width(unknown: int = 100, least: int = 60) -> int:
     """Columns of the terminal, at most 200: longer lines are hard to follow; `unknown` where the output is a file."""
     return max(least, min(200, shutil.get_terminal_size((unknown, 24)).columns))
+
+
+def takes_styles(stream: Any) -> bool:
+    """Whether a stream is a terminal that shows colours and underlines (NO_COLOR and TERM=dumb say no)."""
+    return not ("NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not stream.isatty())
 
 
 def _cell(text: str, size: int, right: bool) -> str:

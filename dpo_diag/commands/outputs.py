@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from dpo_diag.outputs.changed import SINCE
 from dpo_diag.outputs.compare import Comparison, comparison, to_document
 from dpo_diag.outputs.terminal import Layout, answer_lines, wrap
 from dpo_diag.records import load_run
-from dpo_diag.text import bracket, frame_for_csv, number, safe, signed, table, terminal_width, to_json
+from dpo_diag.text import bracket, frame_for_csv, number, safe, signed, table, takes_styles, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 MOVED_ROWS = 12
@@ -86,12 +85,11 @@ def outputs(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
     columns = width or terminal_width()
-    plain_terminal = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
     shape = Layout(
         columns,
         side_by_side=layout == "columns" or (layout == "auto" and columns >= 100),
         diff=not no_diff,
-        color=color == "always" or (color == "auto" and not plain_terminal),
+        color=color == "always" or (color == "auto" and takes_styles(sys.stdout)),
         max_chars=chars,
     )
     labels = _labels(c, shown_steps)

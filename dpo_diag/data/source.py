@@ -13,7 +13,8 @@ from dpo_diag.config import DataConfig
 from dpo_diag.data.hub import read_hub
 from dpo_diag.data.pairs import PairSet, Row, read_pairs
 from dpo_diag.data.splits import split_pairs, without_prompts_of
-from dpo_diag.data.token_report import TokenReport, measure_until
+from dpo_diag.data.token_report import Look, TokenReport, measure_until
+from dpo_diag.data.trained_tokens import HINTS
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import write_json
 from dpo_diag.rows.columns import wanted
@@ -61,20 +62,27 @@ class PreferenceData:
             source.require(max_bad_share)
 
     def tokenise(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str = "keep_start"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None,
+        truncation_mode: str = "keep_start",
+        look: Look | None = None,
     ) -> list[str]:
         """Pick `max_train` and `max_held_out` rows that reach the loss, and report what tokenising does to them.
 
-        Rows that TRL would drop are left out and replaced by others while there are any. Returns notes for the user.
+        Rows that TRL would drop are left out and replaced by others while there are any. Returns notes for the user:
+        what was decided, and a line for each thing that is wrong with the tokens of a set.
         """
         notes: list[str] = []
+        look = look or Look(tokenizer)
         for name, n in (("train", self.max_train), ("held_out", self.max_held_out)):
             rows: list[Row] = getattr(self, name)
             if rows:
-                kept, report = measure_until(rows, n, tokenizer, max_length, truncation_mode, self.seed)
+                kept, report = measure_until(rows, n, tokenizer, max_length, truncation_mode, self.seed, look)
                 self.tokens[name] = report
                 setattr(self, name, kept)
                 notes.extend(note for note in report.notes if note not in notes)
+                notes.extend(f"{name}: {finding.line('pairs')}" for finding in report.findings)
         return notes
 
     def check_tokens(self, max_truncated_share: float) -> None:
@@ -87,8 +95,10 @@ class PreferenceData:
         return [line for source in self.sources.values() for part in source.parts for line in part.says()]
 
     def notes(self) -> list[str]:
-        """A line for each set with dropped rows, one for each with rows noted (cut, for example); [] for none."""
+        """A line for each set with dropped rows, one for each with rows noted (cut, for example); [] for none. What
+        `tokenise` returned a line about is left out."""
         lines, table = [], self.issues()
+        table = table[~table["why"].isin(list(HINTS))]
         for (name, dropped), part in table.groupby(["set", "dropped"], sort=False):
             why = ", ".join(
                 f"{group['row'].nunique()} {reason} (first row {group['row'].iloc[0]})"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from dpo_diag.data.length_cap import capped, stops_midway
 from dpo_diag.data.pairs import ISSUE_COLUMNS, Row
 from dpo_diag.data.splits import rank
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
+from dpo_diag.data.trained_tokens import CAP, EQUAL, UNSEEN, Finding, TokenRules, findings_of, of_sides
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
+from dpo_diag.records.conversation import response_text
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.thresholds import defaults
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,6 +33,21 @@ CUT_EQUAL = "the responses are equal once cut"
 CUT = "a response is cut"
 PROMPT_CUT = "the prompt is cut"
 MOVED = "the prompt's last tokens merge with the response"
+
+
+class Look:
+    """What is looked for in the tokens of a set.
+
+    Args:
+        end_ids: ids that end a generation beside the tokenizer's end token (the model's generation config).
+        sides: the answers that are trained; SFT on pairs trains chosen alone.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = (), sides: Sequence[str] = SIDES
+    ) -> None:
+        self.rules, self.sides = TokenRules(tokenizer, end_ids), tuple(sides)
+        self.byte_lengths = token_bytes(tokenizer)
 
 
 @dataclass
@@ -69,8 +88,13 @@ class TokenReport:
         gone = set(self.table.loc[self.table["outcome"] == "dropped", "pair_id"])
         return [row for row in rows if row["pair_id"] not in gone]
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with the tokens that would be trained, commonest first."""
+        return findings_of(self.issues, len(self.table))
+
     def summary(self) -> dict[str, Any]:
-        """For run.json: the rule, counts, reasons, and the distribution of lengths (5 numbers each)."""
+        """For run.json: the rule, counts, reasons, findings, and the distribution of lengths (5 numbers each)."""
         table = self.table
 
         def spread(column: str) -> list[float]:
@@ -90,6 +114,7 @@ class TokenReport:
             "response_tokens": responses,
             "response_tokens_cut": cut,
             "why": {str(k): int(v) for k, v in self.issues["why"].value_counts().items()},
+            "findings": [finding.to_dict() for finding in self.findings],
             "quartiles": {name: spread(f"{name}_tokens") for name in ("prompt", "chosen", "rejected")},
         }
 
@@ -122,7 +147,7 @@ def measure_tokens(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = 1024,
     truncation_mode: str = "keep_start",
-    byte_lengths: npt.NDArray[np.int32] | None = None,
+    look: Look | None = None,
 ) -> TokenReport:
     """Tokenise every pair as TRL 1.16's DPOTrainer would, and report.
 
@@ -132,27 +157,35 @@ def measure_tokens(
         max_length: tokens of prompt and response together; None for no limit.
         truncation_mode: "keep_start" cuts responses and drops pairs whose prompt fills max_length; "keep_end" cuts the
             prompt from its start first.
-        byte_lengths: `token_bytes(tokenizer)`, where the caller has it already.
+        look: what is looked for, both sides by default.
 
     Raises:
         DiagError: messages without a chat template, an unknown mode.
     """
+    look = look or Look(tokenizer)
+    return _with_caps(_measure(rows, tokenizer, max_length, truncation_mode, look), rows, look)
+
+
+def _measure(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str, look: Look
+) -> TokenReport:
     notes = require_chat_template(tokenizer, "messages" if rows and not isinstance(rows[0]["prompt"], str) else "text")
-    if byte_lengths is None:
-        byte_lengths = token_bytes(tokenizer)
     records: list[dict[str, Any]] = []
     issues: list[tuple[int, str, str, bool]] = []
     for pair in encode_pairs(rows, tokenizer, max_length, truncation_mode):
-        records.append(_count(pair, byte_lengths))
-        issues.extend((pair.row, *issue) for issue in _issues(pair, records[-1]))
+        records.append(_count(pair, look.byte_lengths))
+        issues.extend((pair.row, *issue) for issue in _issues(pair, records[-1], look))
     table = pd.DataFrame(records, columns=TABLE_COLUMNS)
     if any(issue[1] == MOVED for issue in issues):
         notes.append(
             "some prompts end in tokens that merge with the response: the model trains on a context that it does not "
             "see when it answers; end prompts on a token boundary"
         )
-    frame = pd.DataFrame(issues, columns=ISSUE_COLUMNS).astype({"dropped": bool})
-    return TokenReport(table, frame, max_length, truncation_mode, notes)
+    return TokenReport(table, _issue_frame(issues), max_length, truncation_mode, notes)
+
+
+def _issue_frame(issues: list[tuple[int, str, str, bool]]) -> pd.DataFrame:
+    return pd.DataFrame(issues, columns=ISSUE_COLUMNS).astype({"dropped": bool})
 
 
 def measure_until(
@@ -162,21 +195,23 @@ def measure_until(
     max_length: int | None = 1024,
     truncation_mode: str = "keep_start",
     seed: int = 0,
+    look: Look | None = None,
 ) -> tuple[list[Row], TokenReport]:
     """At most `n` rows that reach the loss, in the source's order, and the report on the rows that were looked at.
 
     Rows are taken in `rank`'s order and replaced where they are dropped, so that a large source is not tokenised for a
     few rows. None takes all.
     """
+    look = look or Look(tokenizer)
     if n is None or n >= len(rows):
-        report = measure_tokens(rows, tokenizer, max_length, truncation_mode)
+        report = measure_tokens(rows, tokenizer, max_length, truncation_mode, look)
         return report.kept(rows), report
-    order, byte_lengths = rank(rows, seed), token_bytes(tokenizer)
+    order = rank(rows, seed)
     reports: list[TokenReport] = []
     taken, kept = 0, 0
     while not reports or (kept < n and taken < len(order)):
         batch = [rows[i] for i in order[taken : taken + n - kept]]
-        reports.append(measure_tokens(batch, tokenizer, max_length, truncation_mode, byte_lengths))
+        reports.append(_measure(batch, tokenizer, max_length, truncation_mode, look))
         taken += len(batch)
         kept += len(batch) - reports[-1].n_dropped
     merged = TokenReport(
@@ -186,7 +221,24 @@ def measure_until(
         truncation_mode,
         list(dict.fromkeys(note for r in reports for note in r.notes)),
     )
-    return merged.kept([rows[i] for i in sorted(order[:taken])]), merged
+    looked_at = [rows[i] for i in sorted(order[:taken])]
+    return merged.kept(looked_at), _with_caps(merged, looked_at, look)
+
+
+def _with_caps(report: TokenReport, rows: Sequence[Row], look: Look) -> TokenReport:
+    """The report with the answers that end at a length cap among its issues."""
+    texts = {row.get("row", i): row for i, row in enumerate(rows)}
+    table = report.table[report.table["outcome"] != "dropped"]
+    issues = []
+    for side in look.sides:
+        answers = [look.rules.without_end(response_text(texts[row][side])) for row in table["row"]]
+        midway = [stops_midway(answer) for answer in answers]
+        for lengths, unit in ((table[f"{side}_tokens"], "tokens"), ([len(a) for a in answers], "characters")):
+            at, why = capped(lengths, midway, unit, defaults())
+            if at.any():
+                issues += [(row, CAP, f"{side}: {why}", False) for row in table["row"][at]]
+                break
+    return replace(report, issues=_issue_frame([*report.issues.itertuples(index=False, name=None), *issues]))
 
 
 def _count(pair: EncodedPair, byte_lengths: npt.NDArray[np.int32]) -> dict[str, Any]:
@@ -206,7 +258,7 @@ def _count(pair: EncodedPair, byte_lengths: npt.NDArray[np.int32]) -> dict[str, 
     return record
 
 
-def _issues(pair: EncodedPair, counts: dict[str, Any]) -> list[tuple[str, str, bool]]:
+def _issues(pair: EncodedPair, counts: dict[str, Any], look: Look) -> list[tuple[str, str, bool]]:
     """(why, detail, dropped) of everything that happened to one pair."""
     issues: list[tuple[str, str, bool]] = []
     if pair.n_merged:
@@ -220,6 +272,14 @@ def _issues(pair: EncodedPair, counts: dict[str, Any]) -> list[tuple[str, str, b
         else:
             detail = ", ".join(f"{s} {counts[f'{s}_cut']} of {counts[f'{s}_tokens']} tokens" for s in SIDES)
             issues.append((CUT, detail, False))
+    elif left == pair.response["rejected"]:
+        issues.append((EQUAL, f"{len(left)} tokens", False))
     if counts["prompt_cut"]:
         issues.append((PROMPT_CUT, f"{counts['prompt_cut']} of {pair.n_prompt} tokens", False))
-    return issues
+    if pair.unseen:
+        issues.append((UNSEEN, ", ".join(pair.unseen), False))
+    found: dict[str, dict[str, str]] = {}
+    for side in look.sides:
+        for why, detail in look.rules.issues(pair.trained(side), own_think=side in pair.own_think):
+            found.setdefault(why, {})[side] = detail
+    return issues + [(why, of_sides(details), False) for why, details in found.items()]

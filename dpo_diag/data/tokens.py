@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.data.pairs import Row
+from dpo_diag.data.trained_tokens import TrainedIds, called_name, has_empty_think, unseen_parts
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
+from dpo_diag.records.conversation import response_text
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.schemas import SIDES
@@ -47,6 +49,8 @@ class EncodedPair:
         response: side -> response tokens that the loss counts.
         n_prompt: prompt tokens before the cut; n_merged: the prompt's last tokens that merge with the response and are
             left out; n_truncated: side -> response tokens cut off.
+        unseen: keys of the responses' messages and of the row whose text the chat template leaves out.
+        own_think: sides whose text begins with an empty think block in the data already.
         dropped: why it never reaches the loss; None if it does.
     """
 
@@ -57,7 +61,13 @@ class EncodedPair:
     n_prompt: int = 0
     n_merged: int = 0
     n_truncated: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    unseen: list[str] = field(default_factory=list)
+    own_think: frozenset[str] = frozenset()
     dropped: Dropped | None = None
+
+    def trained(self, side: str) -> TrainedIds:
+        """One side as the loss sees it."""
+        return TrainedIds.of_pair(self.prompt[side], self.response[side], bool(self.n_truncated[side]))
 
 
 def with_ids(rows: Sequence[Row], given: GivenIds | None = None) -> list[Row]:
@@ -104,11 +114,12 @@ def encode_pairs(
         raise DiagError("unknown truncation mode", got=truncation_mode, expected="keep_start or keep_end")
     kept = with_ids(rows)
     require_chat_template(tokenizer, "messages" if kept and not isinstance(kept[0]["prompt"], str) else "text")
-    for row, ids in _tokenised(kept, tokenizer):
-        if isinstance(ids, str):
-            yield EncodedPair(row["row"], row["pair_id"], dropped=Dropped(REFUSED, ids))
+    for row, texts, ids in _tokenised(kept, tokenizer):
+        if isinstance(texts, str):
+            yield EncodedPair(row["row"], row["pair_id"], dropped=Dropped(REFUSED, texts))
         else:
-            yield _cut(row, ids, max_length, truncation_mode)
+            own = frozenset(side for side in SIDES if has_empty_think(response_text(row[side])))
+            yield replace(_cut(row, ids, max_length, truncation_mode), unseen=_unseen(row, texts), own_think=own)
 
 
 TokenIds = tuple[list[int], list[int], list[int]]
@@ -141,8 +152,13 @@ def _shared_prefix(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _tokenised(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Row, TokenIds | str]]:
-    """Each row with its token ids, or with why its chat template refused; in batches, which fast tokenizers need."""
+Texts = tuple[str, str, str]
+"""The same as text."""
+
+
+def _tokenised(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Row, Texts | str, TokenIds]]:
+    """Each row with its texts, or with why its chat template refused, and their token ids; in batches, which fast
+    tokenizers need."""
     from tqdm import tqdm
 
     with tqdm(total=len(rows), desc="tokenising", unit="pair", disable=len(rows) < 2000, leave=False) as bar:
@@ -153,11 +169,23 @@ def _tokenised(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Itera
             special = bool(batch) and isinstance(batch[0]["prompt"], str)
             ids = iter(tokenizer(flat, add_special_tokens=special)["input_ids"] if flat else [])
             for row, entry in zip(batch, texts, strict=True):
-                yield row, entry if isinstance(entry, str) else (next(ids), next(ids), next(ids))
+                yield row, entry, ([], [], []) if isinstance(entry, str) else (next(ids), next(ids), next(ids))
             bar.update(len(batch))
 
 
-def _texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str] | str:
+def _unseen(row: Row, texts: Texts) -> list[str]:
+    """Keys of a row's responses, and `tools`, that its rendered texts do not show."""
+    if isinstance(row["prompt"], str):
+        return []
+    keys = [key for side, text in zip(SIDES, texts[1:], strict=True) for key in unseen_parts(row[side], text)]
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools or []
+    if any(name not in texts[0] for name in map(called_name, tools if isinstance(tools, list) else [])):
+        keys.append("tools")
+    return list(dict.fromkeys(keys))
+
+
+def _texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> Texts | str:
     """Prompt, prompt + chosen, prompt + rejected as text, or why the chat template refused."""
     if isinstance(row["prompt"], str):
         end = str(tokenizer.eos_token)

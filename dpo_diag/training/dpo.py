@@ -16,6 +16,7 @@ from trl import DPOTrainer
 
 from dpo_diag.config import EXTRA_METRICS
 from dpo_diag.data.token_bytes import token_bytes
+from dpo_diag.data.tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.training import trl_adapter
@@ -23,7 +24,7 @@ from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
-from dpo_diag.training.run import Recorded, Recording
+from dpo_diag.training.run import Recorded, Recording, say_left_out
 
 logger = get_logger(__name__)
 
@@ -110,7 +111,9 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             monitor.texts.add(dataset)
         else:
             self._pair_sources.append(dataset)
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        say_left_out(dataset, prepared, dataset_name, PROMPT_FILLS)
+        return prepared
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """As TRL's, without the ids that ride in the batch."""

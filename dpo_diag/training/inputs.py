@@ -11,12 +11,15 @@ from typing import Any
 from dpo_diag.config import Config
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.source import REPORT_FILE, PreferenceData, load_data
+from dpo_diag.data.token_report import Look
 from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
+from dpo_diag.models.decoding import Decoding, stop_ids
 from dpo_diag.models.loading import check_device
 from dpo_diag.models.policy import Policy, load_policy
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.files import write_json
+from dpo_diag.records.schemas import SIDES
 
 TRAIN_PROBE = "train_probe"
 
@@ -42,6 +45,12 @@ class Inputs:
     prompts: list[Prompt] = field(default_factory=list)
     source: PreferenceData | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def said(self) -> set[str]:
+        """What `notes` say of the tokens already."""
+        reports = self.source.tokens.values() if self.source is not None else ()
+        return {finding.why for report in reports for finding in report.findings}
 
     def write_data_report(self, folder: Path, max_truncated_share: float) -> None:
         """data_report.json: counts, and every row that was dropped or cut; then judge what tokenising cut.
@@ -86,7 +95,8 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     dpo = config.trainer.method == "dpo"
     policy = load_policy(config.model, config.peft, with_reference=dpo)
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
-    notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode)
+    look = Look(policy.tokenizer, stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1])
+    notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode, look)
     train, held_out = source.train, source.held_out
     if not dpo:
         # A preference pair as an SFT example: its chosen answer.

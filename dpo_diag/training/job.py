@@ -59,6 +59,8 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         inputs.write_data_report(folder, config.data.max_truncated_share)
     trainer = _trainer(config, folder, inputs, arguments)
+    trainer.tell, trainer.show = (lambda line: say(f"note: {line}")), say
+    trainer.said = inputs.said
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))

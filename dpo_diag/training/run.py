@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from dpo_diag.errors import DiagError
@@ -18,10 +20,12 @@ from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.records import RunWriter
 from dpo_diag.records.run_info import Status
 from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.text import percent, takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding
 from dpo_diag.training.describe import describe_trainer
+from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
@@ -44,16 +48,29 @@ def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
         ) from error
 
 
+def say_left_out(before: Any, after: Any, name: str, why: str) -> None:
+    """Say how many rows of a data set TRL left out when it prepared it: it does so without a word."""
+    if isinstance(before, Dataset) and (n := len(before) - len(after)) > 0:
+        logger.warning(f"{name} dataset: TRL leaves out {n} of {len(before)} rows ({percent(n / len(before))}): {why}")
+
+
 class Recording:
     """Mixin in front of a TRL trainer; expects `self.monitor` before `start_recording`.
 
     Attributes:
         carried: columns of ours that ride from the data set to the batch, and `attach`, which lays them there.
+        tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
+            the job lets its own console print them.
+        said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
     """
 
     monitor: Monitor
     carried: tuple[str, ...]
     attach: Attach
+    tell: Callable[[str], None] = staticmethod(logger.warning)
+    show: Callable[[str], None] = staticmethod(logger.info)
+    said: Collection[str] = ()
+    _looked = False
 
     # ---- from the data set to the measurement ----
 
@@ -75,7 +92,7 @@ class Recording:
         state = self.accelerator.gradient_state
         before = state.active_dataloader
         samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
-        loader = state.active_dataloader or before
+        loader = before if state.active_dataloader is None else state.active_dataloader  # a stream's has no truth value
         if samples and self.accelerator.num_processes > 1 and loader.end_of_dataloader and loader.remainder > 0:
             entry = samples[-1].get(self.carried[0])
             if torch.is_tensor(entry):
@@ -159,13 +176,27 @@ class Recording:
         return describe_trainer(self)
 
     def begin_run(self: Any) -> None:
-        """At the start of every training loop."""
+        """At the start of every training loop; the first says what is wrong with the tokens that it trains on."""
         window, state = None, self.state
         if self._resumed is not None and state.global_step == self._resumed[1]:
             accelerator = self.accelerator
             window, seen = load_window(self._resumed[0], accelerator.process_index, accelerator.num_processes)
             self._total_train_tokens = self._total_train_tokens if seen is None else seen
         self.monitor.begin(state.global_step, window)
+        if self._looked or not self.is_world_process_zero():
+            return
+        self._looked = True
+        with untouched_random_state():  # a data set may draw when it is read
+            look = first_look(self)
+        if look is None:
+            return
+        for finding in look.findings:
+            if finding.why not in self.said:
+                self.tell(f"training tokens: {finding.line()}")
+        for line in look.lines(underline=takes_styles(sys.stderr)):
+            self.show(line)
+        if self.run_writer is not None:
+            look.add_to_report(self.run_writer.path)
 
     @property
     def should_stop(self: Any) -> bool:

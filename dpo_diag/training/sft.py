@@ -7,10 +7,11 @@ from typing import Any
 
 from trl import SFTTrainer
 
+from dpo_diag.data.trained_tokens import NOTHING
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import head_scores_every_position
 from dpo_diag.training.monitor import Monitor
-from dpo_diag.training.run import Recorded, Recording
+from dpo_diag.training.run import Recorded, Recording, say_left_out
 from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, attach_marks, has_prompt
 from dpo_diag.training.sft_adapter import PromptTap, read_sequences
 
@@ -61,8 +62,10 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        dataset = add_rows(dataset, args.dataset_num_proc)
-        dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        numbered = add_rows(dataset, args.dataset_num_proc)
+        dataset = super()._prepare_dataset(numbered, processing_class, args, packing, formatting_func, dataset_name)
+        if not packing:
+            say_left_out(numbered, dataset, dataset_name, NOTHING)
         first = next(iter(dataset), None)
         if first is None or RESPONSE in first or "labels" not in first or not has_prompt(first):
             return dataset

@@ -38,13 +38,17 @@ def own(tiny_folder: Path, pair_file: Path, tmp_path: Path) -> list[str]:
 def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """One training: records at steps 0, 2, 4, an exact loss, a report, and the folder alone on the last line."""
     assert run_app("dpo-train", "config", job, own) == 0
-    folder = Path(capfd.readouterr().out.splitlines()[-1])
+    printed = capfd.readouterr()
+    folder = Path(printed.out.splitlines()[-1])
     run = load_run(folder)
     assert run.meta["status"] == "finished"
     assert run.meta["loss"]["types"] == ["sigmoid"]
     assert run.meta["data"]["n_dropped"] == 1
     report = json.loads((folder / "data_report.json").read_text())
     assert report["dropped"] == {"chosen equals rejected": 1} or report["n_dropped"] == 1
+    # One sample stands in the report and, before the first step, on the console, its trained tokens marked.
+    trained = ["".join(p["text"] for p in report["sample"][side] if p["trained"]) for side in ("chosen", "rejected")]
+    assert all(f"⟦{text}⟧" in printed.err for text in trained) and trained[0] != trained[1]
 
     eval_pairs = run.pairs[run.pairs["split"] == "eval"]
     assert sorted(set(eval_pairs["step"])) == [0, 2, 4]

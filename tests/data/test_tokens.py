@@ -83,7 +83,7 @@ def test_a_template_that_refuses_a_row_drops_it(tokenizer: PreTrainedTokenizerFa
     picky = byte_tokenizer()
     picky.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
     )
     user = {"role": "user", "content": "u"}
     rows = _rows(([{"role": "system", "content": "s"}, user], "a", "b"), ([user], "a", "b"))
