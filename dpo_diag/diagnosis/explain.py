@@ -43,6 +43,10 @@ from dpo_diag.stats import LEAST_FOR_BOOTSTRAP, Interval
 from dpo_diag.text import plain, records
 
 PAIRS_SHOWN = 2000
+ROWS_ONLY = (
+    "the log states no steps: its rows are counted, their distance from the start is not known "
+    "(dpo-diag import --logging-steps N makes them steps)"
+)
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
 
 
@@ -239,9 +243,10 @@ def _of_means(
     )
     return {
         **_head(run, means.from_step, means.to_step, means.split, None),
+        "step_word": run.info.step_word,
         "unit": None,
         "coverage": {},
-        "notes": [f"{no_pairs}: nothing can be split over pairs"],
+        "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.steps_are_stated else [ROWS_ONLY])],
         "loss": {
             "not_applicable": f"{no_pairs}, so the loss cannot be split into sides",
             **{k: loss[k] for k in ("from", "to", "delta", "interval") if k in loss},

@@ -55,13 +55,16 @@ def stretch(document: Mapping[str, Any]) -> str:
     first, last = document["from_step"], document["to_step"]
     if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
         return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
+    if document.get("step_word", "step") != "step":
+        return f"{document['step_word']} {first} to {last}"
     return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
 
 
 def _what_happened(document: dict[str, Any]) -> list[Sentence]:
     start = f"From {stretch(document)}"
     if document["from_step"] != REFERENCE:
-        start = f"Between step {document['from_step']} and step {document['to_step']}"
+        word = document.get("step_word", "step")
+        start = f"Between {word} {document['from_step']} and {word} {document['to_step']}"
     where = f"{start} on {document['split']}"
     if document["n_pairs"] is not None:
         where += f" ({plural(document['n_pairs'], 'pair')})"
@@ -136,7 +139,8 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
         sentences.append(say(f"The logged mean {name} {moved(entry['from'], entry['to'])}.", key))
         low, ends = entry.get("lowest"), min(entry["from"], entry["to"])
         if side == "chosen" and low is not None and ends - low > LEAST_DIP * (entry["highest"] - low):
-            text = f"In between, {name} was as low as {number(low)} (step {entry['lowest_step']}) and recovered."
+            where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
+            text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
     return sentences
 

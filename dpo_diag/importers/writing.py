@@ -41,6 +41,7 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
             expected="log rows with a loss, rewards or log-probs",
             hint="name the format with --as, or see dpo-diag import --formats",
         )
+    sources = _with_steps(sources)
     existed = out.exists()
     if any(part_of(p) for p in out.glob("*/*.parquet")):
         raise DiagError("the folder already holds a run", where=out, hint="name another folder with --out", usage=True)
@@ -97,6 +98,16 @@ def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: p
         "beta": decided.beta,
         "notes": list(origin.notes),
     }
+
+
+def _with_steps(sources: list[Parsed]) -> list[Parsed]:
+    """The sources whose rows can stand beside one another: without those of counted rows, where others state steps."""
+    kept = [s for s in sources if s.steps != "counted"]
+    if not any(s.n_read for s in kept):
+        return sources
+    for left in (s for s in sources if s.steps == "counted"):
+        kept[0].notes.append(f"{left.files[0].name} was left out: it states no steps (--logging-steps N gives them)")
+    return kept
 
 
 def _first_reason(sources: list[Parsed]) -> str:

@@ -242,6 +242,10 @@ class RunInfo:
         """What a number of the column `step` is called: "step", or "row" where rows were only counted."""
         return "step" if self.steps_are_stated else "row"
 
+    def at(self, step: float) -> str:
+        """A number of the column `step` with what it is: "step 80", "row 8"."""
+        return f"{self.step_word} {step:.0f}"
+
     def role(self, split: str) -> Role:
         """What the split's pairs are to the training; by its name where the run does not say."""
         known = self.splits.get(split)

@@ -97,6 +97,7 @@ def line_chart(
 
     Args:
         series: lines; values that are not finite break a line and are marked at the top edge.
+        x_label: what a number on the axis is called: step, or row.
         level: a horizontal line to compare with, e.g. the start.
         marks: vertical lines (step, name).
         right: px kept for the names; found from their length if None.
@@ -139,7 +140,7 @@ def line_chart(
         y = up(level)
         parts.append(element("line", x1=left, x2=width - names, y1=y, y2=y, class_="level"))
     for s in series:
-        parts.append(_line(s, across, up))
+        parts.append(_line(s, across, up, x_label))
     parts.append(_names(series, across, up, 14, height - bottom))
     if show_x:
         parts.append(element("line", x1=left, x2=width - names, y1=height - bottom, y2=height - bottom, class_="axis"))
@@ -151,7 +152,7 @@ def line_chart(
     return picture(width, height, join(parts), description)
 
 
-def _line(s: Series, across: Scale, up: Scale) -> Markup:
+def _line(s: Series, across: Scale, up: Scale, x_label: str) -> Markup:
     parts = []
     if s.low is not None and s.high is not None:
         ok = np.isfinite(s.low) & np.isfinite(s.high)
@@ -168,7 +169,7 @@ def _line(s: Series, across: Scale, up: Scale) -> Markup:
         for (px, py), ok, step, value in zip(points, finite, x, y, strict=True):
             if ok:
                 shape = marker(s.kind, px, py)
-                title = element("title", f"step {number(step)}: {s.label} {number(value)}")
+                title = element("title", f"{x_label} {number(step)}: {s.label} {number(value)}")
                 parts.append(Markup("<g>{}{}</g>").format(title, shape))
     for step in x[~finite][:20]:
         parts.append(element("text", "✕", x=across(float(step)), y=up.end + 4, class_=f"lost mid {s.kind}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,36 @@ def test_evaluation_bars_do_not_count(tmp_path: Path, imported: Importing) -> No
     _, run = imported(log(tmp_path / "train.log", text))
     assert steps(run, "loss") == steps(run, "loss", "eval") == [10, 20, 30, 40]
     assert value(run, "loss", 10, "eval") == 0.5
+
+
+def test_rows_without_steps_do_not_join_those_of_a_source_that_has_them(tmp_path: Path, imported: Importing) -> None:
+    """Ten console rows without any length beside the trainer's state: row 3 is not step 3."""
+    rows = training()
+    result, run = imported([log(tmp_path / "train.log", console(rows)), state(tmp_path / "trainer_state.json", rows)])
+    assert steps(run, "loss") == TENS
+    assert result["notes"] == ["train.log was left out: it states no steps (--logging-steps N gives them)"]
+    _, run = imported([tmp_path / "train.log", tmp_path / "trainer_state.json"], logging_steps=10)
+    assert (steps(run, "loss"), run.info.source.formats) == (TENS, ("hf", "console"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "codes"), [(False, {"DVG001", "DVG010"}), (True, {"DVG011", "DVG016", "DVG020"})]
+)
+def test_what_is_said_of_counted_rows_names_no_step(
+    tmp_path: Path, imported: Importing, broken: bool, codes: set[str]
+) -> None:
+    """A chosen side that falls, a gradient of 0 at the end; broken: a spike, a NaN, a loss that climbs back."""
+    rows = [{k: v for k, v in row.items() if k != "epoch"} for row in training(600)]
+    for at, row in enumerate(rows):
+        row["rewards/chosen"], row["logps/chosen"] = -0.1 * at, -100.0 - at
+        row["grad_norm"] = 0.0 if at > 15 else 2.0
+        if broken:
+            row["loss"] = {20: 9.0, 30: float("nan")}.get(at, row["loss"] if at < 40 else 1.5 + 0.05 * at)
+    _, run = imported(log(tmp_path / "train.log", console(rows)))
+    document = explain(run)
+    spoken = {c["code"]: c["reason"] for c in document["checks"] if c["outcome"] == "speaks"}
+    assert codes <= set(spoken)
+    said = [*spoken.values(), *(s["text"] for part in document["narrative"] for s in part["sentences"])]
+    assert not [text for text in said if re.search(r"\bsteps? \d", text)]
+    assert any("Between row 1 and row 60" in text for text in said)
+    assert any(text.startswith("The log states no steps") for text in said)

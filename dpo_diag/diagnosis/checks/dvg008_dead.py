@@ -35,7 +35,8 @@ def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
         tail = len(zero) - int(np.flatnonzero(~zero)[-1]) - 1
         if tail >= max(3, t["dead_min_share"] * len(zero)) and at_floor(ctx, t) is None:
             return speaks(
-                f"grad_norm is 0 from step {grads.steps[-tail]:.0f} on, and the loss is not at its floor", **evidence
+                f"grad_norm is 0 from {ctx.info.at(grads.steps[-tail])} on, and the loss is not at its floor",
+                **evidence,
             )
     if moved == 0.0:
         return speaks("not one log-prob of the fixed set changed between the first and the last step", **evidence)

@@ -29,8 +29,8 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
     if floor is None:
         return silent("the loss is above its floor", last_loss=last, floor=ctx.start.floor)
     return speaks(
-        f"the loss of {floor.split} ends at {floor.last_loss:.4g}, its floor ({floor.floor:.4g}), since step "
-        f"{floor.since_step:.0f}",
+        f"the loss of {floor.split} ends at {floor.last_loss:.4g}, its floor ({floor.floor:.4g}), since "
+        f"{ctx.info.at(floor.since_step)}",
         **floor.evidence(),
     )
 

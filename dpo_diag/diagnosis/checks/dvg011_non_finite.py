@@ -12,7 +12,7 @@ from dpo_diag.diagnosis.checks.shared.advice import RATE_HIGH, Advice
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
-from dpo_diag.text import some
+from dpo_diag.text import plural, some
 from dpo_diag.thresholds import Thresholds
 
 
@@ -31,7 +31,7 @@ def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
     last = int(max(frame["step"].max() for frame in (history, sums) if len(frame)))
     what = some(sorted({str(n) for n in bad["name"]})) or "sum_logp"
     return speaks(
-        f"NaN or infinity in {what} at {len(steps)} steps (first {steps[0]}, last {steps[-1]})"
+        f"NaN or infinity in {what} at {plural(len(steps), ctx.info.step_word)} (first {steps[0]}, last {steps[-1]})"
         + (f", behind a finite loss at {len(behind)} of them" if behind else ""),
         severity="error" if last in steps else "warning",
         steps=steps[:LISTED],

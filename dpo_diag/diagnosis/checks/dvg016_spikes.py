@@ -39,7 +39,7 @@ def spikes(ctx: CheckContext, t: Thresholds) -> Outcome:
         evidence["median_grad_norm"] = float(np.median(grads.values))
     if len(rows):
         where = ", ".join(f"{step:.0f}" for step in at[:WORST])
-        return speaks(f"the loss spikes at {len(rows)} of {len(loss)} rows (steps {where})", **evidence)
+        return speaks(f"the loss spikes at {len(rows)} of {len(loss)} rows ({ctx.info.step_word}s {where})", **evidence)
     return silent("no row stands out from its neighbours beyond the noise", **evidence)
 
 

@@ -51,12 +51,14 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     far_above = trend.last_level.low > start + rise and trend.last > t["divergence_min_factor"] * abs(start)
     if ctx.start.known and began_at_start and far_above:
         return speaks(f"the loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
-    return _from_minimum(loss, trend, rise, t, evidence) or silent(
+    return _from_minimum(ctx, loss, trend, rise, t, evidence) or silent(
         "the loss does not end above where it was", **evidence
     )
 
 
-def _from_minimum(loss: Series, trend: Ends, rise: float, t: Thresholds, evidence: dict[str, Any]) -> Outcome | None:
+def _from_minimum(
+    ctx: CheckContext, loss: Series, trend: Ends, rise: float, t: Thresholds, evidence: dict[str, Any]
+) -> Outcome | None:
     """Whether the loss climbed back over half of what it had fallen."""
     k = max(3, len(loss) // ENDS_OF_WINDOW)
     if len(loss) < 4 * k:
@@ -71,7 +73,7 @@ def _from_minimum(loss: Series, trend: Ends, rise: float, t: Thresholds, evidenc
     evidence |= {"minimum": rolling[lowest], "minimum_step": step, "rise_from_minimum": up}
     if up > half and up > rise and up > t["divergence_min_share_of_fall"] * fallen:
         return speaks(
-            f"the loss climbed back from {rolling[lowest]:.3g} (step {step:.0f}) to {rolling[-1]:.3g}", **evidence
+            f"the loss climbed back from {rolling[lowest]:.3g} ({ctx.info.at(step)}) to {rolling[-1]:.3g}", **evidence
         )
     return None
 

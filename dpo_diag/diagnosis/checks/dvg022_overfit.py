@@ -89,7 +89,8 @@ def _onset(ctx: CheckContext, step: float, t: Thresholds, evidence: dict[str, An
             if levels[1] - levels[0] > t["overfit_train_sds"] * noise_sd(train.values) * math.sqrt(2 / 3):
                 return silent("held-out and training loss rise together: divergence, not overfitting", **evidence)
     return speaks(
-        f"the held-out loss rises from {evidence['loss_at_best']:.4g} (step {step:.0f}) to {evidence['last_loss']:.4g}",
+        f"the held-out loss rises from {evidence['loss_at_best']:.4g} ({ctx.info.at(step)}) to "
+        f"{evidence['last_loss']:.4g}",
         **evidence,
     )
 

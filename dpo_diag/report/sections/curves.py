@@ -54,16 +54,20 @@ def build(context: Context) -> Mapping[str, Any]:
         raise NotApplicable("the run has no history of a loss, a perplexity or a score")
     steps = {"from": context.document.get("from_step"), "to": context.document.get("to_step")}
     marks = [(step, name) for name, step in steps.items() if isinstance(step, int)]
-    parting = parting_frame(frame)
+    parting, word = parting_frame(frame), context.run.info.step_word
     evaluated = frame.loc[frame["kind"] != "train"].drop(columns=["panel", "kind"])
     return {
-        "plot": draw_parting(parting),
+        "plot": draw_parting(parting, word),
         "parting_text": parting_text(parting),
         "parting": table(
-            parting.drop(columns="kind"), "change since the first measurement", formats={"ratio": ratio, "step": number}
+            parting.drop(columns="kind").rename(columns={"step": word}), "change since the first measurement",
+            formats={"ratio": ratio, word: number},
         ) if len(parting) else None,
-        "panels": [draw_panel(str(panel), frame, marks) for panel in frame["panel"].unique()],
-        "numbers": table(evaluated, "loss, perplexities and scores", formats={"step": number, "n": number}),
+        "panels": [draw_panel(str(panel), frame, marks, word) for panel in frame["panel"].unique()],
+        "numbers": table(
+            evaluated.rename(columns={"step": word}), "loss, perplexities and scores",
+            formats={word: number, "n": number},
+        ),
         "split": context.split or "none",
     }  # fmt: skip
 
@@ -171,7 +175,7 @@ def per_cent(change: float) -> str:
 # --- how it is drawn --------------------------------------------------------------------------------------------------
 
 
-def draw_parting(parting: pd.DataFrame) -> Markup:
+def draw_parting(parting: pd.DataFrame, word: str) -> Markup:
     """One plot: every line starts at 1; loss, chosen perplexity and score leave in their own directions."""
     finite = parting["ratio"][np.isfinite(parting["ratio"].astype(float))]
     log = bool(len(finite) and finite.max() > LEAST_FOR_FACTORS and finite.min() > 0)
@@ -188,14 +192,14 @@ def draw_parting(parting: pd.DataFrame) -> Markup:
                 Series(label, rows["step"].to_numpy(dtype=float), values, str(rows["kind"].iloc[0]), note=note)
             )
         return line_chart(
-            lines, width=width, height=320, log=log, tick=write, level=1.0 - start,
+            lines, width=width, height=320, log=log, x_label=word, tick=write, level=1.0 - start,
             description="Change since the first measurement: " + parting_text(parting),
         )  # fmt: skip
 
     return responsive(draw)
 
 
-def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]]) -> tuple[str, Markup]:
+def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]], word: str) -> tuple[str, Markup]:
     """Title and drawing of one panel in absolute values; all panels share one step axis."""
     rows = curves.loc[curves["panel"] == panel]
     measures = rows["measure"].unique().tolist()
@@ -215,7 +219,7 @@ def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]]) -
             lines.append(Series(label, steps, values, str(part["kind"].iloc[0]), low, high, note))
         return line_chart(
             lines, width=width, height=190, log=panel == "perplexity", marks=marks, description=title,
-            right=130.0 if narrow else 230.0, x_range=all_steps,
+            right=130.0 if narrow else 230.0, x_range=all_steps, x_label=word,
         )  # fmt: skip
 
     return title, responsive(draw)

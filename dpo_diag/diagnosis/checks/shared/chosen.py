@@ -66,6 +66,7 @@ class ChosenChange:
     gain: float
     relative: float
     loss_fell: bool | None
+    step_word: str = "step"
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def material(self, t: Thresholds) -> bool:
@@ -82,7 +83,7 @@ class ChosenChange:
         """ "from the reference to step 80", "best to last, steps 20 to 80"."""
         if self.from_step == REFERENCE:
             return f"from {step_name(REFERENCE)} to step {self.to_step:.0f}"
-        return f"{self.window}, steps {self.from_step:.0f} to {self.to_step:.0f}"
+        return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
 
     @property
     def in_words(self) -> str:
@@ -278,6 +279,7 @@ def _of_fixed_set(ctx: CheckContext, split: str) -> list[ChosenChange]:
                 gain=_gain(ctx, split, series.unit, low, high, zero),
                 relative=math.nan if series.unit == "reward" else ratio(fall, float(abs(values[start]))),
                 loss_fell=_loss_fell(ctx, split, low, high),
+                step_word=ctx.info.step_word,
                 more={"series": series.name, "note": "exact for this set; means allow no interval beyond it"},
             )
         )
@@ -302,6 +304,7 @@ def _of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-trend.delta.value, abs(trend.first)),
         loss_fell=_loss_fell(ctx, split, low, high),
+        step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd, "rows": trend.n},
     )
     values, k = series.values, max(LEAST_WINDOW, len(series.values) // ENDS_OF_WINDOW)
@@ -326,6 +329,7 @@ def _of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-drop, float(abs(rolling[best]))),
         loss_fell=_loss_fell(ctx, split, since, high),
+        step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd},
     )
     return [whole, from_best]
