@@ -135,9 +135,7 @@ def test_rows_without_steps_do_not_join_those_of_a_source_that_has_them(tmp_path
     assert (steps(run, "loss"), run.info.source.formats) == (TENS, ("hf", "console"))
 
 
-@pytest.mark.parametrize(
-    ("broken", "codes"), [(False, {"DVG001", "DVG010"}), (True, {"DVG011", "DVG016", "DVG020"})]
-)
+@pytest.mark.parametrize(("broken", "codes"), [(False, {"DVG001", "DVG010"}), (True, {"DVG011", "DVG016", "DVG020"})])
 def test_what_is_said_of_counted_rows_names_no_step(
     tmp_path: Path, imported: Importing, broken: bool, codes: set[str]
 ) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dpo_diag.stats import LEAST_FOR_T, Interval, t_interval
 from dpo_diag.thresholds import Thresholds, defaults
 
@@ -79,7 +81,8 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
-        moved = t_interval(after - before, t["confidence"])
+        both = np.isfinite(before) & np.isfinite(after)
+        moved = t_interval(after[both] - before[both], t["confidence"])
         if moved.n >= LEAST_FOR_T:
             return moved.sign
     start = ctx.start.value if ctx.start.known and ctx.window.first is None else math.nan
