@@ -14,6 +14,8 @@ ROLE_WORDS = {
     "shared_after": "in what they share after the difference",
     "end": "at the end token",
 }
+ROUNDING = 1e-9
+"""A term below this is the rounding of a sum, not a cause."""
 LEAST_SHARE = 0.15
 """A role that carries less of the change than this is not named."""
 LEAST_LENGTH_SHARE = 0.1
@@ -60,7 +62,7 @@ def causes(document: dict[str, Any]) -> list[Sentence]:
 
 def _loss(document: dict[str, Any]) -> list[Sentence]:
     loss = document["loss"]
-    if loss.get("chosen_part") is None or not loss["delta"]:
+    if loss.get("chosen_part") is None or abs(loss["delta"]) < ROUNDING:
         return []
     text = (
         f"Of the loss's change {signed(loss['delta'], 4)}, {signed(loss['chosen_part'], 4)} came through the chosen "
@@ -68,6 +70,8 @@ def _loss(document: dict[str, Any]) -> list[Sentence]:
     )
     if loss["delta"] < 0 < loss["chosen_part"]:
         text += ": the rejected answers alone lowered it, the chosen ones raised it"
+    elif loss["rejected_part"] < 0 < loss["delta"]:
+        text += ": the chosen answers raised it by more than the rejected ones lowered it"
     return [say(f"{text}.", "loss.chosen_part", "loss.rejected_part")]
 
 
@@ -75,13 +79,17 @@ def _perplexity(document: dict[str, Any]) -> list[Sentence]:
     chosen = document["perplexity"].get("chosen", {})
     sentences = []
     row = chosen.get("ppl_seq_mean")
-    if row and row.get("dispersion") is not None:
+    if row and row.get("dispersion") is not None and row["level"] is not None:
+        likely = f"answers became {'less' if row['level'] > 0 else 'more'} likely on average"
         apart = "the answers moved apart" if row["dispersion"] > 0 else "the answers moved closer together"
-        text = (
-            f"Chosen log ppl_seq_mean changed by {signed(row['dlog'])}: {signed(row['level'])} because answers became "
-            f"{'less' if row['level'] > 0 else 'more'} likely on average, {signed(row['dispersion'])} because {apart}."
-        )
-        sentences.append(say(text, "perplexity.chosen.ppl_seq_mean"))
+        terms = [
+            f"{signed(term)} because {why}"
+            for term, why in ((row["level"], likely), (row["dispersion"], apart))
+            if abs(term) >= ROUNDING
+        ]
+        if terms:
+            text = f"Chosen log ppl_seq_mean changed by {signed(row['dlog'])}: {', '.join(terms)}."
+            sentences.append(say(text, "perplexity.chosen.ppl_seq_mean"))
     row = chosen.get("ppl_token")
     weight = row.get("length_weight") if row else None
     if weight is not None and abs(weight) > LEAST_LENGTH_SHARE * abs(row["dlog"]) > 0:
@@ -100,18 +108,38 @@ def _tokens(document: dict[str, Any]) -> list[Sentence]:
     if not roles or not total:
         return []
     named = sorted((r for r in roles if abs(r["share"]) >= LEAST_SHARE), key=lambda r: -r["share"])
-    parts = ", ".join(
-        f"{percent(r['share'])} {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)" for r in named
-    )
-    sentences = [say(f"Of the chosen answers' log-prob change of {number(total)} nats, {parts}.", "tokens.by_role")]
+    parts = [
+        f"{percent(r['share'])} is {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)"
+        for r in named
+    ]
+    rest = 1.0 - sum(r["share"] for r in named)
+    if len(named) < len(roles):
+        against = " (those tokens moved the other way)" if rest < 0 else ""
+        parts.append(f"{percent(rest)} elsewhere{against}")
+    over = _token_pairs(tokens, document["n_pairs"])
+    text = f"Of the chosen answers' log-prob change of {signed(total, 4)} nats{over}, {', '.join(parts)}."
+    sentences = [say(text, "tokens.by_role")]
     after = tokens["chosen_after_first_difference"]
-    if total < 0:
+    if total < 0 and after["share"] is not None:
+        there = f"{percent(after['share'])} of it is there"
+        if after["share"] > 1:
+            there = f"all of it and more is there ({percent(after['share'])}: the tokens before it rose)"
+        elif after["share"] < 0:
+            there = "none of it is there (those tokens rose)"
         text = (
-            f"DPOP expects the fall from the first difference on: {percent(after['share'])} of it is there, on "
-            f"{percent(after['token_share'])} of the tokens."
+            f"DPOP expects the fall from the first difference on: {there}, on {percent(after['token_share'])} of the "
+            "tokens."
         )
         sentences.append(say(text, "tokens.chosen_after_first_difference"))
     return sentences
+
+
+def _token_pairs(tokens: dict[str, Any], n_pairs: int | None) -> str:
+    """ " (32 of 124 pairs have token records)" where tokens stand for a part of the pairs only."""
+    used = (tokens.get("pairs_used") or {}).get("chosen")
+    if used is None or not n_pairs or used >= n_pairs:
+        return ""
+    return f" ({used} of {plural(n_pairs, 'pair')} with token records at both steps)"
 
 
 def _destination(document: dict[str, Any]) -> list[Sentence]:

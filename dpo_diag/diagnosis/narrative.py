@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.diagnosis.causes import Sentence, causes, quoted, say
+from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
 from dpo_diag.text import capital, interval, moved, number, percent, plural, safe, signed
@@ -24,6 +24,11 @@ WEIGHING = {
 }
 ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG012", "DVG018", "DVG019", "DVG025"})
 """Checks whose advice the remedies give with this run's numbers: not given twice."""
+NAMED_PAIRS = 3
+LEAST_NAMED_SHARE = 0.005
+"""A pair whose share prints as 0 % is not named."""
+EXCLUDED = {"nan": "NaN", "empty": "without a token", "no_count": "of unknown length"}
+"""Why an answer is left out of a perplexity, in words."""
 LEAST_DIP = 0.1
 """A dip of a logged mean is named from this share of its whole range on."""
 ADVICE = 3
@@ -92,7 +97,7 @@ def _perplexities(document: dict[str, Any]) -> list[Sentence]:
     names = [n for n in WEIGHING if n in chosen]
     if not names:
         reason = document["perplexity"].get("not_applicable")
-        return [say(f"Perplexity: {reason}.", "perplexity")] if reason else []
+        return [say(f"Perplexity is not computed: {reason}.", "perplexity")] if reason else []
     unit = " per byte" if document.get("unit") == "byte" else ""
     ways = {moved(chosen[n]["from"], chosen[n]["to"]).split()[0] for n in names}
     if len(ways) == 1 and len(names) > 1:
@@ -156,13 +161,14 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
         for n in ("rewards/chosen", "logps/chosen")
         if n in values
     ]
+    told = len(sentences)
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
-        if entry.get(delta) is not None and bounds:
+        if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
             uncertain = ": its direction is not certain" if bounds[0] <= 0.0 <= bounds[1] else ""
             text = f"Change of {what} {signed(entry[delta])} ({interval(bounds)}{uncertain})."
             sentences.append(say(text, key))
-    if document["n_pairs"]:
+    if document["n_pairs"] and len(sentences) > told:
         text = "Intervals are over the pairs of this set; they do not include the scatter between training seeds."
         sentences.append(say(text, "n_pairs"))
     elif document.get("means", {}).get("windows"):
@@ -174,7 +180,7 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     sentences += [say(f"{capital(note)}.", "notes") for note in document.get("notes", [])]
     for side, section in document["perplexity"].items():
         if isinstance(section, dict) and section.get("excluded"):
-            counts = ", ".join(f"{v['n']} {k}" for k, v in section["excluded"].items())
+            counts = ", ".join(f"{v['n']} {EXCLUDED.get(k, k)}" for k, v in section["excluded"].items())
             sentences.append(say(f"Left out of the {side} perplexities: {counts}.", f"perplexity.{side}.excluded"))
     return sentences
 
@@ -184,30 +190,55 @@ def _which_pairs(document: dict[str, Any], run: Run | None) -> list[Sentence]:
         return [say("Nothing can be split over pairs here.", "pairs")]
     few = document.get("concentration")
     if few is None:
-        sentences = [say("The chosen answers that lost most, by log-prob (nothing counts their length):", "pairs")]
+        lost = [p for p in document["pairs"] if (p["chosen_delta_logp"] or 0.0) < 0]
+        if not lost:
+            known = any(p["chosen_delta_logp"] is not None for p in document["pairs"])
+            none = "No chosen answer lost log-prob" if known else "No pair has finite log-probs at both steps"
+            return [say(f"{none}.", "pairs")]
+        sentences = [say("The chosen answers that lost most log-prob (their lengths are not recorded):", "pairs")]
+        lines = [(p, f"chosen log-prob {signed(p['chosen_delta_logp'], 4)} nats") for p in lost[:NAMED_PAIRS]]
     elif few["pairs"] is None:
         return [say("No pair moved.", "pairs")]
     else:
-        word = "rise" if document["perplexity"]["chosen"]["ppl_seq_mean"]["dlog"] > 0 else "fall"
-        carry = f"{few['pairs']} of {plural(few['of'], 'pair')} carry {percent(few['share'])}"
-        sentences = [say(f"{carry} of the net {word} of chosen ppl_seq_mean.", "concentration")]
+        sentences, lines = _carriers(document, few)
     texts: Any = run.texts.set_index("pair_id")["chosen"] if run is not None and run.has("texts") else {}
-    for pair in document["pairs"][:3]:
-        if pair.get("share_of_rise") is not None:
-            line = f"{percent(pair['share_of_rise'])} of it, chosen cross-entropy "
-            line += f"{number(pair['chosen_ce_from'])} → {number(pair['chosen_ce_to'])}"
-        else:
-            line = f"chosen log-prob {signed(pair['chosen_delta_logp'], 4)} nats"
+    for pair, line in lines:
         chosen = texts.get(pair["pair_id"])
         answer = f": {quoted(chosen)}" if isinstance(chosen, str) else ""
         sentences.append(say(f"{safe(pair['pair_id'], one_line=True)}: {line}{answer}", "pairs"))
     return sentences
 
 
+def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sentence], list[tuple[dict[str, Any], str]]]:
+    """Who carries the net change of chosen ppl_seq_mean; of a net change that is next to none, shares say nothing."""
+    dlog = document["perplexity"]["chosen"]["ppl_seq_mean"]["dlog"]
+    pairs = document["pairs"][:NAMED_PAIRS]
+    ends = [f"chosen cross-entropy {number(p['chosen_ce_from'])} → {number(p['chosen_ce_to'])}" for p in pairs]
+    if abs(dlog) < document["thresholds"].get("verdict.least_dlog", 0.0):
+        text = f"Chosen ppl_seq_mean hardly changed (log {signed(dlog)}): rises and falls of single pairs cancel."
+        return [say(text, "concentration")], list(zip(pairs, ends, strict=True))
+    word = "rise" if dlog > 0 else "fall"
+    if few["of"] == 1:
+        return [say("The set is one pair.", "concentration")], list(zip(pairs, ends, strict=True))
+    carry = f"{few['pairs']} of {plural(few['of'], 'pair')} carry {percent(few['share'])}"
+    against = f"; the others together {'fell' if dlog > 0 else 'rose'}" if few["share"] > 1.0 + ROUNDING else ""
+    sentences = [say(f"{carry} of the net {word} of chosen ppl_seq_mean{against}.", "concentration")]
+    shown = [(p, f"{percent(p['share_of_rise'])} of it, {e}") for p, e in zip(pairs, ends, strict=True)]
+    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= LEAST_NAMED_SHARE]
+
+
+def _broken(document: dict[str, Any]) -> bool:
+    """Whether the numbers must be mended before anything else can be said (see `checks.shared.advice.SOUND`)."""
+    speaking = {c["code"]: c["severity"] for c in document["checks"] if c["outcome"] == "speaks"}
+    return speaking.get("DVG011") == "error" or "DVG028" in speaking
+
+
 def _what_to_change(document: dict[str, Any]) -> list[Sentence]:
     sentences = []
-    if document["verdict"]["harm"] == "cannot_tell":
+    if document["verdict"]["harm"] == "cannot_tell" and not _broken(document):
         text = "First measure: score a task or compare fixed prompts' answers of both checkpoints (dpo-diag outputs)."
+        if document["evidence"]:
+            text = "First measure on more questions: what was measured cannot tell yet."
         sentences.append(say(text, "verdict"))
     for remedy in document["remedies"]:
         settings = "; ".join(f"{k}: {v}" for k, v in remedy["settings"].items())

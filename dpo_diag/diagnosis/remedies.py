@@ -157,7 +157,7 @@ def _stop_earlier(material: Material) -> Remedy | None:
 
 def _read_the_pairs(material: Material) -> Remedy | None:
     few = material.few
-    if few is None or not few.pairs or not few.share or few.pairs > max(3, FEW_PAIRS * few.of):
+    if few is None or not few.pairs or not few.share or few.pairs > min(max(3, FEW_PAIRS * few.of), few.of / 4):
         return None
     return Remedy(
         "look at the pairs that carry it",

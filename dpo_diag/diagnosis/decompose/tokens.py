@@ -155,6 +155,7 @@ def summarise_tokens(aligned: Aligned, change: TokenChange) -> dict[str, Any]:
         "answers": int((layout.lengths > 0).sum()),
         "answers_used": int(change.usable.sum()),
         "answers_infinite": int(change.infinite.sum()),
+        "pairs_used": {side: int(change.usable[i::2].sum()) for i, side in enumerate(SIDES)},
         "by_role": by_role(change),
         "chosen_after_first_difference": after_first_difference(change),
         "records_gap": {},
