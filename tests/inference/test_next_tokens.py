@@ -100,7 +100,7 @@ def test_a_wrong_checkpoint_is_noticed_and_other_mistakes_are_told(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(root / "text")
-    wrong = ["--checkpoint-from", str(root / "base"), "--device", "cpu", "--no-write", "--json"]
+    wrong = ["--from", "10", "--checkpoint-from", str(root / "base"), "--device", "cpu", "--no-write", "--json"]
     assert main(["explain", run, "--destination", *wrong]) == 0
     assert "is not what the records measured" in json.loads(capsys.readouterr().out)["gained"]["not_applicable"]
     assert main(["explain", run, *wrong]) == 2
