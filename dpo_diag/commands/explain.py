@@ -37,6 +37,7 @@ def explain(
     beta: float | None = None,
     reference_free: bool = False,
     logps: Literal["sum", "mean"] | None = None,
+    decimal: Literal["point", "comma"] | None = None,
     of_run: Annotated[str | None, Parameter(name="--run")] = None,
     destination: bool = False,
     checkpoint_from: str | None = None,
@@ -61,6 +62,7 @@ def explain(
         beta: of a log that does not name it.
         reference_free: of a log whose rewards are beta times the log-probs, not log-ratios to a reference.
         logps: of a log: its log-probs are token sums or token means.
+        decimal: the decimal mark of a text table, where `1,000` can be read two ways.
         of_run: which run of a log that holds several.
         destination: load both checkpoints: which tokens gained where the answers lost most.
         checkpoint_from: the first step's model, a folder or hub id (default: found by the run).
@@ -76,7 +78,8 @@ def explain(
     if not destination and (checkpoint_from or checkpoint_to):
         raise DiagError("--checkpoint-from and --checkpoint-to belong to --destination", usage=True)
     said = {
-        "loss": names_of(loss), "beta": beta, "reference_free": reference_free, "logps": logps, "run": of_run,
+        "loss": names_of(loss), "beta": beta, "reference_free": reference_free, "logps": logps, "decimal": decimal,
+        "run": of_run,
     }  # fmt: skip
     request = _Request(run, from_step, to_step, split, dict(parse_threshold(text) for text in thresholds), said)
     if watch:

@@ -23,6 +23,7 @@ def import_log(
     label_smoothing: float | None = None,
     reference_free: bool = False,
     logps: Literal["sum", "mean"] | None = None,
+    decimal: Literal["point", "comma"] | None = None,
     trainer: str | None = None,
     trainer_version: str | None = None,
     logging_steps: int | None = None,
@@ -45,6 +46,7 @@ def import_log(
         label_smoothing: label smoothing; with sigmoid this is cDPO.
         reference_free: the rewards are beta times the log-probs, not log-ratios to a reference.
         logps: logged log-probs are token sums or token means.
+        decimal: the decimal mark of a text table, where `1,000` can be read two ways.
         trainer: trainer that wrote the log, where it is not recognised (trl, openrlhf, ...).
         trainer_version: its version, e.g. 0.12.0.
         logging_steps: optimizer steps between two rows of a log without steps.
@@ -68,6 +70,7 @@ def import_log(
         label_smoothing=label_smoothing,
         reference_free=reference_free,
         logps=logps,
+        decimal=decimal,
         trainer=trainer,
         trainer_version=trainer_version,
         logging_steps=logging_steps,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
+
+from dpo_diag.records.row_files import BadRow
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _FRAME = re.compile(rb"(?:\r[^\r\n{}|%]{0,80}?)?[ \t]*\d{1,3}%\|[^|\r\n]{0,400}\|\s*\d+/\d+ \[[^\]\r\n]{0,120}\]?\r?")
@@ -15,6 +18,7 @@ _JSON_WORDS = {
     "True": "true", "False": "false",
 }  # fmt: skip
 _CALL = re.compile(r"\b(?:[\w.]*(?:float\d*|int\d*|tensor|array|bfloat16))\(\s*(-?[\w.+-]+)\s*(?:,[^()]*)?\)")
+_NEXT_VALUE = re.compile(r"[\s,]*(?=\S)")
 MAX_ROW = 1 << 16
 
 
@@ -47,3 +51,27 @@ def _parse_slowly(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     return {str(k): v for k, v in row.items()} if isinstance(row, dict) else None
+
+
+def values_with_lines(text: str, begin: re.Pattern[str] | None = None) -> Iterator[tuple[int, Any]]:
+    """(line, value) of JSON values one after another; a `BadRow` where one is cut off or broken.
+
+    Args:
+        begin: what stands before the first one; a list ends at its bracket.
+    """
+    start = begin.search(text) if begin else None
+    position = start.end() if start else 0
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    while match := _NEXT_VALUE.match(text, position):
+        line += text.count("\n", counted, match.end())
+        counted = position = match.end()
+        if text[position] == "]":
+            return
+        try:
+            value, position = decoder.raw_decode(text, position)
+            yield line, value
+        except (ValueError, RecursionError):
+            yield line, BadRow("a row is cut off or broken")
+            position = text.find("{", position + 1)
+            if position < 0:
+                return

@@ -1,4 +1,4 @@
-"""Numbers and steps from what a log holds: numerals, wrapped scalars, `12/94`."""
+"""Numbers and steps from what a log holds: numerals, wrapped scalars, percentages, `12/94`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 MAX_STEP = 1 << 53
 """Beyond it a float names no single whole number."""
 _WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*([^,()]+)[^()]*\)$")
+_SPELLED = re.compile(r"[-+\u2212]?\d[\d.\u00a0\u202f\u2009'\u2019 ]*(?:[eEdD][-+]?\d+)?\s*%?")
+_GAPS = re.compile(r"(?<=\d)[\u00a0\u202f\u2009'\u2019 ](?=\d{3}(?!\d))")
 MISSING = ("", "null", "none", "na", "n/a", "<na>", "nat", "-", "--", "\u2013", "\u2014")
 """Cells that say that there is no value; `nan` may be one or a value, see `importers.padding`."""
 
@@ -38,11 +40,25 @@ def number(value: Any) -> float | None:
         try:
             return float(text)
         except ValueError:
+            if (plain := _plain(text)) is not None:
+                return plain
             match = _WRAPPED.match(text)
             return number(match.group(1)) if match and "(" not in match.group(1) else None
     if isinstance(value, (list, tuple)) and len(value) == 1:
         return number(value[0])
     return None
+
+
+def _plain(text: str) -> float | None:
+    """Spellings that can be read one way only: `77.3%`, `1.0D-05`, a minus sign, spaces between thousands."""
+    if not _SPELLED.fullmatch(text):
+        return None
+    digits = _GAPS.sub("", text.replace("\u2212", "-").rstrip("% "))
+    try:
+        value = float(re.sub("[dD]", "e", digits))
+    except ValueError:
+        return None
+    return value / 100 if text.endswith("%") else value
 
 
 def step_number(value: Any) -> int | None:

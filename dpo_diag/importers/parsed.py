@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -38,6 +38,7 @@ class Options:
     label_smoothing: float | None = None
     reference_free: bool = False
     logps: Reduction | None = None
+    decimal: Literal["point", "comma"] | None = None
     trainer: str | None = None
     trainer_version: str | None = None
     logging_steps: int | None = None

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.columns import COLUMNS_BEGIN, rows_of_table, uneven
+from dpo_diag.importers.literal import values_with_lines
+from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.numbers import step_number
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore
@@ -22,7 +24,6 @@ from dpo_diag.records.row_files import BadRow
 from dpo_diag.records.text_files import whole
 
 _START = re.compile(r'"(?:log_history|history|logs|rows|data)"\s*:\s*\[|^\s*\[')
-_NEXT_VALUE = re.compile(r"[\s,]*(?=\S)")
 
 
 def _is_state_or_rows(head: Head) -> bool:
@@ -31,11 +32,13 @@ def _is_state_or_rows(head: Head) -> bool:
     if isinstance(head.document, Mapping):
         # With a loss of its own it is itself a row, whatever lists that row holds (ms-swift's last line).
         is_row = isinstance(head.document.get("loss"), (int, float, str))
-        return not is_row and rows_of(head.document) is not None
+        return not is_row and (rows_of(head.document) is not None or bool(uneven(head.document)))
     if not head.is_json:
         return False
     # Longer than the head, or broken: by the keys in it.
     if '"log_history"' in head.text or ('"best_metric"' in head.text and '"epoch"' in head.text):
+        return True
+    if COLUMNS_BEGIN.match(head.text) and METRIC_KEY.search(head.data):
         return True
     is_array = head.text.startswith("[") and '"loss"' in head.text
     return is_array or '"history"' in head.text[:200] or (head.row is None and "trainer_state" in head.path.name)
@@ -53,13 +56,18 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
     try:
         document = json.loads(text)
         rows = rows_of(document)
-        lines = [line for line, _ in islice(_values_with_lines(text), len(rows or ()))]
+        lines = [line for line, _ in islice(values_with_lines(text, _START), len(rows or ()))]
         lines += [lines[-1] if lines else 1] * (len(rows or ()) - len(lines))
     except (ValueError, RecursionError) as error:
         if _START.search(text) is not None:
             parsed.skipped.add(None, f"the document is broken: {error}")
-            values = list(_values_with_lines(text))
+            values = list(values_with_lines(text, _START))
             rows, lines = [value for _, value in values], [line for line, _ in values]
+    if lengths := uneven(document):
+        expected, hint = "as many values in each", "write one table for each, or pad with null"
+        raise DiagError(
+            "columns of different lengths", where=path, got=", ".join(lengths[:8]), expected=expected, hint=hint
+        )
     if rows is None:
         raise DiagError(
             "no log_history", where=path, expected="trainer_state.json or a list of rows", hint="name the trainer's log"
@@ -96,35 +104,7 @@ def rows_of(document: Any) -> list[Any] | None:
             return inner
         if isinstance(inner, Mapping) and (rows := rows_of(inner)) is not None:
             return rows
-    if document and all(str(k).isdigit() and isinstance(v, Mapping) for k, v in document.items()):
-        return [{"step": int(k), **v} for k, v in document.items() if len(str(k)) < 16]
-    columns = {k: v for k, v in document.items() if isinstance(v, list)}
-    if not any(str(k).endswith("loss") for k in columns):
-        return None  # a row of a log or of a data set that happens to hold lists
-    lengths = {len(v) for v in columns.values()}
-    if len(columns) >= 2 and len(lengths) == 1 and all(not isinstance(v, list) for c in columns.values() for v in c):
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return None
-
-
-def _values_with_lines(text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of the first list of rows in a text, one by one; a `BadRow` where one is cut off or broken."""
-    start = _START.search(text)
-    position = start.end() if start else 0
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    while match := _NEXT_VALUE.match(text, position):
-        line += text.count("\n", counted, match.end())
-        counted = position = match.end()
-        if text[position] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-            yield line, value
-        except (ValueError, RecursionError):
-            yield line, BadRow("a row is cut off or broken")
-            position = text.find("{", position + 1)
-            if position < 0:
-                return
+    return rows_of_table(document)
 
 
 register(

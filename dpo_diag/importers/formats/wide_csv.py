@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.importers.cells import Cells
 from dpo_diag.importers.keys import SPLIT_WORDS, STEP_KEYS, clean_key, with_split
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import is_missing, number
@@ -19,6 +21,9 @@ from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.several import StackedRuns, choose, has_rows, take
 from dpo_diag.records.row_files import readable_rows
+
+DECIDING = 10_000
+"""Rows by which a column's decimal mark is decided."""
 
 
 def _has_header(head: Head) -> bool:
@@ -31,14 +36,19 @@ def read_wide_csv(path: Path, options: Options) -> Parsed:
     names: dict[str, str] | None = None
     runs: list[str] = []
     stacked = StackedRuns(lambda: RowStore(parsed.skipped, parsed.store.trainer))
-    for line, cells in readable_rows(path, parsed.skipped):
+    rows = readable_rows(path, parsed.skipped)
+    first = list(islice(rows, DECIDING))
+    numerals = Cells((cells for _, cells in first), options.decimal, path)
+    for line, cells in chain(first, rows):
         parsed.n_rows += 1
         if names is None:
             names, runs, taken = _column_names(list(cells), path, options.run)
             if taken:
                 take(parsed, runs, taken)
         row: dict[str, Any] = {
-            names[key]: value for key, value in cells.items() if names.get(key) and not is_missing(value)
+            names[key]: numerals.plain(key, value)
+            for key, value in cells.items()
+            if names.get(key) and not is_missing(value)
         }
         if {"name", "value"} <= set(row) and (number(row["value"]) is not None):
             row[row.pop("name")] = row.pop("value")
