@@ -44,6 +44,9 @@ def rows_of_table(document: Mapping[str, Any], least: int = 2) -> list[dict[str,
             return _numbered(numbers, rows)
         return None
     columns = {k: v for k, v in document.items() if isinstance(v, list)}
+    beside = [k for k, v in document.items() if isinstance(v, (int, float))]
+    if _is_log(beside) or not {clean_key(k).lower() for k in beside}.isdisjoint(STEP_KEYS):
+        return None  # a row with a loss or a step of its own, whatever lists it holds
     if not _is_log(columns) or any(isinstance(v, (list, Mapping)) for c in columns.values() for v in c):
         return None
     if len(columns) < least or len({len(v) for v in columns.values()}) > 1:
