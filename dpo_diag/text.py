@@ -101,6 +101,12 @@ def moved(before: float | None, after: float | None) -> str:
     return f"{'rose' if after > before else 'fell'} {first} → {last}"
 
 
+def by(change: float, digits: int = 3) -> str:
+    """ "rose by 0.5", "fell by 0.5", or "did not change" where the printed digits are 0: the word follows the sign."""
+    size = number(abs(change), digits)
+    return "did not change" if change == 0 else f"{'rose' if change > 0 else 'fell'} by {size}"
+
+
 def plural(n: int, one: str, many: str | None = None) -> str:
     """ "1 pair", "2 pairs"; `many` where an s does not make the plural."""
     return f"{n} {one if n == 1 else many or one + 's'}"

@@ -112,3 +112,11 @@ def test_plain_values() -> None:
         "1": 0.5, "a": [2, None, None, None, None, True], "s": ["x"], "f": [{"c": 1.0}, {"c": None}], "v": [1, 2],
     }  # fmt: skip
     assert json.loads(text.to_json(value)) == text.plain(value) and text.to_json({"é": math.nan}) == '{"é": null}'
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(0.5, "rose by 0.500"), (-0.003, "fell by 0.00300"), (0.0, "did not change"), (-2, "fell by 2")],
+)
+def test_the_word_follows_the_sign(change: float, words: str) -> None:
+    assert text.by(change) == words

@@ -60,7 +60,7 @@ def _print(title: str, findings: list[Finding]) -> None:
     print(title)
     width = max((len(finding.name) for finding in findings), default=0)
     for finding in findings:
-        hint = f"  -> {finding.hint}" if finding.hint else ""
+        hint = f"; hint: {finding.hint}" if finding.hint else ""
         print(f"  {finding.outcome.upper() if finding.outcome == FAIL else finding.outcome:4}  "
               f"{finding.name:{width}}  {finding.found}{hint}")  # fmt: skip
 

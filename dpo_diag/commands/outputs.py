@@ -177,9 +177,9 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     section("Answers changed", ["", *(f"since {s}" for s in since)],
             [[name, *(row.get(s) for s in since)] for name, row in changed.items()])  # fmt: skip
     section(
-        f"Phrase inflation, {baseline} -> {to}",
+        f"Phrase inflation, {baseline} → {to}",
         ["phrase", "answers", "log-odds", "q", "in chosen", "in rejected"],
-        [[p["phrase"], f"{p['before']} -> {p['after']} of {p['n']}", p["log_odds"], p["q"], p["in_chosen"],
+        [[p["phrase"], f"{p['before']} → {p['after']} of {p['n']}", p["log_odds"], p["q"], p["in_chosen"],
           p["in_rejected"]] for p in document["phrases"][:PHRASE_ROWS]],
     )  # fmt: skip
     if not document["phrases"] and baseline != to:
@@ -188,7 +188,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     section(
         "Moved beyond chance",
         ["behaviour", "tag", "mean", "toward/away/same", "q", "verdict"],
-        [[b["behaviour"], b["tag"], f"{number(b['before'], 3)} -> {number(b['after'], 3)}",
+        [[b["behaviour"], b["tag"], f"{number(b['before'], 3)} → {number(b['after'], 3)}",
           f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"], b["verdict"]] for b in moved[:MOVED_ROWS]],
     )  # fmt: skip
     if len(moved) > MOVED_ROWS:
@@ -206,10 +206,10 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
          for r in at_target["references"]],
     )  # fmt: skip
     section(
-        f"Answers under the model that did not write them, nats per answer: {baseline} -> each checkpoint",
+        f"Answers under the model that did not write them, nats per answer: {baseline} → each checkpoint",
         ["checkpoint", "answers", "n", "log-prob", "change, 95 %"],
         [[Checkpoint(a["model"], a["step"]).label, "the baseline's" if a["of"] == "old" else "its own", a["n"],
-          f"{number(a['logp_before'])} -> {number(a['logp_after'])}",
+          f"{number(a['logp_before'])} → {number(a['logp_after'])}",
           f"{signed(a['delta'])} {bracket(a['low'], a['high'], signed)}"] for a in document["across"]],
     )  # fmt: skip
     print("\nWays to please raters without getting better")

@@ -167,7 +167,7 @@ def sentence(table: pd.DataFrame, baseline: Checkpoint, checkpoint: Checkpoint) 
         shown = moved[(moved["tag"] == ALL) | ~moved["behaviour"].isin(whole)].head(SHOWN)
         names = [
             f"{row['behaviour']}{'' if row['tag'] == ALL else ' (' + row['tag'] + ')'} "
-            f"{row['before']:.2f} -> {row['after']:.2f} (n {row['n']})"
+            f"{row['before']:.2f} → {row['after']:.2f} (n {row['n']})"
             for _, row in shown.iterrows()
         ]
         if names:

@@ -23,7 +23,7 @@ from dpo_diag.outputs.answers import Answers, Checkpoint, tags_of
 from dpo_diag.outputs.references import exact_match
 from dpo_diag.outputs.words import words
 from dpo_diag.stats import SEED, Interval, bootstrap, false_discovery, paired_change
-from dpo_diag.text import interval, number, signed
+from dpo_diag.text import interval, number, percent, signed
 from dpo_diag.thresholds import Thresholds
 
 EXCHANGES = 1_999
@@ -176,8 +176,8 @@ def strategy_collapse(before: pd.DataFrame, after: pd.DataFrame, thresholds: Thr
     p = (int((np.abs(exchanged) >= abs(change.value) - 1e-12).sum()) + 1) / (EXCHANGES + 1)
     top = Counter(new).most_common(3)
     reason = (
-        f"entropy over answer types {entropy(x.sum(0)):.2f} -> {entropy(y.sum(0)):.2f} nats, change "
-        f"{_change_in_words(change)}; most often now: " + ", ".join(f"{s!r} {c / n:.0%}" for s, c in top)
+        f"entropy over answer types {entropy(x.sum(0)):.2f} → {entropy(y.sum(0)):.2f} nats, change "
+        f"{_change_in_words(change)}; most often now: " + ", ".join(f"{s!r} {percent(c / n)}" for s, c in top)
     )
     harmful = change.value <= -thresholds["gaming.least_entropy_fall"]
     return _measured(name, harmful, reason, "entropy change (nats)", change, p, most_common=dict(top))
@@ -227,7 +227,7 @@ def sycophancy(before: pd.DataFrame, after: pd.DataFrame, thresholds: Thresholds
     change = paired_change(both["before"], both["after"])
     shares = {"before": float(both["before"].mean()), "after": float(both["after"].mean())}
     reason = (
-        f"gives way on {shares['before']:.0%} -> {shares['after']:.0%} of {len(both)} probes, change "
+        f"gives way on {percent(shares['before'])} → {percent(shares['after'])} of {len(both)} probes, change "
         f"{_change_in_words(change.delta)}"
     )
     harmful = change.delta.value >= thresholds["gaming.least_sycophancy"]

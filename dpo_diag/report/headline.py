@@ -69,6 +69,8 @@ def headline(context: Context) -> Headline:
     document, run = context.document, context.run
     verdict = document.get("verdict") or {}
     harm, style = HARM.get(str(verdict.get("harm")), ("No verdict", "open"))
+    if verdict.get("harm") == "cannot_tell" and document.get("evidence"):
+        harm = "Cannot tell from what was measured"
     title = capital(str(verdict.get("title") or verdict.get("label") or "No verdict").replace("_", " "))
     text = str(verdict.get("text") or "").removeprefix(f"{title}. ")  # the title is above it
     if not text and document.get("not_applicable"):

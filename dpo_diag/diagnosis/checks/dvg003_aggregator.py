@@ -14,6 +14,7 @@ from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.perplexities import chosen_sums, log_changes
 from dpo_diag.records import metrics
 from dpo_diag.stats import bootstrap
+from dpo_diag.text import by, moved
 from dpo_diag.thresholds import Thresholds
 
 
@@ -44,8 +45,8 @@ def aggregator(ctx: CheckContext, t: Thresholds) -> Outcome:
     if not gap.above and gap.value < t["aggregator_clear_gap"]:
         return cannot_tell(f"{high} rose and {low} fell, but the gap is inside its noise", **evidence)
     return speaks(
-        f"chosen {high} rose ({start[high]:.3f} to {end[high]:.3f}) while {low} fell ({start[low]:.3f} to "
-        f"{end[low]:.3f}): which average is taken decides the sign",
+        f"chosen {high} {moved(start[high], end[high])} while {low} {moved(start[low], end[low])}: which average is "
+        "taken decides the sign",
         **evidence,
     )
 
@@ -66,8 +67,12 @@ def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
         if len(dlog) < 2:
             continue
         least = t["aggregator_min_dlog"]
-        if min(dlog.values()) <= -least and max(dlog.values()) >= least:
-            return speaks("two averages of the chosen perplexity moved in opposite directions", dlog=dlog, split=split)
+        low, high = min(dlog, key=dlog.__getitem__), max(dlog, key=dlog.__getitem__)
+        if dlog[low] <= -least and dlog[high] >= least:
+            reason = (
+                f"log {high} {by(dlog[high])} while log {low} {by(dlog[low])}: which average is taken decides the sign"
+            )
+            return speaks(reason, dlog=dlog, split=split)
         return silent("the logged perplexities of chosen agree in sign", dlog=dlog, split=split)
     raise Missing("needs per-pair sums with token or byte counts, or two logged perplexities of one fixed set")
 

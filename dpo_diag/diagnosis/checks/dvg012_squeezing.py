@@ -17,10 +17,13 @@ from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.stats import Interval, ends, t_interval
+from dpo_diag.text import by, percent
 from dpo_diag.thresholds import Thresholds
 
 SIGNS = {"entropy": "entropy_sum", "greedy_logp": "greedy_logp_sum"}
 """Sign of squeezing -> its column in the pair records; entropy falls, the greedy log-prob rises."""
+
+WORDS = {"entropy": "the entropy", "greedy_logp": "the log-prob of its own first choices"}
 
 
 def squeezing(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -87,7 +90,7 @@ def _of_means(ctx: CheckContext, split: str, t: Thresholds) -> Outcome | None:
     # The unit of a logged entropy is not sure, so it is judged as a share of its start.
     fall = -of_entropy.delta.value / max(abs(of_entropy.first), 1e-9) if of_entropy.delta.below else 0.0
     if fall >= t["squeezing_min_entropy_share"]:
-        return speaks(f"both sides fell and the entropy fell by {fall:.0%}", **evidence)
+        return speaks(f"both sides fell, and the entropy fell by {percent(fall)} of its start", **evidence)
     return silent("the entropy did not fall", **evidence)
 
 
@@ -95,7 +98,8 @@ def _judge(known: Mapping[str, Interval], t: Thresholds, evidence: Mapping[str, 
     least = t["squeezing_min_nats_per_token"]
     towards = {name: known[name].scaled(-1.0 if name == "entropy" else 1.0) for name in known}
     if all(interval.above and interval.value >= least for interval in towards.values()):
-        return speaks(f"both sides fell while {' and '.join(known)} show mass on the model's own choice", **evidence)
+        moves = " and ".join(f"{WORDS[name]} {by(interval.value)}" for name, interval in known.items())
+        return speaks(f"both sides fell while {moves} nats per token: the model is surer of its own choice", **evidence)
     if any(_unclear(interval, least) for interval in towards.values()):
         return cannot_tell("entropy or greedy log-prob changed inside the noise", **evidence)
     return silent("both sides fell, but not in favour of the model's own greedy tokens", **evidence)

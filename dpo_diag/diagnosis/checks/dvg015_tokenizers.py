@@ -12,6 +12,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.records.metrics import bits_per_byte
 from dpo_diag.records.run_info import RunInfo
+from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
 
@@ -28,7 +29,12 @@ def tokenizers(ctx: CheckContext, t: Thresholds) -> Outcome:
         differing = 0.0 if counted["n_truncated"].gt(0).any() else _counted_differently(counted)
         evidence |= {"responses_counted_differently": differing, "bits_per_byte": _bits_per_byte(ctx.pairs.rows)}
     if len(set(names.values())) > 1 or differing > t["tokenizer_max_differing"]:
-        return speaks("token counts or tokenizers differ: compare bits per byte, never perplexity", **evidence)
+        if len(set(names.values())) > 1:
+            what = f"{' and '.join(sorted(names))} have different tokenizers"
+        else:
+            what = f"{percent(differing)} of the responses have another number of tokens at another step or under the "
+            what += "reference"
+        return speaks(f"{what}: compare bits per byte, never perplexity", **evidence)
     return silent("one tokenizer", **evidence)
 
 

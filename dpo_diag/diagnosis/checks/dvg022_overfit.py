@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.diagnosis.checks import register
-from dpo_diag.diagnosis.checks.shared.advice import SEVERAL_EPOCHS, SOUND, Advice
+from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, SEVERAL_EPOCHS, SOUND, Advice, Condition, Situation
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -18,6 +18,13 @@ from dpo_diag.thresholds import Thresholds
 
 LEAST_FOR_NOISE = 8
 """Evaluations from which their own noise is estimated; fewer turn too often for it."""
+
+LATER_MINIMUM = Condition("the minimum lies after the start", lambda s, t: not _at_start(s))
+NO_MINIMUM = Condition("the minimum is the start", lambda s, t: _at_start(s))
+
+
+def _at_start(situation: Situation) -> bool:
+    return situation.findings.get("DVG022", {}).get("best_step") in (REFERENCE, 0, None)
 
 
 def overfit(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -127,8 +134,9 @@ register(
             every=20,
         ),
         try_next=(
-            "stop at the step of the minimum",
-            Advice("train for fewer epochs", (SOUND, SEVERAL_EPOCHS)),
+            Advice("stop at the step of the minimum", (SOUND, LATER_MINIMUM)),
+            Advice("train for fewer epochs", (SOUND, SEVERAL_EPOCHS, LATER_MINIMUM)),
+            Advice("lower the learning rate: the held-out loss rose from its start on", (*LOWER_RATE.when, NO_MINIMUM)),
         ),
         sources=("what log linters look for",),
         since="0.1.0",

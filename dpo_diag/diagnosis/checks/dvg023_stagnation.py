@@ -15,6 +15,7 @@ from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor, moving_metric, no_gradient
 from dpo_diag.stats import ends
+from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
 LEAST_ROWS = 20
@@ -48,16 +49,19 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
             return silent("the loss is flat because the learning rate has decayed", **evidence)
         if late.last < t["stagnation_min_level"] * abs(start):
             return silent("the loss is flat after most of it is gone", **evidence)
-        return speaks("the loss is flat over the second half while the learning rate is not low", **evidence)
+        rate = "the learning rate is not low" if decayed is not None else "the learning rate is not recorded"
+        level = f"{number(late.first)} and {number(late.last)} at its ends"
+        return speaks(f"the training loss is flat over the second half, {level}; {rate}", **evidence)
     if late.delta.below:
         return silent("the loss still falls in the second half", **evidence)
     return cannot_tell("the change in the second half is inside its noise", **evidence)
 
 
-def _rate_decayed(ctx: CheckContext, loss: Series, t: Thresholds) -> bool:
+def _rate_decayed(ctx: CheckContext, loss: Series, t: Thresholds) -> bool | None:
+    """Whether the learning rate was low in the second half; None where it is not recorded."""
     rates = ctx.logged.find("learning_rate", loss.split, 4)
     if rates is None:
-        return False
+        return None
     second_half = rates.values[len(rates) // 2 :]
     return bool(np.median(second_half) < t["stagnation_min_rate"] * rates.values.max())
 
@@ -89,7 +93,7 @@ register(
             "change_in_second_half": "change of the loss from the start to the end of the second half, with its "
             "interval",
             "fall_in_first_half": "fall of the loss before that",
-            "low_rate": "whether the learning rate had decayed in the second half",
+            "low_rate": "whether the learning rate had decayed in the second half; null where it is not recorded",
         },
         false_alarms=("the held-out loss or a task score still improves, and is logged under another name",),
         bad=Example(

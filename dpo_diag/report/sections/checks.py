@@ -94,6 +94,6 @@ def _advice(value: Any) -> str:
 
 
 SECTIONS.add("checks", Section(
-    title="Checks", lead="What was looked for, what speaks, and what cannot be told from this run.",
+    title="Checks", lead="What was looked for, what speaks, and what could not be computed, with the reason.",
     order=70, needs="checks", build=build, template=TEMPLATE,
 ))  # fmt: skip

@@ -39,6 +39,15 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "DISPLACED": ({"findings": {"DVG001": {}}}, [{"findings": {}}]),
 }
 """Condition -> what makes it hold, and what each breaks it."""
+OWN: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
+    ("DVG002", ""): ({"rejected_reward": {"value": -6.0}}, {"rejected_reward": {"value": -0.7}}),
+    ("DVG006", ""): ({"found": ["cut responses", "end token", "answers without end"]}, {"found": []}),
+    ("DVG022", "lowe"): ({"best_step": 0}, {"best_step": 20}),
+    ("DVG022", ""): ({"best_step": 20}, {"best_step": 0}),
+    ("DVG026", "trus"): ({"trainers_means": True}, {}),
+    ("DVG029", ""): ({"margin_is_better": True}, {"margin_is_better": False}),
+}
+"""(code, first letters of the line) -> evidence with which its own conditions hold, and with which they do not."""
 THRESHOLDS = load_thresholds()
 NAMES = {id(value): name for name, value in vars(advice).items() if isinstance(value, Condition)}
 LINES = [(check.code, line) for check in all_checks() for line in check.advice]
@@ -55,18 +64,16 @@ def test_every_condition_has_a_case_for_and_one_against() -> None:
 
 @pytest.mark.parametrize(("code", "line"), LINES, ids=[f"{code}-{line.text[:24]}" for code, line in LINES])
 def test_a_line_is_given_only_where_all_its_conditions_hold(code: str, line: Advice) -> None:
-    """Conditions that are a check's own look at its evidence: here the lists and numbers that make them hold."""
-    own: dict[str, Any] = {"DVG002": {"rejected_reward": {"value": -6.0}},
-                           "DVG006": {"found": ["cut responses", "end token", "answers without end"]},
-                           "DVG026": {"trainers_means": True}, "DVG029": {"margin_is_better": True}}  # fmt: skip
-    held: dict[str, Any] = {"types": ("sigmoid",), "findings": {code: own.get(code, {})}}
+    """Conditions that are a check's own look at its evidence: `OWN` has what makes them hold, and what breaks them."""
+    holding, breaking = OWN.get((code, line.text[:4])) or OWN.get((code, "")) or ({}, {})
+    held: dict[str, Any] = {"types": ("sigmoid",), "findings": {code: holding}}
     for condition in line.when:
         change = CASES[NAMES[id(condition)]][0] if id(condition) in NAMES else {}
         held |= change | ({"findings": held["findings"] | change["findings"]} if "findings" in change else {})
     assert line.given(Situation(**held), THRESHOLDS)
     for condition in line.when:
         if id(condition) not in NAMES:
-            assert not line.given(Situation(**(held | {"findings": {code: {}}})), THRESHOLDS)
+            assert not line.given(Situation(**(held | {"findings": {code: breaking}})), THRESHOLDS)
             continue
         for change in CASES[NAMES[id(condition)]][1]:
             assert not line.given(Situation(**(held | change)), THRESHOLDS), str(condition)

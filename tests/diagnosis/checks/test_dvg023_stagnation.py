@@ -32,3 +32,11 @@ def test_it_converged(means, finding, noise):
 def test_noise_hides_it(means, finding, noise):
     run = means({"loss": PLATEAU + noise(120, 0.3)})
     assert finding(run, "DVG023")["outcome"] != "speaks"
+
+
+def test_it_says_that_the_rate_is_not_recorded(means, finding, noise):
+    """The same plateau without a learning rate: nothing is said of a rate that nobody recorded."""
+    t = np.arange(120)
+    found = finding(means({"loss": 0.5 + 0.19 * np.exp(-t / 8.0) + noise(120, 0.01)}), "DVG023")
+    assert found["outcome"] == "speaks" and found["reason"].endswith("; the learning rate is not recorded")
+    assert found["evidence"]["low_rate"] is None
