@@ -249,7 +249,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tracking.mode": ("offline", "online", "disabled"),
     "task.kind": ("none", "sql"),
 }
-GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike")
+GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike", "reference_mismatch")
 """Codes of the live guards; see training.guards."""
 PROMPT_SETS = Path(__file__).resolve().parent / "inference" / "prompt_sets"
 """Prompt sets that the package ships, by the name of the file."""

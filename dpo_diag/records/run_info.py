@@ -68,12 +68,27 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True)
+class ReferenceStart:
+    """Policy and reference before the first step, on a few pairs of the first batch."""
+
+    agrees: bool | None = declared("whether they agree but for rounding")
+    expected: bool | None = declared("whether they must agree: no other model was named as the reference")
+    why: str | None = declared("why they must, or need not")
+    mean_gap: float | None = declared("mean |log-ratio|", "nats per response")
+    largest_gap: float | None = declared("the largest", "nats per response")
+    tolerance: float | None = declared("what rounding can do", "nats per response")
+    responses: int | None = declared("responses that were compared", "count")
+    cause: str | None = declared("what is wrong, where they must agree and do not")
+
+
+@dataclass(frozen=True)
 class ReferenceInfo(ModelInfo):
     """The reference, against which log-ratios are taken."""
 
     kind: str | None = declared("where its log-probs come from: frozen copy, named model, adapter switched off, ...")
     fixed: bool | None = declared("false where it follows the policy during training")
     step: int | None = declared("the policy at this step is the reference", "optimizer steps")
+    start: ReferenceStart | None = declared("whether the policy equalled it before the first step")
     source: str | None = declared("imports: the rows that hold the reference's log-probs")
     tokenizer: TokenizerInfo | None = declared("its tokenizer, where it is not the policy's")
 

@@ -24,6 +24,7 @@ from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
+from dpo_diag.training.reference_proof import Handed, message, prove
 from dpo_diag.training.run import Recorded, Recording, say_left_out
 
 logger = get_logger(__name__)
@@ -45,10 +46,14 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         evaluate_at_start: evaluate before the first step, where the policy still is the reference. None: where there
             is a recorder, an evaluation set and an `eval_strategy`. The random states are put back, so that losses
             are those of a run without it. (`args.eval_on_start=True` stays TRL's own and does the same.)
-        stop_on: codes of live guards that end the run ("non_finite_loss", "non_finite_logp", "loss_spike").
+        stop_on: codes of live guards that end the run ("non_finite_loss", "non_finite_logp", "loss_spike",
+            "reference_mismatch").
         thresholds: overrides of the guards' thresholds (`guards.` in conf/checks/default.yaml), by name or nested.
         facts: further fields of run.json (`records.run_info.RunInfo`); a mapping for a record, such as `model`, adds
             to what the trainer says of it.
+
+        reference_is_start: the reference must equal the policy before training, which is looked at on a few pairs of
+            the first batch. None: it must where no `ref_model` is handed in, or one of the policy's own name.
 
     Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see
     `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the pairs of a batch
@@ -68,6 +73,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        reference_is_start: bool | None = None,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -75,6 +81,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         if unknown:
             raise DiagError("unknown extra metric", got=unknown, expected=f"some of {EXTRA_METRICS}")
         self._pair_sources: list[Any] = []
+        self._handed = Handed((args[1] if len(args) > 1 else kwargs.get("ref_model")) is not None, reference_is_start)
+        self._proven = False
         self._given_ids: dict[str, GivenIds] = {}
         super().__init__(*args, **kwargs)
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
@@ -123,6 +131,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         inputs, (ids,) = taken_out(inputs, self.carried)
         if not self.measures and not self._added:
             return super()._compute_loss(model, inputs, return_outputs)
+        self._prove_reference(model, inputs)
         tap = trl_adapter.Tap(self, model, self._probe)
         with tap.open():
             result = super()._compute_loss(tap, inputs, return_outputs)
@@ -133,6 +142,19 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             tokens = self.monitor.wants_tokens
             self.observe(trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
         return (loss, *outputs) if return_outputs else loss
+
+    def _prove_reference(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        """Once, before the first step: whether the policy equals its reference where it must."""
+        if self._proven or not self.measures or self.state.global_step > 0:
+            return
+        self._proven = True
+        start = prove(self, model, inputs, self._spec, self._handed, self.monitor.guards.limits)
+        if start is None:
+            return
+        if self.run_writer is not None:
+            self.run_writer.update(reference={"start": start})
+        if start.expected and not start.agrees:
+            self.monitor.guards.reference(message(start), vars(start), main=self.is_world_process_zero())
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""

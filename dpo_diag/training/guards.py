@@ -28,6 +28,9 @@ class Guards:
       DVG016 asks more of a spike, since it sees what comes after: it must stand above the rows on both sides, with the
       trend between them taken out. Here a jump that stays is a spike too, and is reported at once.
 
+    - `reference_mismatch`: the policy does not equal its reference before the first step, where it must (see
+      `reference_proof`).
+
     Args:
         alert: called with each alert, at most `max_alerts` times per code.
         stop_on: codes that `should_stop` reports; empty by default.
@@ -44,7 +47,7 @@ class Guards:
         unknown = sorted(self._stop_on - set(GUARDS))
         if unknown:
             raise DiagError("unknown guard", where="stop_on", got=unknown, expected=f"some of {', '.join(GUARDS)}")
-        self._limits = load_thresholds(thresholds)
+        self.limits = self._limits = load_thresholds(thresholds)
         self._losses: deque[float] = deque(maxlen=int(self._limits["guards.spike_window"]))
         self._step: int | None = None
         self._current: list[float] = []
@@ -56,6 +59,12 @@ class Guards:
         self.should_stop = self.should_stop or code in self._stop_on
         if self._counts[code] <= self._limits["guards.max_alerts"]:
             self._alert(code, message, evidence)
+
+    def reference(self, message: str, evidence: Mapping[str, Any], *, main: bool) -> None:
+        """The policy is not its reference; every rank calls it, the main one writes."""
+        if main:
+            self._speak("reference_mismatch", message, {"step": 0, **evidence})
+        self.should_stop = self.should_stop or "reference_mismatch" in self._stop_on
 
     def batch(self, batch: Batch, step: int) -> None:
         """Judge one training micro-batch of optimizer step `step`."""

@@ -162,7 +162,7 @@ def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -
     completion = inputs["completion_mask"]
     mask = completion[:, 1:]
     logp = tap.policy.log_probs[:, -mask.shape[1] :]
-    factor = None if spec.ld_alpha is None else _ld_factors(mask.bool(), spec.ld_alpha)
+    factor = None if spec.ld_alpha is None else ld_factors(mask.bool(), spec.ld_alpha)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return (values if factor is None else values * factor).sum(1)
@@ -194,7 +194,7 @@ def _log_weights(output: FusedCausalLMOutput, mask: torch.Tensor) -> torch.Tenso
     return mean
 
 
-def _ld_factors(mask: torch.Tensor, alpha: float) -> torch.Tensor:
+def ld_factors(mask: torch.Tensor, alpha: float) -> torch.Tensor:
     """LD-DPO's factor per position: 1 up to the shorter response's length, alpha beyond, 0 outside the response."""
     chosen, rejected = mask.sum(1).chunk(2)
     shared = torch.minimum(chosen, rejected).repeat(2).unsqueeze(1)
@@ -262,7 +262,7 @@ def read_pairs(
         columns[f"{role}.top5_hits"] = total(tail(extra.get("top5")))
         columns[f"{role}.greedy_logp_sum"] = total(tail(extra.get("greedy_logp")))
         if spec.ld_alpha is not None and logp is not None:
-            columns[f"{role}.loss_logp"] = (logp.double() * _ld_factors(mask, spec.ld_alpha)).sum(1)
+            columns[f"{role}.loss_logp"] = (logp.double() * ld_factors(mask, spec.ld_alpha)).sum(1)
     columns["policy.logit_sum"] = total(tail(policy.mean_logits))
     columns["policy.n_tokens"], columns["policy.n_seen"] = mask.sum(1), completion.sum(1)
     if byte_table is not None:

@@ -304,7 +304,7 @@ def test_lora_reference_is_the_disabled_adapter(tmp_path: Path, tokenizer: PreTr
     assert_rows(at(run, 4), score_pairs(start, tokenizer, pairs), ("sum_logp", "entropy_sum", "top1"), prefix="ref_")
     assert_rows(at(run, 4), score_pairs(trainer.model, tokenizer, pairs), ("sum_logp", "entropy_sum", "top5"))
     assert (at(run, 4)["sum_logp"] - at(run, 4)["ref_sum_logp"]).abs().max() > 0.1
-    assert run.meta["reference"] == {"kind": "adapter disabled", "fixed": True}
+    assert (run.info.reference.kind, run.info.reference.fixed) == ("adapter disabled", True)
     assert run.meta["model"]["adapter"]["r"] == 4
     tokens = run.read("tokens", ["step", "role"], roles=["ref"])
     assert set(tokens["step"]) == {0}

@@ -58,7 +58,7 @@ def test_a_moving_reference_is_not_written_as_if_it_were_fixed(
         tmp_path, tokenizer, lambda: make_model(1), lambda: make_model(2), sync_ref_model=True, ref_model_sync_steps=1,
         ref_model_mixup_alpha=0.5, max_steps=3, eval_steps=3,
     )  # fmt: skip
-    assert run.meta["reference"] == {"kind": "model", "fixed": False}
+    assert (run.info.reference.kind, run.info.reference.fixed) == ("model", False)
     assert run.read("pairs", ["role"], roles=["ref"]).empty
     assert run.pairs["ref_sum_logp"].isna().all()
     assert all(r["loss_residual"] < 1e-4 for r in ours.state.log_history if "loss_residual" in r)

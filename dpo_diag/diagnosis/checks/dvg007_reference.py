@@ -27,11 +27,30 @@ MOST_SUMMED = 64
 
 def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
     """The first source that speaks decides; else the first that is silent, else the first that answers."""
-    outcomes = [o for o in (_of_pairs(ctx, t), _of_evaluation(ctx, t), _of_training(ctx, t)) if o is not None]
+    sources = (_of_proof(ctx), _of_pairs(ctx, t), _of_evaluation(ctx, t), _of_training(ctx, t))
+    outcomes = [o for o in sources if o is not None]
     if not outcomes:
         raise Missing("the start is not recorded: no step 0, no early training rows with loss or rewards")
     order = ("speaks", "silent", "not_applicable")
-    return min(outcomes, key=lambda o: order.index(o.outcome))
+    found, start = min(outcomes, key=lambda o: order.index(o.outcome)), ctx.info.reference.start
+    if found.outcome == "speaks" and start is not None and start.expected is False:
+        reason = f"{found.reason}; {start.why}, so what counts is the change since the start"
+        return replace(found, reason=reason, severity="warning", evidence={**found.evidence, "start": vars(start)})
+    return found
+
+
+def _of_proof(ctx: CheckContext) -> Outcome | None:
+    """What the trainer saw on a few pairs before the first step, where policy and reference must agree."""
+    start = ctx.info.reference.start
+    if start is None or not start.expected:
+        return None
+    if start.agrees:
+        return silent("before the first step the policy equalled its reference", start=vars(start))
+    return speaks(
+        f"before the first step the policy differed from its reference by {number(start.mean_gap)} nats per response, "
+        f"but {start.why}: {start.cause}",
+        start=vars(start),
+    )
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
@@ -283,6 +302,7 @@ register(
         needs="step 0 of pairs or of an evaluation, or the first training rows",
         severity="error",
         evidence={
+            "start": "training: what was seen before the first step (run.json, reference.start)",
             "mean_abs_log_ratio_at_step_0": "pairs: mean |log-ratio| at step 0, nats per response",
             "responses": "pairs: responses behind it",
             "pair_ids": "pairs with the largest log-ratios",

@@ -151,3 +151,27 @@ def test_counted_rows_that_learned_nothing_but_stand_far_from_0(means, finding):
 def test_an_evaluation_before_the_first_counted_row_is_no_step_0(means, finding):
     held = {"rewards/margins": [0.3, 0.4, 0.5]}
     assert finding(means(held=held, **COUNTED), "DVG007")["outcome"] == "not_applicable"
+
+
+START = {"agrees": False, "expected": True, "why": "no other reference was handed in (model)", "mean_gap": 2.18,
+         "largest_gap": 4.1, "tolerance": 0.01, "responses": 8, "cause": "the trainer loaded it again"}  # fmt: skip
+
+
+def test_what_the_trainer_saw_before_the_first_step_is_cited(means, finding):
+    """Nothing else of the start is recorded; where they agreed, the first rows may stand anywhere."""
+    run = means(held={"rewards/margins": [0.0, 0.2, 0.4]}, reference={"start": START})
+    found = finding(run, "DVG007")
+    assert (found["outcome"], found["severity"]) == ("speaks", "error")
+    assert "by 2.18" in found["reason"] and found["reason"].endswith("(model): the trainer loaded it again")
+    agreed = means(reference={"start": {**START, "agrees": True, "cause": None}})
+    assert finding(agreed, "DVG007")["outcome"] == "silent"
+
+
+def test_a_reference_that_was_named_is_no_error(pairs, finding):
+    """The policy is 2 nats from it at step 0, as it should be: it is another model."""
+    ref = np.full(20, -30.0), np.full(20, -30.0)
+    named = {**START, "expected": False, "why": "another reference was handed in (base)", "cause": None}
+    run = pairs({0: (ref[0] + 2, ref[1] - 2), 5: (ref[0], ref[1] - 5)}, ref=ref, reference={"start": named})
+    found = finding(run, "DVG007")
+    assert (found["outcome"], found["severity"]) == ("speaks", "warning")
+    assert "another reference was handed in (base), so what counts is the change since the start" in found["reason"]
