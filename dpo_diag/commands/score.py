@@ -27,7 +27,7 @@ def job(cfg: DictConfig) -> str:
     # Without a share that is held out nothing is split, and a set of one prompt is scored like any other.
     data = config.data if config.hold_out or config.data.eval_path else replace(config.data, eval_share=0.0)
     source = load_data(data, seed=config.seed, thresholds=config.checks)
-    for line in source.readings():
+    for line in [*source.readings(), *(f"note: {note}" for note in source.notes())]:
         print(line, file=sys.stderr)
     source.check(config.data.max_bad_share)
     rows = source.held_out if config.hold_out else source.train + source.held_out

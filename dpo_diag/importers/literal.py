@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from dpo_diag.records.literals import python_literal
 from dpo_diag.records.row_files import BadRow
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -47,8 +47,8 @@ def _parse_slowly(raw: bytes) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             continue
     try:
-        row = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        row = python_literal(text)
+    except ValueError:
         return None
     return {str(k): v for k, v in row.items()} if isinstance(row, dict) else None
 

@@ -104,10 +104,11 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, kind: str) -> list
         raise DiagError(
             "the data are chat messages and the tokenizer has no chat template",
             where=tokenizer.name_or_path or type(tokenizer).__name__,
-            hint="set model.chat_template=FILE.jinja, take an instruction-tuned model, or give the data as text",
+            hint="set model.chat_template=FILE.jinja, take an instruction-tuned model, or give the data as text "
+            "(data.chat=false makes questions plain text)",
         )
     if kind == "text" and template:
-        return ["the data are plain text: prompts go to the model without its chat template"]
+        return ["the data are plain text: prompts go to the model without its chat template (data.chat=true: with it)"]
     return []
 
 

@@ -57,6 +57,15 @@ def rows_in(document: Any) -> list[Any] | None:
     return [*_of_columns(document)] or [document]
 
 
+def is_one_row(document: Mapping[str, Any]) -> bool:
+    """Whether an object is a row itself."""
+    try:
+        rows = rows_in(document)
+    except SeveralArrays:
+        return False
+    return rows is not None and len(rows) == 1 and rows[0] is document
+
+
 def arrays_of_rows(document: Mapping[str, Any]) -> list[str]:
     """Keys whose value is a list of rows: rows of pairs, or under a name for rows anything but messages."""
     named = [

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.json_documents import SeveralArrays, arrays_of_rows, rows_in, values_in
+from dpo_diag.records.json_documents import SeveralArrays, is_one_row, rows_in, values_in
 from dpo_diag.records.text_files import Skipped, head_of, lines, pieces, whole
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
@@ -119,7 +119,7 @@ def _one_row_a_line(path: Path) -> bool:
     """Whether a .json file's first line is a whole row, and not an object that holds the array of rows."""
     first = next(lines(path, Skipped()), (1, b""))[1].strip()
     row = parse_row(first) if first.startswith(b"{") and first.endswith(b"}") else None
-    return isinstance(row, Mapping) and not arrays_of_rows(row)
+    return isinstance(row, Mapping) and is_one_row(row)
 
 
 def _goes_on(head: bytes) -> bool:

@@ -92,6 +92,10 @@ class Columns:
                 return column
         return None
 
+    def named(self, *names: str) -> str | None:
+        """The first column of these (simple) names, whether or not it holds anything."""
+        return next((column for name in names for column in self.kinds if simple(column) == name), None)
+
     def of_role(self, role: str, *names: str, kinds: Iterable[Kind] = ()) -> str | None:
         """The column that the user gave a role, else the first of `names`; None where there is none, or none wanted."""
         if role in self.wanted:

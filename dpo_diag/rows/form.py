@@ -17,7 +17,7 @@ from dpo_diag.rows.columns import Columns, Wanted, filled, simple
 from dpo_diag.rows.implicit import Rules
 from dpo_diag.rows.pair import Pair, Turns, shorten, template_options
 from dpo_diag.rows.parts import Parts, assemble
-from dpo_diag.rows.prompt_columns import PROMPT_NAMES, SYSTEM_NAMES
+from dpo_diag.rows.prompt_columns import AS_TURN, PROMPT_NAMES, SYSTEM_NAMES
 
 Row = Mapping[str, Any]
 MEDIA = ("images", "image", "videos", "audios")
@@ -40,6 +40,7 @@ class Reading:
         rules: for a prompt that stands in no column.
         chat: the user's word on whether a prompt of text is a user's turn; None leaves it to the form.
         refused: the form holds no pairs, or the file leaves open which.
+        empty: columns that would be read if the first rows held anything in them.
     """
 
     form: str
@@ -52,6 +53,7 @@ class Reading:
     rules: Rules = field(default_factory=Rules)
     chat: bool | None = None
     refused: bool = False
+    empty: frozenset[str] = frozenset()
 
     def pair(self, row: Row) -> Pair:
         """A row as a pair.
@@ -60,6 +62,12 @@ class Reading:
             BadRow: it does not fit.
         """
         parts = self.parts(row)
+        for name in row.keys() & self.empty:
+            if filled(row[name]):
+                hint = "put rows that hold it first, or give them a file of their own"
+                raise BadRow(
+                    "another form than the file's", f"the row has {name}, the file's first rows have none", hint
+                )
         for name in MEDIA:
             if filled(row.get(name)):
                 hint = "dpo_diag.training.DiagDPOTrainer takes TRL's data sets with images"
@@ -154,7 +162,20 @@ def recognise(rows: list[Row], how: How | None = None) -> Reading:
         reading = next((found for _, entry in forms if (found := entry.match(columns)) is not None), None) or _unknown(
             columns
         )
-    return replace(reading, not_read=_not_read(columns, reading), rules=how.rules, chat=how.chat)
+    not_read, says = _not_read(columns, reading), reading.says
+    if how.chat is not None:
+        says = says.replace(AS_TURN, "") + (", as chat turns" if how.chat else ", as plain text")
+    rules = replace(how.rules, other_columns=not_read)
+    return replace(reading, says=says, not_read=not_read, rules=rules, chat=how.chat, empty=_empty(columns, reading))
+
+
+def _empty(columns: Columns, reading: Reading) -> frozenset[str]:
+    """Names that the form would have read, had the sample held anything under them."""
+    names = SYSTEM_NAMES if "prompt" in map(simple, reading.columns) else (*SYSTEM_NAMES, *PROMPT_NAMES, "history")
+    held = {name for name, kind in columns.kinds.items() if kind != "empty"} | reading.columns
+    absent = {name for name, kind in columns.kinds.items() if kind == "empty" and simple(name) in names}
+    unwanted = {role for role, given in columns.wanted.items() if given is None}
+    return frozenset({*names, *absent} - held - unwanted)
 
 
 def _unknown(columns: Columns) -> Reading:

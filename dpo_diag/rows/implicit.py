@@ -21,9 +21,6 @@ ASSISTANT_MARK = re.compile(
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n"
 )
 _WHOLE = re.compile(r"[.?!:;…。？！：؟][\"'”’»)\]*`]*$|[>}\]`]$")
-ANY_HINT = (
-    "write the prompt in a column (data.columns.prompt=NAME), or data.implicit_prompt=any takes any shared beginning"
-)
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,26 @@ class Rules:
 
     Attributes:
         any: any shared beginning will do.
+        other_columns: columns of text that nothing reads: one of them may be the prompt.
         min_share: it is at least this share of the responses' mean length, in characters, unless a turn's mark ends it.
     """
 
     any: bool = False
+    other_columns: tuple[str, ...] = ()
     min_share: float = field(default_factory=lambda: defaults()["rows.implicit_prompt_min_share"])
+
+    @property
+    def candidate(self) -> str:
+        """The column that may be the prompt, for a hint."""
+        return self.other_columns[0] if self.other_columns else "NAME"
+
+    @property
+    def hint(self) -> str:
+        """What to do about a shared beginning that is no prompt."""
+        return (
+            f"name the prompt's column: data.columns.prompt={self.candidate}; "
+            "or data.implicit_prompt=any takes any shared beginning"
+        )
 
 
 def _common_prefix(a: str, b: str) -> int:
@@ -75,18 +87,18 @@ def split_text(chosen: str, rejected: str, rules: Rules) -> tuple[str, str, str]
     if cut > 0 and chosen[cut - 1] == " ":
         cut -= 1
     if cut == 0:
-        raise BadRow("no shared prompt", f"chosen begins with {shorten(chosen, 40)!r}",
-                     "name the prompt's column: data.columns.prompt=NAME")  # fmt: skip
+        detail = f"chosen begins with {shorten(chosen, 40)!r}"
+        raise BadRow("no shared prompt", detail, f"name the prompt's column: data.columns.prompt={rules.candidate}")
     if not rules.any:
         if chosen[cut - 1] != "\n" and not _WHOLE.search(chosen[:cut]):
             line = chosen.rfind("\n", 0, cut) + 1
             if line == 0:
-                raise BadRow("the shared beginning ends in the middle of a sentence", shorten(chosen[:cut]), ANY_HINT)
+                raise BadRow("the shared beginning ends in the middle of a sentence", shorten(chosen[:cut]), rules.hint)
             cut = line
         mean = (len(chosen) + len(rejected)) / 2 - cut
         if cut < rules.min_share * mean:
             detail = f"{cut} characters before responses of {mean:.0f}: {shorten(chosen[:cut], 40)!r}"
-            raise BadRow("the shared beginning is short for a prompt", detail, ANY_HINT)
+            raise BadRow("the shared beginning is short for a prompt", detail, rules.hint)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 

@@ -64,7 +64,8 @@ def answer(value: Any, name: str) -> tuple[str | Turns, Any]:
             return text, None
     if is_messages(value):
         return read_messages(value, name, *keys_of(value)), tools
-    raise BadRow("wrong type", f"{name} is {type(value).__name__}, expected text or a list of messages")
+    hint = "write numbers as text" if isinstance(value, (int, float)) else ""
+    raise BadRow("wrong type", f"{name} is {type(value).__name__}, expected text or a list of messages", hint)
 
 
 def assemble(parts: Parts, rules: Rules) -> Pair:

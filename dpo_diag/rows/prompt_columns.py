@@ -17,6 +17,7 @@ SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 ASKED = ("instruction", "instructions", "question", "query", "user_prompt", "user", "problem", "request", "post")
 ADDED = ("input", "context")
 """Columns that add to the question: an article, a table's schema. Without a question they are the question."""
+AS_TURN = ", as the user's turn"
 PROMPT_NAMES = ("prompt", *ASKED, *ADDED)
 
 
@@ -52,7 +53,7 @@ class Prompt:
         if not self.names:
             return f"{first}prompt = what both answers begin with"
         said = "prompt" if self.name == "prompt" else f"prompt = {' + '.join(self.names)}"
-        return first + said + (", as the user's turn" if self.chat and self.name not in MESSAGE_LISTS else "")
+        return first + said + (AS_TURN if self.chat and self.name not in MESSAGE_LISTS else "")
 
     def of_a_chat(self, columns: Columns) -> Prompt:
         """For sets of questions to a chat model: a prompt of text is a user's turn unless it writes turns itself."""
@@ -65,8 +66,6 @@ class Prompt:
         Raises:
             BadRow: the row has no prompt where its file has one, or one where the file has none.
         """
-        if not self.names and row.get("prompt") is not None:
-            raise BadRow("another form than the file's", "the row has a prompt, the file's first rows have none")
         return Parts(
             chosen, rejected, self._value(row), chat=self.chat or self.system is not None, before=self._before(row),
             system=row.get(self.system) if self.system else None, system_wins=system_wins,
@@ -112,6 +111,8 @@ def find_prompt(columns: Columns) -> Prompt:
     if not first:
         return Prompt((), chat=False, system=system)
     more = [name for name in added if name not in first and not _repeats(columns, name, first[0])]
+    if asked and not added and (blank := columns.named(*ADDED)):
+        more = [blank]  # Alpaca's input may be empty in every one of the first rows
     rivals = [name for name in asked if name not in first and not _repeats(columns, name, first[0])]
     history = columns.find("history", kinds=("list",))
     if rivals or len(more) > 1:

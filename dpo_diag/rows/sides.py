@@ -12,7 +12,8 @@ from dpo_diag.rows.parts import Parts
 from dpo_diag.rows.prompt_columns import Prompt, find_prompt
 
 _WORDS = (("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "rejected"), ("accepted", "rejected"),
-          ("winner", "loser"), ("winning", "losing"), ("better", "worse"), ("best", "worst"))  # fmt: skip
+          ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("better", "worse"), ("best", "worst"),
+          ("good", "bad"), ("correct", "incorrect"))  # fmt: skip
 NOUNS = ("response", "answer", "output", "completion", "text", "messages", "conversation", "conversations", "summary",
          "reply", "generation", "query", "sql")  # fmt: skip
 FILLED = ("text", "messages", "object", "texts", "objects")

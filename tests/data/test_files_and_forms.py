@@ -54,7 +54,8 @@ def test_several_files_and_globs_are_one_set(folder: Path, shape: str) -> None:
     issues = data.issues()
     assert issues[["file", "row"]].to_numpy().tolist() == [[f"{folder}/b/d.csv.gz", 3]]
     assert data.readings()[1:] == [
-        f"{folder}/b/c.parquet: 1 row read as Alpaca: prompt = instruction, as the user's turn, chosen, rejected",
+        f"{folder}/b/c.parquet: 1 row read as Alpaca: prompt = instruction + input, as the user's turn, "
+        "chosen, rejected",
         f"{folder}/b/d.csv.gz: 1 of 2 rows read as a question and two answers: prompt = question, as the user's turn, "
         "chosen, rejected",
     ]
@@ -103,6 +104,8 @@ def test_columns_form_and_chat_are_the_user_s_to_say(tmp_path: Path) -> None:
     assert data.train[0]["prompt"] == [{"role": "user", "content": "Sea"}]
     plain = load_data(DataConfig(kind="jsonl", path=path, columns=columns, chat=False))
     assert (plain.train[0]["prompt"], plain.train[0]["chosen"]) == ("Sea\n", "It is wide.")
+    assert plain.readings() == [f"{path}: 1 row read as a question and two answers: prompt = headline, chosen = good, "
+                                "rejected = bad, as plain text"]  # fmt: skip
     with pytest.raises(DiagError, match=r"not a column; in data\.columns\.chosen"):
         load_data(DataConfig(kind="jsonl", path=path, columns=ColumnsConfig(chosen=3)))
     with pytest.raises(DiagError, match=r"unknown row form; in data\.form; got alpacca; expected auto, alpaca, "):

@@ -34,7 +34,9 @@ def test_one_file_is_split_picked_and_reported(tmp_path: Path, tokenizer: PreTra
     notes = data.tokenise(tokenizer, 20)
     data.check_tokens(config.max_truncated_share)
     assert len(data.held_out) == 5 and len(data.train) + 5 <= 60 and data.kind == "text"
-    assert notes == ["the data are plain text: prompts go to the model without its chat template"]
+    assert notes == [
+        "the data are plain text: prompts go to the model without its chat template (data.chat=true: with it)"
+    ]
     report = json.loads(data.write_report(tmp_path / "run").read_text())
     assert report["n_read"] == 62 and report["n_dropped"] == 1
     assert report["n_train"] == len(data.train) and report["n_held_out"] == 5

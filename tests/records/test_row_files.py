@@ -76,6 +76,39 @@ def test_one_row_and_a_wrapped_array(tmp_path: Path) -> None:
     assert list(read_rows(one)) == [(1, messages)]
 
 
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"data": ROWS},
+        {"version": 2, "examples": ROWS},
+        {"features": [], "rows": [{"row_idx": i, "row": row, "truncated_cells": []} for i, row in enumerate(ROWS)]},
+        COLUMNS,
+        {name: {str(i): value for i, value in enumerate(values)} for name, values in COLUMNS.items()},
+        {str(i): row for i, row in enumerate(ROWS)},
+        {"columns": list(COLUMNS), "index": [0, 1, 2], "data": [list(row.values()) for row in ROWS]},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_in_any_one_document(tmp_path: Path, document: dict[str, Any], indent: int | None) -> None:
+    """A wrapper, the hub viewer's answer, columns as lists or as pandas writes them, its orients index and split."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document, indent=indent), encoding="utf-8")
+    assert list(read_rows(path)) == list(enumerate(ROWS, start=1))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_objects_over_several_lines_one_after_the_other(tmp_path: Path, name: str, end: str) -> None:
+    """Numbered by the line on which each begins: five lines an object, and a blank one between them."""
+    path = tmp_path / name
+    text = "\n\n".join(json.dumps(row, indent=2) for row in ROWS)
+    path.write_bytes(text.replace("\n", end).encode())
+    assert list(read_rows(path)) == [(1, ROWS[0]), (7, ROWS[1]), (13, ROWS[2])]
+
+
 def test_bad_lines_keep_their_line_number_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     good = json.dumps(ROWS[0]).encode()

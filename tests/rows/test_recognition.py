@@ -76,6 +76,7 @@ CHAT = {"prompt": ROME, "chosen": said(A), "rejected": said(B)}
         {"context": ROME, "response1": B, "response2": A, "overall_preference": 3},
         {"prompt": Q, "response_0": A, "response_1": B, "safer_response_id": 0},
         {"prompt": Q, "response_a": B, "response_b": A, "winner": "B"},
+        {"question": Q, "answer_0": B, "answer_1": A, "score_0": "-0.5", "score_1": "0.5"},
         {"conversation_a": [*ROME, *said(A)], "conversation_b": [*ROME, *said(B)], "winner": "model_a"},
         {"history": "x", "post": Q, "human_ref_A": A, "human_ref_B": B, "labels": 1},
         {"messages": [*ROME, *said(A)], "rejected_response": B},
@@ -142,6 +143,10 @@ def test_what_the_prompt_is_made_of(row: dict[str, Any], prompt: Any) -> None:
          "several columns could say which", "data.columns.better=better_response_id"),
         ({"prompt": "p", "response_a": "a", "response_b": "b", "label": 1},
          "names neither answer", "data.columns.chosen="),
+        ({"prompt": "p", "response_0": "a", "response_1": "b", "label": 1},
+         "names neither answer", "data.columns.chosen="),
+        ({"prompt": "p", "response_1": "a", "response_2": "b", "preference": -1},
+         "names neither", "data.columns.chosen="),
         ({"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": 0}, "a tie", ""),
         ({"prompt": "p", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]},
          "no answer is better", ""),
@@ -215,15 +220,29 @@ def test_columns_of_text_that_nothing_reads_are_named() -> None:
     assert recognise([{"question": "p", "input": "", **ANSWERS}]).not_read == ()
 
 
+IMPLICIT = {"chosen": "Why? A.", "rejected": "Why? B."}
+
+
+def test_a_refused_beginning_names_the_column_that_may_be_the_prompt() -> None:
+    row = {"headline": "On the sea and on Rome", "chosen": "The sea is wide.", "rejected": "The sky is high."}
+    with pytest.raises(BadRow) as caught:
+        read(row)
+    assert "data.columns.prompt=headline" in caught.value.hint
+    assert read(row, prompt="headline").prompt == [user("On the sea and on Rome")]
+
+
 def test_the_sample_decides_and_a_row_of_another_form_is_refused() -> None:
-    reading = recognise([IMPLICIT])
-    with pytest.raises(BadRow, match="the file's first rows have none"):
-        reading.pair({"prompt": "p", **IMPLICIT})
+    """A column that the first rows leave empty or lack is not left out in silence when a row fills it."""
+    for first in (IMPLICIT, {"prompt": "", **IMPLICIT}, {"system": None, **IMPLICIT}):
+        reading = recognise([first])
+        assert reading.pair(first).prompt == "Why?"
+        for more in ({"prompt": "p"}, {"system": "Be brief."}):
+            with pytest.raises(BadRow, match="the file's first rows have none"):
+                reading.pair({**IMPLICIT, **more})
+    reading = recognise([{"instruction": "Sum up.", "input": "", **ANSWERS}])
+    assert reading.pair({"instruction": "Sum up.", "input": "A text.", **ANSWERS}).prompt == [user("Sum up.\nA text.")]
     with pytest.raises(BadRow, match="the row has"):
         recognise([{"question": "q", **ANSWERS}]).pair({"prompt": "q", **ANSWERS})
-
-
-IMPLICIT = {"chosen": "Why? A.", "rejected": "Why? B."}
 
 
 def test_tools_inside_the_answers_are_the_row_s_tools() -> None:
