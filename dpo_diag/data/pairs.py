@@ -18,6 +18,7 @@ import pandas as pd
 from dpo_diag.data.files import Paths, check_file, expand
 from dpo_diag.errors import DiagError
 from dpo_diag.records.conversation import prompt_text, response_text
+from dpo_diag.records.pair_id import texts_of
 from dpo_diag.records.row_files import BadRow, read_rows
 from dpo_diag.records.row_files import Row as RawRow
 from dpo_diag.records.schemas import SIDES
@@ -179,18 +180,9 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_list(table, features=Features({name: kinds.get(name, text) for name in names}))
 
 
-def text_rows(rows: Iterable[Row], split: str) -> list[dict[str, str]]:
+def text_rows(rows: Iterable[Row], split: str) -> list[dict[str, str | None]]:
     """Rows of the `texts` table: messages rendered as `role: content` paragraphs."""
-    return [
-        {
-            "split": split,
-            "pair_id": row["pair_id"],
-            "prompt": prompt_text(row["prompt"]),
-            "chosen": response_text(row["chosen"]),
-            "rejected": response_text(row["rejected"]),
-        }
-        for row in rows
-    ]
+    return [{"split": split, "pair_id": row["pair_id"], **texts_of(row)} for row in rows]
 
 
 def collect(

@@ -16,7 +16,6 @@ from dpo_diag.data.pairs import Row
 from dpo_diag.data.trained_tokens import TrainedIds, called_name, has_empty_think, unseen_parts
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
-from dpo_diag.records.conversation import response_text
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.schemas import SIDES
@@ -118,7 +117,7 @@ def encode_pairs(
         if isinstance(texts, str):
             yield EncodedPair(row["row"], row["pair_id"], dropped=Dropped(REFUSED, texts))
         else:
-            own = frozenset(side for side in SIDES if has_empty_think(response_text(row[side])))
+            own = frozenset(side for side in SIDES if has_empty_think(row[side]))
             yield replace(_cut(row, ids, max_length, truncation_mode), unseen=_unseen(row, texts), own_think=own)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo_diag.records.conversation import REASONING_KEYS, shown_keys
+from dpo_diag.records.conversation import REASONING_KEYS, content_text, shown_keys
 from dpo_diag.text import number, percent, safe
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ _THINK = re.compile(
     r"|<\|channel\|>analysis<\|message\|>\s*<\|end\|>)",
     re.IGNORECASE,
 )
-_THINK_TOKENS = 24
-"""An empty think block lies within so many tokens of an answer's begin."""
+_THINK_TOKENS = 48
+"""The template's empty think block lies within so many tokens of an answer's begin."""
 
 
 class Issue(NamedTuple):
@@ -130,9 +130,10 @@ class TrainedIds:
                 begin = None
 
 
-def has_empty_think(text: str) -> bool:
-    """Whether an answer's text begins with a think block that holds nothing."""
-    return _THINK.match(text) is not None
+def has_empty_think(answer: str | Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an answer, text or messages, begins with a think block that holds nothing, in the data already."""
+    contents = [answer] if isinstance(answer, str) else [content_text(message.get("content")) for message in answer]
+    return any(_THINK.match(content) for content in contents)
 
 
 class TokenRules:
@@ -177,8 +178,9 @@ class TokenRules:
     def _of_span(self, ids: Sequence[int], begin: int, end: int, *, is_cut: bool, own_think: bool) -> Iterator[Issue]:
         if begin > 0 and ids[begin] == self.bos and self.bos not in self.ends:
             yield Issue(BOS_INSIDE, repr(self.text(ids[begin : begin + 6])))
-        head = self.text(ids[begin : min(end, begin + _THINK_TOKENS)])
-        if not own_think and (block := _THINK.match(head)):
+        # A span from the first token on is a whole conversation; else it is an answer, perhaps with its role before it.
+        head = self.text(ids[begin : end if begin == 0 else min(end, begin + _THINK_TOKENS)])
+        if not own_think and (block := _THINK.search(head)):
             yield Issue(EMPTY_THINK, repr(block.group().strip()))
         tail = self._filled(ids, begin, end)
         if tail and ids[tail[-1]] in self.ends:

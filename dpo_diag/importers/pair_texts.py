@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_diag.records.conversation import is_conversation, prompt_text, response_text
-from dpo_diag.records.pair_id import make_pair_id, pair_id_of
+from dpo_diag.records.pair_id import make_pair_id, pair_id_of, texts_of
 from dpo_diag.records.row_files import BadRow
 from dpo_diag.rows.form import Reading, recognise
 
@@ -29,8 +29,8 @@ class PairTexts:
         """(the texts that the row holds, the pair's id): no id without all three."""
         try:
             pair = self._reading.pair(row)
-            found = {"prompt": prompt_text(pair.prompt)}
-            return found | {side: response_text(getattr(pair, side)) for side in TEXTS[1:]}, pair.pair_id
+            found = texts_of({**{name: getattr(pair, name) for name in TEXTS}, **pair.extra})
+            return {name: text for name, text in found.items() if text is not None}, pair.pair_id
         except BadRow:
             # A log is evidence: what one would not train on (equal answers, an image) was trained on all the same.
             texts = {name: text for name in TEXTS if (text := _text(name, row.get(name))) is not None}

@@ -7,7 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_diag.records.conversation import canonical_messages, canonical_option, filled_in, is_conversation
+from dpo_diag.records.conversation import (
+    canonical_messages,
+    canonical_option,
+    filled_in,
+    is_conversation,
+    prompt_text,
+    response_text,
+)
 
 
 def content_hash(document: Any, digits: int | None = 16) -> str:
@@ -46,11 +53,21 @@ def make_pair_id(
     if is_conversation(prompt):
         prompt, images = filled_in(prompt, images)
     parts = [_canonical(prompt), _canonical(chosen), _canonical(rejected)]
+    return content_hash([*parts, *_beside(tools, template_options, images)])
+
+
+def _beside(tools: Any, template_options: Any, images: Any) -> list[dict[str, Any]]:
+    """What the model sees beside a pair's messages, each kind that there is."""
     given = {"tools": tools, "chat_template_kwargs": template_options, "images": images}
-    for name, value in given.items():
-        if (described := canonical_option(value)) is not None:
-            parts.append({name: described})
-    return content_hash(parts)
+    described = {name: canonical_option(value) for name, value in given.items()}
+    return [{name: value} for name, value in described.items() if value is not None]
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of TRL's preference format beside prompt, chosen and rejected."""
+    image = row.get("image")
+    images = row.get("images") if image is None else [image]
+    return {"tools": row.get("tools"), "template_options": row.get("chat_template_kwargs"), "images": images}
 
 
 def pair_id_of(row: Mapping[str, Any]) -> str:
@@ -60,8 +77,19 @@ def pair_id_of(row: Mapping[str, Any]) -> str:
         KeyError: no prompt, chosen or rejected.
         TypeError: as `make_pair_id`.
     """
-    image = row.get("image")
-    return make_pair_id(
-        row["prompt"], row["chosen"], row["rejected"], row.get("tools"),
-        template_options=row.get("chat_template_kwargs"), images=row.get("images") if image is None else [image],
-    )  # fmt: skip
+    return make_pair_id(row["prompt"], row["chosen"], row["rejected"], **_columns(row))
+
+
+def texts_of(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """A row's columns of the table `texts`: what people read of a pair, and a hash of what only the model sees beside
+    it, so that equal texts are not taken for equal pairs.
+
+    Raises:
+        KeyError: no prompt, chosen or rejected.
+    """
+    beside = _beside(**_columns(row))
+    if is_conversation(row["prompt"]):
+        # Names and ids of messages are not in their text.
+        beside += [{"extra": extra} for _, _, *extra in canonical_messages(row["prompt"]) if extra]
+    answers = {side: response_text(row[side]) for side in ("chosen", "rejected")}
+    return {"prompt": prompt_text(row["prompt"]), **answers, "beside": content_hash(beside) if beside else None}

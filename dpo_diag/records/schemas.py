@@ -165,6 +165,7 @@ TEXTS = Table(
         Column("prompt", pa.string(), "prompt text (messages are rendered to text)"),
         Column("chosen", pa.string(), "chosen response text"),
         Column("rejected", pa.string(), "rejected response text"),
+        Column("beside", pa.string(), "hash of what else the model is shown: tools, options, images; null for nothing"),
     ),
 )
 

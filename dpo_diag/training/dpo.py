@@ -103,6 +103,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             guards=self.make_guards(stop_on, thresholds),
             tokenizer=self._tokenizer,
             given_ids=self._given_ids,
+            with_images=bool(self._is_vision_dataset),
         )
         for dataset in self._pair_sources:
             self.monitor.texts.add(dataset)

@@ -32,7 +32,7 @@ from dpo_diag.data.trained_tokens import (
     unseen_parts,
 )
 from dpo_diag.models.decoding import Decoding, stop_ids
-from dpo_diag.records.conversation import is_conversation, response_text
+from dpo_diag.records.conversation import content_text, is_conversation
 from dpo_diag.records.files import write_json
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.text import safe
@@ -143,17 +143,30 @@ def _issues(row: Mapping[str, Any], sides: Mapping[str, TrainedIds], rules: Toke
     found: dict[str, dict[str, str]] = {}
     unseen: list[str] = []
     for side, seen in sides.items():
-        answer: Any = row.get(side)
-        known = isinstance(answer, str) or is_conversation(answer)
-        for why, detail in rules.issues(seen, own_think=known and has_empty_think(response_text(answer))):
+        answers = _answers(row, side)
+        for why, detail in rules.issues(seen, own_think=any(map(has_empty_think, answers))):
             found.setdefault(why, {})[side] = detail
-        if is_conversation(answer) and not seen.is_cut:
-            unseen += unseen_parts(answer, rules.text(seen.ids))
+        if answers and is_conversation(answers[-1]) and not seen.is_cut:
+            rendered = rules.text(seen.ids)
+            # A tokenizer that changes texts (their case, their spaces) shows nothing of them.
+            if all(content_text(message.get("content")).strip() in rendered for message in answers[-1]):
+                unseen += unseen_parts(answers[-1], rendered)
     yield from ((why, of_sides(details)) for why, details in found.items())
     if unseen:
         yield UNSEEN, ", ".join(dict.fromkeys(unseen))
     if len(sides) == len(SIDES) and len({tuple(seen.ids) for seen in sides.values()}) == 1:
         yield EQUAL, "chosen and rejected are the same tokens"
+
+
+def _answers(row: Mapping[str, Any], side: str) -> list[Any]:
+    """The answers that a row's columns hold as text or messages, as far as they are there."""
+    if side in SIDES:
+        found = [row.get(side)]
+    elif row.get("completion") is not None:
+        found = [row["completion"]]
+    else:
+        found = [[turn] for turn in row.get("messages") or [] if turn.get("role") == "assistant"]
+    return [answer for answer in found if isinstance(answer, str) or is_conversation(answer)]
 
 
 def _pieces(seen: TrainedIds, rules: TokenRules) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ class Monitor:
             sample that is the same at every step, in every run, and for every number of processes.
         moving_reference: the reference changes during training, so that no row per set describes it.
         tokenizer: decodes pairs whose texts no data set holds.
+        with_images: pairs have images, which no decoded text shows.
         given_ids: name of a data set, as the trainer knows it -> what its own ids stand for.
     """
 
@@ -50,9 +51,11 @@ class Monitor:
         moving_reference: bool = False,
         tokenizer: Any = None,
         given_ids: Mapping[str, GivenIds] | None = None,
+        with_images: bool = False,
     ) -> None:
         self.spec, self.world_size, self.rank = spec, world_size, rank
         self.record_tokens, self.moving_reference, self.tokenizer = record_tokens, moving_reference, tokenizer
+        self.with_images = with_images
         self.guards, self.given_ids = guards, {} if given_ids is None else given_ids
         self.recorder: Recorder | None = None
         self.texts = TextSource()
@@ -223,7 +226,9 @@ class Monitor:
     def _decoded(self, pair_id: str, tokens: TokenRows, pair: int) -> dict[str, Any]:
         """A pair whose texts no data set holds, as far as the model saw it."""
         ids = {"prompt": tokens.prompt_ids[pair]} | {s: tokens.response_ids(pair, i) for i, s in enumerate(SIDES)}
-        return {"pair_id": pair_id} | {k: self.tokenizer.decode(v, skip_special_tokens=True) for k, v in ids.items()}
+        texts = {k: self.tokenizer.decode(v, skip_special_tokens=True) for k, v in ids.items()}
+        # Pairs of equal texts and different ids differ in what no text shows.
+        return {"pair_id": pair_id, "beside": pair_id if self.with_images else None, **texts}
 
     # ---- log calls ----
 

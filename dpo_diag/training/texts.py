@@ -9,8 +9,7 @@ import numpy as np
 from datasets import Dataset
 from trl.data_utils import extract_prompt
 
-from dpo_diag.records.conversation import prompt_text, response_text
-from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.pair_id import texts_of
 from dpo_diag.training.pair_ids import KEY, pack_id
 
 
@@ -46,7 +45,6 @@ class TextSource:
                 example = dict(dataset[int(order[at])])
                 if "prompt" not in example:
                     example |= extract_prompt(example)
-                answers = {side: response_text(example[side]) for side in SIDES}
-                rows.append({"pair_id": pair_id, "prompt": prompt_text(example["prompt"]), **answers})
+                rows.append({"pair_id": pair_id, **texts_of(example)})
             wanted = missing
         return rows

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dpo_diag.records import make_pair_id
+from dpo_diag.records.pair_id import texts_of
 
 
 def test_the_identity_is_fixed() -> None:
@@ -88,6 +89,16 @@ def test_options_of_the_template_are_part_of_the_question() -> None:
     assert len(ids | {bare}) == 3
     assert make_pair_id("p", "c", "r", template_options={"enable_thinking": None}) == bare
     assert make_pair_id("p", "c", "r", template_options=json.dumps(off)) in ids
+
+
+def test_texts_say_what_else_the_model_sees() -> None:
+    """Equal texts with other tools, images or names of speakers have another hash; plain ones have none."""
+    row: dict[str, Any] = {"prompt": [{"role": "user", "content": "p"}], "chosen": "c", "rejected": "r"}
+    assert texts_of(row) == {"prompt": "user: p", "chosen": "c", "rejected": "r", "beside": None}
+    named = [{"role": "user", "content": "p", "name": "Ann"}]
+    others = [{"tools": '[{"name": "f"}]'}, {"images": ["a.png"]}, {"images": ["b.png"]}, {"prompt": named}]
+    beside = [texts_of(row | other)["beside"] for other in others]
+    assert None not in beside and len(set(beside)) == len(others)
 
 
 def test_token_ids_are_an_identity_too() -> None:

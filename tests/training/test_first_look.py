@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from dpo_diag.data.trained_tokens import DOUBLE_END, END_OUTSIDE, NO_END, NOTHING
+from dpo_diag.data.trained_tokens import DOUBLE_END, EMPTY_THINK, END_OUTSIDE, NO_END, NOTHING, UNSEEN
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer
 from dpo_diag.training.first_look import first_look
 
@@ -112,6 +112,21 @@ def test_rows_without_anything_to_train(
     rows = [{"input_ids": [5, 6, 1], "labels": [-100, 6, 1]}, {"input_ids": [5, 6, 1], "labels": [-100] * 3}]
     assert whys(sft(tmp_path, tokenizer, rows)) == []
     assert f"train dataset: TRL leaves out 1 of 2 rows (50 %): {NOTHING}" in caplog.text
+
+
+def test_a_think_block_is_the_template_s_or_the_data_s_own(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    block = "<think></think>"
+    plain = "{% for m in messages %}{{ m['role'] + ':' }}{{ THINK }}{{ m['content'] + '<eos>' }}{% endfor %}"
+    user = {"role": "user", "content": "cat"}
+    for name, own, template in (("template", "", block), ("data", block, "")):
+        tokenizer.chat_template = plain.replace("{{ THINK }}", template)
+        turn = {"role": "assistant", "content": own + "red", "reasoning_content": "Hm."}
+        expected = [EMPTY_THINK, UNSEEN] if template else [UNSEEN]
+        talk = {"prompt": [user], "completion": [turn]}
+        assert sorted(whys(sft(tmp_path / name / "sft", tokenizer, [talk] * 3))) == sorted(expected), name
+        pair = {"prompt": [user], "chosen": [turn], "rejected": [turn | {"content": own + "blue"}]}
+        assert sorted(whys(dpo(tmp_path / name / "dpo", tokenizer, [pair] * 3))) == sorted(expected), name
 
 
 def test_a_stream_is_looked_at_and_stays_whole(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

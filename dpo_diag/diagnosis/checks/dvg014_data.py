@@ -15,6 +15,8 @@ from dpo_diag.text import plural
 from dpo_diag.thresholds import Thresholds
 
 TEXT = ["prompt", "chosen", "rejected"]
+PAIR = [*TEXT, "beside"]
+"""What makes two pairs one: the texts, and the hash of what else the model sees (tools, images)."""
 
 
 def faulty_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -26,10 +28,10 @@ def faulty_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:
     reasons: list[str] = []
     leaked = _in_both(ctx.run, ctx.pairs.rows, ["pair_id"])
     if not texts.empty:
-        clean = texts[["pair_id", "split"]].copy()
+        clean = texts[["pair_id", "split"]].assign(beside=texts["beside"].fillna(""))
         clean[TEXT] = texts[TEXT].fillna("").apply(lambda column: column.str.lower().str.split().str.join(" "))
         _compare(clean.drop_duplicates("pair_id"), t, evidence, reasons)
-        same_text = _in_both(ctx.run, clean, TEXT)
+        same_text = _in_both(ctx.run, clean, PAIR)
         evidence["leaked_from_texts"] = same_text[:LISTED]
         leaked = sorted({*leaked, *same_text})
     evidence["train_pairs_held_out"] = leaked[:LISTED]
@@ -44,11 +46,12 @@ def _compare(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any], reaso
     """Contradictions and repeats among pairs of different pair_id."""
     equal = pairs[(pairs["chosen"] == pairs["rejected"]) & (pairs["chosen"] != "")]
     swapped = pairs.rename(columns={"chosen": "rejected", "rejected": "chosen"})
-    flipped = pairs.merge(swapped, on=TEXT, suffixes=("", "_other"))
+    flipped = pairs.merge(swapped, on=PAIR, suffixes=("", "_other"))
     flipped = flipped[flipped["pair_id"] != flipped["pair_id_other"]]
-    repeated = pairs[pairs.duplicated(TEXT, keep=False)]
-    liked = set(zip(pairs["prompt"], pairs["chosen"], strict=True))
-    both = sum(answer in liked for answer in zip(pairs["prompt"], pairs["rejected"], strict=True))
+    repeated = pairs[pairs.duplicated(PAIR, keep=False)]
+    liked, disliked = (zip(pairs["prompt"], pairs["beside"], pairs[side], strict=True) for side in TEXT[1:])
+    chosen = set(liked)
+    both = sum(answer in chosen for answer in disliked)
     evidence |= {
         "preferred_both_ways": list(flipped["pair_id"][:LISTED]), "duplicates": list(repeated["pair_id"][:LISTED]),
         "chosen_equals_rejected": list(equal["pair_id"][:LISTED]), "answers_both_chosen_and_rejected": both,

@@ -33,6 +33,20 @@ def test_a_training_pair_is_held_out(pairs, finding):
     assert found["outcome"] == "speaks" and found["evidence"]["train_pairs_held_out"] == ["t0"]
 
 
+def test_pairs_that_differ_in_what_no_text_shows(pairs, finding):
+    """Two images under one question, and one question whose two answers swap with its tools: no repeat, no
+    contradiction; the same image twice is one."""
+    rows = [text(0, "p", "yes", "no"), text(1, "p", "yes", "no"), text(2, "q", "a", "b"), text(3, "q", "b", "a")]
+    beside = ["image 1", "image 2", "tools", None]
+    run = pairs(BASE, texts=[row | {"beside": b} for row, b in zip(rows, beside, strict=True)])
+    assert finding(run, "DVG014")["outcome"] == "silent"
+
+
+def test_the_same_image_twice_is_a_repeat(pairs, finding):
+    rows = [text(i, "p", "yes", "no") | {"beside": "image 1"} for i in range(2)]
+    assert set(finding(pairs(BASE, texts=rows), "DVG014")["evidence"]["duplicates"]) == {"t0", "t1"}
+
+
 def test_clean_data(pairs, finding):
     run = pairs(BASE, texts=[text(i, f"p{i}", f"yes {i}", f"no {i}", ("train", "eval")[i % 2]) for i in range(6)])
     assert finding(run, "DVG014")["outcome"] == "silent"
