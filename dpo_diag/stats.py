@@ -80,6 +80,10 @@ class Interval:
         low, high = sorted((self.low * factor, self.high * factor))
         return Interval(self.value * factor, low, high, self.n, self.method, self.level)
 
+    def shifted(self, by: float) -> Interval:
+        """The estimate plus a number that is known exactly."""
+        return Interval(self.value + by, self.low + by, self.high + by, self.n, self.method, self.level)
+
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
@@ -365,3 +369,16 @@ def ends(values: npt.ArrayLike, level: float = LEVEL, share: float = 0.25) -> En
     return Ends(
         first, last, delta, Interval(last, last - half_level, last + half_level, k, method, level), x.size, k, sd
     )
+
+
+def few_rows_level(values: npt.ArrayLike) -> Interval | None:
+    """The level at the end of two to five rows, too few for `ends`: the mean of their later half, give or take half of
+    all rows' range. No confidence interval: it says only that a level lies far from 0 beside all that the rows moved.
+
+    None for one row, and for six or more. Hand case: 0, -20, -80, -140 give -110, from -180 to -40.
+    """
+    x = finite(values)
+    if not 2 <= x.size <= 5:
+        return None
+    last, half = float(x[-(x.size // 2) :].mean()), float(np.ptp(x)) / 2
+    return Interval(last, last - half, last + half, x.size // 2, "few rows, give or take half of their range")

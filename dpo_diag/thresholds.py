@@ -1,8 +1,8 @@
 """The thresholds of every check, guard and comparison: conf/checks/default.yaml names, sets and justifies each.
 
 Names are those of the command line: `displacement_min_nats`, or with dots where the file nests them
-(`verdict.least_dlog`). Override on the command line (`dpo-diag explain RUN verdict.least_dlog=0.01`) or in a
-configuration (`dpo-train checks.verdict.least_dlog=0.01`).
+(`verdict.least_harm`). Override on the command line (`dpo-diag explain RUN verdict.least_harm=0.01`) or in a
+configuration (`dpo-train checks.verdict.least_harm=0.01`).
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ from dpo_diag.thresholds import defaults, load_thresholds, parse_threshold
 def test_the_defaults_are_flat_and_read_only() -> None:
     values = load_thresholds()
     assert values["key_tokens.gain"] == 2.0 and values["key_tokens.floor"] == -2.0
-    assert values["verdict.least_dlog"] == 0.005 and values["spike_mads"] == 6.0
+    assert values["verdict.least_harm"] == 0.02 and values["spike_mads"] == 6.0
     with pytest.raises(TypeError):
         values["spike_mads"] = 1.0  # type: ignore[index]
 
 
 def test_dotted_and_nested_overrides_are_the_same() -> None:
-    dotted = load_thresholds({"verdict.least_dlog": 0.5, "spike_mads": 3})
-    nested = load_thresholds({"verdict": {"least_dlog": 0.5}, "spike_mads": "3"})
-    assert dotted == nested == {**defaults(), "verdict.least_dlog": 0.5, "spike_mads": 3.0}
+    dotted = load_thresholds({"verdict.least_harm": 0.5, "spike_mads": 3})
+    nested = load_thresholds({"verdict": {"least_harm": 0.5}, "spike_mads": "3"})
+    assert dotted == nested == {**defaults(), "verdict.least_harm": 0.5, "spike_mads": 3.0}
 
 
 def test_a_plugins_threshold_can_be_set() -> None:
@@ -27,20 +27,20 @@ def test_a_plugins_threshold_can_be_set() -> None:
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
-    with pytest.raises(DiagError, match=r"did you mean verdict\.least_dlog") as error:
+    with pytest.raises(DiagError, match=r"did you mean verdict\.least_harm") as error:
         load_thresholds({"verdict.least_dlg": 1.0})
     assert error.value.usage
 
 
 def test_a_name_near_to_none_gets_the_list_and_no_guess() -> None:
-    with pytest.raises(DiagError, match=r"got nope; expected one of .*verdict\.least_dlog") as error:
+    with pytest.raises(DiagError, match=r"got nope; expected one of .*verdict\.least_harm") as error:
         load_thresholds({"nope": 1.0})
     assert error.value.hint is None
 
 
 def test_not_a_number() -> None:
-    with pytest.raises(DiagError, match=r"a threshold is a number; in checks\.verdict\.least_dlog; got small"):
-        load_thresholds({"verdict.least_dlog": "small"})
+    with pytest.raises(DiagError, match=r"a threshold is a number; in checks\.verdict\.least_harm; got small"):
+        load_thresholds({"verdict.least_harm": "small"})
 
 
 def test_a_command_lines_threshold() -> None:

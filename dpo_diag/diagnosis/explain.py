@@ -20,10 +20,9 @@ from dpo_diag.diagnosis.checks import CheckContext, check_thresholds, run_checks
 from dpo_diag.diagnosis.checks.shared.advice import Situation
 from dpo_diag.diagnosis.decompose.destination import destination, lost_mass
 from dpo_diag.diagnosis.decompose.loss import loss_section, loss_spec
-from dpo_diag.diagnosis.decompose.means import Means, perplexity_of_means, summarise_means
+from dpo_diag.diagnosis.decompose.means import perplexity_of_means, summarise_means
 from dpo_diag.diagnosis.decompose.pairs import (
     NO_PAIR,
-    chosen_direction,
     from_reference,
     margins,
     pair_table,
@@ -39,7 +38,7 @@ from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.stats import LEAST_FOR_BOOTSTRAP, Interval
+from dpo_diag.stats import LEAST_FOR_BOOTSTRAP
 from dpo_diag.text import plain, records
 
 PAIRS_SHOWN = 2000
@@ -48,6 +47,8 @@ ROWS_ONLY = (
     "(dpo-diag import --logging-steps N makes them steps)"
 )
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
+LOSS_KEYS = ("from", "to", "delta", "interval", "from_is", "to_is", "first", "first_step", "rows", "n_to")
+"""What a logged loss says of itself (see `means.Ends`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,25 +132,26 @@ def explain_run(
 def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
     run, pairs = aligned.run, aligned.pairs
     spec, why_not = loss_spec(run)
-    loss, loss_rows, loss_change = loss_section(aligned, spec, why_not)
+    loss, loss_rows = loss_section(aligned, spec, why_not)
     unit, unit_note = aligned.unit_and_note
-    perplexity, dlog = perplexity_section(aligned)
+    perplexity = perplexity_section(aligned)
     path = follow(aligned, spec)
     turns = turning_points(path, values["turning_point.least_dlog"])
     table = pair_table(aligned, loss_rows)
     few = concentration(table) if "share_of_rise" in table else None
-    checks, evidence, situation = _checked(aligned.rows, aligned.from_step, aligned.to_step, aligned.split, values)
+    context = CheckContext.from_run(aligned.rows, aligned.from_step, aligned.to_step, aligned.split)
+    checks = list(run_checks(context, values))
+    evidence = _evidence(run, aligned.from_step, aligned.to_step, values)
+    situation = Situation.of(context, checks, values)
     material = remedies.Material(aligned, spec, turns, few, situation, values)
     decision = verdict.decide(
         verdict.Facts(
-            loss=loss_change.sign if loss_change is not None else None,
-            perplexity=_signs(dlog, values["verdict.least_dlog"]),
-            chosen=chosen_direction(aligned),
-            turned=bool(turns),
+            checks=checks,
             evidence=evidence,
-            speaking=_speaking(checks),
             n_pairs=len(pairs),
             has_intervals=len(pairs) >= LEAST_FOR_BOOTSTRAP,
+            reference_free=context.reference_free,
+            supervised=len(aligned.sides) < 2,
         )
     )
     document = {
@@ -217,28 +219,20 @@ def _of_means(
 ) -> dict[str, Any]:
     if from_step is not None and from_step != REFERENCE and not str(from_step).lstrip("-").isdigit():
         raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
-    means = summarise_means(run, from_step, to_step, split)
+    context = CheckContext.from_run(PairRows(run), from_step, to_step, split)
+    checks = list(run_checks(context, values))
+    means = summarise_means(run, from_step, to_step, split, _starts(context, values))
     no_pairs = "the run holds means only, no pairs"
     loss = means.values.get("loss", {})
     perplexity = perplexity_of_means(means.values)
-    checks, evidence, _ = _checked(PairRows(run), from_step, to_step, split, values, means)
-    chosen = next((n for n in ("rewards/chosen", "logps/chosen") if n in means.values), None)
-    direction = means.sign(chosen)
-    lower = chosen is not None and (means.values[chosen]["delta"] or 0) < 0
-    dlog = {
-        name: Interval(row["dlog"], np.nan, np.nan, 0)
-        for name, row in perplexity.get("chosen", {}).items()
-        if isinstance(row, dict) and "dlog" in row
-    }
+    evidence = _evidence(run, means.from_step or 0, means.to_step or 0, values)
     decision = verdict.decide(
         verdict.Facts(
-            loss=means.sign("loss"),
-            perplexity=_signs(dlog, values["verdict.least_dlog"]),
-            chosen=direction,
+            checks=checks,
             evidence=evidence,
-            speaking=_speaking(checks),
-            only_means=True,
-            chosen_lower_in_noise=lower and direction != -1,
+            rows=means.rows,
+            reference_free=context.reference_free,
+            supervised=run.info.method == "sft" or "ppl_token/response" in means.values,
         )
     )
     return {
@@ -249,7 +243,7 @@ def _of_means(
         "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.steps_are_stated else [ROWS_ONLY])],
         "loss": {
             "not_applicable": f"{no_pairs}, so the loss cannot be split into sides",
-            **{k: loss[k] for k in ("from", "to", "delta", "interval") if k in loss},
+            **{k: loss[k] for k in LOSS_KEYS if k in loss},
         },
         "perplexity": perplexity,
         "quadrants": {"not_applicable": no_pairs},
@@ -275,28 +269,17 @@ def _head(run: Run, from_step: Step | None, to_step: int | None, split: str | No
     }  # fmt: skip
 
 
-def _checked(
-    rows: PairRows,
-    from_step: Step | None,
-    to_step: int | None,
-    split: str | None,
-    values: Mapping[str, float],
-    means: Means | None = None,
-) -> tuple[list[dict[str, Any]], list[tuple[Measure, str]], Situation]:
-    """The checks' findings between the two steps; what is measured that is not likelihood, with its direction; what
-    happened, as far as advice depends on it."""
-    context = CheckContext.from_run(rows, from_step, to_step, split)
-    checks = run_checks(context, values)
-    if means is not None:
-        from_step, to_step = means.from_step or 0, means.to_step or 0
-    found = measures(rows.run, from_step, to_step, values["confidence_scores"])
-    return checks, [(m, m.direction(values)) for m in found], Situation.of(context, checks, values)
+def _evidence(
+    run: Run, from_step: Step | None, to_step: int | None, values: Mapping[str, float]
+) -> list[tuple[Measure, str]]:
+    """What is measured that is not likelihood, with its direction."""
+    found = measures(run, from_step, to_step, values["confidence_scores"])
+    return [(m, m.direction(values)) for m in found]
 
 
-def _speaking(checks: list[dict[str, Any]]) -> frozenset[str]:
-    return frozenset(c["code"] for c in checks if c["outcome"] == "speaks")
-
-
-def _signs(dlog: Mapping[str, Interval], least: float) -> dict[str, int]:
-    """Direction of each chosen log-perplexity; 0 inside its interval, or where it moved by less than `least`."""
-    return {name: change.sign if abs(change.value) >= least else 0 for name, change in dlog.items()}
+def _starts(context: CheckContext, values: Mapping[str, float]) -> dict[str, float]:
+    """Metric -> the value that the run is known to have started from: the reference's own."""
+    loss = context.known_start(values)
+    if loss is None:
+        return {}
+    return {"loss": loss, **dict.fromkeys(("rewards/chosen", "rewards/rejected", "rewards/margins"), 0.0)}

@@ -74,7 +74,12 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
     if document["n_pairs"] is not None:
         where += f" ({plural(document['n_pairs'], 'pair')})"
     loss, quadrants = document["loss"], document["quadrants"]
-    if loss.get("from") is not None:
+    if loss.get("to_is") == "the only row":
+        text = f"On {document['split']} the loss is {number(loss['to'])} in the only row{_at(loss)}."
+        sentences = [say(text, "loss.to")]
+    elif loss.get("from_is"):
+        sentences = [say(f"On {document['split']} the loss {course(loss)}.", "loss.from", "loss.to")]
+    elif loss.get("from") is not None:
         sentences = [say(f"{where} the loss {moved(loss['from'], loss['to'])}.", "loss.from", "loss.to")]
     elif document["split"] is None:
         sentences = [say(f"The loss is not known ({loss.get('not_applicable')}).", "loss")]
@@ -89,7 +94,22 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
             f"{shares['both_rose']}."
         )
         sentences.append(say(text, "quadrants"))
-    return [*sentences, *_logged_means(document), say(document["verdict"]["text"], "verdict")]
+    return [say(document["verdict"]["text"], "verdict"), *sentences, *_logged_means(document)]
+
+
+def course(ends: Mapping[str, Any]) -> str:
+    """How a logged mean moved, with what its two numbers are (`means.Ends`): "fell 0.6931 → 0.1977, from the reference
+    to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
+    rows = f" of {ends['rows']} rows" if ends["n_to"] > 1 else ""
+    text = f"{moved(ends['from'], ends['to'])}, from {ends['from_is']} to {ends['to_is'].removesuffix(' rows')}{rows}"
+    if ends["from_is"] == "the first row":
+        return text
+    return f"{text} (first row {number(ends['first'])}{_at(ends)})"
+
+
+def _at(ends: Mapping[str, Any]) -> str:
+    """ ", step 10" of the first row, where the log states its steps."""
+    return "" if ends["first_step"] is None else f", step {ends['first_step']}"
 
 
 def _perplexities(document: dict[str, Any]) -> list[Sentence]:
@@ -141,7 +161,7 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
         if not entry or entry["from"] is None:
             continue
         key = f"means.values.{name}"
-        sentences.append(say(f"The logged mean {name} {moved(entry['from'], entry['to'])}.", key))
+        sentences.append(say(f"The logged mean {name} {course(entry)}.", key))
         low, ends = entry.get("lowest"), min(entry["from"], entry["to"])
         if side == "chosen" and low is not None and ends - low > LEAST_DIP * (entry["highest"] - low):
             where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
@@ -171,8 +191,8 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     if document["n_pairs"] and len(sentences) > told:
         text = "Intervals are over the pairs of this set; they do not include the scatter between training seeds."
         sentences.append(say(text, "n_pairs"))
-    elif document.get("means", {}).get("windows"):
-        text = "Intervals are over logged rows, first against last quarter: every batch has other pairs."
+    elif any(entry["interval"] for entry in values.values()):
+        text = "Intervals are over logged rows, whose batches hold other pairs each."
         sentences.append(say(text, "means.method"))
     for entry in document["evidence"]:
         if entry["delta"] or entry["direction"] != "no_worse":

@@ -1,4 +1,10 @@
-"""One label, one word about harm, one about confidence; each sentence of the text carries its numbers.
+"""One verdict from the checks: the headline by a written precedence, every further cause named, one word about harm.
+
+`PRECEDENCE` is the whole rule: the first row whose check answers as the row says gives the headline, the others that
+answer are named behind it. Nothing here looks at a number again: whether a fall is material, beyond its noise, or
+there at all, only the checks decide, so that the headline cannot contradict them. "Healthy" is what is left where every
+check in `MUST_BE_SILENT` looked and found nothing; where one of them could not look, the verdict is "cannot tell" and
+says what is missing.
 
 "harmful" needs outputs or a task score that got worse. A fall of the chosen answers' likelihood alone is no harm: after
 SFT on those answers some fall is expected under DPO, and behaviour can improve all the same (Razin et al. 2024, arXiv
@@ -8,114 +14,205 @@ be harm was seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_diag.diagnosis.checks.shared.check import CAVEAT
 from dpo_diag.diagnosis.evidence import TASK_KINDS, Measure
-from dpo_diag.text import capital, plural
+from dpo_diag.text import capital, plural, some
 
 LABELS = {
+    "implausible_numbers": "the log holds numbers that cannot be what their names say",
     "broken_numbers": "the records hold NaN or infinity",
+    "summed_numbers": "the logged loss is a sum over micro-batches or processes, not their mean",
+    "reference_mismatch": "the run did not start at its reference: its rewards and margins are no gains",
     "dead_run": "the run did not train",
-    "not_learning": "the loss did not fall by enough to matter, or not beyond its noise",
-    "loss_unclear": "the loss moved less than pairs or batches differ: whether the run learned is open",
+    "supervised": "a supervised run: the checks judge preferences, so only what its loss did can be said",
+    "one_row": "one row: nothing to compare",
     "loss_rose": "the loss rose beyond its noise",
     "likelihood_displacement": "the loss fell while the chosen answers became less likely",
-    "sign_depends_on_aggregator": "the loss fell; whether perplexity rose depends on how responses are averaged",
     "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
-    "reference_mismatch": "the loss fell, but the run did not start at its reference: rewards and margins are no gains",
-    "rejected_collapse": "the loss fell because the rejected answers lost far more than it needs, not the chosen ones",
+    "loss_unknown": "the chosen answers became less likely; whether the loss fell is not recorded",
+    "sign_depends_on_aggregator": "whether the chosen perplexity rose depends on how responses are averaged",
+    "rejected_collapse": "the rejected answers lost far more probability than the loss needs",
+    "score_fell": "a task score got worse",
     "saturated": "the loss is at its floor: these pairs have nothing left to teach",
-    "healthy": "the loss fell and the chosen answers did not become less likely",
-    "within_noise": "the loss fell; whether the chosen answers became less likely is inside the noise of the batches",
-    "loss_unknown": "the loss is unknown; only likelihoods can be read",
-    "cannot_tell": "too little is recorded to say more than what the loss did",
+    "length_explained": "the margin grew with the answers' length, hardly per token",
+    "not_learning": "the run learned nothing that matters",
+    "chosen_fell": "the chosen answers became less likely, and the loss did not fall",
+    "best_not_last": "an earlier checkpoint scores better than the last one",
+    "loss_unclear": "whether the run learned is open: the loss moved within its noise, or too few rows tell of it",
+    "within_noise": "whether the chosen answers became less likely is inside the noise",
+    "healthy": "the loss fell, and the chosen answers lost no likelihood that matters",
+    "cannot_tell": "too little is recorded to call the run healthy",
 }
 
-NOT_HEALTHY = {
-    "DVG007": "reference_mismatch",
-    "DVG002": "rejected_collapse",
-    "DVG010": "saturated",
-    "DVG009": "not_learning",
+
+ALSO = {
+    "likelihood_displacement": "the chosen answers became less likely",
+    "late_divergence": "the chosen answers became less likely again after a rise",
 }
-"""Checks that speak of the whole run: chosen kept its likelihood, and still "healthy" would be the wrong headline."""
-SUSPICIOUS = frozenset(
-    {
-        "likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown", "within_noise",
-        "reference_mismatch", "rejected_collapse", "loss_unclear",
-    }
-)  # fmt: skip
-"""Labels of what could be harm: without outputs or a score the word is "cannot_tell"."""
+"""Titles where they stand behind another headline, which says itself what the loss did."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A row of the precedence.
+
+    Attributes:
+        label: the headline that it gives.
+        code: the check.
+        answer: what the check must answer: "speaks", or "cannot tell" (the effect is there, inside its noise).
+        severity: only where the finding has this severity; "" for any.
+        has: only where the finding's evidence holds these values.
+        suspicious: it could be harm: without outputs or a score the word is "cannot_tell".
+    """
+
+    label: str
+    code: str
+    answer: str = "speaks"
+    severity: str = ""
+    has: tuple[tuple[str, Any], ...] = ()
+    suspicious: bool = True
+
+    def fits(self, finding: Mapping[str, Any]) -> bool:
+        """Whether the check answered as this row says."""
+        return (
+            finding["code"] == self.code
+            and answer_of(finding) == self.answer
+            and self.severity in ("", finding["severity"])
+            and all(key in finding["evidence"] and finding["evidence"][key] == value for key, value in self.has)
+        )
+
+
+PRECEDENCE = (
+    # Errors: what makes other numbers meaningless.
+    Cause("implausible_numbers", "DVG028"),
+    Cause("broken_numbers", "DVG011", severity="error"),
+    Cause("dead_run", "DVG008", suspicious=False),
+    Cause("reference_mismatch", "DVG007", severity="error"),
+    Cause("summed_numbers", "DVG007", severity="warning"),
+    Cause("loss_rose", "DVG020", severity="error"),
+    # What the loss did to the answers.
+    Cause("loss_unknown", "DVG001", has=(("loss_fell", None),)),
+    Cause("likelihood_displacement", "DVG001", has=(("from_best", False),)),
+    Cause("sign_depends_on_aggregator", "DVG003"),
+    Cause("late_divergence", "DVG001"),
+    Cause("rejected_collapse", "DVG002"),
+    Cause("score_fell", "DVG025"),  # an error that `harm` tells already: what caused it makes the better headline
+    # What the loss itself did.
+    Cause("saturated", "DVG010", suspicious=False),
+    Cause("length_explained", "DVG005", severity="warning"),
+    Cause("loss_rose", "DVG020", severity="warning"),
+    Cause("loss_rose", "DVG022"),
+    Cause("chosen_fell", "DVG001", "silent", has=(("material", True),)),
+    Cause("not_learning", "DVG009", suspicious=False),
+    Cause("best_not_last", "DVG019"),
+    # There, but inside the noise.
+    Cause("loss_unclear", "DVG009", "cannot tell"),
+    Cause("within_noise", "DVG001", "cannot tell"),
+)
+"""From what makes other numbers meaningless to what is subtle; the first that fits is the headline."""
+MUST_BE_SILENT = {
+    "DVG009": "whether the loss fell",
+    "DVG001": "whether the chosen answers became less likely",
+    "DVG002": "whether the rejected answers collapsed",
+    "DVG007": "whether the run started at its reference",
+    "DVG011": "whether all numbers are finite",
+}
+"""Checks that could contradict "healthy", and what they look for: each must have looked."""
+NEEDS_A_REFERENCE = frozenset({"DVG007"})
+"""Of those, the ones that a loss without a reference cannot fail."""
+OPEN = frozenset({"cannot_tell", "one_row", "supervised"})
+"""Labels that say nothing about harm either way."""
+NAMED = 4
+"""Further checks that the text names, beside the causes."""
+
+
+def precedence_page() -> str:
+    """The table in Markdown, as docs/verdict.md holds it."""
+    lines = ["| | label | check | answers | headline |", "| ---: | --- | --- | --- | --- |"]
+    for i, cause in enumerate(PRECEDENCE, 1):
+        also = [cause.severity] * bool(cause.severity) + [f"{key}: {value}" for key, value in cause.has]
+        answer = cause.answer + (f" ({', '.join(also)})" if also else "")
+        code = f"[{cause.code}](checks/{cause.code}.md)"
+        lines.append(f"| {i} | `{cause.label}` | {code} | {answer} | {LABELS[cause.label]} |")
+    return "\n".join(lines) + "\n"
+
+
+def answer_of(finding: Mapping[str, Any]) -> str:
+    """ "speaks", "silent", "cannot tell" (looked, but inside the noise), or "missing" (could not look)."""
+    if finding["outcome"] != "not_applicable":
+        return str(finding["outcome"])
+    return "cannot tell" if str(finding["reason"]).startswith("cannot tell") else "missing"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a verdict looks at; None where the run does not tell. Signs are +1, 0 (not distinguishable from 0), -1.
+    """What a verdict is made from.
 
-    `perplexity`: sign of dlog of each chosen perplexity; `evidence`: measures with their
-    direction.
+    Attributes:
+        checks: the findings of every check, as the explanation holds them.
+        evidence: what was measured that is no likelihood, with its direction.
+        n_pairs: pairs that were compared; 0 for a log of means.
+        has_intervals: whether they are enough for intervals.
+        rows: steps that a log of means compares; None for a run with pairs.
+        reference_free: whether the loss has no reference that the run could have missed.
+        supervised: whether no preference was trained at all.
     """
 
-    loss: int | None
-    perplexity: dict[str, int]
-    chosen: int | None
-    turned: bool = False
-    evidence: list[tuple[Measure, str]] = field(default_factory=list)
-    speaking: frozenset[str] = frozenset()
+    checks: Sequence[Mapping[str, Any]]
+    evidence: Sequence[tuple[Measure, str]] = ()
     n_pairs: int = 0
     has_intervals: bool = False
-    only_means: bool = False
-    chosen_lower_in_noise: bool = False
-    """The logged mean of chosen is lower at the end, but not beyond what batches differ by."""
+    rows: int | None = None
+    reference_free: bool = False
+    supervised: bool = False
 
 
-def label(facts: Facts) -> str:
-    """The label that fits best; the first that applies, from what makes others meaningless to what is subtle."""
-    if "DVG008" in facts.speaking:
-        return "dead_run"
-    if facts.loss is None:
-        if not facts.perplexity and facts.chosen is None:
-            return "broken_numbers" if "DVG011" in facts.speaking else "cannot_tell"
-        return "loss_unknown"
-    if facts.loss >= 0:
-        if "DVG010" in facts.speaking:
-            return "saturated"
-        if facts.loss > 0 and facts.speaking & {"DVG020", "DVG022"}:
-            return "loss_rose"
-        return "not_learning" if facts.loss > 0 or "DVG009" in facts.speaking else "loss_unclear"
-    signs = set(facts.perplexity.values())
-    if {1, -1} <= signs:
-        return "sign_depends_on_aggregator"
-    if 1 in signs or (not signs and facts.chosen == -1):
-        return "likelihood_displacement"
-    if facts.turned:
-        return "late_divergence"
-    if not signs and "DVG001" in facts.speaking:
-        # Against the reference, or on another split: chosen may have risen between these two steps, or not be logged.
-        return "likelihood_displacement"
-    if not signs and facts.chosen_lower_in_noise:
-        return "within_noise"
-    for code, name in NOT_HEALTHY.items():
-        if code in facts.speaking:
-            return name
-    return "healthy" if signs or facts.chosen is not None else "cannot_tell"
+def causes(facts: Facts) -> list[tuple[Cause, Mapping[str, Any]]]:
+    """Every row of the precedence that fits, in its order, each label and each check once."""
+    found: list[tuple[Cause, Mapping[str, Any]]] = []
+    for cause in PRECEDENCE:
+        finding = next((f for f in facts.checks if cause.fits(f)), None)
+        if finding is not None and not any(cause.label == c.label or cause.code == c.code for c, _ in found):
+            found.append((cause, finding))
+    return found
+
+
+def missing(facts: Facts) -> list[tuple[str, str, str]]:
+    """(code, what could not be looked at, why) of the checks that could contradict "healthy"."""
+    of = {f["code"]: f for f in facts.checks}
+    return [
+        (code, what, str(of[code]["reason"]).removeprefix("cannot tell: "))
+        for code, what in MUST_BE_SILENT.items()
+        if code in of
+        and answer_of(of[code]) in ("missing", "cannot tell")
+        and not (code in NEEDS_A_REFERENCE and facts.reference_free)
+    ]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The label with its title, the word about harm, how sure, the text, and the evidence that decided about harm."""
+    """The label with its title, the word about harm, how sure, the text, and the evidence that decided about harm.
+
+    `causes`: every label that fits, the headline's first; (label, code, what the check says).
+    """
 
     label: str
     harm: str
     confidence: str
     text: str
     because: tuple[tuple[Measure, str], ...] = ()
+    causes: tuple[tuple[str, str, str], ...] = field(default=())
 
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
         return {
             "label": self.label, "title": LABELS[self.label], "harm": self.harm, "confidence": self.confidence,
             "text": self.text,
+            "causes": [{"label": label, "code": code, "reason": reason} for label, code, reason in self.causes],
             "because": [
                 {"what": m.what, "split": m.split, "from": m.before, "to": m.after, "delta": m.change.value,
                  "interval": m.change.bounds, "p": m.p, "n": m.change.n or None, "method": m.method,
@@ -127,22 +224,73 @@ class Verdict:
 
 def decide(facts: Facts) -> Verdict:
     """The verdict; see the module's docstring."""
-    name = label(facts)
+    found = causes(facts)
+    errors = [(c, f) for c, f in found if f["severity"] == "error" and c.answer == "speaks"]
+    lacking = missing(facts)
+    if facts.rows == 1 and not errors:
+        name = "one_row"
+    elif facts.supervised and not errors:
+        name = "supervised"
+    elif found:
+        name = found[0][0].label
+    else:
+        name = "cannot_tell" if lacking else "healthy"
+    harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
+    sentences = [f"{capital(LABELS[name])}{_missing_text(lacking) if name == 'cannot_tell' else ''}."]
+    said = _harm_text(harm, [m for m, _ in because], bool(facts.evidence))
+    # What was measured stands before what speaks of it.
+    sentences += [said, *_named(facts, name, found)] if because else [*_named(facts, name, found), said]
+    told = tuple((c.label, c.code, str(f["reason"])) for c, f in found)
+    return Verdict(name, harm, _confidence(facts, harm, name), " ".join(sentences), because, told)
+
+
+def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[Measure, str], ...]]:
+    """The word about harm, and the measures that decide it."""
     worse, unclear = ([e for e in facts.evidence if e[1] == d] for d in ("worse", "unclear"))
     fine = [e for e in facts.evidence if e[1] in ("no_worse", "better")]
-    chosen_lost = facts.chosen == -1 or 1 in facts.perplexity.values()
-    suspicious = name in SUSPICIOUS or (name in ("loss_rose", "saturated") and chosen_lost)
-    because: list[tuple[Measure, str]] = []
     if worse:
-        harm, because = "harmful", worse
-    elif any(m.kind in (*TASK_KINDS, "review") for m, _ in fine) and not any(m.kind in TASK_KINDS for m, _ in unclear):
-        harm, because = ("benign" if suspicious else "none"), fine
-    elif suspicious or name in ("broken_numbers", "cannot_tell"):
-        harm, because = "cannot_tell", unclear
-    else:
-        harm = "none"
-    text = f"{capital(LABELS[name])}. {_harm_text(harm, [m for m, _ in because], bool(facts.evidence))}"
-    return Verdict(name, harm, _confidence(facts, harm, name), text, tuple(because))
+        return "harmful", tuple(worse)
+    if any(m.kind in (*TASK_KINDS, "review") for m, _ in fine) and not any(m.kind in TASK_KINDS for m, _ in unclear):
+        return ("benign" if suspicious else "none"), tuple(fine)
+    if suspicious or name in OPEN:
+        return "cannot_tell", tuple(unclear)
+    return "none", ()
+
+
+def _missing_text(lacking: list[tuple[str, str, str]]) -> str:
+    """What could not be looked at; the reason of the first one stands for the others."""
+    if not lacking:
+        return ""
+    if {"DVG009", "DVG001", "DVG002"} <= {code for code, _, _ in lacking}:
+        return ": neither a loss nor log-probs of the answers are recorded at two steps"
+    *others, last = [what for _, what, _ in lacking]
+    shown = f"{', '.join(others)} and {last}" if others else last
+    return f": it does not show {shown} ({lacking[0][0]}: {lacking[0][2].rstrip('.')})"
+
+
+def _named(facts: Facts, name: str, found: list[tuple[Cause, Mapping[str, Any]]]) -> list[str]:
+    """The headline's own reason where it is an error, then every further cause, then other checks that warn."""
+    sentences = []
+    first = found[0] if found and found[0][0].label == name else None
+    if first is not None:
+        sentences.append(f"{first[0].code}: {_reason(first[1])}.")
+    further = [(c, f) for c, f in found if (c, f) != first and c.answer != "cannot tell"]
+    for cause, finding in further:
+        # Scores that fell are cited as harm.
+        reason = f": {_reason(finding)}" if finding["severity"] == "error" and cause.label != "score_fell" else ""
+        sentences.append(f"Also: {ALSO.get(cause.label, LABELS[cause.label])} ({cause.code}{reason}).")
+    known = {c.code for c, _ in found}
+    others = [
+        f"{f['title']} ({f['code']}{': ' + _reason(f) if f['severity'] == 'error' else ''})"
+        for f in sorted(facts.checks, key=lambda f: f["severity"] != "error")
+        if f["outcome"] == "speaks" and f["severity"] != "info" and f["code"] not in known
+    ]
+    return [*sentences, *([f"Noted besides: {some(others, NAMED)}."] if others else [])]
+
+
+def _reason(finding: Mapping[str, Any]) -> str:
+    """What the check says, without its standing caveat."""
+    return str(finding["reason"]).removeprefix("cannot tell: ").removesuffix(f"; {CAVEAT}").rstrip(".")
 
 
 def _harm_text(harm: str, because: list[Measure], measured: bool) -> str:
@@ -168,7 +316,7 @@ def _cite(because: list[Measure]) -> str:
 
 
 def _confidence(facts: Facts, harm: str, name: str) -> str:
-    if name == "cannot_tell" or facts.only_means or not facts.has_intervals:
+    if name in OPEN or facts.rows is not None or not facts.has_intervals:
         return "low" if harm in ("cannot_tell", "none") else "medium"
     if harm == "cannot_tell":
         return "medium" if facts.n_pairs >= 30 else "low"

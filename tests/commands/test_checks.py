@@ -28,7 +28,7 @@ def test_a_page_holds_why_thresholds_and_both_answers(capsys: pytest.CaptureFixt
     page = capsys.readouterr().out
     assert page.startswith("# DVG004 a few hard pairs dominate\n")
     assert "| `few_pairs_min_share` | 0.5 | carry half of the gross rise (symmetric noise: a quarter) |" in page
-    assert "2 of 40 pairs carry 100% of the rise of chosen ppl_seq_mean" in page
+    assert "2 of 40 pairs carry 100 % of the rise of chosen ppl_seq_mean" in page
     assert "the rise is spread over many pairs" in page
 
 

@@ -54,9 +54,9 @@ def test_an_interrupt_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_thresholds_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["explain", EXAMPLE, "--json", "--no-write", "verdict.least_dlog=0.5"]
+    arguments = ["explain", EXAMPLE, "--json", "--no-write", "verdict.least_harm=0.5"]
     assert diag.main(arguments) == 0
-    assert '"verdict.least_dlog": 0.5' in capsys.readouterr().out
+    assert '"verdict.least_harm": 0.5' in capsys.readouterr().out
 
 
 def test_no_command_is_a_usage_error_that_shows_them(capsys: pytest.CaptureFixture[str]) -> None:

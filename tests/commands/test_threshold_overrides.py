@@ -15,6 +15,6 @@ from dpo_diag.thresholds import defaults, load_thresholds
 def test_an_override_reaches_the_thresholds(name: str, schema: type) -> None:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        overrides = ["checks.verdict.least_dlog=0.25", "checks.spike_mads=9"]
+        overrides = ["checks.verdict.least_harm=0.25", "checks.spike_mads=9"]
         checks = to_config(compose(name, overrides=overrides), schema).checks  # type: ignore[type-var]
-    assert load_thresholds(checks) == {**defaults(), "verdict.least_dlog": 0.25, "spike_mads": 9.0}
+    assert load_thresholds(checks) == {**defaults(), "verdict.least_harm": 0.25, "spike_mads": 9.0}

@@ -177,7 +177,7 @@ def test_sft_runs_have_one_side(tmp_path: Path) -> None:
     assert document["loss"]["from"] == pytest.approx(0.5) and document["loss"]["chosen_part"] == pytest.approx(-0.1)
     assert set(document["perplexity"]) == {"chosen"}
     assert document["quadrants"] == {"not_applicable": "only one side is recorded"}
-    assert document["verdict"]["label"] == "healthy"
+    assert document["verdict"]["label"] == "supervised"
 
 
 def test_pair_sums_without_any_count_still_split_the_loss(tmp_path: Path) -> None:
@@ -214,7 +214,8 @@ def test_means_only(tmp_path: Path) -> None:
 def test_a_dip_that_came_back_and_batches_too_few(tmp_path: Path) -> None:
     """Evaluations of rewards/chosen 0, -.8, .2: healthy, and the dip is told; two training rows say nothing."""
     writer = RunWriter(tmp_path / "run", kind="imported")
-    for name, values in {"loss": (0.69, 0.5, 0.45), "rewards/chosen": (0.0, -0.8, 0.2)}.items():
+    columns = {"loss": (0.69, 0.5, 0.45), "rewards/chosen": (0.0, -0.8, 0.2), "rewards/rejected": (0.0, -1.0, -0.5)}
+    for name, values in columns.items():
         rows = [
             {"step": s, "split": "eval", "name": name, "value": v} for s, v in zip((0, 50, 100), values, strict=True)
         ]
@@ -227,7 +228,7 @@ def test_a_dip_that_came_back_and_batches_too_few(tmp_path: Path) -> None:
     few = RunWriter(tmp_path / "few", kind="imported")
     few.write("history", [{"step": s, "split": "train", "name": "loss", "value": v} for s, v in ((5, 0.7), (10, 0.6))])
     few.finish()
-    assert explain(load_run(tmp_path / "few"))["verdict"]["label"] == "cannot_tell"
+    assert explain(load_run(tmp_path / "few"))["verdict"]["label"] == "loss_unclear"
 
 
 def test_margins_do_not_need_the_loss(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_disjoint_evaluations(tmp_path: Path) -> None:
 
 def test_thresholds_by_name(tmp_path: Path) -> None:
     run = displaced(tmp_path / "run")
-    lenient = explain(run, thresholds={"verdict.least_dlog": 99.0})["verdict"]
+    lenient = explain(run, thresholds={"displacement_min_nats": 99.0})["verdict"]
     assert lenient["label"] == "rejected_collapse"  # chosen's fall is allowed, DVG002 still speaks
     with pytest.raises(DiagError, match="unknown threshold"):
         explain(run, thresholds={"no.such.name": 1.0})
@@ -296,7 +297,8 @@ def test_narrative_order_and_sources(tmp_path: Path) -> None:
         assert section["sentences"]
         for sentence in section["sentences"]:
             assert sentence["from"] and all(key.split(".")[0] in document for key in sentence["from"])
-    first = document["narrative"][0]["sentences"][0]["text"]
+    verdict, first = (s["text"] for s in document["narrative"][0]["sentences"][:2])
+    assert verdict == document["verdict"]["text"]
     assert first.startswith("From the reference to step 100 on eval (60 pairs) the loss fell 0.6931 → ")
     assert "1 of 60 pairs carry" in document["narrative"][3]["sentences"][0]["text"]
 
@@ -324,5 +326,6 @@ def test_a_run_of_answers_alone_names_no_steps(tmp_path: Path) -> None:
            "n_tokens": 1, "finish_reason": "stop"}  # fmt: skip
     writer.write("outputs", [row])
     writer.finish()
-    text = explain(load_run(tmp_path / "run"))["narrative"][0]["sentences"][0]["text"]
-    assert text.startswith("The loss is not known (")
+    verdict, loss = (s["text"] for s in explain(load_run(tmp_path / "run"))["narrative"][0]["sentences"][:2])
+    assert "neither a loss nor log-probs of the answers are recorded" in verdict
+    assert loss.startswith("The loss is not known (")

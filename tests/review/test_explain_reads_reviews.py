@@ -24,6 +24,12 @@ def say(run_path: Path, a: str, b: str, outcomes: str) -> None:
         judgements.append(run_path, judgement(item, outcome))
 
 
+DISPLACED = {
+    "code": "DVG001", "title": "likelihood displacement", "outcome": "speaks", "reason": "chosen fell",
+    "severity": "warning", "evidence": {"from_best": False, "loss_fell": True},
+}  # fmt: skip
+
+
 def reviews(run_path: Path, from_step: Step, to_step: int) -> list[Measure]:
     return [m for m in measures(load_run(run_path), from_step, to_step) if m.kind == "review"]
 
@@ -36,7 +42,7 @@ def test_a_clear_preference_for_the_reference_is_harm(run_path: Path) -> None:
     wilson = proportion(2, 24)
     assert measure.change.bounds == pytest.approx([wilson.low - 0.5, wilson.high - 0.5])
     assert measure.direction(THRESHOLDS) == "worse"
-    verdict = decide(Facts(loss=-1, perplexity={"ppl_token": 1}, chosen=-1, evidence=[(measure, "worse")], n_pairs=50))
+    verdict = decide(Facts([DISPLACED], evidence=[(measure, "worse")], n_pairs=50))
     assert verdict.harm == "harmful"
     assert "people's blind preference for step 40 over ref (step 0)" in verdict.text
     # Another pair of steps is not about this change.
@@ -47,7 +53,7 @@ def test_a_clear_preference_for_the_last_step_makes_a_fall_benign(run_path: Path
     say(run_path, "0", "40", "b" * 22 + "aa")
     (measure,) = reviews(run_path, 0, 40)
     assert measure.direction(THRESHOLDS) == "better"
-    verdict = decide(Facts(loss=-1, perplexity={"ppl_token": 1}, chosen=-1, evidence=[(measure, "better")], n_pairs=50))
+    verdict = decide(Facts([DISPLACED], evidence=[(measure, "better")], n_pairs=50))
     assert verdict.harm == "benign"
 
 

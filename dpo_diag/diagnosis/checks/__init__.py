@@ -11,6 +11,7 @@ from typing import Any
 
 from dpo_diag.diagnosis.checks.shared.advice import Situation
 from dpo_diag.diagnosis.checks.shared.check import (
+    CHECKS,
     OUTCOMES,
     SEVERITIES,
     Check,
@@ -22,16 +23,12 @@ from dpo_diag.diagnosis.checks.shared.check import (
 )
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
-from dpo_diag.registry import Registry
 from dpo_diag.thresholds import Thresholds, load_thresholds
 
 __all__ = [
     "CHECKS", "OUTCOMES", "SEVERITIES", "Check", "CheckContext", "Example", "Missing", "Outcome", "all_checks",
     "cannot_tell", "check_thresholds", "register", "run_checks", "silent", "speaks",
 ]  # fmt: skip
-
-CHECKS: Registry[Check] = Registry("check", __name__)
-"""code -> check, in the order in which they were imported."""
 
 
 def register(check: Check) -> Check:
@@ -62,7 +59,7 @@ def run_checks(context: CheckContext, thresholds: Thresholds | None = None) -> l
     Returns: one dict a check with code, title, outcome, reason, severity, evidence, try, sources (strict JSON types).
     """
     values = check_thresholds() if thresholds is None else thresholds
-    findings = [check.run(context, values) for check in all_checks()]
+    findings = [context.finding(check.code, values) for check in all_checks()]
     situation = Situation.of(context, findings, values)
     for finding in findings:
         if finding["outcome"] == "speaks":

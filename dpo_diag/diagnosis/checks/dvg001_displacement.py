@@ -30,19 +30,21 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
             share = f"; both sides fell in {both:.0%} of pairs" if both is not None else ""
             return speaks(
                 f"chosen log-prob fell by {fall.in_words} ({fall.stretch}) {loss}{share}; {CAVEAT}",
-                **fall.evidence(),
-                all_windows=[c.evidence() for c in changes],
+                **fall.evidence(t),
+                all_windows=[c.evidence(t) for c in changes],
             )
     for change in material:
         if change.delta.below:
             return silent(
-                "chosen fell, but the loss did not: see divergence (DVG020) and overfitting (DVG022)",
-                **change.evidence(),
+                f"chosen log-prob fell by {change.in_words}, but the loss did not fall: see divergence (DVG020) and "
+                "overfitting (DVG022)",
+                **change.evidence(t),
             )
     for change in material:
         if change.loss_fell is not False:
-            return cannot_tell(f"chosen changed by {change.delta} {change.unit}: inside the noise", **change.evidence())
-    return silent("chosen did not fall materially", **changes[0].evidence())
+            changed = f"chosen changed by {change.delta} {change.unit}"
+            return cannot_tell(f"{changed}: inside the noise", **change.evidence(t))
+    return silent("chosen did not fall materially", **changes[0].evidence(t))
 
 
 _REFERENCE = -20.0 + noise(40), -22.0 + noise(40, seed=1)

@@ -66,9 +66,14 @@ def _of_rewards(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             continue
         margins = ctx.logged.find("rewards/margins", split)
         margin = float(margins.values[-level.n :].mean()) if margins else math.nan
+        if own_start := ctx.wrong_reference(t):
+            level = level.shifted(-float(rewards.values[: level.n].mean()))
+            margin -= float(margins.values[: level.n].mean()) if margins else 0.0
         relative = _relative_fall(ctx, split, level, t)
         share = ratio(-level.value, margin)
-        return _judge(t, level, relative, level.below, share, source=f"means of {split}", margin=margin)
+        return _judge(
+            t, level, relative, level.below, share, source=f"means of {split}", margin=margin, from_own_start=own_start
+        )
     return None
 
 
@@ -115,7 +120,10 @@ def _judge(
     if math.isfinite(share) and share < t["collapse_share_of_margin"]:
         return silent("rejected fell far, but chosen made most of the margin", **evidence)
     by = f"by {relative:.0%} of its negative log-prob" if math.isfinite(relative) else ""
+    from_own_start = evidence.get("from_own_start")
     to = f"to an implicit reward of {reward.value:.3g}" if reward is not None else ""
+    if reward is not None and from_own_start:
+        to = f"by an implicit reward of {-reward.value:.3g} from its own start"
     return speaks(f"rejected fell {' and '.join(x for x in (by, to) if x)}; {CAVEAT}", **evidence)
 
 
@@ -145,6 +153,7 @@ register(
             "rejected_change": "change of rejected's log-prob, nats per response (as logged), with its interval",
             "margin_change": "pairs: change of chosen minus rejected, nats per response",
             "margin": "means: rewards/margins at the end",
+            "from_own_start": "means: the reference is wrong (DVG007): rewards and margin count from the first rows",
             "rejected_reward": "implicit reward of rejected at the end, beta times nats; null without beta",
             "relative_rise_of_rejected_nll": "rise of rejected's negative log-prob as a share of its start",
             "share_of_margin": "fall of rejected as a share of the margin",

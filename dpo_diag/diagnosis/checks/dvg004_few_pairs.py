@@ -15,6 +15,7 @@ from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.perplexities import chosen_sums
 from dpo_diag.records import metrics
 from dpo_diag.stats import FloatArray
+from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
 
@@ -26,10 +27,11 @@ def few_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:
         raise Missing(f"{n} pairs: too few to say that a few of them dominate")
     ce0, ce1 = metrics.ce(*chosen_sums(before)), metrics.ce(*chosen_sums(after))
     dlog = metrics.log_mean_exp(ce1) - metrics.log_mean_exp(ce0)
-    k = max(1, int(t["few_pairs_share_of_pairs"] * n))
+    most_pairs = max(1, int(t["few_pairs_share_of_pairs"] * n))
     # Scaled by the largest exponent so that a CE of 800 does not overflow; shares do not change.
     top = max(float(ce0.max()), float(ce1.max()))
     gains = np.exp(ce1 - top) - np.exp(ce0 - top)
+    k = carriers(gains, t["few_pairs_min_share"], most_pairs)
     share = top_share(gains, k)
     order = np.argsort(gains)[::-1]
     most, rest = order[:k], order[k:]
@@ -41,8 +43,23 @@ def few_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:
     if dlog < t["few_pairs_min_dlog"]:
         return silent("chosen ppl_seq_mean did not rise", **evidence)
     if share >= t["few_pairs_min_share"] and without <= t["few_pairs_max_rest"] * dlog:
-        return speaks(f"{k} of {n} pairs carry {share:.0%} of the rise of chosen ppl_seq_mean", **evidence)
+        return speaks(f"{k} of {n} pairs carry {percent(share)} of the rise of chosen ppl_seq_mean", **evidence)
     return silent("the rise is spread over many pairs", **evidence)
+
+
+def carriers(gains: FloatArray, share: float, most: int) -> int:
+    """How many pairs carry the rise: the fewest whose gains make `share` of the gross rise, and those that rose at
+    least half as much as the least of them; at most `most`.
+
+    >>> carriers(np.array([30.0, 28.0, 0.1, 0.1, 0.1]), 0.5, 5), carriers(np.array([9.0, 1.0, 1.0]), 0.5, 3)
+    (2, 1)
+    """
+    rises = np.sort(gains[gains > 0])[::-1]
+    if not rises.size:
+        return most
+    fewest = int(np.searchsorted(np.cumsum(rises), share * rises.sum())) + 1
+    alike = int((rises >= 0.5 * rises[min(fewest, rises.size) - 1]).sum())
+    return min(max(fewest, alike), most)
 
 
 def top_share(gains: FloatArray, k: int) -> float:
@@ -56,8 +73,8 @@ register(
     Check(
         code="DVG004",
         title="a few hard pairs dominate",
-        says="One in twenty pairs carries at least half of the rise of chosen ppl_seq_mean, and without them at most "
-        "half of it is left.",
+        says="A few pairs, at most one in twenty, carry at least half of the rise of chosen ppl_seq_mean, and without "
+        "them at most half of it is left.",
         why="ppl_seq_mean averages perplexities, so one response with a cross-entropy of 9 weighs as much as three "
         "thousand with 1. The headline then tells of a handful of pairs, not of the set.",
         needs="per-pair sums with token counts at two steps",
@@ -66,7 +83,7 @@ register(
             "dlog_ppl_seq_mean": "log-change of chosen ppl_seq_mean",
             "without_them": "the same without the k pairs",
             "share_of_rise": "share of the gross rise that the k pairs carry",
-            "k": "pairs called few: 5 % of all",
+            "k": "pairs that carry it; silent: at most 5 % of all",
             "pairs": "all pairs",
             "pair_ids": "the k pairs, largest rise first",
             "ce_from": "their cross-entropy at the first step, nats per token",

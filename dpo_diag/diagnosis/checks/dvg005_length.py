@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, SUMS, Advice
@@ -14,7 +15,8 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.perplexities import chosen_sums, log_changes
 from dpo_diag.records import metrics
-from dpo_diag.stats import bootstrap, t_interval
+from dpo_diag.stats import FloatArray, bootstrap, t_interval
+from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
 
@@ -23,27 +25,23 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
     before, after = ctx.pairs.counted_change()
     dc, dr = ((after[c] - before[c]).to_numpy() for c in ("chosen_sum_logp", "rejected_sum_logp"))
     nc, nr = (after[c].to_numpy() for c in ("chosen_n_tokens", "rejected_n_tokens"))
-    margin = t_interval(dc - dr, t["confidence"])
-    per_token = t_interval(dc / nc - dr / nr, t["confidence"])
-    gap = nr - nc
-    varies = float(np.std(gap)) * float(np.std(dc - dr)) > 0
-    level, weight = (f(*chosen_sums(after)) - f(*chosen_sums(before)) for f in (metrics.mean_ce, metrics.length_weight))
+    gap, gain = nr - nc, dc - dr
+    varies = float(np.std(gap)) * float(np.std(gain)) > 0
+    level, weight = _level_and_weight(before, after)
     evidence: dict[str, Any] = {
-        "margin_gain": margin, "margin_gain_per_token": per_token, "length_gap_rejected_minus_chosen": gap.mean(),
-        "correlation_of_gain_with_length_gap": float(np.corrcoef(gap, dc - dr)[0, 1]) if varies else math.nan,
+        "margin_gain": t_interval(gain, t["confidence"]),
+        "margin_gain_per_token": t_interval(dc / nc - dr / nr, t["confidence"]),
+        "length_gap_rejected_minus_chosen": gap.mean(),
+        "correlation_of_gain_with_length_gap": float(np.corrcoef(gap, gain)[0, 1]) if varies else math.nan,
         "level": level, "length_weight": weight,
     }  # fmt: skip
-    # The margin per token that the margin of sums would make at the mean length.
-    expected_per_token = margin.value / float(np.mean((nc + nr) / 2))
-    if margin.above and per_token.high < t["length_max_share"] * expected_per_token and gap.mean() > 0:
-        return speaks(
-            f"the margin grew by {margin.value:.3g} nats per pair, but per token by {per_token.value:.3g}: rejected "
-            f"is {gap.mean():.3g} tokens longer, and both sides fell alike",
-            **evidence,
-        )
-    parts = abs(level) + abs(weight)
-    moved = abs(level + weight) >= t["aggregator_min_dlog"]
-    if not (moved and abs(weight) >= t["length_min_share_of_ppl"] * parts):
+    by_margin = _of_margin(dc, dr, nc, nr, t, evidence)
+    if by_margin is not None:
+        return by_margin
+    # A handful of pairs that collapsed says nothing about length, whatever theirs is (DVG004 names them).
+    few = max(1, int(t["few_pairs_share_of_pairs"] * len(nc)))
+    usual = np.argsort(np.abs(dc / nc))[:-few]
+    if not (_by_weight(level, weight, t) and _by_weight(*_level_and_weight(before.iloc[usual], after.iloc[usual]), t)):
         return silent("lengths do not explain the change", **evidence)
     changes = log_changes(before, after)
     interval = bootstrap(
@@ -53,10 +51,46 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
     if not (interval.above or interval.below):
         return cannot_tell("the length-weight term is inside its noise", **evidence)
     return speaks(
-        f"{ratio(abs(weight), parts):.0%} of the change of chosen ppl_token is length weight: long and short responses "
-        "moved apart",
+        f"{percent(ratio(abs(weight), abs(level) + abs(weight)))} of the change of chosen ppl_token is length weight: "
+        "long and short responses moved apart",
         **evidence,
     )
+
+
+def _of_margin(
+    dc: FloatArray, dr: FloatArray, nc: FloatArray, nr: FloatArray, t: Thresholds, evidence: dict[str, Any]
+) -> Outcome | None:
+    """Speaks where the sums part and the means per token do not, of all pairs and without the few that moved most."""
+    gap, gain = nr - nc, dc - dr
+    few = max(1, int(t["few_pairs_share_of_pairs"] * len(gap)))
+    for kept in (np.arange(len(gap)), np.argsort(np.abs(gain))[:-few]):
+        margin = t_interval(gain[kept], t["confidence"])
+        per_token = t_interval((dc / nc - dr / nr)[kept], t["confidence"])
+        # The margin per token that the margin of sums would make at the mean length.
+        expected = margin.value / float(np.mean((nc + nr)[kept] / 2))
+        if not (margin.above and per_token.high < t["length_max_share"] * expected):
+            return None
+    longer = f"{'rejected' if gap.mean() > 0 else 'chosen'} is {abs(gap.mean()):.3g} tokens longer"
+    way = "fell" if dc.mean() < 0 and dr.mean() < 0 else "rose" if dc.mean() > 0 and dr.mean() > 0 else "moved"
+    margin, per_token = evidence["margin_gain"], evidence["margin_gain_per_token"]
+    return speaks(
+        f"the margin grew by {margin.value:.3g} nats per pair, but per token by {per_token.value:.3g}: {longer}, and "
+        f"both sides {way} alike",
+        severity="warning",
+        **evidence,
+    )
+
+
+def _level_and_weight(before: pd.DataFrame, after: pd.DataFrame) -> tuple[float, float]:
+    """Changes of the chosen side's mean cross-entropy and of its length-weight term."""
+    start, end = (chosen_sums(frame) for frame in (before, after))
+    return metrics.mean_ce(*end) - metrics.mean_ce(*start), metrics.length_weight(*end) - metrics.length_weight(*start)
+
+
+def _by_weight(level: float, weight: float, t: Thresholds) -> bool:
+    """Whether ppl_token moved, and most of that through its length-weight term."""
+    moved = abs(level + weight) >= t["aggregator_min_dlog"]
+    return moved and abs(weight) >= t["length_min_share_of_ppl"] * (abs(level) + abs(weight))
 
 
 _REFERENCE = -40.0 + noise(50), -80.0 + noise(50, seed=1)
@@ -65,8 +99,8 @@ register(
     Check(
         code="DVG005",
         title="length explains it",
-        says="The margin grew in summed log-probs but hardly per token: rejected responses are longer, and both sides "
-        "fell alike per token. Or most of the change of chosen ppl_token is its length-weight term.",
+        says="The margin grew in summed log-probs but hardly per token: the longer side lost more, or gained more, and "
+        "both moved alike per token (a warning). Or most of the change of chosen ppl_token is its length-weight term.",
         why="DPO compares sums. A longer rejected response loses more nats for the same loss per token, so the loss "
         "falls although the model prefers nothing. The model may learn length instead of quality.",
         needs="per-pair sums with token counts at two steps",
@@ -101,6 +135,12 @@ register(
         sources=("Park et al. 2024, arXiv 2403.19159 (length in DPO)", "LD-DPO, arXiv 2409.06411"),
         since="0.1.0",
         function=length,
-        reads=("confidence", "aggregator_min_dlog", "length_max_share", "length_min_share_of_ppl"),
+        reads=(
+            "confidence",
+            "aggregator_min_dlog",
+            "length_max_share",
+            "length_min_share_of_ppl",
+            "few_pairs_share_of_pairs",
+        ),
     )
 )

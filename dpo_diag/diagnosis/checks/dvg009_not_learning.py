@@ -23,11 +23,14 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor, no_gradient
-from dpo_diag.stats import Interval, ends, noise_sd, t_interval
+from dpo_diag.stats import Interval, ends, few_rows_level, noise_sd, t_interval
+from dpo_diag.text import plural
 from dpo_diag.thresholds import Thresholds
 
 LEAST_FOR_NOISE = 6
 """Evaluations whose noise can be estimated."""
+LEAST_NEVER = 3
+"""Rows whose accuracy says that no preference was learned; in the first ones all pairs may tie."""
 METRICS = (("loss", -1.0), ("rewards/margins", 1.0), ("rewards/accuracies", 1.0))
 """(metric, +1 where higher is better)."""
 
@@ -37,33 +40,88 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     floor = at_floor(ctx, t)
     if floor is not None:
         return silent("the loss is at its floor: it learned all it can", **floor.evidence())
+    known = ctx.known_start(t)
     start = ctx.start.value
     scale = max(start, 1e-9) if math.isfinite(start) else math.log(2)
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
         return _of_pairs(t_interval(before - after, t["confidence"]), scale, t)
-    fixed = ctx.maybe(ctx.logged.fixed, "loss", 3)
+    never = _never_preferred(ctx, t)
+    if never is not None:
+        return never
+    fixed = None if _has_nll(ctx) else ctx.maybe(ctx.logged.fixed, "loss", 2)
     evidence: dict[str, Any] = {}
     if fixed is not None:
-        fall = (start if ctx.start.known else float(fixed.values[0])) - float(
-            fixed.values[-max(1, len(fixed) // 4) :].mean()
-        )
+        begin = float(fixed.values[0]) if known is None else known
+        fall = begin - float(fixed.values[-max(1, len(fixed) // 4) :].mean())
         evidence |= {"split": fixed.split, "fall_of_loss": fall, "evaluations": len(fixed)}
         chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_FOR_NOISE else 0.0
         if fall > max(t["not_learning_share"] * scale, chance):
             return silent("the loss of the fixed set fell", **evidence)
     gains = _gains(ctx, t, evidence)
-    if not gains and fixed is None:
-        raise Missing("no loss, margin or accuracy at enough steps")
     rates = ctx.maybe(ctx.logged.training, "learning_rate", 2)
     if rates is not None:
         evidence["learning_rate_from_to_max"] = [rates.values[0], rates.values[-1], rates.values.max()]
-    if any(gain.above and gain.value >= t["not_learning_least"] for gain in gains):
-        return silent("loss, margin or accuracy improved beyond noise", **evidence)
     if not gains:
+        few = _of_few_rows(ctx, t, evidence)
+        if few is not None:
+            return few
+        if fixed is None:
+            raise Missing("no loss, margin or accuracy at enough steps")
         return _of_evaluations(fixed, t, evidence)
-    return _of_batches(ctx, gains[0], t["not_learning_share"] * scale, t, evidence)
+    for name, gain in gains.items():
+        if gain.above and gain.value >= t[_LEAST.get(name, "not_learning_least")]:
+            return silent(f"{_WORDS[name]} improved beyond noise", **evidence)
+    return _of_batches(ctx, gains, t["not_learning_share"] * scale, t, evidence)
+
+
+_LEAST = {"rewards/accuracies": "not_learning_least_accuracy"}
+_WORDS = {"loss": "the loss", "rewards/margins": "the margin", "rewards/accuracies": "the reward accuracy"}
+
+
+def _has_nll(ctx: CheckContext) -> bool:
+    """Whether the loss holds an NLL term: it then falls as any supervised loss does, whatever is preferred."""
+    logged = any(ctx.logged.find("nll_loss", split) is not None for split in ctx.logged.splits)
+    return logged or bool({"sft", "orpo"} & {*(ctx.info.loss.types if ctx.info.loss else ()), *ctx.info.loss_names})
+
+
+def _never_preferred(ctx: CheckContext, t: Thresholds) -> Outcome | None:
+    """Speaks where chosen never came to be preferred: the reward accuracy stays below one half to the end, without
+    rising, and no margin is positive. The loss may fall all the same, through an NLL term or from a bad start."""
+    for split in ctx.logged.splits:
+        rows = ctx.logged.together(["rewards/accuracies", "rewards/margins"], split)
+        # Before the first step all pairs tie, which counts as an accuracy of 0.
+        moved = None if rows is None else rows[rows["rewards/margins"] != 0].to_numpy().T
+        if moved is None or moved.shape[1] < LEAST_NEVER:
+            continue
+        (values, margins), k = moved, moved.shape[1] // 2
+        late, highest = float(values[-k:].mean()), float(values[-k:].max())
+        rose = late - float(values[:k].mean()) >= t["not_learning_least_accuracy"]
+        most = t["not_learning_max_accuracy"] / (1 if values.size >= LEAST_FOR_NOISE else 2)
+        if rose or highest >= most or float(margins[-k:].mean()) > 0:
+            return None
+        return speaks(
+            f"the reward accuracy of {split} is {late:.2g} over the last {plural(k, 'row')} of {values.size}: the "
+            "chosen answers never came to be preferred, whatever the loss did",
+            split=split, late_accuracy=late, rows=values.size,
+        )  # fmt: skip
+    return None
+
+
+def _of_few_rows(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> Outcome | None:
+    """Two to five training rows: only a fall far larger than what the rows move among themselves can be told."""
+    loss = ctx.maybe(ctx.logged.training, "loss", 2)
+    level = None if loss is None or _has_nll(ctx) else few_rows_level(loss.values)
+    if loss is None or level is None:
+        return None
+    known, half = ctx.known_start(t), len(loss) // 2
+    begin = float(loss.values[:half].mean()) if known is None else known
+    fall = level.shifted(-begin).scaled(-1.0)
+    evidence |= {"fall_of_loss_in_few_rows": fall, "rows": len(loss)}
+    if fall.above and fall.value >= t["few_rows_factor"] * t["not_learning_least"]:
+        return silent(f"the loss fell over {len(loss)} rows; so few say nothing about its noise", **evidence)
+    return cannot_tell(f"{len(loss)} rows of the training loss, too few to tell a fall from noise", **evidence)
 
 
 def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
@@ -76,26 +134,28 @@ def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
     return cannot_tell(f"the fixed set's loss fell by {gain}: inside its noise", **evidence)
 
 
-def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> list[Interval]:
+def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[str, Interval]:
     """Improvement of each metric of the training batches, higher is better; the loss first, where it is logged."""
-    gains = []
-    frozen = no_gradient(ctx)
+    gains: dict[str, Interval] = {}
+    frozen, nll, known = no_gradient(ctx), _has_nll(ctx), ctx.known_start(t)
     for name, sign in METRICS:
-        series = ctx.maybe(ctx.logged.training, name)
+        series = None if nll and name == "loss" else ctx.maybe(ctx.logged.training, name)
         trend = None if series is None else series.ends(t["confidence"], sign)
         if trend is None:
             continue
         gain = trend.delta
-        if name == "loss" and ctx.start.known and not frozen:
+        if name == "loss" and known is not None and not frozen:
             # What was learned before the first logged row counts: the start is known exactly.
-            level, start = trend.last_level, ctx.start.value
-            from_start = Interval(start + level.value, start + level.low, start + level.high, gain.n)
+            from_start = trend.last_level.shifted(known)
             evidence["fall_of_loss_from_start"] = from_start
             gain = max(gain, from_start, key=lambda i: i.low)
-        if name == "rewards/margins" and not ctx.reference_free and not frozen:
+        if name == "rewards/margins" and not ctx.reference_free and not frozen and not ctx.wrong_reference(t):
             gain = max(gain, trend.last_level, key=lambda i: i.low)
+        if name == "rewards/accuracies" and not trend.last_level.low > 0.5:
+            # An accuracy that rises to one half is a wobble, no preference.
+            gain = Interval(min(gain.value, 0.0), gain.low, gain.high, gain.n)
         evidence[f"gain_{name}"] = gain
-        gains.append(gain)
+        gains[name] = gain
     return gains
 
 
@@ -106,17 +166,21 @@ def _of_evaluations(fixed: Series | None, t: Thresholds, evidence: dict[str, Any
     return speaks(f"the loss of {fixed.split} did not fall over {len(fixed)} evaluations", **evidence)
 
 
-def _of_batches(ctx: CheckContext, gain: Interval, least: float, t: Thresholds, evidence: dict[str, Any]) -> Outcome:
+def _of_batches(
+    ctx: CheckContext, gains: dict[str, Interval], least: float, t: Thresholds, evidence: dict[str, Any]
+) -> Outcome:
     """Whether an improvement of `least` is excluded."""
+    name, gain = next(iter(gains.items()))
     many = gain.n >= t["not_learning_min_rows"]
     bound = min(gain.high, _bound_by_halves(ctx, t)) if many else gain.high
     evidence["improvement_excluded_above"] = bound
     if gain.high < least or (many and (gain.value <= 0 or bound < 2 * least)):
         return speaks(
-            f"the loss improved by {gain} over {gain.n} rows: nothing beyond noise; margin and accuracy no better",
+            f"{_WORDS[name]} improved by {gain} over {gain.n} rows: nothing that matters beyond noise, in margin and "
+            "accuracy neither",
             **evidence,
         )
-    return cannot_tell(f"the loss improved by {gain}: inside its noise", **evidence)
+    return cannot_tell(f"{_WORDS[name]} improved by {gain}: inside its noise", **evidence)
 
 
 def _bound_by_halves(ctx: CheckContext, t: Thresholds) -> float:
@@ -150,6 +214,9 @@ register(
             "fall_of_loss": "means of a fixed set: fall from the start to the last quarter",
             "evaluations": "means of a fixed set: evaluations",
             "fall_of_loss_from_start": "training: last quarter's loss below the known start, with its interval",
+            "late_accuracy": "mean reward accuracy of the later half of the rows, where it never rose above one half",
+            "rows": "rows behind it",
+            "fall_of_loss_in_few_rows": "two to five training rows: fall of the loss, give or take half their range",
             "gain_loss": "training: fall of the loss, first to last quarter",
             "gain_rewards/margins": "training: rise of the margin",
             "gain_rewards/accuracies": "training: rise of the reward accuracy, a share",
@@ -185,6 +252,9 @@ register(
             "confidence",
             "not_learning_share",
             "not_learning_least",
+            "not_learning_least_accuracy",
+            "not_learning_max_accuracy",
+            "few_rows_factor",
             "not_learning_least_pairs",
             "not_learning_min_rows",
             "not_learning_min_evaluations",

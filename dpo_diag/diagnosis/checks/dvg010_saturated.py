@@ -12,6 +12,7 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, sile
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor
+from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
 
@@ -28,9 +29,10 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
     floor = at_floor(ctx, t)
     if floor is None:
         return silent("the loss is above its floor", last_loss=last, floor=ctx.start.floor)
+    ends = f"the loss of {floor.split} ends at {floor.last_loss:.4g}, its floor ({floor.floor:.4g})"
+    share, since = percent(floor.share_of_rows_there), ctx.info.at(floor.since_step)
     return speaks(
-        f"the loss of {floor.split} ends at {floor.last_loss:.4g}, its floor ({floor.floor:.4g}), since "
-        f"{ctx.info.at(floor.since_step)}",
+        f"{ends}: {share} of its rows are there, from {since} on they stay",
         **floor.evidence(),
     )
 

@@ -12,6 +12,7 @@ from dpo_diag.diagnosis.checks.shared.advice import RATE_HIGH, Advice
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.records.metric_table import metric_of
 from dpo_diag.text import plural, some
 from dpo_diag.thresholds import Thresholds
 
@@ -29,11 +30,14 @@ def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
     loss = history[(history["name"] == "loss") & np.isfinite(history["value"])]
     behind = sorted({*steps} & {int(s) for s in loss["step"]})
     last = int(max(frame["step"].max() for frame in (history, sums) if len(frame)))
+    # What a source keeps under a name of its own, nothing here rests on.
+    known = bad["step"][[metric_of(str(name)) is not None for name in bad["name"]]]
+    read = {int(s) for s in [*known, *broken["step"]]}
     what = some(sorted({str(n) for n in bad["name"]})) or "sum_logp"
     return speaks(
         f"NaN or infinity in {what} at {plural(len(steps), ctx.info.step_word)} (first {steps[0]}, last {steps[-1]})"
         + (f", behind a finite loss at {len(behind)} of them" if behind else ""),
-        severity="error" if last in steps else "warning",
+        severity="error" if last in read else "warning",
         steps=steps[:LISTED],
         steps_with_finite_loss=behind[:LISTED],
         metrics={f"{s}:{n}": int(c) for (s, n), c in bad.groupby(["split", "name"]).size().items()},

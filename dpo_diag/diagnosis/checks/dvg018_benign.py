@@ -23,7 +23,7 @@ def benign(ctx: CheckContext, t: Thresholds) -> Outcome:
     preferred = newest_preferences(ctx.run, t["confidence_scores"])
     measures = (ctx.maybe(task_measures, ctx, t) or []) if preferred else task_measures(ctx, t)
     evidence: dict[str, Any] = {
-        "scores": shown(measures, t), "review": shown(preferred, t), "fall": falls[0].evidence(),
+        "scores": shown(measures, t), "review": shown(preferred, t), "fall": falls[0].evidence(t),
     }  # fmt: skip
     if worst(measures, t):
         return silent("a task score fell (DVG025)", **evidence)

@@ -37,20 +37,21 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
         raise Missing("no loss of the training batches is logged")
     tail = logged.values[-max(3, len(logged) // 10) :]
     if len(logged) >= 6 and not np.isfinite(tail).any():
-        return speaks("the loss is not finite at the end", steps=logged.steps[-len(tail) :])
+        return speaks("the training loss is not finite at the end", steps=logged.steps[-len(tail) :])
     loss = logged.finite
     trend = loss.ends(t["confidence"])
     if trend is None:
         raise Missing("fewer than six finite losses")
-    start = ctx.start.value if ctx.start.known else trend.first
+    known = ctx.known_start(t)
+    start = trend.first if known is None else known
     evidence: dict[str, Any] = {"first": trend.first, "last": trend.last, "change": trend.delta, "start": start}
     rise = max(t["divergence_min_share"] * abs(trend.first), ROUNDING)
     if trend.delta.above and trend.delta.value > rise and trend.last > start:
-        return speaks(f"the loss rose from {trend.first:.3g} to {trend.last:.3g}", **evidence)
+        return speaks(f"the training loss rose from {trend.first:.3g} to {trend.last:.3g}", **evidence)
     began_at_start = abs(float(loss.values[0]) - start) <= t["divergence_start_share"] * abs(start)
     far_above = trend.last_level.low > start + rise and trend.last > t["divergence_min_factor"] * abs(start)
-    if ctx.start.known and began_at_start and far_above:
-        return speaks(f"the loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
+    if known is not None and began_at_start and far_above:
+        return speaks(f"the training loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
     return _from_minimum(ctx, loss, trend, rise, t, evidence) or silent(
         "the loss does not end above where it was", **evidence
     )
@@ -73,7 +74,10 @@ def _from_minimum(
     evidence |= {"minimum": rolling[lowest], "minimum_step": step, "rise_from_minimum": up}
     if up > half and up > rise and up > t["divergence_min_share_of_fall"] * fallen:
         return speaks(
-            f"the loss climbed back from {rolling[lowest]:.3g} ({ctx.info.at(step)}) to {rolling[-1]:.3g}", **evidence
+            f"the training loss climbed back from {rolling[lowest]:.3g} ({ctx.info.at(step)}) to {rolling[-1]:.3g}",
+            # Still below its start: an earlier checkpoint is better, but this one is no ruin.
+            severity="warning" if rolling[-1] < evidence["start"] else None,
+            **evidence,
         )
     return None
 

@@ -33,7 +33,8 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
     whole, late = loss.ends(t["confidence"]), ends(loss.values[half:], t["confidence"])
     if whole is None or late is None:
         raise Missing("too few rows of the training loss")
-    start = ctx.start.value if ctx.start.known else float(loss.values[:3].mean())
+    known = ctx.known_start(t)
+    start = float(loss.values[:3].mean()) if known is None else known
     early = start - late.first
     decayed = _rate_decayed(ctx, loss, t)
     evidence: dict[str, Any] = {"change_in_second_half": late.delta, "fall_in_first_half": early, "low_rate": decayed}

@@ -24,7 +24,7 @@ from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
-from dpo_diag.stats import Interval, t_interval
+from dpo_diag.stats import t_interval
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
 
@@ -37,24 +37,20 @@ def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
     return (None, spec.not_additive) if spec.not_additive else (spec, None)
 
 
-def loss_section(
-    aligned: Aligned, spec: LossSpec | None, why_not: str | None
-) -> tuple[dict[str, Any], pd.DataFrame, Interval | None]:
-    """The explanation's loss section, the rows behind it, and the change with its interval over pairs (None where the
-    loss cannot be split)."""
+def loss_section(aligned: Aligned, spec: LossSpec | None, why_not: str | None) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The explanation's loss section, and the rows behind it."""
     if spec is None:
-        return {"not_applicable": why_not}, pd.DataFrame(), None
+        return {"not_applicable": why_not}, pd.DataFrame()
     summary, rows = summarise(spec, aligned.pairs)
     if "not_applicable" in summary:
-        return summary, rows, None
-    change = t_interval(rows["delta"])
-    summary["interval"] = change.bounds
+        return summary, rows
+    summary["interval"] = t_interval(rows["delta"]).bounds
     history = aligned.run.history
     logged = history.loc[(history["name"] == "loss") & (history["split"] == aligned.split)].set_index("step")["value"]
     start = aligned.rows.reference_step(aligned.split) if aligned.from_step == REFERENCE else aligned.from_step
     for key, step in (("logged_from", start), ("logged_to", aligned.to_step)):
         summary[key] = next(iter(logged[logged.index == step].astype(float)), None)
-    return summary, rows, change
+    return summary, rows
 
 
 def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -8,17 +8,19 @@ and `ppl_seq_mean`, the dispersion term (the identity of DESIGN section 2.1 hold
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import Interval, mean_difference
+from dpo_diag.stats import LEVEL, mean_difference, t_interval
 
 NAMES = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
@@ -31,7 +33,8 @@ NAMES = (
 )  # fmt: skip
 """Logged means that an explanation reads, in the order in which it shows them."""
 WINDOW = 0.25
-"""Training rows scatter with their batches: first and last quarter of the rows are compared."""
+"""Training rows scatter with their batches: a level at an end is the mean of a quarter of them."""
+REFERENCE_IS = "the reference"
 
 
 def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
@@ -47,14 +50,103 @@ def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
     return next(iter(steps.items()), (None, []))
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Where a logged mean began and ended, and what the two numbers are: the one definition for whatever prints them.
+
+    Training rows scatter with their batches, so a level is the mean of the first or last k rows and never called a row;
+    an evaluation is a row. What the reference's own value is known (`starts`), a run that logged nothing before its
+    first step began there.
+
+    Attributes:
+        start, end: the two numbers that are compared; of one row there is no start but a known one, of none no end.
+        start_is, end_is: what they are: "the reference", "the first row", "the mean of the first 7 rows".
+        first, first_step, last: the first row, its step (None in a document whose log states none), and the last row.
+        k, rows: rows behind a mean, and all finite rows.
+        interval: of the change, 95 %; None where nothing is known about the scatter.
+        not_finite: rows that were left out.
+    """
+
+    start: float | None
+    end: float | None
+    start_is: str = ""
+    end_is: str = ""
+    first: float | None = None
+    first_step: int | None = None
+    last: float | None = None
+    k: int = 0
+    rows: int = 0
+    interval: tuple[float, float] | None = None
+    not_finite: int = 0
+
+    @property
+    def delta(self) -> float | None:
+        """End less start."""
+        return None if self.start is None or self.end is None else self.end - self.start
+
+    def document(self) -> dict[str, Any]:
+        """As the explanation holds it."""
+        document: dict[str, Any] = {
+            "from": self.start, "to": self.end, "delta": self.delta,
+            "interval": list(self.interval) if self.interval else None, "n_from": self.k, "n_to": self.k,
+            "from_is": self.start_is, "to_is": self.end_is, "first": self.first, "first_step": self.first_step,
+            "last": self.last, "rows": self.rows,
+        }  # fmt: skip
+        return document | ({"not_finite_rows": self.not_finite} if self.not_finite else {})
+
+
+def ends_of(
+    steps: npt.ArrayLike, values: npt.ArrayLike, batches: bool, reference: float | None = None, level: float = LEVEL
+) -> Ends:
+    """Both ends of a series, in the order of its steps.
+
+    Args:
+        batches: rows are training batches: levels are means of rows; else each row is an evaluation.
+        reference: the value that the run is known to have started from, used where no row of step 0 is logged.
+
+    An interval over batches is Welch's for two means of rows, Student's for one against the reference (rows of one run
+    are not quite independent: it is a little too narrow); none below three rows a mean, none for evaluations.
+    """
+    x, at = np.asarray(values, dtype=np.float64), np.asarray(steps)
+    known = np.isfinite(x)
+    lost, x, at = int((~known).sum()), x[known], at[known]
+    if not x.size:
+        return Ends(None, None, not_finite=lost)
+    # Three rows are the least that have a scatter; two means must not overlap.
+    k = max(int(x.size * WINDOW), min(3, x.size // 2), 1) if batches else 1
+    first, last = x[:k], x[-k:]
+    end_is = "the last row" if k == 1 else f"the mean of the last {k} rows"
+    start: float | None = float(first.mean())
+    start_is = "the first row" if k == 1 else f"the mean of the first {k} rows"
+    change = mean_difference(first, last, level)
+    if reference is not None and at[0] > 0:
+        start, start_is, change = reference, REFERENCE_IS, t_interval(last - reference, level)
+    elif x.size == 1:
+        start, start_is, end_is = None, "", "the only row"
+    interval = (change.low, change.high) if change.bounds else None
+    return Ends(
+        start,
+        float(last.mean()),
+        start_is,
+        end_is,
+        float(x[0]),
+        int(at[0]),
+        float(x[-1]),
+        k,
+        int(x.size),
+        interval,
+        lost,
+    )
+
+
 @dataclass
 class Means:
     """Logged means at two steps of a split.
 
     Attributes:
-        windows: whether first and last quarters are compared (training rows), or two evaluations.
-        values: name -> "from", "to", "delta", "interval", "n_from", "n_to", and of evaluations "lowest", "highest" and
-            their steps.
+        windows: whether rows are training batches, so that means of rows are compared, or evaluations.
+        values: name -> `Ends.document`, and of evaluations "lowest", "highest" and their steps.
+        rows: steps of the split between the two.
     """
 
     split: str | None
@@ -62,32 +154,32 @@ class Means:
     from_step: int | None = None
     to_step: int | None = None
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def sign(self, name: str | None) -> int | None:
-        """Direction of a mean; None where nothing is logged, or too few batches give no interval."""
-        entry = self.values.get(name or "")
-        if entry is None or entry["delta"] is None or (self.windows and entry["interval"] is None):
-            return None
-        low, high = entry["interval"] or (math.nan, math.nan)
-        return Interval(entry["delta"], low, high, entry["n_from"]).sign
+    rows: int = 0
 
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
-        compared = "first and last quarter of the rows" if self.windows else "first and last evaluation"
+        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
         method = None if self.from_step is None else compared
         return {
             "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
-            "values": self.values, "windows": self.windows,
+            "values": self.values, "windows": self.windows, "rows": self.rows,
         }  # fmt: skip
 
 
-def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split: str | None) -> Means:
-    """Where the logged means of a split went.
+def summarise_means(
+    run: Run,
+    from_step: Step | None,
+    to_step: int | None,
+    split: str | None,
+    starts: Mapping[str, float] | None = None,
+) -> Means:
+    """Where the logged means of a split went: `ends_of` of each, and of a fixed set the lowest and highest on the way.
 
-    Fixed sets: the two rows themselves (no interval: nothing is known about their scatter), and the lowest and highest
-    on the way. Training rows: means of the first and the last quarter (three rows at least), with a Welch interval over
-    rows (rows of one run are not quite independent: it is a little too narrow). Rows that are not finite are left out
-    and counted. An empty history has no values; the steps named are those of rows within the ones asked for.
+    An empty history has no values; the steps named are those of rows within the ones asked for.
+
+    Args:
+        starts: metric -> the value that the run is known to have started from; not used where a later first step is
+            asked for.
 
     Raises:
         DiagError: no row between the steps.
@@ -103,38 +195,30 @@ def summarise_means(run: Run, from_step: Step | None, to_step: int | None, split
     if not within:
         raise DiagError("no row between these steps", where="--from, --to", got=f"{start} to {end}",
                         expected=f"steps from {steps[0]} to {steps[-1]}", usage=True)  # fmt: skip
-    means.from_step, means.to_step = within[0], within[-1]
+    means.from_step, means.to_step, means.rows = within[0], within[-1], len(within)
     rows = rows.loc[(rows["step"] >= within[0]) & (rows["step"] <= within[-1])]
+    known = starts if starts and within[0] == steps[0] else {}
     for metric in NAMES:
         series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")
         if len(series):
-            means.values[metric] = _compare(series, means.windows)
+            ends = ends_of(series["step"], series["value"], means.windows, known.get(metric))
+            means.values[metric] = ends.document() | ({} if means.windows else _extremes(series))
+            if not run.steps_are_stated:
+                means.values[metric]["first_step"] = None
     return means
 
 
-def _compare(series: pd.DataFrame, windows: bool) -> dict[str, Any]:
-    values = series["value"].to_numpy(dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    entry: dict[str, Any] = {"from": None, "to": None, "delta": None, "interval": None, "n_from": 0, "n_to": 0}
-    if values.size > finite.size:
-        entry["not_finite_rows"] = int(values.size - finite.size)
-    if finite.size < 2:
-        return entry
-    # Three rows are the least that have a scatter; two windows must not overlap.
-    size = max(int(finite.size * WINDOW), min(3, finite.size // 2)) if windows else 1
-    first, last = finite[:size], finite[-size:]
-    entry |= {
-        "from": float(first.mean()), "to": float(last.mean()), "delta": float(last.mean() - first.mean()),
-        "n_from": size, "n_to": size,
+def _extremes(series: pd.DataFrame) -> dict[str, Any]:
+    """Lowest and highest evaluation and their steps; {} below three."""
+    finite = series.loc[np.isfinite(series["value"].astype(np.float64))]
+    if len(finite) < 3:
+        return {}
+    values, steps = finite["value"].to_numpy(dtype=np.float64), finite["step"].to_numpy()
+    low, high = int(values.argmin()), int(values.argmax())
+    return {
+        "lowest": float(values[low]), "lowest_step": int(steps[low]),
+        "highest": float(values[high]), "highest_step": int(steps[high]),
     }  # fmt: skip
-    if size >= 3:
-        entry["interval"] = mean_difference(first, last).bounds
-    if not windows and finite.size >= 3:
-        low, high = int(finite.argmin()), int(finite.argmax())
-        steps = series["step"].to_numpy()[np.isfinite(values)]
-        entry |= {"lowest": float(finite[low]), "lowest_step": int(steps[low])}
-        entry |= {"highest": float(finite[high]), "highest_step": int(steps[high])}
-    return entry
 
 
 def perplexity_of_means(values: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -64,14 +64,6 @@ def quadrants(aligned: Aligned) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def chosen_direction(aligned: Aligned) -> int | None:
-    """Sign of the mean change of the chosen log-prob sums, 0 inside its interval; None without any."""
-    finite = np.logical_and.reduce([np.isfinite(aligned.change(s)) for s in aligned.sides]) if aligned.sides else []
-    if "chosen" not in aligned.sides or not np.any(finite):
-        return None
-    return t_interval(aligned.change("chosen")[finite]).sign
-
-
 def margins(pairs: pd.DataFrame) -> dict[str, Any]:
     """Mean of a - b (nats, before beta) and the share of pairs that prefer chosen (a > b), at both steps."""
     known = pairs.loc[np.isfinite(pairs[["a0", "b0", "a1", "b1"]].to_numpy(dtype=np.float64)).all(axis=1)]

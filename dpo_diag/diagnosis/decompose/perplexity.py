@@ -38,20 +38,18 @@ from dpo_diag.stats import Interval, bootstrap, t_interval
 EXTRA_TERM = {"ppl_token": "length_weight", "ppl_seq_mean": "dispersion", "ppl_seq_geomean": None}
 
 
-def perplexity_section(aligned: Aligned) -> tuple[dict[str, Any], dict[str, Interval]]:
-    """The explanation's perplexity section, and the change of each chosen log-perplexity with its interval."""
+def perplexity_section(aligned: Aligned) -> dict[str, Any]:
+    """The explanation's perplexity section."""
     if not aligned.responses:
-        return {"not_applicable": aligned.unit_and_note[1] or "no response can be measured"}, {}
+        return {"not_applicable": aligned.unit_and_note[1] or "no response can be measured"}
     result: dict[str, Any] = {}
-    chosen: dict[str, Interval] = {}
     for side, arrays in aligned.responses.items():
         changes = perplexity_intervals(*arrays.args)
-        chosen = changes if side == "chosen" else chosen
         section = split_perplexity(*arrays.args)
         result[side] = {name: {**row, "interval": changes[name].bounds} for name, row in section.items()}
         if arrays.excluded:
             result[side]["excluded"] = arrays.excluded
-    return result, chosen
+    return result
 
 
 def split_perplexity(

@@ -15,6 +15,7 @@ from dpo_diag.records import Run
 from dpo_diag.thresholds import load_thresholds
 
 BAD = {"DVG011": {}}
+SIGMOID = {"types": ["sigmoid"], "beta": 0.1}
 CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "SOUND": ({}, [{"findings": BAD, "severities": {"DVG011": "error"}}, {"findings": {"DVG028": {}}}]),
     "REFERENCE_RIGHT": ({}, [{"findings": {"DVG007": {}}}]),
@@ -126,11 +127,12 @@ def test_a_wrong_reference_is_mended_first(means, noise) -> None:
     ("losses", "start", "direction"),
     [
         ([0.6] * 40, None, 0), ([0.693 - 0.005 * i for i in range(40)], None, -1),
-        ([0.693 + 0.005 * i for i in range(40)], None, 1), ([0.3] * 40, {"types": ["sigmoid"], "beta": 0.1}, -1),
+        ([0.693 + 0.005 * i for i in range(40)], None, 1), ([0.5, 0.4, *[0.3] * 38], SIGMOID, -1),
         ([0.69] * 3, None, None), ([math.nan] * 40, None, None),
     ],
 )  # fmt: skip
 def test_the_direction_of_the_loss(means, losses, start, direction) -> None:
-    """A flat loss at 0.3 fell, where it is known to start at ln 2; three rows, or none that is finite, tell nothing."""
+    """A loss that is flat from its third row on fell, where it is known to start at ln 2; three rows tell nothing,
+    nor do NaN."""
     ctx = CheckContext.from_run(means({"loss": losses}, **({"loss": start} if start else {})))
     assert loss_direction(ctx, THRESHOLDS) == direction

@@ -91,3 +91,43 @@ def test_a_loss_that_is_not_recorded_is_not_said_to_have_fallen(means, finding):
 def test_loss_only_is_not_applicable(means, finding):
     found = finding(means({"loss": [0.69, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]}), "DVG001")
     assert found["outcome"] == "not_applicable" and "rewards/chosen" in found["reason"]
+
+
+def test_a_wrong_reference_is_measured_from_the_own_start(means, finding):
+    """Rewards of 5 at step 0 that fall to 1.5: 3.5 from their own start, though still above 0."""
+    columns = {"loss": [0.69, 0.3, 0.1], "rewards/chosen": [5.0, 3.0, 1.5], "rewards/rejected": [5.0, 1.0, -4.0],
+               "rewards/margins": [0.0, 2.0, 5.5]}  # fmt: skip
+    found = finding(means(held=columns), "DVG001")
+    assert found["outcome"] == "speaks" and found["evidence"]["window"] == "first to last"
+    assert found["evidence"]["chosen_change"]["value"] == pytest.approx(-3.5)
+
+
+def test_a_wrong_reference_below_0_is_no_fall(means, finding):
+    """Rewards of -5 at step 0 that rise to -2 did not fall by 2."""
+    columns = {"loss": [0.69, 0.3, 0.1], "rewards/chosen": [-5.0, -3.0, -2.0], "rewards/rejected": [-5.0, -5.0, -6.0],
+               "rewards/margins": [0.0, 2.0, 4.0]}  # fmt: skip
+    assert finding(means(held=columns), "DVG001")["outcome"] == "silent"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "outcome"),
+    [
+        ([0.0, -1.0, -2.4], "speaks"),  # -2.4, give or take 1.2
+        ([0.0, -0.004, -0.002, 0.001], "silent"),
+        ([0.1, -0.1, 0.05, -0.2], "silent"),  # -0.075: below the few rows' least of 6 x 0.05
+        ([0.9, -0.9, 0.7, -1.5], "not_applicable"),  # -0.4, give or take 1.2
+    ],
+)
+def test_few_training_rows(means, finding, chosen, outcome):
+    """Two to five rows: only a fall far beyond all that they move among themselves is one."""
+    n = len(chosen)
+    columns = {"loss": np.linspace(0.69, 0.4, n), "rewards/chosen": chosen, "rewards/margins": np.linspace(0, 1, n)}
+    assert finding(means(columns, every=1), "DVG001")["outcome"] == outcome
+
+
+def test_a_fall_without_any_margin_is_material(means, finding):
+    """Both sides fall by 2 alike: nothing makes up for it. The loss did not fall: silent, with the number."""
+    columns = {"loss": [0.693, 0.694, 0.695], "rewards/chosen": [0.0, -1.0, -2.0], "rewards/rejected": [0, -1.0, -2.0],
+               "rewards/margins": [0.0, 0.0, 0.0]}  # fmt: skip
+    found = finding(means(held=columns), "DVG001")
+    assert found["outcome"] == "silent" and found["evidence"]["material"] and "fell by 2 reward" in found["reason"]

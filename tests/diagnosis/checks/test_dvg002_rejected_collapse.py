@@ -43,3 +43,22 @@ def test_mean_logps_of_a_loss_without_reference(means, finding, noise):
 
 def test_unknown_without_the_rejected_side(means, finding):
     assert finding(means({"loss": [0.6] * 9}), "DVG002")["outcome"] == "not_applicable"
+
+
+@pytest.mark.parametrize("kind", ["held", "train"])
+def test_four_rows_show_a_collapse(means, finding, kind):
+    """Rewards of rejected 0, -20, -80, -140 and of chosen near 0: as evaluations -140, as training rows -110 +- 70."""
+    columns = {"loss": [0.69, 0.05, 0.001, 0.0001], "rewards/chosen": [0.0, 0.5, -0.2, 0.3],
+               "rewards/rejected": [0.0, -20.0, -80.0, -140.0], "rewards/margins": [0.0, 20, 80, 140]}  # fmt: skip
+    found = finding(means(**{kind: columns}, every=1), "DVG002")
+    assert found["outcome"] == "speaks"
+    assert found["evidence"]["rejected_reward"]["value"] == (-140.0 if kind == "held" else -110.0)
+
+
+def test_a_wrong_reference_counts_from_the_own_start(means, finding):
+    """5 at step 0, -4 at the end: 9 lost, of a margin that gained 5.5."""
+    columns = {"loss": [0.69, 0.3, 0.1], "rewards/chosen": [5.0, 3.0, 1.5], "rewards/rejected": [5.0, 1.0, -4.0],
+               "rewards/margins": [0.0, 2.0, 5.5]}  # fmt: skip
+    found = finding(means(held=columns), "DVG002")
+    assert found["evidence"]["rejected_reward"]["value"] == -9.0
+    assert "by an implicit reward of 9 from its own start" in found["reason"]

@@ -33,3 +33,30 @@ def test_length_weight_carries_the_token_perplexity(pairs, finding):
     assert found["outcome"] == "speaks"
     assert found["evidence"]["level"] == pytest.approx(0.0, abs=1e-12)
     assert found["evidence"]["length_weight"] == pytest.approx(-0.16)
+
+
+def test_a_longer_chosen_that_rises_alike_per_token(pairs, finding):
+    """Every token gains 0.1 nats on both sides, chosen is 1 to 80 tokens longer: the margin is 0.1 times the gap, so
+    the correlation with rejected less chosen is -1, and per token there is none."""
+    n_r = np.full(80, 40)
+    n_c = n_r + np.arange(1, 81)
+    run = pairs({0: (-1.0 * n_c, -1.0 * n_r), 5: (-0.9 * n_c, -0.9 * n_r)}, n_c=n_c, n_r=n_r)
+    found = finding(run, "DVG005")
+    assert (found["outcome"], found["severity"]) == ("speaks", "warning")
+    assert found["evidence"]["correlation_of_gain_with_length_gap"] == pytest.approx(-1.0)
+    assert found["evidence"]["margin_gain"]["value"] == pytest.approx(4.05)
+    assert "chosen is 40.5 tokens longer, and both sides rose alike" in found["reason"]
+
+
+@pytest.mark.parametrize("length", [5, 40, 400])
+def test_two_collapsing_pairs_say_nothing_of_length(pairs, finding, noise, length):
+    """150 pairs of 40 tokens scatter by 0.2 nats; two of another length lose 2 nats a token on both sides."""
+    n = np.full(150, 40)
+    n[[10, 90]] = length
+    fall = np.zeros(150)
+    fall[[10, 90]] = 2 * length
+    run = pairs(
+        {0: (-1.0 * n, -1.0 * n), 5: (-1.0 * n - fall + noise(150, 0.2), -1.0 * n - fall - 2 + noise(150, 0.2, 1))},
+        n_c=n, n_r=n,
+    )  # fmt: skip
+    assert finding(run, "DVG005")["outcome"] == "silent"

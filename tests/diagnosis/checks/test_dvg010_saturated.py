@@ -47,3 +47,13 @@ def test_pairs_alone(pairs, finding):
 def test_no_floor_known(means, finding):
     run = means({"loss": [0.1] * 10}, loss={"types": ["discopop"]})
     assert finding(run, "DVG010")["outcome"] == "not_applicable"
+
+
+def test_since_when_the_rows_stay(means, finding):
+    """Row 10 (step 50) dips to the floor and leaves it; from row 21 (step 105) on 20 rows stay, but for one that noise
+    lifts: 20 of 40 rows are there."""
+    loss = np.concatenate([np.full(20, 0.5), np.full(20, 0.004)])
+    loss[9], loss[30] = 0.004, 0.05
+    found = finding(means({"loss": loss}, loss={"types": ["sigmoid"]}), "DVG010")
+    assert (found["evidence"]["since_step"], found["evidence"]["share_of_rows_there"]) == (105, 0.5)
+    assert "50 % of its rows are there, from step 105 on they stay" in found["reason"]

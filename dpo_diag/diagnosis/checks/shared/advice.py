@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpo_diag.stats import LEAST_FOR_T, Interval, t_interval
+from dpo_diag.stats import LEAST_FOR_T, t_interval
 from dpo_diag.thresholds import Thresholds, defaults
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
         moved = t_interval(after[both] - before[both], t["confidence"])
         if moved.n >= LEAST_FOR_T:
             return moved.sign
-    start = ctx.start.value if ctx.start.known and ctx.window.first is None else math.nan
+    known = ctx.known_start(t)
+    start = math.nan if known is None else known
     fixed = ctx.maybe(ctx.logged.fixed, "loss", 2)
     if fixed is not None:
         moved_by = float(fixed.values[-1]) - (start if math.isfinite(start) else float(fixed.values[0]))
@@ -94,14 +95,10 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
     trend = None if logged is None else logged.ends(t["confidence"])
     if trend is None:
         return None
-    from_start = trend.last_level if math.isnan(start) else _less(trend.last_level, start)
+    from_start = trend.last_level if math.isnan(start) else trend.last_level.shifted(-start)
     if trend.delta.below or (math.isfinite(start) and from_start.below):
         return -1
     return 1 if trend.delta.above and (math.isnan(start) or from_start.above) else 0
-
-
-def _less(level: Interval, start: float) -> Interval:
-    return Interval(level.value - start, level.low - start, level.high - start, level.n)
 
 
 @dataclass(frozen=True)

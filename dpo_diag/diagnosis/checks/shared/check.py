@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks.shared.advice import Advice, Situation, advice
 from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.registry import Registry
 from dpo_diag.stats import Interval
 from dpo_diag.text import plain
 from dpo_diag.thresholds import Thresholds
@@ -128,6 +129,10 @@ class Check:
         """The lines of advice that may be given in this situation; `brought`: lines that stand for the check's own."""
         lines = [advice(line) for line in brought] or self.advice
         return [line.text for line in lines if line.given(situation, thresholds)]
+
+
+CHECKS: Registry[Check] = Registry("check", "dpo_diag.diagnosis.checks")
+"""code -> check, in the order in which they were imported."""
 
 
 def _without_intervals(value: Any) -> Any:

@@ -15,12 +15,12 @@ from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.pairs import finite_sums
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records.metrics import quadrants
-from dpo_diag.stats import FloatArray, Interval, ends, t_interval
+from dpo_diag.stats import FloatArray, Interval, ends, few_rows_level, t_interval
 from dpo_diag.thresholds import Thresholds
 
 READS = (
     "confidence", "displacement_min_nats", "displacement_min_reward", "displacement_min_nats_per_token",
-    "displacement_min_share_of_margin", "displacement_min_relative",
+    "displacement_min_share_of_margin", "displacement_min_relative", "few_rows_factor",
 )  # fmt: skip
 """Thresholds that this module reads."""
 EVIDENCE: Mapping[str, str] = {
@@ -31,6 +31,9 @@ EVIDENCE: Mapping[str, str] = {
     "chosen_change": "change of the chosen log-prob, in `unit`, with its interval; a fixed set's mean has none",
     "margin_gain": "change of chosen minus rejected, in `unit`; null where it is not recorded",
     "relative_rise_of_chosen_nll": "rise of chosen's negative log-prob as a share of its start",
+    "from_best": "whether that window begins where chosen was likeliest",
+    "material": "whether it is a fall that matters, beyond its noise",
+    "loss_fell": "whether the loss fell over that window; null where it is not known",
     "loss": "pairs: mean pair loss at both ends of the window",
     "loss_is": "pairs: which loss that is",
     "quadrants": "pairs: shares of pairs by the signs of the changes of chosen and rejected",
@@ -42,6 +45,7 @@ EVIDENCE: Mapping[str, str] = {
 }
 ENDS_OF_WINDOW = 8
 """A level at one end of a window of rows is the mean of an eighth of them."""
+BEST = "best to last"
 LEAST_WINDOW = 6
 """Rows of the sliding window whose best position is compared with the last one."""
 
@@ -55,6 +59,7 @@ class ChosenChange:
         gain: change of the margin over the window; NaN if unknown.
         relative: rise of the chosen responses' negative log-prob as a share of its start; NaN if unknown.
         loss_fell: None if unknown.
+        few: too few training rows to know their noise: only a fall of `few_rows_factor` times the least counts.
     """
 
     source: str
@@ -68,13 +73,15 @@ class ChosenChange:
     loss_fell: bool | None
     step_word: str = "step"
     more: Mapping[str, Any] = field(default_factory=dict)
+    few: bool = False
 
     def material(self, t: Thresholds) -> bool:
         """Whether it is beyond the smallest fall that matters, whatever the noise."""
         fall = -self.delta.value
-        if not fall >= t[f"displacement_min_{self.unit}"]:
+        if not fall >= t[f"displacement_min_{self.unit}"] * (t["few_rows_factor"] if self.few else 1.0):
             return False
-        by_gain = self.gain > 0 and fall >= t["displacement_min_share_of_margin"] * self.gain
+        # Where the margin gained nothing, nothing makes up for the fall.
+        by_gain = fall >= t["displacement_min_share_of_margin"] * max(self.gain, 0.0)  # False where it is NaN
         by_level = self.relative >= t["displacement_min_relative"]
         return by_gain or by_level or (math.isnan(self.gain) and math.isnan(self.relative))
 
@@ -90,7 +97,7 @@ class ChosenChange:
         """ "2.03 nats per token": the size of the fall and its unit."""
         return f"{-self.delta.value:.3g} {self.unit.replace('_', ' ')}"
 
-    def evidence(self) -> dict[str, Any]:
+    def evidence(self, t: Thresholds) -> dict[str, Any]:
         """As `EVIDENCE` says."""
         return {
             "source": self.source,
@@ -100,6 +107,9 @@ class ChosenChange:
             "chosen_change": self.delta,
             "margin_gain": self.gain,
             "relative_rise_of_chosen_nll": self.relative,
+            "from_best": self.window == BEST,
+            "material": self.material(t) and self.delta.below,
+            "loss_fell": self.loss_fell,
             **self.more,
         }
 
@@ -114,7 +124,7 @@ def chosen_changes(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
     if of_pairs:
         return of_pairs
     for split in ctx.logged.fixed_splits:
-        of_means = _of_fixed_set(ctx, split)
+        of_means = _of_fixed_set(ctx, split, t)
         if of_means:
             return of_means
     for split in ctx.logged.train_splits:
@@ -147,7 +157,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
         delta=t_interval(da, t["confidence"]),
         gain=float(np.mean(da - db)),
         relative=ratio(float(-da.mean()), float(-before["chosen_sum_logp"].mean())),
-        loss_fell=last_loss < first_loss,
+        loss_fell=_known_fall(ctx, last_loss < first_loss),
         more={
             "loss": [first_loss, last_loss],
             "loss_is": pairs.loss_name,
@@ -157,6 +167,11 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
     )
     from_best = _of_pairs_from_best(ctx, before.index, t)
     return [whole] if from_best is None else [whole, from_best]
+
+
+def _known_fall(ctx: CheckContext, fell: bool) -> bool | None:
+    """Of an unknown loss the margins say whether it can have fallen, not that it did."""
+    return None if fell and ctx.info.loss is None else fell
 
 
 def _of_pairs_from_best(ctx: CheckContext, pair_ids: Any, t: Thresholds) -> ChosenChange | None:
@@ -180,14 +195,14 @@ def _of_pairs_from_best(ctx: CheckContext, pair_ids: Any, t: Thresholds) -> Chos
     fall = chosen[best] - chosen[-1]
     return ChosenChange(
         source="pairs",
-        window="best to last",
+        window=BEST,
         from_step=steps[best],
         to_step=pairs.own_steps[-1],
         unit="nats",
         delta=t_interval(-fall, level),
         gain=float(np.mean((a1 - b1) - (a0 - b0))),
         relative=ratio(float(fall.mean()), float(-chosen[best].mean())),
-        loss_fell=losses[1] < losses[0],
+        loss_fell=_known_fall(ctx, losses[1] < losses[0]),
         more={"loss": losses, "quadrants": quadrants(a1 - a0, b1 - b0)._asdict()},
     )
 
@@ -223,14 +238,14 @@ def _at_ends(steps: FloatArray, values: FloatArray, low: float, high: float) -> 
     return (float(begin.mean()) if len(begin) else math.nan), (float(end.mean()) if len(end) else math.nan)
 
 
-def _loss_fell(ctx: CheckContext, split: str, low: float, high: float) -> bool | None:
+def _loss_fell(ctx: CheckContext, split: str, low: float, high: float, t: Thresholds) -> bool | None:
     loss = ctx.logged.find("loss", split, 2)
     if loss is None:
         return None
     begin, end = _at_ends(loss.steps, loss.values, low, high)
-    from_start = low <= loss.steps[0] and not ctx.reference_free and ctx.start.known
-    if from_start and math.isfinite(ctx.start.value):
-        begin = max(begin, ctx.start.value)
+    start = ctx.known_start(t)
+    if start is not None and low <= loss.steps[0]:
+        begin = max(begin, start)
     return bool(end < begin) if math.isfinite(end) and math.isfinite(begin) else None
 
 
@@ -252,14 +267,19 @@ def _gain(ctx: CheckContext, split: str, unit: str, low: float, high: float, fro
     return end if from_zero else end - begin
 
 
-def _of_fixed_set(ctx: CheckContext, split: str) -> list[ChosenChange]:
+def _from_zero(ctx: CheckContext, series: ChosenSeries, t: Thresholds) -> bool:
+    """Whether a window begins at 0: rewards are 0 at the reference, measured or not. A run with a wrong reference is
+    measured from its own start, and so is a stretch of a run."""
+    return series.unit == "reward" and ctx.window.first is None and not ctx.wrong_reference(t)
+
+
+def _of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChange]:
     """Means of a fixed set: exact for that set, so the interval is the point; no statement beyond the set."""
     series = chosen_series(ctx, split)
     if series is None or len(series.values) < 2:
         return []
     values, steps = series.values, series.steps
-    # Rewards are 0 at the reference, measured or not.
-    from_zero = series.unit == "reward" and ctx.window.first is None
+    from_zero = _from_zero(ctx, series, t)
     changes = []
     for window, start in (("first", 0), ("best", int(values.argmax()))):
         if window == "best" and start in (0, len(values) - 1):
@@ -271,14 +291,14 @@ def _of_fixed_set(ctx: CheckContext, split: str) -> list[ChosenChange]:
         changes.append(
             ChosenChange(
                 source=f"means of {split}",
-                window=("reference" if zero else window) + " to last",
+                window=BEST if window == "best" else f"{'reference' if zero else window} to last",
                 from_step=low,
                 to_step=high,
                 unit=series.unit,
                 delta=Interval(delta, delta, delta, 1),
                 gain=_gain(ctx, split, series.unit, low, high, zero),
                 relative=math.nan if series.unit == "reward" else ratio(fall, float(abs(values[start]))),
-                loss_fell=_loss_fell(ctx, split, low, high),
+                loss_fell=_loss_fell(ctx, split, low, high, t),
                 step_word=ctx.info.step_word,
                 more={"series": series.name, "note": "exact for this set; means allow no interval beyond it"},
             )
@@ -290,8 +310,8 @@ def _of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
     series = chosen_series(ctx, split)
     trend = None if series is None else ends(series.values, t["confidence"])
     if series is None or trend is None:
-        return []
-    from_zero = series.unit == "reward" and ctx.window.first is None
+        return [] if series is None else _of_few_rows(ctx, split, series, t)
+    from_zero = _from_zero(ctx, series, t)
     low, high = float(series.steps[0]), float(series.steps[-1])
     is_reward = series.unit == "reward"
     whole = ChosenChange(
@@ -303,7 +323,7 @@ def _of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
         delta=trend.last_level if from_zero else trend.delta,
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-trend.delta.value, abs(trend.first)),
-        loss_fell=_loss_fell(ctx, split, low, high),
+        loss_fell=_loss_fell(ctx, split, low, high, t),
         step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd, "rows": trend.n},
     )
@@ -320,7 +340,7 @@ def _of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
     drop, since = float(rolling[-1] - rolling[best]), float(series.steps[best])
     from_best = ChosenChange(
         source="training batches",
-        window="best to last",
+        window=BEST,
         from_step=since,
         to_step=high,
         unit=series.unit,
@@ -328,11 +348,40 @@ def _of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
         # The margin of the whole run: over a short window its own gain is mostly noise.
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-drop, float(abs(rolling[best]))),
-        loss_fell=_loss_fell(ctx, split, since, high),
+        loss_fell=_loss_fell(ctx, split, since, high, t),
         step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd},
     )
     return [whole, from_best]
+
+
+def _of_few_rows(ctx: CheckContext, split: str, series: ChosenSeries, t: Thresholds) -> list[ChosenChange]:
+    """Two to five training rows: the later half against the reference, or against the earlier half. Log-probs of
+    batches that hold other pairs scatter by more than they move, so theirs has no interval."""
+    level = few_rows_level(series.values)
+    if level is None:
+        return []
+    from_zero, half = _from_zero(ctx, series, t), len(series.values) // 2
+    delta = level if from_zero else level.shifted(-float(series.values[:half].mean()))
+    low, high = float(series.steps[0]), float(series.steps[-1])
+    if series.unit != "reward":
+        delta = Interval(delta.value, math.nan, math.nan, delta.n)
+    return [
+        ChosenChange(
+            source="training batches",
+            window="reference to last rows" if from_zero else "first to last rows",
+            from_step=low,
+            to_step=high,
+            unit=series.unit,
+            delta=delta,
+            gain=_gain(ctx, split, series.unit, low, high, from_zero),
+            relative=math.nan,
+            loss_fell=_loss_fell(ctx, split, low, high, t),
+            step_word=ctx.info.step_word,
+            more={"series": series.name, "rows": len(series.values), "note": "too few rows to know their noise"},
+            few=True,
+        )
+    ]
 
 
 def rolling_mean(values: FloatArray, k: int) -> FloatArray:
@@ -342,9 +391,10 @@ def rolling_mean(values: FloatArray, k: int) -> FloatArray:
 
 
 def level_of(series: Series, t: Thresholds) -> Interval | None:
-    """The level at the end: a fixed set's last value, exact for it; else the last quarter's mean; None if too short."""
+    """The level at the end: a fixed set's last value, exact for it; else the last quarter's mean, or of few rows the
+    later half's; None for one row."""
     if series.fixed:
         last = float(series.values[-1])
         return Interval(last, last, last, 1)
     trend = series.ends(t["confidence"])
-    return None if trend is None else trend.last_level
+    return few_rows_level(series.values) if trend is None else trend.last_level

@@ -10,17 +10,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 
-from dpo_diag.diagnosis.checks.shared.check import Missing
+from dpo_diag.diagnosis.checks.shared.check import CHECKS, Missing
 from dpo_diag.diagnosis.checks.shared.logged import Logged, Window
 from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
+from dpo_diag.thresholds import Thresholds
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -43,6 +44,7 @@ class CheckContext:
         self.run, self.info, self.window = rows.run, rows.run.info, window
         self.logged = Logged(self.run, window, split)
         self.pairs = FixedPairs(rows, window, split, start)
+        self._findings: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Any]] = {}
 
     @classmethod
     def from_run(
@@ -80,6 +82,26 @@ class CheckContext:
             return quantity(*args, **kwargs)
         except Missing:
             return None
+
+    def finding(self, code: str, thresholds: Thresholds) -> dict[str, Any]:
+        """What a check says of this run, asked once: a check that depends on another one asks here."""
+        key = code, tuple(sorted(thresholds.items()))
+        if key not in self._findings:
+            self._findings[key] = CHECKS[code].run(self, thresholds)
+        return self._findings[key]
+
+    def wrong_reference(self, thresholds: Thresholds) -> bool:
+        """Whether the run did not start at its reference (DVG007): its rewards are then 0 nowhere in particular."""
+        finding = self.finding("DVG007", thresholds)
+        return bool(finding["outcome"] == "speaks" and finding["severity"] == "error")
+
+    def known_start(self, thresholds: Thresholds) -> float | None:
+        """The loss that the run started from before its first row: that of the reference, where the loss is known and
+        nothing speaks against a start there (DVG007); None elsewhere, or where only later steps are looked at."""
+        start, finding = self.start, self.finding("DVG007", thresholds)
+        unsure = self.wrong_reference(thresholds) or finding["reason"].startswith("cannot tell")
+        known = start.known and math.isfinite(start.value) and not self.reference_free
+        return start.value if known and not unsure and self.window.first is None else None
 
     @property
     def reference_free(self) -> bool:

@@ -18,9 +18,11 @@ FLOOR_EVIDENCE: Mapping[str, str] = {
     "last_loss": "median loss of the last fifth of its rows",
     "floor": "the smallest value that the loss can take",
     "floor_because": "where the floor comes from",
-    "since_step": "first step at which the loss was there",
-    "share_of_rows_there": "share of its rows there",
+    "since_step": "step from which on nine tenths of the rows are there",
+    "share_of_rows_there": "share of all its rows there",
 }
+STAYS = 0.9
+"""Share of the rows from some step on that lie at the floor: noise lifts one of ten."""
 LEAST_ROWS = 6
 """Rows from which a label smoothing is read off."""
 WON = 0.99
@@ -62,7 +64,9 @@ def at_floor(ctx: CheckContext, t: Thresholds) -> AtFloor | None:
         if lowest is None or last - lowest > near:
             continue
         there = series.values - lowest <= near
-        since = float(series.steps[int(np.argmax(there))])
+        later = np.cumsum(there[::-1])[::-1] / np.arange(there.size, 0, -1)
+        stays = np.flatnonzero(there & (later >= STAYS))
+        since = float(series.steps[stays[0] if stays.size else np.flatnonzero(there)[-1]])
         return AtFloor(series.split, last, lowest, why, since, float(there.mean()))
     return None
 
