@@ -127,6 +127,8 @@ class SplitInfo:
     """A split of the records: rows of one origin."""
 
     role: Role = declared("train | train_probe | held_out | other, see records.splits", default="other")
+    role_from: str | None = declared("what says the role: given by the caller | pairs (those trained on) | name")
+    in_training: int | None = declared("different pairs that the training set holds too", "pairs")
     n_pairs: int | None = declared("different pairs", "pairs")
     n_duplicates: int | None = declared("pairs beyond the first of each id", "pairs")
     n_same_id: int | None = declared("different pairs that came under an id of another one", "pairs")

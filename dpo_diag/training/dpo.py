@@ -19,6 +19,7 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
 from dpo_diag.records.given_ids import GivenIds
+from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
@@ -52,6 +53,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         facts: further fields of run.json (`records.run_info.RunInfo`); a mapping for a record, such as `model`, adds
             to what the trainer says of it.
 
+        eval_roles: evaluation set's name -> its role (`records.splits.Role`); "" for the only set. Without it the pairs
+            say it: a set that was mostly trained on is a train_probe, any other held_out; for a stream the name does.
         reference_is_start: the reference must equal the policy before training, which is looked at on a few pairs of
             the first batch. None: it must where no `ref_model` is handed in, or one of the policy's own name.
 
@@ -73,6 +76,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        eval_roles: Mapping[str, Role] | None = None,
         reference_is_start: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -107,7 +111,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         )
         for dataset in self._pair_sources:
             self.monitor.texts.add(dataset)
-        self.start_recording(recorder, evaluate_at_start, facts)
+        self.start_recording(recorder, evaluate_at_start, facts, eval_roles)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         given = GivenIds()

@@ -24,7 +24,7 @@ from dpo_diag.records.files import write_json
 from dpo_diag.tracking import TRACKERS
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
-from dpo_diag.training.inputs import Inputs, load_inputs
+from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
 from dpo_diag.training.progress import shorten_progress
 from dpo_diag.training.tracker_callback import TrackerCallback
 
@@ -85,6 +85,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     policy, dpo = inputs.policy, config.trainer.method == "dpo"
     to_rows = to_dataset if dpo else Dataset.from_list
     evals = {name or "held_out": to_rows(rows) for name, rows in inputs.evals.items()}
+    only = set(inputs.evals) == {""}
     common: dict[str, Any] = {
         "model": policy.model,
         "args": arguments,
@@ -92,11 +93,12 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         "peft_config": policy.peft_config,
         "train_dataset": to_rows(inputs.train),
         # TRL's way: none, the only set (then it has no name), or a dict.
-        "eval_dataset": evals["held_out"] if set(inputs.evals) == {""} else evals or None,
+        "eval_dataset": evals["held_out"] if only else evals or None,
         "recorder": folder,
         "stop_on": config.guards.stop,
         "thresholds": {"guards": config.checks.get("guards", {})},
         "facts": _facts(config, inputs),
+        "eval_roles": {"" if only else n: TRAIN_PROBE if n == TRAIN_PROBE else "held_out" for n in evals},
     }
     if not dpo:
         return DiagSFTTrainer(**common)

@@ -13,12 +13,12 @@ from dpo_diag.losses import LossSpec
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import Value
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
-from dpo_diag.records.splits import role_from_name
 from dpo_diag.training.batch import Batch, TokenRows
 from dpo_diag.training.gather import Accumulator, Gathered
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.measure import RESIDUAL_TOLERANCE, batch_metrics, of_trainer, trainer_weights
 from dpo_diag.training.recorder import Recorder
+from dpo_diag.training.roles import EvalRoles
 from dpo_diag.training.texts import TextSource
 
 logger = get_logger(__name__)
@@ -59,6 +59,7 @@ class Monitor:
         self.guards, self.given_ids = guards, {} if given_ids is None else given_ids
         self.recorder: Recorder | None = None
         self.texts = TextSource()
+        self.roles = EvalRoles(None, lambda: None)
         self.own_splits: set[str] = set()
         self.fingerprints: dict[str, str | None] = {}
         self._train = Accumulator()
@@ -189,10 +190,10 @@ class Monitor:
                 split = f"{split}_{content[:8]}"
         self.fingerprints[split] = content
         if self.recorder is not None:
-            # A trainer knows its sets by their names alone; here the name's role becomes the record's.
+            role, facts = self.roles.of(split, gathered.rows) if self.rank == 0 else ("other", {})
             self.recorder.writer.describe_split(
-                split, role_from_name(split), n_pairs=len(gathered.rows), n_duplicates=gathered.n_duplicates,
-                fingerprint=content, handed_to_evaluate=self._foreign, **self._facts_of(split),
+                split, role, n_pairs=len(gathered.rows), n_duplicates=gathered.n_duplicates, fingerprint=content,
+                handed_to_evaluate=self._foreign, **facts, **self._facts_of(split),
             )  # fmt: skip
         return split
 

@@ -20,6 +20,7 @@ from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.records import RunWriter
 from dpo_diag.records.run_info import Status
 from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.records.splits import Role
 from dpo_diag.text import percent, takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
@@ -29,6 +30,7 @@ from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
+from dpo_diag.training.roles import EvalRoles
 from dpo_diag.training.window import load_window, save_window
 
 logger = get_logger(__name__)
@@ -123,9 +125,13 @@ class Recording:
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
 
-    def start_recording(self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None) -> None:
+    def start_recording(
+        self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None,
+        eval_roles: Mapping[str, Role] | None,
+    ) -> None:  # fmt: skip
         """Take the recorder and add the callbacks; called at the end of `__init__`."""
         self._facts = dict(facts or {})
+        self.monitor.roles = EvalRoles(eval_roles, lambda: self.train_dataset)
         self._recorder_path = None if recorder is None or isinstance(recorder, RunWriter) else Path(recorder)
         self.run_writer: RunWriter | None = None
         self._evaluation_is_ours = False

@@ -8,6 +8,7 @@ from typing import Any
 from trl import SFTTrainer
 
 from dpo_diag.data.trained_tokens import NOTHING
+from dpo_diag.records.splits import Role
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import head_scores_every_position
 from dpo_diag.training.monitor import Monitor
@@ -27,6 +28,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         prompt_metrics: score the prompt's tokens too. None: where it is free, that is without Triton (see
             `sft_adapter.PromptTap` for the price with it).
         evaluate_at_start, stop_on, thresholds, facts: as DiagDPOTrainer's.
+        eval_roles: as DiagDPOTrainer's; without it the set's name decides.
 
     Logged live beside TRL's metrics: see `measure.batch_metrics`. `loss_on_prompt` is 0 with the right mask; above 0
     the loss trains on what the user wrote.
@@ -44,6 +46,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        eval_roles: Mapping[str, Role] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +60,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             rank=self.accelerator.process_index,
             guards=self.make_guards(stop_on, thresholds),
         )
-        self.start_recording(recorder, evaluate_at_start, facts)
+        self.start_recording(recorder, evaluate_at_start, facts, eval_roles)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
