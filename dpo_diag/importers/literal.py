@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dpo_diag.records.json_documents import BROKEN, values_in
 from dpo_diag.records.literals import python_literal
 from dpo_diag.records.row_files import BadRow
 
@@ -18,7 +19,6 @@ _JSON_WORDS = {
     "True": "true", "False": "false",
 }  # fmt: skip
 _CALL = re.compile(r"\b(?:[\w.]*(?:float\d*|int\d*|tensor|array|bfloat16))\(\s*(-?[\w.+-]+)\s*(?:,[^()]*)?\)")
-_NEXT_VALUE = re.compile(r"[\s,]*(?=\S)")
 MAX_ROW = 1 << 16
 
 
@@ -59,19 +59,5 @@ def values_with_lines(text: str, begin: re.Pattern[str] | None = None) -> Iterat
     Args:
         begin: what stands before the first one; a list ends at its bracket.
     """
-    start = begin.search(text) if begin else None
-    position = start.end() if start else 0
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    while match := _NEXT_VALUE.match(text, position):
-        line += text.count("\n", counted, match.end())
-        counted = position = match.end()
-        if text[position] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-            yield line, value
-        except (ValueError, RecursionError):
-            yield line, BadRow("a row is cut off or broken")
-            position = text.find("{", position + 1)
-            if position < 0:
-                return
+    for line, value in values_in(text, begin):
+        yield line, BadRow("a row is cut off or broken") if value is BROKEN else value

@@ -12,25 +12,37 @@ _SIDES = ("chosen", "rejected", "chosen_sum_logp", "rejected_sum_logp")
 _MESSAGE_KEYS = ("role", "from")
 
 
-_NEXT = re.compile(r"\S")
+_NEXT = re.compile(r"[\s,]*(?=\S)")
+BROKEN = object()
+"""Stands for a value that is cut off or broken."""
 
 
 class SeveralArrays(ValueError):
     """The object holds several arrays of rows; the message names them."""
 
 
-def values_in(text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of every JSON value in a text that holds one or more, with nothing but white space between.
+def values_in(text: str, begin: re.Pattern[str] | None = None) -> Iterator[tuple[int, Any]]:
+    """(line, value) of JSON values one after another, commas between them or not; BROKEN for one that is cut off.
 
-    Raises:
-        ValueError: what stands there is not JSON.
+    Args:
+        begin: what stands before the first one; a list ends at its bracket.
     """
-    decoder, place, line = json.JSONDecoder(), 0, 1
-    while (found := _NEXT.search(text, place)) is not None:
-        line += text.count("\n", place, found.start())
-        value, place = decoder.raw_decode(text, found.start())
-        yield line, value
-        line += text.count("\n", found.start(), place)
+    start = begin.search(text) if begin else None
+    position = start.end() if start else 0
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    while match := _NEXT.match(text, position):
+        line += text.count("\n", counted, match.end())
+        counted = position = match.end()
+        if text[position] == "]":
+            return
+        try:
+            value, position = decoder.raw_decode(text, position)
+            yield line, value
+        except (ValueError, RecursionError):
+            yield line, BROKEN
+            position = text.find("{", position + 1)
+            if position < 0:
+                return
 
 
 def rows_in(document: Any) -> list[Any] | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.json_documents import SeveralArrays, is_one_row, rows_in, values_in
+from dpo_diag.records.json_documents import BROKEN, SeveralArrays, is_one_row, rows_in, values_in
 from dpo_diag.records.text_files import Skipped, head_of, lines, pieces, whole
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
@@ -129,24 +129,28 @@ def _goes_on(head: bytes) -> bool:
 
 def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
     """One array of rows, an object that holds one, or rows written over several lines."""
-    raw = whole(path, skipped)
     try:
-        values = list(values_in(raw.decode()))
-        rows = rows_in(values[0][1]) if len(values) == 1 else None
+        text = whole(path, skipped).decode()
     except UnicodeDecodeError as error:
         raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}", hint=AS_UTF8) from None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        values = list(values_in(text)) if text.lstrip().startswith("{") else []
+        if sum(value is not BROKEN for _, value in values) < 2:
+            hint = "one object a line belongs in a .jsonl file" if values else None
+            raise DiagError("the file is not JSON", where=path, got=_short(error), hint=hint) from None
+        for number, value in values:
+            yield number, BadRow("undecodable line", "cut off or broken") if value is BROKEN else _as_row(value)
+        return
+    try:
+        rows = rows_in(document)
     except SeveralArrays as several:
         expected = "one array: write it into a file of its own"
         raise DiagError("the file holds several arrays of rows", where=path, got=several, expected=expected) from None
-    except (ValueError, RecursionError) as error:
-        hint = "one object a line belongs in a .jsonl file" if raw.lstrip().startswith(b"{") else None
-        raise DiagError("the file is not JSON", where=path, got=_short(error), hint=hint) from None
-    if len(values) > 1:
-        yield from ((number, _as_row(value)) for number, value in values)
-        return
     if rows is None:
         raise DiagError(
-            "the file holds no rows", where=path, got=type(values[0][1]).__name__, expected="an array of objects"
+            "the file holds no rows", where=path, got=type(document).__name__, expected="an array of objects"
         )
     for number, value in enumerate(rows, start=1):
         yield number, _as_row(value)

@@ -109,6 +109,15 @@ def test_objects_over_several_lines_one_after_the_other(tmp_path: Path, name: st
     assert list(read_rows(path)) == [(1, ROWS[0]), (7, ROWS[1]), (13, ROWS[2])]
 
 
+def test_a_broken_object_among_pretty_ones_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    first, second = (json.dumps(row, indent=2) for row in ROWS[:2])
+    path.write_text(f'{first}\n{{"prompt": "p", "chosen"\n{second}')
+    rows = list(read_rows(path))
+    assert [number for number, _ in rows] == [1, 6, 7] and rows[0][1] == ROWS[0] and rows[2][1] == ROWS[1]
+    assert isinstance(rows[1][1], BadRow)
+
+
 def test_bad_lines_keep_their_line_number_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     good = json.dumps(ROWS[0]).encode()
