@@ -123,7 +123,7 @@ def _of_texts(parts: Parts, prompt: str | Turns | None, chosen: str, rejected: s
         if not parts.chat:
             pair = Pair(prompt, chosen, rejected)
             if len(prompt) >= 20 and chosen.startswith(prompt) and rejected.startswith(prompt):
-                pair.notes.append(("both responses repeat the prompt", "data.columns.prompt=false reads it as implicit"))
+                pair.notes.append(("both responses repeat the prompt", "data.columns.prompt=false takes it from them"))
             return pair
         # An empty question stays empty, for the rule that holds for all.
         prompt = [{"role": "user", "content": prompt}] if prompt.strip() else []

@@ -20,7 +20,7 @@ from dpo_diag.importers.numbers import is_missing, number
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.several import StackedRuns, choose, has_rows, take
-from dpo_diag.records.row_files import readable_rows
+from dpo_diag.records.row_files import BadRow, read_rows
 
 DECIDING = 10_000
 """Rows by which a column's decimal mark is decided."""
@@ -36,10 +36,13 @@ def read_wide_csv(path: Path, options: Options) -> Parsed:
     names: dict[str, str] | None = None
     runs: list[str] = []
     stacked = StackedRuns(lambda: RowStore(parsed.skipped, parsed.store.trainer))
-    rows = readable_rows(path, parsed.skipped)
+    rows = read_rows(path, parsed.skipped)
     first = list(islice(rows, DECIDING))
-    numerals = Cells((cells for _, cells in first), options.decimal, path)
+    numerals = Cells((cells for _, cells in first if not isinstance(cells, BadRow)), options.decimal, path)
     for line, cells in chain(first, rows):
+        if isinstance(cells, BadRow):
+            parsed.skipped.add(line, str(cells))
+            continue
         parsed.n_rows += 1
         if names is None:
             names, runs, taken = _column_names(list(cells), path, options.run)
