@@ -120,8 +120,13 @@ def some(values: Iterable[Any], shown: int = 5) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter large and the rest as it is."""
-    return text[:1].upper() + text[1:]
+    """The text with its first letter large and the rest as it is; a name (ppl_token, rewards/chosen) stays a name.
+
+    >>> capital("loss of the batches"), capital("rewards/chosen is 0.2"), capital("ppl_token rose")
+    ('Loss of the batches', 'rewards/chosen is 0.2', 'ppl_token rose')
+    """
+    first = text.partition(" ")[0]
+    return text if "_" in first or "/" in first else text[:1].upper() + text[1:]
 
 
 # --- foreign text -----------------------------------------------------------------------------------------------------

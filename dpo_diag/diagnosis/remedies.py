@@ -33,6 +33,7 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     SOUND,
     SUMS,
     TRAINED,
+    WENT_WRONG,
     WITH_REFERENCE,
     Condition,
     Situation,
@@ -45,10 +46,6 @@ from dpo_diag.records import metrics
 from dpo_diag.text import number, percent
 from dpo_diag.thresholds import Thresholds
 
-REMEDIED = (
-    "likelihood_displacement", "sign_depends_on_aggregator", "late_divergence", "loss_unknown", "loss_rose",
-)  # fmt: skip
-"""Verdict labels that these remedies answer; others only where something measured got worse."""
 FEW_PAIRS = 0.1
 """Share of the pairs up to which reading them is a remedy."""
 DPOP_LAMBDA = 50.0
@@ -128,11 +125,11 @@ class Material:
 
 
 def suggest(material: Material, decision: Verdict) -> list[Remedy]:
-    """Remedies for a chosen likelihood or a loss that went wrong, most direct first; [] for other verdicts.
+    """Remedies for a chosen likelihood or a loss that went wrong, most direct first; [] where neither did.
 
     Each of `REMEDIES` is given only where all of its conditions hold.
     """
-    if decision.label not in REMEDIED and decision.harm != "harmful":
+    if decision.harm != "harmful" and not WENT_WRONG.holds(material.situation, material.thresholds):
         return []
     rules = (
         make(material)

@@ -14,7 +14,7 @@ from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.narrative import stretch
 from dpo_diag.report.section import Context
 from dpo_diag.stats import proportion
-from dpo_diag.text import capital, number, percent, signed
+from dpo_diag.text import capital, number, percent, plural, signed
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -100,7 +100,7 @@ def _about(context: Context) -> list[str]:
         info.model.name if info.model is not None else "",
         stretch(document) if compared else "",
         f"split {document['split']}" if document.get("split") else "",
-        f"{document['n_pairs']} pairs" if document.get("n_pairs") else "",
+        plural(document["n_pairs"], "pair") if document.get("n_pairs") else "",
         str(info.created or "")[:10],
         "" if info.status == "finished" else info.status,
     ]

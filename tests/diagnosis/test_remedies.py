@@ -59,10 +59,10 @@ def test_dpop_lambda_inside_and_outside_beta() -> None:
     assert dpop_lambda(0.1) == {"inside_beta": 50.0, "outside_beta": 5.0}
 
 
-FELL = Situation(loss=-1, beta=0.1, types=("sigmoid",), learning_rate=5e-6)
+FELL = Situation(loss=-1, beta=0.1, types=("sigmoid",), learning_rate=5e-6, findings={"DVG001": {}})
 
 
-def suggested(path: Path, situation: Situation = FELL, label: str = "likelihood_displacement") -> dict[str, Remedy]:
+def suggested(path: Path, situation: Situation = FELL, harm: str = "cannot_tell") -> dict[str, Remedy]:
     """Answers of 10 and 30 tokens, sums -10 and -60 at the start (of which `nll_weights` makes 1.1667). At the end a is
     -1 and 1, b -83 and -81: half of chosen below the reference, a mean margin of 82 nats, 8.2 at beta .1."""
     start = [-10.0, -60.0]
@@ -70,7 +70,7 @@ def suggested(path: Path, situation: Situation = FELL, label: str = "likelihood_
     turn = TurningPoint("ppl_seq_mean", 25, 49, 2.24, 2.736, Interval(0.2, 0.1, 0.3, 124), 0.0238, 0.0005)
     few, spec = Concentration(3, 124, 0.71), LossSpec(types=situation.types, beta=situation.beta or 0.1)
     material = Material(align(run), spec, [turn], few, situation, load_thresholds())
-    return {r.name: r for r in suggest(material, Verdict(label, "cannot_tell", "low", ""))}
+    return {r.name: r for r in suggest(material, Verdict("likelihood_displacement", harm, "low", ""))}
 
 
 SFT, DPOP = "add an SFT (NLL) term on the chosen answers", "penalise chosen answers below the reference (DPOP)"
@@ -95,7 +95,7 @@ def test_suggestions_carry_the_runs_numbers(tmp_path: Path) -> None:
 def test_a_loss_that_rose_at_a_large_beta_and_rate(tmp_path: Path) -> None:
     """Beta 2, rate 1e-3, loss up: both are to fall, and nothing is said that fits a loss that fell."""
     rose = replace(FELL, loss=1, beta=2.0, learning_rate=1e-3)
-    remedies = suggested(tmp_path / "run", rose, "loss_rose")
+    remedies = suggested(tmp_path / "run", rose)
     assert list(remedies) == ["stop earlier", "lower beta", "lower the learning rate", PAIRS]
     assert "the loss rose at beta 2" in remedies["lower beta"].why
     assert "0.001; full fine-tuning takes 5e-7" in remedies["lower the learning rate"].why
@@ -110,10 +110,10 @@ def test_a_loss_that_rose_at_a_large_beta_and_rate(tmp_path: Path) -> None:
         ({"types": ("sigmoid", "sft")}, ["stop earlier", "raise beta", "lower the learning rate", DPOP, PAIRS]),
         ({"types": ("ipo",), "per_token": True}, ["stop earlier", SFT, "lower the learning rate", PAIRS]),
         ({"learning_rate": 5e-8}, ["stop earlier", SFT, "raise beta", DPOP, PAIRS]),
-        ({"findings": {"DVG007": {}}}, ["stop earlier", PAIRS]),
-        ({"findings": {"DVG008": {}}}, []),
-        ({"findings": {"DVG011": {}}, "severities": {"DVG011": "error"}}, []),
-        ({"findings": {"DVG028": {}}}, []),
+        ({"findings": {"DVG001": {}, "DVG007": {}}}, ["stop earlier", PAIRS]),
+        ({"findings": {"DVG001": {}, "DVG008": {}}}, []),
+        ({"findings": {"DVG001": {}, "DVG011": {}}, "severities": {"DVG011": "error"}}, []),
+        ({"findings": {"DVG001": {}, "DVG028": {}}}, []),
     ],
 )
 def test_each_remedy_has_its_conditions(tmp_path: Path, changed: dict[str, Any], left: list[str]) -> None:
@@ -122,5 +122,9 @@ def test_each_remedy_has_its_conditions(tmp_path: Path, changed: dict[str, Any],
     assert list(suggested(tmp_path / "run", replace(FELL, **changed))) == left
 
 
-def test_a_healthy_run_needs_no_remedy(tmp_path: Path) -> None:
-    assert suggested(tmp_path / "run", FELL, "healthy") == {}
+def test_a_run_in_which_nothing_went_wrong_needs_no_remedy(tmp_path: Path) -> None:
+    """The loss fell, or is not known, and chosen did not: nothing is advised, whatever the headline; harm by people's
+    word alone is."""
+    assert suggested(tmp_path / "a", replace(FELL, findings={})) == {}
+    assert suggested(tmp_path / "b", replace(FELL, findings={}, loss=None)) == {}
+    assert suggested(tmp_path / "c", replace(FELL, findings={}), "harmful")

@@ -76,12 +76,14 @@ def perplexity_text(frame: pd.DataFrame) -> str:
     if rose and fell:
         return (f"The sign depends on the aggregate: {', '.join(rose)} rose, {', '.join(fell)} fell. "
                 "Compare levels before you call it better or worse.")  # fmt: skip
-    verb = "rose" if rose else "fell" if fell else "did not move"
+    if not (rose or fell):
+        return "No chosen perplexity moved."
+    verb = "rose" if rose else "fell"
     sentence = f"Every chosen perplexity {verb} (level {signed(chosen['level'].iloc[0])} nats per token)."
     spread = chosen.loc[chosen["term_value"].abs() > chosen["level"].abs(), "perplexity"].tolist()
     if spread:
         return f"{sentence} In {', '.join(spread)} most of it is spread (a few answers), not level."
-    return f"{sentence} Most of it is level: the answers moved together." if rose or fell else sentence
+    return f"{sentence} Most of it is level: the answers moved together."
 
 
 SECTIONS.add("perplexity", Section(

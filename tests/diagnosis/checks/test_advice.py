@@ -22,6 +22,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "TRAINED": ({}, [{"findings": {"DVG008": {}}}]),
     "FELL": ({"loss": -1}, [{"loss": 0}, {"loss": 1}, {"findings": {"DVG020": {}}}, {"findings": {"DVG009": {}}}]),
     "NOT_WORSE": ({}, [{"loss": 1}, {"findings": {"DVG020": {}}}]),
+    "WENT_WRONG": ({"findings": {"DVG001": {}}}, [{"findings": {}}]),
     "ROSE": ({"loss": 1}, [{"loss": -1}, {"loss": None}]),
     "BETA_SMALL": ({"beta": 0.1}, [{"beta": 0.5}, {"beta": None}, {"per_token": True}, {"reference_free": True}]),
     "BETA_LARGE": ({"beta": 2.0}, [{"beta": 0.1}, {"beta": None}, {"per_token": True}]),

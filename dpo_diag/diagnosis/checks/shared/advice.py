@@ -140,6 +140,10 @@ TRAINED = Condition("something was trained (DVG008)", lambda s, t: "DVG008" not 
 FELL = Condition(
     "the loss fell, or is not known", lambda s, t: s.loss in (-1, None) and not {"DVG020", "DVG009"} & s.findings.keys()
 )
+WENT_WRONG = Condition(
+    "chosen fell (DVG001), or the loss rose, or averages disagree (DVG003), or a task score fell (DVG025)",
+    lambda s, t: s.loss == 1 or bool({"DVG001", "DVG003", "DVG020", "DVG025"} & s.findings.keys()),
+)
 NOT_WORSE = Condition("the loss did not rise beyond its noise", lambda s, t: s.loss != 1 and "DVG020" not in s.findings)
 ROSE = Condition("the loss rose", lambda s, t: s.loss == 1 or "DVG020" in s.findings)
 BETA_SMALL = Condition(
