@@ -48,6 +48,8 @@ _TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ("nll_weight", re.compile(rb"(?<![\w_])(?:rpo_alpha|pref_ftx|nll_loss_coef)['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("logging_steps", re.compile(rb"(?<![\w_])-{0,2}logging_steps['\"]?\s*[:= ]\s*['\"]?(\d+)")),
     ("total_steps", re.compile(rb"Total (?:optimization )?steps = ([\d,]+)")),
+    ("loss", re.compile(rb"Starting ([A-Z]+) training\.\.\.")),
+    ("total_steps", re.compile(rb"Starting [A-Z]+ training\.\.\., iters: (\d+)")),
     ("total_steps", re.compile(rb"TrainOutput\(global_step=(\d+)")),
     ("total_epochs", re.compile(rb"Num Epochs = ([\d.]+)")),
     ("total_examples", re.compile(rb"Num examples = ([\d,]+)\s*(?:\||\r?\n[^\r\n]*Num Epochs)")),

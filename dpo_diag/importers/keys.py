@@ -21,8 +21,8 @@ _BOOKKEEPING = re.compile(
     r"(?:.*[_/])?(?:runtime|samples_per_second|steps_per_second|steps/second|samples/second|total_flos|percentage|"
     r"elapsed_time|remaining_time|throughput|tokens_per_second(?:_per_gpu)?|memory\(gib\)|train_speed\([^)]*\)|"
     r"_timestamp|timestamp|_runtime|wall.?time|time|eta|examples_per_second|num_input_tokens_seen|"
-    r"peak_memory_(?:active|alloc|reserved)|memory/.*|model_preparation_time|_wandb.*|_wall_time|"
-    r"index|level_0|unnamed: \d+)"
+    r"peak_memory_(?:active|alloc|reserved)|peak_mem|memory/.*|it/s(?:ec)?|tok(?:ens)?/s(?:ec)?|trained_tokens|took|"
+    r"model_preparation_time|_wandb.*|_wall_time|index|level_0|unnamed: \d+)"
 )
 _SPLIT = re.compile(r"(train(?:ing)?|eval(?:uation)?|validation|val|valid|dev|test|held_?out)([_/.])(.+)", re.DOTALL)
 _ERIC = re.compile(r"(rewards|logps|loss|logits|nll)_(train|eval(?:_[\w-]+)?|test)/(.+)")

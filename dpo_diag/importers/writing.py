@@ -15,6 +15,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.importers.decisions import Decisions, decide
 from dpo_diag.importers.merged import History, Key
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.importers.scope import check_scope
 from dpo_diag.records.files import part_of
 from dpo_diag.records.run_info import ModelInfo, SourceInfo
 from dpo_diag.records.schemas import TRAIN_SPLIT
@@ -42,6 +43,11 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
             hint="name the format with --as, or see dpo-diag import --formats",
         )
     sources = _with_steps(sources)
+    check_scope(
+        {key for s in sources for key in (*s.store.mapping(), *s.store.dropped_keys())},
+        {name for s in sources for _, name in s.store.metrics()},
+        ", ".join(str(s.files[0]) for s in sources),
+    )
     existed = out.exists()
     if any(part_of(p) for p in out.glob("*/*.parquet")):
         raise DiagError("the folder already holds a run", where=out, hint="name another folder with --out", usage=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from dpo_diag.importers.bars import UNKNOWN, Counter, counters, last_counter, next_counter
 from dpo_diag.importers.facts import facts_from_text
+from dpo_diag.importers.formats.key_values import read_key_values
 from dpo_diag.importers.literal import ANSI, parse_row
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
-from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.trainings import Place, Training, Trainings, is_training_row
 from dpo_diag.records.text_files import Skipped, pieces
 
@@ -30,7 +30,6 @@ _HEADING = re.compile(
     rb"[\r\n][ *#=-]*(?:global )?step[ =:#]*(\d{1,15})[ *#=:-]*[\r\n]+\s*$", re.IGNORECASE
 )  # Step 500
 _BANNER = re.compile(rb"Running training ?\*|Num examples = [\d,]+ \| +Num Epochs", re.IGNORECASE)
-_POSTFIX = re.compile(rb"(\d+)/(\d+) \[[^\]\r\n]*?((?:, ?[A-Za-z][\w/]*=[-+.\w]+)+)\]?")  # 1/9 [..., loss=0.69]
 
 
 class _Reader:
@@ -174,7 +173,8 @@ def read_console(path: Path, options: Options) -> Parsed:
     training, notes = reader.trainings.taken(options.run)
     parsed.store, parsed.run = training.store, options.run
     if training.store.rows == 0 and not training.store.summaries:
-        return _read_postfix(path, parsed, options)
+        # Lines that name their numbers, behind more text than a format is recognised by.
+        return read_key_values(path, options)
     is_alone = len(reader.trainings.chained) == 1
     lengths = stated if is_alone else training.facts
     parsed.facts.merge(stated if is_alone else stated.without_length())
@@ -187,41 +187,6 @@ def read_console(path: Path, options: Options) -> Parsed:
         parsed.notes.append(f"{reader.other_ranks} rows of other ranks left out")
     parsed.n_rows = reader.candidates
     return parsed
-
-
-def _read_postfix(path: Path, parsed: Parsed, options: Options) -> Parsed:
-    """No dictionaries at all: the numbers that a progress bar carries (`loss=0.69, acc=0.5`), as OpenRLHF prints."""
-    store = RowStore(parsed.skipped, options.trainer or "openrlhf", report_wrong_types=False)
-    line, rest = 1, b""
-    for piece in pieces(path, Skipped(), PIECE):
-        data = rest + piece
-        cut = max(data.rfind(b"\r"), data.rfind(b"\n")) + 1
-        if cut == 0 and len(data) < TAIL:
-            rest = data
-            continue
-        line = _postfix_rows(data[: cut or None], store, line)
-        rest = data[cut:] if cut else b""
-    _postfix_rows(rest, store, line)
-    if store.rows:
-        parsed.store = store
-        parsed.trainer = options.trainer or "openrlhf"
-        parsed.steps, parsed.steps_from = "bar", "the progress bar that carries the numbers"
-        parsed.n_rows = parsed.n_read = store.rows
-    return parsed
-
-
-def _postfix_rows(data: bytes, store: RowStore, line: int) -> int:
-    counted = 0
-    for match in _POSTFIX.finditer(data):
-        pairs = (p.split(b"=", 1) for p in match.group(3).split(b",") if b"=" in p)
-        row = {k.strip().decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
-        line += data.count(b"\n", counted, match.start())
-        counted = match.start()
-        done, total = next_counter(data, match.start(), match.end())
-        if done >= 0 and any("loss" in k for k in row):
-            row["total_steps"] = str(total)
-            store.add(row, line, done)
-    return line + data.count(b"\n", counted)
 
 
 register(
