@@ -128,7 +128,9 @@ def setting(run: Run, split: str | None, step: int | None, hydra: bool) -> dict[
     overrides (`hydra`) describe the run."""
     info = run.info
     known = info.splits.get(split or "")
-    data = known.fingerprint if known is not None else None
+    # Where the source is known, a seed may draw another held-out set from it.
+    sources = [info.data.get("fingerprint"), (info.data.get("held_out_source") or {}).get("fingerprint")]
+    data = "+".join(str(s)[:16] for s in sources if s) or (known.fingerprint if known is not None else None)
     if data is None and split is not None:
         ids = sorted(set(run.read("pairs", ["pair_id"], splits=[split])["pair_id"]))
         data = hashlib.sha256("".join(map(str, ids)).encode()).hexdigest()[:16] if ids else None

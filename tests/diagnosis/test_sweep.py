@@ -136,6 +136,13 @@ def test_runs_of_other_origin_data_step_or_loss_are_no_seeds(
     )
 
 
+def test_a_seed_may_draw_another_held_out_set_from_the_same_source(tmp_path: Path) -> None:
+    """Other pairs of one source, named by its fingerprint, are seeds; the same pairs of two sources are not."""
+    for name, ids, source in (("a", "ab", "f1"), ("b", "cd", "f1"), ("c", "cd", "f2")):
+        run_of(tmp_path / name, "trained", ids=ids, data={"fingerprint": source})
+    assert sweep(tmp_path / "*").groups["runs"].tolist() == [2, 1]
+
+
 def test_a_scored_run_shows_its_numbers(tmp_path: Path) -> None:
     """Nothing in its history: 10 tokens at -10 nats are a perplexity of e, at -20 of e^2; both fell? unknown without a
     reference."""
