@@ -158,7 +158,8 @@ class PairSet:
 
 
 def to_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows as a `datasets.Dataset`: prompt, chosen, rejected, pair_id, and what the chat template takes.
+    """Rows as a `datasets.Dataset`: prompt, chosen, rejected (for SFT prompt, completion), pair_id, and what the chat
+    template takes.
 
     Messages and template options are JSON there: as columns of Arrow every message would get the keys of all others,
     filled with null, which templates write out.
@@ -170,10 +171,10 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
 
     if not rows:
         raise DiagError("no preference pairs to train or evaluate on", hint="check data and the held-out share")
-    names = [name for name in TRAINED_COLUMNS if any(name in row for row in rows)]
+    names = [name for name in (*TRAINED_COLUMNS, "completion") if any(name in row for row in rows)]
     text = Value("string")
     turns = text if isinstance(rows[0]["prompt"], str) else List(Json())
-    kinds = dict.fromkeys(("prompt", *SIDES), turns) | {"chat_template_kwargs": Json()}
+    kinds = dict.fromkeys(("prompt", *SIDES, "completion"), turns) | {"chat_template_kwargs": Json()}
     # TRL unpacks a row's template options: none is an empty mapping.
     blank: Row = {"chat_template_kwargs": {}}
     table = [{name: row.get(name, blank.get(name)) for name in names} for row in rows]

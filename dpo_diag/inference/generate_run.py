@@ -48,7 +48,7 @@ def generate_checkpoints(
     Raises:
         DiagError: answers in `out` were written under other decoding settings or for other prompts of the same ids.
     """
-    from dpo_diag.inference.generation import generate
+    from dpo_diag.inference.generation import begin_note, generate
     from dpo_diag.models.decoding import Decoding
 
     decoding, loader = decoding or Decoding(), loader or Loader()
@@ -66,6 +66,8 @@ def generate_checkpoints(
                 continue
             say(f"{name}: {len(missing)} prompts, {checkpoint.path}")
             with loader.open(checkpoint) as (model, tokenizer):
+                if note := begin_note(tokenizer, missing):
+                    say(f"    {note}")
                 for start in range(0, len(missing), chunk):
                     part = missing[start : start + chunk]
                     frame = generate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dpo_diag.config import PromptsConfig
+from dpo_diag.data.trained_tokens import DOUBLE_BOS, HINTS
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.checkers import check, require_known
 from dpo_diag.inference.prompts import Prompt, to_prompts
@@ -49,6 +50,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[l
     if not ids:
         raise DiagError("the prompt has no tokens", where=f"prompt {prompt.id}", got=repr(text))
     return list(ids), text
+
+
+def begin_note(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> str | None:
+    """A line that says how many prompts of plain text bring the begin token that the tokenizer puts in front, too."""
+    texts = [str(p.prompt) for p in prompts if p.messages is None]
+    begin = [tokenizer.bos_token_id] * 2
+    doubled = [text for text in texts if begin[0] is not None and list(tokenizer(text)["input_ids"][:2]) == begin]
+    if not doubled:
+        return None
+    return f"fixed prompts: {DOUBLE_BOS} in {len(doubled)} of {len(texts)}; {HINTS[DOUBLE_BOS]}"
 
 
 def generate(

@@ -12,6 +12,7 @@ from dpo_diag.config import Config
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.source import REPORT_FILE, PreferenceData, load_data
 from dpo_diag.data.token_report import Look
+from dpo_diag.inference.generation import begin_note
 from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
 from dpo_diag.models.decoding import Decoding, stop_ids
 from dpo_diag.models.loading import check_device
@@ -79,6 +80,8 @@ def load_inputs(config: Config, say: Callable[[str], None], report_to: Path | No
         by_id = sorted(inputs.train, key=lambda row: str(row.get("pair_id", "")))
         inputs.evals[TRAIN_PROBE] = by_id[: config.probes.train_pairs]
     inputs.prompts = _prompts(config)
+    if note := begin_note(inputs.policy.tokenizer, inputs.prompts):
+        inputs.notes.append(note)
     return inputs
 
 
@@ -99,14 +102,17 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode, look)
     train, held_out = source.train, source.held_out
     if not dpo:
-        # A preference pair as an SFT example: its chosen answer.
-        train, held_out = (
-            [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows] for rows in (train, held_out)
-        )
+        train, held_out = ([as_sft(row) for row in rows] for rows in (train, held_out))
     return Inputs(
         policy, train, {"": held_out} if held_out else {}, source.summary(), source=source,
         notes=[*dict.fromkeys(notes), *source.notes()],
     )  # fmt: skip
+
+
+def as_sft(row: Row) -> Row:
+    """A preference pair as an SFT example: its chosen answer, and what the chat template takes."""
+    options: Row = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+    return {"prompt": row["prompt"], "completion": row["chosen"]} | options
 
 
 def _task_dpo(config: Config, say: Callable[[str], None]) -> Inputs:

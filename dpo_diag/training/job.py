@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.config import Config, check
@@ -83,15 +82,14 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
 
 def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> DiagDPOTrainer | DiagSFTTrainer:
     policy, dpo = inputs.policy, config.trainer.method == "dpo"
-    to_rows = to_dataset if dpo else Dataset.from_list
-    evals = {name or "held_out": to_rows(rows) for name, rows in inputs.evals.items()}
+    evals = {name or "held_out": to_dataset(rows) for name, rows in inputs.evals.items()}
     only = set(inputs.evals) == {""}
     common: dict[str, Any] = {
         "model": policy.model,
         "args": arguments,
         "processing_class": policy.tokenizer,
         "peft_config": policy.peft_config,
-        "train_dataset": to_rows(inputs.train),
+        "train_dataset": to_dataset(inputs.train),
         # TRL's way: none, the only set (then it has no name), or a dict.
         "eval_dataset": evals["held_out"] if only else evals or None,
         "recorder": folder,

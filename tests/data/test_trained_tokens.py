@@ -31,6 +31,8 @@ from dpo_diag.data.trained_tokens import (
     TrainedIds,
     has_empty_think,
 )
+from dpo_diag.inference.generation import begin_note
+from dpo_diag.inference.prompts import to_prompts
 from dpo_diag.thresholds import defaults
 
 from .conftest import byte_tokenizer
@@ -71,6 +73,16 @@ def test_two_begin_tokens() -> None:
     chat = bos_tokenizer()
     chat.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
     assert found(chat, ([USER], [OTHER], [OTHER | {"content": "yes"}])) == {}  # no special tokens are added to a chat
+
+
+def test_fixed_prompts_with_two_begin_tokens() -> None:
+    """Plain text alone: messages get their begin token from the template."""
+    prompts = to_prompts([{"id": "a", "prompt": "<s>x"}, {"id": "b", "prompt": "x"},
+                          {"id": "c", "messages": [{"role": "user", "content": "<s>x"}]}])  # fmt: skip
+    note = begin_note(bos_tokenizer(), prompts)
+    assert note is not None and note.startswith("fixed prompts: the prompt begins with two begin tokens in 1 of 2; ")
+    assert begin_note(bos_tokenizer(), prompts[1:]) is None
+    assert begin_note(byte_tokenizer(), prompts) is None
 
 
 def test_two_end_tokens(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.text import number, plural
 from dpo_diag.thresholds import Thresholds
 
+_OWN_IDS = ("give each pair an id of its own, or none: the hash of its content is one",)
 _ROUNDING = 1e-4
 """Relative: what float32 sums and a log's digits leave of a mean."""
 
@@ -34,13 +36,16 @@ def same_ids(ctx: CheckContext, t: Thresholds) -> Outcome:
     }  # fmt: skip
     if lost:
         first = lost[0]
-        return speaks(
+        outcome = speaks(
             f"on {first['split']} at step {first['step']} {plural(first['rows'], 'row')} came under "
             f"{plural(first['ids'], 'id')}: the logged {first['name']} {number(first['logged'])} lies outside of what "
             f"the recorded pairs can give ({number(first['low'])} to {number(first['high'])}), so pairs of one id "
             f"overwrote each other and are not in the records",
             severity="error", **evidence,
         )  # fmt: skip
+        return replace(
+            outcome, try_next=(*_OWN_IDS, "evaluate again with this version: the lost pairs are not recorded")
+        )
     by_order = [split for split, how in evidence["told_apart_by"].items() if how == "order"]
     if shared:
         sets = ", ".join(f"{plural(n, 'pair')} of {split}" for split, n in shared.items())
@@ -110,10 +115,7 @@ register(
             answers=3,
             pairs={0: ([-10.0, -10.0], [-12.0, -15.0]), 5: ([-9.0, -9.0], [-13.0, -16.0])},
         ),
-        try_next=(
-            "give each pair an id of its own, or none: the hash of its content is one",
-            "evaluate again with this version where pairs are missing in the records",
-        ),
+        try_next=_OWN_IDS,
         sources=("axolotl 3824",),
         since="0.1.0",
         function=same_ids,

@@ -20,7 +20,7 @@ def test_values_within_reach_lose_nothing_and_beyond_it_they_do(tmp_path, findin
             lost = found["evidence"]["lost"][0]
             assert (lost["rows"], lost["ids"]) == (4, 2)
             assert (lost["low"], lost["high"]) == pytest.approx((1.25, 1.75))
-            assert found["severity"] == "error"
+            assert found["severity"] == "error" and "evaluate again" in found["try"][1]
 
 
 def test_every_pair_recorded_or_not_counted(tmp_path, finding):
@@ -39,4 +39,5 @@ def test_shared_ids_are_said_where_they_were_told_apart(tmp_path, finding, how, 
     run = Example(pairs={0: ([-10.0] * 5, -12.0)}, run={"splits": splits}).write(tmp_path)
     found = finding(run, "DVG027")
     assert (found["outcome"], found["severity"]) == ("speaks", severity)
+    assert not any("evaluate again" in line for line in found["try"])  # nothing is lost
     assert found["reason"].startswith("5 pairs of eval came under ids that other pairs had too: their " + how)
