@@ -13,6 +13,9 @@ from hydra.errors import HydraException
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.errors import did_you_mean
 
+_SHELLS = '"$`\\!'
+"""What a shell reads inside double quotes."""
+
 
 def valid_keys(schema: type = Config) -> dict[str, list[str]]:
     """Dotted prefix -> keys below it, from the schema; prefixes whose keys are free are absent."""
@@ -101,7 +104,9 @@ def _quoting(text: str) -> str:
     why = "a value with letters beyond ASCII, a comma, =, a quote or brackets stands in quotes"
     if not found or value[:1] in "'\"":
         return why
-    return f"{why}: {shlex.quote(f'{key}={quoted(value)}')}"
+    fixed = f"{key}={quoted(value)}"
+    typed = shlex.quote(fixed) if set(fixed) & set(_SHELLS) else f'"{fixed}"'
+    return f"{why}: {typed}"
 
 
 def _nearest(word: str, choices: list[str], within: str = "") -> str:

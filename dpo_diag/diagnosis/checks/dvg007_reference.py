@@ -27,15 +27,18 @@ MOST_SUMMED = 64
 
 def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
     """The first source that speaks decides; else the first that is silent, else the first that answers."""
-    sources = (_of_proof(ctx), _of_pairs(ctx, t), _of_evaluation(ctx, t), _of_training(ctx, t))
+    start, proof = ctx.info.reference.start, _of_proof(ctx)
+    sources = [proof, _of_pairs(ctx, t), _of_evaluation(ctx, t)]
+    if proof is None or proof.outcome == "speaks":
+        sources.append(_of_training(ctx, t))  # how far the first rows stand is no question where the start was seen
     outcomes = [o for o in sources if o is not None]
     if not outcomes:
         raise Missing("the start is not recorded: no step 0, no early training rows with loss or rewards")
     order = ("speaks", "silent", "not_applicable")
-    found, start = min(outcomes, key=lambda o: order.index(o.outcome)), ctx.info.reference.start
-    if found.outcome == "speaks" and start is not None and start.expected is False:
+    found = min(outcomes, key=lambda o: order.index(o.outcome))
+    if found.outcome == "speaks" and found.severity is None and start is not None and start.expected is False:
         reason = f"{found.reason}; {start.why}, so what counts is the change since the start"
-        return replace(found, reason=reason, severity="warning", evidence={**found.evidence, "start": vars(start)})
+        return replace(found, reason=reason, severity="info", evidence={**found.evidence, "start": vars(start)})
     return found
 
 

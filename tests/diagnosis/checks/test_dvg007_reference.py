@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from dpo_diag.diagnosis.checks import CheckContext
+from dpo_diag.thresholds import load_thresholds
+
 LN2 = math.log(2)
 SIGMOID = {"types": ["sigmoid"], "beta": 0.1}
 
@@ -163,8 +166,10 @@ def test_what_the_trainer_saw_before_the_first_step_is_cited(means, finding):
     found = finding(run, "DVG007")
     assert (found["outcome"], found["severity"]) == ("speaks", "error")
     assert "by 2.18" in found["reason"] and found["reason"].endswith("(model): the trainer loaded it again")
-    agreed = means(reference={"start": {**START, "agrees": True, "cause": None}})
+    rows = {"loss": [0.9, 0.9, 0.89, 0.9, 0.88, 0.87], "rewards/chosen": [-2.0, -2.1, -2.0, -2.0, -2.1, -2.0]}
+    agreed = means(rows, reference={"start": {**START, "agrees": True, "cause": None}})
     assert finding(agreed, "DVG007")["outcome"] == "silent"
+    assert finding(means(rows), "DVG007")["outcome"] == "speaks"
 
 
 def test_a_reference_that_was_named_is_no_error(pairs, finding):
@@ -173,5 +178,6 @@ def test_a_reference_that_was_named_is_no_error(pairs, finding):
     named = {**START, "expected": False, "why": "another reference was handed in (base)", "cause": None}
     run = pairs({0: (ref[0] + 2, ref[1] - 2), 5: (ref[0], ref[1] - 5)}, ref=ref, reference={"start": named})
     found = finding(run, "DVG007")
-    assert (found["outcome"], found["severity"]) == ("speaks", "warning")
+    assert (found["outcome"], found["severity"]) == ("speaks", "info")
+    assert CheckContext.from_run(run).wrong_reference(load_thresholds())  # rewards do not start at 0
     assert "another reference was handed in (base), so what counts is the change since the start" in found["reason"]

@@ -91,9 +91,12 @@ class CheckContext:
         return self._findings[key]
 
     def wrong_reference(self, thresholds: Thresholds) -> bool:
-        """Whether the run did not start at its reference (DVG007): its rewards are then 0 nowhere in particular."""
+        """Whether the run did not start at its reference (DVG007), by mistake or because another one was named: its
+        rewards are then 0 nowhere in particular."""
         finding = self.finding("DVG007", thresholds)
-        return bool(finding["outcome"] == "speaks" and finding["severity"] == "error")
+        return bool(
+            finding["outcome"] == "speaks" and (finding["severity"] == "error" or "start" in finding["evidence"])
+        )
 
     def known_start(self, thresholds: Thresholds) -> float | None:
         """The loss that the run started from before its first row: that of the reference, where the loss is known and
