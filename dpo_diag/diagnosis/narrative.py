@@ -250,7 +250,7 @@ def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sente
 def _broken(document: dict[str, Any]) -> bool:
     """Whether the numbers must be mended before anything else can be said (see `checks.shared.advice.SOUND`)."""
     speaking = {c["code"]: c["severity"] for c in document["checks"] if c["outcome"] == "speaks"}
-    return speaking.get("DVG011") == "error" or "DVG028" in speaking
+    return "error" in (speaking.get("DVG011"), speaking.get("DVG028"))
 
 
 def _what_to_change(document: dict[str, Any]) -> list[Sentence]:

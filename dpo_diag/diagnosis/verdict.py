@@ -88,7 +88,7 @@ class Cause:
 
 PRECEDENCE = (
     # Errors: what makes other numbers meaningless.
-    Cause("implausible_numbers", "DVG028"),
+    Cause("implausible_numbers", "DVG028", severity="error"),
     Cause("broken_numbers", "DVG011", severity="error"),
     Cause("dead_run", "DVG008", suspicious=False),
     Cause("reference_mismatch", "DVG007", severity="error"),

@@ -64,6 +64,7 @@ class Metric:
         of_pairs: its value from both sides and the loss; None likewise.
         per_response: every response weighs the same, so that packed rows have none.
         stand_ins: narrower quantities that answer the same question where this one was not logged, best first.
+        bounds: what it can be at all, both ends included, None where it has no end; a share lies in 0 to 1.
         live: measured wherever there are sums, scored checkpoints included; otherwise only where a trainer logs it too.
     """
 
@@ -76,7 +77,15 @@ class Metric:
     of_pairs: Callable[[Sums, LossSpec | None], Value | None] | None = None
     per_response: bool = False
     stand_ins: tuple[str, ...] = ()
+    bounds: tuple[float | None, float | None] | None = None
     live: bool = True
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Its bounds, those of a share where it is one."""
+        if self.bounds is not None:
+            return self.bounds
+        return (0.0, 1.0) if self.unit == "share" else (None, None)
 
 
 METRICS: Registry[Metric] = Registry("metric", "dpo_diag.records.metric_kinds")

@@ -113,7 +113,7 @@ def test_a_loss_that_rose_at_a_large_beta_and_rate(tmp_path: Path) -> None:
         ({"findings": {"DVG001": {}, "DVG007": {}}}, ["stop earlier", PAIRS]),
         ({"findings": {"DVG001": {}, "DVG008": {}}}, []),
         ({"findings": {"DVG001": {}, "DVG011": {}}, "severities": {"DVG011": "error"}}, []),
-        ({"findings": {"DVG001": {}, "DVG028": {}}}, []),
+        ({"findings": {"DVG001": {}, "DVG028": {}}, "severities": {"DVG028": "error"}}, []),
     ],
 )
 def test_each_remedy_has_its_conditions(tmp_path: Path, changed: dict[str, Any], left: list[str]) -> None:

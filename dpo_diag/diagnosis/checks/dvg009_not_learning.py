@@ -229,7 +229,7 @@ register(
         ),
         bad=Example(
             "200 rows around 0.70 with a standard deviation of 0.22 (batches of four), accuracy around one half.",
-            train={"loss": 0.7 + noise(200, 0.22, 1), "rewards/accuracies": 0.5 + noise(200, 0.25, 2)},
+            train={"loss": 0.7 + noise(200, 0.22, 1), "rewards/accuracies": np.clip(0.5 + noise(200, 0.25, 2), 0, 1)},
             every=1,
         ),
         good=Example(

@@ -42,27 +42,27 @@ def _logps(rows: Columns) -> Value:
 METRICS.add("ce", Metric(
     "{side} cross-entropy (nats/token)", "nats/token", "lower",
     "mean over responses of the mean token cross-entropy",
-    sides=True, of_side=_per_response(metrics.mean_ce), per_response=True,
+    bounds=(0.0, None), sides=True, of_side=_per_response(metrics.mean_ce), per_response=True,
 ))  # fmt: skip
 METRICS.add("ppl_token", Metric(
     "{side} ppl_token", "ratio", "lower",
     "exp of the mean cross-entropy over all tokens: every token weighs the same",
-    sides=True, of_side=_ppl_token,
+    bounds=(1.0, None), sides=True, of_side=_ppl_token,
 ))  # fmt: skip
 METRICS.add("ppl_seq_mean", Metric(
     "{side} ppl_seq_mean", "ratio", "lower",
     "mean over responses of exp(cross-entropy), H2O LLM Studio's Perplexity: one hard response can carry it",
-    sides=True, of_side=_per_response(metrics.ppl_seq_mean), per_response=True,
+    bounds=(1.0, None), sides=True, of_side=_per_response(metrics.ppl_seq_mean), per_response=True,
 ))  # fmt: skip
 METRICS.add("ppl_seq_geomean", Metric(
     "{side} ppl_seq_geomean", "ratio", "lower",
     "exp of the mean over responses of the cross-entropy: every response weighs the same",
-    sides=True, of_side=_per_response(metrics.ppl_seq_geomean), per_response=True,
+    bounds=(1.0, None), sides=True, of_side=_per_response(metrics.ppl_seq_geomean), per_response=True,
 ))  # fmt: skip
 METRICS.add("bits_per_byte", Metric(
     "{side} bits per byte", "bits/byte", "lower",
     "-log2 p of the responses over their UTF-8 bytes: comparable across tokenizers",
-    sides=True, of_side=_bits_per_byte,
+    bounds=(0.0, None), sides=True, of_side=_bits_per_byte,
 ))  # fmt: skip
 METRICS.add("top1", Metric(
     "{side} top-1 share", "share", "higher", "share of tokens that are the model's first choice",
@@ -75,22 +75,22 @@ METRICS.add("top5", Metric(
 METRICS.add("entropy", Metric(
     "{side} entropy", "nats/token", "neither",
     "mean next-token entropy; without a side over both responses (the trainer's number)",
-    sides=True, of_side=_per_token("entropy_sum"), stand_ins=("entropy/chosen",),
+    bounds=(0.0, None), sides=True, of_side=_per_token("entropy_sum"), stand_ins=("entropy/chosen",),
 ))  # fmt: skip
 METRICS.add("greedy_logp", Metric(
     "{side} greedy log-prob", "nats/token", "neither",
     "mean log-prob of the model's first choice at the responses' positions",
-    sides=True, of_side=_per_token("greedy_logp_sum"),
+    bounds=(None, 0.0), sides=True, of_side=_per_token("greedy_logp_sum"),
 ))  # fmt: skip
 METRICS.add("logps", Metric(
     "{side} log-prob", "nats", "neither",
     "mean over responses of the summed token log-probs (means over tokens where run.json's logps says so)",
-    sides=True, of_side=_logps, per_response=True, live=False,
+    bounds=(None, 0.0), sides=True, of_side=_logps, per_response=True, live=False,
 ))  # fmt: skip
 METRICS.add("mean_logps", Metric(
     "{side} mean token log-prob", "nats/token", "higher",
     "mean over responses of the mean token log-prob, where a log holds it beside or instead of sums: -ce",
-    sides=True, live=False,
+    bounds=(None, 0.0), sides=True, live=False,
 ))  # fmt: skip
 METRICS.add("ref_logps", Metric(
     "{side} log-prob under the reference", "nats", "neither",

@@ -67,7 +67,8 @@ METRICS.add("preference_loss", Metric(
     "preference part of the loss", "nats", "lower", "the loss without its NLL term", live=False,
 ))  # fmt: skip
 METRICS.add("nll_loss", Metric(
-    "NLL term", "nats/token", "lower", "chosen token mean NLL, before its weight", live=False,
+    "NLL term", "nats/token", "lower", "chosen token mean NLL, before its weight", bounds=(0.0, None),
+    live=False,
 ))  # fmt: skip
 METRICS.add("loss_exact", Metric(
     "recomputed loss", "nats", "lower", "the loss recomputed from the recorded sums, mean over pairs", live=False,

@@ -23,5 +23,6 @@ _ROWS: tuple[tuple[str, str, str, Better, str], ...] = (
 for _name, _label, _unit, _better, _description in _ROWS:
     METRICS.add(_name, Metric(_label, _unit, _better, _description, live=False))
 METRICS.add("score", Metric(
-    "{name}", "share", "higher", "score/NAME: mean over answers of a checker's verdict", sides=True, live=False,
+    "{name}", "share", "higher", "score/NAME: mean over answers of a checker's verdict", sides=True,
+    bounds=(None, None), live=False,
 ))  # fmt: skip

@@ -17,7 +17,13 @@ from dpo_diag.thresholds import load_thresholds
 BAD = {"DVG011": {}}
 SIGMOID = {"types": ["sigmoid"], "beta": 0.1}
 CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
-    "SOUND": ({}, [{"findings": BAD, "severities": {"DVG011": "error"}}, {"findings": {"DVG028": {}}}]),
+    "SOUND": (
+        {},
+        [
+            {"findings": BAD, "severities": {"DVG011": "error"}},
+            {"findings": {"DVG028": {}}, "severities": {"DVG028": "error"}},
+        ],
+    ),
     "REFERENCE_RIGHT": ({}, [{"findings": {"DVG007": {}}}]),
     "TRAINED": ({}, [{"findings": {"DVG008": {}}}]),
     "FELL": ({"loss": -1}, [{"loss": 0}, {"loss": 1}, {"findings": {"DVG020": {}}}, {"findings": {"DVG009": {}}}]),

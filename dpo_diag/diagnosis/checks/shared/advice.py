@@ -130,7 +130,7 @@ class Advice:
 
 SOUND = Condition(
     "no number is NaN at the end or implausible",
-    lambda s, t: s.severities.get("DVG011") != "error" and "DVG028" not in s.findings,
+    lambda s, t: s.severities.get("DVG011") != "error" and s.severities.get("DVG028") != "error",
 )
 REFERENCE_RIGHT = Condition(
     "the reference is not wrong (DVG007)",

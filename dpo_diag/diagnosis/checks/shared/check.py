@@ -103,12 +103,15 @@ class Check:
     def run(self, context: CheckContext, thresholds: Thresholds) -> dict[str, Any]:
         """The finding, with the keys of `dpo-diag explain --json` (DESIGN section 6), in strict JSON types; `try` holds
         what the outcome itself brings, the check's own lines come when the whole run is known (`advise`)."""
+        context.logged.refused.clear()
         try:
             # Logs hold infinities and numbers like 1e300; what overflows becomes NaN, which speaks for no effect.
             with np.errstate(all="ignore"):
                 result = self.function(context, {**self.thresholds, **thresholds})
         except Missing as missing:
-            result = Outcome("not_applicable", str(missing))
+            refused = ", ".join(sorted(context.logged.refused))
+            because = f" (what {refused} logs is implausible, see DVG028)" if refused else ""
+            result = Outcome("not_applicable", f"{missing}{because}")
         return {
             "code": self.code,
             "title": self.title,

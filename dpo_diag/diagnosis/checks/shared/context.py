@@ -17,6 +17,7 @@ import pandas as pd
 from dpo_diag.diagnosis.checks.shared.check import CHECKS, Missing
 from dpo_diag.diagnosis.checks.shared.logged import Logged, Window
 from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
+from dpo_diag.diagnosis.checks.shared.plausible import Implausible, find_implausible
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import loss_at_reference, loss_floor, start_of
@@ -42,7 +43,7 @@ class CheckContext:
 
     def __init__(self, rows: PairRows, window: Window, split: str | None, start: Step | None = None) -> None:
         self.run, self.info, self.window = rows.run, rows.run.info, window
-        self.logged = Logged(self.run, window, split)
+        self.logged = Logged(self.run, window, split, self._is_withheld)
         self.pairs = FixedPairs(rows, window, split, start)
         self._findings: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Any]] = {}
 
@@ -105,6 +106,14 @@ class CheckContext:
         unsure = self.wrong_reference(thresholds) or finding["reason"].startswith("cannot tell")
         known = start.known and math.isfinite(start.value) and not self.reference_free
         return start.value if known and not unsure and self.window.first is None else None
+
+    @cached_property
+    def implausible(self) -> list[Implausible]:
+        """Logged means that cannot be what their names say."""
+        return find_implausible(self.logged, self.start)
+
+    def _is_withheld(self, split: str, name: str) -> bool:
+        return any(one.withholds(split, name) for one in self.implausible)
 
     @property
     def reference_free(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,10 +61,21 @@ class Logged:
 
     Args:
         wanted: the fixed set to look at first.
+        withheld: whether a metric of a split (split, name) cannot be used: its numbers are not what it says.
+
+    Attributes:
+        refused: splits of which such a metric was asked for.
     """
 
-    def __init__(self, run: Run, window: Window, wanted: str | None) -> None:
-        self._run, self._window, self._wanted = run, window, wanted
+    def __init__(
+        self,
+        run: Run,
+        window: Window,
+        wanted: str | None,
+        withheld: Callable[[str, str], bool] = lambda split, name: False,
+    ) -> None:
+        self._run, self._window, self._wanted, self._withheld = run, window, wanted, withheld
+        self.refused: set[str] = set()
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -111,6 +122,9 @@ class Logged:
     def find(self, metric: str, split: str, least: int = 1) -> Series | None:
         """The finite values of a metric of a split; None where there are fewer than `least`."""
         series = self.every(metric, split)
+        if series is not None and self._withheld(split, series.name):
+            self.refused.add(split)
+            return None
         finite = None if series is None else series.finite
         return finite if finite is not None and len(finite) >= least else None
 
@@ -137,6 +151,14 @@ class Logged:
             if series is not None:
                 return series
         raise Missing(f"{metric} of the training batches is not logged at {least} steps or more")
+
+    def raw_together(self, metrics: Sequence[str], split: str) -> FloatArray | None:
+        """Values at the steps at which all are finite, (metrics, steps), whether they can be used or not; None where
+        there is no such step."""
+        series = [self.every(metric, split) for metric in metrics]
+        columns = [pd.Series(s.finite.values, index=s.finite.steps) for s in series if s is not None]
+        frame = pd.concat(columns, axis=1).dropna() if len(columns) == len(metrics) else pd.DataFrame()
+        return frame.to_numpy(dtype=np.float64).T if len(frame) else None
 
     def together(self, metrics: Sequence[str], split: str | None = None) -> pd.DataFrame | None:
         """One column a metric, one row a step (the index) at which all are finite; None where there is no such step."""
