@@ -7,8 +7,10 @@ Which one, where several would do:
   values: Wilson's interval, which does not vanish at 10 of 10.
 - A statistic that is no mean (a perplexity, a share of a total, kappa): the percentile bootstrap over units, or over
   clusters of units where several share a source.
-- The same questions answered at two checkpoints: only those whose answer changed carry information. McNemar's exact
-  test, and Agresti and Min's interval (2005). Newcombe's interval (1998) is for two samples whose pairing is unknown.
+- The same questions at two checkpoints: `dpo_diag.paired`. Newcombe's interval (1998) is for two samples whose pairing
+  is unknown.
+- Several rows or checkpoints tested at once: the p-values are corrected (`false_discovery`, `corrected_for`), the
+  interval is not, so that one change has one interval wherever it is printed.
 - A series of batch means from a log: its noise is estimated from successive differences (von Neumann 1941), so that a
   trend does not count as noise.
 
@@ -37,9 +39,10 @@ LEAST_FOR_T = 3
 """Values below which a mean has no interval."""
 LEAST_FOR_BOOTSTRAP = 8
 """Units below which nothing is resampled: so few cannot show how much they scatter."""
+POWER = 0.8
+TOO_FEW = "too few for an interval"
 _CELLS = 4_000_000
 """Numbers in one table of resamples (32 MB); beyond it there are fewer resamples, at least 200."""
-_FLIPS = 9_999
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,26 @@ class Interval:
             return 0
         return 1 if self.value > 0 else -1
 
+    @property
+    def error(self) -> float:
+        """The standard error that the interval's width stands for; NaN without an interval."""
+        return (self.high - self.low) / (2 * quantile(self.level))
+
+    def needed(self, distance: float, power: float = POWER) -> int | None:
+        """Units at which a true `distance` lies outside the interval with that power, if they scatter as these do:
+        n ((z_level + z_power) error / distance)^2. None without an interval, without scatter, or for no distance.
+
+        150 questions, -0.073 with a standard error of 0.040: 150 (2.80 x 0.040 / 0.073)^2 = 354.
+        """
+        if self.bounds is None or not self.error > 0 or not distance:
+            return None
+        z = quantile(self.level) + float(special.ndtri(power))
+        return math.ceil(self.n * (z * self.error / distance) ** 2)
+
+    def with_least(self, least: float) -> Interval:
+        """The estimate alone where fewer than `least` units are behind it."""
+        return self if self.n >= least else no_interval(self.value, self.n, self.level)
+
     def scaled(self, factor: float) -> Interval:
         """The same estimate in another unit; a negative factor turns the interval round."""
         low, high = sorted((self.low * factor, self.high * factor))
@@ -88,35 +111,22 @@ class Interval:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-@dataclass(frozen=True)
-class PairedChange:
-    """Mean of after - before over the same units, its p-value, and its effect size (Cohen's d_z).
-
-    `effect` is the mean difference over the differences' standard deviation: 0 where nothing changed, infinite where
-    all changed alike; NaN, like `p`, for no units.
-    """
-
-    delta: Interval
-    p: float
-    effect: float
-
-
 def finite(values: npt.ArrayLike) -> FloatArray:
     """The finite values, float64, shape (n,)."""
     array = np.asarray(values, dtype=np.float64).ravel()
     return array[np.isfinite(array)]
 
 
-def _z(level: float) -> float:
+def quantile(level: float) -> float:
     return float(special.ndtri(0.5 + level / 2))
 
 
-def _t(level: float, degrees: float) -> float:
+def t_quantile(level: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, 0.5 + level / 2))
 
 
-def _none(value: float, n: int, level: float) -> Interval:
-    return Interval(value, math.nan, math.nan, n, "too few for an interval", level)
+def no_interval(value: float, n: int, level: float) -> Interval:
+    return Interval(value, math.nan, math.nan, n, TOO_FEW, level)
 
 
 # --- one sample -------------------------------------------------------------------------------------------------------
@@ -139,16 +149,16 @@ def t_interval(values: npt.ArrayLike, level: float = LEVEL) -> Interval:
     proportion then. NaN for no values; no interval below LEAST_FOR_T."""
     x = finite(values)
     if x.size < LEAST_FOR_T:
-        return _none(float(x.mean()) if x.size else math.nan, x.size, level)
-    mean, half = float(x.mean()), _t(level, x.size - 1) * float(x.std(ddof=1)) / math.sqrt(x.size)
+        return no_interval(float(x.mean()) if x.size else math.nan, x.size, level)
+    mean, half = float(x.mean()), t_quantile(level, x.size - 1) * float(x.std(ddof=1)) / math.sqrt(x.size)
     return Interval(mean, mean - half, mean + half, x.size, "t", level)
 
 
 def proportion(successes: float, n: float, level: float = LEVEL) -> Interval:
     """Wilson's score interval of successes / n; NaN for n = 0. `successes` may be a sum of part scores."""
     if not n > 0:
-        return _none(math.nan, 0, level)
-    p, z2 = successes / n, _z(level) ** 2
+        return no_interval(math.nan, 0, level)
+    p, z2 = successes / n, quantile(level) ** 2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2) * math.sqrt(max(p * (1 - p), 0.0) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half), round(n), "Wilson", level)
@@ -156,7 +166,7 @@ def proportion(successes: float, n: float, level: float = LEVEL) -> Interval:
 
 def normal_interval(value: float, error: float, n: int, method: str, level: float = LEVEL) -> Interval:
     """An estimate whose standard error is known from elsewhere (a likelihood's curvature), taken as normal."""
-    half = _z(level) * error
+    half = quantile(level) * error
     return Interval(value, value - half, value + half, n, method, level)
 
 
@@ -182,76 +192,25 @@ def mean_difference(first: npt.ArrayLike, second: npt.ArrayLike, level: float = 
     x, y = finite(first), finite(second)
     n = min(x.size, y.size)
     if n == 0:
-        return _none(math.nan, 0, level)
+        return no_interval(math.nan, 0, level)
     value = float(y.mean() - x.mean())
     if n < LEAST_FOR_T:
-        return _none(value, n, level)
+        return no_interval(value, n, level)
     vx, vy = float(x.var(ddof=1)) / x.size, float(y.var(ddof=1)) / y.size
     if vx + vy == 0:
         return Interval(value, value, value, n, "Welch", level)
     share = vx / (vx + vy)  # not the variances themselves: their squares overflow
     degrees = 1 / (share**2 / (x.size - 1) + (1 - share) ** 2 / (y.size - 1))
-    half = _t(level, degrees) * math.sqrt(vx + vy)
+    half = t_quantile(level, degrees) * math.sqrt(vx + vy)
     return Interval(value, value - half, value + half, n, "Welch", level)
 
 
-def paired_change(before: npt.ArrayLike, after: npt.ArrayLike, level: float = LEVEL) -> PairedChange:
-    """after - before over the units where both are finite, in one order; shapes (n,).
-
-    Scores that are all 0 or 1 (right or wrong) get Agresti and Min's interval and McNemar's exact test; others a t
-    interval of the mean difference and the sign-flip test.
-    """
-    b, a = (np.asarray(v, dtype=np.float64).ravel() for v in (before, after))
-    both = np.isfinite(b) & np.isfinite(a)
-    b, a = b[both], a[both]
-    d = a - b
-    if d.size == 0:
-        return PairedChange(_none(math.nan, 0, level), math.nan, math.nan)
-    mean, spread = float(d.mean()), float(d.std(ddof=1)) if d.size > 1 else 0.0
-    effect = mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
-    if np.isin(b, (0.0, 1.0)).all() and np.isin(a, (0.0, 1.0)).all():
-        lost, won = int((d < 0).sum()), int((d > 0).sum())
-        return PairedChange(paired_proportion_change(lost, won, d.size, level), mcnemar(lost, won), effect)
-    return PairedChange(t_interval(d, level), sign_flip(d), effect)
-
-
-def paired_proportion_change(lost: int, won: int, n: int, level: float = LEVEL) -> Interval:
-    """(won - lost) / n: of n questions `lost` were right before and wrong after, `won` the reverse.
-
-    Agresti and Min (2005): Wald's interval with half a question added to each of the four cells, so that it does not
-    vanish where nothing changed. NaN for n = 0.
-    """
-    if n == 0:
-        return _none(math.nan, 0, level)
-    b, c, m = lost + 0.5, won + 0.5, n + 2.0
-    centre, half = (c - b) / m, _z(level) * math.sqrt((b + c) - (c - b) ** 2 / m) / m
-    return Interval((won - lost) / n, centre - half, centre + half, n, "paired, Agresti-Min", level)
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """McNemar's exact two-sided p-value from the two discordant counts; 1 where nothing changed."""
-    return min(1.0, 2 * float(special.bdtr(min(lost, won), lost + won, 0.5))) if lost + won else 1.0
-
-
-def sign_flip(differences: npt.ArrayLike) -> float:
-    """Two-sided paired permutation p-value: if nothing changed, each difference's sign is a coin toss; 1 for none.
-
-    Differences of one size are counted exactly (McNemar). (scipy's permutation_test does the same in 15 times the time
-    at 300 prompts, and one comparison of checkpoints asks for hundreds of these.)
-    """
-    d = finite(differences)
-    d = d[d != 0]
-    if d.size == 0:
-        return 1.0
-    if np.allclose(np.abs(d), abs(d[0])):
-        return mcnemar(int((d < 0).sum()), int((d > 0).sum()))
-    rng = np.random.default_rng(SEED)
-    # The rounding of a sum in another order must not decide whether a resample is as extreme as the observed one.
-    observed, hits = abs(d.sum()) * (1 - 1e-12), 0
-    for start in range(0, _FLIPS, 1_000):
-        signs = rng.integers(0, 2, size=(min(1_000, _FLIPS - start), d.size), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ d) >= observed).sum())
-    return (hits + 1) / (_FLIPS + 1)
+def independent_test(p0: float, n0: float, p1: float, n1: float) -> float:
+    """Two-sided p-value of p1 = p0 for the shares of two independent samples: the pooled score test; 1 where both
+    samples are all right, or all wrong."""
+    pooled = (p0 * n0 + p1 * n1) / (n0 + n1)
+    error = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / n0 + 1 / n1))
+    return float(2 * special.ndtr(-abs(p1 - p0) / error)) if error > 0 else 1.0
 
 
 def false_discovery(p_values: npt.ArrayLike) -> FloatArray:
@@ -268,7 +227,17 @@ def false_discovery(p_values: npt.ArrayLike) -> FloatArray:
     return q
 
 
+def corrected_for(p: float, looks: int) -> float:
+    """A p-value for the best of several looks (Bonferroni): p times their number, at most 1."""
+    return min(1.0, p * max(1, looks))
+
+
 # --- statistics that are no means -------------------------------------------------------------------------------------
+
+
+def cluster_index(clusters: Sequence[Hashable] | npt.NDArray[np.generic]) -> npt.NDArray[np.intp]:
+    """Unit -> number of its cluster, 0 to clusters - 1, shape (n,)."""
+    return np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)[1]
 
 
 @lru_cache(maxsize=4)
@@ -303,20 +272,18 @@ def bootstrap(
     No interval below LEAST_FOR_BOOTSTRAP units, or where fewer than half of the resamples give a finite value.
     """
     if n == 0:
-        return _none(math.nan, 0, level)
+        return no_interval(math.nan, 0, level)
     value = float(np.asarray(statistic(np.ones((1, n))), dtype=np.float64).ravel()[0])
-    index = (
-        None if clusters is None else np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)[1]
-    )
+    index = None if clusters is None else cluster_index(clusters)
     units = n if index is None else int(index.max()) + 1
     if units < LEAST_FOR_BOOTSTRAP:
-        return _none(value, n, level)
+        return no_interval(value, n, level)
     counts = _counts(units) if index is None else _counts(units)[:, index]
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.asarray(statistic(counts), dtype=np.float64)
     known = drawn[np.isfinite(drawn)]
     if known.size < drawn.size / 2:
-        return _none(value, n, level)
+        return no_interval(value, n, level)
     low, high = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high), n, "bootstrap" if index is None else "bootstrap, clustered", level)
 
@@ -362,7 +329,7 @@ def ends(values: npt.ArrayLike, level: float = LEVEL, share: float = 0.25) -> En
     k, sd = max(3, int(x.size * share)), noise_sd(x)
     first, last = float(x[:k].mean()), float(x[-k:].mean())
     # n / 2: successive differences overlap, so they hold fewer degrees of freedom than rows.
-    t = _t(level, max(2, x.size // 2))
+    t = t_quantile(level, max(2, x.size // 2))
     half, half_level = t * sd * math.sqrt(2 / k), t * sd / math.sqrt(k)
     method = "first and last rows, noise from successive differences"
     delta = Interval(last - first, last - first - half, last - first + half, x.size, method, level)

@@ -112,6 +112,12 @@ def plural(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
+def about(n: int) -> int:
+    """A count rounded up to two digits: 354 is about 360."""
+    step = int(10 ** max(0, len(str(n)) - 2))
+    return -(-n // step) * step
+
+
 def some(values: Iterable[Any], shown: int = 5) -> str:
     """ "a, b, c and 4 more"."""
     listed = [str(v) for v in values]

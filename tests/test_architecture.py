@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
-GROUND = {"config", "config_checkpoints", "errors", "extras", "losses", "records", "registry", "rows", "stats", "text",
-          "thresholds"}  # fmt: skip
+GROUND = {
+    "config", "config_checkpoints", "errors", "extras", "losses", "paired", "records", "registry", "rows", "stats",
+    "text", "thresholds",
+}  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
 RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review"}
 SHARED = {"tracking", "serving"}

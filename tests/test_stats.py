@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -52,42 +51,6 @@ def test_two_samples_of_numbers_by_hand() -> None:
     half = 3.2188 * math.sqrt(5 / 3)  # t(0.975, 2.9412)
     assert i.value == 4.0 and [i.low, i.high] == pytest.approx([4 - half, 4 + half], abs=2e-3)
     assert stats.mean_difference([1, 2], [3, 4]).bounds is None and math.isnan(stats.mean_difference([], [1]).value)
-
-
-def test_the_same_questions_twice() -> None:
-    """100 questions, 10 lost, 2 won: -0.08; Agresti-Min centre -8/102, half 1.96 sqrt((13/102 - (8/102)^2)/102).
-
-    McNemar: P(X <= 2 | 12, 1/2) = (1 + 12 + 66) / 4096, two-sided twice that.
-    """
-    before, after = np.r_[np.ones(60), np.zeros(40)], np.r_[np.ones(50), np.zeros(10), np.ones(2), np.zeros(38)]
-    change = stats.paired_change(before, after)
-    half = 1.959964 * math.sqrt((13 / 102 - (8 / 102) ** 2) / 102)
-    assert change.delta.value == pytest.approx(-0.08) and change.delta.n == 100
-    assert change.delta.bounds == pytest.approx([-8 / 102 - half, -8 / 102 + half])
-    assert change.p == pytest.approx(2 * 79 / 4096)
-    assert stats.paired_proportion_change(0, 0, 50).low < 0 < stats.paired_proportion_change(0, 0, 50).high
-
-
-def test_paired_scores_leave_out_what_has_no_partner() -> None:
-    change = stats.paired_change([0, 0, 0.5, math.nan, 0], [1, 1, 0.5, 1, math.nan])
-    assert change.delta.n == 3 and change.delta.value == pytest.approx(2 / 3) and change.p == 0.5
-    assert stats.paired_change([1, 2], [1, 2]).effect == 0 and stats.paired_change([1, 1], [2, 2]).effect == math.inf
-    assert stats.paired_change([], []).delta.n == 0 and math.isnan(stats.paired_change([], []).p)
-
-
-def test_mcnemar_by_hand() -> None:
-    """8 gained, 1 lost: P(X >= 8 | 9) = (9 + 1) / 512; two-sided twice that."""
-    assert stats.mcnemar(1, 8) == stats.mcnemar(8, 1) == pytest.approx(20 / 512)
-    assert stats.mcnemar(0, 0) == 1.0 and stats.mcnemar(3, 3) == 1.0
-
-
-def test_sign_flip_equals_enumeration() -> None:
-    """All 2^6 sign patterns of 1, 2, 3, 4, 5, 1, counted: the share with a sum as far from 0 as 14."""
-    d = np.array([1.0, 2, 3, 4, 5, -1])
-    sums = [abs(np.dot(s, np.abs(d))) for s in itertools.product((1, -1), repeat=6)]
-    assert stats.sign_flip(d) == pytest.approx(np.mean(np.array(sums) >= abs(d.sum())), abs=0.01)
-    assert stats.sign_flip([0, 0]) == 1.0
-    assert stats.sign_flip([1.0] * 8) == pytest.approx(2 / 256)
 
 
 def test_false_discovery_by_hand() -> None:
@@ -165,3 +128,18 @@ def test_ends_cover_their_truth() -> None:
     rng = np.random.default_rng(2)
     trends = [stats.ends(rng.normal(0, 1, 40)) for _ in range(400)]
     assert 5 <= sum(t is not None and t.delta.sign != 0 for t in trends) <= 36
+
+
+def test_how_many_are_needed_to_tell() -> None:
+    """A standard error of .04 over 150 questions and a fall of .07: 150 ((1.960 + .8416) .04 / .07)^2 = 384.4."""
+    change = stats.normal_interval(-0.07, 0.04, 150, "m")
+    assert change.needed(-0.07) == change.needed(0.07) == 385
+    assert change.needed(0.0) is None and change.with_least(151).needed(0.07) is None
+    assert change.with_least(150) == change and change.with_least(151).bounds is None
+
+
+def test_two_independent_shares_by_hand() -> None:
+    """70 and 55 of 100: pooled .625, standard error sqrt(.625 .375 .02) = .06847, z = 2.1909, p = .02846."""
+    assert stats.independent_test(0.7, 100, 0.55, 100) == pytest.approx(0.02846, abs=5e-6)
+    assert stats.independent_test(1.0, 9, 1.0, 9) == 1.0
+    assert stats.corrected_for(0.02, 3) == 0.06 and stats.corrected_for(0.6, 3) == 1.0

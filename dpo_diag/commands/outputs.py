@@ -17,7 +17,18 @@ from dpo_diag.outputs.changed import SINCE
 from dpo_diag.outputs.compare import Comparison, comparison, to_document
 from dpo_diag.outputs.terminal import Layout, answer_lines, wrap
 from dpo_diag.records import load_run
-from dpo_diag.text import bracket, frame_for_csv, number, safe, signed, table, takes_styles, terminal_width, to_json
+from dpo_diag.text import (
+    bracket,
+    frame_for_csv,
+    number,
+    plural,
+    safe,
+    signed,
+    table,
+    takes_styles,
+    terminal_width,
+    to_json,
+)
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 MOVED_ROWS = 12
@@ -176,8 +187,9 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     since = [s for s in SINCE if any(s in row for row in changed.values())]
     section("Answers changed", ["", *(f"since {s}" for s in since)],
             [[name, *(row.get(s) for s in since)] for name, row in changed.items()])  # fmt: skip
+    tested = "".join(f" (q: corrected for {plural(p['tested'], 'n-gram')})" for p in document["phrases"][:1])
     section(
-        f"Phrase inflation, {baseline} → {to}",
+        f"Phrase inflation, {baseline} → {to}{tested}",
         ["phrase", "answers", "log-odds", "q", "in chosen", "in rejected"],
         [[p["phrase"], f"{p['before']} → {p['after']} of {p['n']}", p["log_odds"], p["q"], p["in_chosen"],
           p["in_rejected"]] for p in document["phrases"][:PHRASE_ROWS]],
@@ -186,10 +198,11 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
         print("\nPhrase inflation: none beyond chance")
     moved = sorted((b for b in at_target["behaviours"] if b["verdict"] != "unchanged"), key=lambda b: b["tag"] != ALL)
     section(
-        "Moved beyond chance",
-        ["behaviour", "tag", "mean", "toward/away/same", "q", "verdict"],
+        f"Moved beyond chance (change: + is wanted; q: corrected for {plural(len(at_target['behaviours']), 'row')})",
+        ["behaviour", "tag", "mean", "change", "95 %", "+/-/=", "q"],
         [[b["behaviour"], b["tag"], f"{number(b['before'], 3)} → {number(b['after'], 3)}",
-          f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"], b["verdict"]] for b in moved[:MOVED_ROWS]],
+          signed(b["delta"], 2), bracket(b["low"], b["high"], signed),
+          f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"]] for b in moved[:MOVED_ROWS]],
     )  # fmt: skip
     if len(moved) > MOVED_ROWS:
         print(f"  ... {len(moved) - MOVED_ROWS} more in --json")

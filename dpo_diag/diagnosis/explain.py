@@ -33,7 +33,8 @@ from dpo_diag.diagnosis.decompose.prompt_dependence import prompt_dependence
 from dpo_diag.diagnosis.decompose.similarity import similarity
 from dpo_diag.diagnosis.decompose.tokens import NO_TOKENS, follow_roles, summarise_tokens, token_rows
 from dpo_diag.diagnosis.decompose.trajectory import follow, turning_points
-from dpo_diag.diagnosis.evidence import Measure, measures
+from dpo_diag.diagnosis.evidence import measures
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
@@ -132,7 +133,7 @@ def explain_run(
 def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
     run, pairs = aligned.run, aligned.pairs
     spec, why_not = loss_spec(run)
-    loss, loss_rows = loss_section(aligned, spec, why_not)
+    loss, loss_rows = loss_section(aligned, spec, why_not, values["least_for_interval"])
     unit, unit_note = aligned.unit_and_note
     perplexity = perplexity_section(aligned)
     path = follow(aligned, spec)
@@ -163,7 +164,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
         "perplexity": perplexity,
         "bits_per_byte": {s: aligned.bits_per_byte(s) for s in aligned.sides} if len(pairs) else {},
         "quadrants": quadrants(aligned),
-        "margins": margins(pairs),
+        "margins": margins(pairs, values["least_for_interval"]),
         "against_reference": from_reference(aligned, spec),
         "concentration": asdict(few) if few is not None else None,
         "turning_points": [t.document() for t in turns],
@@ -273,8 +274,7 @@ def _evidence(
     run: Run, from_step: Step | None, to_step: int | None, values: Mapping[str, float]
 ) -> list[tuple[Measure, str]]:
     """What is measured that is not likelihood, with its direction."""
-    found = measures(run, from_step, to_step, values["confidence_scores"])
-    return [(m, m.direction(values)) for m in found]
+    return [(m, m.direction(values)) for m in measures(run, from_step, to_step, values)]
 
 
 def _starts(context: CheckContext, values: Mapping[str, float]) -> dict[str, float]:

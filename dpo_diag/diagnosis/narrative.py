@@ -8,13 +8,14 @@ escaped, so that a terminal shows them and never obeys them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
-from dpo_diag.text import capital, interval, moved, number, percent, plural, safe, signed
+from dpo_diag.stats import Interval
+from dpo_diag.text import about, capital, interval, moved, number, percent, plural, safe, signed
 
 HEADINGS = ("What happened", "How sure", "Why", "Which pairs", "What to change")
 WEIGHING = {
@@ -185,10 +186,13 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
         if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
-            uncertain = ": its direction is not certain" if bounds[0] <= 0.0 <= bounds[1] else ""
+            uncertain = _not_certain(entry[delta], bounds, document["n_pairs"]) if bounds[0] <= 0.0 <= bounds[1] else ""
             text = f"Change of {what} {signed(entry[delta])} ({interval(bounds)}{uncertain})."
             sentences.append(say(text, key))
-    if document["n_pairs"] and len(sentences) > told:
+    least = document["thresholds"]["least_for_interval"]
+    if document["n_pairs"] and document["n_pairs"] < least:
+        sentences.append(say(f"n = {plural(document['n_pairs'], 'pair')}: too few for an interval.", "n_pairs"))
+    elif document["n_pairs"] and len(sentences) > told:
         text = "Intervals are over the pairs of this set; they do not include the scatter between training seeds."
         sentences.append(say(text, "n_pairs"))
     elif any(entry["interval"] for entry in values.values()):
@@ -203,6 +207,17 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
             counts = ", ".join(f"{v['n']} {EXCLUDED.get(k, k)}" for k, v in section["excluded"].items())
             sentences.append(say(f"Left out of the {side} perplexities: {counts}.", f"perplexity.{side}.excluded"))
     return sentences
+
+
+def _not_certain(change: float, bounds: Sequence[float], n_pairs: int | None) -> str:
+    """That an interval holds 0 and, where pairs stand behind it, how many more would tell."""
+    needed = Interval(change, bounds[0], bounds[1], n_pairs or 0).needed(change)
+    more = (
+        f"; about {about(needed)} pairs are needed to tell a change of this size from none (power 80 %)"
+        if needed
+        else ""
+    )
+    return f": its direction is not certain{more}"
 
 
 def _which_pairs(document: dict[str, Any], run: Run | None) -> list[Sentence]:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_diag.diagnosis.checks.shared.check import CAVEAT
-from dpo_diag.diagnosis.evidence import TASK_KINDS, Measure
+from dpo_diag.diagnosis.evidence import TASK_KINDS
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.text import capital, plural, some
 
 LABELS = {
@@ -310,7 +311,7 @@ def _harm_text(harm: str, because: list[Measure], measured: bool) -> str:
 
 def _cite(because: list[Measure]) -> str:
     """The task measure with most answers behind it, paired ones first; and how many more say the same."""
-    first = min(because, key=lambda m: (m.kind not in TASK_KINDS, m.p is None, -m.change.n))
+    first = min(because, key=lambda m: (m.kind not in TASK_KINDS, not m.paired, -m.change.n))
     more = len(because) - 1
     return f"{first}, and {plural(more, 'more measure')} likewise" if more else str(first)
 

@@ -19,7 +19,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import DECIDE, LIMITS, RELATIVE, SUBJECTS, Ambiguous, Missing, Quantity, Rule
 from dpo_diag.records import Run
-from dpo_diag.stats import Interval
+from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import number, signed, visible
 
 
@@ -113,7 +113,10 @@ def _limited(name: str, rule: Rule, quantity: Quantity) -> Outcome:
         estimate = quantity.change if key in RELATIVE else quantity.value
         if estimate is None or not math.isfinite(estimate.value):
             raise Missing("there is no baseline value")
-        limits.append(_held(estimate, key, float(rule[key]), str(rule.get("decide") or next(iter(DECIDE)))))
+        decide = str(rule.get("decide") or next(iter(DECIDE)))
+        if estimate.method == TOO_FEW and decide != "point":
+            raise Missing(f"n = {estimate.n}: {TOO_FEW} (decide: point would judge the number alone)")
+        limits.append(_held(estimate, key, float(rule[key]), decide))
     status = "failed" if any(limit.verdict == "failed" for limit in limits) else "passed"
     reason = "; ".join(limit.reason for limit in limits)
     shown = _shown(limits)

@@ -15,7 +15,7 @@ from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.outputs.answers import POLICY, answers
 from dpo_diag.outputs.compare import Comparison, comparison
 from dpo_diag.records import Run, load_run
-from dpo_diag.thresholds import load_thresholds
+from dpo_diag.thresholds import Thresholds, load_thresholds
 
 
 class JudgedRun:
@@ -49,14 +49,19 @@ class JudgedRun:
         return self.other is self.run
 
     @cached_property
+    def limits(self) -> Thresholds:
+        """The thresholds, overrides included."""
+        return load_thresholds(self.overrides)
+
+    @cached_property
     def pairs(self) -> PairRows:
         """The pair rows of the run."""
-        return PairRows(self.run, load_thresholds(self.overrides)["reference_tolerance_nats"])
+        return PairRows(self.run, self.limits["reference_tolerance_nats"])
 
     @cached_property
     def comparison(self) -> Comparison:
         """The answers of the run's last checkpoint against the baseline's; DiagError if they cannot be compared."""
-        limits = load_thresholds(self.overrides)
+        limits = self.limits
         if self.same_run:
             return comparison(self.run, baseline=self.step, thresholds=limits)
         # The other run's last answers stand in the place of the reference's: what changes are measured from.

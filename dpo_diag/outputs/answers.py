@@ -14,6 +14,8 @@ from dpo_diag.records import Run
 from dpo_diag.stats import Interval
 
 POLICY, REFERENCE, SFT = "policy", "ref", "sft"
+SOURCE = "source="
+"""Tag of prompts that share a source: their answers are clustered in every interval and test."""
 _ORDER = {SFT: 0, REFERENCE: 1, POLICY: 3}
 _OTHER = 2
 """Place of any other model (a base model, say): after the reference, before the policy."""
@@ -85,6 +87,12 @@ class Answers:
                     by_tag.setdefault(tag, []).append(prompt_id)
         return by_tag
 
+    def sources(self) -> pd.Series[str]:
+        """prompt_id -> what the prompt belongs to: its tag `source=NAME` (paraphrases of one question, questions on one
+        text), else itself."""
+        first = self.frame.drop_duplicates("prompt_id").set_index("prompt_id")
+        return prompt_sources(first["tags"] if "tags" in first else pd.Series(None, index=first.index, dtype=object))
+
     def policy_checkpoints(self) -> list[Checkpoint]:
         """The policy's by step; another model's where there is no policy."""
         return [c for c in self.checkpoints if c.model == POLICY] or list(self.checkpoints)
@@ -105,6 +113,12 @@ class Answers:
 def tags_of(value: Any) -> list[str]:
     """A row's tags; [] where none are recorded."""
     return [] if value is None or isinstance(value, float) else [str(tag) for tag in value]
+
+
+def prompt_sources(tags: pd.Series[Any]) -> pd.Series[str]:
+    """What each prompt belongs to, from the prompts' tags (index prompt_id); see `Answers.sources`."""
+    named = [next((tag for tag in tags_of(own) if tag.startswith(SOURCE)), f"prompt={i}") for i, own in tags.items()]
+    return pd.Series(named, index=tags.index, dtype=object)
 
 
 def columns_of(estimate: Interval, name: str = "") -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
-from dpo_diag.stats import false_discovery, mean_difference, mean_interval, paired_change
+from dpo_diag.paired import paired_change
+from dpo_diag.stats import false_discovery, mean_difference, mean_interval
 from dpo_diag.thresholds import Thresholds
 
 ALL = "(all)"
@@ -73,9 +74,9 @@ def behaviour_table(
 
     Returns:
         Columns model, step, behaviour, tag, n, toward, away, unchanged (prompts), before, after (means; of 1 - share
-        where less is wanted), delta (after - before, + is wanted), low, high (95 %), p, q (Benjamini-Hochberg within
-        a checkpoint), verdict: toward | away | unchanged (q above `answers.max_q`). A behaviour that no prompt can
-        show is left out.
+        where less is wanted), delta (after - before, + is wanted), low, high (95 %; null for
+        few prompts), p, q (Benjamini-Hochberg over a checkpoint's rows), verdict: toward | away | unchanged (q above
+        `answers.max_q`). A behaviour that no prompt can show is left out.
     """
     groups = {ALL: list(answers.prompt_ids)} | answers.tags()
     rows = []
@@ -86,7 +87,9 @@ def behaviour_table(
             {**checkpoint._asdict(), **row}
             for behaviour in WANTED
             if behaviour.column in values
-            for row in _moves(answers, values, behaviour, baseline, checkpoint, groups)
+            for row in _moves(
+                answers, values, behaviour, baseline, checkpoint, groups, thresholds["least_for_interval"]
+            )
         ]
         for row, q in zip(own, false_discovery([row["p"] for row in own]), strict=True):
             moved = "toward" if row["delta"] > 0 else "away"
@@ -97,14 +100,14 @@ def behaviour_table(
 
 def _moves(
     answers: Answers, values: pd.DataFrame, behaviour: Behaviour, baseline: Checkpoint, checkpoint: Checkpoint,
-    groups: dict[str, list[str]],
+    groups: dict[str, list[str]], least: float,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One behaviour's rows of `behaviour_table`, without q: over all prompts and by tag."""
     before = answers.values(values, baseline, behaviour.column)
     after = answers.values(values, checkpoint, behaviour.column)
     if behaviour.sign < 0:  # shares all: the share that does what the name says
         before, after = 1 - before, 1 - after
-    both = pd.DataFrame({"before": before, "after": after}).dropna()
+    both, sources = pd.DataFrame({"before": before, "after": after}).dropna(), answers.sources()
     for tag, ids in groups.items():
         # A tag that all prompts have says what (all) says.
         repeats = tag != ALL and len(ids) == len(answers.prompt_ids)
@@ -112,8 +115,8 @@ def _moves(
         if own.empty or (tag not in behaviour.tags if behaviour.tags else repeats):
             continue
         x, y = own["before"].to_numpy(), own["after"].to_numpy()
-        change = paired_change(x, y)
-        delta = columns_of(change.delta)
+        change = paired_change(x, y, clusters=sources.loc[own.index].to_numpy(dtype=object))
+        delta = columns_of(change.delta.with_least(least))
         yield {
             "behaviour": behaviour.name, "tag": tag, "toward": int((y > x).sum()), "away": int((y < x).sum()),
             "unchanged": int((y == x).sum()), "before": float(x.mean()), "after": float(y.mean()),

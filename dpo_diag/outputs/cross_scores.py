@@ -7,9 +7,9 @@ import os
 import pandas as pd
 
 from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
+from dpo_diag.paired import paired_change
 from dpo_diag.records.schemas import ANSWER_LOGPS
 from dpo_diag.records.side_tables import read_side_table
-from dpo_diag.stats import paired_change
 
 COLUMNS = ["model", "step", "of", "n", "logp_before", "logp_after", "delta", "low", "high"]
 
@@ -41,7 +41,8 @@ def cross_score_table(folder: str | os.PathLike[str], answers: Answers, base: Ch
                 continue
             before, after = (by_writer, by_scorer) if of == "old" else (by_scorer, by_writer)
             before, after = before.loc[common], after.loc[common]
-            change = columns_of(paired_change(before, after).delta)
+            sources = answers.sources().reindex(common).to_numpy(dtype=object)
+            change = columns_of(paired_change(before, after, clusters=sources).delta)
             means = {"logp_before": float(before.mean()), "logp_after": float(after.mean())}
             rows.append({**checkpoint._asdict(), "of": of, **means, "delta": change.pop("value"), **change})
     return pd.DataFrame(rows, columns=COLUMNS)

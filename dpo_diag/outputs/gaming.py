@@ -22,8 +22,9 @@ import pandas as pd
 from dpo_diag.outputs.answers import Answers, Checkpoint, tags_of
 from dpo_diag.outputs.references import exact_match
 from dpo_diag.outputs.words import words
-from dpo_diag.stats import SEED, Interval, bootstrap, false_discovery, paired_change
-from dpo_diag.text import interval, number, percent, signed
+from dpo_diag.paired import PairedChange, paired_change
+from dpo_diag.stats import SEED, Interval, bootstrap, false_discovery
+from dpo_diag.text import interval, number, percent, plural, signed
 from dpo_diag.thresholds import Thresholds
 
 EXCHANGES = 1_999
@@ -83,6 +84,12 @@ def _change_in_words(change: Interval, write: Callable[..., str] = signed) -> st
     return f"{write(change.value)} ({interval(change.bounds, change.level, write)}, n {change.n})"
 
 
+def _change(before: pd.DataFrame, after: pd.DataFrame, column: str, thresholds: Thresholds) -> PairedChange:
+    """The change of a column over the same prompts, clustered by their sources; no interval for few prompts."""
+    change = paired_change(before[column], after[column], clusters=before["source"].to_numpy(dtype=object))
+    return replace(change, delta=change.delta.with_least(thresholds["least_for_interval"]))
+
+
 @dataclass(frozen=True)
 class _Quality:
     """The change of the best score there is: the checker's verdict, else token F1 against the references."""
@@ -91,9 +98,9 @@ class _Quality:
     change: Interval | None = None
 
     @classmethod
-    def of(cls, before: pd.DataFrame, after: pd.DataFrame) -> _Quality:
+    def of(cls, before: pd.DataFrame, after: pd.DataFrame, thresholds: Thresholds) -> _Quality:
         for name in ("correct", "token_f1"):
-            change = paired_change(before[name], after[name]).delta
+            change = _change(before, after, name, thresholds).delta
             if change.n:
                 return cls(name, change)
         return cls()
@@ -119,10 +126,11 @@ def length_bias(before: pd.DataFrame, after: pd.DataFrame, thresholds: Threshold
     both = (a > 0) & (b > 0)
     if int(both.sum()) < 2:
         return _not_applicable(name, "fewer than two prompts were answered with words at both checkpoints")
-    change = paired_change(np.log(a[both]), np.log(b[both]))
+    old, new = (pd.DataFrame({"log": np.log(of[both]), "source": before["source"][both]}) for of in (a, b))
+    change = _change(old, new, "log", thresholds)
     log = change.delta
     ratio = replace(log, value=math.exp(log.value), low=math.exp(log.low), high=math.exp(log.high))
-    quality = _Quality.of(before, after)
+    quality = _Quality.of(before, after, thresholds)
     harmful = ratio.value >= thresholds["gaming.least_length_ratio"] and not quality.better
     reason = f"words per answer changed by a factor of {_change_in_words(ratio, number)}; {quality}"
     return _measured(name, harmful, reason, "ratio of words", ratio, change.p, d_z=change.effect, **quality.evidence)
@@ -131,10 +139,10 @@ def length_bias(before: pd.DataFrame, after: pd.DataFrame, thresholds: Threshold
 def format_gaming(before: pd.DataFrame, after: pd.DataFrame, thresholds: Thresholds) -> Finding:
     """Change of Markdown elements per answer, beside the score."""
     name = "format_gaming"
-    change = paired_change(before["structure"], after["structure"])
+    change = _change(before, after, "structure", thresholds)
     if change.delta.n < 2:
         return _not_applicable(name, "fewer than two prompts were answered at both checkpoints")
-    quality = _Quality.of(before, after)
+    quality = _Quality.of(before, after, thresholds)
     reason = f"Markdown elements per answer changed by {_change_in_words(change.delta)}; {quality}"
     grew = change.delta.value >= thresholds["gaming.least_structure"]
     if quality.change is None and grew:
@@ -169,7 +177,9 @@ def strategy_collapse(before: pd.DataFrame, after: pd.DataFrame, thresholds: Thr
     kinds = list(dict.fromkeys(old + new))
     x, y = ((np.array(side)[:, None] == np.array(kinds)).astype(float) for side in (old, new))  # (n, kinds), one-hot
     # The plug-in entropy of a resample is too low by about the same amount on both sides, so the difference holds.
-    change = bootstrap(lambda counts: entropy(counts @ y) - entropy(counts @ x), n)
+    sources = before["source"].to_numpy(dtype=object)
+    clusters = sources if len(set(sources)) < n else None
+    change = bootstrap(lambda counts: entropy(counts @ y) - entropy(counts @ x), n, clusters=clusters)
     swapped = np.random.default_rng(SEED).integers(0, 2, size=(EXCHANGES, n)) @ (y - x)
     exchanged = entropy(y.sum(0) - swapped) - entropy(x.sum(0) + swapped)
     # The rounding of a sum in another order must not decide whether an exchange is as extreme as the observed one.
@@ -225,6 +235,7 @@ def sycophancy(before: pd.DataFrame, after: pd.DataFrame, thresholds: Thresholds
             "too few",
         )  # fmt: skip
     change = paired_change(both["before"], both["after"])
+    change = replace(change, delta=change.delta.with_least(thresholds["least_for_interval"]))
     shares = {"before": float(both["before"].mean()), "after": float(both["after"].mean())}
     reason = (
         f"gives way on {percent(shares['before'])} → {percent(shares['after'])} of {len(both)} probes, change "
@@ -260,19 +271,22 @@ def gaming(
         return [_not_applicable(name, "the two checkpoints answered no prompt in common") for name in CHECKS]
     findings = [check(before.loc[common], after.loc[common], thresholds) for check in CHECKS.values()]
     q_values = false_discovery([math.nan if f.p is None else f.p for f in findings])
-    return [_corrected(f, float(q), thresholds) for f, q in zip(findings, q_values, strict=True)]
+    tested = sum(f.p is not None for f in findings)
+    return [_corrected(f, float(q), tested, thresholds) for f, q in zip(findings, q_values, strict=True)]
 
 
 def _with_values(answers: Answers, values: pd.DataFrame, checkpoint: Checkpoint) -> pd.DataFrame:
     """A checkpoint's rows with their measures; of a column in both (the checker's verdict) the measure."""
     rows = answers.of(checkpoint)
     own = values.loc[rows["row"]].set_axis(rows.index)
-    return rows.drop(columns=own.columns.intersection(rows.columns)).join(own)
+    return rows.drop(columns=own.columns.intersection(rows.columns)).join(own).assign(source=answers.sources())
 
 
-def _corrected(finding: Finding, q: float, thresholds: Thresholds) -> Finding:
+def _corrected(finding: Finding, q: float, tested: int, thresholds: Thresholds) -> Finding:
     if finding.outcome == "not_applicable":
         return finding
-    if finding.outcome == "speaks" and not q <= thresholds["answers.max_q"]:
-        finding = replace(finding, outcome="silent", reason=f"{finding.reason}; within chance")
+    if finding.outcome == "speaks":
+        said = f"{finding.reason}; q = {number(q, 2)} over {plural(tested, 'finding')}"
+        within = not q <= thresholds["answers.max_q"]
+        finding = replace(finding, outcome="silent" if within else "speaks", reason=said + "; within chance" * within)
     return replace(finding, q=q)

@@ -22,7 +22,8 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.outputs.words import Word, join, sentences
-from dpo_diag.stats import false_discovery, mcnemar
+from dpo_diag.paired import mcnemar
+from dpo_diag.stats import false_discovery
 from dpo_diag.thresholds import Thresholds, load_thresholds
 
 MAX_WORDS, MAX_CHARACTERS = 6, 8
@@ -36,7 +37,7 @@ TESTABLE = 6
 Gram = tuple[str, ...]
 COLUMNS = (
     "phrase", "before", "after", "n", "share_before", "share_after", "gained", "lost", "log_odds", "z", "p", "q",
-    "significant", "in_chosen", "in_rejected", "n_texts", "prompt_ids", "variants",
+    "significant", "in_chosen", "in_rejected", "n_texts", "prompt_ids", "variants", "tested",
 )  # fmt: skip
 
 
@@ -228,7 +229,8 @@ def inflation(
         One row a phrase: phrase (as first written); before, after (answers that hold it) of n prompts and their
         shares; gained, lost (prompts whose answer took it up or dropped it); log_odds and z (Monroe et al.); p (exact,
         paired) and q of the n-gram that led to it; significant; in_chosen, in_rejected (shares of `n_texts` training
-        pairs, NaN without texts); prompt_ids (up to 5 that gained it); variants (n-grams that the phrase explains).
+        pairs, NaN without texts); prompt_ids (up to 5 that gained it); variants (n-grams that the phrase explains);
+        tested (n-grams that q is corrected for).
         No rows for no common prompt.
     """
     limits = thresholds or load_thresholds()
@@ -245,7 +247,9 @@ def inflation(
     phrases = _phrases(risen, old, new, top, limits)
     origin = _origin([phrase.gram for phrase, _, _ in phrases], texts)
     rows = [
-        _row(phrase, ids, after) | {"q": q, "significant": q <= max_q, "variants": variants[:5]} | shares
+        _row(phrase, ids, after)
+        | {"q": q, "significant": q <= max_q, "variants": variants[:5], "tested": len(tested)}
+        | shares
         for (phrase, q, variants), shares in zip(phrases, origin, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.narrative import stretch
 from dpo_diag.report.section import Context
 from dpo_diag.stats import proportion
-from dpo_diag.text import capital, number, percent, plural, signed
+from dpo_diag.text import capital, interval, number, percent, plural, signed
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -142,16 +140,20 @@ def facts(context: Context) -> list[Fact]:
 
 
 def _scores(context: Context) -> list[Fact]:
-    """The first scores at the two explained steps, or where they were not measured there, at their own ends."""
+    """The first scores as the explanation compares them, with its interval; one measured once by its value."""
+    compared = {(e["what"], e["split"]): e for e in context.document.get("evidence") or [] if e["kind"] == "score"}
     shown = []
     for curve in score_curves(context.run)[:SCORES]:
-        ends = []
-        for key, otherwise in (("from_step", 0), ("to_step", -1)):
-            at = np.flatnonzero(curve.steps == context.document.get(key))
-            ends.append(int(at[0]) if at.size else otherwise)
-        before, after = (float(curve.values[i]) for i in ends)
-        interval = proportion(after * curve.n[ends[1]], curve.n[ends[1]])
-        bounds = f"95 % {number(interval.low, 3)} to {number(interval.high, 3)}"
-        note = f"n {interval.n}, {bounds}" if interval.bounds and 0 <= after <= 1 else ""
+        entry = compared.get((curve.name, curve.split))
+        if entry is not None:
+            before, after = entry["from"], entry["to"]
+            kind = f"{'paired' if entry['paired'] else 'unpaired'} " if entry["interval"] else ""
+            note = (
+                f"{signed(entry['delta'])}, {kind}{interval(entry['interval'], entry['level'])}, n {entry['n'] or '?'}"
+            )
+        else:
+            before = after = float(curve.values[-1])
+            share = proportion(after * curve.n[-1], curve.n[-1])
+            note = f"n {share.n}, {interval(share.bounds, write=number)}" if curve.is_proportion else ""
         shown.append(Fact(score_label(curve.name, curve.split), number(before, 3), number(after, 3), note, "score"))
     return shown

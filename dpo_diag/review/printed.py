@@ -18,7 +18,7 @@ def _section(title: str, header: list[str], rows: list[list[Any]]) -> list[str]:
 def _comparisons(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return [
         [c["a"], c["b"], c["win_rate"], bracket(c["low"], c["high"]), c["n"],
-         f"{c['a_wins']}/{c['b_wins']}/{c['ties']}/{c['both_bad']}", c["p"],
+         f"{c['a_wins']}/{c['b_wins']}/{c['ties']}/{c['both_bad']}", c["p"], c["q"],
          None if c["of"] is None else f"{c['differ']} of {c['of']}"]
         for c in rows
     ]  # fmt: skip
@@ -30,7 +30,7 @@ def _agreement(rows: list[dict[str, Any]]) -> list[list[Any]]:
     ]
 
 
-_COMPARISONS = ["A", "B", "B's win rate", "95 % (Wilson)", "items", "A/B/tie/both bad", "p", "answers differ"]
+_COMPARISONS = ["A", "B", "B's win rate", "95 % (Wilson)", "items", "A/B/tie/both bad", "p", "q", "answers differ"]
 _AGREEMENT = ["reviewers", "shared items", "equal", "Cohen's kappa", "95 %"]
 
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.outputs.answers import Checkpoint, columns_of, tags_of
+from dpo_diag.paired import mcnemar, paired_change
 from dpo_diag.records import Run, load_run
 from dpo_diag.review import judgements
 from dpo_diag.review.agreement import cohen_kappa
 from dpo_diag.review.items import differing, digest
 from dpo_diag.review.judgements import JUDGE, PERSON, SKIP, Judgement
 from dpo_diag.review.ranking import bradley_terry, groups
-from dpo_diag.stats import false_discovery, mcnemar, paired_change, proportion
+from dpo_diag.stats import false_discovery, proportion
 from dpo_diag.text import plain
 from dpo_diag.thresholds import load_thresholds
 
@@ -40,7 +41,8 @@ def results(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
         reviewers: [{"reviewer", "kind", "n", "skipped", "notes"}];
         comparisons: [{"a", "b", "a_model", "a_step", "b_model", "b_step", "n" (items), "n_verdicts", "a_wins",
             "b_wins", "ties", "both_bad" (verdicts), "win_rate" (of b, ties half, mean over items), "low", "high"
-            (Wilson 95 %), "p" (two-sided sign test over items that are no tie), "differ", "of" (prompts whose answers
+            (Wilson 95 %; null for few items), "p" (two-sided sign test over items that are no tie), "q" (corrected for
+            all comparisons), "differ", "of" (prompts whose answers
             differ, of all that both answered; null if unknown), "by_tag": [{"tag", "n", "win_rate", "low", "high"}]}];
         ranking: {"looks": [{"look", "model", "step", "ability", "low", "high" (nats against the average checkpoint),
             "n", "group"}], best first, "groups", "prior"} or {"not_applicable"};
@@ -157,7 +159,7 @@ def item_scores(rows: Iterable[Judgement]) -> dict[str, float]:
 
 
 def _rate(scores: Sequence[float]) -> dict[str, Any]:
-    rate = columns_of(proportion(sum(scores), len(scores)))
+    rate = columns_of(proportion(sum(scores), len(scores)).with_least(load_thresholds()["least_for_interval"]))
     return {"n": rate["n"], "win_rate": rate["value"], "low": rate["low"], "high": rate["high"]}
 
 
@@ -183,6 +185,8 @@ def _comparisons(run: Run, rows: Sequence[Judgement], tags: dict[str, list[str]]
                 "by_tag": [{"tag": tag, **_rate(values)} for tag, values in sorted(by_tag.items())],
             }
         )  # fmt: skip
+    for comparison, q in zip(comparisons, false_discovery([c["p"] for c in comparisons]), strict=True):
+        comparison["q"] = float(q)
     return sorted(comparisons, key=lambda c: (-c["n"], c["a_step"], c["b_step"]))
 
 

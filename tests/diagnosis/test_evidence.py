@@ -10,10 +10,12 @@ import pytest
 from builders import build_run
 
 from dpo_diag.diagnosis import explain
-from dpo_diag.diagnosis.evidence import Measure, best_and_last, measures
+from dpo_diag.diagnosis.evidence import best_and_last, measures
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.stats import Interval
+from dpo_diag.thresholds import defaults
 
-LIMITS = {"verdict.benign_margin": 0.05, "verdict.least_harm": 0.02}
+LIMITS = {**defaults(), "verdict.benign_margin": 0.05, "verdict.least_harm": 0.02}
 STEPS = {0: ([-5.0], [-6.0]), 10: ([-6.0], [-9.0])}
 
 
@@ -45,7 +47,8 @@ def test_a_score_without_n_gives_no_verdict(tmp_path: Path) -> None:
     (measure,) = measures(scored(tmp_path / "run", [0.9, 0.1], None), 0, 10)
     assert measure.change.bounds is None and measure.direction(LIMITS) == "unclear"
     assert str(measure) == (
-        "accuracy (held_out) 0.900 → 0.100 (change -0.800, no interval: two numbers without their n)"
+        "accuracy (held_out) 0.900 → 0.100 (change -0.800, no interval: how many questions it is the "
+        "mean of is not recorded)"
     )
 
 
@@ -64,10 +67,11 @@ def test_a_score_whose_answers_are_recorded_is_paired(tmp_path: Path) -> None:
     before, after = [1.0] * 20 + [0.0] * 20, [1.0] * 18 + [0.0] * 2 + [1.0] * 2 + [0.0] * 18
     rows = [{**r, "tags": ["held_out", "join"]} for r in answers(0, before) + answers(10, after)]
     paired = measures(scored(tmp_path / "a", [0.5, 0.5], 40.0, outputs=rows), 0, 10)[0]
-    assert (paired.kind, paired.flips, paired.method) == ("score", (2, 2), "same prompts, McNemar")
+    assert (paired.kind, paired.flips, paired.paired) == ("score", (2, 2), True)
     assert paired.change.high == pytest.approx(1.959964 * np.sqrt(5.0) / 42, abs=1e-6)
     other = measures(scored(tmp_path / "b", [0.5, 0.5], 41.0, outputs=rows), 0, 10)[0]
-    assert other.flips is None and other.change.high > 0.2
+    assert other.flips is None and other.change.high > 0.2 and not other.paired
+    assert str(other).endswith("n = 41, p = 1; unpaired: per-question answers are not recorded)")
 
 
 def test_answers_under_other_decoding_are_not_compared(tmp_path: Path) -> None:
@@ -151,13 +155,78 @@ def test_the_verdict_and_the_checks_judge_a_score_alike(tmp_path: Path, n: float
     assert [e["direction"] for e in document["evidence"]] == ["no_worse"]
 
 
-def test_the_best_checkpoint_with_its_corrected_level(tmp_path: Path) -> None:
-    """Four evaluations: three are compared with the last one, so each at 1 - .05 / 3."""
+def test_the_best_checkpoint_by_a_corrected_test(tmp_path: Path) -> None:
+    """Four evaluations: three are compared with the last one, so p counts three times; the interval stays that of the
+    change wherever else it is printed."""
     (best,) = best_and_last(scored(tmp_path / "run", [0.5, 0.7, 0.6, 0.4], 900.0))
     assert (best.from_step, best.to_step, best.before, best.after) == (10, 30, 0.7, 0.4)
-    assert best.change.level == pytest.approx(1 - 0.05 / 3) and best.direction(LIMITS) == "worse"
+    assert best.change.level == 0.95 and best.direction(LIMITS) == "worse"
+    assert best.q == pytest.approx(3 * best.p) and best.corrected == "the best of 4 checkpoints"
 
 
 def test_a_score_that_is_best_at_the_end_has_not_changed(tmp_path: Path) -> None:
     (best,) = best_and_last(scored(tmp_path / "run", [0.5, 0.6, 0.7], 900.0))
     assert (best.from_step, best.to_step, best.change.value) == (20, 20, 0.0)
+
+
+def test_several_measures_are_corrected_together(tmp_path: Path) -> None:
+    """Scores of 20 questions each: a fall of .3 beside two that stay. Benjamini-Hochberg over three: the smallest p
+    times three. A measure in which no answer changed (empty answers) tests nothing and does not count."""
+    values = {"a": (0.7, 0.4), "b": (0.5, 0.5), "c": (0.6, 0.6)}
+    history = [{"step": s, "split": "held_out", "name": f"score/{name}", "value": v, "weight": 20.0}
+               for name, both in values.items() for s, v in zip((0, 10), both, strict=True)]  # fmt: skip
+    rows = answers(0, [None] * 20) + answers(10, [None] * 20)
+    found = {m.what: m for m in measures(build_run(tmp_path / "run", STEPS, history=history, outputs=rows), 0, 10)}
+    assert found["a"].q == pytest.approx(3 * found["a"].p) and found["a"].corrected == "3 measures"
+    assert found["empty answers"].q is None and "no answer changed" in str(found["empty answers"])
+
+
+def test_samples_of_one_question_are_one_question(tmp_path: Path) -> None:
+    """20 prompts, three seeded samples each: right in all before, in one of three after. n is 20, not 60."""
+    rows = [{**row, "sample": k, "seed": k} for step, right in ((0, 3), (10, 1)) for k in range(3)
+            for row in answers(step, [float(k < right)] * 20)]  # fmt: skip
+    found = next(m for m in measures(build_run(tmp_path / "run", STEPS, outputs=rows), 0, 10) if m.kind == "correct")
+    assert (found.before, found.change.n) == (1.0, 20) and found.after == pytest.approx(1 / 3)
+    greedy = [{**row, "seed": None} if row["sample"] == 0 else row for row in rows]
+    run = build_run(tmp_path / "greedy", STEPS, outputs=greedy)
+    assert next(m for m in measures(run, 0, 10) if m.kind == "correct").after == 1.0  # the greedy answer stands alone
+
+
+def test_prompts_of_one_source_are_clustered(tmp_path: Path) -> None:
+    """Ten sources of four paraphrases; in three sources all turn wrong: 12 of 40 answers, but 3 of 10 sources."""
+    lost = [1.0 - float(i < 12) for i in range(40)]
+    rows = [{**row, "tags": [f"source=s{i // 4}"]} for step, values in ((0, [1.0] * 40), (10, lost))
+            for i, row in enumerate(answers(step, values))]  # fmt: skip
+    found = next(m for m in measures(build_run(tmp_path / "run", STEPS, outputs=rows), 0, 10) if m.kind == "correct")
+    assert (found.change.n, found.p) == (40, 2 / 2**3) and "clustered in 10 sources" in found.method
+    assert found.direction(LIMITS) == "unclear"
+
+
+def test_too_few_questions_have_no_interval(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", STEPS, outputs=answers(0, [1.0] * 4) + answers(10, [0.0] * 4))
+    found = next(m for m in measures(run, 0, 10) if m.kind == "correct")
+    assert str(found).endswith("1.000 → 0.000 (change -1.000, n = 4: too few for an interval)")
+    assert found.direction(LIMITS) == "unclear" and found.needed(LIMITS) is None
+    assert next(
+        m for m in measures(run, 0, 10, {**LIMITS, "least_for_interval": 3}) if m.kind == "correct"
+    ).change.bounds
+
+
+def test_an_unclear_fall_says_how_many_questions_would_tell(tmp_path: Path) -> None:
+    """.70 -> .64 of 150, two shares: Newcombe's interval has a standard error of about .053, so
+    150 (2.80 x .053 / .06)^2, about 930. A rise of the same size needs as many to exclude a fall of .05 at +.11."""
+    fall = measures(scored(tmp_path / "a", [0.70, 0.64], 150.0), 0, 10)[0]
+    n, what = fall.needed(LIMITS) or (0, "")
+    assert n == pytest.approx(930, rel=0.05) and what == "to tell a change of this size from none"
+    assert fall.told(LIMITS).endswith(f"; about 950 questions are needed {what} (power 80 %)")
+    level = measures(scored(tmp_path / "b", [0.70, 0.70], 150.0), 0, 10)[0]
+    n, what = level.needed(LIMITS) or (0, "")
+    assert n == pytest.approx(1320, rel=0.05) and what == "to exclude a worsening of 0.05"
+
+
+def test_a_score_measured_elsewhere_says_where(tmp_path: Path) -> None:
+    history = [{"step": s, "split": "held_out", "name": "score/accuracy", "value": v, "weight": 300.0}
+               for s, v in ((40, 0.7), (80, 0.5))]  # fmt: skip
+    run = build_run(tmp_path / "run", {40: STEPS[0], 80: STEPS[10]}, history=history)
+    assert "0.700 → 0.500 (steps 40 to 80: change -0.200" in str(measures(run, "ref", 80)[0])
+    assert "steps" not in str(measures(run, 40, 80)[0])

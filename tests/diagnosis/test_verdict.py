@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_diag.diagnosis.checks import all_checks
-from dpo_diag.diagnosis.evidence import Measure
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.verdict import LABELS, MUST_BE_SILENT, PRECEDENCE, Facts, Verdict, decide, precedence_page
 from dpo_diag.stats import Interval
 

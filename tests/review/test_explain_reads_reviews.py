@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_diag.diagnosis.evidence import Measure, best_and_last, measures, newest_preferences
+from dpo_diag.diagnosis.evidence import best_and_last, measures, newest_preferences
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.diagnosis.verdict import Facts, decide
 from dpo_diag.records import load_run

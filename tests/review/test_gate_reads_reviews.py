@@ -23,15 +23,19 @@ def say(run_path: Path, a: str, outcomes: str) -> None:
 
 
 def test_a_win_rate_inside_its_noise_is_no_failure(run_path: Path) -> None:
-    """2 of 6 against the reference: up to 0.70; 0 of 8 against step 20: up to 0.32 (Wilson)."""
+    """3 of 9 against the reference: up to 0.65; 0 of 8 against step 20: up to 0.32 (Wilson). Six items are too few."""
     rule = {"review": "win_rate", "min": 0.5}
     assert Gate(run_path).judge(rule).status == "failed"  # nobody has judged: what cannot be seen does not pass
     assert Gate(run_path).judge(rule | {"missing": "skip"}).status == "skipped"
     say(run_path, "ref", "bbaaaa")
+    few = Gate(run_path).judge(rule)
+    assert few.status == "failed" and few.reason.startswith("not judged: n = 6: too few for an interval")
+    assert Gate(run_path).judge(rule | {"decide": "point"}).value == pytest.approx(1 / 3)
+    say(run_path, "ref", "bbbaaaaaa")
     unsure = Gate(run_path).judge(rule)
     assert unsure.status == "passed" and "reaches within the limit" in unsure.reason
-    assert (unsure.value, unsure.n) == (pytest.approx(1 / 3), 6)
-    assert (unsure.low, unsure.high) == pytest.approx(proportion(2, 6).bounds)
+    assert (unsure.value, unsure.n) == (pytest.approx(1 / 3), 9)
+    assert (unsure.low, unsure.high) == pytest.approx(proportion(3, 9).bounds)
     say(run_path, "20", "aaaaaaaa")
     worse = Gate(run_path, "20").judge(rule)
     assert worse.status == "failed" and worse.value == 0 and worse.n == 8

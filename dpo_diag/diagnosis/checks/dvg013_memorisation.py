@@ -13,7 +13,7 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cann
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.scores import READS, shown
-from dpo_diag.diagnosis.evidence import Measure
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.stats import Interval
 from dpo_diag.thresholds import Thresholds
 
@@ -24,10 +24,9 @@ UNLIKE_TRAINING = re.compile(r"paraphras|held|unseen|novel|fresh|test|reword|pro
 
 def memorisation(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Compares the change of both kinds of questions: checked answers by tag, else scores by split."""
-    level = t["confidence_scores"]
-    like, unlike = (evidence.answers_change(ctx.run, tag, level) for tag in (LIKE_TRAINING, UNLIKE_TRAINING))
+    like, unlike = (evidence.answers_change(ctx.run, tag, t) for tag in (LIKE_TRAINING, UNLIKE_TRAINING))
     if like is None or unlike is None:
-        like, unlike = _of_scores(ctx, level)
+        like, unlike = _of_scores(ctx, t)
     gap = _difference(like.change, unlike.change)
     first, second = shown([like, unlike], t)
     measured: dict[str, Any] = {"training_like": first, "other": second, "gap_of_changes": gap}
@@ -42,14 +41,14 @@ def memorisation(ctx: CheckContext, t: Thresholds) -> Outcome:
     return silent("training-like and other questions moved alike", **measured)
 
 
-def _of_scores(ctx: CheckContext, level: float) -> tuple[Measure, Measure]:
+def _of_scores(ctx: CheckContext, t: Thresholds) -> tuple[Measure, Measure]:
     """Changes of the first score on a training-like set, and of the score that changed worst on another set.
 
     Raises:
         Missing: one of the two was not measured.
     """
     curves = evidence.score_curves(ctx.run, ctx.window.first, ctx.window.last)
-    changes = [m for c in curves if c.is_proportion and (m := c.change(None, None, level)) is not None]
+    changes = [m for c in curves if c.is_proportion and (m := c.change(None, None, t)) is not None]
     like = [m for m in changes if ctx.run.role(m.split) in ("train", "train_probe")]
     unlike = [m for m in changes if m not in like]
     if not like or not unlike:

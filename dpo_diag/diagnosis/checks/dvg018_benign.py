@@ -20,7 +20,7 @@ def benign(ctx: CheckContext, t: Thresholds) -> Outcome:
     falls = chosen.material_falls(ctx, t)
     if not falls:
         return silent("chosen did not fall, so there is nothing to excuse")
-    preferred = newest_preferences(ctx.run, t["confidence_scores"])
+    preferred = newest_preferences(ctx.run, t)
     measures = (ctx.maybe(task_measures, ctx, t) or []) if preferred else task_measures(ctx, t)
     evidence: dict[str, Any] = {
         "scores": shown(measures, t), "review": shown(preferred, t), "fall": falls[0].evidence(t),
@@ -35,7 +35,7 @@ def benign(ctx: CheckContext, t: Thresholds) -> Outcome:
     for measure in judged:
         if measure.direction(t) == "unclear":
             margin = percent(t["verdict.benign_margin"])
-            return cannot_tell(f"{measure}: a fall of {margin} is not excluded", **evidence)
+            return cannot_tell(f"{measure}: a fall of {margin} is not excluded{measure.lacking(t)}", **evidence)
     nearest = min(judged, key=lambda m: m.change.low)
     return speaks(f"chosen fell by {falls[0].in_words}, and no score got worse: {nearest}", **evidence)
 

@@ -19,7 +19,7 @@ def score_fell(ctx: CheckContext, t: Thresholds) -> Outcome:
     if worse:
         return speaks(str(worse), scores=scores)
     if maybe:
-        return cannot_tell(f"{maybe}: inside its noise", scores=scores)
+        return cannot_tell(f"{maybe}: inside its noise{maybe.lacking(t)}", scores=scores)
     return silent("no task score fell", scores=scores)
 
 

@@ -24,7 +24,7 @@ from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
-from dpo_diag.stats import t_interval
+from dpo_diag.stats import LEAST_FOR_T, t_interval
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
 
@@ -37,14 +37,16 @@ def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
     return (None, spec.not_additive) if spec.not_additive else (spec, None)
 
 
-def loss_section(aligned: Aligned, spec: LossSpec | None, why_not: str | None) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The explanation's loss section, and the rows behind it."""
+def loss_section(
+    aligned: Aligned, spec: LossSpec | None, why_not: str | None, least: float = LEAST_FOR_T
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The explanation's loss section, and the rows behind it; no interval below `least` pairs."""
     if spec is None:
         return {"not_applicable": why_not}, pd.DataFrame()
     summary, rows = summarise(spec, aligned.pairs)
     if "not_applicable" in summary:
         return summary, rows
-    summary["interval"] = t_interval(rows["delta"]).bounds
+    summary["interval"] = t_interval(rows["delta"]).with_least(least).bounds
     history = aligned.run.history
     logged = history.loc[(history["name"] == "loss") & (history["split"] == aligned.split)].set_index("step")["value"]
     start = aligned.rows.reference_step(aligned.split) if aligned.from_step == REFERENCE else aligned.from_step

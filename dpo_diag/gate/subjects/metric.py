@@ -7,15 +7,17 @@ import math
 import numpy as np
 import pandas as pd
 
+from dpo_diag.diagnosis.evidence import SCORE, score_curves
 from dpo_diag.diagnosis.logged import at_reference
+from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
 from dpo_diag.outputs.answers import POLICY
 from dpo_diag.records import Run
-from dpo_diag.records.metric_table import Columns, metric_of, pair_sums, side_of
+from dpo_diag.records.metric_table import METRICS, Columns, metric_of, pair_sums, side_of
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import FloatArray, bootstrap, proportion, proportion_change
+from dpo_diag.stats import FloatArray, Interval, bootstrap, finite, proportion, t_interval
 from dpo_diag.text import some
 
 
@@ -30,12 +32,24 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     paired = _paired(judged, name, split, step, int(now["step"]))
     if paired is not None:
         return paired
-    if name.startswith("score/") and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
-        share = proportion(value * n1, float(n1))
-        return Quantity(share, old, proportion_change(old, float(n0), value, float(n1)))
+    if name.startswith(SCORE) and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
+        share = enough(proportion(value * n1, float(n1)), judged.limits)
+        return Quantity(share, old, _score_change(judged, name, split, int(step), int(now["step"])))
     return Quantity(
         unknown_interval(value, 0 if pd.isna(n1) else int(n1)), old, unknown_interval(value - old)
     )  # fmt: skip
+
+
+def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_step: int) -> Interval | None:
+    """The change of a score as the explanation gives it: paired where the answers are recorded."""
+    own, other = (
+        next((c for c in score_curves(run) if (SCORE + c.name, c.split) == (name, split)), None)
+        for run in (judged.run, judged.other)
+    )
+    if own is None or other is None:
+        return None
+    first, last = int(np.flatnonzero(other.steps == from_step)[0]), int(np.flatnonzero(own.steps == to_step)[0])
+    return own.since(other, first, last, judged.limits).change
 
 
 def _history(run: Run, name: str, split: str | None) -> pd.DataFrame:
@@ -91,6 +105,10 @@ def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: 
         return np.array([value.value for r in resamples if (value := formula(r))])
 
     n = len(old["n_tokens"])
+    if metric is METRICS["ce"]:  # a mean over responses: the interval that the explanation gives it
+        ce = [-columns["sum_logp"] / columns["n_tokens"] for columns in (old, new)]
+        change = enough(t_interval(ce[1] - ce[0]), judged.limits)
+        return Quantity(enough(t_interval(ce[1]), judged.limits), float(finite(ce[0]).mean()), change)
     with np.errstate(all="ignore"):
         value = bootstrap(lambda counts: drawn(new, counts), n)
         change = bootstrap(lambda counts: drawn(new, counts) - drawn(old, counts), n)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import SUBJECTS, Missing, Quantity, Rule, Subject
 from dpo_diag.review.results import last_comparison
-from dpo_diag.stats import Interval
+from dpo_diag.stats import proportion
 
 
 def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
@@ -15,7 +16,7 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     verdicts = last_comparison(judged.run, step) if judged.same_run else None
     if verdicts is None:
         raise Missing("nobody has judged its answers against this baseline: dpo-diag review RUN")
-    return Quantity(Interval(verdicts["win_rate"], verdicts["low"], verdicts["high"], verdicts["n"], "Wilson"))
+    return Quantity(enough(proportion(verdicts["win_rate"] * verdicts["n"], verdicts["n"]), judged.limits))
 
 
 def _check(rule: Rule, where: str) -> None:

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pandas as pd
 
+from dpo_diag.diagnosis.measure import enough
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Missing, Quantity, Rule, Subject
 from dpo_diag.outputs.answers import tags_of
 from dpo_diag.outputs.behaviours import primary_score
-from dpo_diag.stats import mean_difference, mean_interval, paired_change
+from dpo_diag.paired import paired_change
+from dpo_diag.stats import mean_difference, mean_interval
 
 
 def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
@@ -28,8 +30,11 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     if inside.empty:
         raise Missing(f"the answers with tag {tag} have no score")
     if rule.get("of") != "gap":
-        change = paired_change(inside["before"], inside["after"]).delta
-        return Quantity(mean_interval(inside["after"]), float(inside["before"].mean()), change)
+        sources = c.answers.sources().reindex(inside.index).to_numpy(dtype=object)
+        change = enough(paired_change(inside["before"], inside["after"], clusters=sources).delta, judged.limits)
+        return Quantity(
+            enough(mean_interval(inside["after"]), judged.limits), float(inside["before"].mean()), change
+        )  # fmt: skip
     if rest.empty:
         raise Missing(f"all prompts have the tag {tag}: no gap to the rest")
     # Each prompt was answered twice, and the tagged and the other prompts are two samples: of the paired changes.

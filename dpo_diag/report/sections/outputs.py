@@ -10,7 +10,7 @@ import pandas as pd
 from dpo_diag.report.answers import answers_frame, prompts
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.tables import Table, table
-from dpo_diag.text import MISSING, number, percent, signed
+from dpo_diag.text import MISSING, number, percent, plural, signed
 
 PHRASE = 0.05
 """Phrases above this false discovery rate are not shown."""
@@ -78,10 +78,23 @@ def build(context: Context) -> Mapping[str, Any]:
 def comparison_tables(comparison: Mapping[str, Any]) -> list[tuple[str, Table]]:
     """(title, table) of the parts of the comparison that have rows."""
     shares: dict[str, Callable[[Any], str]] = dict.fromkeys(("in chosen", "in rejected"), lambda v: percent(v, 1))
+    counts = [row["tested"] for row in comparison.get("phrases") or [] if row.get("tested")]
+    tested = f"; q: corrected for {plural(counts[0], 'n-gram')}" if counts else ""
     parts: list[tuple[str, pd.DataFrame, str, dict[str, Callable[[Any], str]]]] = [
-        ("What moved", behaviours_frame(comparison), "prompts that moved toward what is wanted, or away", {}),
+        (
+            "What moved",
+            behaviours_frame(comparison),
+            "prompts that moved toward what is wanted, or away; change with its "
+            f"95 % interval; q: corrected for {plural(len(_last_step(comparison.get('behaviours'))), 'row')}",
+            {},
+        ),
         ("Tag gaps", tags_frame(comparison), "by tag: is it good only where it looks like the training data?", {}),
-        ("Phrases that grew", phrases_frame(comparison), "answers that hold the phrase, before and after", shares),
+        (
+            "Phrases that grew",
+            phrases_frame(comparison),
+            f"answers that hold the phrase, before and after{tested}",
+            shares,
+        ),
         ("Gaming the rater", gaming_frame(comparison), "what speaks", {}),
     ]
     return [(title, table(f, caption, formats=formats, max_rows=20)) for title, f, caption, formats in parts if len(f)]
@@ -89,10 +102,11 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def behaviours_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """One row per behaviour over all prompts at the last step: behaviour, n, toward, away, unchanged, before, after,
-    change (with its interval, as text), p; the smallest p first. Empty where the comparison has none."""
+    change (with its 95 % interval, as text), q (p corrected for all rows of the comparison at that step); the smallest
+    first. Empty where the comparison has none."""
     rows = [r for r in _last_step(comparison.get("behaviours")) if r.get("tag") in ("(all)", None, "")]
-    rows.sort(key=lambda r: (r.get("p") is None, r.get("p") or 0.0))
-    columns = ["behaviour", "n", "toward", "away", "unchanged", "before", "after", "change", "p"]
+    rows.sort(key=lambda r: (r.get("q") is None, r.get("q") or 0.0, r.get("p") or 0.0))
+    columns = ["behaviour", "n", "toward", "away", "unchanged", "before", "after", "change", "q"]
     return _frame([{**r, "change": _interval(r, "delta", "low", "high", signed)} for r in rows], columns)
 
 

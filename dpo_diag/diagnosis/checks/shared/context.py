@@ -46,6 +46,7 @@ class CheckContext:
         self.logged = Logged(self.run, window, split, self._is_withheld)
         self.pairs = FixedPairs(rows, window, split, start)
         self._findings: dict[tuple[str, tuple[tuple[str, float], ...]], dict[str, Any]] = {}
+        self.start_step = start
 
     @classmethod
     def from_run(

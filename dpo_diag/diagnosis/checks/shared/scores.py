@@ -9,14 +9,14 @@ from typing import Any
 from dpo_diag.diagnosis import evidence
 from dpo_diag.diagnosis.checks.shared.check import Missing
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
-from dpo_diag.diagnosis.evidence import Measure
+from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.thresholds import Thresholds
 
-READS = ("confidence_scores", "verdict.benign_margin", "verdict.least_harm")
+READS = ("confidence_scores", "least_for_interval", "verdict.benign_margin", "verdict.least_harm")
 """Thresholds that decide what a score says."""
 EVIDENCE: Mapping[str, str] = {
-    "scores": "each score: score, split, steps, from, to (shares), n, paired, change (with its interval), direction "
-    "(better, worse, no_worse, unclear)",
+    "scores": "each score: score, split, steps, from, to (shares), n, paired, change (with its interval), p, q (p "
+    "corrected for what stands in corrected_for), direction (better, worse, no_worse, unclear)",
 }
 
 
@@ -26,7 +26,7 @@ def task_measures(ctx: CheckContext, t: Thresholds) -> list[Measure]:
     Raises:
         Missing: no score at two steps with its n, and no checked answers.
     """
-    measures = evidence.measures(ctx.run, ctx.window.first, ctx.window.last, t["confidence_scores"])
+    measures = evidence.measures(ctx.run, ctx.start_step, ctx.window.last, t)
     of_task = [m for m in measures if m.kind in evidence.TASK_KINDS and m.change.n]
     if not of_task:
         raise Missing("no task score at two steps with its n, and no checked answers")
@@ -38,7 +38,8 @@ def shown(measures: Iterable[Measure], t: Thresholds) -> list[dict[str, Any]]:
     return [
         {
             "score": m.what, "split": m.split, "steps": [m.from_step, m.to_step], "from": m.before, "to": m.after,
-            "n": m.change.n, "paired": m.flips is not None, "change": m.change, "direction": m.direction(t),
+            "n": m.change.n, "paired": m.paired, "change": m.change, "p": m.p, "q": m.q,
+            "corrected_for": m.corrected or None, "direction": m.direction(t),
         }
         for m in measures
     ]  # fmt: skip
