@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dpo_diag.errors import DiagError, did_you_mean
@@ -83,11 +84,15 @@ class Columns:
                     )  # fmt: skip
         return cls(rows, {name: _kind(row.get(name) for row in rows) for name in names}, wanted or {})
 
+    @cached_property
+    def _filled_columns(self) -> dict[str, str]:
+        """Simple name -> column; the first of several."""
+        return {simple(column): column for column in reversed(list(self.kinds)) if self.kinds[column] != "empty"}
+
     def find(self, *names: str, kinds: Iterable[Kind] = ()) -> str | None:
         """The first column of these (simple) names that holds something, of one of `kinds` if given."""
-        known = {simple(column): column for column in reversed(list(self.kinds)) if self.kinds[column] != "empty"}
         for name in names:
-            column = known.get(name)
+            column = self._filled_columns.get(name)
             if column is not None and (not kinds or self.kinds[column] in kinds):
                 return column
         return None
@@ -102,6 +107,10 @@ class Columns:
             given = self.wanted[role]
             return given[0] if given else None
         return self.find(*names, kinds=kinds)
+
+    def repeats(self, name: str, other: str) -> bool:
+        """Whether a column says nothing that another does not say already, in every row of the sample."""
+        return all(str(row.get(name) or "").strip() in str(row.get(other) or "") for row in self.rows)
 
     def values(self, column: str) -> list[Any]:
         """The filled cells of a column in the sample."""

@@ -17,7 +17,7 @@ from dpo_diag.rows.columns import Columns, Wanted, filled, simple
 from dpo_diag.rows.implicit import Rules
 from dpo_diag.rows.pair import Pair, Turns, shorten, template_options
 from dpo_diag.rows.parts import Parts, assemble
-from dpo_diag.rows.prompt_columns import AS_TURN, PROMPT_NAMES, SYSTEM_NAMES
+from dpo_diag.rows.prompt_columns import AS_TURN, PROMPT_NAMES, SYSTEM_NAMES, TRL_PROMPT
 
 Row = Mapping[str, Any]
 MEDIA = ("images", "image", "videos", "audios")
@@ -171,7 +171,11 @@ def recognise(rows: list[Row], how: How | None = None) -> Reading:
 
 def _empty(columns: Columns, reading: Reading) -> frozenset[str]:
     """Names that the form would have read, had the sample held anything under them."""
-    names = SYSTEM_NAMES if "prompt" in map(simple, reading.columns) else (*SYSTEM_NAMES, *PROMPT_NAMES, "history")
+    names = (
+        SYSTEM_NAMES
+        if set(map(simple, reading.columns)) & set(TRL_PROMPT)
+        else (*SYSTEM_NAMES, *PROMPT_NAMES, "history")
+    )
     held = {name for name, kind in columns.kinds.items() if kind != "empty"} | reading.columns
     absent = {name for name, kind in columns.kinds.items() if kind == "empty" and simple(name) in names}
     unwanted = {role for role, given in columns.wanted.items() if given is None}
@@ -198,4 +202,5 @@ def _not_read(columns: Columns, reading: Reading) -> tuple[str, ...]:
         return asks or any(len(str(value).split()) > 2 for value in columns.values(name))
 
     skipped = (*unwanted, *TEMPLATE_COLUMNS)
-    return tuple(name for name in left if simple(name) not in skipped and says_something(name))
+    unread = [name for name in left if simple(name) not in skipped and says_something(name)]
+    return tuple(name for name in unread if not any(columns.repeats(name, read) for read in reading.columns))

@@ -95,7 +95,8 @@ def assemble(parts: Parts, rules: Rules) -> Pair:
         for name in ("chosen", "rejected"):
             turns = getattr(pair, name)
             if turns and turns[0]["role"] not in ("assistant", "tool"):
-                raise BadRow("the response is not the assistant's", f"{name} is from {shorten(turns[0])}")
+                hint = "data.columns.prompt=false where chosen and rejected are whole conversations"
+                raise BadRow("the response is not the assistant's", f"{name} is from {shorten(turns[0])}", hint)
     _check_markup(pair)
     return check_pair(pair)
 

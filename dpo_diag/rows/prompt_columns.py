@@ -13,6 +13,8 @@ from dpo_diag.rows.implicit import ASSISTANT_MARK
 from dpo_diag.rows.pair import Turns, field_of, shorten
 from dpo_diag.rows.parts import Parts, answer, decoded_chat
 
+TRL_PROMPT = ("prompt", "text_prompt", "prompt_text")
+"""Names of a prompt that stays text beside answers of text."""
 SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 ASKED = ("instruction", "instructions", "question", "query", "user_prompt", "user", "problem", "request", "post")
 ADDED = ("input", "context")
@@ -52,7 +54,9 @@ class Prompt:
         first = f"{self.system} as the system's turn, " if self.system else ""
         if not self.names:
             return f"{first}prompt = what both answers begin with"
-        said = "prompt" if self.name == "prompt" else f"prompt = {' + '.join(self.names)}"
+        said = (
+            self.names[0] if self.name in TRL_PROMPT and len(self.names) == 1 else f"prompt = {' + '.join(self.names)}"
+        )
         return first + said + (AS_TURN if self.chat and self.name not in MESSAGE_LISTS else "")
 
     def of_a_chat(self, columns: Columns) -> Prompt:
@@ -99,8 +103,8 @@ def find_prompt(columns: Columns) -> Prompt:
     system = columns.of_role("system", *SYSTEM_NAMES)
     if "prompt" in columns.wanted:
         names = columns.wanted["prompt"] or ()
-        return Prompt(names, chat=bool(names) and names != ("prompt",), system=system)
-    if name := columns.find("prompt"):
+        return Prompt(names, chat=len(names) > 1 or (bool(names) and names[0] not in TRL_PROMPT), system=system)
+    if name := columns.find(*TRL_PROMPT):
         return Prompt((name,), chat=False, system=system)
     if name := columns.find(*MESSAGE_LISTS, kinds=("messages",)):
         return Prompt((name,), chat=True, system=system)
@@ -110,16 +114,11 @@ def find_prompt(columns: Columns) -> Prompt:
     first = (asked or added)[:1]
     if not first:
         return Prompt((), chat=False, system=system)
-    more = [name for name in added if name not in first and not _repeats(columns, name, first[0])]
+    more = [name for name in added if name not in first and not columns.repeats(name, first[0])]
     if asked and not added and (blank := columns.named(*ADDED)):
         more = [blank]  # Alpaca's input may be empty in every one of the first rows
-    rivals = [name for name in asked if name not in first and not _repeats(columns, name, first[0])]
+    rivals = [name for name in asked if name not in first and not columns.repeats(name, first[0])]
     history = columns.find("history", kinds=("list",))
     if rivals or len(more) > 1:
         return Prompt((first[0],), chat=True, system=system, history=history, rivals=(*rivals, *more))
     return Prompt((first[0], *more), chat=True, system=system, history=history)
-
-
-def _repeats(columns: Columns, name: str, other: str) -> bool:
-    """Whether a column says nothing that another does not say already, in every row of the sample."""
-    return all(str(row.get(name) or "").strip() in str(row.get(other) or "") for row in columns.rows)

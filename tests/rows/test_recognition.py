@@ -254,3 +254,10 @@ def test_tools_inside_the_answers_are_the_row_s_tools() -> None:
     row["rejected"]["tools"] = [{"type": "function", "function": {"name": "g"}}]
     with pytest.raises(BadRow, match="one prompt has one list of tools"):
         read(row)
+
+
+def test_a_column_that_repeats_what_is_read_is_not_named() -> None:
+    """UltraFeedback's binarised set holds the chosen conversation once more as messages."""
+    row = {**CHAT, "messages": CHAT["chosen"], "response": "In Italy."}
+    assert recognise([row]).not_read == ()
+    assert recognise([{"text_prompt": "Where is it?", **ANSWERS}]).pair({"text_prompt": "Hi", **ANSWERS}).prompt == "Hi"

@@ -67,7 +67,7 @@ def _single(columns: Columns) -> Reading | None:
     return refusal(
         columns, "single", FORMS["single"].title, "one answer a row or none, no pairs",
         f"the columns are {columns.says()}",
-        "DPO needs a chosen and a rejected answer to each prompt; "
+        "preference pairs have a chosen and a rejected answer to each prompt; "
         "data.columns.chosen=NAME data.columns.rejected=NAME if two columns hold them",
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dpo_diag.rows.cells import MESSAGE_LISTS
 from dpo_diag.rows.columns import Columns
 from dpo_diag.rows.form import FORMS, Reading, RowForm
+from dpo_diag.rows.prompt_columns import TRL_PROMPT
 from dpo_diag.rows.sides import sided
 
 TITLE = "a question and two answers"
@@ -12,7 +13,7 @@ TITLE = "a question and two answers"
 
 def match(columns: Columns) -> Reading | None:
     """A column that asks, beside chosen and rejected."""
-    return sided(columns, "question", TITLE, lambda prompt: prompt.name not in ("", "prompt", *MESSAGE_LISTS))
+    return sided(columns, "question", TITLE, lambda prompt: prompt.name not in ("", *TRL_PROMPT, *MESSAGE_LISTS))
 
 
 FORMS.add(

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo_diag.records.row_files import BadRow
 from dpo_diag.rows.cells import printed
-from dpo_diag.rows.columns import Columns
+from dpo_diag.rows.columns import Columns, simple
 from dpo_diag.rows.form import FORMS, Reading, RowForm
 from dpo_diag.rows.pair import field_of
 from dpo_diag.rows.parts import TEXT_KEYS, Parts
@@ -38,6 +38,12 @@ def _number(value: Any) -> float:
         return math.nan
 
 
+def _entries(value: Any) -> Sequence[Any]:
+    """What a list holds, printed or not; [] for anything else."""
+    found = printed(value)
+    return found if isinstance(found, (list, tuple)) else []
+
+
 def best_and_worst(answers: Sequence[Any], marks: Sequence[Any], low_is_good: bool) -> tuple[Any, Any]:
     """The first answer with the best mark and the last with the worst; answers without a mark do not count.
 
@@ -59,19 +65,18 @@ def match(columns: Columns) -> Reading | None:
     if name is None:
         return None
     marks = ""
-    if columns.kinds[name] == "objects":
-        keys = {str(key) for value in columns.values(name) for entry in printed(value) or () for key in entry}
-        marks = next((key for key in (*_RANKS, *_RATINGS) if key in {k.replace("-", "_") for k in keys}), "")
-        marks = next((key for key in keys if key.replace("-", "_") == marks), "")
-        text = next((key for key in TEXT_KEYS if key in keys), None)
-        if not marks or text is None:
+    inside = columns.kinds[name] == "objects"
+    if inside:
+        entries = [entry for value in columns.values(name) for entry in _entries(value) if isinstance(entry, Mapping)]
+        keys = {str(key) for entry in entries for key in entry}
+        marks = next((key for word in (*_RANKS, *_RATINGS) for key in sorted(keys) if simple(key) == word), "")
+        if not any(key in keys for key in TEXT_KEYS):
             return None
     else:
         marks = columns.find(*_RANKS, *_RATINGS, kinds=("list", "texts")) or ""
-        if not marks:
-            return None
+    if not marks:
+        return None
     low_is_good = marks in _RANKS
-    inside = columns.kinds[name] == "objects"
     prompt = find_prompt(columns).of_a_chat(columns)
     if not prompt.names:
         return None
@@ -79,10 +84,10 @@ def match(columns: Columns) -> Reading | None:
         return ambiguous(columns, "ranked", TITLE, prompt)
 
     def parts(row: Mapping[str, Any]) -> Parts:
-        answers = printed(field_of(row, name))
-        found = [entry.get(marks) for entry in answers] if inside else printed(field_of(row, marks))
-        if not isinstance(answers, (list, tuple)) or not isinstance(found, (list, tuple)):
-            raise BadRow("wrong type", f"{name} is no list of answers")
+        answers = _entries(field_of(row, name))
+        found: Sequence[Any] = [entry.get(marks) if isinstance(entry, Mapping) else None for entry in answers]
+        if not inside:
+            found = _entries(field_of(row, marks))
         chosen, rejected = best_and_worst(answers, found, low_is_good)
         return prompt.parts(row, chosen, rejected)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpo_diag.rows.columns import Columns
 from dpo_diag.rows.form import FORMS, Reading, RowForm
+from dpo_diag.rows.prompt_columns import TRL_PROMPT
 from dpo_diag.rows.sides import sided
 
 TITLE = "TRL's preference pairs"
@@ -11,7 +12,7 @@ TITLE = "TRL's preference pairs"
 
 def match(columns: Columns) -> Reading | None:
     """Chosen and rejected, with a column `prompt` or with none that could hold one."""
-    return sided(columns, "trl", TITLE, lambda prompt: prompt.name in ("", "prompt"))
+    return sided(columns, "trl", TITLE, lambda prompt: prompt.name in ("", *TRL_PROMPT))
 
 
 FORMS.add(
