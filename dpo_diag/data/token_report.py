@@ -14,7 +14,7 @@ from dpo_diag.data.pairs import ISSUE_COLUMNS, Row
 from dpo_diag.data.splits import rank
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
-from dpo_diag.data.trained_tokens import CAP, EQUAL, UNSEEN, Finding, TokenRules, findings_of, of_sides
+from dpo_diag.data.trained_tokens import CAP, CUT, CUT_EQUAL, EQUAL, UNSEEN, Finding, TokenRules, findings_of, of_sides
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records.conversation import response_text
@@ -29,8 +29,6 @@ MAX_TRUNCATED_SHARE = 0.5
 TABLE_COLUMNS = ["row", "pair_id", "outcome", "prompt_tokens", "prompt_lost", "prompt_cut", "chosen_tokens",
                  "rejected_tokens", "chosen_cut", "rejected_cut", "chosen_bytes", "rejected_bytes"]  # fmt: skip
 
-CUT_EQUAL = "the responses are equal once cut"
-CUT = "a response is cut"
 PROMPT_CUT = "the prompt is cut"
 MOVED = "the prompt's last tokens merge with the response"
 
@@ -268,7 +266,7 @@ def _issues(pair: EncodedPair, counts: dict[str, Any], look: Look) -> list[tuple
     left = pair.response["chosen"]
     if any(pair.n_truncated.values()):
         if left == pair.response["rejected"]:
-            issues.append((CUT_EQUAL, f"the first {len(left)} tokens: their margin can never change", False))
+            issues.append((CUT_EQUAL, f"the first {len(left)} tokens", False))
         else:
             detail = ", ".join(f"{s} {counts[f'{s}_cut']} of {counts[f'{s}_tokens']} tokens" for s in SIDES)
             issues.append((CUT, detail, False))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.data.pairs import Row
-from dpo_diag.data.trained_tokens import TrainedIds, called_name, has_empty_think, unseen_parts
+from dpo_diag.data.trained_tokens import NO_TOKENS, PROMPT_FILLS, TrainedIds, called_name, has_empty_think, unseen_parts
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records.given_ids import GivenIds
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 _BATCH = 512
 
-PROMPT_FILLS = "the prompt fills max_length"
 REFUSED = "the chat template refuses the messages"
-NO_TOKENS = "a response has no tokens"
 
 
 class Dropped(NamedTuple):

@@ -28,6 +28,10 @@ UNSEEN = "the chat template does not show a part of the messages"
 EQUAL = "the responses are equal as tokens"
 NOTHING = "nothing of a row is trained"
 CAP = "an answer ends at a length cap"
+PROMPT_FILLS = "the prompt fills max_length"
+NO_TOKENS = "a response has no tokens"
+CUT = "a response is cut"
+CUT_EQUAL = "the responses are equal once cut"
 HINTS: Mapping[str, str] = {
     DOUBLE_BOS: "the text has one and the tokenizer adds one: leave it out of the text",
     BOS_INSIDE: "leave it out of the answers' text",
@@ -38,6 +42,10 @@ HINTS: Mapping[str, str] = {
     UNSEEN: "the model never reads it: take a template that shows it, or drop the key",
     EQUAL: "their margin can never change: look at what the template leaves out",
     NOTHING: "check the mask, the template's generation block and max_length",
+    PROMPT_FILLS: "nothing of the answers is left, and such rows are left out: raise trainer.max_length",
+    NO_TOKENS: "such rows are left out: the prompt holds the answer already",
+    CUT: "its end token is not trained: raise trainer.max_length, or leave such rows out",
+    CUT_EQUAL: "their margin can never change: raise trainer.max_length, or leave such rows out",
     CAP: "the model learns to stop in the middle: leave such answers out, or write them again with a larger cap",
 }
 """What is found -> what to do; the keys are the reasons that data_issues.csv lists."""

@@ -16,7 +16,7 @@ from trl import DPOTrainer
 
 from dpo_diag.config import EXTRA_METRICS
 from dpo_diag.data.token_bytes import token_bytes
-from dpo_diag.data.tokens import PROMPT_FILLS
+from dpo_diag.data.trained_tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.splits import Role

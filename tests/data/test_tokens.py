@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_diag.data.pairs import collect, read_pairs, to_dataset
-from dpo_diag.data.token_report import CUT, CUT_EQUAL, MOVED, measure_tokens, measure_until
-from dpo_diag.data.tokens import PROMPT_FILLS, REFUSED
+from dpo_diag.data.token_report import MOVED, measure_tokens, measure_until
+from dpo_diag.data.tokens import REFUSED
+from dpo_diag.data.trained_tokens import CUT, CUT_EQUAL, PROMPT_FILLS
 from dpo_diag.errors import DiagError
 from tests.data.conftest import byte_tokenizer
 

@@ -18,6 +18,8 @@ from dpo_diag.data.token_report import Look, measure_tokens
 from dpo_diag.data.trained_tokens import (
     BOS_INSIDE,
     CAP,
+    CUT,
+    CUT_EQUAL,
     DOUBLE_BOS,
     DOUBLE_END,
     EMPTY_THINK,
@@ -26,6 +28,7 @@ from dpo_diag.data.trained_tokens import (
     HINTS,
     NO_END,
     NOTHING,
+    PROMPT_FILLS,
     UNSEEN,
     TokenRules,
     TrainedIds,
@@ -103,8 +106,12 @@ def test_an_answer_ends_with_an_end_token(end: str, why: str | None) -> None:
         assert found(chat, row, look=look) == {}
 
 
-def test_an_answer_that_is_cut_is_said_to_be_cut_and_no_more(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert found(tokenizer, ("a", "bbbbbb", "c"), max_length=5) == {}
+def test_what_max_length_cuts_is_said_to_be_cut_and_no_more(tokenizer: PreTrainedTokenizerFast) -> None:
+    """5 tokens: the first answer loses its end, the second pair loses both, the third its difference, the last none."""
+    rows = [("a", "bbbbbb", "c"), ("aaaaa", "b", "c"), ("a", "bbbbx", "bbbby"), ("a", "b", "c")]
+    assert found(tokenizer, *rows, max_length=5) == {CUT: [1], PROMPT_FILLS: [2], CUT_EQUAL: [3]}
+    report = measure_tokens([dict(zip(("prompt", "chosen", "rejected"), r, strict=True)) for r in rows], tokenizer, 5)
+    assert report.findings[0].line("pairs").startswith("1 of 4 pairs (25 %): a response is cut, first in row 0: ")
 
 
 def test_spans_of_several_turns() -> None:

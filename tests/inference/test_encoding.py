@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dpo_diag.data.tokens import PROMPT_FILLS, encode_pairs
+from dpo_diag.data.tokens import encode_pairs
+from dpo_diag.data.trained_tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
 
 from .conftest import make_tokenizer
