@@ -36,8 +36,8 @@ def test_one_file_is_split_picked_and_reported(tmp_path: Path, tokenizer: PreTra
     assert len(data.held_out) == 5 and len(data.train) + 5 <= 60 and data.kind == "text"
     assert notes == [
         "the data are plain text: prompts go to the model without its chat template (data.chat=true: with it)",
-        "train: 1 of 45 pairs (2 %): the prompt fills max_length, first in row 62: 40 tokens; nothing of the answers is "
-        "left, and such rows are left out: raise trainer.max_length",
+        "train: 1 of 45 pairs (2 %): the prompt fills max_length, first in row 62: 40 tokens; nothing of the answers "
+        "is left, and such rows are left out: raise trainer.max_length",
     ]
     report = json.loads(data.write_report(tmp_path / "run").read_text())
     assert report["n_read"] == 62 and report["n_dropped"] == 1
