@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from dpo_diag.training.measure import RESIDUAL_TOLERANCE, batch_metrics, of_trai
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.roles import EvalRoles
 from dpo_diag.training.texts import TextSource
+from dpo_diag.training.window import Window
 
 logger = get_logger(__name__)
 
@@ -62,7 +64,7 @@ class Monitor:
         self.roles = EvalRoles(None, lambda: None)
         self.own_splits: set[str] = set()
         self.fingerprints: dict[str, str | None] = {}
-        self._train = Accumulator()
+        self.window = Window()
         self._eval: Accumulator | None = None
         self._tokens: dict[str, tuple[TokenRows, int]] = {}
         self._closed: tuple[str, str, dict[str, float]] | None = None
@@ -72,18 +74,13 @@ class Monitor:
         self._without_text: list[str] = []
         self._step = 0
 
-    def begin(self, step: int, window: Accumulator | None = None) -> None:
+    def begin(self, step: int, window: Window | None = None) -> None:
         """A training loop begins at this step; nothing of an earlier one is carried into it but the window that was
         open at the checkpoint which it resumes."""
-        self._train = window or Accumulator()
+        self.window = window or Window()
         self._without_text = []
         if self.recorder is not None:
             self.recorder.begin(step)
-
-    @property
-    def window(self) -> Accumulator:
-        """Training micro-batches since the last log call."""
-        return self._train
 
     # ---- one micro-batch ----
 
@@ -112,7 +109,7 @@ class Monitor:
             return
         self.guards.batch(batch, step)
         batch = batch.without_padding()
-        self._train.add(batch)
+        self.window.open.add(batch)
         if self.recorder is not None and batch.has_pairs:
             self.recorder.train_batch(batch, step, reference=not self.moving_reference)
             self._without_text += [p for p in batch.pair_ids if self.recorder.lacks_text(TRAIN_SPLIT, p)]
@@ -236,14 +233,22 @@ class Monitor:
     def close_train(self, theirs: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the training pairs since the last call, unprefixed; `theirs` as in `close_evaluation`. Every rank
         must call it."""
-        gathered = self._train.gather(self.world_size, self.rank)
-        self._train = Accumulator()
+        gathered = self.window.open.gather(self.world_size, self.rank)
+        self.window.open = Accumulator()
         self._closed = None
         if gathered.rows is None:
             return {}
         values = self._metrics(gathered, theirs)
+        loss, weight = values.get("loss", (math.nan, math.nan))
+        self.window.losses = self.window.losses[0] + loss * weight, self.window.losses[1] + weight
         self._closed = ("", TRAIN_SPLIT, _weights(values, gathered.rows))
         return {name: v.value for name, v in values.items()}
+
+    @property
+    def mean_loss(self) -> float:
+        """The exact loss over all training steps that were logged, those before a resume included; NaN: not known."""
+        total, weight = self.window.losses
+        return total / weight if weight else math.nan
 
     def scope(self, logs: Mapping[str, Any]) -> str | None:
         """Which split a log call of the trainer's is about: an evaluation's prefix, "" for training, None: neither."""

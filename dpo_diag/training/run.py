@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -28,6 +29,7 @@ from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
+from dpo_diag.training.measure import ROUNDING, TRL
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.roles import EvalRoles
@@ -186,8 +188,8 @@ class Recording:
         window, state = None, self.state
         if self._resumed is not None and state.global_step == self._resumed[1]:
             accelerator = self.accelerator
-            window, seen = load_window(self._resumed[0], accelerator.process_index, accelerator.num_processes)
-            self._total_train_tokens = self._total_train_tokens if seen is None else seen
+            window = load_window(self._resumed[0], accelerator.process_index, accelerator.num_processes)
+            self._total_train_tokens = window.tokens_seen or self._total_train_tokens
         self.monitor.begin(state.global_step, window)
         if self._looked or not self.is_world_process_zero():
             return
@@ -308,6 +310,7 @@ class Recording:
             values = self.monitor.close_train(_means(waiting["train"]) | own)
             _replace(waiting["train"], values)
             logs.update({name: value for name, value in values.items() if name != "loss" or own})
+            self._whole_loss(logs)
         elif scope is None:
             self._metrics = {mode: type(lists)(list) for mode, lists in waiting.items()}
         try:
@@ -316,12 +319,21 @@ class Recording:
             self._metrics = waiting
         self.monitor.record_log(logs, scope, self.state.global_step, self.state.epoch)
 
+    def _whole_loss(self: Any, logs: dict[str, float]) -> None:
+        """The summary's `train_loss`: transformers' is a mean of step means, and forgets the steps before a resume."""
+        mean = self.monitor.mean_loss
+        if "train_loss" in logs and math.isfinite(mean):
+            theirs, logs["train_loss"] = logs["train_loss"], mean
+            if abs(theirs - mean) > ROUNDING * max(1.0, abs(mean)):
+                logs[f"{TRL}train_loss"] = theirs
+
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         # Rows first: a run that is killed after this can resume from here without a gap.
         self.monitor.flush()
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        save_window(self.monitor.window, folder, self.accelerator.process_index, self._total_train_tokens)
+        self.monitor.window.tokens_seen = self._total_train_tokens
+        save_window(self.monitor.window, folder, self.accelerator.process_index)
 
 
 def _means(lists: Mapping[str, list[float]]) -> dict[str, float]:

@@ -19,8 +19,8 @@ from dpo_diag.training import DiagDPOTrainer
 
 from .tiny import arguments, make_model, make_pairs
 
-OF_A_PROCESS = "runtime|per_second|train_loss|flos|num_tokens"
-"""Names whose values count from the start of the process (TRL's num_tokens starts at 0 again)."""
+OF_A_PROCESS = "runtime|per_second|trl/train_loss|flos"
+"""Names whose values count from the start of the process."""
 
 SCRIPT = """
 import os, signal, sys
