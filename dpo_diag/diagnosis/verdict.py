@@ -127,6 +127,8 @@ NEEDS_A_REFERENCE = frozenset({"DVG007"})
 """Of those, the ones that a loss without a reference cannot fail."""
 OPEN = frozenset({"cannot_tell", "one_row", "supervised"})
 """Labels that say nothing about harm either way."""
+FEW = 5
+"""Rows of a log up to which the text says how few they are."""
 NAMED = 4
 """Further checks that the text names, beside the causes."""
 
@@ -238,9 +240,14 @@ def decide(facts: Facts) -> Verdict:
         name = "cannot_tell" if lacking else "healthy"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
     sentences = [f"{capital(LABELS[name])}{_missing_text(lacking) if name == 'cannot_tell' else ''}."]
-    said = _harm_text(harm, [m for m, _ in because], bool(facts.evidence))
+    if name != "one_row" and facts.rows is not None and facts.rows <= FEW:
+        sentences.append(f"Only {facts.rows} rows were compared: their noise is not known.")
+    that = "there is harm" if name in OPEN else "that is harm"
+    said = _harm_text(harm, that, [m for m, _ in because], bool(facts.evidence))
     # What was measured stands before what speaks of it.
-    sentences += [said, *_named(facts, name, found)] if because else [*_named(facts, name, found), said]
+    named = _named(facts, name, found)
+    # One row that nobody measured besides says nothing of harm either way.
+    sentences += [said, *named] if because else [*named, *([said] if name != "one_row" else [])]
     told = tuple((c.label, c.code, str(f["reason"])) for c, f in found)
     return Verdict(name, harm, _confidence(facts, harm, name), " ".join(sentences), because, told)
 
@@ -294,7 +301,7 @@ def _reason(finding: Mapping[str, Any]) -> str:
     return str(finding["reason"]).removeprefix("cannot tell: ").removesuffix(f"; {CAVEAT}").rstrip(".")
 
 
-def _harm_text(harm: str, because: list[Measure], measured: bool) -> str:
+def _harm_text(harm: str, that: str, because: list[Measure], measured: bool) -> str:
     cited = _cite(because) if because else ""
     if harm == "harmful":
         return f"It is harm: {cited}."
@@ -303,10 +310,10 @@ def _harm_text(harm: str, because: list[Measure], measured: bool) -> str:
     if harm == "none":
         return f"Nothing got worse: {cited}." if because else "Nothing points to harm."
     if because:
-        return f"Whether that is harm is not known: {cited}."
+        return f"Whether {that} is not known: {cited}."
     if measured:
-        return "Whether that is harm is not known from what was measured."
-    return "Likelihoods alone do not say whether that is harm: no outputs and no task score are recorded."
+        return f"Whether {that} is not known from what was measured."
+    return f"Likelihoods alone do not say whether {that}: no outputs and no task score are recorded."
 
 
 def _cite(because: list[Measure]) -> str:

@@ -108,7 +108,8 @@ def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             evidence["first_step"] = first_step
         at_once = _nothing_moved(ctx, split, first_step, evidence)
         late = not at_once and _may_have_learned(ctx, loss, first_step, t)
-        return _of_rewards(ctx, split, at_once, late, t, evidence) or _of_loss(
+        learned = not at_once and loss is not None and _early_loss(loss) < ctx.start.value
+        return _of_rewards(ctx, split, at_once, late, learned, t, evidence) or _of_loss(
             ctx, split, loss, at_once, late, t, evidence
         )
     return None
@@ -127,18 +128,23 @@ def _may_have_learned(ctx: CheckContext, loss: Series | None, first_step: float,
     """Whether the first row can lie so late that what it shows was learned; where no step is stated, its loss tells."""
     if ctx.info.steps_are_stated:
         return first_step > t["reference_early_steps"]
-    start = ctx.start.value
-    return loss is None or not loss.values[0] >= start - t["reference_tolerance_loss"]
+    return loss is None or not _early_loss(loss) >= ctx.start.value - t["reference_tolerance_loss"]
+
+
+def _early_loss(loss: Series) -> float:
+    """Where the first rows' loss lies; of one batch alone it says little."""
+    return float(np.median(loss.values[:EARLY_ROWS]))
 
 
 def _of_rewards(
-    ctx: CheckContext, split: str, at_once: bool, late: bool, t: Thresholds, evidence: dict[str, Any]
+    ctx: CheckContext, split: str, at_once: bool, late: bool, learned: bool, t: Thresholds, evidence: dict[str, Any]
 ) -> Outcome | None:
-    for name in ("rewards/chosen", "rewards/rejected"):
-        series = ctx.logged.find(name, split)
-        if series is None:
-            continue
-        first, allowed = float(series.values[0]), _movement(series.values, at_once, t)
+    logged = {name: ctx.logged.find(name, split) for name in ("rewards/chosen", "rewards/rejected")}
+    rewards = {name: series.values for name, series in logged.items() if series is not None}
+    moved = {name: _movement(values, at_once, t) for name, values in rewards.items()}
+    for name, values in rewards.items():
+        # The first steps of a run that learns fast move both sides alike, and one of them soon no more.
+        first, allowed = float(values[0]), max(moved.values()) if learned else moved[name]
         evidence |= {f"first_{name}": first, f"allowed_{name}": allowed}
         if not late and abs(first) > max(t["reference_tolerance_reward"], allowed):
             return speaks(
@@ -146,7 +152,24 @@ def _of_rewards(
                 "steps after it move: the policy did not start at its reference",
                 **evidence,
             )
+    for name, values in rewards.items():
+        level = float(values[:EARLY_ROWS].mean())
+        if not (late or learned) and values.size > EARLY_ROWS and abs(level) > _level_allowed(values, t):
+            return speaks(
+                f"{name} is {level:.3g} over the first {EARLY_ROWS} rows, whose loss lies above its start, and hardly "
+                "moves: the policy did not start at its reference",
+                **evidence,
+            )
     return None
+
+
+def _level_allowed(values: FloatArray, t: Thresholds) -> float:
+    """How far from 0 the first rows' mean may lie: a multiple of their own drift, and of their noise."""
+    half = EARLY_ROWS // 2
+    drift = abs(float(values[half:EARLY_ROWS].mean() - values[:half].mean()))
+    noise = noise_sd(values[:NOISE_ROWS]) / math.sqrt(EARLY_ROWS)
+    least = t["reference_tolerance_reward"]
+    return max(least, t["reference_movement_factor"] * drift, t["reference_movement_sds"] * noise)
 
 
 def _at(evidence: dict[str, Any]) -> str:

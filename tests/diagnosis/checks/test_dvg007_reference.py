@@ -181,3 +181,23 @@ def test_a_reference_that_was_named_is_no_error(pairs, finding):
     assert (found["outcome"], found["severity"]) == ("speaks", "info")
     assert CheckContext.from_run(run).wrong_reference(load_thresholds())  # rewards do not start at 0
     assert "another reference was handed in (base), so what counts is the change since the start" in found["reason"]
+
+
+def test_a_fast_start_is_no_wrong_reference(means, finding):
+    """A row every 10 steps: chosen reaches 0.23 within the first ten and stays, rejected goes on by 0.25 a row: what
+    the first steps moved one side they can have moved the other. The loss lies below its start."""
+    columns = {"loss": [0.48, 0.42, 0.36, 0.32, 0.3, 0.28, 0.26],
+               "rewards/chosen": [0.23, 0.27, 0.29, 0.27, 0.29, 0.3, 0.3],
+               "rewards/rejected": [-0.25, -0.3, -0.55, -0.64, -0.7, -0.8, -0.9]}  # fmt: skip
+    assert finding(means(columns, every=10), "DVG007")["outcome"] != "speaks"
+
+
+def test_rewards_far_from_0_under_a_loss_above_its_start(means, finding):
+    """Batches of two pairs, no steps: chosen scatters around 9.1 (sd 2) from the first row on and hardly drifts, while
+    the loss is 2 on average. The first batch alone happens to lie below ln 2."""
+    columns = {"loss": [0.33, 4.3, 3.6, 0.07, 1.15, 2.1, 0.01, 3.9],
+               "rewards/chosen": [9.8, 10.4, 8.7, 10.0, 4.9, 11.0, 9, 6.4],
+               "rewards/rejected": [5.7, 14.3, 12.2, 6.0, 4.0, 11.8, 3.8, 6.3]}  # fmt: skip
+    found = finding(means(columns, source={"steps": "counted"}), "DVG007")
+    assert (found["outcome"], found["severity"]) == ("speaks", "error")
+    assert "rewards/chosen is 9.13 over the first 6 rows" in found["reason"]
