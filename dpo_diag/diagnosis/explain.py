@@ -232,6 +232,7 @@ def _of_means(
             checks=checks,
             evidence=evidence,
             rows=means.rows,
+            batches=means.windows,
             reference_free=context.reference_free,
             supervised=run.info.method == "sft" or "ppl_token/response" in means.values,
         )

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from dpo_diag.diagnosis.decompose.means import ends_of
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import measured_split
 from dpo_diag.errors import DiagError
@@ -84,6 +85,13 @@ def overrides(folder: Path) -> dict[str, str]:
     return {k: str(v) for k, v in without_secrets({name: value for name, _, value in pairs}).items()}
 
 
+def _last(rows: pd.DataFrame, batches: bool) -> float:
+    """The last value; of training batches, one of which is noise, the mean of the last rows (`means.ends_of`)."""
+    last = float(rows["value"].iloc[-1])
+    end = ends_of(rows["step"], rows["value"], batches).end
+    return last if end is None or not math.isfinite(last) else end
+
+
 def final_values(run: Run) -> dict[str, Any]:
     """A run's last values: step, METRICS on its evaluation split, and the task scores with n and interval. A metric
     that the history lacks is measured from the pair records, where there are any."""
@@ -97,7 +105,8 @@ def final_values(run: Run) -> dict[str, Any]:
     values: dict[str, Any] = {"step": step, "split": split}
     for name, column in METRICS.items():
         rows = own.loc[own["name"] == name]
-        values[column] = float(rows["value"].iloc[-1]) if len(rows) else of_pairs.get(name, math.nan)
+        batches = split is not None and run.role(split) == "train"
+        values[column] = _last(rows, batches) if len(rows) else of_pairs.get(name, math.nan)
     for curve in score_curves(run):
         score, n = float(curve.values[-1]), float(curve.n[-1])
         interval = proportion(score * n, n)

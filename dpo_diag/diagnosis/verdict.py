@@ -161,6 +161,7 @@ class Facts:
         n_pairs: pairs that were compared; 0 for a log of means.
         has_intervals: whether they are enough for intervals.
         rows: steps that a log of means compares; None for a run with pairs.
+        batches: whether they are of training batches.
         reference_free: whether the loss has no reference that the run could have missed.
         supervised: whether no preference was trained at all.
     """
@@ -170,6 +171,7 @@ class Facts:
     n_pairs: int = 0
     has_intervals: bool = False
     rows: int | None = None
+    batches: bool = False
     reference_free: bool = False
     supervised: bool = False
 
@@ -240,7 +242,7 @@ def decide(facts: Facts) -> Verdict:
         name = "cannot_tell" if lacking else "healthy"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
     sentences = [f"{capital(LABELS[name])}{_missing_text(lacking) if name == 'cannot_tell' else ''}."]
-    if name != "one_row" and facts.rows is not None and facts.rows <= FEW:
+    if name != "one_row" and facts.batches and facts.rows is not None and facts.rows <= FEW:
         sentences.append(f"Only {facts.rows} rows were compared: their noise is not known.")
     that = "there is harm" if name in OPEN else "that is harm"
     said = _harm_text(harm, that, [m for m, _ in because], bool(facts.evidence))

@@ -123,7 +123,10 @@ def facts(context: Context) -> list[Fact]:
     shown = []
     loss = document.get("loss") or {}
     if loss.get("from") is not None and loss.get("to") is not None:
-        shown.append(Fact("loss", number(loss["from"]), number(loss["to"]), signed(loss["to"] - loss["from"]), "loss"))
+        note = signed(loss["to"] - loss["from"])
+        if loss.get("from_is"):
+            note = f"{note}, {loss['from_is']} to {loss['to_is']}"
+        shown.append(Fact("loss", number(loss["from"]), number(loss["to"]), note, "loss"))
     chosen = (document.get("perplexity") or {}).get("chosen") or {}
     name = next((p for p in ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
     if name and chosen[name].get("from") is not None:

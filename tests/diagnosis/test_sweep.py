@@ -182,3 +182,13 @@ def test_nothing_found_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         sweep(tmp_path / "*")
     assert main(["sweep", str(tmp_path / "*")]) == 1
     assert capsys.readouterr().err.startswith("dpo-diag sweep: no run found; in ")
+
+
+def test_a_log_of_training_batches_is_shown_by_the_mean_of_its_last_rows(tmp_path: Path) -> None:
+    """Eight rows of .7 ... the last three .3, .3, .9: .5, not the .9 of one batch."""
+    writer = RunWriter(tmp_path / "r", kind="imported")
+    values = [0.7, 0.6, 0.6, 0.5, 0.5, 0.3, 0.3, 0.9]
+    rows = [{"step": i + 1, "split": "train", "name": "loss", "value": v} for i, v in enumerate(values)]
+    writer.write("history", rows)
+    writer.finish()
+    assert sweep([tmp_path / "r"]).runs["loss"].tolist() == [pytest.approx(0.5)]

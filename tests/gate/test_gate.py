@@ -250,3 +250,15 @@ def test_command_exit_status_table_junit_and_json(tmp_path: Path, capsys: pytest
     assert document["passed"] is True and [r["status"] for r in document["rules"]] == ["passed", "passed"]
     assert diag.main(["gate", str(path), "--rules", str(tmp_path / "absent")]) == 2
     assert junit([], "x").startswith(b"<?xml")
+
+
+def test_a_metric_of_training_batches_is_a_mean_of_rows(tmp_path: Path) -> None:
+    """16 rows, .7 in the first four and .3 in the last four but one, .9: means .7 and (3 x .3 + .9) / 4 = .45; the last
+    row alone would have risen."""
+    writer = RunWriter(tmp_path / "r", kind="imported")
+    values = [0.7] * 4 + [0.5] * 8 + [0.3, 0.3, 0.3, 0.9]
+    rows = [{"step": i + 1, "split": "train", "name": "loss", "value": v} for i, v in enumerate(values)]
+    writer.write("history", rows)
+    writer.finish()
+    outcome = Gate(tmp_path / "r", None).judge({"metric": "loss", "max_rise": 0.1})
+    assert (outcome.status, outcome.value, outcome.baseline) == ("passed", pytest.approx(0.45), pytest.approx(0.7))

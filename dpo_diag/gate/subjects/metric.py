@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from dpo_diag.diagnosis.decompose.means import ends_of
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
 from dpo_diag.diagnosis.logged import at_reference
 from dpo_diag.diagnosis.measure import enough
@@ -29,6 +30,8 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     value, n1 = float(now["value"]), now["weight"]
     if not math.isfinite(value):
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
+    if judged.run.role(split) == "train" and len(rows) > 1:
+        return _of_batches(judged, rows, name, split, old)
     paired = _paired(judged, name, split, step, int(now["step"]))
     if paired is not None:
         return paired
@@ -50,6 +53,20 @@ def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_s
         return None
     first, last = int(np.flatnonzero(other.steps == from_step)[0]), int(np.flatnonzero(own.steps == to_step)[0])
     return own.since(other, first, last, judged.limits).change
+
+
+def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str, old: float) -> Quantity:
+    """Of training batches one row is noise: the means of the last and of the first rows (`means.ends_of`)."""
+    ends = ends_of(rows["step"], rows["value"], True)
+    end = float(ends.end or 0.0)
+    if not judged.same_run:
+        other = _history(judged.other, name, split)
+        before = ends_of(other["step"], other["value"], True).end
+        old = old if before is None else before
+    elif judged.step is None and ends.start is not None and ends.interval is not None:
+        change = Interval(end - ends.start, *ends.interval, ends.k, "means of the first and last rows, Welch")
+        return Quantity(unknown_interval(end, ends.k), ends.start, change)
+    return Quantity(unknown_interval(end, ends.k), old, unknown_interval(end - old))
 
 
 def _history(run: Run, name: str, split: str | None) -> pd.DataFrame:
