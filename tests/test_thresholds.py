@@ -27,7 +27,7 @@ def test_a_plugins_threshold_can_be_set() -> None:
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
-    with pytest.raises(DiagError, match=r"did you mean verdict\.least_harm") as error:
+    with pytest.raises(DiagError, match=r"did you mean verdict\.least_dlog") as error:
         load_thresholds({"verdict.least_dlg": 1.0})
     assert error.value.usage
 

@@ -249,7 +249,7 @@ def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sente
     dlog = document["perplexity"]["chosen"]["ppl_seq_mean"]["dlog"]
     pairs = document["pairs"][:NAMED_PAIRS]
     ends = [f"chosen cross-entropy {number(p['chosen_ce_from'])} → {number(p['chosen_ce_to'])}" for p in pairs]
-    if abs(dlog) < document["thresholds"].get("verdict.least_dlog", 0.0):
+    if abs(dlog) < document["thresholds"]["verdict.least_dlog"]:
         text = f"Chosen ppl_seq_mean hardly changed (log {signed(dlog)}): rises and falls of single pairs cancel."
         return [say(text, "concentration")], list(zip(pairs, ends, strict=True))
     word = "rise" if dlog > 0 else "fall"

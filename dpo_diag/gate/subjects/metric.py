@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.decompose.means import ends_of
+from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
 from dpo_diag.diagnosis.logged import at_reference
 from dpo_diag.diagnosis.measure import enough
@@ -30,7 +30,7 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     value, n1 = float(now["value"]), now["weight"]
     if not math.isfinite(value):
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
-    if judged.run.role(split) == "train" and len(rows) > 1:
+    if judged.run.role(split) == "train" and name in NAMES and len(rows) > 1:
         return _of_batches(judged, rows, name, split, old)
     paired = _paired(judged, name, split, step, int(now["step"]))
     if paired is not None:
