@@ -19,7 +19,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records.conversation import response_text
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.thresholds import defaults
+from dpo_diag.thresholds import Thresholds, defaults
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,12 +39,18 @@ class Look:
     Args:
         end_ids: ids that end a generation beside the tokenizer's end token (the model's generation config).
         sides: the answers that are trained; SFT on pairs trains chosen alone.
+        thresholds: `length_cap.*`.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = (), sides: Sequence[str] = SIDES
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Collection[int] = (),
+        sides: Sequence[str] = SIDES,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self.rules, self.sides = TokenRules(tokenizer, end_ids), tuple(sides)
+        self.thresholds = thresholds or defaults()
         self.byte_lengths = token_bytes(tokenizer)
 
 
@@ -232,7 +238,7 @@ def _with_caps(report: TokenReport, rows: Sequence[Row], look: Look) -> TokenRep
         answers = [look.rules.without_end(response_text(texts[row][side])) for row in table["row"]]
         midway = [stops_midway(answer) for answer in answers]
         for lengths, unit in ((table[f"{side}_tokens"], "tokens"), ([len(a) for a in answers], "characters")):
-            at, why = capped(lengths, midway, unit, defaults())
+            at, why = capped(lengths, midway, unit, look.thresholds)
             if at.any():
                 issues += [(row, CAP, f"{side}: {why}", False) for row in table["row"][at]]
                 break

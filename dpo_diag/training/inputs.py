@@ -21,6 +21,7 @@ from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.files import write_json
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.thresholds import load_thresholds
 
 TRAIN_PROBE = "train_probe"
 
@@ -98,7 +99,8 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     dpo = config.trainer.method == "dpo"
     policy = load_policy(config.model, config.peft, with_reference=dpo)
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
-    look = Look(policy.tokenizer, stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1])
+    ends, sides = stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1]
+    look = Look(policy.tokenizer, ends, sides, load_thresholds(config.checks))
     notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode, look)
     train, held_out = source.train, source.held_out
     if not dpo:

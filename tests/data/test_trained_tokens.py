@@ -36,7 +36,7 @@ from dpo_diag.data.trained_tokens import (
 )
 from dpo_diag.inference.generation import begin_note
 from dpo_diag.inference.prompts import to_prompts
-from dpo_diag.thresholds import defaults
+from dpo_diag.thresholds import defaults, load_thresholds
 
 from .conftest import byte_tokenizer
 
@@ -181,6 +181,8 @@ def test_a_cap_on_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     cut = [("word " * 25)[:98] + f"{i:02d}" for i in range(6)]
     rows += [(f"q{i}", text, "No.") for i, text in enumerate(cut)]
     assert found(tokenizer, *rows) == {CAP: [61, 62, 63, 64, 65, 66]}
+    look = Look(tokenizer, thresholds=load_thresholds({"length_cap": {"least_answers": 100}}))
+    assert found(tokenizer, *rows, look=look) == {}
     whole = [(f"q{i}", text[:-1] + ".", "No.") for i, text in enumerate(cut)]
     assert found(tokenizer, *rows[:60], *whole) == {}
 
