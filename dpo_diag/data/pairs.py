@@ -222,7 +222,13 @@ class _Collector:
 
         stream = iter(raw_rows)
         first = list(islice(stream, SAMPLE))
-        reading = recognise([row for _, row in first if not isinstance(row, BadRow)], self._how)
+        try:
+            reading = recognise([row for _, row in first if not isinstance(row, BadRow)], self._how)
+        except DiagError as error:
+            where = f"{error.where} for {path}" if path else error.where
+            raise DiagError(
+                error.what, where=where, got=error.got, expected=error.expected, hint=error.hint, usage=error.usage
+            ) from None
         part = PartRead(path, self._last, reading)
         for number, raw in tqdm(chain(first, stream), desc="reading pairs", unit="row", delay=2, leave=False):
             if self._limit is not None and self._n_read >= self._limit:

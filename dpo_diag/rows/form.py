@@ -15,7 +15,7 @@ from dpo_diag.records.row_files import BadRow
 from dpo_diag.registry import Registry
 from dpo_diag.rows.columns import Columns, Wanted, filled, simple
 from dpo_diag.rows.implicit import Rules
-from dpo_diag.rows.pair import Pair, Turns, shorten, template_options
+from dpo_diag.rows.pair import WITH_MEDIA, Pair, Turns, shorten, template_options
 from dpo_diag.rows.parts import Parts, assemble
 from dpo_diag.rows.prompt_columns import AS_TURN, PROMPT_NAMES, SYSTEM_NAMES, TRL_PROMPT
 
@@ -70,8 +70,7 @@ class Reading:
                 )
         for name in MEDIA:
             if filled(row.get(name)):
-                hint = "dpo_diag.training.DiagDPOTrainer takes TRL's data sets with images"
-                raise BadRow("a row with images, audio or video", f"{name} holds {shorten(row[name], 40)}", hint)
+                raise BadRow("a row with images, audio or video", f"{name} holds {shorten(row[name], 40)}", WITH_MEDIA)
         parts.extra = template_options(row) | parts.extra
         if self.chat is not None and self.chat != parts.chat and isinstance(parts.prompt, str):
             parts = _as_text(parts) if parts.chat else replace(parts, chat=True)

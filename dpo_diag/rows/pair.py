@@ -19,6 +19,8 @@ from dpo_diag.records.row_files import BadRow
 
 Turns = list[Message]
 
+WITH_MEDIA = "dpo_diag.training.DiagDPOTrainer takes TRL's data sets with images"
+"""What to do with rows that a text reader cannot take."""
 HUMAN_MARK = "\n\nHuman:"
 
 
@@ -88,7 +90,7 @@ def _content(value: Any, where: str) -> str:
                 parts.append(part["text"])
             else:
                 kind = part.get("type", "?") if isinstance(part, Mapping) else type(part).__name__
-                raise BadRow("a message is not text", f"{where} holds a part of type {kind}")
+                raise BadRow("a message is not text", f"{where} holds a part of type {kind}", WITH_MEDIA)
         return "".join(parts)
     raise BadRow("wrong type", f"{where} is {type(value).__name__}, expected text")
 

@@ -68,6 +68,12 @@ def test_a_pattern_that_matches_nothing_is_an_error(folder: Path) -> None:
         read_pairs(f"{folder}/b")
 
 
+def test_a_column_that_one_of_the_files_lacks_names_that_file(folder: Path) -> None:
+    columns = ColumnsConfig(prompt="question")
+    with pytest.raises(DiagError, match=r"no such column; in data\.columns\.prompt for .*c\.parquet; got question"):
+        load_data(DataConfig(kind="jsonl", path=f"{folder}/a.jsonl,{folder}/b/*", columns=columns))
+
+
 def test_what_was_read_and_what_was_not_is_reported(tmp_path: Path) -> None:
     rows = [row | {"review": "a long remark", "source": "web"} for row in asked(0, 1, 2)]
     path = str(_write(tmp_path / "a.jsonl", [*rows, {"question": "q"}]))
