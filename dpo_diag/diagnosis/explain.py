@@ -122,6 +122,8 @@ def explain_run(
         document, table = _of_pairs(aligned, values)
     else:
         document = _of_means(opened, from_step, to_step, split, values)
+    # What the import decided: which of several runs was taken, what it left out.
+    document["notes"] = [*document["notes"], *opened.info.source.notes]
     document = plain({**document, "thresholds": dict(values)})
     document["narrative"] = plain(narrate(document, opened))
     return Explanation(document, aligned, table)

@@ -8,7 +8,7 @@ from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
-from dpo_diag.text import plural
+from dpo_diag.text import percent, plural
 from dpo_diag.thresholds import Thresholds
 
 
@@ -20,8 +20,14 @@ def unparsed(ctx: CheckContext, t: Thresholds) -> Outcome:
         raise Missing("not an imported log, or its importer reports no skipped lines")
     evidence: dict[str, Any] = {"skipped": source.skipped[:LISTED], "count": count, "read": source.read}
     if count:
-        was = plural(count, "line or row of the source was", "lines or rows of the source were")
-        return speaks(f"{was} not read", **evidence)
+        share = count / (count + (source.read or 0))
+        evidence["share"] = share
+        return speaks(
+            f"{count} of {plural(count + (source.read or 0), 'line or row', 'lines or rows')} of the source "
+            f"({percent(share, 1)}) could not be read",
+            severity="warning" if share >= t["unparsed_material_share"] else "info",
+            **evidence,
+        )
     return silent("every line was read", **evidence)
 
 
@@ -31,7 +37,7 @@ register(
     Check(
         code="DVG024",
         title="lines of the log that could not be read",
-        says="The importer left out lines or rows that look like metrics.",
+        says="The importer left out lines or rows that look like metrics; a warning where they are a material share.",
         why="A curve with a hole looks like a curve. If the last lines are missing, every 'last' value is an earlier "
         "one.",
         needs="an imported log",
@@ -40,6 +46,7 @@ register(
             "skipped": "the lines and why each was left out; empty where only their number is known",
             "count": "lines left out",
             "read": "rows that were read",
+            "share": "lines left out, as a share of both",
         },
         false_alarms=("a log that was cut off while it was written: its last line is half a row",),
         bad=Example(
@@ -52,5 +59,6 @@ register(
         sources=("what log linters look for",),
         since="0.1.0",
         function=unparsed,
+        reads=("unparsed_material_share",),
     )
 )
