@@ -17,6 +17,7 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.parsed import Options, Parsed
+from dpo_diag.records.row_files import parquet_columns
 from dpo_diag.records.text_files import head_of
 from dpo_diag.registry import Registry
 
@@ -87,7 +88,9 @@ class Head:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The cells of the first line, where it is the header of a table of metrics; else none."""
+        """The cells of the first line, where it is the header of a table of metrics; else none. Parquet's columns."""
+        if self.raw.startswith(b"PAR1"):
+            return parquet_columns(self.path)
         first = self.text.split("\n", 1)[0].strip()
         if first[:1] in ("{", "[") or (METRIC_KEY.search(self.data) and "{" in self.text):
             return []

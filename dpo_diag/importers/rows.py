@@ -63,7 +63,8 @@ class Block:
             self.places.append(where)
         self.is_clean = False  # some row held nothing but numbers
         self.is_train = any(p.split == "train" for p in self.places)
-        self.splits = [p.split for p in self.places]
+        # Keys that no table knows (a GPU's load) have rows of their own, whatever split they are kept under.
+        self.splits = [p.split if p.known else f"{p.split}?" for p in self.places]
         self.has_nan = False
         self._not_logged: BoolArray = np.empty((0, 0), dtype=bool)
         self.values = array("d")
@@ -123,9 +124,9 @@ class Block:
 
     def train_rows(self) -> BoolArray:
         """Which of its rows are the training's."""
-        if not self.has_nan or not self.is_train:
-            return np.full(len(self.steps), self.is_train)
         of_train = [i for i, split in enumerate(self.splits) if split == "train"]
+        if not self.has_nan or not of_train:
+            return np.full(len(self.steps), self.is_train)
         return np.asarray(~self._absent()[:, of_train].all(axis=1))
 
     def _absent(self) -> BoolArray:

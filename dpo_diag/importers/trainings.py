@@ -14,7 +14,7 @@ from typing import Any
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.bars import UNKNOWN, Counter, Frames
 from dpo_diag.importers.keys import EPOCH_KEYS, STEP_KEYS
-from dpo_diag.importers.numbers import number, step_number
+from dpo_diag.importers.numbers import is_missing, number, step_number
 from dpo_diag.importers.parsed import Facts
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.records.text_files import Skipped
@@ -47,8 +47,9 @@ class Place:
 
 
 def is_training_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row holds means of training batches, by its keys."""
-    return "loss" in row or any(str(key).startswith(("train/", "rewards/")) for key in row)
+    """Whether a row holds means of training batches, by its keys; NaN may stand for what was not logged."""
+    own = (value for key, value in row.items() if key == "loss" or str(key).startswith(("train/", "rewards/")))
+    return any(not (is_missing(value) or value != value) for value in own)
 
 
 @dataclass

@@ -156,6 +156,17 @@ def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
         yield number, _as_row(value)
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Names of a Parquet file's columns; none where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError, ValueError):
+        return []
+
+
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -176,3 +176,27 @@ def test_a_number_of_another_source_stands_over_nan(tmp_path: Path, imported: Im
     other = jsonl(tmp_path / "log.jsonl", [{"step": 1, "loss": 0.625}, {"step": 2, "loss": NAN}])
     _, run = imported([state, other])
     assert (value(run, "loss", 1), value(run, "loss", 2)) == (0.625, 0.5)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_rows_of_a_machine_are_none_of_the_training(form: str, tmp_path: Path, imported: Importing) -> None:
+    """W&B's own step, and rows that hold a GPU's load alone: no NaN of the loss, no restart of the training."""
+    rows: list[dict[str, Any]] = []
+    for i in range(1, 21):
+        rows.append({"_step": 3 * i, "train/loss": 0.7 - i / 100, "train/global_step": 10 * i})
+        if i % 3 == 0:
+            rows.append({"_step": 3 * i + 1, "gpu/load": 99.0})
+        if i % 10 == 0:
+            rows.append({"_step": 3 * i + 2, "eval/loss": 0.7 - i / 100, "train/global_step": 10 * i})
+    frame = pd.DataFrame(rows)
+    path = tmp_path / f"log.{form}"
+    if form == "jsonl":
+        jsonl(path, padded(rows))
+    elif form == "csv":
+        frame.to_csv(path, na_rep="NaN")
+    else:
+        frame.to_parquet(path)
+    result, run = imported(path)
+    assert result["notes"] == []
+    assert (steps(run, "loss"), steps(run, "loss", "eval")) == (list(range(10, 201, 10)), [100, 200])
+    assert np.isfinite(run.history["value"]).all()

@@ -70,7 +70,8 @@ class _Table:
 
 def _is_pair_table(head: Head) -> bool:
     names = head.columns or (head.row or {})
-    return head.raw.startswith(b"PAR1") or "chosen_sum_logp" in names or "rejected_sum_logp" in names
+    is_other_parquet = head.data.startswith(b"PAR1") and not head.columns  # packed once more, or damaged
+    return is_other_parquet or "chosen_sum_logp" in names or "rejected_sum_logp" in names
 
 
 def read_pair_table(path: Path, options: Options) -> Parsed:

@@ -1,4 +1,4 @@
-"""Wide CSV or TSV: a step column and one column a metric, as W&B, TensorBoard and notebooks export them.
+"""Wide CSV, TSV or Parquet: a step column and one column a metric, as W&B, TensorBoard and notebooks export them.
 
 Knows W&B's `<run> - train/loss` columns with their __MIN and __MAX, TensorBoard's one-scalar export (Wall time, Step,
 Value; the metric is in the file's name), notebook tables (`Step`, `Training Loss`, `rewards / chosen`) and long tables
