@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from dpo_diag.diagnosis.sweep import METRICS, Sweep
 from dpo_diag.diagnosis.sweep import sweep as collect
 from dpo_diag.errors import DiagError
-from dpo_diag.text import MISSING, frame_for_csv, number, records, safe, some, table, to_json
+from dpo_diag.text import MISSING, bracket, frame_for_csv, number, records, safe, signed, some, table, to_json
 
 SHORT = {
     "chosen_ppl_seq_mean": "chosen ppl",
@@ -94,7 +94,11 @@ def lines(collected: Sweep) -> list[str]:
         out += [*(f"  {safe(f['run'], one_line=True)}: {safe(f['why'], one_line=True)}" for f in collected.failed), ""]
     if collected.not_runs:
         out += [f"no run, left out: {some(safe(name, one_line=True) for name in collected.not_runs)}", ""]
-    return [*out, "loss and perplexities: last evaluation; [ ] after a score: 95 % Wilson interval"]
+    return [
+        *out,
+        "loss and perplexities: last evaluation; [ ] after a score: 95 % Wilson interval, "
+        "then its change since its first evaluation with the interval that explain gives it",
+    ]
 
 
 def _apart(differing: dict[str, list[str]]) -> list[str]:
@@ -133,8 +137,11 @@ def _score(row: dict[str, Any], name: str) -> str:
     if row[name] is None:
         return MISSING
     n = row[f"{name}_n"] or 0
-    interval = f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}] n={n:.0f}" if n > 0 else ""
-    return f"{row[name]:.3f}{interval}"
+    text = (
+        f"{row[name]:.3f} {bracket(row[f'{name}_low'], row[f'{name}_high'])} n={n:.0f}" if n > 0 else f"{row[name]:.3f}"
+    )
+    change, low, high = (row.get(f"{name}_change{end}") for end in ("", "_low", "_high"))
+    return text if change is None else f"{text}, {signed(change)} {bracket(low, high, signed)}"
 
 
 def _groups(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:

@@ -18,6 +18,7 @@ import yaml
 from dpo_diag.diagnosis.decompose.means import ends_of
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import measured_split
+from dpo_diag.diagnosis.measure import enough
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
@@ -25,6 +26,7 @@ from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.stats import proportion
 from dpo_diag.text import to_json
+from dpo_diag.thresholds import defaults
 
 SEED = "seed"
 METRICS = {
@@ -44,7 +46,8 @@ class Sweep:
     Attributes:
         runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
             data (a hash of the measured set's pairs), step, the metrics, and per task score NAME its value, NAME_n,
-            NAME_low, NAME_high (Wilson, 95 %).
+            NAME_low, NAME_high (Wilson, 95 %), and NAME_change since its first evaluation, with its interval in
+            NAME_change_low and NAME_change_high (that of the explanation).
         groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
             step, runs, and per value its mean, low and high over those runs (the range, not an interval); pooled n of
             the scores.
@@ -109,9 +112,13 @@ def final_values(run: Run) -> dict[str, Any]:
         values[column] = _last(rows, batches) if len(rows) else of_pairs.get(name, math.nan)
     for curve in score_curves(run):
         score, n = float(curve.values[-1]), float(curve.n[-1])
-        interval = proportion(score * n, n)
+        interval = enough(proportion(score * n, n), defaults())
         column = f"{curve.name}[{curve.split}]"
         values |= {column: score, f"{column}_n": n, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        if (since := curve.change(None, None, defaults())) is not None:
+            change = since.change
+            values |= {f"{column}_change": change.value, f"{column}_change_low": change.low}
+            values |= {f"{column}_change_high": change.high}
     return values
 
 

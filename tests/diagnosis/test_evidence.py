@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from builders import build_run
 
-from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis import explain, explain_run
 from dpo_diag.diagnosis.evidence import best_and_last, measures
 from dpo_diag.diagnosis.measure import Measure
+from dpo_diag.diagnosis.sweep import sweep
+from dpo_diag.gate.judge import Gate
+from dpo_diag.outputs import compare
+from dpo_diag.paired import paired_proportion_change
+from dpo_diag.report.headline import facts
+from dpo_diag.report.section import Context
 from dpo_diag.stats import Interval
 from dpo_diag.thresholds import defaults
 
@@ -230,3 +236,25 @@ def test_a_score_measured_elsewhere_says_where(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {40: STEPS[0], 80: STEPS[10]}, history=history)
     assert "0.700 → 0.500 (steps 40 to 80: change -0.200" in str(measures(run, "ref", 80)[0])
     assert "steps" not in str(measures(run, 40, 80)[0])
+
+
+def test_one_change_has_one_interval_wherever_it_is_printed(tmp_path: Path) -> None:
+    """60 questions, 14 lost and 2 won: explain, gate, outputs, sweep and the report's headline agree."""
+    before = [1.0] * 40 + [0.0] * 20
+    after = [1.0] * 26 + [0.0] * 14 + [1.0] * 2 + [0.0] * 18
+    history = [{"step": s, "split": "held_out", "name": "score/accuracy", "value": sum(v) / 60, "weight": 60.0}
+               for s, v in ((0, before), (10, after))]  # fmt: skip
+    rows = [{**r, "tags": ["held_out"]} for r in answers(0, before) + answers(10, after)]
+    pairs = {step: (sides[0] * 9, sides[1] * 9) for step, sides in STEPS.items()}
+    run = build_run(tmp_path / "run", pairs, history=history, outputs=rows)
+    document = explain(run)
+    bounds = next(e for e in document["evidence"] if e["kind"] == "score")["interval"]
+    assert bounds == pytest.approx(paired_proportion_change(14, 2, 60).bounds)
+    outcome = Gate(run).judge({"metric": "score/accuracy", "split": "held_out", "max_drop": 0.0})
+    assert [outcome.low, outcome.high] == pytest.approx(bounds)
+    moved = next(b for b in compare(run)["behaviours"] if b["behaviour"] == "right answers")
+    assert [moved["low"], moved["high"]] == pytest.approx(bounds)
+    swept = sweep(run.path).runs.iloc[0]
+    assert [swept[f"accuracy[held_out]_change_{end}"] for end in ("low", "high")] == pytest.approx(bounds)
+    note = next(f.note for f in facts(Context(run, explain_run(run), {})) if f.kind == "score")
+    assert f"paired 95 % interval {bounds[0]:+.3g} to {bounds[1]:+.3g}" in note

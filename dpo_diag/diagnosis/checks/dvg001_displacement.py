@@ -13,7 +13,7 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     SOUND,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import CAVEAT, Check, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import CAVEAT, Check, Outcome, cannot_tell, silent, speaks, would_tell
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.thresholds import Thresholds
@@ -43,7 +43,8 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
     for change in material:
         if change.loss_fell is not False:
             changed = f"chosen changed by {change.delta} {change.unit}"
-            return cannot_tell(f"{changed}: inside the noise", **change.evidence(t))
+            more = would_tell(change.delta) if change.source == "pairs" else ""
+            return cannot_tell(f"{changed}: inside the noise{more}", **change.evidence(t))
     return silent("chosen did not fall materially", **changes[0].evidence(t))
 
 

@@ -38,6 +38,8 @@ def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
                 f"grad_norm is 0 from {ctx.info.at(grads.steps[-tail])} on, and the loss is not at its floor",
                 **evidence,
             )
+    if moved == 0.0 and len(ctx.pairs.own_steps) == 1:
+        return speaks("not one log-prob differs from the reference's: the checkpoint is its reference", **evidence)
     if moved == 0.0:
         return speaks("not one log-prob of the fixed set changed between the first and the last step", **evidence)
     if grads is None and moved is None:

@@ -18,7 +18,7 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     TRAINED,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
@@ -131,7 +131,7 @@ def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
     least = t["not_learning_share"] * scale
     if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
         return speaks(f"the fixed set's loss fell by {gain}: nothing that matters", **evidence)
-    return cannot_tell(f"the fixed set's loss fell by {gain}: inside its noise", **evidence)
+    return cannot_tell(f"the fixed set's loss fell by {gain}: inside its noise{would_tell(gain)}", **evidence)
 
 
 def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[str, Interval]:

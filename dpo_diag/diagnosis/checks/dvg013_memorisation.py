@@ -9,7 +9,7 @@ import numpy as np
 
 from dpo_diag.diagnosis import evidence
 from dpo_diag.diagnosis.checks import register
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.scores import READS, shown
@@ -37,7 +37,9 @@ def memorisation(ctx: CheckContext, t: Thresholds) -> Outcome:
             **measured,
         )
     if gap.value >= t["memorisation_min_gap"]:
-        return cannot_tell(f"the two scores parted by {gap}: inside the noise", **measured)
+        return cannot_tell(
+            f"the two scores parted by {gap}: inside the noise{would_tell(gap, 'questions each')}", **measured
+        )
     return silent("training-like and other questions moved alike", **measured)
 
 

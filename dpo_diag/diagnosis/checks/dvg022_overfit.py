@@ -9,7 +9,7 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, SEVERAL_EPOCHS, SOUND, Advice, Condition, Situation
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.pair_rows import REFERENCE
@@ -51,7 +51,9 @@ def _of_pairs(ctx: CheckContext, split: str, t: Thresholds) -> Outcome:
     }  # fmt: skip
     least = _least_rise(ctx, means[best], t)
     if best < len(steps) - 1 and rise.value >= least and not rise.above:
-        return cannot_tell(f"the held-out loss rose by {rise} from its minimum: inside the noise", **evidence)
+        return cannot_tell(
+            f"the held-out loss rose by {rise} from its minimum: inside the noise{would_tell(rise)}", **evidence
+        )
     if best == len(steps) - 1 or not rise.above or rise.value < least:
         return silent("the held-out loss does not rise from its minimum beyond noise", **evidence)
     return _onset(ctx, 0.0 if steps[best] == REFERENCE else float(steps[best]), t, evidence)

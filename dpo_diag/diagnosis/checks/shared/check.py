@@ -16,7 +16,7 @@ from dpo_diag.diagnosis.checks.shared.advice import Advice, Situation, advice
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.registry import Registry
 from dpo_diag.stats import Interval
-from dpo_diag.text import plain
+from dpo_diag.text import about, plain
 from dpo_diag.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -147,6 +147,12 @@ def _without_intervals(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_intervals(inner) for inner in value]
     return value
+
+
+def would_tell(change: Interval, units: str = "pairs") -> str:
+    """ "; about 480 pairs would tell it from none (power 80 %)"; "" where no number follows from the interval."""
+    needed = None if change.above or change.below else change.needed(change.value)
+    return f"; about {about(max(needed, change.n + 1))} {units} would tell it from none (power 80 %)" if needed else ""
 
 
 def ratio(numerator: float, denominator: float) -> float:
