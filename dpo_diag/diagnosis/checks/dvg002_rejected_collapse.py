@@ -88,22 +88,28 @@ def _relative_fall(ctx: CheckContext, split: str, reward: Interval, t: Threshold
         start = float(logps.values[-reward.n :].mean()) + fall
     else:
         trend = None if logps.fixed else logps.ends(t["confidence"])
-        start, last = (trend.first, trend.last) if trend else (float(logps.values[0]), float(logps.values[-1]))
-        fall = start - last
+        start = trend.first if trend else float(logps.values[0])
+        fall = _least_fall(trend.delta) if trend else start - float(logps.values[-1])
     return ratio(fall, -start) if start < 0 else math.nan
+
+
+def _least_fall(moved: Interval) -> float:
+    """The smallest fall that the noise of the batches leaves: their pairs differ more than a fall that is not one."""
+    return max(0.0, -moved.high)
 
 
 def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     for split in ctx.logged.splits:
         logps = ctx.logged.find("logps/rejected", split)
         trend = None if logps is None else logps.ends(t["confidence"])
-        if trend is None:
+        if logps is None or trend is None:
             continue
         chosen = ctx.logged.find("logps/chosen", split)
         chosen_trend = None if chosen is None else chosen.ends(t["confidence"])
         moved = trend.delta
         gain = chosen_trend.delta.value - moved.value if chosen_trend else math.nan
-        relative, share = ratio(-moved.value, -trend.first), ratio(-moved.value, gain)
+        relative = ratio(-moved.value if logps.fixed else _least_fall(moved), -trend.first)
+        share = ratio(-moved.value, gain)
         return _judge(t, None, relative, moved.below, share, source=f"means of {split}", rejected_change=moved)
     return None
 

@@ -62,3 +62,19 @@ def test_a_wrong_reference_counts_from_the_own_start(means, finding):
     found = finding(means(held=columns), "DVG002")
     assert found["evidence"]["rejected_reward"]["value"] == -9.0
     assert "by an implicit reward of 9 from its own start" in found["reason"]
+
+
+def test_log_probs_of_small_batches_count_by_the_least_fall(means, finding, noise):
+    """Between the means of the first and last quarter, -64.3 and -95.7, lies a fall of 49 %; batches that differ by 20
+    nats leave falls below 30 % possible (half an interval is some 25 nats), batches that differ by 1 nat do not."""
+    level = np.linspace(-60, -100, 24)
+
+    def outcome(sd):
+        logps = level + noise(24, sd)
+        rewards = 0.02 * (level - level[0])
+        return finding(
+            means({"logps/rejected": logps, "rewards/rejected": rewards, "loss": np.full(24, 0.6)}), "DVG002"
+        )
+
+    assert outcome(20.0)["outcome"] != "speaks"
+    assert outcome(1.0)["outcome"] == "speaks"
