@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.narrative import stretch
 from tests.importers.conftest import Importing
 from tests.importers.forms import banner, console, frame, lines, log, state, summary, training
 from tests.importers.reading import steps, value
@@ -152,5 +153,5 @@ def test_what_is_said_of_counted_rows_names_no_step(
     assert codes <= set(spoken)
     said = [*spoken.values(), *(s["text"] for part in document["narrative"] for s in part["sentences"])]
     assert not [text for text in said if re.search(r"\bsteps? \d", text)]
-    assert any("Between row 1 and row 60" in text for text in said)
+    assert stretch(document) == "row 1 to 60"
     assert any(text.startswith("The log states no steps") for text in said)
