@@ -56,6 +56,12 @@ def _of_proof(ctx: CheckContext) -> Outcome | None:
     )
 
 
+def _rounding(ctx: CheckContext) -> float:
+    """Nats per response that rounding can do, as the trainer found where the start agreed; 0 where it did not look."""
+    start = ctx.info.reference.start
+    return start.tolerance or 0.0 if start is not None and start.agrees else 0.0
+
+
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     """Step 0 of any split with reference rows."""
     rows = ctx.pairs.at_start
@@ -63,7 +69,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         return None
     ratio = rows["gap"]
     evidence: dict[str, Any] = {"mean_abs_log_ratio_at_step_0": float(ratio.mean()), "responses": len(ratio)}
-    if ratio.mean() <= t["reference_tolerance_nats"]:
+    if ratio.mean() <= max(t["reference_tolerance_nats"], _rounding(ctx)):
         return silent("at step 0 the policy equals its reference", **evidence)
     worst = ratio.sort_values(ascending=False).index[:WORST]
     return speaks(
@@ -85,7 +91,7 @@ def _of_evaluation(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             if series is None or series.steps[0] != 0:
                 continue
             value = float(series.values[0])
-            if abs(value) > t["reference_tolerance_reward"]:
+            if abs(value) > max(t["reference_tolerance_reward"], (ctx.info.beta or 0.0) * _rounding(ctx)):
                 evidence: dict[str, Any] = {"split": split, "series": name, "value_at_step_0": value}
                 return speaks(f"{name} of {split} is {value:.3g} at step 0, not 0", **evidence)
             at_start[f"{split}:{name}"] = value

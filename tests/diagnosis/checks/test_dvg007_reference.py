@@ -201,3 +201,11 @@ def test_rewards_far_from_0_under_a_loss_above_its_start(means, finding):
     found = finding(means(columns, source={"steps": "counted"}), "DVG007")
     assert (found["outcome"], found["severity"]) == ("speaks", "error")
     assert "rewards/chosen is 9.13 over the first 6 rows" in found["reason"]
+
+
+def test_what_16_bits_round_is_no_mismatch(pairs, finding):
+    """1.2 nats per response at step 0: an adapter merged in bf16; before the first step 3.4 were allowed."""
+    ref = np.full(20, -300.0), np.full(20, -300.0)
+    agreed = {**START, "agrees": True, "mean_gap": 1.2, "tolerance": 3.4, "cause": None}
+    sums = {0: (ref[0] + 1.2, ref[1] - 1.2), 5: (ref[0], ref[1] - 5)}
+    assert finding(pairs(sums, ref=ref, reference={"start": agreed}), "DVG007")["outcome"] == "silent"
