@@ -56,6 +56,7 @@ def read_h2o(path: Path, options: Options) -> Parsed:
     parsed.store.add_points((places[step], key, value) for key, step, value in points)
     if isinstance(document.get("cfg"), Mapping):
         parsed.facts.merge(facts_from_mapping(document["cfg"], f"{path.name}: cfg"))
+    parsed.steps = "counted" if is_fractional else "stated"
     parsed.steps_from = (
         "numbers of the charts' fractional steps, in order" if is_fractional else "the charts' own steps (samples seen)"
     )
