@@ -13,9 +13,11 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     SOUND,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import CAVEAT, Check, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, silent, speaks, would_tell
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.diagnosis.checks.shared.scores import caveat
+from dpo_diag.text import interval, percent
 from dpo_diag.thresholds import Thresholds
 
 
@@ -27,24 +29,23 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
         if fall.delta.below and fall.loss_fell is not False:
             both = fall.more.get("quadrants", {}).get("both_fell")
             loss = "while the loss fell" if fall.loss_fell else "(whether the loss fell is not recorded)"
-            share = f"; both sides fell in {both:.0%} of pairs" if both is not None else ""
+            share = f"; both sides fell in {percent(both)} of the pairs" if both is not None else ""
             return speaks(
-                f"chosen log-prob fell by {fall.in_words} ({fall.stretch}) {loss}{share}; {CAVEAT}",
+                f"{fall.in_words} ({fall.stretch}) {loss}{share}{caveat(ctx, t)}",
                 **fall.evidence(t),
                 all_windows=[c.evidence(t) for c in changes],
             )
     for change in material:
         if change.delta.below:
             return silent(
-                f"chosen log-prob fell by {change.in_words}, but the loss did not fall: see divergence (DVG020) and "
-                "overfitting (DVG022)",
+                f"{change.in_words}, but the loss did not fall: see divergence (DVG020) and overfitting (DVG022)",
                 **change.evidence(t),
             )
     for change in material:
         if change.loss_fell is not False:
-            changed = f"chosen changed by {change.delta} {change.unit}"
+            noise = interval(change.delta.bounds, change.delta.level)
             more = would_tell(change.delta) if change.source == "pairs" else ""
-            return cannot_tell(f"{changed}: inside the noise{more}", **change.evidence(t))
+            return cannot_tell(f"{change.in_words} ({noise}): inside its noise{more}", **change.evidence(t))
     return silent("chosen did not fall materially", **changes[0].evidence(t))
 
 

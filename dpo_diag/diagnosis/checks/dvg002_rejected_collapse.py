@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, RAISE_BETA, UNBOUNDED, Advice, Condition
 from dpo_diag.diagnosis.checks.shared.check import (
-    CAVEAT,
     WORST,
     Check,
     Missing,
@@ -23,7 +23,9 @@ from dpo_diag.diagnosis.checks.shared.check import (
 from dpo_diag.diagnosis.checks.shared.chosen import level_of
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
-from dpo_diag.stats import Interval, t_interval
+from dpo_diag.diagnosis.checks.shared.scores import caveat
+from dpo_diag.stats import FloatArray, Interval, t_interval
+from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
 
@@ -43,12 +45,12 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     after = change[1]
     a, b = ctx.pairs.since_start(after)
     moved, gain = t_interval(b, t["confidence"]), float(np.mean(a - b))
-    start = float(np.mean(after["rejected_sum_logp"].to_numpy() - b))
     beta = ctx.info.beta
     return _judge(
+        ctx,
         t,
         moved.scaled(beta) if beta else None,
-        relative=ratio(-moved.value, -start),
+        _levels_of_pairs(after, b),
         beyond_noise=moved.below,
         share=ratio(-moved.value, gain),
         source="pairs",
@@ -69,28 +71,61 @@ def _of_rewards(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         if own_start := ctx.wrong_reference(t):
             level = level.shifted(-float(rewards.values[: level.n].mean()))
             margin -= float(margins.values[: level.n].mean()) if margins else 0.0
-        relative = _relative_fall(ctx, split, level, t)
-        share = ratio(-level.value, margin)
         return _judge(
-            t, level, relative, level.below, share, source=f"means of {split}", margin=margin, from_own_start=own_start
-        )
+            ctx, t, level, _logged_levels(ctx, split, level, t), level.below, ratio(-level.value, margin),
+            source=f"means of {split}", margin=margin, from_own_start=own_start,
+        )  # fmt: skip
     return None
 
 
-def _relative_fall(ctx: CheckContext, split: str, reward: Interval, t: Thresholds) -> float:
-    """Rise of rejected's negative log-prob over its start: from the reward, or from the log-probs' own course."""
+class Levels(NamedTuple):
+    """Rejected's log-prob at both ends of what is compared, what it is measured in, and of batches the least fall that
+    their noise leaves; NaN where it is not known."""
+
+    start: float = math.nan
+    end: float = math.nan
+    unit: str = ""
+    least: float = math.nan
+
+    @property
+    def relative(self) -> float:
+        """Rise of the negative log-prob as a share of its start."""
+        fall = self.start - self.end if math.isnan(self.least) else self.least
+        return ratio(fall, -self.start) if self.start < 0 else math.nan
+
+    def __str__(self) -> str:
+        """ "fell from -0.135 to -0.507 nats per token"; "" where it is not known."""
+        known = math.isfinite(self.start) and self.end < self.start
+        return f"fell from {number(self.start, 3)} to {number(self.end, 3)} {self.unit}" if known else ""
+
+
+def _levels_of_pairs(after: pd.DataFrame, moved: FloatArray) -> Levels:
+    """Mean sums over mean lengths, so that the relative rise is that of the sums, whatever the unit that is told."""
+    sums, n = after["rejected_sum_logp"].to_numpy(), after["rejected_n_tokens"].to_numpy(dtype=np.float64)
+    start, end = float(np.mean(sums - moved)), float(np.mean(sums))
+    if not (n > 0).all():
+        return Levels(start, end, "nats per response")
+    unit = "byte" if after["rejected_n_tokens"].equals(after["rejected_n_bytes"]) else "token"
+    return Levels(start / float(n.mean()), end / float(n.mean()), f"nats per {unit}")
+
+
+def _logged_levels(ctx: CheckContext, split: str, reward: Interval, t: Thresholds) -> Levels:
+    """From the reward (logps = reference + reward / beta), or from the log-probs' own course."""
     logps, beta = ctx.logged.find("logps/rejected", split), ctx.info.beta
     if logps is None:
-        return math.nan
+        return Levels()
     if beta and not ctx.mean_logps:
-        # logps = reference + reward / beta
-        fall = -reward.value / beta
-        start = float(logps.values[-reward.n :].mean()) + fall
-    else:
-        trend = None if logps.fixed else logps.ends(t["confidence"])
-        start = trend.first if trend else float(logps.values[0])
-        fall = _least_fall(trend.delta) if trend else start - float(logps.values[-1])
-    return ratio(fall, -start) if start < 0 else math.nan
+        end = float(logps.values[-reward.n :].mean())
+        return Levels(end - reward.value / beta, end, _unit(ctx))
+    trend = None if logps.fixed else logps.ends(t["confidence"])
+    if trend is None:
+        return Levels(float(logps.values[0]), float(logps.values[-1]), _unit(ctx))
+    return Levels(trend.first, trend.last, _unit(ctx), _least_fall(trend.delta))
+
+
+def _unit(ctx: CheckContext) -> str:
+    """What a logged log-prob is per, as far as the run says."""
+    return {"sum": "nats per response", "mean": "nats per token"}.get(str(ctx.info.logps), "nats as logged")
 
 
 def _least_fall(moved: Interval) -> float:
@@ -108,29 +143,36 @@ def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         chosen_trend = None if chosen is None else chosen.ends(t["confidence"])
         moved = trend.delta
         gain = chosen_trend.delta.value - moved.value if chosen_trend else math.nan
-        relative = ratio(-moved.value if logps.fixed else _least_fall(moved), -trend.first)
-        share = ratio(-moved.value, gain)
-        return _judge(t, None, relative, moved.below, share, source=f"means of {split}", rejected_change=moved)
+        least = math.nan if logps.fixed else _least_fall(moved)
+        levels, share = Levels(trend.first, trend.last, _unit(ctx), least), ratio(-moved.value, gain)
+        return _judge(ctx, t, None, levels, moved.below, share, source=f"means of {split}", rejected_change=moved)
     return None
 
 
 def _judge(
-    t: Thresholds, reward: Interval | None, relative: float, beyond_noise: bool, share: float, **evidence: Any
+    ctx: CheckContext,
+    t: Thresholds,
+    reward: Interval | None,
+    levels: Levels,
+    beyond_noise: bool,
+    share: float,
+    **evidence: Any,
 ) -> Outcome:
-    evidence |= {"rejected_reward": reward, "relative_rise_of_rejected_nll": relative, "share_of_margin": share}
-    far = relative >= t["collapse_relative"] or (reward is not None and reward.value <= t["collapse_reward"])
+    evidence |= {"rejected_reward": reward, "relative_rise_of_rejected_nll": levels.relative, "share_of_margin": share}
+    far = levels.relative >= t["collapse_relative"] or (reward is not None and reward.value <= t["collapse_reward"])
     if not far:
         return silent("rejected did not fall out of proportion", **evidence)
     if not beyond_noise:
         return cannot_tell("the fall of rejected is inside its noise", **evidence)
     if math.isfinite(share) and share < t["collapse_share_of_margin"]:
         return silent("rejected fell far, but chosen made most of the margin", **evidence)
-    by = f"by {relative:.0%} of its negative log-prob" if math.isfinite(relative) else ""
-    from_own_start = evidence.get("from_own_start")
-    to = f"to an implicit reward of {reward.value:.3g}" if reward is not None else ""
-    if reward is not None and from_own_start:
-        to = f"by an implicit reward of {-reward.value:.3g} from its own start"
-    return speaks(f"rejected fell {' and '.join(x for x in (by, to) if x)}; {CAVEAT}", **evidence)
+    by = f"rejected's log-prob {levels}" if str(levels) else ""
+    to = "" if reward is None else f"its implicit reward is {number(reward.value, 3)}"
+    if reward is not None and evidence.get("from_own_start"):
+        to = f"by an implicit reward of {number(-reward.value, 3)} from its own start"
+        by = by or "rejected fell"
+    whose = "" if by or not to else "rejected: "
+    return speaks(f"{whose}{', '.join(x for x in (by, to) if x)}{caveat(ctx, t)}", **evidence)
 
 
 BELOW_GAIN = Condition(

@@ -24,7 +24,7 @@ from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor, no_gradient
 from dpo_diag.stats import Interval, ends, few_rows_level, noise_sd, t_interval
-from dpo_diag.text import plural
+from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
 
 LEAST_FOR_NOISE = 6
@@ -130,8 +130,16 @@ def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
         return silent("the fixed set's loss fell beyond noise", **evidence)
     least = t["not_learning_share"] * scale
     if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
-        return speaks(f"the fixed set's loss fell by {gain}: nothing that matters", **evidence)
-    return cannot_tell(f"the fixed set's loss fell by {gain}: inside its noise{would_tell(gain)}", **evidence)
+        so = "nothing that matters" if gain.value >= 0 else "it did not fall"
+        return speaks(f"{_change('the loss of the fixed set', gain, -1.0)}: {so}", **evidence)
+    changed = _change("the loss of the fixed set", gain, -1.0)
+    return cannot_tell(f"{changed}: inside its noise{would_tell(gain)}", **evidence)
+
+
+def _change(what: str, gain: Interval, sign: float) -> str:
+    """How a metric moved, whose improvement is `gain`: "the loss fell by 0.02 (99 % interval -0.05 to +0.01)"."""
+    change = gain.scaled(sign)
+    return f"{what} {by(change.value)} ({interval(change.bounds, change.level)})"
 
 
 def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[str, Interval]:
@@ -171,16 +179,16 @@ def _of_batches(
 ) -> Outcome:
     """Whether an improvement of `least` is excluded."""
     name, gain = next(iter(gains.items()))
+    changed = _change(_WORDS[name], gain, dict(METRICS)[name])
     many = gain.n >= t["not_learning_min_rows"]
     bound = min(gain.high, _bound_by_halves(ctx, t)) if many else gain.high
     evidence["improvement_excluded_above"] = bound
     if gain.high < least or (many and (gain.value <= 0 or bound < 2 * least)):
         return speaks(
-            f"{_WORDS[name]} improved by {gain} over {gain.n} rows: nothing that matters beyond noise, in margin and "
-            "accuracy neither",
+            f"{changed} over {gain.n} rows: nothing that matters beyond noise, in margin and accuracy neither",
             **evidence,
         )
-    return cannot_tell(f"{_WORDS[name]} improved by {gain}: inside its noise", **evidence)
+    return cannot_tell(f"{changed}: inside its noise", **evidence)
 
 
 def _bound_by_halves(ctx: CheckContext, t: Thresholds) -> float:

@@ -37,7 +37,7 @@ def benign(ctx: CheckContext, t: Thresholds) -> Outcome:
             margin = percent(t["verdict.benign_margin"])
             return cannot_tell(f"{measure}: a fall of {margin} is not excluded{measure.lacking(t)}", **evidence)
     nearest = min(judged, key=lambda m: m.change.low)
-    return speaks(f"chosen fell by {falls[0].in_words}, and no score got worse: {nearest}", **evidence)
+    return speaks(f"{falls[0].in_words}, and no score got worse: {nearest}", **evidence)
 
 
 _FALLEN = {"loss": [0.69, 0.6, 0.5], "rewards/chosen": [0.0, -0.3, -0.6], "rewards/margins": [0.0, 0.4, 0.9]}

@@ -14,6 +14,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.stats import noise_sd, t_interval
+from dpo_diag.text import by, interval
 from dpo_diag.thresholds import Thresholds
 
 LEAST_FOR_NOISE = 8
@@ -51,8 +52,10 @@ def _of_pairs(ctx: CheckContext, split: str, t: Thresholds) -> Outcome:
     }  # fmt: skip
     least = _least_rise(ctx, means[best], t)
     if best < len(steps) - 1 and rise.value >= least and not rise.above:
+        noise = interval(rise.bounds, rise.level)
         return cannot_tell(
-            f"the held-out loss rose by {rise} from its minimum: inside the noise{would_tell(rise)}", **evidence
+            f"the held-out loss {by(rise.value)} from its minimum ({noise}): inside its noise{would_tell(rise)}",
+            **evidence,
         )
     if best == len(steps) - 1 or not rise.above or rise.value < least:
         return silent("the held-out loss does not rise from its minimum beyond noise", **evidence)

@@ -130,4 +130,4 @@ def test_a_fall_without_any_margin_is_material(means, finding):
     columns = {"loss": [0.693, 0.694, 0.695], "rewards/chosen": [0.0, -1.0, -2.0], "rewards/rejected": [0, -1.0, -2.0],
                "rewards/margins": [0.0, 0.0, 0.0]}  # fmt: skip
     found = finding(means(held=columns), "DVG001")
-    assert found["outcome"] == "silent" and found["evidence"]["material"] and "fell by 2 reward" in found["reason"]
+    assert found["outcome"] == "silent" and found["evidence"]["material"] and "reward fell by 2," in found["reason"]

@@ -65,8 +65,9 @@ def test_every_threshold_is_used_and_every_used_one_is_declared() -> None:
     assert {name for name in load_thresholds() if "." not in name} == {name for name in read if "." not in name}
     # Those of advice decide no finding.
     in_code = {name for name in thresholds_in(*FOLDER.rglob("*.py")) if not name.startswith("remedies.")}
-    # The unit is part of the name; the verdict's rule for scores is Measure.direction's.
-    indirect = {f"displacement_min_{unit}" for unit in ("nats", "reward", "nats_per_token")} | {"verdict.least_harm"}
+    # The unit is part of the name; what a score's interval says is decided in diagnosis.measure.
+    indirect = {f"displacement_min_{unit}" for unit in ("nats", "reward", "nats_per_token")}
+    indirect |= {"verdict.least_harm", "confidence_scores", "least_for_interval"}
     assert in_code | indirect == read
     for code, check in CHECKS.items():
         (file,) = FOLDER.glob(f"{code.lower()}_*.py")

@@ -16,6 +16,7 @@ from dpo_diag.diagnosis.checks.shared.pairs import finite_sums
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.stats import FloatArray, Interval, ends, few_rows_level, t_interval
+from dpo_diag.text import by
 from dpo_diag.thresholds import Thresholds
 
 READS = (
@@ -88,14 +89,18 @@ class ChosenChange:
     @property
     def stretch(self) -> str:
         """ "from the reference to step 80", "best to last, steps 20 to 80"."""
-        if self.from_step == REFERENCE:
-            return f"from {step_name(REFERENCE)} to step {self.to_step:.0f}"
+        start, _, end = self.window.partition(" to ")
+        if self.from_step == REFERENCE or start == "reference":
+            whose = "" if end == "last" else f"the {end}, "
+            return f"from {step_name(REFERENCE)} to {whose}{self.step_word} {self.to_step:.0f}"
         return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
 
     @property
     def in_words(self) -> str:
-        """ "2.03 nats per token": the size of the fall and its unit."""
-        return f"{-self.delta.value:.3g} {self.unit.replace('_', ' ')}"
+        """ "chosen log-prob fell by 2.03 nats per token", "chosen's implicit reward fell by 0.2"."""
+        if self.unit == "reward":
+            return f"chosen's implicit reward {by(self.delta.value)}"
+        return f"chosen log-prob {by(self.delta.value)} {self.unit.replace('_', ' ')}"
 
     def evidence(self, t: Thresholds) -> dict[str, Any]:
         """As `EVIDENCE` says."""

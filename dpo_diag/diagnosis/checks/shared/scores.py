@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpo_diag.diagnosis import evidence
-from dpo_diag.diagnosis.checks.shared.check import Missing
+from dpo_diag.diagnosis.checks.shared.check import CAVEAT, Missing
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.thresholds import Thresholds
@@ -31,6 +31,11 @@ def task_measures(ctx: CheckContext, t: Thresholds) -> list[Measure]:
     if not of_task:
         raise Missing("no task score at two steps with its n, and no checked answers")
     return of_task
+
+
+def caveat(ctx: CheckContext, t: Thresholds) -> str:
+    """What stands behind a fall of likelihood where no task score or checked answers say more; "" where they do."""
+    return "" if ctx.maybe(task_measures, ctx, t) else f"; {CAVEAT}"
 
 
 def shown(measures: Iterable[Measure], t: Thresholds) -> list[dict[str, Any]]:
