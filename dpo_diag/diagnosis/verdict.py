@@ -241,7 +241,7 @@ def decide(facts: Facts) -> Verdict:
     else:
         name = "cannot_tell" if lacking else "healthy"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
-    sentences = [f"{capital(LABELS[name])}{_missing_text(lacking) if name == 'cannot_tell' else ''}."]
+    sentences = [f"{capital(LABELS[name])}{_missing_text(lacking, facts.rows) if name == 'cannot_tell' else ''}."]
     if name != "one_row" and facts.batches and facts.rows is not None and facts.rows <= FEW:
         sentences.append(f"Only {facts.rows} rows were compared: their noise is not known.")
     that = "there is harm" if name in OPEN else "that is harm"
@@ -267,11 +267,11 @@ def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[M
     return "none", ()
 
 
-def _missing_text(lacking: list[tuple[str, str, str]]) -> str:
+def _missing_text(lacking: list[tuple[str, str, str]], rows: int | None) -> str:
     """What could not be looked at; the reason of the first one stands for the others."""
     if not lacking:
         return ""
-    if {"DVG009", "DVG001", "DVG002"} <= {code for code, _, _ in lacking}:
+    if not rows and {"DVG009", "DVG001", "DVG002"} <= {code for code, _, _ in lacking}:
         return ": neither a loss nor log-probs of the answers are recorded at two steps"
     *others, last = [what for _, what, _ in lacking]
     shown = f"{', '.join(others)} and {last}" if others else last

@@ -111,17 +111,19 @@ def _never_preferred(ctx: CheckContext, t: Thresholds) -> Outcome | None:
 
 def _of_few_rows(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> Outcome | None:
     """Two to five training rows: only a fall far larger than what the rows move among themselves can be told."""
-    loss = ctx.maybe(ctx.logged.training, "loss", 2)
-    level = None if loss is None or _has_nll(ctx) else few_rows_level(loss.values)
-    if loss is None or level is None:
+    # An NLL term falls whatever is preferred: there the margin tells.
+    name, sign = METRICS[1] if _has_nll(ctx) else METRICS[0]
+    series = ctx.maybe(ctx.logged.training, name, 2)
+    level = None if series is None else few_rows_level(series.values)
+    if series is None or level is None:
         return None
-    known, half = ctx.known_start(t), len(loss) // 2
-    begin = float(loss.values[:half].mean()) if known is None else known
-    fall = level.shifted(-begin).scaled(-1.0)
-    evidence |= {"fall_of_loss_in_few_rows": fall, "rows": len(loss)}
-    if fall.above and fall.value >= t["few_rows_factor"] * t["not_learning_least"]:
-        return silent(f"the loss fell over {len(loss)} rows; so few say nothing about its noise", **evidence)
-    return cannot_tell(f"{len(loss)} rows of the training loss, too few to tell a fall from noise", **evidence)
+    known, half = ctx.known_start(t), len(series) // 2
+    begin = known if known is not None and name == "loss" else float(series.values[:half].mean())
+    gain = level.shifted(-begin).scaled(sign)
+    evidence |= {"gain_in_few_rows": gain, "rows": len(series)}
+    if gain.above and gain.value >= t["few_rows_factor"] * t["not_learning_least"]:
+        return silent(f"{_WORDS[name]} improved over {len(series)} rows; so few do not show its noise", **evidence)
+    return cannot_tell(f"{len(series)} rows of {name}, too few to tell a gain from noise", **evidence)
 
 
 def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
@@ -224,7 +226,7 @@ register(
             "fall_of_loss_from_start": "training: last quarter's loss below the known start, with its interval",
             "late_accuracy": "mean reward accuracy of the later half of the rows, where it never rose above one half",
             "rows": "rows behind it",
-            "fall_of_loss_in_few_rows": "two to five training rows: fall of the loss, give or take half their range",
+            "gain_in_few_rows": "two to five training rows: gain of the loss or margin, give or take half their range",
             "gain_loss": "training: fall of the loss, first to last quarter",
             "gain_rewards/margins": "training: rise of the margin",
             "gain_rewards/accuracies": "training: rise of the reward accuracy, a share",
