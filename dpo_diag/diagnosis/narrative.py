@@ -280,10 +280,12 @@ def _what_to_change(document: dict[str, Any]) -> list[Sentence]:
         text = f"{capital(remedy['name'])}: {remedy['why']}; {remedy['do']}."
         sentences.append(say(text + (f" [{settings}]" if settings else ""), "remedies"))
     said: set[str] = set()
+    given = tuple(remedy["name"] for remedy in document["remedies"])
     for check in document["checks"]:
         if check["outcome"] != "speaks" or (document["remedies"] and check["code"] in ANSWERED_BY_REMEDIES):
             continue
-        advice = [line for line in check["try"] if line not in said][:ADVICE]
+        new = [line for line in check["try"] if line not in said and not line.startswith(given)]
+        advice = new[:ADVICE]
         said |= set(advice)
         sentences += [say(f"{check['code']}: {line.rstrip('.')}.", "checks") for line in advice]
     return sentences or [say("Nothing here asks for a change.", "verdict")]

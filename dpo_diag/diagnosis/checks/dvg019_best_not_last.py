@@ -14,6 +14,8 @@ from dpo_diag.thresholds import Thresholds
 def best_not_last(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Compares each score's best step with the last one."""
     measures = best_and_last(ctx.run, t, ctx.window.first, ctx.window.last)
+    if not measures and best_and_last(ctx.run, t):
+        raise Missing("fewer than three evaluations of a task score lie between these steps")
     if not measures:
         raise Missing("no task score at three steps with its n: likelihoods alone do not rank checkpoints")
     evidence = [

@@ -79,3 +79,13 @@ def test_a_loss_that_rose_is_said_to_have_risen(pairs) -> None:
     c, r = np.full(12, -20.0), np.full(12, -22.0)
     told = reason(pairs({0: (c, r), 5: (c - 4, r)}, ref=(c, r)), "DVG009")
     assert told == "the loss of the fixed set rose by 0.220 (99 % interval +0.220 to +0.220): it did not fall"
+
+
+def test_scores_outside_the_window_are_not_called_absent(means, finding) -> None:
+    """Four evaluations at steps 0 to 15; between 5 and 10 lie two of them."""
+    run = means(held={"loss": [0.69, 0.6, 0.5, 0.4], "score/accuracy@held_out": [0.5, 0.6, 0.6, 0.4]}, weight=300)
+    assert finding(run, "DVG019", from_step=5, to_step=10)["reason"] == (
+        "fewer than three evaluations of a task score lie between these steps"
+    )
+    without = means(held={"loss": [0.69, 0.6, 0.5]})
+    assert finding(without, "DVG019")["reason"].startswith("no task score at three steps")
