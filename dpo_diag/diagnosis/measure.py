@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpo_diag.stats import TOO_FEW, Interval, corrected_for, false_discovery
-from dpo_diag.text import about, plural
+from dpo_diag.text import about, interval, plural
 from dpo_diag.thresholds import Thresholds
 
 UNPAIRED = "unpaired: per-question answers are not recorded"
@@ -126,7 +126,7 @@ class Measure:
         if self.change.bounds is None:
             return f"{text}, n = {n}: {TOO_FEW})" if n else f"{text}, no interval: {self.method})"
         text += ", paired " if self.paired else ", "
-        text += f"{100 * self.change.level:g} % interval {self.change.low:+.3f} to {self.change.high:+.3f}"
+        text += interval(self.change.bounds, self.change.level, "{:+.3f}".format)
         text += f", n = {n}"
         if self.p is not None:
             text += f", p = {self.p:.2g}"

@@ -23,7 +23,7 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records import Run
-from dpo_diag.records.reader import join_reference
+from dpo_diag.records.reader import REFERENCE_COLUMNS, join_reference
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.thresholds import load_thresholds
 
@@ -40,7 +40,6 @@ def step_name(step: Step) -> str:
 
 VALUES = ("sum_logp", "n_tokens", "n_bytes", "n_truncated", "top1", "entropy_sum", "greedy_logp_sum", "weight")
 _KEY = ["step", "split", "role", "pair_id", "side"]
-_REFERENCE_VALUES = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
 _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
 _KEPT_FRAMES = 8
@@ -188,7 +187,7 @@ class PairRows:
     def frame(self, rows: pd.DataFrame, sides: tuple[str, ...]) -> pd.DataFrame:
         """Rows with one row per pair and side as a step's frame: pairs that have every one of `sides`."""
         names = {v: v for v in (*VALUES, "loss_logp")}
-        names |= {f"ref_{v}": "ref" if v == "sum_logp" else f"ref_{v}" for v in _REFERENCE_VALUES}
+        names |= {f"ref_{v}": "ref" if v == "sum_logp" else f"ref_{v}" for v in REFERENCE_COLUMNS}
         parts = []
         for side in sides:
             part = rows.loc[rows["side"] == side].set_index("pair_id")[list(names)].astype("float64")
@@ -220,7 +219,7 @@ def as_reference(frame: pd.DataFrame) -> pd.DataFrame:
     for side in sides:
         for value in (*VALUES, "loss_logp"):
             column = f"{side}_{value}"
-            if value in _REFERENCE_VALUES:
+            if value in REFERENCE_COLUMNS:
                 own = reference[f"{side}_ref" if value == "sum_logp" else f"{side}_ref_{value}"]
                 reference[column] = own.fillna(reference[column]) if value in _OF_THE_TEXT else own
             elif value not in _OF_THE_TEXT:

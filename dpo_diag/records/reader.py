@@ -23,7 +23,8 @@ from dpo_diag.records.run_upgrade import read_info
 from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
 from dpo_diag.records.splits import Role, preferred
 
-_REFERENCE_COLUMNS = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
+REFERENCE_COLUMNS = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
+"""What is known of a response under the reference; joined to the policy's rows as `ref_...`."""
 _REFERENCE_KEY = ["split", "pair_id", "side"]
 
 
@@ -199,8 +200,8 @@ def join_reference(pairs: pd.DataFrame) -> pd.DataFrame:
     """
     reference = pairs.loc[pairs["role"] == "ref"].drop_duplicates(_REFERENCE_KEY)
     policy = pairs.loc[pairs["role"] == "policy"]
-    renamed = reference[[*_REFERENCE_KEY, *_REFERENCE_COLUMNS]].rename(
-        columns={c: f"ref_{c}" for c in _REFERENCE_COLUMNS}
+    renamed = reference[[*_REFERENCE_KEY, *REFERENCE_COLUMNS]].rename(
+        columns={c: f"ref_{c}" for c in REFERENCE_COLUMNS}
     )
     joined = policy.merge(renamed, on=_REFERENCE_KEY, how="left", validate="many_to_one")
     return joined.sort_values(["step", "split", "pair_id", "side"], kind="stable", ignore_index=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dpo_diag.diagnosis.checks import register
-from dpo_diag.diagnosis.checks.shared import chosen
 from dpo_diag.diagnosis.checks.shared.advice import (
     LOSS_TAUGHT,
     LOWER_RATE,
@@ -14,6 +13,8 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     Advice,
 )
 from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.chosen import chosen_changes
+from dpo_diag.diagnosis.checks.shared.chosen_change import EVIDENCE, READS
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.scores import caveat
@@ -23,7 +24,7 @@ from dpo_diag.thresholds import Thresholds
 
 def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Speaks on a material fall of chosen, beyond its noise, over a window in which the loss fell or is not known."""
-    changes = chosen.chosen_changes(ctx, t)
+    changes = chosen_changes(ctx, t)
     material = [c for c in changes if c.material(t)]
     for fall in material:
         if fall.delta.below and fall.loss_fell is not False:
@@ -62,7 +63,7 @@ register(
         "expected to some degree after SFT on the chosen answers, and is no harm by itself.",
         needs="pairs of a fixed set at two steps; or rewards/chosen, logps/chosen or ce/chosen",
         severity="warning",
-        evidence={**chosen.EVIDENCE, "all_windows": "the same for every window that was looked at"},
+        evidence={**EVIDENCE, "all_windows": "the same for every window that was looked at"},
         false_alarms=(
             "chosen fell because the model now prefers another right wording: read outputs and task scores (DVG018)",
             "a reference that is not the starting model (DVG007) shifts every log-ratio",
@@ -96,6 +97,6 @@ register(
         ),
         since="0.1.0",
         function=displacement,
-        reads=chosen.READS,
+        reads=READS,
     )
 )

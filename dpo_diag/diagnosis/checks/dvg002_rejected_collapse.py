@@ -20,7 +20,7 @@ from dpo_diag.diagnosis.checks.shared.check import (
     silent,
     speaks,
 )
-from dpo_diag.diagnosis.checks.shared.chosen import level_of
+from dpo_diag.diagnosis.checks.shared.chosen_means import level_of
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.scores import caveat

@@ -13,6 +13,7 @@ from dpo_diag.diagnosis.checks.shared.check import WORST, Check, Missing, Outcom
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
 from dpo_diag.diagnosis.checks.shared.logged import Series
+from dpo_diag.diagnosis.checks.shared.plausible import multiple_of_start
 from dpo_diag.stats import FloatArray, Interval, noise_sd, t_interval
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
@@ -21,8 +22,6 @@ EARLY_ROWS = 6
 """First rows whose steps say how fast the run moves."""
 NOISE_ROWS = 20
 """First rows whose noise says how far chance moves one row."""
-MOST_SUMMED = 64
-"""Micro-batches or processes that a logged loss is summed over, at most."""
 
 
 def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -245,20 +244,6 @@ def _of_loss(
             **evidence,
         )
     return silent("the first rewards are within what the first steps move", **evidence)
-
-
-def multiple_of_start(first: float, start: float, t: Thresholds) -> int | None:
-    """Over how many micro-batches or processes a first loss seems to be summed: k >= 2 where it is near k starts.
-
-    >>> t = {"reference_multiple_share": 0.1}
-    >>> [multiple_of_start(loss, 0.6931, t) for loss in (2.7726, 4.14, 0.74, 2.4)]
-    [4, 6, None, None]
-    """
-    if start <= 0 or not math.isfinite(first):
-        return None
-    k = round(first / start)
-    near = abs(first - k * start) <= t["reference_multiple_share"] * start
-    return k if 2 <= k <= MOST_SUMMED and near else None
 
 
 def _of_multiple(ctx: CheckContext, first: float, k: int, evidence: dict[str, Any], t: Thresholds) -> Outcome:

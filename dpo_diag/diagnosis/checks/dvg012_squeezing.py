@@ -11,7 +11,7 @@ import pandas as pd
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, SFT_TERM, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
-from dpo_diag.diagnosis.checks.shared.chosen import chosen_series
+from dpo_diag.diagnosis.checks.shared.chosen_means import chosen_series
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.records.metrics import quadrants

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dpo_diag.diagnosis.checks import register
-from dpo_diag.diagnosis.checks.shared import chosen
 from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.chosen import material_falls
+from dpo_diag.diagnosis.checks.shared.chosen_change import READS as CHOSEN
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.scores import EVIDENCE, READS, shown, task_measures, worst
@@ -17,7 +18,7 @@ from dpo_diag.thresholds import Thresholds
 
 def benign(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Speaks where every score's interval excludes a fall that matters, by the verdict's own rule."""
-    falls = chosen.material_falls(ctx, t)
+    falls = material_falls(ctx, t)
     if not falls:
         return silent("chosen did not fall, so there is nothing to excuse")
     preferred = newest_preferences(ctx.run, t)
@@ -74,6 +75,6 @@ register(
         ),
         since="0.1.0",
         function=benign,
-        reads=(*chosen.READS, *READS),
+        reads=(*CHOSEN, *READS),
     )
 )

@@ -19,7 +19,7 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     Advice,
 )
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
-from dpo_diag.diagnosis.checks.shared.chosen import ENDS_OF_WINDOW, rolling_mean
+from dpo_diag.diagnosis.checks.shared.chosen_means import ENDS_OF_WINDOW, rolling_mean
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series

@@ -12,6 +12,7 @@ import numpy as np
 from dpo_diag.diagnosis.checks.shared.logged import Logged, Series
 from dpo_diag.records.metric_table import metric_of
 from dpo_diag.stats import FloatArray
+from dpo_diag.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from dpo_diag.diagnosis.checks.shared.context import Start
@@ -140,6 +141,20 @@ def _summed_over(logged: Logged, split: str, largest: float, start: Start) -> in
     if k == 0 or abs(float(_gap(losses, margins, k)[0])) > NEAR_START * start.value:
         return None
     return k if k == 1 or k >= math.ceil(largest - SLACK) else None
+
+
+def multiple_of_start(first: float, start: float, t: Thresholds) -> int | None:
+    """Over how many micro-batches or processes a first loss seems to be summed: k >= 2 where it is near k starts.
+
+    >>> t = {"reference_multiple_share": 0.1}
+    >>> [multiple_of_start(loss, 0.6931, t) for loss in (2.7726, 4.14, 0.74, 2.4)]
+    [4, 6, None, None]
+    """
+    if start <= 0 or not math.isfinite(first):
+        return None
+    k = round(first / start)
+    near = abs(first - k * start) <= t["reference_multiple_share"] * start
+    return k if 2 <= k <= MOST_SUMMED and near else None
 
 
 def _gap(losses: FloatArray, margins: FloatArray, k: int) -> FloatArray:
