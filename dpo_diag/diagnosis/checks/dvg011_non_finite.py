@@ -13,7 +13,7 @@ from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outco
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.records.metric_table import metric_of
-from dpo_diag.text import plural, some
+from dpo_diag.text import some
 from dpo_diag.thresholds import Thresholds
 
 
@@ -34,8 +34,10 @@ def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
     known = bad["step"][[metric_of(str(name)) is not None for name in bad["name"]]]
     read = {int(s) for s in [*known, *broken["step"]]}
     what = some(sorted({str(n) for n in bad["name"]})) or "sum_logp"
+    word = ctx.info.step_word
+    where = f"{word} {steps[0]}" if len(steps) == 1 else f"{len(steps)} {word}s ({steps[0]} to {steps[-1]})"
     return speaks(
-        f"NaN or infinity in {what} at {plural(len(steps), ctx.info.step_word)} (first {steps[0]}, last {steps[-1]})"
+        f"NaN or infinity in {what} at {where}"
         + (f", behind a finite loss at {len(behind)} of them" if behind else ""),
         severity="error" if last in read else "warning",
         steps=steps[:LISTED],
@@ -57,7 +59,7 @@ def _recorded_sums(ctx: CheckContext) -> pd.DataFrame:
 register(
     Check(
         code="DVG011",
-        title="NaN or infinity behind a finite loss",
+        title="NaN or infinity",
         says="A logged metric or a pair's summed log-prob is NaN or infinite. It is an error where the last step has "
         "one.",
         why="Transformers leaves NaN out of the loss that it logs, so the curve looks whole while the gradients of "

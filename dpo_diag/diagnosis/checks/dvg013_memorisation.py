@@ -31,9 +31,10 @@ def memorisation(ctx: CheckContext, t: Thresholds) -> Outcome:
     first, second = shown([like, unlike], t)
     measured: dict[str, Any] = {"training_like": first, "other": second, "gap_of_changes": gap}
     if gap.above and gap.value >= t["memorisation_min_gap"]:
+        told = "the gain does not carry over" if like.change.value > 0 else "only what resembles training held"
         return speaks(
             f"{like.what} of {like.split} changed by {like.change.value:+.3f}, {unlike.what} of {unlike.split} by "
-            f"{unlike.change.value:+.3f}: the gain does not carry over",
+            f"{unlike.change.value:+.3f}: {told}",
             **measured,
         )
     if gap.value >= t["memorisation_min_gap"]:

@@ -39,7 +39,8 @@ def spikes(ctx: CheckContext, t: Thresholds) -> Outcome:
         evidence["median_grad_norm"] = float(np.median(grads.values))
     if len(rows):
         where = ", ".join(f"{step:.0f}" for step in at[:WORST])
-        return speaks(f"the loss spikes at {len(rows)} of {len(loss)} rows ({ctx.info.step_word}s {where})", **evidence)
+        word = ctx.info.step_word if len(rows) == 1 else f"{ctx.info.step_word}s"
+        return speaks(f"the loss spikes at {len(rows)} of {len(loss)} rows ({word} {where})", **evidence)
     return silent("no row stands out from its neighbours beyond the noise", **evidence)
 
 
