@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, pair_losses
+from dpo_diag.losses import LossSpec, is_per_token, pair_losses
 from dpo_diag.records import Run
 from dpo_diag.records.reader import REFERENCE_COLUMNS, join_reference
 from dpo_diag.records.schemas import SIDES
@@ -259,7 +259,7 @@ def needed_columns(spec: LossSpec) -> tuple[list[str], list[str]]:
         chosen.append("chosen_sum_logp")
     if spec.use_weighting:
         chosen.append("chosen_weight")
-    by_length = bool({"ipo", "sigmoid_norm"} & set(spec.types))
+    by_length = is_per_token(spec.types)
     if by_length or "sft" in spec.types:
         chosen.append("chosen_n_tokens")
     if by_length:

@@ -46,8 +46,6 @@ from dpo_diag.records import metrics
 from dpo_diag.text import number, percent
 from dpo_diag.thresholds import Thresholds
 
-FEW_PAIRS = 0.1
-"""Share of the pairs up to which reading them is a remedy."""
 DPOP_LAMBDA = 50.0
 """The paper's code (Pal et al. 2024, arXiv 2402.13228) multiplies the penalty by 50, inside beta."""
 
@@ -153,8 +151,8 @@ def _stop_earlier(material: Material) -> Remedy | None:
 
 
 def _read_the_pairs(material: Material) -> Remedy | None:
-    few = material.few
-    if few is None or not few.pairs or not few.share or few.pairs > min(max(3, FEW_PAIRS * few.of), few.of / 4):
+    few, share = material.few, material.thresholds["remedies.few_pairs"]
+    if few is None or not few.pairs or not few.share or few.pairs > min(max(3, share * few.of), few.of / 4):
         return None
     return Remedy(
         "look at the pairs that carry it",

@@ -6,6 +6,7 @@ import re
 from typing import Literal, NamedTuple
 
 from dpo_diag.importers.rows import RowStore
+from dpo_diag.losses import NAMED
 from dpo_diag.records.inferred import LARGEST_MEAN_LOGP
 
 
@@ -23,8 +24,7 @@ _MEAN_LOSSES = {
     "open-instruct": ("sigmoid_norm", "simpo"),
     "axolotl": ("ipo",),
 }
-_ALWAYS_MEAN = ("orpo", "simpo", "cpo_simpo", "alphapo")
-"""Losses that are defined on token means: any trainer's, where it is not known what it logs."""
+"""Losses under which a trainer logs token means; of another trainer those that are defined on them."""
 
 
 def guess_trainer(store: RowStore, file_name: str) -> tuple[str, str | None]:
@@ -78,7 +78,8 @@ def logps_reduction(
         return Reduction(asked, "as given")
     who = f"{trainer} {version}" if version else trainer
     small = size is None or size < LARGEST_MEAN_LOGP
-    hit = [name for name in loss if name in _MEAN_LOSSES.get(trainer, _ALWAYS_MEAN)]
+    own = _MEAN_LOSSES.get(trainer)
+    hit = [name for name in loss if (name in own if own is not None else name in NAMED and NAMED[name].per_token)]
     if hit and not small:
         return Reduction("sum", f"{hit[0]} averages log-probs over tokens, but |logps| is {size:.3g} nats: sums")
     if hit and not (hit == ["ipo"] and trainer == "trl" and _at_least(version, (0, 29))):

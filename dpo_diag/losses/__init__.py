@@ -3,7 +3,7 @@
 change with it exactly. No torch here: the formulas take numpy arrays and torch tensors alike.
 """
 
-from dpo_diag.losses.named import NAMED, check_names, has_no_reference, loss_name, names_of, start_of
+from dpo_diag.losses.named import NAMED, check_names, has_no_reference, is_per_token, loss_name, names_of, start_of
 from dpo_diag.losses.registry import LOSSES, NUMPY, FloatArray, Loss, Ops, Pairs
 from dpo_diag.losses.spec import DIVERGENCES, LossSpec
 from dpo_diag.losses.values import loss_at_reference, loss_floor, pair_losses, term_sum
@@ -20,6 +20,7 @@ __all__ = [
     "Pairs",
     "check_names",
     "has_no_reference",
+    "is_per_token",
     "loss_at_reference",
     "loss_floor",
     "loss_name",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dpo_diag.errors import DiagError
@@ -18,19 +18,21 @@ class NamedLoss:
     Attributes:
         reference: its rewards are log-ratios to a reference, not log-probs themselves.
         start: its value where the policy equals its reference, with the default weights; None where it has none.
+        per_token: it is defined on means over a response's tokens.
     """
 
     source: str
     reference: bool
     start: float | None = None
+    per_token: bool = False
 
 
 NAMED: dict[str, NamedLoss] = {
-    "orpo": NamedLoss("ORPO, arXiv 2403.07691", reference=False),
-    "simpo": NamedLoss("SimPO, arXiv 2405.14734", reference=False),
+    "orpo": NamedLoss("ORPO, arXiv 2403.07691", reference=False, per_token=True),
+    "simpo": NamedLoss("SimPO, arXiv 2405.14734", reference=False, per_token=True),
     "cpo": NamedLoss("CPO, arXiv 2401.08417", reference=False),
-    "cpo_simpo": NamedLoss("CPO with SimPO's length normalisation", reference=False),
-    "alphapo": NamedLoss("AlphaPO, arXiv 2501.03884", reference=False),
+    "cpo_simpo": NamedLoss("CPO with SimPO's length normalisation", reference=False, per_token=True),
+    "alphapo": NamedLoss("AlphaPO, arXiv 2501.03884", reference=False, per_token=True),
     "kto": NamedLoss("KTO, arXiv 2402.01306", reference=True, start=0.5),
     "kto_pair": NamedLoss("KTO over pairs, TRL until 0.9", reference=True, start=0.5),
     "bco": NamedLoss("BCO, arXiv 2404.04656", reference=True),
@@ -72,6 +74,16 @@ def check_names(names: Sequence[str]) -> None:
 def has_no_reference(names: Sequence[str]) -> bool:
     """Whether a loss of these names takes its rewards from log-probs alone."""
     return any(name in NAMED and not NAMED[name].reference for name in names)
+
+
+def is_per_token(names: Iterable[str]) -> bool:
+    """Whether a loss of these names takes means over a response's tokens instead of sums.
+
+    >>> [is_per_token(names) for names in (["sigmoid", "sft"], ["sigmoid", "ipo"], ["cpo_simpo"], ["unheard_of"])]
+    [False, True, True, False]
+    """
+    kinds = [LOSSES[name] if name in LOSSES else NAMED.get(name) for name in names]
+    return any(kind is not None and kind.per_token for kind in kinds)
 
 
 def start_of(names: Sequence[str]) -> tuple[float, bool] | None:

@@ -145,6 +145,8 @@ class Loss:
         floor: greatest lower bound over all (a, b), None where there is none or it is not known.
         preference: it compares the two sides; False for a term that has no value at the reference, like an NLL term.
         needs_smoothing: it takes the logarithm of `label_smoothing`.
+        per_token: its log-ratios are means over a response's tokens, so that it needs their number and its beta is
+            another quantity.
     """
 
     formula: Callable[[LossSpec, Pairs], Values] | None
@@ -153,6 +155,7 @@ class Loss:
     floor: Callable[[LossSpec], float | None] = zero_floor
     preference: bool = True
     needs_smoothing: bool = False
+    per_token: bool = False
 
 
 LOSSES: Registry[Loss] = Registry("loss type", "dpo_diag.losses.kinds")

@@ -10,7 +10,7 @@ from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
-from dpo_diag.diagnosis.checks.shared.loss import at_floor, moving_metric
+from dpo_diag.diagnosis.checks.shared.loss import FLOOR_READS, at_floor, moving_metric
 from dpo_diag.thresholds import Thresholds
 
 
@@ -106,6 +106,6 @@ register(
         sources=(),
         since="0.1.0",
         function=dead,
-        reads=("confidence", "dead_grad_norm", "dead_min_share", "saturation_share"),
+        reads=("confidence", "dead_grad_norm", "dead_min_share", *FLOOR_READS),
     )
 )

@@ -22,7 +22,7 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cann
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor, no_gradient
+from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
 from dpo_diag.stats import Interval, ends, few_rows_level, noise_sd, t_interval
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
@@ -269,7 +269,7 @@ register(
             "not_learning_min_rows",
             "not_learning_min_evaluations",
             "not_learning_sds",
-            "saturation_share",
+            *FLOOR_READS,
         ),
     )
 )

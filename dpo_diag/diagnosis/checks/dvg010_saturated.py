@@ -11,7 +11,7 @@ from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, Advice
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
-from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor
+from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor
 from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
@@ -80,6 +80,6 @@ register(
         sources=("zhyang2226/OPA-DPO issue 10: loss to 0 and no change in outputs",),
         since="0.1.0",
         function=saturated,
-        reads=("saturation_share",),
+        reads=FLOOR_READS,
     )
 )

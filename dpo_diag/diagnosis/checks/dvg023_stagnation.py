@@ -13,7 +13,7 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cann
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, at_floor, moving_metric, no_gradient
+from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, moving_metric, no_gradient
 from dpo_diag.stats import ends
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
@@ -118,7 +118,7 @@ register(
             "divergence_min_share",
             "not_learning_share",
             "not_learning_sds",
-            "saturation_share",
+            *FLOOR_READS,
         ),
     )
 )

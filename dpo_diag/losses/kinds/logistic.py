@@ -70,7 +70,13 @@ LOSSES.add(
 LOSSES.add("discopop", Loss(discopop, "DiscoPOP, arXiv 2406.08414", in_trl=True, floor=no_floor))
 LOSSES.add(
     "sigmoid_norm",
-    Loss(sigmoid_norm, "SimPO's length normalisation, TRL 1.16", in_trl=True, floor=_zero_under_reverse_kl),
+    Loss(
+        sigmoid_norm,
+        "SimPO's length normalisation, TRL 1.16",
+        in_trl=True,
+        floor=_zero_under_reverse_kl,
+        per_token=True,
+    ),
 )
 # Older TRL and other trainers call it sigmoid with label smoothing, which TRL 1.16's sigmoid ignores.
 LOSSES.add("cdpo", Loss(cdpo, "conservative DPO (Mitchell 2023)", floor=_binary_entropy))

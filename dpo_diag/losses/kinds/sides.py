@@ -33,7 +33,7 @@ def apo_down(spec: LossSpec, pairs: Pairs) -> Values:
     return pairs.sigmoid(spec.beta * pairs.a) + pairs.sigmoid(-spec.beta * (pairs.a - pairs.b))
 
 
-LOSSES.add("ipo", Loss(ipo, "IPO, arXiv 2310.12036", in_trl=True))
+LOSSES.add("ipo", Loss(ipo, "IPO, arXiv 2310.12036", in_trl=True, per_token=True))
 LOSSES.add("nca_pair", Loss(nca_pair, "NCA, arXiv 2402.05369", in_trl=True, floor=no_floor))
 LOSSES.add("sppo_hard", Loss(sppo_hard, "SPPO, arXiv 2405.00675", in_trl=True))
 LOSSES.add("apo_zero", Loss(apo_zero, "APO, arXiv 2408.06266", in_trl=True))

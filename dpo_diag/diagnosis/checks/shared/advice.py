@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpo_diag.losses import is_per_token
 from dpo_diag.stats import LEAST_FOR_T, t_interval
 from dpo_diag.thresholds import Thresholds, defaults
 
 if TYPE_CHECKING:
     from dpo_diag.diagnosis.checks.shared.context import CheckContext
 
-PER_TOKEN = frozenset({"sigmoid_norm", "ipo", "simpo"})
-"""Losses whose log-ratios are means over tokens: their beta is another quantity."""
 ROUNDING = 1e-6
 """A loss that moved by less stayed where it was."""
 BOUNDED = frozenset({"ipo", "apo_zero"})
@@ -63,7 +62,7 @@ class Situation:
             loss=loss_direction(ctx, t),
             beta=info.beta,
             types=types,
-            per_token=(ctx.mean_logps and info.logps is not None) or bool(PER_TOKEN & set(types)),
+            per_token=(ctx.mean_logps and info.logps is not None) or is_per_token(types),
             reference_free=ctx.reference_free,
             learning_rate=info.training.learning_rate if info.training.learning_rate is not None else peak,
             epochs=info.training.num_train_epochs,

@@ -13,6 +13,8 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.thresholds import Thresholds
 
+FLOOR_READS = ("saturation_share", "saturation_stays", "saturation_won")
+"""Thresholds that `at_floor` reads."""
 FLOOR_EVIDENCE: Mapping[str, str] = {
     "split": "the split whose loss was read",
     "last_loss": "median loss of the last fifth of its rows",
@@ -21,12 +23,8 @@ FLOOR_EVIDENCE: Mapping[str, str] = {
     "since_step": "step from which on nine tenths of the rows are there",
     "share_of_rows_there": "share of all its rows there",
 }
-STAYS = 0.9
-"""Share of the rows from some step on that lie at the floor: noise lifts one of ten."""
 LEAST_ROWS = 6
 """Rows from which a label smoothing is read off."""
-WON = 0.99
-"""Reward accuracy from which all pairs count as won."""
 SMOOTHING_RANGE = (0.01, 0.5)
 """Label smoothing that trainers accept; at 0.5 the labels say nothing."""
 SMOOTHING_SPREAD = 0.2
@@ -59,19 +57,19 @@ def at_floor(ctx: CheckContext, t: Thresholds) -> AtFloor | None:
         # A loss with an NLL term has no floor that it could reach.
         if series is None or ctx.logged.find("nll_loss", series.split) is not None:
             continue
-        lowest, why = _floor(ctx, series, floor)
+        lowest, why = _floor(ctx, series, floor, t)
         last = float(np.median(series.values[-max(2, len(series) // 5) :]))
         if lowest is None or last - lowest > near:
             continue
         there = series.values - lowest <= near
         later = np.cumsum(there[::-1])[::-1] / np.arange(there.size, 0, -1)
-        stays = np.flatnonzero(there & (later >= STAYS))
+        stays = np.flatnonzero(there & (later >= t["saturation_stays"]))
         since = float(series.steps[stays[0] if stays.size else np.flatnonzero(there)[-1]])
         return AtFloor(series.split, last, lowest, why, since, float(there.mean()))
     return None
 
 
-def _floor(ctx: CheckContext, series: Series, known: float | None) -> tuple[float | None, str]:
+def _floor(ctx: CheckContext, series: Series, known: float | None, t: Thresholds) -> tuple[float | None, str]:
     """The loss's floor; where the loss is unknown, a label smoothing that the numbers themselves show.
 
     With smoothing eps, loss = softplus(-m) + eps m for every pair of margin m: where all pairs are won and the loss
@@ -83,7 +81,7 @@ def _floor(ctx: CheckContext, series: Series, known: float | None) -> tuple[floa
     if frame is not None and len(frame) >= LEAST_ROWS:
         loss, margin, accuracy = frame.iloc[len(frame) // 2 :].to_numpy().T
         # Below a margin of 1 nat the quotient is mostly the spread of the margins.
-        if accuracy.min() >= WON and margin.min() > 1.0:
+        if accuracy.min() >= t["saturation_won"] and margin.min() > 1.0:
             eps = (loss - np.log1p(np.exp(-margin))) / margin
             middle = float(np.median(eps))
             if SMOOTHING_RANGE[0] < middle < SMOOTHING_RANGE[1] and np.ptp(eps) < SMOOTHING_SPREAD * middle:
