@@ -23,6 +23,7 @@ from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, 
 from dpo_diag.diagnosis.token_rows import BoolArray, TokenChange, TokenLayout, any_layout, token_change
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
+from dpo_diag.text import plural
 
 COUNTS = {"token": "n_tokens", "byte": "n_bytes"}
 TRAIN_WINDOW_PAIRS = 64
@@ -324,8 +325,9 @@ def _training_window(rows: PairRows, split: str, to_step: int) -> Aligned:
     aligned = _aligned(
         rows, split, REFERENCE, to_step, sides, rows.as_reference(split, after), after, _lone_sides(window, sides), 0
     )
+    span = f"step {used[0]}" if len(used) == 1 else f"steps {used[-1]} to {used[0]}"
     note = (
-        f"training batches hold other pairs at every step, so {len(aligned.pairs)} pairs of steps "
-        f"{used[-1]} to {used[0]} are compared with the reference"
+        f"training batches hold other pairs at every step, so {plural(len(aligned.pairs), 'pair')} of "
+        f"{span} {'is' if len(aligned.pairs) == 1 else 'are'} compared with the reference"
     )
     return replace(aligned, notes=(*aligned.notes, note))

@@ -282,7 +282,7 @@ def _evidence(
 
 def _starts(context: CheckContext, values: Mapping[str, float]) -> dict[str, float]:
     """Metric -> the value that the run is known to have started from: the reference's own."""
+    rewards = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+    starts = dict.fromkeys(rewards if context.rewards_from_zero(values) else (), 0.0)
     loss = context.known_start(values)
-    if loss is None:
-        return {}
-    return {"loss": loss, **dict.fromkeys(("rewards/chosen", "rewards/rejected", "rewards/margins"), 0.0)}
+    return starts if loss is None else {"loss": loss, **starts}

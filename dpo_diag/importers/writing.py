@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.errors import DiagError
+from dpo_diag.importers.batch_means import batch_means
 from dpo_diag.importers.decisions import Decisions, decide
 from dpo_diag.importers.merged import History, Key
 from dpo_diag.importers.parsed import Options, Parsed
@@ -64,7 +65,9 @@ def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: p
     decided = decide(sources, history, options)
     _write_history(writer, history, decided.derived)
     finished = [s.history for s in sources if s.history is not None] + ([scores] if scores is not None else [])
-    for rows in finished:
+    logged = {split for split, _ in history.metrics()}
+    means = (batch_means(s.pairs, decided.loss, logged) for s in sources if s.pairs is not None)
+    for rows in (*finished, *(m for m in means if m is not None)):
         _write_finished(writer, rows)
     for source in sources:
         for table, frame in (("pairs", source.pairs), ("texts", source.texts)):

@@ -211,6 +211,25 @@ def test_means_only(tmp_path: Path) -> None:
     assert document["verdict"]["confidence"] == "low"
 
 
+def test_rewards_begin_at_the_reference_whatever_the_loss(tmp_path: Path) -> None:
+    """Two evaluations, the first at step 500: the loss is not named, so its start is not known; the rewards' is, 0.
+    They fell by 1.5 since then, as DVG001 says, though the second row lies above the first."""
+    writer = RunWriter(tmp_path / "run", kind="imported")
+    means = {"loss": (0.28, 0.22), "rewards/chosen": (-1.6, -1.5), "rewards/rejected": (-7.2, -8.8)}
+    writer.write(
+        "history",
+        [
+            {"step": step, "split": "eval", "name": name, "value": value}
+            for name, values in means.items()
+            for step, value in zip((500, 1000), values, strict=True)
+        ],
+    )
+    writer.finish()
+    said = str(explain(load_run(tmp_path / "run"))["narrative"])
+    assert "The logged mean rewards/chosen fell 0 → -1.500, from the reference to the last row" in said
+    assert "the loss fell 0.2800 → 0.2200, from the first row" in said
+
+
 def test_a_dip_that_came_back_and_batches_too_few(tmp_path: Path) -> None:
     """Evaluations of rewards/chosen 0, -.8, .2: healthy, and the dip is told; two training rows say nothing."""
     writer = RunWriter(tmp_path / "run", kind="imported")

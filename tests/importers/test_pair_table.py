@@ -55,6 +55,25 @@ def test_step_0_is_the_reference_by_default(tmp_path: Path, imported: Importing,
     assert loss == pytest.approx((math.log1p(math.exp(-0.2)) + math.log1p(math.exp(-0.85))) / 2, rel=1e-12)
 
 
+def test_training_batches_have_the_means_that_a_trainer_would_log(tmp_path: Path, imported: Importing) -> None:
+    """beta 0.1. Step 1: pair a is at its reference, the loss is ln 2. Step 2: b +1 and -3, so rewards .1 and -.3,
+    margin .4; c -1 and -1, margin 0: rewards/chosen 0, margins .2, accuracy 1/2, loss the mean of log(1 + e^-.4)
+    and ln 2."""
+    ref = {"ref_chosen_sum_logp": -50.0, "ref_rejected_sum_logp": -60.0, "chosen_n_tokens": 30, "rejected_n_tokens": 30}
+    rows = [row(1, "a", -50.0, -60.0, **ref), row(2, "b", -49.0, -63.0, **ref), row(2, "c", -51.0, -61.0, **ref)]
+    path = write(tmp_path / "pairs.jsonl", [{**r, "split": "train"} for r in rows])
+    _, run = imported(path, loss=("sigmoid",), beta=0.1)
+    assert value(run, "loss", 1) == pytest.approx(math.log(2))
+    assert value(run, "loss", 2) == pytest.approx((math.log1p(math.exp(-0.4)) + math.log(2)) / 2)
+    assert value(run, "rewards/chosen", 2) == pytest.approx(0.0)
+    assert value(run, "rewards/margins", 2) == pytest.approx(0.2)
+    assert value(run, "rewards/accuracies", 2) == 0.5
+    assert value(run, "logps/rejected", 2) == -62.0
+    assert run.history["derived"].all()
+    _, fixed = imported(write(tmp_path / "fixed.jsonl", rows), loss=("sigmoid",), beta=0.1)
+    assert fixed.history.empty
+
+
 def test_named_reference_and_optional_columns(tmp_path: Path, imported: Importing) -> None:
     rows = [
         row(5, "a", -10.0, -12.0, split="held_out", ref_chosen_sum_logp=-9.0, ref_rejected_sum_logp=-8.0,

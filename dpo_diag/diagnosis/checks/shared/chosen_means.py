@@ -77,19 +77,13 @@ def _gain(ctx: CheckContext, split: str, unit: str, low: float, high: float, fro
     return end if from_zero else end - begin
 
 
-def _from_zero(ctx: CheckContext, series: ChosenSeries, t: Thresholds) -> bool:
-    """Whether a window begins at 0: rewards are 0 at the reference, measured or not. A run with a wrong reference is
-    measured from its own start, and so is a stretch of a run."""
-    return series.unit == "reward" and ctx.window.first is None and not ctx.wrong_reference(t)
-
-
 def of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChange]:
     """Means of a fixed set: exact for that set, so the interval is the point; no statement beyond the set."""
     series = chosen_series(ctx, split)
     if series is None or len(series.values) < 2:
         return []
     values, steps = series.values, series.steps
-    from_zero = _from_zero(ctx, series, t)
+    from_zero = series.unit == "reward" and ctx.rewards_from_zero(t)
     changes = []
     for window, start in (("first", 0), ("best", int(values.argmax()))):
         if window == "best" and start in (0, len(values) - 1):
@@ -121,7 +115,7 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
     trend = None if series is None else ends(series.values, t["confidence"])
     if series is None or trend is None:
         return [] if series is None else _of_few_rows(ctx, split, series, t)
-    from_zero = _from_zero(ctx, series, t)
+    from_zero = series.unit == "reward" and ctx.rewards_from_zero(t)
     low, high = float(series.steps[0]), float(series.steps[-1])
     is_reward = series.unit == "reward"
     whole = ChosenChange(
@@ -171,7 +165,7 @@ def _of_few_rows(ctx: CheckContext, split: str, series: ChosenSeries, t: Thresho
     level = few_rows_level(series.values)
     if level is None:
         return []
-    from_zero, half = _from_zero(ctx, series, t), len(series.values) // 2
+    from_zero, half = series.unit == "reward" and ctx.rewards_from_zero(t), len(series.values) // 2
     delta = level if from_zero else level.shifted(-float(series.values[:half].mean()))
     low, high = float(series.steps[0]), float(series.steps[-1])
     if series.unit != "reward":

@@ -108,6 +108,11 @@ class CheckContext:
         known = start.known and math.isfinite(start.value) and not self.reference_free
         return start.value if known and not unsure and self.window.first is None else None
 
+    def rewards_from_zero(self, thresholds: Thresholds) -> bool:
+        """Whether logged rewards began at 0: they are 0 at the reference, measured or not. A run with a wrong reference
+        is measured from its own start, and so is a stretch of a run."""
+        return self.window.first is None and not self.reference_free and not self.wrong_reference(thresholds)
+
     @cached_property
     def implausible(self) -> list[Implausible]:
         """Logged means that cannot be what their names say."""
