@@ -244,7 +244,7 @@ def _of_means(
         "step_word": run.info.step_word,
         "unit": None,
         "coverage": {},
-        "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.steps_are_stated else [ROWS_ONLY])],
+        "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.info.steps_are_stated else [ROWS_ONLY])],
         "loss": {
             "not_applicable": f"{no_pairs}, so the loss cannot be split into sides",
             **{k: loss[k] for k in LOSS_KEYS if k in loss},

@@ -20,7 +20,7 @@ from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import DECIDE, LIMITS, RELATIVE, SUBJECTS, Ambiguous, Missing, Quantity, Rule
 from dpo_diag.records import Run
 from dpo_diag.stats import TOO_FEW, Interval
-from dpo_diag.text import number, signed, visible
+from dpo_diag.text import bracket, number, signed, visible
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _held(estimate: Interval, key: str, limit: float, decide: str) -> Limit:
     beyond = estimate.value < edge if below else estimate.value > edge
     relative = key in RELATIVE
     sign = signed if relative else number
-    interval = f"[{sign(estimate.low, 3)}, {sign(estimate.high, 3)}]" if estimate.bounds else "(no interval)"
+    interval = bracket(estimate.low, estimate.high, sign) if estimate.bounds else "(no interval)"
     told = f"{'change ' if relative else ''}{sign(estimate.value, 3)} {interval} is"
     broken, why = beyond, f" (decide: {decide})"
     if not beyond or estimate.bounds is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dpo_diag.importers.bars import UNKNOWN, Counter, next_counter
 from dpo_diag.importers.keys import Place, is_bookkeeping, place, with_split
+from dpo_diag.importers.literal import ANSI
 from dpo_diag.importers.scope import is_online_key
 
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)"
@@ -32,7 +33,7 @@ _EPOCH = re.compile(
 _PIPES = re.compile(r"^\W*(\d{1,6})\|(\d{1,15})\|(?=\s*[A-Za-z])")  # torchtune's console: epoch|step|Loss: 0.69
 _COUNT = re.compile(r"[\[(]\s*(\d{1,15})\s*/\s*(\d{1,15})[\])]")  # [20/4292]
 _BAR = re.compile(r"\s*\d{1,3}%\|[^|]*\|\s*\d+/\d+ \[[^,\]]*(?:,\s*[^,=\]]*)?")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_ANSI = re.compile(ANSI.pattern.decode())
 _EVALUATES = re.compile(r"\b(?:eval(?:uat(?:ion|ing|e))?|valid(?:ation)?|val|test)\b", re.IGNORECASE)
 _TELLS_OF_ANOTHER = re.compile(
     r"\b(?:best|lowest|minimum|early stop|improved|trainoutput|sav(?:ed|ing)|checkpoint|threshold|expected|should)\b",

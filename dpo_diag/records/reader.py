@@ -83,11 +83,6 @@ class Run:
         """What a split's pairs are to the training: train | train_probe | held_out | other."""
         return self.info.role(split)
 
-    @property
-    def steps_are_stated(self) -> bool:
-        """False where an imported log states no steps and `step` is a row's number; see RunInfo."""
-        return self.info.steps_are_stated
-
     def preferred(self, splits: Iterable[str]) -> list[str]:
         """Splits in the order in which an analysis prefers them, best first; see `records.splits`."""
         return preferred(splits, self.role)

@@ -82,11 +82,11 @@ def test_rows_of_unknown_distance_are_rows_and_no_steps(tmp_path: Path, imported
     text = "".join(f"{{'loss': 0.{i}, 'grad_norm': 1.0}}\n" for i in range(3, 7))
     result, run = imported(log(tmp_path / "train.log", text))
     assert steps(run, "loss") == [1, 2, 3, 4]
-    assert run.info.source.steps == "counted" and not run.steps_are_stated and run.info.step_word == "row"
+    assert run.info.source.steps == "counted" and not run.info.steps_are_stated and run.info.step_word == "row"
     assert result["steps_from"] == "row numbers: the log states no steps (--logging-steps N gives them)"
     _, run = imported(log(tmp_path / "again.log", text), logging_steps=10)
     assert steps(run, "loss") == [10, 20, 30, 40]
-    assert run.info.source.steps == "interval" and run.steps_are_stated
+    assert run.info.source.steps == "interval" and run.info.steps_are_stated
 
 
 def test_four_digit_strings_ansi_ranks_and_wrapped_scalars(tmp_path: Path, imported: Importing) -> None:

@@ -203,7 +203,7 @@ def summarise_means(
         if len(series):
             ends = ends_of(series["step"], series["value"], means.windows, known.get(metric))
             means.values[metric] = ends.document() | ({} if means.windows else _extremes(series))
-            if not run.steps_are_stated:
+            if not run.info.steps_are_stated:
                 means.values[metric]["first_step"] = None
     return means
 
