@@ -39,6 +39,8 @@ LEAST_FOR_T = 3
 """Values below which a mean has no interval."""
 LEAST_FOR_BOOTSTRAP = 8
 """Units below which nothing is resampled: so few cannot show how much they scatter."""
+NORMAL_MAD = 1.4826
+"""Makes a median absolute deviation a standard deviation under a normal distribution."""
 POWER = 0.8
 TOO_FEW = "too few for an interval"
 _CELLS = 4_000_000
@@ -301,8 +303,7 @@ def noise_sd(values: npt.ArrayLike) -> float:
     if x.size < 3:
         return math.nan
     d = np.diff(x)
-    # 1.4826 makes the median absolute deviation a standard deviation under a normal distribution.
-    robust = 1.4826 * float(np.median(np.abs(d)))
+    robust = NORMAL_MAD * float(np.median(np.abs(d)))
     if robust > 0:
         d = np.clip(d, -5 * robust, 5 * robust)
     return float(math.sqrt(float((d**2).mean()) / 2))

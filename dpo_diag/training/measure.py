@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dpo_diag.losses import LossSpec
-from dpo_diag.records.metric_table import METRICS, Value, measure
+from dpo_diag.records.metric_table import METRICS, TRAINERS_OWN, Value, measure
 from dpo_diag.training.batch import Batch, FloatArray
 from dpo_diag.training.gather import Gathered
 
@@ -24,8 +24,6 @@ ROUNDING = 1e-5
 ROUNDING_OF_SUMS = 3e-6
 """And log-probs by this share of a response's |log-prob|: TRL adds a response's tokens in float32, a few hundred of
 them to hundreds of nats."""
-TRL = "trl/"
-"""Before the name of TRL's own number, where it differs from the set's beyond rounding."""
 
 
 def batch_metrics(gathered: Gathered, spec: LossSpec | None) -> dict[str, Value]:
@@ -95,7 +93,7 @@ def of_trainer(
         value, weight = values[name]
         same = own == value or (math.isnan(own) and math.isnan(value))
         if not same and not abs(own - value) <= _tolerance(name, value, gathered, rows, spec):
-            found[f"{TRL}{name}"] = Value(own, weight)
+            found[f"{TRAINERS_OWN}{name}"] = Value(own, weight)
     return found
 
 

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.records import RunWriter
+from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
@@ -29,7 +30,7 @@ from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
-from dpo_diag.training.measure import ROUNDING, TRL
+from dpo_diag.training.measure import ROUNDING
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.roles import EvalRoles
@@ -325,7 +326,7 @@ class Recording:
         if "train_loss" in logs and math.isfinite(mean):
             theirs, logs["train_loss"] = logs["train_loss"], mean
             if abs(theirs - mean) > ROUNDING * max(1.0, abs(mean)):
-                logs[f"{TRL}train_loss"] = theirs
+                logs[f"{TRAINERS_OWN}train_loss"] = theirs
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         # Rows first: a run that is killed after this can resume from here without a gap.

@@ -13,12 +13,10 @@ from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, NOT_CLIPPED, SOU
 from dpo_diag.diagnosis.checks.shared.check import LISTED, WORST, Check, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
-from dpo_diag.stats import FloatArray
+from dpo_diag.stats import NORMAL_MAD, FloatArray
 from dpo_diag.thresholds import Thresholds
 
 LEAST_ROWS = 10
-NORMAL_MAD = 1.4826
-"""Makes a median absolute deviation a standard deviation under a normal distribution."""
 NORMAL_90 = 1.2816
 """The 90 % quantile of a standard normal distribution."""
 ROUNDING = 1e-6

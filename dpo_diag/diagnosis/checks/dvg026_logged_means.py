@@ -11,12 +11,10 @@ from dpo_diag.diagnosis.checks.shared.advice import SOUND, Advice, has
 from dpo_diag.diagnosis.checks.shared.check import WORST, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
-from dpo_diag.records.metric_table import measure, pair_sums
+from dpo_diag.records.metric_table import TRAINERS_OWN, measure, pair_sums
 from dpo_diag.text import number, plural, signed
 from dpo_diag.thresholds import Thresholds
 
-TRAINERS_OWN = "trl/"
-"""Before the name of a trainer's own mean, where the plain name holds the set's."""
 OF_PAIRS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "loss")
 """Means that pair records give too, where loss and reference are known; `logps` needs neither."""
 
