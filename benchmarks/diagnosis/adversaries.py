@@ -78,7 +78,7 @@ def console(folder: Path, rows: Rows, stated: bool = True) -> Path:
     """Dict rows without a step, as a trainer prints them; with `stated` the progress bar's frames between them."""
     total, lines = rows[-1]["step"], []
     for row in rows:
-        lines.append(str({k: round(v, 4) for k, v in row.items() if k != "step"}))
+        lines.append(str({k: f"{v:.4g}" for k, v in row.items() if k != "step"}))
         if stated:
             lines.append(f" {100 * row['step'] // total:3d}%|###   | {row['step']}/{total} [00:10<00:20,  1.05it/s]")
     path = folder / "train.log"

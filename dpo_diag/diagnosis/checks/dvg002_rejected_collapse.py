@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from dpo_diag.diagnosis.checks.shared.check import (
 from dpo_diag.diagnosis.checks.shared.chosen_means import level_of
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.diagnosis.checks.shared.levels import Levels, least_fall, logged_levels, unit_of
 from dpo_diag.diagnosis.checks.shared.scores import caveat
 from dpo_diag.stats import FloatArray, Interval, t_interval
 from dpo_diag.text import number
@@ -72,31 +73,10 @@ def _of_rewards(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             level = level.shifted(-float(rewards.values[: level.n].mean()))
             margin -= float(margins.values[: level.n].mean()) if margins else 0.0
         return _judge(
-            ctx, t, level, _logged_levels(ctx, split, level, t), level.below, ratio(-level.value, margin),
+            ctx, t, level, logged_levels(ctx, split, "rejected", level, t), level.below, ratio(-level.value, margin),
             source=f"means of {split}", margin=margin, from_own_start=own_start,
         )  # fmt: skip
     return None
-
-
-class Levels(NamedTuple):
-    """Rejected's log-prob at both ends of what is compared, what it is measured in, and of batches the least fall that
-    their noise leaves; NaN where it is not known."""
-
-    start: float = math.nan
-    end: float = math.nan
-    unit: str = ""
-    least: float = math.nan
-
-    @property
-    def relative(self) -> float:
-        """Rise of the negative log-prob as a share of its start."""
-        fall = self.start - self.end if math.isnan(self.least) else self.least
-        return ratio(fall, -self.start) if self.start < 0 else math.nan
-
-    def __str__(self) -> str:
-        """ "fell from -0.135 to -0.507 nats per token"; "" where it is not known."""
-        known = math.isfinite(self.start) and self.end < self.start
-        return f"fell from {number(self.start, 3)} to {number(self.end, 3)} {self.unit}" if known else ""
 
 
 def _levels_of_pairs(after: pd.DataFrame, moved: FloatArray) -> Levels:
@@ -109,30 +89,6 @@ def _levels_of_pairs(after: pd.DataFrame, moved: FloatArray) -> Levels:
     return Levels(start / float(n.mean()), end / float(n.mean()), f"nats per {unit}")
 
 
-def _logged_levels(ctx: CheckContext, split: str, reward: Interval, t: Thresholds) -> Levels:
-    """From the reward (logps = reference + reward / beta), or from the log-probs' own course."""
-    logps, beta = ctx.logged.find("logps/rejected", split), ctx.info.beta
-    if logps is None:
-        return Levels()
-    if beta and not ctx.mean_logps:
-        end = float(logps.values[-reward.n :].mean())
-        return Levels(end - reward.value / beta, end, _unit(ctx))
-    trend = None if logps.fixed else logps.ends(t["confidence"])
-    if trend is None:
-        return Levels(float(logps.values[0]), float(logps.values[-1]), _unit(ctx))
-    return Levels(trend.first, trend.last, _unit(ctx), _least_fall(trend.delta))
-
-
-def _unit(ctx: CheckContext) -> str:
-    """What a logged log-prob is per, as far as the run says."""
-    return {"sum": "nats per response", "mean": "nats per token"}.get(str(ctx.info.logps), "nats as logged")
-
-
-def _least_fall(moved: Interval) -> float:
-    """The smallest fall that the noise of the batches leaves: their pairs differ more than a fall that is not one."""
-    return max(0.0, -moved.high)
-
-
 def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
     for split in ctx.logged.splits:
         logps = ctx.logged.find("logps/rejected", split)
@@ -143,8 +99,8 @@ def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         chosen_trend = None if chosen is None else chosen.ends(t["confidence"])
         moved = trend.delta
         gain = chosen_trend.delta.value - moved.value if chosen_trend else math.nan
-        least = math.nan if logps.fixed else _least_fall(moved)
-        levels, share = Levels(trend.first, trend.last, _unit(ctx), least), ratio(-moved.value, gain)
+        least = math.nan if logps.fixed else least_fall(moved)
+        levels, share = Levels(trend.first, trend.last, unit_of(ctx), least), ratio(-moved.value, gain)
         return _judge(ctx, t, None, levels, moved.below, share, source=f"means of {split}", rejected_change=moved)
     return None
 

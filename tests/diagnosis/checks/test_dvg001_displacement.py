@@ -131,3 +131,16 @@ def test_a_fall_without_any_margin_is_material(means, finding):
                "rewards/margins": [0.0, 0.0, 0.0]}  # fmt: skip
     found = finding(means(held=columns), "DVG001")
     assert found["outcome"] == "silent" and found["evidence"]["material"] and "reward fell by 2," in found["reason"]
+
+
+def test_a_fall_beside_a_collapse_is_no_smaller_for_it(means, finding, noise):
+    """Chosen's reward falls to -1.5, rejected's to -22: the fall is 7 % of the margin's 20.5, under a tenth; chosen's
+    log-prob falls from -100 to -115, by 15 % (the noise of 1 nat leaves at least 10 %). Where the log-probs stay, or
+    are not logged, the share of the margin decides."""
+    t = np.linspace(0, 1, 40)
+    rewards = {"rewards/chosen": -1.5 * t + noise(40, 0.02), "rewards/rejected": -22 * t, "rewards/margins": 20.5 * t,
+               "loss": 0.69 * (1 - t)}  # fmt: skip
+    found = finding(means({**rewards, "logps/chosen": -100 - 15 * t + noise(40, 1.0)}), "DVG001")
+    assert found["outcome"] == "speaks" and 0.08 < found["evidence"]["relative_rise_of_chosen_nll"] < 0.15
+    assert finding(means({**rewards, "logps/chosen": -100 + noise(40, 1.0)}), "DVG001")["outcome"] == "silent"
+    assert finding(means(rewards), "DVG001")["outcome"] == "silent"

@@ -10,6 +10,7 @@ import numpy as np
 from dpo_diag.diagnosis.checks.shared.check import ratio
 from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, ChosenChange
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
+from dpo_diag.diagnosis.checks.shared.levels import logged_levels
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.stats import FloatArray, Interval, ends, few_rows_level
 from dpo_diag.thresholds import Thresholds
@@ -118,15 +119,18 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
     from_zero = series.unit == "reward" and ctx.rewards_from_zero(t)
     low, high = float(series.steps[0]), float(series.steps[-1])
     is_reward = series.unit == "reward"
+    delta = trend.last_level if from_zero else trend.delta
+    # Beside a collapse a fall is a small share of the margin, and still a fall of the log-prob itself.
+    levels = logged_levels(ctx, split, "chosen", delta, t).relative if is_reward else math.nan
     whole = ChosenChange(
         source="training batches",
         window="reference to last quarter" if from_zero else "first to last quarter",
         from_step=low,
         to_step=high,
         unit=series.unit,
-        delta=trend.last_level if from_zero else trend.delta,
+        delta=delta,
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
-        relative=math.nan if is_reward else ratio(-trend.delta.value, abs(trend.first)),
+        relative=(levels or math.nan) if is_reward else ratio(-trend.delta.value, abs(trend.first)),
         loss_fell=_loss_fell(ctx, split, low, high, t),
         step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd, "rows": trend.n},
