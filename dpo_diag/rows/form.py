@@ -190,14 +190,18 @@ def _unknown(columns: Columns) -> Reading:
 
 
 def _not_read(columns: Columns, reading: Reading) -> tuple[str, ...]:
-    """Columns of text beside those that are read: a prompt's name, or more than a word in some row."""
+    """Columns of text beside those that are read: a prompt's name, or more than a word in some row. Earlier turns are
+    text too, in whatever list."""
+    kinds = ("text", "messages")
     left = [
-        name for name, kind in columns.kinds.items() if kind in ("text", "messages") and name not in reading.columns
+        name
+        for name, kind in columns.kinds.items()
+        if name not in reading.columns and (kind in kinds or (kind == "list" and simple(name) == "history"))
     ]
     unwanted = {simple(role) for role, given in columns.wanted.items() if given is None}
 
     def says_something(name: str) -> bool:
-        asks = simple(name) in (*PROMPT_NAMES, *SYSTEM_NAMES)
+        asks = simple(name) in (*PROMPT_NAMES, *SYSTEM_NAMES, "history")
         return asks or any(len(str(value).split()) > 2 for value in columns.values(name))
 
     skipped = (*unwanted, *TEMPLATE_COLUMNS)

@@ -15,7 +15,10 @@ from dpo_diag.rows.parts import Parts, answer, decoded_chat
 
 TRL_PROMPT = ("prompt", "text_prompt", "prompt_text")
 """Names of a prompt that stays text beside answers of text."""
-SYSTEM_NAMES = ("system", "system_prompt", "system_message")
+SYSTEM_NAMES = (
+    "system", "system_prompt", "system_message", "system_msg", "system_text", "system_instruction",
+    "sys_prompt", "sys_msg",
+)  # fmt: skip
 ASKED = ("instruction", "instructions", "question", "query", "user_prompt", "user", "problem", "request", "post")
 ADDED = ("input", "context")
 """Columns that add to the question: an article, a table's schema. Without a question they are the question."""

@@ -218,6 +218,14 @@ def test_columns_of_text_that_nothing_reads_are_named() -> None:
     row = {"prompt": "p", **ANSWERS, "context": "x", "review": "a long remark", "source": "web", "n": 3, "score": "0.5"}
     assert recognise([row]).not_read == ("context", "review")
     assert recognise([{"question": "p", "input": "", **ANSWERS}]).not_read == ()
+    assert recognise([{"prompt": "p", "history": [["Hi", "Hello"]], **ANSWERS}]).not_read == ("history",)
+    assert recognise([{"prompt": "p", "history": [], **ANSWERS}]).not_read == ()
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "systemMessage", "sys_msg", "System_Instruction"])
+def test_a_system_column_is_read_whatever_its_name(name: str) -> None:
+    row = {name: "Be terse.", "prompt": "Hi", **ANSWERS}
+    assert recognise([row]).pair(row).prompt[0] == {"role": "system", "content": "Be terse."}
 
 
 IMPLICIT = {"chosen": "Why? A.", "rejected": "Why? B."}
