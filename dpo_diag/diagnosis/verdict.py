@@ -21,6 +21,7 @@ from typing import Any
 from dpo_diag.diagnosis.checks.shared.check import CAVEAT
 from dpo_diag.diagnosis.evidence import TASK_KINDS
 from dpo_diag.diagnosis.measure import Measure
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import capital, plural, some
 
 LABELS = {
@@ -241,7 +242,7 @@ def decide(facts: Facts) -> Verdict:
     else:
         name = "cannot_tell" if lacking else "healthy"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
-    sentences = [f"{capital(LABELS[name])}{_missing_text(lacking, facts.rows) if name == 'cannot_tell' else ''}."]
+    sentences = [f"{capital(LABELS[name])}{_missing_text(lacking, facts) if name == 'cannot_tell' else ''}."]
     if name != "one_row" and facts.batches and facts.rows is not None and facts.rows <= FEW:
         sentences.append(f"Only {facts.rows} rows were compared: their noise is not known.")
     that = "there is harm" if name in OPEN else "that is harm"
@@ -267,11 +268,13 @@ def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[M
     return "none", ()
 
 
-def _missing_text(lacking: list[tuple[str, str, str]], rows: int | None) -> str:
+def _missing_text(lacking: list[tuple[str, str, str]], facts: Facts) -> str:
     """What could not be looked at; the reason of the first one stands for the others."""
     if not lacking:
         return ""
-    if not rows and {"DVG009", "DVG001", "DVG002"} <= {code for code, _, _ in lacking}:
+    if not facts.rows and {"DVG009", "DVG001", "DVG002"} <= {code for code, _, _ in lacking}:
+        if 0 < facts.n_pairs < LEAST_FOR_T:
+            return f": {plural(facts.n_pairs, 'pair')} {'is' if facts.n_pairs == 1 else 'are'} too few"
         return ": neither a loss nor log-probs of the answers are recorded at two steps"
     *others, last = [what for _, what, _ in lacking]
     shown = f"{', '.join(others)} and {last}" if others else last

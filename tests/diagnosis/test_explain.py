@@ -97,6 +97,7 @@ def test_one_pair(tmp_path: Path) -> None:
     assert document["pairs"][0]["share_of_rise"] == 1.0
     assert document["perplexity"]["chosen"]["ppl_seq_mean"]["dispersion"] == 0.0
     assert document["loss"]["interval"] is None
+    assert document["verdict"]["text"].startswith("Too little is recorded to call the run healthy: 1 pair is too few.")
 
 
 def test_equal_pairs(tmp_path: Path) -> None:
