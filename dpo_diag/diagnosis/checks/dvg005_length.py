@@ -41,7 +41,8 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
     # A handful of pairs that collapsed says nothing about length, whatever theirs is (DVG004 names them).
     few = max(1, int(t["few_pairs_share_of_pairs"] * len(nc)))
     usual = np.argsort(np.abs(dc / nc))[:-few]
-    if not (_by_weight(level, weight, t) and _by_weight(*_level_and_weight(before.iloc[usual], after.iloc[usual]), t)):
+    kept = ratio(_level_and_weight(before.iloc[usual], after.iloc[usual])[1], weight)
+    if not (_by_weight(level, weight, t) and kept >= t["length_min_kept"]):
         return silent("lengths do not explain the change", **evidence)
     changes = log_changes(before, after)
     interval = bootstrap(
@@ -140,6 +141,7 @@ register(
             "aggregator_min_dlog",
             "length_max_share",
             "length_min_share_of_ppl",
+            "length_min_kept",
             "few_pairs_share_of_pairs",
         ),
     )

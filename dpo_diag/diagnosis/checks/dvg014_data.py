@@ -69,10 +69,15 @@ def _compare(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any], reaso
 
 
 def _in_both(run: Run, pairs: pd.DataFrame, key: list[str]) -> list[str]:
-    """pair_ids of held-out pairs that are also training pairs by `key`; a set drawn from training is exempt."""
+    """pair_ids of held-out pairs that are also training pairs by `key`.
+
+    A set that the caller drew from training is exempt. One that is a probe of it only because its pairs turned out to
+    be training pairs is not: nobody said so, and a held-out set that leaked looks the same.
+    """
     once = pairs[sorted({"split", "pair_id", *key})].drop_duplicates()
     roles = once["split"].map(run.role)
-    training, held_out = once[roles == "train"], once[~roles.isin(["train", "train_probe"])]
+    unsaid = once["split"].isin([name for name, split in run.info.splits.items() if split.role_from == "pairs"])
+    training, held_out = once[roles == "train"], once[(roles != "train") & ((roles != "train_probe") | unsaid)]
     return sorted(set(held_out.merge(training[key].drop_duplicates(), on=key)["pair_id"]))
 
 

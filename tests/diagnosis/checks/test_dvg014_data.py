@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def text(i: int, prompt: str, chosen: str, rejected: str, split: str = "eval") -> dict[str, str]:
     return {"split": split, "pair_id": f"t{i}", "prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -31,6 +33,15 @@ def test_a_training_pair_is_held_out(pairs, finding):
     run = pairs(BASE, texts=[text(0, "p", "yes", "no"), text(1, "p", "yes", "no", "train"), text(2, "q", "a", "b")])
     found = finding(run, "DVG014")
     assert found["outcome"] == "speaks" and found["evidence"]["train_pairs_held_out"] == ["t0"]
+
+
+@pytest.mark.parametrize(("role_from", "outcome"), [("pairs", "speaks"), ("given", "silent")])
+def test_a_probe_that_nobody_named_may_be_a_leak(pairs, finding, role_from, outcome):
+    """The evaluation set's pairs are all training pairs: said by the caller that is a probe, found by its pairs it may
+    as well be a held-out set that leaked."""
+    texts = [text(0, "p", "yes", "no"), text(1, "q", "a", "b", split="train"), text(0, "p", "yes", "no", split="train")]
+    splits = {"eval": {"role": "train_probe", "role_from": role_from}, "train": {"role": "train"}}
+    assert finding(pairs(BASE, texts=texts, splits=splits), "DVG014")["outcome"] == outcome
 
 
 def test_pairs_that_differ_in_what_no_text_shows(pairs, finding):
