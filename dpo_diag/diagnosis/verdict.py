@@ -240,10 +240,10 @@ def decide(facts: Facts) -> Verdict:
     elif found:
         name = found[0][0].label
     else:
-        name = "cannot_tell" if lacking else "healthy"
+        name = "cannot_tell" if lacking or _few(facts) else "healthy"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
     sentences = [f"{capital(LABELS[name])}{_missing_text(lacking, facts) if name == 'cannot_tell' else ''}."]
-    if name != "one_row" and facts.batches and facts.rows is not None and facts.rows <= FEW:
+    if name != "one_row" and facts.rows is not None and _few(facts):
         sentences.append(f"Only {facts.rows} rows were compared: their noise is not known.")
     that = "there is harm" if name in OPEN else "that is harm"
     said = _harm_text(harm, that, [m for m, _ in because], bool(facts.evidence))
@@ -268,10 +268,16 @@ def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[M
     return "none", ()
 
 
+def _few(facts: Facts) -> bool:
+    """Whether so few batches or pairs were compared that a check's silence proves nothing."""
+    return facts.batches and facts.rows <= FEW if facts.rows is not None else not facts.has_intervals
+
+
 def _missing_text(lacking: list[tuple[str, str, str]], facts: Facts) -> str:
     """What could not be looked at; the reason of the first one stands for the others."""
     if not lacking:
-        return ""
+        few = facts.rows is None and _few(facts)
+        return f": {plural(facts.n_pairs, 'pair')} {'is' if facts.n_pairs == 1 else 'are'} too few" if few else ""
     if not facts.rows and {"DVG009", "DVG001", "DVG002"} <= {code for code, _, _ in lacking}:
         if 0 < facts.n_pairs < LEAST_FOR_T:
             return f": {plural(facts.n_pairs, 'pair')} {'is' if facts.n_pairs == 1 else 'are'} too few"

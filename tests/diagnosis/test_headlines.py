@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Example, str, str, tuple[str, ...]]] = {
     "two rows": (
         Example(train={"loss": [0.6931, 0.49], "rewards/chosen": [0.0, 0.2], "rewards/rejected": [0.0, -0.3],
                        "rewards/margins": [0.0, 0.5]}, every=1),
-        "healthy", "none", (),
+        "cannot_tell", "cannot_tell", (),
     ),
     "one row": (
         Example(train={"loss": [0.6931], "rewards/chosen": [0.0], "rewards/rejected": [0.0], "rewards/margins": [0.0]},

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dpo_diag import stats
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import LEVEL, mean_difference, t_interval
+from dpo_diag.stats import LEVEL
 
 NAMES = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
@@ -104,8 +105,8 @@ def ends_of(
         batches: rows are training batches: levels are means of rows; else each row is an evaluation.
         reference: the value that the run is known to have started from, used where no row of step 0 is logged.
 
-    An interval over batches is Welch's for two means of rows, Student's for one against the reference (rows of one run
-    are not quite independent: it is a little too narrow); none below three rows a mean, none for evaluations.
+    An interval over batches is that of `stats.ends`, as the checks have it: the noise is that between neighbouring
+    rows, which a trend inside the averaged rows does not widen. None below six rows, none for evaluations.
     """
     x, at = np.asarray(values, dtype=np.float64), np.asarray(steps)
     known = np.isfinite(x)
@@ -118,12 +119,14 @@ def ends_of(
     end_is = "the last row" if k == 1 else f"the mean of the last {k} rows"
     start: float | None = float(first.mean())
     start_is = "the first row" if k == 1 else f"the mean of the first {k} rows"
-    change = mean_difference(first, last, level)
+    trend = stats.ends(x, level, WINDOW) if batches else None
+    change = trend.delta if trend else None
     if reference is not None and at[0] > 0:
-        start, start_is, change = reference, REFERENCE_IS, t_interval(last - reference, level)
+        start, start_is = reference, REFERENCE_IS
+        change = trend.last_level.shifted(-reference) if trend else None
     elif x.size == 1:
         start, start_is, end_is = None, "", "the only row"
-    interval = (change.low, change.high) if change.bounds else None
+    interval = (change.low, change.high) if change else None
     return Ends(
         start,
         float(last.mean()),
