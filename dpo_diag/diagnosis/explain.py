@@ -224,7 +224,7 @@ def _of_means(
         raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
     context = CheckContext.from_run(PairRows(run), from_step, to_step, split)
     checks = list(run_checks(context, values))
-    means = summarise_means(run, from_step, to_step, split, _starts(context, values))
+    means = summarise_means(run, from_step, to_step, split, known_starts(context, values))
     no_pairs = "the run holds means only, no pairs"
     loss = means.values.get("loss", {})
     perplexity = perplexity_of_means(means.values)
@@ -280,7 +280,7 @@ def _evidence(
     return [(m, m.direction(values)) for m in measures(run, from_step, to_step, values)]
 
 
-def _starts(context: CheckContext, values: Mapping[str, float]) -> dict[str, float]:
+def known_starts(context: CheckContext, values: Mapping[str, float]) -> dict[str, float]:
     """Metric -> the value that the run is known to have started from: the reference's own."""
     rewards = ("rewards/chosen", "rewards/rejected", "rewards/margins")
     starts = dict.fromkeys(rewards if context.rewards_from_zero(values) else (), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -262,3 +263,19 @@ def test_a_metric_of_training_batches_is_a_mean_of_rows(tmp_path: Path) -> None:
     writer.finish()
     outcome = Gate(tmp_path / "r", None).judge({"metric": "loss", "max_rise": 0.1})
     assert (outcome.status, outcome.value, outcome.baseline) == ("passed", pytest.approx(0.45), pytest.approx(0.7))
+
+
+def test_a_metric_of_training_batches_starts_where_the_run_started(tmp_path: Path) -> None:
+    """Rows every ten steps, loss .67 to .37 by .02, chosen -.1 to -1.6 by -.1: the reference stands at ln 2 and 0, the
+    last four rows at .40 and -1.45; from the first four rows the fall would be 1.2 alone."""
+    writer = RunWriter(tmp_path / "r", kind="imported")
+    writer.update(loss={"types": ["sigmoid"], "beta": 0.1}, beta=0.1)
+    series = {"loss": lambda i: 0.67 - 0.02 * i, "rewards/chosen": lambda i: -0.1 * (i + 1)}
+    rows = [{"step": 10 * (i + 1), "split": "train", "name": name, "value": f(i)}
+            for i in range(16) for name, f in series.items()]  # fmt: skip
+    writer.write("history", rows)
+    writer.finish()
+    outcome = Gate(tmp_path / "r", None).judge({"metric": "rewards/chosen", "max_drop": 1.3})
+    assert (outcome.status, outcome.value, outcome.baseline) == ("failed", pytest.approx(-1.45), pytest.approx(0.0))
+    loss = Gate(tmp_path / "r", None).judge({"metric": "loss", "max_rise": 0.0})
+    assert (loss.value, loss.baseline) == (pytest.approx(0.40), pytest.approx(math.log(2)))

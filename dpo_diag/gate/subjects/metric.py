@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from dpo_diag.diagnosis.checks import CheckContext
 from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
+from dpo_diag.diagnosis.explain import known_starts
 from dpo_diag.diagnosis.logged import at_reference
 from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
@@ -56,15 +58,18 @@ def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_s
 
 
 def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str, old: float) -> Quantity:
-    """Of training batches one row is noise: the means of the last and of the first rows (`means.ends_of`)."""
-    ends = ends_of(rows["step"], rows["value"], True)
+    """Of training batches one row is noise: means of rows, from the known start where there is one, as in explain."""
+    start = None
+    if judged.same_run and judged.step is None:
+        start = known_starts(CheckContext.from_run(judged.pairs), judged.limits).get(name)
+    ends = ends_of(rows["step"], rows["value"], True, start)
     end = float(ends.end or 0.0)
     if not judged.same_run:
         other = _history(judged.other, name, split)
         before = ends_of(other["step"], other["value"], True).end
         old = old if before is None else before
     elif judged.step is None and ends.start is not None and ends.interval is not None:
-        change = Interval(end - ends.start, *ends.interval, ends.k, "means of the first and last rows, Welch")
+        change = Interval(end - ends.start, *ends.interval, ends.k, f"from {ends.start_is} to {ends.end_is}")
         return Quantity(unknown_interval(end, ends.k), ends.start, change)
     return Quantity(unknown_interval(end, ends.k), old, unknown_interval(end - old))
 
