@@ -224,7 +224,8 @@ def _of_means(
         raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
     context = CheckContext.from_run(PairRows(run), from_step, to_step, split)
     checks = list(run_checks(context, values))
-    means = summarise_means(run, from_step, to_step, split, known_starts(context, values))
+    # At the level of the checks, so that a change has one interval in the document.
+    means = summarise_means(run, from_step, to_step, split, known_starts(context, values), values["confidence"])
     no_pairs = "the run holds means only, no pairs"
     loss = means.values.get("loss", {})
     perplexity = perplexity_of_means(means.values)

@@ -14,7 +14,7 @@ from typing import Any
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
-from dpo_diag.stats import Interval
+from dpo_diag.stats import LEVEL, Interval
 from dpo_diag.text import about, capital, interval, moved, number, percent, plural, safe, signed
 
 HEADINGS = ("What happened", "How sure", "Why", "Which pairs", "What to change")
@@ -182,12 +182,12 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
         for n in ("rewards/chosen", "logps/chosen")
         if n in values
     ]
-    told = len(sentences)
+    told, level = len(sentences), document.get("means", {}).get("level", LEVEL)
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
         if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
             uncertain = _not_certain(entry[delta], bounds, document["n_pairs"]) if bounds[0] <= 0.0 <= bounds[1] else ""
-            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds)}{uncertain})."
+            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, level)}{uncertain})."
             sentences.append(say(text, key))
     least = document["thresholds"]["least_for_interval"]
     if document["n_pairs"] and document["n_pairs"] < least:

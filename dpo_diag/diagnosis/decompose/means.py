@@ -64,7 +64,7 @@ class Ends:
         start_is, end_is: what they are: "the reference", "the first row", "the mean of the first 7 rows".
         first, first_step, last: the first row, its step (None in a document whose log states none), and the last row.
         k, rows: rows behind a mean, and all finite rows.
-        interval: of the change, 95 %; None where nothing is known about the scatter.
+        interval: of the change; None where nothing is known about the scatter.
         not_finite: rows that were left out.
     """
 
@@ -150,6 +150,7 @@ class Means:
         windows: whether rows are training batches, so that means of rows are compared, or evaluations.
         values: name -> `Ends.document`, and of evaluations "lowest", "highest" and their steps.
         rows: steps of the split between the two.
+        level: confidence of the intervals.
     """
 
     split: str | None
@@ -158,6 +159,7 @@ class Means:
     to_step: int | None = None
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: int = 0
+    level: float = LEVEL
 
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
@@ -165,7 +167,7 @@ class Means:
         method = None if self.from_step is None else compared
         return {
             "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
-            "values": self.values, "windows": self.windows, "rows": self.rows,
+            "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
         }  # fmt: skip
 
 
@@ -175,6 +177,7 @@ def summarise_means(
     to_step: int | None,
     split: str | None,
     starts: Mapping[str, float] | None = None,
+    level: float = LEVEL,
 ) -> Means:
     """Where the logged means of a split went: `ends_of` of each, and of a fixed set the lowest and highest on the way.
 
@@ -183,12 +186,13 @@ def summarise_means(
     Args:
         starts: metric -> the value that the run is known to have started from; not used where a later first step is
             asked for.
+        level: confidence of the intervals.
 
     Raises:
         DiagError: no row between the steps.
     """
     name, steps = history_split(run, split)
-    means = Means(name, name is not None and run.role(name) == "train")
+    means = Means(name, name is not None and run.role(name) == "train", level=level)
     if name is None or not steps:
         return means
     rows = run.history.loc[run.history["split"] == name]
@@ -204,7 +208,7 @@ def summarise_means(
     for metric in NAMES:
         series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")
         if len(series):
-            ends = ends_of(series["step"], series["value"], means.windows, known.get(metric))
+            ends = ends_of(series["step"], series["value"], means.windows, known.get(metric), level)
             means.values[metric] = ends.document() | ({} if means.windows else _extremes(series))
             if not run.info.steps_are_stated:
                 means.values[metric]["first_step"] = None

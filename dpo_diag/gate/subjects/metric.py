@@ -62,14 +62,15 @@ def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str, ol
     start = None
     if judged.same_run and judged.step is None:
         start = known_starts(CheckContext.from_run(judged.pairs), judged.limits).get(name)
-    ends = ends_of(rows["step"], rows["value"], True, start)
+    level = judged.limits["confidence"]
+    ends = ends_of(rows["step"], rows["value"], True, start, level)
     end = float(ends.end or 0.0)
     if not judged.same_run:
         other = _history(judged.other, name, split)
         before = ends_of(other["step"], other["value"], True).end
         old = old if before is None else before
     elif judged.step is None and ends.start is not None and ends.interval is not None:
-        change = Interval(end - ends.start, *ends.interval, ends.k, f"from {ends.start_is} to {ends.end_is}")
+        change = Interval(end - ends.start, *ends.interval, ends.k, f"from {ends.start_is} to {ends.end_is}", level)
         return Quantity(unknown_interval(end, ends.k), ends.start, change)
     return Quantity(unknown_interval(end, ends.k), old, unknown_interval(end - old))
 
