@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.checks import CheckContext
+from dpo_diag.diagnosis.explain import known_starts
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.outputs.answers import POLICY, answers
 from dpo_diag.outputs.compare import Comparison, comparison
@@ -57,6 +59,11 @@ class JudgedRun:
     def pairs(self) -> PairRows:
         """The pair rows of the run."""
         return PairRows(self.run, self.limits["reference_tolerance_nats"])
+
+    @cached_property
+    def starts(self) -> dict[str, float]:
+        """metric -> the value that the run is known to have started from (see `explain.known_starts`)."""
+        return known_starts(CheckContext.from_run(self.pairs), self.limits)
 
     @cached_property
     def comparison(self) -> Comparison:

@@ -7,10 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.checks import CheckContext
 from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
-from dpo_diag.diagnosis.explain import known_starts
 from dpo_diag.diagnosis.logged import at_reference
 from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
@@ -59,9 +57,7 @@ def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_s
 
 def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str, old: float) -> Quantity:
     """Of training batches one row is noise: means of rows, from the known start where there is one, as in explain."""
-    start = None
-    if judged.same_run and judged.step is None:
-        start = known_starts(CheckContext.from_run(judged.pairs), judged.limits).get(name)
+    start = judged.starts.get(name) if judged.same_run and judged.step is None else None
     level = judged.limits["confidence"]
     ends = ends_of(rows["step"], rows["value"], True, start, level)
     end = float(ends.end or 0.0)

@@ -120,8 +120,10 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
     low, high = float(series.steps[0]), float(series.steps[-1])
     is_reward = series.unit == "reward"
     delta = trend.last_level if from_zero else trend.delta
-    # Beside a collapse a fall is a small share of the margin, and still a fall of the log-prob itself.
-    levels = logged_levels(ctx, split, "chosen", delta, t).relative if is_reward else math.nan
+    relative = ratio(-trend.delta.value, abs(trend.first))
+    if is_reward:
+        # Beside a collapse a fall is a small share of the margin, and still a fall of the log-prob itself.
+        relative = logged_levels(ctx, split, "chosen", delta, t).relative or math.nan
     whole = ChosenChange(
         source="training batches",
         window="reference to last quarter" if from_zero else "first to last quarter",
@@ -130,7 +132,7 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         unit=series.unit,
         delta=delta,
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
-        relative=(levels or math.nan) if is_reward else ratio(-trend.delta.value, abs(trend.first)),
+        relative=relative,
         loss_fell=_loss_fell(ctx, split, low, high, t),
         step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd, "rows": trend.n},
