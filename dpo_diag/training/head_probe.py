@@ -37,6 +37,16 @@ class HeadProbe:
         self._rows: torch.Tensor | None = None
         self._offset = 0
         self._vocabulary = 0
+        self.listens = False
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What the coming forward is asked for, by the names of `models.tiled_head`."""
+        return ("greedy_logp",) * self.greedy + ("is_top5",) * (self.top5 and self.of_policy)
+
+    def add(self, greedy_logp: torch.Tensor | None, is_top5: torch.Tensor | None, n: int) -> None:
+        """What a head gave that has it all: `wants` of `n` positions."""
+        self._chunks.append({"greedy_logp": greedy_logp, "hit": is_top5, "n": n, "rows": None})
 
     @contextmanager
     def listening(self, vocabulary: int) -> Iterator[None]:
@@ -59,9 +69,11 @@ class HeadProbe:
                 return launched
 
         kernel._forward_tile, kernel._forward_kernel = fold, Launcher()
+        self.listens = True
         try:
             yield
         finally:
+            self.listens = False
             kernel._forward_tile, kernel._forward_kernel = tile, triton_kernel
 
     def expect(self, labels: torch.Tensor | None) -> None:
@@ -110,7 +122,7 @@ class HeadProbe:
         if seen != int(where.sum()):
             return values  # a head that was not TRL's: nothing rather than something wrong
         if self.greedy:
-            flat = torch.cat([-torch.log(c["sum_exp"]) for c in chunks])
+            flat = torch.cat([c["greedy_logp"] if "greedy_logp" in c else -torch.log(c["sum_exp"]) for c in chunks])
             values["greedy_logp"] = flat.new_zeros(mask.shape).masked_scatter(where, flat).masked_fill(~mask, 0)
         if self.top5 and self.of_policy:
             hits = []
