@@ -45,7 +45,8 @@ class Sweep:
 
     Attributes:
         runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
-            data (a hash of the measured set's pairs), step, the metrics, and per task score NAME its value, NAME_n,
+            data (a hash of the measured set's pairs), step, split, batches (whether the metrics are those of training
+            batches: no evaluation is recorded), the metrics, and per task score NAME its value, NAME_n,
             NAME_low, NAME_high (Wilson, 95 %), and NAME_change since its first evaluation, with its interval in
             NAME_change_low and NAME_change_high (that of the explanation).
         groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
@@ -228,7 +229,7 @@ def group_runs(runs: pd.DataFrame, by: list[str], same: pd.DataFrame) -> pd.Data
     """
     if runs.empty:
         return pd.DataFrame()
-    about = {"run", "step", "split", "origin", "data", SEED, *by}
+    about = {"run", "step", "split", "batches", "origin", "data", SEED, *by}
     values = [c for c in runs.columns if c not in about and not c.endswith(("_n", "_low", "_high"))]
     keys = [runs[name] for name in by] + [same[name].rename(f"_{name}") for name in same]
     grouped = [rows for _, rows in runs.groupby(keys, sort=False, dropna=False)] if keys else [runs]
