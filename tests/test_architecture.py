@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {
-    "config", "config_checkpoints", "errors", "extras", "losses", "paired", "records", "registry", "rows", "stats",
+    "config", "config_checkpoints", "ends", "errors", "extras", "losses", "paired", "records", "registry", "rows", "stats",
     "text", "thresholds",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
