@@ -11,8 +11,8 @@ Which one, where several would do:
   is unknown.
 - Several rows or checkpoints tested at once: the p-values are corrected (`false_discovery`, `corrected_for`), the
   interval is not, so that one change has one interval wherever it is printed.
-- A series of batch means from a log: its noise is estimated from successive differences (von Neumann 1941), so that a
-  trend does not count as noise.
+- A series of batch means from a log (`dpo_diag.ends`): its noise is estimated from successive differences (von Neumann
+  1941), so that a trend does not count as noise.
 
 Values that are not finite are left out and not counted in n: whether a run holds them is a finding of its own.
 """
@@ -337,46 +337,3 @@ def noise_sd(values: npt.ArrayLike) -> float:
     if robust > 0:
         d = np.clip(d, -5 * robust, 5 * robust)
     return float(math.sqrt(float((d**2).mean()) / 2))
-
-
-@dataclass(frozen=True)
-class Ends:
-    """First and last part of a series of batch means (k rows each of n), their difference, and the noise's sd."""
-
-    first: float
-    last: float
-    delta: Interval
-    last_level: Interval
-    n: int
-    k: int
-    sd: float
-
-
-def ends(values: npt.ArrayLike, level: float = LEVEL, share: float = 0.25) -> Ends | None:
-    """Means of the first and last `share` of a series (at least three rows each); None below six finite values."""
-    x = finite(values)
-    if x.size < 6:
-        return None
-    k, sd = max(3, int(x.size * share)), noise_sd(x)
-    first, last = float(x[:k].mean()), float(x[-k:].mean())
-    # n / 2: successive differences overlap, so they hold fewer degrees of freedom than rows.
-    t = t_quantile(level, max(2, x.size // 2))
-    half, half_level = t * sd * math.sqrt(2 / k), t * sd / math.sqrt(k)
-    method = "first and last rows, noise from successive differences"
-    delta = Interval(last - first, last - first - half, last - first + half, x.size, method, level)
-    return Ends(
-        first, last, delta, Interval(last, last - half_level, last + half_level, k, method, level), x.size, k, sd
-    )
-
-
-def few_rows_level(values: npt.ArrayLike) -> Interval | None:
-    """The level at the end of two to five rows, too few for `ends`: the mean of their later half, give or take half of
-    all rows' range. No confidence interval: it says only that a level lies far from 0 beside all that the rows moved.
-
-    None for one row, and for six or more. Hand case: 0, -20, -80, -140 give -110, from -180 to -40.
-    """
-    x = finite(values)
-    if not 2 <= x.size <= 5:
-        return None
-    last, half = float(x[-(x.size // 2) :].mean()), float(np.ptp(x)) / 2
-    return Interval(last, last - half, last + half, x.size // 2, "few rows, give or take half of their range")

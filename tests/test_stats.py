@@ -137,21 +137,6 @@ def test_noise_survives_a_spike() -> None:
     assert stats.noise_sd(x) < 2.0
 
 
-def test_ends_by_hand() -> None:
-    """Eight rows, quarters of three: (0+1+2)/3 = 1, (5+6+7)/3 = 6; successive differences 1: sd sqrt(1/2)."""
-    e = stats.ends(np.arange(8.0))
-    assert e is not None and (e.first, e.last, e.delta.value, e.k) == (1.0, 6.0, 5.0, 3)
-    assert e.sd == pytest.approx(math.sqrt(0.5))
-    assert stats.ends(np.arange(5.0)) is None
-
-
-def test_ends_cover_their_truth() -> None:
-    """400 flat series of 40 rows: the 95 % interval of the change leaves 0 out in about 5 %, here at most 9 %."""
-    rng = np.random.default_rng(2)
-    trends = [stats.ends(rng.normal(0, 1, 40)) for _ in range(400)]
-    assert 5 <= sum(t is not None and t.delta.sign != 0 for t in trends) <= 36
-
-
 def test_how_many_are_needed_to_tell() -> None:
     """A standard error of .04 over 150 questions and a fall of .07: 150 ((1.960 + .8416) .04 / .07)^2 = 384.4."""
     change = stats.normal_interval(-0.07, 0.04, 150, "m")

@@ -98,11 +98,23 @@ def lines(collected: Sweep) -> list[str]:
         out += [*(f"  {safe(f['run'], one_line=True)}: {safe(f['why'], one_line=True)}" for f in collected.failed), ""]
     if collected.not_runs:
         out += [f"no run, left out: {some(safe(name, one_line=True) for name in collected.not_runs)}", ""]
-    return [
-        *out,
-        "loss and perplexities: last evaluation; [ ] after a score: 95 % Wilson interval, "
-        "then its change since its first evaluation with the interval that explain gives it",
-    ]
+    return [*out, _legend(collected.runs)]
+
+
+def _legend(runs: pd.DataFrame) -> str:
+    """What the numbers are: of an evaluation, or of training batches where a run has none."""
+    batches = list(runs.loc[runs["batches"], "run"]) if len(runs) else []
+    training = "mean of the last logged training rows, no evaluation is recorded"
+    if batches and len(batches) == len(runs):
+        numbers = training
+    else:
+        names = some((safe(name, one_line=True) for name in batches), 3)
+        numbers = "last evaluation" + (f" (of {names}: {training})" if batches else "")
+    scores = (
+        "; [ ] after a score: 95 % Wilson interval, then its change since its first evaluation with the interval that "
+        "explain gives it"
+    )
+    return f"loss and perplexities: {numbers}{scores if len(runs) and _scores(runs) else ''}"
 
 
 def _apart(differing: dict[str, list[str]]) -> list[str]:

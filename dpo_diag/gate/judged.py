@@ -61,6 +61,11 @@ class JudgedRun:
         return PairRows(self.run, self.limits["reference_tolerance_nats"])
 
     @cached_property
+    def other_pairs(self) -> PairRows:
+        """The pair rows of the baseline's run."""
+        return self.pairs if self.same_run else PairRows(self.other, self.limits["reference_tolerance_nats"])
+
+    @cached_property
     def starts(self) -> dict[str, float]:
         """metric -> the value that the run is known to have started from (see `explain.known_starts`)."""
         return known_starts(CheckContext.from_run(self.pairs), self.limits)
