@@ -300,8 +300,8 @@ def print_case(name: str, found: dict[str, Any]) -> None:
     """A line a variant."""
     case = found["case"]
     print(
-        f"{name}: vocabulary {case['vocabulary']}, hidden {case['hidden']}, {case['layers']} layers, LoRA {case['lora']}, "
-        f"{case['prompt']} + {case['response']} tokens, batch {case['batch']}, {case['rounds']} rounds of {case['steps']}"
+        "{name}: vocabulary {vocabulary}, hidden {hidden}, {layers} layers, LoRA {lora}, {prompt} + {response} tokens, "
+        "batch {batch}, {rounds} rounds of {steps} steps".format(name=name, **case)
     )
     for variant, values in found["variants"].items():
         ratio = values["of_stock"]
@@ -311,7 +311,9 @@ def print_case(name: str, found: dict[str, Any]) -> None:
             f"({ratio['min']:.3f} to {ratio['max']:.3f})" + ("" if peak is None else f"   peak {peak / 2**20:,.0f} MiB")
         )
     if "max_loss_diff" in found:
-        print(f"  loss differs by {found['max_loss_diff']:.1e}, gradient by {found['max_grad_diff']:.1e} of its largest")
+        print(
+            f"  loss differs by {found['max_loss_diff']:.1e}, gradient by {found['max_grad_diff']:.1e} of its largest"
+        )
 
 
 if __name__ == "__main__":

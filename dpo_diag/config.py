@@ -98,7 +98,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     disable_dropout: bool = True
     precompute_ref_log_probs: bool = False
-    shared_prefix: str = "auto"
+    shared_prefix: str = "off"
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     logging_steps: int = 1

@@ -1,8 +1,8 @@
 """The LM head in tiles that stay in the cache: log-probs of given tokens and what else their distributions say.
 
-On a CPU a head is bound by its passes over the logits rather than by its products. A tile of `TILE` logits is made, read
-and forgotten while it lies in the cache; the backward pass makes it again. Sums are float32, relative to the running
-maximum of each position, so that no term is larger than 1. The (positions, vocabulary) logits never exist.
+On a CPU a head is bound by its passes over the logits rather than by its products. A tile of `TILE` logits is made,
+read and forgotten while it lies in the cache; the backward pass makes it again. Sums are float32, relative to the
+running maximum of each position, so that no term is larger than 1. The (positions, vocabulary) logits never exist.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLUMNS = 1024
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "greedy_logp", "is_top5")
 """What can be asked for beside the log-probs."""
 _TIE = 1e-5
-"""Top-5: logits within this share of the target's are not above it, as the target's own, computed twice, must not be."""
+"""Top-5: logits within this share of the target's are not above it; its own, computed twice, must not be."""
 
 
 class HeadOutputs(NamedTuple):
@@ -60,7 +60,9 @@ def tiled_head(
         outputs: some of `OUTPUTS`.
         softcap: logits are softcap · tanh(logits / softcap).
     """
-    values = _TiledHead.apply(hidden, weight, bias, targets, frozenset(outputs), temperature, scale, softcap)
+    values = _TiledHead.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, frozenset(outputs), temperature, scale, softcap
+    )
     return HeadOutputs(*values)
 
 
@@ -75,7 +77,7 @@ class _Tiles:
         self.factor, self.softcap, self.inverse_temperature = factor, softcap, inverse_temperature
         n, vocabulary = len(hidden), len(weight)
         self.columns = min(vocabulary, COLUMNS)
-        self.rows = min(n, max(1, TILE // self.columns))
+        self.rows = max(1, min(n, TILE // self.columns))
         self._product = hidden.new_empty((self.rows, self.columns), dtype=dtype)
         self._logits = (
             self._product if dtype == torch.float32 else hidden.new_empty(self._product.shape, dtype=torch.float32)
@@ -114,7 +116,7 @@ class _TiledHead(torch.autograd.Function):
     """See `tiled_head`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor,
         outputs: frozenset[str], temperature: float, scale: float, softcap: float | None,
     ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
@@ -184,7 +186,7 @@ class _TiledHead(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         of_logp, of_entropy = (None if g is None else g.float().contiguous() for g in gradients[:2])
         if of_logp is None:

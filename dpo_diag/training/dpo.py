@@ -97,8 +97,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._given_ids: dict[str, GivenIds] = {}
         super().__init__(*args, **kwargs)
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
-        self._shared = SharedPrefix(self, shared_prefix)
-        self._shared.told = lambda info: self.run_writer and self.run_writer.update(training={"shared_prefix": info})
+        self._shared = SharedPrefix(self, shared_prefix, self._record_shared)
         self._spec = trl_adapter.loss_spec(self)
         self._added = trl_adapter.added_types(self._spec)
         # TRL computes the types that it knows; the others are added to its number.
@@ -167,6 +166,10 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, dict(inputs), self._spec)
         return loss, trl_adapter.log_prob_sums(tap)
+
+    def _record_shared(self, info: SharedPrefixInfo) -> None:
+        if self.run_writer is not None:
+            self.run_writer.update(training={"shared_prefix": info})
 
     @property
     def shared_prefix(self) -> SharedPrefixInfo | None:

@@ -54,7 +54,9 @@ def packed_batch(batch: Mapping[str, Any]) -> PackedBatch | str:
     real = column < lengths[:, None]
     if not np.array_equal(attention, real) or not np.array_equal(completion, real & (column >= starts[:, None])):
         return "a row of the batch is not a prompt, a response and padding behind them"
-    spans = [Span(row[:start].tolist(), row[start:n].tolist()) for row, start, n in zip(ids, starts, lengths, strict=True)]
+    spans = [
+        Span(row[:start].tolist(), row[start:n].tolist()) for row, start, n in zip(ids, starts, lengths, strict=True)
+    ]
     rows = pack(spans, max_tokens=int(lengths.sum()))
     if not rows:
         return "no response of the batch has a scored token"

@@ -41,16 +41,15 @@ class SharedPrefix:
 
     Attributes:
         info: what was decided, for run.json; None until the first batch was seen.
-        told: called with `info` when it changes.
     """
 
-    def __init__(self, trainer: Any, mode: str) -> None:
+    def __init__(self, trainer: Any, mode: str, told: Callable[[SharedPrefixInfo], None]) -> None:
+        """`told` is called with `info` when it changes."""
         if mode not in MODES:
             hint = did_you_mean(mode, MODES)
             raise DiagError("unknown shared_prefix", got=mode, expected=f"one of {', '.join(MODES)}", hint=hint)
-        self._trainer, self.mode = trainer, mode
+        self._trainer, self.mode, self._told = trainer, mode, told
         self.info = SharedPrefixInfo(way="plain", reason="off") if mode == "off" else None
-        self.told: Callable[[SharedPrefixInfo], None] = lambda info: None
         self._proved = 0  # tokens of the longest sequence that was compared
         self._until_backward: ExitStack | None = None
 
@@ -95,7 +94,7 @@ class SharedPrefix:
             )
         if first or found.way == "plain":
             self.info = found
-            self.told(found)
+            self._told(found)
             if found.way == "plain":
                 logger.warning(f"shared prefix: off, the usual way is taken: {found.reason}")
 

@@ -106,7 +106,9 @@ def _judged(
     gradient = gradient / largest if largest > 0 else gradient
     nats, share = SUM_TOLERANCE
     right = all(bool(((a - b).abs() <= nats + share * a.abs()).all()) for a, b in zip(usual[1], packed[1], strict=True))
-    right &= loss <= LOSS_TOLERANCE * max(1.0, abs(usual[0])) and gradient <= GRADIENT_TOLERANCE  # false where it is NaN
+    right &= (
+        loss <= LOSS_TOLERANCE * max(1.0, abs(usual[0])) and gradient <= GRADIENT_TOLERANCE
+    )  # false where it is NaN
     found = {"max_loss_diff": loss, "max_grad_diff": gradient}
     if right:
         return SharedPrefixInfo(way="packed", reason=reason, **found)
@@ -128,9 +130,7 @@ def _some_pairs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     chosen = np.unique([int(lengths.argmax()), *range(min(n, PAIRS - 1))])
     width = int(lengths[chosen].max())
     both = torch.from_numpy(np.concatenate([chosen, chosen + n])).to(inputs["input_ids"].device)
-    return {
-        k: v[both][:, :width] if v.dim() == 2 else v[both[: len(chosen)]] for k, v in inputs.items() if k in KNOWN
-    }
+    return {k: v[both][:, :width] if v.dim() == 2 else v[both[: len(chosen)]] for k, v in inputs.items() if k in KNOWN}
 
 
 def _loss_and_gradient(
@@ -143,7 +143,7 @@ def _loss_and_gradient(
             gradients = _by_backward(loss, parameters)
         else:
             # Not backward(): hooks on accumulated gradients (DDP's reducer, optimisers inside it) must not see this.
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
     return (float(loss.detach()), sums), [torch.zeros(0) if g is None else g for g in gradients]
 
 
