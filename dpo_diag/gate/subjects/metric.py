@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
+from dpo_diag.diagnosis.decompose.metric_change import metric_change
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
 from dpo_diag.diagnosis.logged import at_reference
 from dpo_diag.diagnosis.measure import enough
-from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
-from dpo_diag.outputs.answers import POLICY
 from dpo_diag.records import Run
-from dpo_diag.records.metric_table import METRICS, Columns, metric_of, pair_sums, side_of
-from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import FloatArray, Interval, bootstrap, finite, proportion, t_interval
+from dpo_diag.stats import Interval, proportion
 from dpo_diag.text import some
 
 
@@ -32,9 +31,10 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
     if judged.run.role(split) == "train" and name in NAMES and len(rows) > 1:
         return _of_batches(judged, rows, name, split, old)
-    paired = _paired(judged, name, split, step, int(now["step"]))
+    ends = (judged.pairs if judged.same_run else PairRows(judged.other), step), (judged.pairs, int(now["step"]))
+    paired = metric_change(name, split, *ends, value, PairIntervals.of(judged.pairs, judged.limits))
     if paired is not None:
-        return paired
+        return Quantity(paired.after, paired.before, paired.change)
     if name.startswith(SCORE) and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
         share = enough(proportion(value * n1, float(n1)), judged.limits)
         return Quantity(share, old, _score_change(judged, name, split, int(step), int(now["step"])))
@@ -101,47 +101,6 @@ def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -
         measured = some(sorted({int(s) for s in rows["step"]}), 10)
         raise Missing(f"the metric was not measured at step {judged.step}; it was at {measured}")
     return int(own.iloc[0]["step"]), float(own.iloc[0]["value"]), float(own.iloc[0]["weight"])
-
-
-def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: int) -> Quantity | None:
-    """A metric of one side and its change, from the pairs that both steps measured: the metric table's own formula over
-    resampled pairs; None where the table has none, or fewer than two pairs are in common."""
-    metric, side = metric_of(name), side_of(name)
-    if metric is None or metric.of_side is None or side not in SIDES:
-        return None
-    formula = metric.of_side
-    before, after = _pairs(judged.other, from_step, split), _pairs(judged.run, to_step, split)
-    common = np.intersect1d(before["pair_id"], after["pair_id"])
-    if len(common) < 2:
-        return None
-    old, new = (_columns(rows[rows["pair_id"].isin(common)], side) for rows in (before, after))
-    if not formula(old) or not formula(new):
-        return None
-
-    def drawn(columns: Columns, counts: FloatArray) -> FloatArray:
-        """The metric of each resample, (draws,)."""
-        resamples = ({c: np.repeat(v, count) for c, v in columns.items()} for count in counts.astype(np.int64))
-        return np.array([value.value for r in resamples if (value := formula(r))])
-
-    n = len(old["n_tokens"])
-    if metric is METRICS["ce"]:  # a mean over responses: the interval that the explanation gives it
-        ce = [-columns["sum_logp"] / columns["n_tokens"] for columns in (old, new)]
-        change = enough(t_interval(ce[1] - ce[0]), judged.limits)
-        return Quantity(enough(t_interval(ce[1]), judged.limits), float(finite(ce[0]).mean()), change)
-    with np.errstate(all="ignore"):
-        value = bootstrap(lambda counts: drawn(new, counts), n)
-        change = bootstrap(lambda counts: drawn(new, counts) - drawn(old, counts), n)
-    return Quantity(value, value.value - change.value, change) if math.isfinite(change.value) else None
-
-
-def _pairs(run: Run, step: Step, split: str) -> pd.DataFrame:
-    steps, role = (None, REFERENCE) if step == REFERENCE else ([int(step)], POLICY)
-    return run.read("pairs", steps=steps, splits=[split], roles=[role]).sort_values("pair_id")
-
-
-def _columns(rows: pd.DataFrame, side: str) -> Columns:
-    sums = pair_sums(rows).policy
-    return {name: values[SIDES.index(side)] for name, values in sums.items()}
 
 
 SUBJECTS.add(

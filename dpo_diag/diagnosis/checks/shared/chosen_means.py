@@ -12,7 +12,17 @@ from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, ChosenChange
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.levels import logged_levels
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.stats import FloatArray, Interval, ends, few_rows_level
+from dpo_diag.stats import (
+    FloatArray,
+    Interval,
+    corrected_for,
+    ends,
+    exactly,
+    few_rows_level,
+    no_interval,
+    t_p_value,
+    t_quantile,
+)
 from dpo_diag.thresholds import Thresholds
 
 ENDS_OF_WINDOW = 8
@@ -100,7 +110,7 @@ def of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
                 from_step=low,
                 to_step=high,
                 unit=series.unit,
-                delta=Interval(delta, delta, delta, 1),
+                delta=exactly(delta),
                 gain=_gain(ctx, split, series.unit, low, high, zero),
                 relative=math.nan if series.unit == "reward" else ratio(fall, float(abs(values[start]))),
                 loss_fell=_loss_fell(ctx, split, low, high, t),
@@ -144,9 +154,8 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
     best = int(rolling.argmax())
     if not 0 < best < len(rolling) - k:
         return [whole]
-    # The best window is chosen by looking at every row: Bonferroni over the rows.
-    wide = ends(values, 1 - (1 - t["confidence"]) / len(values))
-    half = (wide.last_level.high - wide.last_level.value) * math.sqrt(wide.k / k * 2) if wide else math.inf
+    error, degrees = trend.sd * math.sqrt(2 / k), max(2, len(values) // 2)
+    half = t_quantile(t["confidence"], degrees) * error
     drop, since = float(rolling[-1] - rolling[best]), float(series.steps[best])
     from_best = ChosenChange(
         source="training batches",
@@ -154,7 +163,9 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         from_step=since,
         to_step=high,
         unit=series.unit,
-        delta=Interval(drop, drop - half, drop + half, len(values)),
+        delta=Interval(drop, drop - half, drop + half, len(values), trend.delta.method, t["confidence"]),
+        # The best window is chosen by looking at every row: Bonferroni over the rows.
+        p=corrected_for(t_p_value(drop, error, degrees), len(values)),
         # The margin of the whole run: over a short window its own gain is mostly noise.
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-drop, float(abs(rolling[best]))),
@@ -175,7 +186,7 @@ def _of_few_rows(ctx: CheckContext, split: str, series: ChosenSeries, t: Thresho
     delta = level if from_zero else level.shifted(-float(series.values[:half].mean()))
     low, high = float(series.steps[0]), float(series.steps[-1])
     if series.unit != "reward":
-        delta = Interval(delta.value, math.nan, math.nan, delta.n)
+        delta = no_interval(delta.value, delta.n, math.nan)
     return [
         ChosenChange(
             source="training batches",
@@ -204,7 +215,6 @@ def level_of(series: Series, t: Thresholds) -> Interval | None:
     """The level at the end: a fixed set's last value, exact for it; else the last quarter's mean, or of few rows the
     later half's; None for one row."""
     if series.fixed:
-        last = float(series.values[-1])
-        return Interval(last, last, last, 1)
+        return exactly(float(series.values[-1]))
     trend = series.ends(t["confidence"])
     return few_rows_level(series.values) if trend is None else trend.last_level
