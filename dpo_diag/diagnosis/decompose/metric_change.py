@@ -8,23 +8,20 @@ own formula over resampled pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.decompose.loss import loss_spec, summarise
 from dpo_diag.diagnosis.decompose.perplexity import perplexity_intervals
+from dpo_diag.diagnosis.logged import sums_at
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, two_steps
 from dpo_diag.records import metrics
-from dpo_diag.records.metric_table import METRICS, Columns, Metric, Value, metric_of, pair_sums, side_of
+from dpo_diag.records.metric_table import METRICS, Columns, Value, metric_of, of_each_pair, side_of
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.stats import Interval
-
-ROUNDING = 1e-3
-"""Share by which the pairs' own mean may differ from the logged one: beyond it the log holds another quantity."""
 
 
 @dataclass(frozen=True)
@@ -37,65 +34,27 @@ class MetricChange:
 
 
 def metric_change(
-    name: str, split: str, start: tuple[PairRows, Step], end: tuple[PairRows, int], logged: float, over: PairIntervals
+    name: str, split: str, start: tuple[PairRows, Step], end: tuple[PairRows, int], over: PairIntervals
 ) -> MetricChange | None:
     """The change of a history name (`ce/chosen`, `loss`) over the pairs that both steps measured.
 
     Args:
         start, end: whose rows, and at which step: of one run, or of two.
-        logged: the value that the history holds at the end.
 
-    Returns: None where no pair formula gives the metric, or fewer than two pairs are in common.
+    Returns: None where no formula of pairs gives the metric, or fewer than two pairs are in common.
     """
-    metric, side = metric_of(name), side_of(name)
-    if metric is not None and metric.of_side is not None and side in SIDES:
-        base = name.partition("/")[0]
-        found = _of_side(base, str(side), split, start, end, over) if base in _OF_SUMS else None
-        return found or _of_formula(metric, str(side), split, start, end, over)
-    return _of_pairs(name, split, start, end, logged, over)
-
-
-def _of_pairs(
-    name: str, split: str, start: tuple[PairRows, Step], end: tuple[PairRows, int], logged: float, over: PairIntervals
-) -> MetricChange | None:
-    """A mean over pairs, where it is the one that was logged."""
-    rows = end[0]
-    if name not in ("loss", *_OF_RATIOS) or split not in rows.steps or split not in start[0].steps:
+    if any(split not in rows.steps for rows, _ in (start, end)):
         return None
-    spec = loss_spec(rows.run)[0]
-    if spec is None or spec != start[0].run.info.loss:
-        return None
-    pairs = two_steps(start[0].at(split, start[1]), rows.at(split, end[1]))
-    if name == "loss":
-        found = summarise(spec, pairs)[1]
-        ids, before, after = pairs.loc[found.index, "pair_id"], found["loss_from"], found["loss_to"]
-    else:
-        value = _OF_RATIOS[name]
-        before, after = (value(pairs[f"a{w}"], pairs[f"b{w}"], spec.beta) for w in (0, 1))
-        known = np.isfinite(pairs[["a0", "b0", "a1", "b1"]].to_numpy(dtype=np.float64)).all(axis=1)
-        ids, before, after = pairs.loc[known, "pair_id"], before[known], after[known]
-    if len(ids) < 2 or not math.isclose(float(after.mean()), logged, rel_tol=ROUNDING, abs_tol=ROUNDING):
-        return None
-    return MetricChange(float(before.mean()), over.mean(after, ids), over.mean(after - before, ids))
-
-
-_OF_RATIOS: Mapping[str, Callable[[pd.Series, pd.Series, float], pd.Series]] = {
-    "rewards/chosen": lambda a, b, beta: beta * a,
-    "rewards/rejected": lambda a, b, beta: beta * b,
-    "rewards/margins": lambda a, b, beta: beta * (a - b),
-    "rewards/accuracies": lambda a, b, beta: (a > b).astype(float),
-    "pairs/both_fell": lambda a, b, beta: ((a < 0) & (b < 0)).astype(float),
-    "pairs/chosen_fell": lambda a, b, beta: (a < 0).astype(float),
-}
-"""History name -> its value for each pair, from the log-ratios to the reference and beta."""
+    base, side = name.partition("/")[0], side_of(name)
+    if side in SIDES and base in _OF_SUMS:
+        return _of_side(base, str(side), split, start, end, over)
+    return _of_table(name, split, start, end, over)
 
 
 def _of_side(
     name: str, side: str, split: str, start: tuple[PairRows, Step], end: tuple[PairRows, int], over: PairIntervals
 ) -> MetricChange | None:
     """A likelihood of one side, from the frames that the explanation reads."""
-    if any(split not in rows.steps for rows in (start[0], end[0])):
-        return None
     pairs = two_steps(start[0].at(split, start[1]), end[0].at(split, end[1]))
     value, n = (f"{side}_{c}" for c in (_SUMS.get(name, "sum_logp"), "n_tokens"))
     if f"{value}_0" not in pairs:
@@ -138,23 +97,42 @@ def _of_perplexity(
     return MetricChange(first, replace(after, value=last), replace(log, value=change[0], low=change[1], high=change[2]))
 
 
-def _of_formula(
-    metric: Metric, side: str, split: str, start: tuple[PairRows, Step], end: tuple[PairRows, int], over: PairIntervals
+def _of_table(
+    name: str, split: str, start: tuple[PairRows, Step], end: tuple[PairRows, int], over: PairIntervals
 ) -> MetricChange | None:
-    """Any other metric of one side (bits per byte, a plugin's): its formula over resampled pairs."""
-    formula = metric.of_side
-    before, after = (_raw(rows, step, split) for rows, step in (start, end))
-    common = np.intersect1d(before["pair_id"], after["pair_id"])
-    if formula is None or len(common) < 2:
+    """By the metric table: a mean over pairs, or any other metric of one side (bits per byte, a plugin's)."""
+    ids = [_both_sides(rows, split, step) for rows, step in (start, end)]
+    common = ids[0].intersection(ids[1]).sort_values()
+    if len(common) < 2:
         return None
-    old, new = (_columns(rows[rows["pair_id"].isin(common)], side) for rows in (before, after))
-    if not formula(old) or not formula(new):
+    old, new = (sums_at(rows, split, step, common) for rows, step in (start, end))
+    before, after = (of_each_pair(s, name, e[0].run.info.loss) for s, e in ((old, start), (new, end)))
+    if before is not None and after is not None and before.shape == after.shape == common.shape:
+        known = np.isfinite(before) & np.isfinite(after)
+        if known.sum() < 2:
+            return None
+        before, after, kept = before[known], after[known], common[known]
+        return MetricChange(float(before.mean()), over.mean(after, kept), over.mean(after - before, kept))
+    metric, side = metric_of(name), side_of(name)
+    if metric is None or metric.of_side is None or side not in SIDES:
         return None
-    at_start, at_end, ids = _resampled(formula, old), _resampled(formula, new), list(common)
+    first, last = ({c: values[SIDES.index(str(side))] for c, values in s.policy.items()} for s in (old, new))
+    if len(first["n_tokens"]) != len(common) or not metric.of_side(first) or not metric.of_side(last):
+        return None
+    at_start, at_end = _resampled(metric.of_side, first), _resampled(metric.of_side, last)
     with np.errstate(all="ignore"):
-        value = over.of_statistic(at_end, ids)
-        change = over.of_statistic(lambda counts: at_end(counts) - at_start(counts), ids)
+        value = over.of_statistic(at_end, common)
+        change = over.of_statistic(lambda counts: at_end(counts) - at_start(counts), common)
     return MetricChange(value.value - change.value, value, change) if math.isfinite(change.value) else None
+
+
+def _both_sides(rows: PairRows, split: str, step: Step) -> pd.Index[str]:
+    """Ids of the pairs of which both sides were measured there."""
+    at = rows.rows(split, rows.steps[split][-1] if step == REFERENCE else int(step))
+    at = at if step != REFERENCE else at.loc[at["ref_sum_logp"].notna()]
+    sides = at.groupby("pair_id")["side"].nunique()
+    both: pd.Index[str] = sides.index[sides == len(SIDES)].astype(str)
+    return both
 
 
 def _resampled(
@@ -167,13 +145,3 @@ def _resampled(
         return np.array([value.value for r in resamples if formula is not None and (value := formula(r))])
 
     return drawn
-
-
-def _raw(rows: PairRows, step: Step, split: str) -> pd.DataFrame:
-    steps, role = (None, "ref") if step == REFERENCE else ([int(step)], "policy")
-    return rows.run.read("pairs", steps=steps, splits=[split], roles=[role]).sort_values("pair_id")
-
-
-def _columns(rows: pd.DataFrame, side: str) -> Columns:
-    sums = pair_sums(rows).policy
-    return {name: values[SIDES.index(side)] for name, values in sums.items()}

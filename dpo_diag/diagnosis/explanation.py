@@ -51,7 +51,7 @@ OVER_PAIRS = "both steps on the same ones; Student's t, for ppl_seq_mean a boots
 """How the intervals of a run with pairs are made, in words."""
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
 LOSS_KEYS = ("from", "to", "delta", "interval", "from_is", "to_is", "first", "first_step", "rows", "n_to")
-"""What a logged loss says of itself (see `means.Ends`)."""
+"""What a logged loss says of itself (see `dpo_diag.ends`)."""
 
 
 @dataclass(frozen=True, eq=False)
