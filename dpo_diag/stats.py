@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-# scipy.special has the quantiles and imports in a third of scipy.stats' time; only the false discovery rate needs that
+# scipy.stats imports for a second what scipy.special (distributions) and a few lines of numpy (ranks) hold.
 from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
@@ -172,6 +172,37 @@ def normal_interval(value: float, error: float, n: int, method: str, level: floa
     return Interval(value, value - half, value + half, n, method, level)
 
 
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def ranks(values: npt.ArrayLike) -> FloatArray:
+    """Ranks from 1, equal values at the mean of theirs, shape (n,).
+
+    >>> ranks([30, 10, 20, 10]).tolist()
+    [4.0, 1.5, 3.0, 1.5]
+    """
+    _, place, n = np.unique(np.asarray(values, dtype=np.float64).ravel(), return_inverse=True, return_counts=True)
+    mean: FloatArray = np.cumsum(n) - (n - 1) / 2
+    return mean[place]
+
+
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, float]:
+    """Spearman's rho and its two-sided p (t with n - 2 degrees of freedom); (NaN, NaN) below three values, where one is
+    NaN, or where either side is constant."""
+    a, b = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
+    if a.size < 3 or np.isnan(a).any() or np.isnan(b).any() or (a == a[0]).all() or (b == b[0]).all():
+        return math.nan, math.nan
+    rho, free = float(np.corrcoef(ranks(a), ranks(b))[1, 0]), a.size - 2
+    with np.errstate(divide="ignore"):
+        t = rho * np.sqrt(np.maximum(free / np.float64((rho + 1) * (1 - rho)), 0))
+    return rho, t_test(float(t), free)
+
+
+def t_test(t: float, degrees: float) -> float:
+    """Two-sided p-value of Student's t."""
+    return float(2 * special.stdtr(degrees, -abs(t)))
+
+
 # --- two samples ------------------------------------------------------------------------------------------------------
 
 
@@ -220,12 +251,11 @@ def false_discovery(p_values: npt.ArrayLike) -> FloatArray:
 
     NaN (not tested) stays NaN and does not count as a test.
     """
-    from scipy.stats import false_discovery_control
-
     p = np.asarray(p_values, dtype=np.float64).ravel()
-    q, known = np.full(p.shape, np.nan), np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
+    q, known = np.full(p.shape, np.nan), np.flatnonzero(np.isfinite(p))
+    falling = known[np.argsort(p[known])[::-1]]
+    m = falling.size
+    q[falling] = np.minimum.accumulate(p[falling] * (m / np.arange(m, 0, -1)))
     return q
 
 

@@ -47,11 +47,6 @@ def narrate(document: dict[str, Any], run: Run | None = None) -> list[dict[str, 
     ]
 
 
-def render(narrative: list[dict[str, Any]]) -> str:
-    """The narrative as plain text."""
-    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
-
-
 def stretch(document: Mapping[str, Any]) -> str:
     """What was compared: "the reference to step 80"."""
     first, last = document["from_step"], document["to_step"]
