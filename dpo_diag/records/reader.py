@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, part_of
+from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.parts import steady, visible
 from dpo_diag.records.run_info import RunInfo
 from dpo_diag.records.run_upgrade import read_info
 from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
@@ -96,8 +97,11 @@ class Run:
         return str(self.meta.get("kind", "trained"))
 
     def files(self, table: str, steps: Sequence[int] | None = None) -> list[Path]:
-        """The Parquet files of a table, in step order, pruned by the step range in their names."""
-        parts = [(part, path) for path in sorted((self.path / table).glob("*.parquet")) if (part := part_of(path))]
+        """The Parquet files of a table, in step order, pruned by the step range in their names.
+
+        A writer may merge them before they are read: see `records.parts.steady`.
+        """
+        parts = steady(lambda: visible(self.path / table), self.path / table)
         return [path for part, path in parts if steps is None or any(part.first <= s <= part.last for s in steps)]
 
     def has(self, table: str) -> bool:
@@ -119,8 +123,12 @@ class Run:
         if unknown:
             raise DiagError(f"unknown columns {unknown}", where=f"table {table}", expected=f"some of {declared.names}")
         step_list = None if steps is None else sorted({int(s) for s in steps})
-        condition = _condition(declared, step_list, splits, roles)
-        parts = [_read_part(path, declared, wanted, condition) for path in self.files(table, step_list)]
+        condition = Condition(declared, step_list, splits, roles)
+
+        def read() -> list[pa.Table]:
+            return [read_part(path, declared, wanted, condition) for path in self.files(table, step_list)]
+
+        parts = steady(read, self.path / table)
         schema = pa.schema([declared.schema.field(c) for c in wanted])
         if not parts:
             return schema.empty_table()
@@ -128,7 +136,7 @@ class Run:
 
     def part(self, table: str, path: Path) -> pa.Table:
         """One file's rows, every declared column, validated; raises DiagError for a file that does not fit."""
-        return _read_part(path, TABLES[table], TABLES[table].names, None)
+        return read_part(path, TABLES[table], TABLES[table].names)
 
     def read(
         self,
@@ -202,28 +210,55 @@ def join_reference(pairs: pd.DataFrame) -> pd.DataFrame:
     return joined.sort_values(["step", "split", "pair_id", "side"], kind="stable", ignore_index=True)
 
 
-def _condition(
-    table: Table, steps: list[int] | None, splits: Iterable[str] | None, roles: Iterable[str] | None
-) -> pc.Expression | None:
-    conditions = []
-    if steps is not None and "step" in table.names:
-        conditions.append(pc.field("step").isin(pa.array(steps, pa.int64())))
-    for name, values in (("split", splits), ("role", roles)):
-        if values is not None and name in table.names:
-            conditions.append(pc.field(name).cast(pa.string()).isin(pa.array(list(values), pa.string())))
-    if not conditions:
-        return None
-    combined = conditions[0]
-    for condition in conditions[1:]:
-        combined = combined & condition
-    return combined
+class Condition:
+    """Which rows are wanted: of these steps, splits and roles; None for all of them."""
+
+    def __init__(
+        self, table: Table, steps: list[int] | None, splits: Iterable[str] | None, roles: Iterable[str] | None
+    ) -> None:
+        self.steps = steps if "step" in table.names else None
+        of_text = {n: values for n, values in (("split", splits), ("role", roles)) if n in table.names}
+        self.texts = {name: list(values) for name, values in of_text.items() if values is not None}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that decide."""
+        return [*(["step"] if self.steps is not None else []), *self.texts]
+
+    def groups(self, file: pq.ParquetFile) -> list[int]:
+        """The row groups that may hold such rows, by the steps that the footer gives."""
+        groups, at = list(range(file.num_row_groups)), file.schema_arrow.get_field_index("step")
+        if self.steps is None or len(groups) == 1:
+            return groups
+        ranges = {g: file.metadata.row_group(g).column(at).statistics for g in groups}
+        return [g for g, r in ranges.items() if r is None or any(r.min <= s <= r.max for s in self.steps)]
+
+    def filter(self, rows: pa.Table) -> pa.Table:
+        """Such rows alone."""
+        wanted = [pc.field(name).cast(pa.string()).isin(pa.array(v, pa.string())) for name, v in self.texts.items()]
+        if self.steps is not None:
+            wanted.append(pc.field("step").isin(pa.array(self.steps, pa.int64())))
+        for condition in wanted:
+            rows = rows.filter(condition)
+        return rows
 
 
-def _read_part(path: Path, table: Table, wanted: list[str], condition: pc.Expression | None) -> pa.Table:
-    """One file, in the declared types; a column that an older version did not write is null."""
+def read_part(path: Path, table: Table, wanted: list[str], condition: Condition | None = None) -> pa.Table:
+    """One file, opened once, in the declared types; a column that an older version did not write is null.
+
+    Raises:
+        FileNotFoundError: it is gone: merged since it was listed.
+        DiagError: it cannot be read, or is not of the declared columns.
+    """
     try:
-        present = pq.read_schema(path).names
-        read = pq.read_table(path, columns=[c for c in wanted if c in present], filters=condition)
+        with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            needed = dict.fromkeys([*wanted, *(condition.columns if condition else ())])
+            columns = [c for c in needed if c in present]
+            read = file.read_row_groups(condition.groups(file), columns) if condition else file.read(columns)
+            read = condition.filter(read) if condition else read
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         raise DiagError(
             "a record file cannot be read",
