@@ -12,7 +12,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis import explain
 from dpo_diag.diagnosis.checks import CheckContext
-from dpo_diag.diagnosis.explain import known_starts
+from dpo_diag.diagnosis.explanation import known_starts
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.outputs.answers import POLICY, answers
 from dpo_diag.outputs.compare import Comparison, comparison
@@ -59,6 +59,11 @@ class JudgedRun:
     def pairs(self) -> PairRows:
         """The pair rows of the run."""
         return PairRows(self.run, self.limits["reference_tolerance_nats"])
+
+    @cached_property
+    def other_pairs(self) -> PairRows:
+        """The pair rows of the baseline's run."""
+        return self.pairs if self.same_run else PairRows(self.other, self.limits["reference_tolerance_nats"])
 
     @cached_property
     def starts(self) -> dict[str, float]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from dpo_diag.records.json_documents import BROKEN, values_in
 from dpo_diag.records.literals import python_literal
-from dpo_diag.records.row_files import BadRow
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _FRAME = re.compile(rb"(?:\r[^\r\n{}|%]{0,80}?)?[ \t]*\d{1,3}%\|[^|\r\n]{0,400}\|\s*\d+/\d+ \[[^\]\r\n]{0,120}\]?\r?")
@@ -51,13 +48,3 @@ def _parse_slowly(raw: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return {str(k): v for k, v in row.items()} if isinstance(row, dict) else None
-
-
-def values_with_lines(text: str, begin: re.Pattern[str] | None = None) -> Iterator[tuple[int, Any]]:
-    """(line, value) of JSON values one after another; a `BadRow` where one is cut off or broken.
-
-    Args:
-        begin: what stands before the first one; a list ends at its bracket.
-    """
-    for line, value in values_in(text, begin):
-        yield line, BadRow("a row is cut off or broken") if value is BROKEN else value

@@ -13,14 +13,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.text import to_json
 
+if TYPE_CHECKING:
+    import pyarrow as pa  # not at run time: only who writes a table needs it
+
 RUN_FILE = "run.json"
+SCHEMA_VERSION = "1.1"
+"""major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
 MERGED = "~"
 """Begins the label of a merged file; no split's label has it, see `to_label`."""
 ROW_GROUP = 1 << 18
@@ -92,6 +94,9 @@ def write_parquet(path: Path, table: pa.Table, *, to_disk: bool = False) -> None
 
     `to_disk`: on the disk before it takes its name, since other files will be removed for it.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
     with replacing(path) as temporary:

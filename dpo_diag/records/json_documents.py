@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dpo_diag.records.json_tables import of_lists, table_in
+
 _WRAPPERS = ("data", "rows", "train", "examples", "items", "records", "samples", "instances", "pairs", "dataset")
 _SIDES = ("chosen", "rejected", "chosen_sum_logp", "rejected_sum_logp")
+_COLUMNS = frozenset((*_SIDES, "prompt", "instruction", "question", "messages", "conversations", "completion"))
 _MESSAGE_KEYS = ("role", "from")
-
 
 _NEXT = re.compile(r"[\s,]*(?=\S)")
 BROKEN = object()
@@ -55,10 +57,10 @@ def rows_in(document: Any) -> list[Any] | None:
         return document
     if not isinstance(document, Mapping):
         return None
-    if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
-        return [dict(zip(document["columns"], row, strict=False)) for row in document["data"]]  # pandas: orient="split"
-    if all(key.isdigit() and isinstance(value, Mapping) for key, value in document.items()):
-        return list(document.values())  # pandas: orient="index"
+    if (table := table_in(document)) is not None:
+        return list(table.rows)
+    if _is_indexed(document):
+        return list(document.values())
     arrays = arrays_of_rows(document)
     if len(arrays) > 1:
         raise SeveralArrays(", ".join(arrays))
@@ -66,7 +68,7 @@ def rows_in(document: Any) -> list[Any] | None:
         rows = document[arrays[0]]
         # What the hub's viewer serves: every row in an object with its number.
         return [row["row"] if isinstance(row.get("row"), Mapping) and "row_idx" in row else row for row in rows]
-    return [*_of_columns(document)] or [document]
+    return _of_columns(document) or [document]
 
 
 def is_one_row(document: Mapping[str, Any]) -> bool:
@@ -90,16 +92,18 @@ def arrays_of_rows(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _of_columns(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an object of columns of one length, as pandas writes it ({name: {"0": ...}}, {name: [...]}); else []."""
-    columns: dict[str, list[Any]] = {}
-    for name, values in document.items():
-        if isinstance(values, Mapping) and values and all(key.isdigit() for key in values):
-            columns[name] = list(values.values())
-        elif isinstance(values, list) and values and not any(isinstance(value, Mapping) for value in values):
-            columns[name] = values
-        else:
-            return []
-    if len(columns) < 2 or len({len(values) for values in columns.values()}) != 1:
-        return []
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _is_indexed(document: Mapping[str, Any]) -> bool:
+    """Whether each value is a row with the same names, under an id of its own: pandas' orient="index"."""
+    rows = list(document.values())
+    if len(rows) < 2 or not all(isinstance(row, Mapping) and set(row) == set(rows[0]) for row in rows):
+        return False
+    return not _COLUMNS.isdisjoint(rows[0]) and _COLUMNS.isdisjoint(document)
+
+
+def _of_columns(document: Mapping[str, Any]) -> list[Any]:
+    """Rows of an object of columns of one length, {name: [...]}; else []."""
+    lists = [
+        isinstance(values, list) and bool(values) and not any(isinstance(value, Mapping) for value in values)
+        for values in document.values()
+    ]
+    return list(of_lists(document) or ()) if len(lists) > 1 and all(lists) else []

@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import MERGED, Part, part_of, write_parquet
 from dpo_diag.records.parts import Merged, listed, visible
-from dpo_diag.records.reader import read_part
 from dpo_diag.records.schemas import Table
+from dpo_diag.records.tables import read_part
 
 MANY = 64
 """Files of its own that a writer has closed before it merges them, while the run goes on."""
@@ -150,7 +150,7 @@ class Parts:
 
     def _blocks(self, path: Path) -> list[tuple[str, pa.Table]]:
         """(name of a part, its rows) in a file."""
-        rows = read_part(path, self.table, self.table.names)
+        rows = read_part(path, self.table, self.table.names, {})
         found, at = [], 0
         for name, n in _merged(path).blocks or ((path.name, rows.num_rows),):
             found.append((name, rows.slice(at, n)))

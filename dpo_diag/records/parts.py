@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, TypeVar
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import Part, part_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 _FOOTER = b"dpo_diag.merged"
@@ -79,6 +79,8 @@ def _names(folder: Path) -> set[str]:
 
 def visible(folder: Path) -> list[tuple[Part, Path]]:
     """`listed` without the files that a merged one replaces."""
+    import pyarrow.parquet as pq
+
     found = listed(folder)
     hidden: set[str] = set()
     for part, path in found:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.json_documents import BROKEN, SeveralArrays, is_one_row, rows_in, values_in
+from dpo_diag.records.json_tables import NAMELESS, WITH_NAMES, nameless
 from dpo_diag.records.text_files import Skipped, head_of, lines, pieces, whole
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
@@ -71,9 +73,9 @@ def read_rows(path: Path, skipped: Skipped | None = None) -> Iterator[Row]:
     if first == b"[" or (first == b"{" and _goes_on(head)):
         return _document(path, skipped)
     if suffix in (".jsonl", ".ndjson") or (first == b"{" and suffix != ".json"):
-        return _json_lines(path, skipped)
+        return json_lines(path, skipped)
     if suffix == ".json" or first == b"{":
-        return _json_lines(path, skipped) if _one_row_a_line(path) else _document(path, skipped)
+        return json_lines(path, skipped) if _one_row_a_line(path) else _document(path, skipped)
     return _csv(path, skipped)
 
 
@@ -89,7 +91,7 @@ def readable_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, Mapping[s
 def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
     """One line of JSON as a row."""
     try:
-        return _as_row(json.loads(text.decode()))
+        return as_row(json.loads(text.decode()))
     except UnicodeDecodeError as error:
         return BadRow("undecodable line", f"not UTF-8 at byte {error.start}", AS_UTF8)
     except RecursionError:
@@ -103,16 +105,27 @@ def _short(error: object) -> str:
     return ascii(" ".join(str(error).split()))[1:-1][:80]
 
 
-def _as_row(value: Any) -> Mapping[str, Any] | BadRow:
-    if isinstance(value, Mapping):
+def as_row(value: Any) -> Mapping[str, Any] | BadRow:
+    """A value of JSON as a row."""
+    if isinstance(value, (Mapping, BadRow)):
         return value
     return BadRow("wrong type", f"the row is {type(value).__name__}, expected an object")
 
 
-def _json_lines(path: Path, skipped: Skipped | None) -> Iterator[Row]:
+def json_lines(path: Path, skipped: Skipped | None) -> Iterator[Row]:
+    """One object a line, or objects one after another that are written over several lines each."""
+    if _goes_on(head_of(path)):
+        yield from json_values(whole(path, skipped).decode("utf-8", "replace"))
+        return
     for number, text in lines(path, skipped):
         if text.strip():
             yield number, parse_row(text)
+
+
+def json_values(text: str, begin: re.Pattern[str] | None = None) -> Iterator[Row]:
+    """Objects one after another, numbered by the line on which each begins; `begin` as in `values_in`."""
+    for number, value in values_in(text, begin):
+        yield number, BadRow("undecodable line", "a row is cut off or broken") if value is BROKEN else as_row(value)
 
 
 def _one_row_a_line(path: Path) -> bool:
@@ -136,13 +149,14 @@ def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        values = list(values_in(text)) if text.lstrip().startswith("{") else []
-        if sum(value is not BROKEN for _, value in values) < 2:
+        values = list(json_values(text)) if text.lstrip().startswith("{") else []
+        if sum(not isinstance(value, BadRow) for _, value in values) < 2:
             hint = "one object a line belongs in a .jsonl file" if values else None
             raise DiagError("the file is not JSON", where=path, got=_short(error), hint=hint) from None
-        for number, value in values:
-            yield number, BadRow("undecodable line", "cut off or broken") if value is BROKEN else _as_row(value)
+        yield from values
         return
+    if nameless(document):
+        raise DiagError(NAMELESS, where=path, expected="an array of objects", hint=WITH_NAMES)
     try:
         rows = rows_in(document)
     except SeveralArrays as several:
@@ -153,7 +167,7 @@ def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
             "the file holds no rows", where=path, got=type(document).__name__, expected="an array of objects"
         )
     for number, value in enumerate(rows, start=1):
-        yield number, _as_row(value)
+        yield number, as_row(value)
 
 
 def parquet_columns(path: Path) -> list[str]:

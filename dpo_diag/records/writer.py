@@ -19,12 +19,12 @@ import pandas as pd
 import pyarrow as pa
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, Part, to_label, write_json
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, Part, to_label, write_json
 from dpo_diag.records.merging import Parts
 from dpo_diag.records.parts import listed
 from dpo_diag.records.reader import Run
 from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status
-from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
+from dpo_diag.records.schemas import TABLES, Table
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import from_document, to_document

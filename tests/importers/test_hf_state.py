@@ -129,7 +129,7 @@ def test_wrong_types_are_reported_by_line_and_the_rest_is_read(tmp_path: Path, i
     assert [(s["line"], s["why"]) for s in result["skipped"]] == [
         (lines.index('"loss": "bad",') - 2, "loss is not a number: 'bad'"),
         (lines.index('"step": "x",'), "step is not a step: 'x'"),
-        (lines.index("7,") + 1, "a row of log_history is not an object: int"),
+        (lines.index("7,") + 1, "the row is int, expected an object"),
     ]
 
 

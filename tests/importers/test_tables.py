@@ -58,6 +58,22 @@ def test_numbers_of_rows_are_steps_where_they_are_no_count() -> None:
         assert rows_of_table(row) is None
 
 
+@pytest.mark.parametrize("orient", ["columns", "index", "split", "table"])
+def test_an_index_of_steps_is_the_step(orient: Any, tmp_path: Path, imported: Importing) -> None:
+    """Rows 10, 20, 30 without a column step, the index without a name; whole floats are steps too."""
+    for index in ([10, 20, 30], [10.0, 20.0, 30.0]):
+        pd.DataFrame({"loss": [0.7, 0.6, 0.5]}, index=index).to_json(tmp_path / "log.json", orient=orient)
+        _, run = imported(tmp_path / "log.json")
+        assert (steps(run, "loss"), value(run, "loss", 20)) == ([10, 20, 30], 0.6)
+
+
+@pytest.mark.parametrize("n", [6, 5000])
+def test_a_table_without_names_is_refused(n: int, tmp_path: Path, imported: Importing) -> None:
+    frame(n).to_json(tmp_path / "log.json", orient="values")
+    with pytest.raises(DiagError, match=r"^a table without the names of its columns; .*; hint: .*orient=\"records\""):
+        imported(tmp_path / "log.json")
+
+
 def test_columns_of_different_lengths_are_refused(tmp_path: Path, imported: Importing) -> None:
     (tmp_path / "history.json").write_text(json.dumps({"loss": [0.7, 0.6], "val_loss": [0.7]}))
     with pytest.raises(DiagError, match=r"columns of different lengths; .*; got loss: 2, val_loss: 1"):

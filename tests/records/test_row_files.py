@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -97,6 +98,21 @@ def test_rows_in_any_one_document(tmp_path: Path, document: dict[str, Any], inde
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document, indent=indent), encoding="utf-8")
     assert list(read_rows(path)) == list(enumerate(ROWS, start=1))
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split", "records", "table", "values"])
+@pytest.mark.parametrize("ids", [None, ["a", "b", "c"]])
+def test_every_orient_of_pandas(orient: Any, ids: list[str] | None, tmp_path: Path) -> None:
+    """Rows whatever the index is called; values holds no names, and columns by ids look like one row of objects."""
+    path = tmp_path / "a.json"
+    pd.DataFrame(ROWS, index=ids).to_json(path, orient=orient)
+    if orient == "values":
+        with pytest.raises(DiagError, match=r"without the names of its columns; in .*orient=.records"):
+            list(read_rows(path))
+    elif orient == "columns" and ids:
+        assert list(read_rows(path)) == [(1, {k: dict(zip(ids, v, strict=True)) for k, v in COLUMNS.items()})]
+    else:
+        assert list(read_rows(path)) == list(enumerate(ROWS, start=1))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

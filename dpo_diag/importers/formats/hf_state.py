@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.importers.columns import COLUMNS_BEGIN, rows_of_table, uneven
-from dpo_diag.importers.literal import values_with_lines
+from dpo_diag.importers.columns import rows_of_table, uneven
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.numbers import step_number
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.rows import RowStore
 from dpo_diag.importers.several import StackedRuns, has_rows
-from dpo_diag.records.row_files import BadRow
+from dpo_diag.records.json_tables import BEGINS, BEGINS_NAMELESS, NAMELESS, WITH_NAMES, nameless
+from dpo_diag.records.row_files import BadRow, as_row, json_values
 from dpo_diag.records.text_files import whole
 
 _START = re.compile(r'"(?:log_history|history|logs|rows|data)"\s*:\s*\[|^\s*\[')
 
 
 def _is_state_or_rows(head: Head) -> bool:
+    if BEGINS_NAMELESS.match(head.text):
+        return True  # to be refused with the reason
     if isinstance(head.document, list):
         return any(isinstance(row, Mapping) for row in head.document)
     if isinstance(head.document, Mapping):
@@ -38,7 +40,7 @@ def _is_state_or_rows(head: Head) -> bool:
     # Longer than the head, or broken: by the keys in it.
     if '"log_history"' in head.text or ('"best_metric"' in head.text and '"epoch"' in head.text):
         return True
-    if COLUMNS_BEGIN.match(head.text) and METRIC_KEY.search(head.data):
+    if BEGINS.match(head.text) and METRIC_KEY.search(head.data):
         return True
     is_array = head.text.startswith("[") and '"loss"' in head.text
     return is_array or '"history"' in head.text[:200] or (head.row is None and "trainer_state" in head.path.name)
@@ -56,13 +58,15 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
     try:
         document = json.loads(text)
         rows = rows_of(document)
-        lines = [line for line, _ in islice(values_with_lines(text, _START), len(rows or ()))]
+        lines = [line for line, _ in islice(json_values(text, _START), len(rows or ()))]
         lines += [lines[-1] if lines else 1] * (len(rows or ()) - len(lines))
     except (ValueError, RecursionError) as error:
         if _START.search(text) is not None:
             parsed.skipped.add(None, f"the document is broken: {error}")
-            values = list(values_with_lines(text, _START))
+            values = list(json_values(text, _START))
             rows, lines = [value for _, value in values], [line for line, _ in values]
+    if nameless(document):
+        raise DiagError(NAMELESS, where=path, expected="rows as objects", hint=WITH_NAMES)
     if lengths := uneven(document):
         expected, hint = "as many values in each", "write one table for each, or pad with null"
         raise DiagError(
@@ -73,13 +77,11 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
             "no log_history", where=path, expected="trainer_state.json or a list of rows", hint="name the trainer's log"
         )
     stacked = StackedRuns(lambda: RowStore(parsed.skipped, parsed.store.trainer))
-    for row, line in zip(rows, lines, strict=True):
-        if isinstance(row, Mapping):
-            stacked.of(row).add(row, line)
-        elif isinstance(row, BadRow):
+    for row, line in zip(map(as_row, rows), lines, strict=True):
+        if isinstance(row, BadRow):
             parsed.skipped.add(line, str(row))
         else:
-            parsed.skipped.add(line, f"a row of log_history is not an object: {type(row).__name__}")
+            stacked.of(row).add(row, line)
     parsed.store, _ = stacked.taken(parsed, options, path, has_rows)
     if isinstance(document, Mapping):
         state = {k: v for k, v in document.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
@@ -98,13 +100,15 @@ def rows_of(document: Any) -> list[Any] | None:
         return document
     if not isinstance(document, Mapping):
         return None
+    if (rows := rows_of_table(document)) is not None:
+        return rows
     for key in ("log_history", "history", "logs", "rows", "data"):
         inner = document.get(key)
         if isinstance(inner, list) and (key == "log_history" or any(isinstance(r, Mapping) for r in inner)):
             return inner
         if isinstance(inner, Mapping) and (rows := rows_of(inner)) is not None:
             return rows
-    return rows_of_table(document)
+    return None
 
 
 register(

@@ -9,18 +9,17 @@ ms-swift's logging.jsonl: `"global_step/max_steps": "1/94"` or an integer `globa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.importers.keys import with_split
-from dpo_diag.importers.literal import values_with_lines
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.several import StackedRuns, has_rows
 from dpo_diag.importers.trainings import Trainings
-from dpo_diag.records.row_files import BadRow, parse_row
-from dpo_diag.records.text_files import Skipped, lines, whole
+from dpo_diag.records import row_files
+from dpo_diag.records.row_files import BadRow
 
 _NESTED = ("metrics", "logs", "log", "data", "values", "scalars")
 _STEPS = ("step", "global_step", "epoch", "_step")
@@ -45,18 +44,6 @@ def _holds_log_rows(head: Head) -> bool:
     return has_value and METRIC_KEY.search(json.dumps(list(row)).encode()) is not None
 
 
-def _rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
-    """One object a line, or objects one after another that are written over several lines each."""
-    first = next((text.strip() for _, text in lines(path, Skipped()) if text.strip()), b"")
-    if first in (b"{", b"["):
-        for line, value in values_with_lines(whole(path, skipped).decode("utf-8", "replace")):
-            yield line, value if isinstance(value, (Mapping, BadRow)) else BadRow("wrong type", "not an object")
-        return
-    for line, text in lines(path, skipped):
-        if text.strip():
-            yield line, parse_row(text.strip())
-
-
 def read_llamafactory(path: Path, options: Options) -> Parsed:
     """Read trainer_log.jsonl; its step column shows the version of the schema."""
     parsed = read_json_lines(path, options, "llamafactory", "llama-factory")
@@ -75,7 +62,7 @@ def read_json_lines(path: Path, options: Options, name: str = "jsonl", trainer: 
     parsed = Parsed.of(name, [path], options, trainer)
     trainings = StackedRuns(lambda: Trainings(parsed.skipped, parsed.store.trainer))
     late = list[tuple[int, Any]]()
-    for line, row in _rows(path, parsed.skipped):
+    for line, row in row_files.json_lines(path, parsed.skipped):
         parsed.n_rows += 1
         if isinstance(row, BadRow):
             parsed.skipped.add(line, str(row))
