@@ -26,12 +26,8 @@ WEIGHING = {
 ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG012", "DVG018", "DVG019", "DVG025"})
 """Checks whose advice the remedies give with this run's numbers: not given twice."""
 NAMED_PAIRS = 3
-LEAST_NAMED_SHARE = 0.005
-"""A pair whose share prints as 0 % is not named."""
 EXCLUDED = {"nan": "NaN", "empty": "without a token", "no_count": "of unknown length"}
 """Why an answer is left out of a perplexity, in words."""
-LEAST_DIP = 0.1
-"""A dip of a logged mean is named from this share of its whole range on."""
 ADVICE = 3
 """Lines of a check's advice that are shown, of those that no check before it gave."""
 
@@ -49,11 +45,6 @@ def narrate(document: dict[str, Any], run: Run | None = None) -> list[dict[str, 
         {"heading": heading, "sentences": [sentence.document() for sentence in sentences]}
         for heading, sentences in zip(HEADINGS, sections, strict=True)
     ]
-
-
-def render(narrative: list[dict[str, Any]]) -> str:
-    """The narrative as plain text."""
-    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
 
 
 def stretch(document: Mapping[str, Any]) -> str:
@@ -99,10 +90,9 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
 
 
 def course(ends: Mapping[str, Any]) -> str:
-    """How a logged mean moved, with what its two numbers are (`means.Ends`): "fell 0.6931 → 0.1977, from the reference
-    to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
-    rows = f" of {ends['rows']} rows" if ends["n_to"] > 1 else ""
-    text = f"{moved(ends['from'], ends['to'])}, from {ends['from_is']} to {ends['to_is'].removesuffix(' rows')}{rows}"
+    """How a logged mean moved, with what its two numbers are (`dpo_diag.ends`): "fell 0.6931 → 0.1977, from the
+    reference to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
+    text = f"{moved(ends['from'], ends['to'])}, from {ends['from_is']} to {ends['to_is']}"
     if ends["from_is"] == "the first row":
         return text
     return f"{text} (first row {number(ends['first'])}{_at(ends)})"
@@ -164,7 +154,11 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
         key = f"means.values.{name}"
         sentences.append(say(f"The logged mean {name} {course(entry)}.", key))
         low, ends = entry.get("lowest"), min(entry["from"], entry["to"])
-        if side == "chosen" and low is not None and ends - low > LEAST_DIP * (entry["highest"] - low):
+        if (
+            side == "chosen"
+            and low is not None
+            and ends - low > document["thresholds"]["narrative.least_dip"] * (entry["highest"] - low)
+        ):
             where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
             text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
@@ -258,8 +252,9 @@ def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sente
     carry = f"{few['pairs']} of {plural(few['of'], 'pair')} carry {percent(few['share'])}"
     against = f"; the others together {'fell' if dlog > 0 else 'rose'}" if few["share"] > 1.0 + ROUNDING else ""
     sentences = [say(f"{carry} of the net {word} of chosen ppl_seq_mean{against}.", "concentration")]
+    least = document["thresholds"]["narrative.least_pair_share"]
     shown = [(p, f"{percent(p['share_of_rise'])} of it, {e}") for p, e in zip(pairs, ends, strict=True)]
-    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= LEAST_NAMED_SHARE]
+    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= least]
 
 
 def _broken(document: dict[str, Any]) -> bool:

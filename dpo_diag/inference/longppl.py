@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.errors import DiagError
-from dpo_diag.models.logps import Span, score_tokens
+from dpo_diag.models.logps import score_tokens
+from dpo_diag.models.packed.rows import Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

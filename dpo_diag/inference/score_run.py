@@ -13,6 +13,7 @@ from dpo_diag.data.pairs import Row, text_rows
 from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
+from dpo_diag.losses import LossSpec
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.given_ids import GivenIds
@@ -76,6 +77,8 @@ def score_checkpoints(
         say(f"note: {note}")
     models = _with_reference(as_checkpoints(checkpoints), reference)
     with added_to(out) as (writer, before):
+        known = to_document(before)
+        writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
         run = Run(writer.path)
         _same_pairs(run, rows, split)
         if split not in before.splits:
@@ -110,8 +113,6 @@ def score_checkpoints(
             if scores.dropped:
                 say(f"    {len(scores.dropped)} pairs left out, e.g. {scores.dropped[0][1]}")
                 writer.update(dropped_pairs=[{"pair_id": p, "why": why} for p, why in scores.dropped[:100]])
-        known = to_document(before)
-        writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
     return writer.path
 
 
@@ -137,7 +138,7 @@ def _write(writer: RunWriter, run: Run, scores: Scores, role: str, step: int, sp
     writer.write("tokens", scores.tokens, split=label)
     if role == POLICY:
         reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
-        writer.write("history", history_rows(scores.pairs, reference, step, split), split=split)
+        writer.write("history", history_rows(scores.pairs, reference, step, split, run.info.loss), split=split)
     if scores.ches is not None:
         write_side_table(writer.path, CHES, scores.ches.assign(split=split))
     # Pairs last: they say that a checkpoint is done.
@@ -182,14 +183,17 @@ def _described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, check
     return {**own, "tokenizer": describe_tokenizer(tokenizer, checkpoint.path)}
 
 
-def history_rows(pairs: pd.DataFrame, reference: pd.DataFrame, step: int, split: str) -> list[dict[str, Any]]:
-    """The live metrics of a trained run, from one checkpoint's policy rows: names as in history/.
+def history_rows(
+    pairs: pd.DataFrame, reference: pd.DataFrame, step: int, split: str, loss: LossSpec | None
+) -> list[dict[str, Any]]:
+    """What a trained run logs of a set, from one checkpoint's policy rows: names as in history/.
 
     Args:
         pairs: policy rows of one step.
-        reference: reference rows (pair_id, side, sum_logp); empty if there is none.
+        reference: reference rows (pair_id, side, sum_logp); empty if there is none: then no loss, rewards or margins.
+        loss: what the checkpoints were trained with; None if it is not known: likewise.
     """
     return [
         {"step": step, "split": split, "name": name, "value": value.value, "weight": value.weight}
-        for name, value in measure(pair_sums(pairs, reference)).items()
+        for name, value in measure(pair_sums(pairs, reference), loss).items()
     ]

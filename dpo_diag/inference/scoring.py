@@ -16,7 +16,8 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import padding_id
-from dpo_diag.models.logps import Span, TokenScores, score_tokens
+from dpo_diag.models.logps import TokenScores, score_tokens
+from dpo_diag.models.packed.rows import Span
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TABLES
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ import torch
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import by_length, device_of, forward_parameters, padded
 from dpo_diag.models.borrowed import borrowed
+from dpo_diag.models.packed.rows import Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
 MAX_LOGITS = 64 * 2**20
 """Logits held at once (elements): 256 MB in float32."""
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens to score, and what comes before them; without that the first token is not predicted by anything."""
-
-    prompt: Sequence[int]
-    response: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
 
 
 @dataclass

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from dpo_diag.commands import diag
+from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judge import Gate, junit
 from dpo_diag.gate.rules import load_rules
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Quantity, Subject
+from dpo_diag.losses import LossSpec
 from dpo_diag.records import RunWriter
 from dpo_diag.stats import Interval
 from tests.outputs.conftest import answer_rows, frame
@@ -65,6 +68,47 @@ def test_the_baseline_is_the_reference_where_it_was_measured(tmp_path: Path) -> 
     for baseline, rise in ((None, 0.2), ("ref", 0.2), ("40", 0.15)):
         outcome = Gate(tmp_path / "r", baseline).judge(rule)
         assert (outcome.status, outcome.baseline) == ("failed" if rise > 0.18 else "passed", pytest.approx(1.2 - rise))
+
+
+def scored_run(path: Path, n: int = 20) -> Path:
+    """A scored run with its reference and loss (sigmoid, beta 0.5), and an empty history. Pair i: 10 tokens a side,
+    reference -10 - i / 10; at step 80 chosen is 1 + (i % 3) nats likelier and rejected 2 less likely: margin
+    0.5 (3 + i % 3)."""
+    writer = RunWriter(path, kind="scored")
+    writer.update(loss=LossSpec(beta=0.5))
+    for role, step, up, down in (("ref", 0, 0, 0), ("policy", 80, 1, -2)):
+        rows = [
+            {"step": step, "split": "eval", "role": role, "pair_id": f"q{i:02}", "side": side, "n_tokens": 10,
+             "sum_logp": -10 - i / 10 + move + (i % 3 if up and side == "chosen" else 0), "n_bytes": 40}
+            for i in range(n) for side, move in (("chosen", up), ("rejected", down))
+        ]  # fmt: skip
+        writer.write("pairs", rows, split=f"eval-{role}")
+    writer.finish()
+    return path
+
+
+def test_of_a_scored_run_gate_sweep_and_explain_give_one_number(tmp_path: Path) -> None:
+    """The mean margin over i = 0..19 (7, 7 and 6 pairs of 1.5, 2 and 2.5) is 39.5 / 20 = 1.975; at the reference it is
+    0 and the loss ln 2. Value, start and interval are those of the explanation, with nothing in history."""
+    run = scored_run(tmp_path / "run")
+    told, gate, row = explain(run), Gate(run), sweep(run).runs.iloc[0]
+    loss = gate.judge({"metric": "loss", "max_rise": 0.0})
+    assert loss.status == "passed"
+    assert (loss.baseline, loss.value) == pytest.approx((math.log(2), told["loss"]["to"]), rel=1e-12)
+    assert [loss.low, loss.high] == pytest.approx(told["loss"]["interval"], rel=1e-12)
+    margin, margins = gate.judge({"metric": "rewards/margins", "max_drop": 0.0}), told["margins"]
+    assert (margin.baseline, margin.value) == pytest.approx((0.0, 1.975), abs=1e-12)
+    assert margins["to"] * 0.5 == pytest.approx(1.975)
+    assert [margin.low, margin.high] == pytest.approx([0.5 * bound for bound in margins["interval"]], rel=1e-12)
+    perplexity = gate.judge({"metric": "ppl_seq_mean/chosen", "max_rise": 0.0})
+    of_explain = told["perplexity"]["chosen"]["ppl_seq_mean"]
+    assert (perplexity.baseline, perplexity.value) == pytest.approx((of_explain["from"], of_explain["to"]), rel=1e-12)
+    accuracy = gate.judge({"metric": "rewards/accuracies", "min": 0.5})
+    assert (accuracy.status, accuracy.value) == ("passed", told["margins"]["accuracy_to"])
+    assert [row["loss"], row["chosen_ppl_seq_mean"], row["reward_accuracy"], row["step"]] == pytest.approx(
+        [told["loss"]["to"], of_explain["to"], 1.0, 80], rel=1e-12
+    )
+    assert gate.judge({"metric": "entropy/chosen", "max": 1}).status == "failed"  # no formula's columns: still absent
 
 
 def test_a_change_inside_its_noise_is_no_failure(tmp_path: Path) -> None:

@@ -7,31 +7,32 @@ import math
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
+from dpo_diag.diagnosis.decompose.means import NAMES
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
-from dpo_diag.diagnosis.logged import at_reference
+from dpo_diag.diagnosis.logged import at_reference, metric_rows, sums_at
 from dpo_diag.diagnosis.measure import enough
-from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.ends import ends_of
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
-from dpo_diag.outputs.answers import POLICY
-from dpo_diag.records import Run
-from dpo_diag.records.metric_table import METRICS, Columns, metric_of, pair_sums, side_of
+from dpo_diag.losses import LossSpec
+from dpo_diag.records.metric_table import METRICS, Columns, PairSums, metric_of, of_each_pair, side_of
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import FloatArray, Interval, bootstrap, finite, proportion, t_interval
+from dpo_diag.stats import FloatArray, Interval, bootstrap, mean_interval, proportion, t_interval
 from dpo_diag.text import some
 
 
 def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     name = str(rule["metric"])
-    rows = _history(judged.run, name, rule.get("split"))
+    rows = _rows(judged.pairs, name, rule.get("split"))
     now, split = rows.iloc[-1], str(rows.iloc[-1]["split"])
-    step, old, n0 = _at_baseline(judged, rows if judged.same_run else _history(judged.other, name, split), name, split)
+    theirs = rows if judged.same_run else _rows(judged.other_pairs, name, split)
+    step, old, n0 = _at_baseline(judged, theirs, name, split)
     value, n1 = float(now["value"]), now["weight"]
     if not math.isfinite(value):
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
     if judged.run.role(split) == "train" and name in NAMES and len(rows) > 1:
-        return _of_batches(judged, rows, name, split, old)
+        return _of_batches(judged, rows, name, old, theirs)
     paired = _paired(judged, name, split, step, int(now["step"]))
     if paired is not None:
         return paired
@@ -55,34 +56,33 @@ def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_s
     return own.since(other, first, last, judged.limits).change
 
 
-def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str, old: float) -> Quantity:
+def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, old: float, other: pd.DataFrame) -> Quantity:
     """Of training batches one row is noise: means of rows, from the known start where there is one, as in explain."""
     start = judged.starts.get(name) if judged.same_run and judged.step is None else None
     level = judged.limits["confidence"]
-    ends = ends_of(rows["step"], rows["value"], True, start, level)
-    end = float(ends.end or 0.0)
+    ends = ends_of(rows["value"], rows["step"], reference=start, level=level)
+    end = ends.end if math.isfinite(ends.end) else 0.0
     if not judged.same_run:
-        other = _history(judged.other, name, split)
-        before = ends_of(other["step"], other["value"], True).end
-        old = old if before is None else before
-    elif judged.step is None and ends.start is not None and ends.interval is not None:
-        change = Interval(end - ends.start, *ends.interval, ends.k, f"from {ends.start_is} to {ends.end_is}", level)
+        before = ends_of(other["value"], other["step"]).end
+        old = before if math.isfinite(before) else old
+    elif judged.step is None and ends.change.bounds is not None:
+        method = f"from {ends.start_is} to {ends.end_is}"
+        change = Interval(ends.change.value, ends.change.low, ends.change.high, ends.k, method, level)
         return Quantity(unknown_interval(end, ends.k), ends.start, change)
     return Quantity(unknown_interval(end, ends.k), old, unknown_interval(end - old))
 
 
-def _history(run: Run, name: str, split: str | None) -> pd.DataFrame:
-    rows = run.history[run.history["name"] == name]
-    if split is not None:
-        rows = rows[rows["split"] == split]
+def _rows(pairs: PairRows, name: str, split: str | None) -> pd.DataFrame:
+    """The metric's rows in the order of steps, of one split; see `metric_rows`."""
+    rows = metric_rows(pairs, name, split)
     if rows.empty:
-        known = sorted(set(run.history["name"]))
+        known = sorted(set(pairs.run.history["name"]))
         others = f"there are {some(known, 8)}" if known else "the run has no metrics at all"
         raise Missing(f"no metric {name}{f' in split {split}' if split else ''}; {others}")
     splits = sorted(set(rows["split"]))
     if len(splits) > 1:
         raise Ambiguous(f"metric {name} is recorded for splits {', '.join(splits)}: name one (split: ...)")
-    return rows.sort_values("step")
+    return rows
 
 
 def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -> tuple[Step, float, float]:
@@ -104,18 +104,45 @@ def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -
 
 
 def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: int) -> Quantity | None:
-    """A metric of one side and its change, from the pairs that both steps measured: the metric table's own formula over
-    resampled pairs; None where the table has none, or fewer than two pairs are in common."""
+    """A metric and its change over the pairs that both steps measured, from the metric table's own formula: a mean over
+    pairs (or over one side's responses) by the interval that the explanation gives it, any other over resampled pairs.
+    None where the table has no formula, or fewer than two pairs are in common."""
+    ends = ((judged.other_pairs, from_step), (judged.pairs, to_step))
+    if not all(split in rows.steps for rows, _ in ends):
+        return None
+    ids = [set(rows.rows(split, rows.steps[split][-1] if s == REFERENCE else int(s))["pair_id"]) for rows, s in ends]
+    if len(common := ids[0] & ids[1]) < 2:
+        return None
+    old, new = (sums_at(rows, split, step, common) for rows, step in ends)
+    each = [_each(sums, name, rows.run.info.loss) for sums, (rows, _) in zip((old, new), ends, strict=True)]
+    if each[0] is not None and each[1] is not None and len(each[0]) == len(each[1]):
+        known = np.isfinite(each[0]) & np.isfinite(each[1])
+        if not known.any():
+            return None
+        before, after = each[0][known], each[1][known]
+        change = enough(t_interval(after - before), judged.limits)
+        return Quantity(enough(mean_interval(after), judged.limits), float(before.mean()), change)
+    return _resampled(name, old, new)
+
+
+def _each(sums: PairSums, name: str, loss: LossSpec | None) -> FloatArray | None:
+    """The values whose mean the metric is, one a pair, in the order of the pairs; None where it is no such mean."""
+    if metric_of(name) is METRICS["ce"] and (side := side_of(name)) in SIDES:
+        s = SIDES.index(str(side))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ce: FloatArray = -sums.policy["sum_logp"][s] / sums.policy["n_tokens"][s]
+        return ce
+    return of_each_pair(sums, name, loss)
+
+
+def _resampled(name: str, old: PairSums, new: PairSums) -> Quantity | None:
+    """A metric of one side that is no mean over pairs (a perplexity)."""
     metric, side = metric_of(name), side_of(name)
     if metric is None or metric.of_side is None or side not in SIDES:
         return None
-    formula = metric.of_side
-    before, after = _pairs(judged.other, from_step, split), _pairs(judged.run, to_step, split)
-    common = np.intersect1d(before["pair_id"], after["pair_id"])
-    if len(common) < 2:
-        return None
-    old, new = (_columns(rows[rows["pair_id"].isin(common)], side) for rows in (before, after))
-    if not formula(old) or not formula(new):
+    formula, s = metric.of_side, SIDES.index(str(side))
+    first, last = ({column: values[s] for column, values in sums.policy.items()} for sums in (old, new))
+    if not formula(first) or not formula(last):
         return None
 
     def drawn(columns: Columns, counts: FloatArray) -> FloatArray:
@@ -123,30 +150,20 @@ def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: 
         resamples = ({c: np.repeat(v, count) for c, v in columns.items()} for count in counts.astype(np.int64))
         return np.array([value.value for r in resamples if (value := formula(r))])
 
-    n = len(old["n_tokens"])
-    if metric is METRICS["ce"]:  # a mean over responses: the interval that the explanation gives it
-        ce = [-columns["sum_logp"] / columns["n_tokens"] for columns in (old, new)]
-        change = enough(t_interval(ce[1] - ce[0]), judged.limits)
-        return Quantity(enough(t_interval(ce[1]), judged.limits), float(finite(ce[0]).mean()), change)
+    n = len(first["n_tokens"])
     with np.errstate(all="ignore"):
-        value = bootstrap(lambda counts: drawn(new, counts), n)
-        change = bootstrap(lambda counts: drawn(new, counts) - drawn(old, counts), n)
+        value = bootstrap(lambda counts: drawn(last, counts), n)
+        change = bootstrap(lambda counts: drawn(last, counts) - drawn(first, counts), n)
     return Quantity(value, value.value - change.value, change) if math.isfinite(change.value) else None
-
-
-def _pairs(run: Run, step: Step, split: str) -> pd.DataFrame:
-    steps, role = (None, REFERENCE) if step == REFERENCE else ([int(step)], POLICY)
-    return run.read("pairs", steps=steps, splits=[split], roles=[role]).sort_values("pair_id")
-
-
-def _columns(rows: pd.DataFrame, side: str) -> Columns:
-    sums = pair_sums(rows).policy
-    return {name: values[SIDES.index(side)] for name, values in sums.items()}
 
 
 SUBJECTS.add(
     "metric",
     Subject(
-        "NAME", "history, e.g. score/execution_accuracy, ce/chosen", _judge, limits=LIMITS, options={"split": None}
+        "NAME",
+        "as logged, else as the pairs give it, e.g. score/accuracy, loss, ce/chosen",
+        _judge,
+        limits=LIMITS,
+        options={"split": None},
     ),
 )
