@@ -34,5 +34,6 @@ def page() -> str:
         "## Steps",
         f"Step columns, best first: {', '.join(map(code, STEP_KEYS))}.",
         "## One row per pair",
-        f"`--as pairs` reads JSON lines, CSV or Parquet with these columns: {COLUMNS}",
+        "`--as pairs` reads JSON lines, CSV or Parquet with these columns:",
+        f"```text\n{COLUMNS}\n```",
     )

@@ -29,4 +29,6 @@ def code(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """One line; a `<` outside of code would begin a tag."""
+    parts = " ".join(str(value).split()).replace("|", "\\|").split("`")
+    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 
 from docs.make.markdown import code, head, joined, table
+from dpo_diag.records.files import SCHEMA_VERSION
 from dpo_diag.records.metric_table import METRICS, Metric
 from dpo_diag.records.run_info import declared_fields
-from dpo_diag.records.schemas import ANSWER_LOGPS, CHES, SCHEMA_VERSION, TABLES, SideTable, Table
+from dpo_diag.records.schemas import ANSWER_LOGPS, CHES, TABLES, SideTable, Table
 
 _ABOUT = f"""
 A run is a folder: `run.json` and one folder of Parquet files per table. Training, scoring and importing write it, and
@@ -46,7 +47,7 @@ def metrics_page() -> str:
 
 
 def _has_formula(metric: Metric) -> bool:
-    return metric.of_side is not None or metric.of_pairs is not None
+    return metric.of_side is not None or metric.of_each is not None
 
 
 def _type(annotation: str) -> str:

@@ -105,6 +105,16 @@ def test_every_paper_that_the_code_names_has_its_line_among_the_methods() -> Non
     assert named == set(paper.findall((DOCS / "methods.md").read_text(encoding="utf-8"))), "docs/methods.md"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_text_is_taken_for_a_tag(page: Page) -> None:
+    """`eval_<name>` outside of code is read as an unknown tag and vanishes."""
+    tags = [token.content for token in page.inline if token.type == "html_inline"]
+    blocks = [
+        t.content for t in page.tokens if t.type == "html_block" and not t.content.startswith(("<!--", "<picture>"))
+    ]
+    assert tags + blocks == []
+
+
 def test_docs_are_read_without_this_machines_paths() -> None:
     pages: list[Path] = [page.path for page in PAGES]
     assert [p.name for p in pages if str(ROOT) in p.read_text(encoding="utf-8")] == []
