@@ -15,11 +15,11 @@ INPUTS = ROOT / "tests" / "golden" / "inputs"
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workbench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log, pairs, prompts, gate rules, the example run and a multirun of two; two tiny checkpoints and their base."""
     from tests.training.tiny import make_model, make_pairs, make_tokenizer
 
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("workbench")
     shutil.copytree(ROOT / "runs" / "example", folder / "runs" / "example")
     for job in ("0", "1"):
         shutil.copytree(ROOT / "runs" / "example", folder / "runs" / "sql_dpo" / "2026-11-22" / job)

@@ -31,15 +31,15 @@ _SEEN: set[tuple[Path, tuple[str, ...]]] = set()
 
 @pytest.mark.filterwarnings("ignore::UserWarning:hydra")
 @pytest.mark.parametrize("page", SHELLS, ids=lambda page: page.name)
-def test_commands_run(page: Page, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
+def test_commands_run(page: Page, workbench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workbench)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     for block in (b for b in page.blocks if b.language == "sh"):
         for command in commands(block):
             words = tuple(PLACEHOLDERS.get(word, word) for word in command.words)
-            if (workplace, words) in _SEEN:
+            if (workbench, words) in _SEEN:
                 continue
-            _SEEN.add((workplace, words))
+            _SEEN.add((workbench, words))
             program = words[0].removeprefix(".venv/bin/")
             run = _known if block.not_run else RUNNERS.get(program, _known)
             assert run(words) == command.status, f"{page.name}, line {command.line}: {' '.join(command.words)}"
@@ -56,13 +56,13 @@ def test_pages_that_explain_a_door_print_commands() -> None:
 @pytest.mark.parametrize(
     "page", [p for p in WRITTEN if any(b.language == "python" for b in p.blocks)], ids=lambda page: page.name
 )
-def test_python_runs(page: Page, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(page: Page, workbench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the three names that a script of one's own has: model, args, data."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "example").symlink_to(workplace / "runs" / "example")
+    (tmp_path / "runs" / "example").symlink_to(workbench / "runs" / "example")
     monkeypatch.chdir(tmp_path)
     for block in (b for b in page.blocks if b.language == "python"):
-        names = _script(workplace / "org" / "model") if "DPOTrainer" in block.text else {}
+        names = _script(workbench / "org" / "model") if "DPOTrainer" in block.text else {}
         exec(compile(block.text, page.name, "exec"), names)
 
 
