@@ -24,6 +24,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.stats import Ends
+from dpo_diag.text import both_ends
 from dpo_diag.thresholds import Thresholds
 
 ROUNDING = 1e-3
@@ -47,7 +48,11 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     evidence: dict[str, Any] = {"first": trend.first, "last": trend.last, "change": trend.delta, "start": start}
     rise = max(t["divergence_min_share"] * abs(trend.first), ROUNDING)
     if trend.delta.above and trend.delta.value > rise and trend.last > start:
-        return speaks(f"the training loss rose from {trend.first:.3g} to {trend.last:.3g}", **evidence)
+        ends = " to ".join(both_ends(trend.first, trend.last, 3))
+        return speaks(
+            f"the training loss rose from {ends} (means of the first and the last {trend.k} of {trend.n} rows)",
+            **evidence,
+        )
     began_at_start = abs(float(loss.values[0]) - start) <= t["divergence_start_share"] * abs(start)
     far_above = trend.last_level.low > start + rise and trend.last > t["divergence_min_factor"] * abs(start)
     if known is not None and began_at_start and far_above:
@@ -93,10 +98,10 @@ register(
         severity="error",
         evidence={
             "steps": "steps at the end whose loss is not finite",
-            "first": "mean loss of the first quarter",
-            "last": "mean loss of the last quarter",
+            "first": "mean loss of the first rows: a quarter of all, at least three",
+            "last": "mean loss of as many last rows",
             "change": "last less first, with its interval",
-            "start": "the loss of a policy at its reference; else the first quarter",
+            "start": "the loss of a policy at its reference; else that of the first rows",
             "minimum": "smallest mean over a window of an eighth of the rows",
             "minimum_step": "last step of that window",
             "rise_from_minimum": "mean of the last window less the minimum",

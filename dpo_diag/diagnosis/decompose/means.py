@@ -22,6 +22,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.stats import LEVEL
+from dpo_diag.text import mean_of_rows
 
 NAMES = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
@@ -103,7 +104,7 @@ def ends_of(
 
     Args:
         batches: rows are training batches: levels are means of rows; else each row is an evaluation.
-        reference: the value that the run is known to have started from, used where no row of step 0 is logged.
+        reference: the value that the run is known to have started from, used where no evaluation of step 0 is logged.
 
     An interval over batches is that of `stats.ends`, as the checks have it: the noise is that between neighbouring
     rows, which a trend inside the averaged rows does not widen. None below six rows, none for evaluations.
@@ -116,12 +117,12 @@ def ends_of(
     # Three rows are the least that have a scatter; two means must not overlap.
     k = max(int(x.size * WINDOW), min(3, x.size // 2), 1) if batches else 1
     first, last = x[:k], x[-k:]
-    end_is = "the last row" if k == 1 else f"the mean of the last {k} rows"
+    end_is = mean_of_rows(k)
     start: float | None = float(first.mean())
-    start_is = "the first row" if k == 1 else f"the mean of the first {k} rows"
+    start_is = mean_of_rows(k, end="first")
     trend = stats.ends(x, level, WINDOW) if batches else None
     change = trend.delta if trend else None
-    if reference is not None and at[0] > 0:
+    if reference is not None and (batches or at[0] > 0):
         start, start_is = reference, REFERENCE_IS
         change = trend.last_level.shifted(-reference) if trend else None
     elif x.size == 1:
@@ -150,6 +151,7 @@ class Means:
         windows: whether rows are training batches, so that means of rows are compared, or evaluations.
         values: name -> `Ends.document`, and of evaluations "lowest", "highest" and their steps.
         rows: steps of the split between the two.
+        withheld: names whose values cannot be what they say (DVG028).
         level: confidence of the intervals.
     """
 
@@ -160,6 +162,7 @@ class Means:
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: int = 0
     level: float = LEVEL
+    withheld: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
@@ -168,6 +171,7 @@ class Means:
         return {
             "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
             "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
+            "withheld": list(self.withheld),
         }  # fmt: skip
 
 

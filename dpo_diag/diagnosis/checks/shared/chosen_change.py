@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.stats import Interval
-from dpo_diag.text import by
+from dpo_diag.text import by, mean_of_rows
 from dpo_diag.thresholds import Thresholds
 
 READS = (
@@ -49,6 +49,7 @@ class ChosenChange:
         gain: change of the margin over the window; NaN if unknown.
         relative: rise of the chosen responses' negative log-prob as a share of its start; NaN if unknown.
         loss_fell: None if unknown.
+        mean_of: (k, n) where the ends are means of k of n training rows.
         few: too few training rows to know their noise: only a fall of `few_rows_factor` times the least counts.
     """
 
@@ -64,6 +65,7 @@ class ChosenChange:
     step_word: str = "step"
     more: Mapping[str, Any] = field(default_factory=dict)
     few: bool = False
+    mean_of: tuple[int, int] | None = None
 
     def material(self, t: Thresholds) -> bool:
         """Whether it is beyond the smallest fall that matters, whatever the noise."""
@@ -77,12 +79,15 @@ class ChosenChange:
 
     @property
     def stretch(self) -> str:
-        """ "from the reference to step 80", "best to last, steps 20 to 80"."""
-        start, _, end = self.window.partition(" to ")
-        if self.from_step == REFERENCE or start == "reference":
-            whose = "" if end == "last" else f"the {end}, "
-            return f"from {step_name(REFERENCE)} to {whose}{self.step_word} {self.to_step:.0f}"
-        return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
+        """ "from the reference to step 80", "from the reference to the mean of the last 7 of 30 rows, step 300", "best
+        to last, steps 20 to 80"."""
+        end = "" if self.mean_of is None else f"{mean_of_rows(*self.mean_of)}, "
+        if self.from_step == REFERENCE or self.window.startswith("reference"):
+            return f"from {step_name(REFERENCE)} to {end}{self.step_word} {self.to_step:.0f}"
+        if self.mean_of is None:
+            return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
+        first = mean_of_rows(self.mean_of[0], end="first")
+        return f"from {first} to {end}{self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
 
     @property
     def in_words(self) -> str:

@@ -126,7 +126,8 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         relative = logged_levels(ctx, split, "chosen", delta, t).relative or math.nan
     whole = ChosenChange(
         source="training batches",
-        window="reference to last quarter" if from_zero else "first to last quarter",
+        window="reference to last rows" if from_zero else "first to last rows",
+        mean_of=(trend.k, trend.n),
         from_step=low,
         to_step=high,
         unit=series.unit,
@@ -190,6 +191,7 @@ def _of_few_rows(ctx: CheckContext, split: str, series: ChosenSeries, t: Thresho
             step_word=ctx.info.step_word,
             more={"series": series.name, "rows": len(series.values), "note": "too few rows to know their noise"},
             few=True,
+            mean_of=(len(series.values) // 2, len(series.values)),
         )
     ]
 
