@@ -11,8 +11,8 @@ Which one, where several would do:
   is unknown.
 - Several rows or checkpoints tested at once: the p-values are corrected (`false_discovery`, `corrected_for`), the
   interval is not, so that one change has one interval wherever it is printed.
-- A series of batch means from a log: its noise is estimated from successive differences (von Neumann 1941), so that a
-  trend does not count as noise.
+- A series of batch means from a log (`dpo_diag.ends`): its noise is estimated from successive differences (von Neumann
+  1941), so that a trend does not count as noise.
 
 Values that are not finite are left out and not counted in n: whether a run holds them is a finding of its own.
 """
@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-# scipy.special has the quantiles and imports in a third of scipy.stats' time; only the false discovery rate needs that
+# scipy.stats imports for a second what scipy.special (distributions) and a few lines of numpy (ranks) hold.
 from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
@@ -172,6 +172,37 @@ def normal_interval(value: float, error: float, n: int, method: str, level: floa
     return Interval(value, value - half, value + half, n, method, level)
 
 
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def ranks(values: npt.ArrayLike) -> FloatArray:
+    """Ranks from 1, equal values at the mean of theirs, shape (n,).
+
+    >>> ranks([30, 10, 20, 10]).tolist()
+    [4.0, 1.5, 3.0, 1.5]
+    """
+    _, place, n = np.unique(np.asarray(values, dtype=np.float64).ravel(), return_inverse=True, return_counts=True)
+    mean: FloatArray = np.cumsum(n) - (n - 1) / 2
+    return mean[place]
+
+
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, float]:
+    """Spearman's rho and its two-sided p (t with n - 2 degrees of freedom); (NaN, NaN) below three values, where one is
+    NaN, or where either side is constant."""
+    a, b = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
+    if a.size < 3 or np.isnan(a).any() or np.isnan(b).any() or (a == a[0]).all() or (b == b[0]).all():
+        return math.nan, math.nan
+    rho, free = float(np.corrcoef(ranks(a), ranks(b))[1, 0]), a.size - 2
+    with np.errstate(divide="ignore"):
+        t = rho * np.sqrt(np.maximum(free / np.float64((rho + 1) * (1 - rho)), 0))
+    return rho, t_test(float(t), free)
+
+
+def t_test(t: float, degrees: float) -> float:
+    """Two-sided p-value of Student's t."""
+    return float(2 * special.stdtr(degrees, -abs(t)))
+
+
 # --- two samples ------------------------------------------------------------------------------------------------------
 
 
@@ -220,12 +251,11 @@ def false_discovery(p_values: npt.ArrayLike) -> FloatArray:
 
     NaN (not tested) stays NaN and does not count as a test.
     """
-    from scipy.stats import false_discovery_control
-
     p = np.asarray(p_values, dtype=np.float64).ravel()
-    q, known = np.full(p.shape, np.nan), np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
+    q, known = np.full(p.shape, np.nan), np.flatnonzero(np.isfinite(p))
+    falling = known[np.argsort(p[known])[::-1]]
+    m = falling.size
+    q[falling] = np.minimum.accumulate(p[falling] * (m / np.arange(m, 0, -1)))
     return q
 
 
@@ -307,46 +337,3 @@ def noise_sd(values: npt.ArrayLike) -> float:
     if robust > 0:
         d = np.clip(d, -5 * robust, 5 * robust)
     return float(math.sqrt(float((d**2).mean()) / 2))
-
-
-@dataclass(frozen=True)
-class Ends:
-    """First and last part of a series of batch means (k rows each of n), their difference, and the noise's sd."""
-
-    first: float
-    last: float
-    delta: Interval
-    last_level: Interval
-    n: int
-    k: int
-    sd: float
-
-
-def ends(values: npt.ArrayLike, level: float = LEVEL, share: float = 0.25) -> Ends | None:
-    """Means of the first and last `share` of a series (at least three rows each); None below six finite values."""
-    x = finite(values)
-    if x.size < 6:
-        return None
-    k, sd = max(3, int(x.size * share)), noise_sd(x)
-    first, last = float(x[:k].mean()), float(x[-k:].mean())
-    # n / 2: successive differences overlap, so they hold fewer degrees of freedom than rows.
-    t = t_quantile(level, max(2, x.size // 2))
-    half, half_level = t * sd * math.sqrt(2 / k), t * sd / math.sqrt(k)
-    method = "first and last rows, noise from successive differences"
-    delta = Interval(last - first, last - first - half, last - first + half, x.size, method, level)
-    return Ends(
-        first, last, delta, Interval(last, last - half_level, last + half_level, k, method, level), x.size, k, sd
-    )
-
-
-def few_rows_level(values: npt.ArrayLike) -> Interval | None:
-    """The level at the end of two to five rows, too few for `ends`: the mean of their later half, give or take half of
-    all rows' range. No confidence interval: it says only that a level lies far from 0 beside all that the rows moved.
-
-    None for one row, and for six or more. Hand case: 0, -20, -80, -140 give -110, from -180 to -40.
-    """
-    x = finite(values)
-    if not 2 <= x.size <= 5:
-        return None
-    last, half = float(x[-(x.size // 2) :].mean()), float(np.ptp(x)) / 2
-    return Interval(last, last - half, last + half, x.size // 2, "few rows, give or take half of their range")

@@ -15,11 +15,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from numbers import Number
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from rich.cells import cell_len, set_cell_size
+
+if TYPE_CHECKING:
+    import pandas as pd  # not at run time: a usage error must not wait for it
 
 MISSING = "–"
 MAX_CHARS = 20_000
@@ -54,9 +56,10 @@ def number(value: Any, digits: int = 4) -> str:
 
     The minus is ASCII's, so that a printed number can be pasted into code.
     """
-    if value is None or value is pd.NA:
+    value = _as_python(value)
+    if value is None:
         return MISSING
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
@@ -103,8 +106,9 @@ def both_ends(before: Any, after: Any, digits: int = 4) -> tuple[str, str]:
     >>> both_ends(-3.73, -3.7, 3), both_ends(0, -1.395), both_ends(0.693147, 0.004078), both_ends(12, 7)
     (('-3.73', '-3.70'), ('0.000', '-1.395'), ('0.693147', '0.004078'), ('12', '7'))
     """
+    before, after = _as_python(before), _as_python(after)
     apart = number(before, digits), number(after, digits)
-    numbers = [float(v) for v in (before, after) if isinstance(v, (int, float, np.number)) and math.isfinite(v)]
+    numbers = [float(v) for v in (before, after) if isinstance(v, (int, float)) and math.isfinite(v)]
     if len(numbers) < 2 or isinstance(before, bool) or all(v == int(v) for v in numbers):
         return apart
     sizes = sorted(abs(v) for v in numbers if v)
@@ -139,14 +143,6 @@ def by(change: float, digits: int = 3) -> str:
     """ "rose by 0.5", "fell by 0.5", or "did not change" where it is 0 up to rounding: the word follows the sign."""
     size = number(abs(change), digits)
     return "did not change" if same(0.0, change) else f"{'rose' if change > 0 else 'fell'} by {size}"
-
-
-def mean_of_rows(k: int, of: int | None = None, end: str = "last") -> str:
-    """What a level at one end of logged rows is: "the mean of the last 3 of 10 rows", "the last row"; without `of`
-    "the mean of the last 3 rows"."""
-    if k == 1:
-        return f"the {end} row"
-    return f"the mean of the {end} {k}{'' if of is None else f' of {of}'} rows"
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:
@@ -226,6 +222,8 @@ def for_csv(value: Any) -> Any:
 
 def frame_for_csv(frame: pd.DataFrame) -> pd.DataFrame:
     """A copy of the frame whose text cells, column names and text index went through `for_csv`."""
+    import pandas as pd
+
     out = frame.copy()
     for i, column in enumerate(out.columns):
         if not pd.api.types.is_numeric_dtype(out.dtypes.iloc[i]):
@@ -247,8 +245,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], width: int = 100
     given = [list(row) for row in rows]
     cells = [[safe(number(v, digits), max_chars=200, one_line=True) for v in row] for row in given]
     numeric = [
-        bool(given) and all(row[i] is None or isinstance(row[i], (int, float, np.number)) for row in given)
-        for i in range(len(header))
+        bool(given) and all(row[i] is None or isinstance(row[i], Number) for row in given) for i in range(len(header))
     ]
     sizes = [max(cell_len(name), *(cell_len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
     # A shortened number would be another number, so only text shrinks, to a dozen cells; then the line grows instead.
@@ -288,19 +285,28 @@ def plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, (str, bool)):
         return value
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
+    if isinstance(value, int):
         return int(value)
-    if isinstance(value, (float, np.floating)):
+    if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, pd.DataFrame):
-        return records(value)
-    if isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
-    return None if value is pd.NA or value is pd.NaT else str(value)
+    if hasattr(value, "itertuples"):
+        return records(value)
+    known = _as_python(value)
+    return known if known is None else plain(known) if known is not value else str(value)
+
+
+def _as_python(value: Any) -> Any:
+    """numpy's scalars and arrays and pandas' series as Python's values, pandas' NA and NaT as None, others as given.
+
+    Told by what they have, so that neither library is imported for a number that is Python's own.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -67,12 +67,6 @@ def test_a_change_of_rounding_is_none() -> None:
     assert text.by(-6e-9) == "did not change" and text.by(-6e-5) == "fell by 6e-05"
 
 
-def test_what_a_level_is_of() -> None:
-    assert text.mean_of_rows(3, 10) == "the mean of the last 3 of 10 rows"
-    assert (text.mean_of_rows(1), text.mean_of_rows(1, end="first")) == ("the last row", "the first row")
-    assert text.mean_of_rows(7, end="first") == "the mean of the first 7 rows"
-
-
 def test_ansi_bidi_and_zero_width_become_readable() -> None:
     assert text.visible("a\x1b[31mred") == "a<U+001B>[31mred"
     assert text.visible("x\u202eexe.txt\u200b!") == "x<U+202E>exe.txt<U+200B>!"

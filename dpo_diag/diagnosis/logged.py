@@ -13,8 +13,8 @@ from dpo_diag.diagnosis.evidence import SCORE
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, step_name
 from dpo_diag.records import Run
 from dpo_diag.records.metric_table import METRICS, PairSums, label_of, measure, metric_of, pair_sums
-from dpo_diag.records.reader import REFERENCE_COLUMNS
 from dpo_diag.records.schemas import TABLES
+from dpo_diag.records.tables import REFERENCE_COLUMNS
 from dpo_diag.stats import proportion
 
 MEASURED = ("loss", "logps/chosen", "logps/rejected")

@@ -51,11 +51,6 @@ def narrate(document: dict[str, Any], run: Run | None = None) -> list[dict[str, 
     ]
 
 
-def render(narrative: list[dict[str, Any]]) -> str:
-    """The narrative as plain text."""
-    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
-
-
 def stretch(document: Mapping[str, Any]) -> str:
     """What was compared: "the reference to step 80"."""
     first, last = document["from_step"], document["to_step"]
@@ -102,15 +97,13 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
 
 
 def course(ends: Mapping[str, Any]) -> str:
-    """How a logged mean moved, with what its two numbers are (`means.Ends`): "fell 0.6931 → 0.1977, from the reference
-    to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
+    """How a logged mean moved, with what its two numbers are (`dpo_diag.ends`): "fell 0.6931 → 0.1977, from the
+    reference to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
     if ends["rows"] == 1:
         return f"is {number(ends['to'])} in the only row{_at(ends)}"
-    rows = f" of {ends['rows']} rows" if ends["n_to"] > 1 else ""
     low, high = ends["interval"] or (math.nan, math.nan)
     noise = ", inside its noise" if low <= 0.0 <= high and not same(ends["from"], ends["to"]) else ""
-    between = f"from {ends['from_is']} to {ends['to_is'].removesuffix(' rows')}{rows}"
-    text = f"{moved(ends['from'], ends['to'])}{noise}, {between}"
+    text = f"{moved(ends['from'], ends['to'])}{noise}, from {ends['from_is']} to {ends['to_is']}"
     if ends["from_is"] == "the first row":
         return text
     return f"{text} (first row {number(ends['first'])}{_at(ends)})"

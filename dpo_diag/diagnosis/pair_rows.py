@@ -23,8 +23,8 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, is_per_token, pair_losses
 from dpo_diag.records import Run
-from dpo_diag.records.reader import REFERENCE_COLUMNS, join_reference
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.tables import REFERENCE_COLUMNS, join_reference
 from dpo_diag.thresholds import load_thresholds
 
 FloatArray = npt.NDArray[np.float64]

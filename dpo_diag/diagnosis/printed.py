@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_diag.diagnosis.narrative import render
 from dpo_diag.text import arrow, table
 
 WIDTH = 160
@@ -13,7 +12,7 @@ WIDTH = 160
 
 def render_document(document: dict[str, Any], top: int = 10) -> str:
     """Narrative first, then loss, perplexities, pairs and checks as tables."""
-    blocks = [f"{document['run']} ({document['kind']})", render(document["narrative"])]
+    blocks = [f"{document['run']} ({document['kind']})", _narrative(document["narrative"])]
     loss = document["loss"]
     if loss.get("chosen_part") is not None:
         names = ["from", "to", "delta", "chosen_part", "rejected_part", "residual"]
@@ -58,6 +57,10 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
         lines += [f"{c['code']} not applicable: {c['reason']}" for c in listed if c["outcome"] == "not_applicable"]
         blocks.append("checks\n" + "\n".join(f"  {line}" for line in lines))
     return "\n\n".join(blocks)
+
+
+def _narrative(narrative: list[dict[str, Any]]) -> str:
+    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
 
 
 def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:

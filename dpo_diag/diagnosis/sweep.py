@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from dpo_diag.diagnosis.decompose.means import ends_of
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import measured_split, metric_rows
 from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import PairRows
+from dpo_diag.ends import ends_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
@@ -90,10 +90,9 @@ def overrides(folder: Path) -> dict[str, str]:
 
 
 def _last(rows: pd.DataFrame, batches: bool) -> float:
-    """The last value; of training batches, one of which is noise, the mean of the last rows (`means.ends_of`)."""
+    """The last value; of training batches, one of which is noise, the mean of the last rows (`ends.ends_of`)."""
     last = float(rows["value"].iloc[-1])
-    end = ends_of(rows["step"], rows["value"], batches).end
-    return last if end is None or not math.isfinite(last) else end
+    return ends_of(rows["value"], batches=batches).end if math.isfinite(last) else last
 
 
 def final_values(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis import explain
 from dpo_diag.diagnosis.checks import CheckContext
-from dpo_diag.diagnosis.explain import known_starts
+from dpo_diag.diagnosis.explanation import known_starts
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.outputs.answers import POLICY, answers
 from dpo_diag.outputs.compare import Comparison, comparison

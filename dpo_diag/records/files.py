@@ -12,14 +12,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.text import to_json
 
+if TYPE_CHECKING:
+    import pyarrow as pa  # not at run time: only who writes a table needs it
+
 RUN_FILE = "run.json"
+SCHEMA_VERSION = "1.1"
+"""major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
 _PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 
@@ -74,6 +76,9 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """zstd Parquet; dictionaries for ids, byte-stream split for floats: the smallest tokens/ of what was tried."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
     with replacing(path) as temporary:

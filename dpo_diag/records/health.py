@@ -6,7 +6,6 @@ Reads every record file once, table by table; no torch.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,13 @@ import pandas as pd
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import part_of
+from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import some
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 _STALE_SECONDS = 3600.0
 _MAX_DUPLICATE_ROWS = 5_000_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor: what was looked at, how it stands (ok | warn | fail), what was found, what to do."""
-
-    name: str
-    outcome: str
-    found: str
-    hint: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def check_run(path: str | Path) -> list[Finding]:

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, Part, part_of, to_label, write_json, write_parquet
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, Part, part_of, to_label, write_json, write_parquet
 from dpo_diag.records.reader import Run
 from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status
-from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
+from dpo_diag.records.schemas import TABLES, Table
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import from_document, to_document

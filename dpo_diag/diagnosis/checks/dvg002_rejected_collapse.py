@@ -96,10 +96,10 @@ def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             continue
         chosen = ctx.logged.find("logps/chosen", split)
         chosen_trend = None if chosen is None else chosen.ends(t["confidence"])
-        moved = trend.delta
-        gain = chosen_trend.delta.value - moved.value if chosen_trend else math.nan
+        moved = trend.change
+        gain = chosen_trend.change.value - moved.value if chosen_trend else math.nan
         least = math.nan if logps.fixed else least_fall(moved)
-        levels, share = Levels(trend.first, trend.last, unit_of(ctx), least), ratio(-moved.value, gain)
+        levels, share = Levels(trend.start, trend.end, unit_of(ctx), least), ratio(-moved.value, gain)
         return _judge(ctx, t, None, levels, moved.below, share, source=f"means of {split}", rejected_change=moved)
     return None
 

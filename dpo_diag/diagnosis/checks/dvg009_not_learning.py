@@ -23,12 +23,11 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
-from dpo_diag.stats import Interval, ends, few_rows_level, noise_sd, t_interval
+from dpo_diag.ends import LEAST_ROWS, ends_of
+from dpo_diag.stats import Interval, noise_sd, t_interval
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
 
-LEAST_FOR_NOISE = 6
-"""Evaluations whose noise can be estimated."""
 LEAST_NEVER = 3
 """Rows whose accuracy says that no preference was learned; in the first ones all pairs may tie."""
 METRICS = (("loss", -1.0), ("rewards/margins", 1.0), ("rewards/accuracies", 1.0))
@@ -56,7 +55,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
         begin = float(fixed.values[0]) if known is None else known
         fall = begin - float(fixed.values[-max(1, len(fixed) // 4) :].mean())
         evidence |= {"split": fixed.split, "fall_of_loss": fall, "evaluations": len(fixed)}
-        chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_FOR_NOISE else 0.0
+        chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_ROWS else 0.0
         if fall > max(t["not_learning_share"] * scale, chance):
             return silent("the loss of the fixed set fell", **evidence)
     gains = _gains(ctx, t, evidence)
@@ -98,7 +97,7 @@ def _never_preferred(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         (values, margins), k = moved, moved.shape[1] // 2
         late, highest = float(values[-k:].mean()), float(values[-k:].max())
         rose = late - float(values[:k].mean()) >= t["not_learning_least_accuracy"]
-        most = t["not_learning_max_accuracy"] / (1 if values.size >= LEAST_FOR_NOISE else 2)
+        most = t["not_learning_max_accuracy"] / (1 if values.size >= LEAST_ROWS else 2)
         if rose or highest >= most or float(margins[-k:].mean()) > 0:
             return None
         return speaks(
@@ -114,12 +113,11 @@ def _of_few_rows(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> 
     # An NLL term falls whatever is preferred: there the margin tells.
     name, sign = METRICS[1] if _has_nll(ctx) else METRICS[0]
     series = ctx.maybe(ctx.logged.training, name, 2)
-    level = None if series is None else few_rows_level(series.values)
-    if series is None or level is None:
+    if series is None or len(series) >= LEAST_ROWS:
         return None
-    known, half = ctx.known_start(t), len(series) // 2
-    begin = known if known is not None and name == "loss" else float(series.values[:half].mean())
-    gain = level.shifted(-begin).scaled(sign)
+    ends, known = ends_of(series.values), ctx.known_start(t)
+    begin = known if known is not None and name == "loss" else ends.start
+    gain = ends.level.shifted(-begin).scaled(sign)
     evidence |= {"gain_in_few_rows": gain, "rows": len(series)}
     if gain.above and gain.value >= t["few_rows_factor"] * t["not_learning_least"]:
         return silent(f"{_WORDS[name]} improved over {len(series)} rows; so few do not show its noise", **evidence)
@@ -153,15 +151,15 @@ def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[s
         trend = None if series is None else series.ends(t["confidence"], sign)
         if trend is None:
             continue
-        gain = trend.delta
+        gain = trend.change
         if name == "loss" and known is not None and not frozen:
             # What was learned before the first logged row counts: the start is known exactly.
-            from_start = trend.last_level.shifted(known)
+            from_start = trend.level.shifted(known)
             evidence["fall_of_loss_from_start"] = from_start
             gain = max(gain, from_start, key=lambda i: i.low)
         if name == "rewards/margins" and not ctx.reference_free and not frozen and not ctx.wrong_reference(t):
-            gain = max(gain, trend.last_level, key=lambda i: i.low)
-        if name == "rewards/accuracies" and not trend.last_level.low > 0.5:
+            gain = max(gain, trend.level, key=lambda i: i.low)
+        if name == "rewards/accuracies" and not trend.level.low > 0.5:
             # An accuracy that rises to one half is a wobble, no preference.
             gain = Interval(min(gain.value, 0.0), gain.low, gain.high, gain.n)
         evidence[f"gain_{name}"] = gain
@@ -198,13 +196,13 @@ def _bound_by_halves(ctx: CheckContext, t: Thresholds) -> float:
     """Upper bound of the improvement by whole halves, which see more than quarters: of the second half over the first,
     and, where the loss may well be a sigmoid (its first half lies around ln 2), of the second half over ln 2."""
     loss = ctx.maybe(ctx.logged.training, "loss")
-    halves = None if loss is None else ends(loss.values, t["confidence"], 0.5)
-    if halves is None:
+    if loss is None or len(loss) < LEAST_ROWS:
         return math.inf
-    bound, start = -halves.delta.low, ctx.start.value
-    spread = halves.last_level.high - halves.last_level.value
-    if math.isfinite(start) and abs(halves.first - start) <= spread:
-        bound = min(bound, start - halves.last_level.low)
+    halves = ends_of(loss.values, level=t["confidence"], share=0.5)
+    bound, start = -halves.change.low, ctx.start.value
+    spread = halves.level.high - halves.level.value
+    if math.isfinite(start) and abs(halves.start - start) <= spread:
+        bound = min(bound, start - halves.level.low)
     return bound
 
 

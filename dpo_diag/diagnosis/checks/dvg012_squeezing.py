@@ -14,9 +14,10 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cann
 from dpo_diag.diagnosis.checks.shared.chosen_means import chosen_series
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.ends import LEAST_ROWS, ends_of
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import Interval, ends, t_interval
+from dpo_diag.stats import Interval, t_interval
 from dpo_diag.text import by, percent
 from dpo_diag.thresholds import Thresholds
 
@@ -70,25 +71,24 @@ def _of_means(ctx: CheckContext, split: str, t: Thresholds) -> Outcome | None:
     rejected = ctx.logged.find("rewards/rejected", split) or ctx.logged.find("logps/rejected", split)
     if entropy is None or chosen is None or rejected is None:
         return None
-    trends = [ends(values, t["confidence"]) for values in (entropy.values, chosen.values, rejected.values)]
-    of_entropy, of_chosen, of_rejected = trends
-    if of_entropy is None or of_chosen is None or of_rejected is None:
+    if min(len(s.values) for s in (entropy, chosen, rejected)) < LEAST_ROWS:
         return None
-    known = {"entropy": of_entropy.delta}
+    of_entropy, of_chosen, of_rejected = (ends_of(s.values, level=t["confidence"]) for s in (entropy, chosen, rejected))
+    known = {"entropy": of_entropy.change}
     greedy = ctx.logged.find("greedy_logp/chosen", split)
     of_greedy = None if greedy is None else greedy.ends(t["confidence"])
     if of_greedy is not None:
-        known["greedy_logp"] = of_greedy.delta
+        known["greedy_logp"] = of_greedy.change
     evidence: dict[str, Any] = {
-        "source": f"means of {split}", "chosen_change": of_chosen.delta, "rejected_change": of_rejected.delta,
+        "source": f"means of {split}", "chosen_change": of_chosen.change, "rejected_change": of_rejected.change,
         **{f"{name}_change": interval for name, interval in known.items()},
     }  # fmt: skip
-    if not (of_chosen.delta.below and of_rejected.delta.below):
+    if not (of_chosen.change.below and of_rejected.change.below):
         return silent("the two sides did not both fall beyond noise", **evidence)
     if of_greedy is not None:
         return _judge(known, t, evidence)
     # The unit of a logged entropy is not sure, so it is judged as a share of its start.
-    fall = -of_entropy.delta.value / max(abs(of_entropy.first), 1e-9) if of_entropy.delta.below else 0.0
+    fall = -of_entropy.change.value / max(abs(of_entropy.start), 1e-9) if of_entropy.change.below else 0.0
     if fall >= t["squeezing_min_entropy_share"]:
         return speaks(f"both sides fell, and the entropy fell by {percent(fall)} of its start", **evidence)
     return silent("the entropy did not fall", **evidence)

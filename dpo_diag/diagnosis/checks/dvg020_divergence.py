@@ -19,11 +19,11 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     Advice,
 )
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
-from dpo_diag.diagnosis.checks.shared.chosen_means import ENDS_OF_WINDOW, rolling_mean
+from dpo_diag.diagnosis.checks.shared.chosen_means import SLIDING, rolling_mean
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.stats import Ends
+from dpo_diag.ends import Ends
 from dpo_diag.text import both_ends
 from dpo_diag.thresholds import Thresholds
 
@@ -44,19 +44,16 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     if trend is None:
         raise Missing("fewer than six finite losses")
     known = ctx.known_start(t)
-    start = trend.first if known is None else known
-    evidence: dict[str, Any] = {"first": trend.first, "last": trend.last, "change": trend.delta, "start": start}
-    rise = max(t["divergence_min_share"] * abs(trend.first), ROUNDING)
-    if trend.delta.above and trend.delta.value > rise and trend.last > start:
-        ends = " to ".join(both_ends(trend.first, trend.last, 3))
-        return speaks(
-            f"the training loss rose from {ends} (means of the first and the last {trend.k} of {trend.n} rows)",
-            **evidence,
-        )
+    start = trend.start if known is None else known
+    evidence: dict[str, Any] = {"first": trend.start, "last": trend.end, "change": trend.change, "start": start}
+    rise = max(t["divergence_min_share"] * abs(trend.start), ROUNDING)
+    if trend.change.above and trend.change.value > rise and trend.end > start:
+        ends = " to ".join(both_ends(trend.start, trend.end, 3))
+        return speaks(f"the training loss rose from {ends} ({trend.start_is}, {trend.end_is})", **evidence)
     began_at_start = abs(float(loss.values[0]) - start) <= t["divergence_start_share"] * abs(start)
-    far_above = trend.last_level.low > start + rise and trend.last > t["divergence_min_factor"] * abs(start)
+    far_above = trend.level.low > start + rise and trend.end > t["divergence_min_factor"] * abs(start)
     if known is not None and began_at_start and far_above:
-        return speaks(f"the training loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
+        return speaks(f"the training loss left its start ({start:.3g}) and ends at {trend.level}", **evidence)
     return _from_minimum(ctx, loss, trend, rise, t, evidence) or silent(
         "the loss does not end above where it was", **evidence
     )
@@ -66,7 +63,7 @@ def _from_minimum(
     ctx: CheckContext, loss: Series, trend: Ends, rise: float, t: Thresholds, evidence: dict[str, Any]
 ) -> Outcome | None:
     """Whether the loss climbed back over half of what it had fallen."""
-    k = max(3, len(loss) // ENDS_OF_WINDOW)
+    k = max(3, len(loss) // SLIDING)
     if len(loss) < 4 * k:
         return None
     rolling = rolling_mean(loss.values, k)

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
+from dpo_diag.diagnosis.decompose.means import NAMES
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
 from dpo_diag.diagnosis.logged import at_reference, metric_rows, sums_at
 from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.ends import ends_of
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
 from dpo_diag.losses import LossSpec
@@ -59,13 +60,14 @@ def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, old: float, ot
     """Of training batches one row is noise: means of rows, from the known start where there is one, as in explain."""
     start = judged.starts.get(name) if judged.same_run and judged.step is None else None
     level = judged.limits["confidence"]
-    ends = ends_of(rows["step"], rows["value"], True, start, level)
-    end = float(ends.end or 0.0)
+    ends = ends_of(rows["value"], rows["step"], reference=start, level=level)
+    end = ends.end if math.isfinite(ends.end) else 0.0
     if not judged.same_run:
-        before = ends_of(other["step"], other["value"], True).end
-        old = old if before is None else before
-    elif judged.step is None and ends.start is not None and ends.interval is not None:
-        change = Interval(end - ends.start, *ends.interval, ends.k, f"from {ends.start_is} to {ends.end_is}", level)
+        before = ends_of(other["value"], other["step"]).end
+        old = before if math.isfinite(before) else old
+    elif judged.step is None and ends.change.bounds is not None:
+        method = f"from {ends.start_is} to {ends.end_is}"
+        change = Interval(ends.change.value, ends.change.low, ends.change.high, ends.k, method, level)
         return Quantity(unknown_interval(end, ends.k), ends.start, change)
     return Quantity(unknown_interval(end, ends.k), old, unknown_interval(end - old))
 

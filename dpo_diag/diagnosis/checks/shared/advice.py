@@ -94,10 +94,10 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
     trend = None if logged is None else logged.ends(t["confidence"])
     if trend is None:
         return None
-    from_start = trend.last_level if math.isnan(start) else trend.last_level.shifted(-start)
-    if trend.delta.below or (math.isfinite(start) and from_start.below):
+    from_start = trend.level if math.isnan(start) else trend.level.shifted(-start)
+    if trend.change.below or (math.isfinite(start) and from_start.below):
         return -1
-    return 1 if trend.delta.above and (math.isnan(start) or from_start.above) else 0
+    return 1 if trend.change.above and (math.isnan(start) or from_start.above) else 0
 
 
 @dataclass(frozen=True)

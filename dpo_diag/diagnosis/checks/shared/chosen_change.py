@@ -9,12 +9,13 @@ from typing import Any
 
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.stats import Interval
-from dpo_diag.text import by, mean_of_rows
+from dpo_diag.text import by
 from dpo_diag.thresholds import Thresholds
 
 READS = (
     "confidence", "displacement_min_nats", "displacement_min_reward", "displacement_min_nats_per_token",
     "displacement_min_share_of_margin", "displacement_min_relative", "few_rows_factor",
+    "not_learning_least",
 )  # fmt: skip
 """Thresholds that this module reads."""
 EVIDENCE: Mapping[str, str] = {
@@ -49,7 +50,7 @@ class ChosenChange:
         gain: change of the margin over the window; NaN if unknown.
         relative: rise of the chosen responses' negative log-prob as a share of its start; NaN if unknown.
         loss_fell: None if unknown.
-        mean_of: (k, n) where the ends are means of k of n training rows.
+        ends_are: of training rows, what the two levels are (`Ends.start_is`, `Ends.end_is`).
         few: too few training rows to know their noise: only a fall of `few_rows_factor` times the least counts.
     """
 
@@ -65,7 +66,7 @@ class ChosenChange:
     step_word: str = "step"
     more: Mapping[str, Any] = field(default_factory=dict)
     few: bool = False
-    mean_of: tuple[int, int] | None = None
+    ends_are: tuple[str, str] | None = None
 
     def material(self, t: Thresholds) -> bool:
         """Whether it is beyond the smallest fall that matters, whatever the noise."""
@@ -79,15 +80,12 @@ class ChosenChange:
 
     @property
     def stretch(self) -> str:
-        """ "from the reference to step 80", "from the reference to the mean of the last 7 of 30 rows, step 300", "best
-        to last, steps 20 to 80"."""
-        end = "" if self.mean_of is None else f"{mean_of_rows(*self.mean_of)}, "
+        """ "from the reference to step 80", "best to last, steps 20 to 80", "from the first row to the last row"."""
+        if self.ends_are:
+            return f"from {self.ends_are[0]} to {self.ends_are[1]}"
         if self.from_step == REFERENCE or self.window.startswith("reference"):
-            return f"from {step_name(REFERENCE)} to {end}{self.step_word} {self.to_step:.0f}"
-        if self.mean_of is None:
-            return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
-        first = mean_of_rows(self.mean_of[0], end="first")
-        return f"from {first} to {end}{self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
+            return f"from {step_name(REFERENCE)} to {self.step_word} {self.to_step:.0f}"
+        return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
 
     @property
     def in_words(self) -> str:

@@ -110,7 +110,7 @@ def moving_metric(ctx: CheckContext, t: Thresholds) -> str | None:
     for name in ("loss", "rewards/margins", "rewards/chosen"):
         series = ctx.maybe(ctx.logged.training, name)
         trend = None if series is None else series.ends(t["confidence"])
-        if trend is not None and (trend.delta.above or trend.delta.below):
+        if trend is not None and (trend.change.above or trend.change.below):
             return name
     return None
 

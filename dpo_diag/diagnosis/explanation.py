@@ -49,7 +49,7 @@ ROWS_ONLY = (
 )
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
 LOSS_KEYS = ("from", "to", "delta", "interval", "from_is", "to_is", "first", "first_step", "rows", "n_to")
-"""What a logged loss says of itself (see `means.Ends`)."""
+"""What a logged loss says of itself (see `dpo_diag.ends`)."""
 
 
 @dataclass(frozen=True, eq=False)
