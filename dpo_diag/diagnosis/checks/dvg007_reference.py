@@ -18,6 +18,8 @@ from dpo_diag.stats import FloatArray, Interval, noise_sd, t_interval
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
+NEAR_LN2 = 1e-3
+"""A start as near to ln 2 is that of a sigmoid loss."""
 EARLY_ROWS = 6
 """First rows whose steps say how fast the run moves."""
 NOISE_ROWS = 20
@@ -231,7 +233,8 @@ def _of_loss(
     if abs(away) <= max(tolerance, allowed):
         return silent("the first loss is that of a policy at its reference", **evidence)
     # Both rewards, which move in proportion where a loss near its floor no longer does, were found in order above.
-    in_order = away < 0 and nll is None and {"first_rewards/chosen", "first_rewards/rejected"} <= set(evidence)
+    both = nll is None and {"first_rewards/chosen", "first_rewards/rejected"} <= set(evidence)
+    in_order = both and away < 0 and abs(start.value - math.log(2)) < NEAR_LN2
     if start.known and not in_order:
         return speaks(f"the first loss is {first:.4f}, not {start.value:.4f} ({start.reason})", **evidence)
     if ctx.logged.find("rewards/chosen", split) is None:
@@ -257,7 +260,7 @@ def _of_multiple(ctx: CheckContext, first: float, k: int, evidence: dict[str, An
     }  # fmt: skip
     rewards = [evidence[name] for name in evidence if name.startswith("first_rewards/")]
     at_reference = bool(rewards) and max(map(abs, rewards)) <= t["reference_tolerance_reward"]
-    name = "ln 2" if abs(start.value - math.log(2)) < 1e-3 else number(start.value)
+    name = "ln 2" if abs(start.value - math.log(2)) < NEAR_LN2 else number(start.value)
     accumulated = ctx.info.training.gradient_accumulation_steps
     source = "gradient accumulation, as this run's settings say" if accumulated == k else "gradient accumulation"
     found = f"the first loss is {number(first)} = {first / start.value:.2f} x {name}"

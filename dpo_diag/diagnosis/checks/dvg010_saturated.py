@@ -34,8 +34,10 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("the loss is above its floor", last_loss=last, floor=ctx.start.floor)
     ends = f"the loss of {floor.split} ends at {floor.last_loss:.4g}, its floor ({floor.floor:.4g})"
     there = f"{floor.rows_there} of its {plural(floor.rows, 'row')} {'is' if floor.rows_there == 1 else 'are'} there"
-    stays = f", {floor.rows_there_since} of the {floor.rows_since} from {ctx.info.at(floor.since_step)} on"
-    return speaks(f"{ends}: {there}{stays if floor.rows_since >= LEAST_TO_STAY else ''}", **floor.evidence())
+    since = floor.rows_since
+    many = "all" if floor.rows_there_since == since else f"{floor.rows_there_since} of the"
+    stays = f", {many} {since} from {ctx.info.at(floor.since_step)} on"
+    return speaks(f"{ends}: {there}{stays if since >= LEAST_TO_STAY else ''}", **floor.evidence())
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:
