@@ -142,7 +142,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
     turns = turning_points(path, values["turning_point.least_dlog"])
     table = pair_table(aligned, loss_rows)
     few = concentration(table) if "share_of_rise" in table else None
-    context = CheckContext.from_run(aligned.rows, aligned.from_step, aligned.to_step, aligned.split)
+    context = CheckContext.from_run(aligned.rows, aligned.from_step, aligned.to_step, aligned.split, values)
     checks = list(run_checks(context, values))
     evidence = _evidence(run, aligned.from_step, aligned.to_step, values)
     situation = Situation.of(context, checks, values)
@@ -222,7 +222,7 @@ def _of_means(
 ) -> dict[str, Any]:
     if from_step is not None and from_step != REFERENCE and not str(from_step).lstrip("-").isdigit():
         raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
-    context = CheckContext.from_run(PairRows(run), from_step, to_step, split)
+    context = CheckContext.from_run(PairRows(run), from_step, to_step, split, values)
     checks = list(run_checks(context, values))
     # At the level of the checks, so that a change has one interval in the document.
     means = summarise_means(run, from_step, to_step, split, known_starts(context, values), values["confidence"])

@@ -26,12 +26,8 @@ WEIGHING = {
 ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG012", "DVG018", "DVG019", "DVG025"})
 """Checks whose advice the remedies give with this run's numbers: not given twice."""
 NAMED_PAIRS = 3
-LEAST_NAMED_SHARE = 0.005
-"""A pair whose share prints as 0 % is not named."""
 EXCLUDED = {"nan": "NaN", "empty": "without a token", "no_count": "of unknown length"}
 """Why an answer is left out of a perplexity, in words."""
-LEAST_DIP = 0.1
-"""A dip of a logged mean is named from this share of its whole range on."""
 ADVICE = 3
 """Lines of a check's advice that are shown, of those that no check before it gave."""
 
@@ -173,9 +169,9 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
             continue
         key = f"means.values.{name}"
         sentences.append(say(f"The logged mean {name} {course(entry)}.", key))
-        low = entry.get("lowest")
+        low, least_dip = entry.get("lowest"), document["thresholds"]["narrative.least_dip"]
         ends = min(entry["to"] if entry["from"] is None else entry["from"], entry["to"])
-        if side == "chosen" and low is not None and ends - low > LEAST_DIP * (entry["highest"] - low):
+        if side == "chosen" and low is not None and ends - low > least_dip * (entry["highest"] - low):
             where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
             text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
@@ -274,8 +270,9 @@ def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sente
     carry = f"{few['pairs']} of {plural(few['of'], 'pair')} carry {percent(few['share'])}"
     against = f"; the others together {'fell' if dlog > 0 else 'rose'}" if few["share"] > 1.0 + ROUNDING else ""
     sentences = [say(f"{carry} of the net {word} of chosen ppl_seq_mean{against}.", "concentration")]
+    least = document["thresholds"]["narrative.least_pair_share"]
     shown = [(p, f"{percent(p['share_of_rise'])} of it, {e}") for p, e in zip(pairs, ends, strict=True)]
-    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= LEAST_NAMED_SHARE]
+    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= least]
 
 
 def _broken(document: dict[str, Any]) -> bool:

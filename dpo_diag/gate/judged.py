@@ -68,7 +68,7 @@ class JudgedRun:
     @cached_property
     def starts(self) -> dict[str, float]:
         """metric -> the value that the run is known to have started from (see `explain.known_starts`)."""
-        return known_starts(CheckContext.from_run(self.pairs), self.limits)
+        return known_starts(CheckContext.from_run(self.pairs, thresholds=self.limits), self.limits)
 
     @cached_property
     def comparison(self) -> Comparison:

@@ -23,13 +23,11 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
-from dpo_diag.ends import LEAST_ROWS, ends_of
+from dpo_diag.ends import LEAST_ROWS, QUARTER, ends_of
 from dpo_diag.stats import Interval, noise_sd, t_interval
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
 
-LEAST_NEVER = 3
-"""Rows whose accuracy says that no preference was learned; in the first ones all pairs may tie."""
 METRICS = (("loss", -1.0), ("rewards/margins", 1.0), ("rewards/accuracies", 1.0))
 """(metric, +1 where higher is better)."""
 
@@ -41,7 +39,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("the loss is at its floor: it learned all it can", **floor.evidence())
     known = ctx.known_start(t)
     start = ctx.start.value
-    scale = max(start, 1e-9) if math.isfinite(start) else math.log(2)
+    scale = start if start > 0 else math.log(2)
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
@@ -53,7 +51,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     evidence: dict[str, Any] = {}
     if fixed is not None:
         begin = float(fixed.values[0]) if known is None else known
-        fall = begin - float(fixed.values[-max(1, len(fixed) // 4) :].mean())
+        fall = begin - float(fixed.values[-max(1, int(len(fixed) * QUARTER)) :].mean())
         evidence |= {"split": fixed.split, "fall_of_loss": fall, "evaluations": len(fixed)}
         chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_ROWS else 0.0
         if fall > max(t["not_learning_share"] * scale, chance):
@@ -92,7 +90,7 @@ def _never_preferred(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         rows = ctx.logged.together(["rewards/accuracies", "rewards/margins"], split)
         # Before the first step all pairs tie, which counts as an accuracy of 0.
         moved = None if rows is None else rows[rows["rewards/margins"] != 0].to_numpy().T
-        if moved is None or moved.shape[1] < LEAST_NEVER:
+        if moved is None or moved.shape[1] < t["not_learning_never_rows"]:
             continue
         (values, margins), k = moved, moved.shape[1] // 2
         late, highest = float(values[-k:].mean()), float(values[-k:].max())
@@ -263,6 +261,7 @@ register(
             "not_learning_least",
             "not_learning_least_accuracy",
             "not_learning_max_accuracy",
+            "not_learning_never_rows",
             "few_rows_factor",
             "not_learning_least_pairs",
             "not_learning_min_rows",

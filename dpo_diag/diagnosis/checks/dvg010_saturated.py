@@ -12,11 +12,9 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, sile
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import plural
 from dpo_diag.thresholds import Thresholds
-
-LEAST_TO_STAY = 3
-"""Rows from which on a loss can be said to stay at its floor."""
 
 
 def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -37,7 +35,7 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
     since = floor.rows_since
     many = "all" if floor.rows_there_since == since else f"{floor.rows_there_since} of the"
     stays = f", {many} {since} from {ctx.info.at(floor.since_step)} on"
-    return speaks(f"{ends}: {there}{stays if since >= LEAST_TO_STAY else ''}", **floor.evidence())
+    return speaks(f"{ends}: {there}{stays if since >= LEAST_FOR_T else ''}", **floor.evidence())
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:

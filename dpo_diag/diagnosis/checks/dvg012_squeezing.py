@@ -10,7 +10,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, SFT_TERM, Advice
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, ratio, silent, speaks
 from dpo_diag.diagnosis.checks.shared.chosen_means import chosen_series
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
@@ -88,7 +88,7 @@ def _of_means(ctx: CheckContext, split: str, t: Thresholds) -> Outcome | None:
     if of_greedy is not None:
         return _judge(known, t, evidence)
     # The unit of a logged entropy is not sure, so it is judged as a share of its start.
-    fall = -of_entropy.change.value / max(abs(of_entropy.start), 1e-9) if of_entropy.change.below else 0.0
+    fall = ratio(-of_entropy.change.value, abs(of_entropy.start)) if of_entropy.change.below else 0.0
     if fall >= t["squeezing_min_entropy_share"]:
         return speaks(f"both sides fell, and the entropy fell by {percent(fall)} of its start", **evidence)
     return silent("the entropy did not fall", **evidence)

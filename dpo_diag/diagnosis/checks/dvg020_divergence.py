@@ -19,11 +19,12 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     Advice,
 )
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
-from dpo_diag.diagnosis.checks.shared.chosen_means import SLIDING, rolling_mean
+from dpo_diag.diagnosis.checks.shared.chosen_means import rolling_mean
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.ends import Ends
+from dpo_diag.ends import LEAST_ROWS, Ends
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import both_ends
 from dpo_diag.thresholds import Thresholds
 
@@ -36,8 +37,8 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     logged = next((s for split in ctx.logged.train_splits if (s := ctx.logged.every("loss", split))), None)
     if logged is None:
         raise Missing("no loss of the training batches is logged")
-    tail = logged.values[-max(3, len(logged) // 10) :]
-    if len(logged) >= 6 and not np.isfinite(tail).any():
+    tail = logged.values[-max(LEAST_FOR_T, int(len(logged) * t["divergence_tail_share"])) :]
+    if len(logged) >= LEAST_ROWS and not np.isfinite(tail).any():
         return speaks("the training loss is not finite at the end", steps=logged.steps[-len(tail) :])
     loss = logged.finite
     trend = loss.ends(t["confidence"])
@@ -63,8 +64,8 @@ def _from_minimum(
     ctx: CheckContext, loss: Series, trend: Ends, rise: float, t: Thresholds, evidence: dict[str, Any]
 ) -> Outcome | None:
     """Whether the loss climbed back over half of what it had fallen."""
-    k = max(3, len(loss) // SLIDING)
-    if len(loss) < 4 * k:
+    k = max(LEAST_FOR_T, int(len(loss) * t["sliding_share"]))
+    if len(loss) < t["sliding_min_windows"] * k:
         return None
     rolling = rolling_mean(loss.values, k)
     lowest = int(rolling[:-k].argmin())
@@ -128,6 +129,9 @@ register(
             "divergence_min_share_of_fall",
             "divergence_start_share",
             "divergence_min_factor",
+            "divergence_tail_share",
+            "sliding_share",
+            "sliding_min_windows",
         ),
     )
 )

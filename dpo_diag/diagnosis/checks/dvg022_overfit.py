@@ -13,12 +13,10 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cann
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.pair_rows import REFERENCE
-from dpo_diag.stats import noise_sd, t_interval
+from dpo_diag.ends import QUARTER
+from dpo_diag.stats import LEAST_FOR_T, noise_sd, t_interval
 from dpo_diag.text import by, interval
 from dpo_diag.thresholds import Thresholds
-
-LEAST_FOR_NOISE = 8
-"""Evaluations from which their own noise is estimated; fewer turn too often for it."""
 
 LATER_MINIMUM = Condition("the minimum lies after the start", lambda s, t: not _at_start(s))
 NO_MINIMUM = Condition("the minimum is the start", lambda s, t: _at_start(s))
@@ -63,7 +61,7 @@ def _of_pairs(ctx: CheckContext, split: str, t: Thresholds) -> Outcome:
 
 
 def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
-    loss = ctx.logged.fixed("loss", 3)
+    loss = ctx.logged.fixed("loss", LEAST_FOR_T)
     values, n = loss.values, len(loss)
     best = int(values.argmin())
     lowest, last = float(values[best]), float(values[-1])
@@ -72,7 +70,7 @@ def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
         "evaluations": n,
     }  # fmt: skip
     least = _least_rise(ctx, lowest, t)
-    chance = t["overfit_sds"] * noise_sd(values) if n >= LEAST_FOR_NOISE else 0.0
+    chance = t["overfit_sds"] * noise_sd(values) if n >= t["overfit_min_evaluations"] else 0.0
     if best == n - 1 or last - lowest < max(least, chance):
         return silent("the held-out loss ends at its minimum, or no more than noise above it", **evidence)
     if best == n - 2 and last - lowest < 2 * least:
@@ -81,9 +79,9 @@ def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 
 def _least_rise(ctx: CheckContext, best: float, t: Thresholds) -> float:
-    """The smallest rise that matters: a share of the minimum, or, near a floor of 0, a tenth of it of the start."""
+    """The smallest rise that matters: a share of the minimum, or, near a floor of 0, of a share of the start."""
     start = ctx.start.value if math.isfinite(ctx.start.value) else abs(best)
-    return t["overfit_min_share"] * max(abs(best), 0.1 * start)
+    return t["overfit_min_share"] * max(abs(best), t["overfit_least_of_start"] * start)
 
 
 def _onset(ctx: CheckContext, step: float, t: Thresholds, evidence: dict[str, Any]) -> Outcome:
@@ -91,14 +89,14 @@ def _onset(ctx: CheckContext, step: float, t: Thresholds, evidence: dict[str, An
     train = ctx.maybe(ctx.logged.training, "loss")
     if train is not None:
         before, after = train.values[train.steps <= step], train.values[train.steps > step]
-        if len(before) < 3:
+        if len(before) < LEAST_FOR_T:
             # The minimum is at the very start: compare with the loss's own start, or with the first rows.
-            before = np.full(3, ctx.start.value) if ctx.start.known else train.values[:3]
-        if len(after) >= 3:
-            levels = [float(part[-max(3, len(part) // 4) :].mean()) for part in (before, after)]
+            before = np.full(LEAST_FOR_T, ctx.start.value) if ctx.start.known else train.values[:LEAST_FOR_T]
+        if len(after) >= LEAST_FOR_T:
+            levels = [float(part[-max(LEAST_FOR_T, int(len(part) * QUARTER)) :].mean()) for part in (before, after)]
             evidence["train_loss"] = levels
             # Both levels are means of three rows or more.
-            if levels[1] - levels[0] > t["overfit_train_sds"] * noise_sd(train.values) * math.sqrt(2 / 3):
+            if levels[1] - levels[0] > t["overfit_train_sds"] * noise_sd(train.values) * math.sqrt(2 / LEAST_FOR_T):
                 return silent("held-out and training loss rise together: divergence, not overfitting", **evidence)
     return speaks(
         f"the held-out loss rises from {evidence['loss_at_best']:.4g} ({ctx.info.at(step)}) to "
@@ -146,6 +144,13 @@ register(
         sources=("what log linters look for",),
         since="0.1.0",
         function=overfit,
-        reads=("confidence", "overfit_min_share", "overfit_sds", "overfit_train_sds"),
+        reads=(
+            "confidence",
+            "overfit_min_share",
+            "overfit_sds",
+            "overfit_train_sds",
+            "overfit_min_evaluations",
+            "overfit_least_of_start",
+        ),
     )
 )

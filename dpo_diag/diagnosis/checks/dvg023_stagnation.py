@@ -15,10 +15,9 @@ from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, moving_metric, no_gradient
 from dpo_diag.ends import ends_of
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
-
-LEAST_ROWS = 20
 
 
 def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -28,11 +27,11 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("the loss is at its floor (DVG010)", **floor.evidence())
     if no_gradient(ctx) and moving_metric(ctx, t) is None:
         return silent("nothing was trained at all (DVG008)")
-    loss = ctx.logged.training("loss", LEAST_ROWS)
+    loss = ctx.logged.training("loss", int(t["stagnation_min_rows"]))
     half = len(loss) // 2
     whole, late = (ends_of(values, level=t["confidence"]) for values in (loss.values, loss.values[half:]))
     known = ctx.known_start(t)
-    start = float(loss.values[:3].mean()) if known is None else known
+    start = float(loss.values[:LEAST_FOR_T].mean()) if known is None else known
     early = start - late.start
     decayed = _rate_decayed(ctx, loss, t)
     evidence: dict[str, Any] = {"change_in_second_half": late.change, "fall_in_first_half": early, "low_rate": decayed}
@@ -58,7 +57,7 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 def _rate_decayed(ctx: CheckContext, loss: Series, t: Thresholds) -> bool | None:
     """Whether the learning rate was low in the second half; None where it is not recorded."""
-    rates = ctx.logged.find("learning_rate", loss.split, 4)
+    rates = ctx.logged.find("learning_rate", loss.split, int(t["stagnation_min_rates"]))
     if rates is None:
         return None
     second_half = rates.values[len(rates) // 2 :]
@@ -67,7 +66,7 @@ def _rate_decayed(ctx: CheckContext, loss: Series, t: Thresholds) -> bool | None
 
 def _held_out_fell(ctx: CheckContext, middle: float, t: Thresholds) -> bool:
     """Whether a fixed set's loss fell after the step in the middle."""
-    fixed = ctx.maybe(ctx.logged.fixed, "loss", 4)
+    fixed = ctx.maybe(ctx.logged.fixed, "loss", int(t["stagnation_min_rates"]))
     if fixed is None:
         return False
     until = fixed.values[fixed.steps <= middle]
@@ -110,6 +109,8 @@ register(
         reads=(
             "confidence",
             "stagnation_share",
+            "stagnation_min_rows",
+            "stagnation_min_rates",
             "stagnation_min_rate",
             "stagnation_min_level",
             "stagnation_min_held_out_fall",

@@ -12,7 +12,7 @@ from dpo_diag.diagnosis.checks.shared.chosen_means import of_fixed_set, of_train
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.pairs import finite_sums
 from dpo_diag.records.metrics import quadrants
-from dpo_diag.stats import t_interval
+from dpo_diag.stats import LEAST_FOR_T, t_interval
 from dpo_diag.thresholds import Thresholds
 
 
@@ -79,7 +79,7 @@ def _of_pairs_from_best(ctx: CheckContext, pair_ids: Any, t: Thresholds) -> Chos
     frames = [pairs.at(step) for step in steps]
     for frame in frames:
         pair_ids = pair_ids.intersection(frame.index[finite_sums(frame)])
-    if len(pair_ids) < 3 or len(steps) < 3:
+    if len(pair_ids) < LEAST_FOR_T or len(steps) < LEAST_FOR_T:
         return None
     chosen = np.array([frame.loc[pair_ids, "chosen_sum_logp"].to_numpy() for frame in frames])
     best = int(chosen.mean(axis=1).argmax())

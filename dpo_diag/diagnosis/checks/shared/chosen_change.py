@@ -15,7 +15,7 @@ from dpo_diag.thresholds import Thresholds
 READS = (
     "confidence", "displacement_min_nats", "displacement_min_reward", "displacement_min_nats_per_token",
     "displacement_min_share_of_margin", "displacement_min_relative", "few_rows_factor",
-    "not_learning_least",
+    "not_learning_least", "sliding_share", "sliding_min_rows", "sliding_min_windows",
 )  # fmt: skip
 """Thresholds that this module reads."""
 EVIDENCE: Mapping[str, str] = {

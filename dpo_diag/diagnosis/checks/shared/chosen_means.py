@@ -16,11 +16,6 @@ from dpo_diag.ends import LEAST_ROWS, REFERENCE_IS, ends_of
 from dpo_diag.stats import FloatArray, Interval
 from dpo_diag.thresholds import Thresholds
 
-SLIDING = 8
-"""The window that slides over the rows, to find the best position or the lowest, holds an eighth of them."""
-LEAST_WINDOW = 6
-"""Rows of the sliding window whose best position is compared with the last one."""
-
 
 class ChosenSeries(NamedTuple):
     """What a log holds of the chosen side: values in `unit`, higher is likelier."""
@@ -134,8 +129,8 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         step_word=ctx.info.step_word,
         more={"series": series.name, "batch_sd": trend.sd, "rows": trend.rows},
     )
-    values, k = series.values, max(LEAST_WINDOW, len(series.values) // SLIDING)
-    if len(values) < 4 * k:
+    values, k = series.values, max(int(t["sliding_min_rows"]), int(len(series.values) * t["sliding_share"]))
+    if len(values) < t["sliding_min_windows"] * k:
         return [whole]
     rolling = rolling_mean(values, k)
     best = int(rolling.argmax())

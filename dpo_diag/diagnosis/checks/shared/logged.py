@@ -154,7 +154,7 @@ class Logged:
                 return series
         raise Missing(f"no fixed evaluation set logs {metric} at {least} steps or more")
 
-    def training(self, metric: str, least: int = 6) -> Series:
+    def training(self, metric: str, least: int = LEAST_ROWS) -> Series:
         """A metric of the training batches; `ends` needs six rows.
 
         Raises:
