@@ -101,10 +101,10 @@ def bracket(low: float | None, high: float | None, write: Any = number) -> str:
 
 def both_ends(before: Any, after: Any, digits: int = 4) -> tuple[str, str]:
     """Two numbers to compare, with the same decimals: as many as the smaller one needs for its `digits`, but at most
-    two more than the larger one. Whole numbers, what is not finite and what needs an exponent as `number` has them.
+    one more than the larger one. Whole numbers, what is not finite and what needs an exponent as `number` has them.
 
     >>> both_ends(-3.73, -3.7, 3), both_ends(0, -1.395), both_ends(0.693147, 0.004078), both_ends(12, 7)
-    (('-3.73', '-3.70'), ('0.000', '-1.395'), ('0.693147', '0.004078'), ('12', '7'))
+    (('-3.73', '-3.70'), ('0.000', '-1.395'), ('0.69315', '0.00408'), ('12', '7'))
     """
     before, after = _as_python(before), _as_python(after)
     apart = number(before, digits), number(after, digits)
@@ -115,7 +115,7 @@ def both_ends(before: Any, after: Any, digits: int = 4) -> tuple[str, str]:
     if not _LEAST_PLAIN <= sizes[-1] < _LEAST_POWERS:
         return apart
     fine, coarse = (digits - 1 - math.floor(math.log10(float(f"{v:.{digits - 1}e}"))) for v in (sizes[0], sizes[-1]))
-    decimals = max(0, min(fine, coarse + 2))
+    decimals = max(0, min(fine, coarse + 1))
     if sizes[0] < 0.5 * 10**-decimals:
         return apart
     return f"{numbers[0]:.{decimals}f}", f"{numbers[1]:.{decimals}f}"
