@@ -8,13 +8,14 @@ escaped, so that a terminal shows them and never obeys them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
+from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
-from dpo_diag.stats import LEVEL, Interval
+from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import about, arrow, capital, interval, moved, number, percent, plural, safe, same, signed
 
 HEADINGS = ("What happened", "How sure", "Why", "Which pairs", "What to change")
@@ -64,7 +65,7 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
         start = f"Between {word} {document['from_step']} and {word} {document['to_step']}"
     where = f"{start} on {document['split']}"
     if document["n_pairs"] is not None:
-        where += f" ({plural(document['n_pairs'], 'pair')})"
+        where += f" ({counted(document['n_pairs'], document['n_prompts'])})"
     loss, quadrants = document["loss"], document["quadrants"]
     if loss.get("to_is"):
         sentences = [say(f"On {document['split']} the loss {course(loss)}.", "loss.from", "loss.to")]
@@ -185,28 +186,31 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     changes = [("the loss", document["loss"], "delta", "loss.interval")]
     changes += [(f"log {n}", chosen[n], "dlog", f"perplexity.chosen.{n}") for n in WEIGHING if n in chosen]
     # One of the two: log-probs of batches scatter with their pairs, and have another start than the rewards.
-    told = next((n for n in ("rewards/chosen", "logps/chosen") if n in values), None)
-    changes += [(f"the mean {told}", values[told], "delta", f"means.values.{told}")] if told else []
-    before, level = len(sentences), document.get("means", {}).get("level", LEVEL)
+    side = next((n for n in ("rewards/chosen", "logps/chosen") if n in values), None)
+    changes += [(f"the mean {side}", values[side], "delta", f"means.values.{side}")] if side else []
+    told, how = len(sentences), document["intervals"]
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
         if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
-            inside = bounds[0] <= 0.0 <= bounds[1]
+            estimate = Interval(entry[delta], bounds[0], bounds[1], document["n_pairs"] or 0, level=how["level"])
+            uncertain = _not_certain(estimate) if bounds[0] <= 0.0 <= bounds[1] else ""
+            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, how['level'])}{uncertain})."
             if same(entry["from"], entry["to"]):
-                text = f"{capital(what)} is unchanged ({interval(bounds, level)})."
-            else:
-                uncertain = _not_certain(entry[delta], bounds, document["n_pairs"]) if inside else ""
-                text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, level)}{uncertain})."
+                text = f"{capital(what)} is unchanged ({interval(bounds, how['level'])})."
             sentences.append(say(text, key))
-    least = document["thresholds"]["least_for_interval"]
-    if document["n_pairs"] and document["n_pairs"] < least:
-        sentences.append(say(f"n = {plural(document['n_pairs'], 'pair')}: too few for an interval.", "n_pairs"))
-    elif document["n_pairs"] and len(sentences) > before:
-        text = "Intervals are over the pairs of this set; they do not include the scatter between training seeds."
-        sentences.append(say(text, "n_pairs"))
+    pairs, prompts = document["n_pairs"], document.get("n_prompts")
+    if pairs and (prompts or pairs) < how["least"]:
+        sentences.append(say(f"n = {counted(pairs, prompts)}: {TOO_FEW}.", "n_pairs", "n_prompts"))
+    elif pairs and len(sentences) > told:
+        shared = f"{counted(pairs, prompts)}, clustered by prompt, " if prompts else ""
+        text = (
+            f"Intervals are over the pairs of this set ({shared}{how['method']}); they do not include the scatter "
+            "between training seeds."
+        )
+        sentences.append(say(text, "intervals", "n_pairs", "n_prompts"))
     elif any(entry["interval"] for entry in values.values()):
         text = "Intervals are over logged rows, whose batches hold other pairs each."
-        sentences.append(say(text, "means.method"))
+        sentences.append(say(text, "intervals"))
     for entry in document["evidence"]:
         if entry["delta"] or entry["direction"] != "no_worse":
             sentences.append(say(f"{entry['text']}: {entry['direction'].replace('_', ' ')}.", "evidence"))
@@ -218,9 +222,9 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     return sentences
 
 
-def _not_certain(change: float, bounds: Sequence[float], n_pairs: int | None) -> str:
+def _not_certain(change: Interval) -> str:
     """That an interval holds 0 and, where pairs stand behind it, how many more would tell."""
-    needed = Interval(change, bounds[0], bounds[1], n_pairs or 0).needed(change)
+    needed = change.needed(change.value)
     more = (
         f"; about {about(needed)} pairs are needed to tell a change of this size from none (power 80 %)"
         if needed
