@@ -20,7 +20,7 @@ from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
 from dpo_diag.diagnosis.checks.shared.plausible import Implausible, find_implausible
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import loss_at_reference, loss_floor, start_of
+from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
 from dpo_diag.thresholds import Thresholds, defaults
 
@@ -184,6 +184,11 @@ class CheckContext:
             return Start(named[0], 0.0, named[1], f"loss {'+'.join(self.info.loss_names)}")
         if self.info.loss_like == "sigmoid":
             return Start(math.log(2), 0.0, True, "ln 2: loss and margins are those of the sigmoid loss")
+        if like := self.info.loss_like:
+            # Of the two only ipo's start depends on beta, and its own numbers gave that.
+            spec = LossSpec(types=(like,), beta=self.info.beta) if self.info.beta else LossSpec(types=(like,))
+            reason = f"loss and margins are those of {like}, inferred from the numbers (--loss NAME says which it is)"
+            return Start(loss_at_reference(spec), loss_floor(spec), True, reason)
         return Start(math.log(2), 0.0, False, f"ln 2 assumed: {self.info.loss_reason or 'the loss is unknown'}")
 
     def answers(self) -> pd.DataFrame:
