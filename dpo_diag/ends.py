@@ -125,5 +125,5 @@ def _intervals(x: FloatArray, k: int, sd: float, level: float, batches: bool) ->
     change = no_interval(delta, x.size, level)
     if batches and x.size > 1:
         half = float(np.ptp(x)) / 2
-        return Interval(last, last - half, last + half, k, FROM_RANGE, level), change
+        return Interval(last, last - half, last + half, k, FROM_RANGE, math.nan), change
     return no_interval(last, x.size, level), change

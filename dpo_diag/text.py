@@ -86,8 +86,12 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def interval(bounds: Sequence[float] | None, level: float = 0.95, write: Any = signed) -> str:
-    """ "95 % interval -0.187 to -0.04", or "no interval"; `write` prints a bound (`number` for what is no change)."""
-    return f"{100 * level:.4g} % interval {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
+    """ "95 % interval -0.187 to -0.04", or "no interval"; `write` prints a bound (`number` for what is no change).
+
+    A level of NaN is no confidence interval: "range 1 to 2".
+    """
+    what = "range" if math.isnan(level) else f"{100 * level:.4g} % interval"
+    return f"{what} {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
 
 
 def bracket(low: float | None, high: float | None, write: Any = number) -> str:

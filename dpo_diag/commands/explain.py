@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,8 +200,12 @@ def _signature(path: Path) -> tuple[Any, ...]:
     if path.is_file():
         state = path.stat()
         return (state.st_mtime_ns, state.st_size)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != FINDINGS and not p.name.startswith("."))
-    return tuple((str(p), s.st_mtime_ns, s.st_size) for p in files for s in [p.stat()])
+    files = sorted(p for p in path.rglob("*") if p.name != FINDINGS and not p.name.startswith("."))
+    states = []
+    for file in files:
+        with suppress(FileNotFoundError):  # merged into another since it was listed
+            states.append((str(file), file.stat()))
+    return tuple((name, s.st_mtime_ns, s.st_size) for name, s in states if stat.S_ISREG(s.st_mode))
 
 
 def _watch(

@@ -73,6 +73,16 @@ class PairRows:
         return {s: steps[s] for s in [*(s for s in best if s not in once), *once]}
 
     @cached_property
+    def prompts(self) -> pd.Series | None:
+        """pair_id -> number of its prompt (text, and what else the model is shown beside it), of the pairs whose prompt
+        is recorded; None where no two of them share one. An empty prompt is none: nothing is shared there."""
+        texts = self.run.read("texts", ["pair_id", "prompt", "beside"]).drop_duplicates("pair_id")
+        known = texts[texts["prompt"].fillna("").str.strip() != ""].set_index("pair_id")
+        if not known[["prompt", "beside"]].duplicated().any():
+            return None
+        return known.groupby(["prompt", "beside"], dropna=False).ngroup()
+
+    @cached_property
     def all(self) -> pd.DataFrame:
         """Every policy row of every split, best split first (see `SplitRows.long`)."""
         frames = [self.splits[name].long() for name in self.steps]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, part_of
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
+from dpo_diag.records.parts import steady, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,8 +98,11 @@ class Run:
         return str(self.meta.get("kind", "trained"))
 
     def files(self, table: str, steps: Sequence[int] | None = None) -> list[Path]:
-        """The Parquet files of a table, in step order, pruned by the step range in their names."""
-        parts = [(part, path) for path in sorted((self.path / table).glob("*.parquet")) if (part := part_of(path))]
+        """The Parquet files of a table, in step order, pruned by the step range in their names.
+
+        A writer may merge them before they are read: see `records.parts.steady`.
+        """
+        parts = steady(lambda: visible(self.path / table), self.path / table)
         return [path for part, path in parts if steps is None or any(part.first <= s <= part.last for s in steps)]
 
     def has(self, table: str) -> bool:
@@ -125,7 +129,8 @@ class Run:
         step_list = None if steps is None else sorted({int(s) for s in steps})
         named = {"step": step_list, "split": splits, "role": roles}
         wanted = {c: list(v) for c, v in named.items() if v is not None and c in declared.names}
-        return read_rows(self.files(table, step_list), declared, asked, wanted)
+        folder = self.path / table
+        return steady(lambda: read_rows(self.files(table, step_list), declared, asked, wanted), folder)
 
     def part(self, table: str, path: Path) -> pa.Table:
         """One file's rows, every declared column, validated; raises DiagError for a file that does not fit."""

@@ -37,7 +37,12 @@ def read_rows(files: Sequence[Path], table: Table, columns: Sequence[str], wante
 
 
 def read_part(path: Path, table: Table, columns: Sequence[str], wanted: Wanted) -> pa.Table:
-    """One file's wanted rows, in the declared types; a column that an older version did not write is null."""
+    """One file's wanted rows, in the declared types; a column that an older version did not write is null.
+
+    Raises:
+        FileNotFoundError: it is gone: merged since it was listed.
+        DiagError: as `read_rows`.
+    """
     by_name = {c.name: c for c in table.columns}
     try:
         with pq.ParquetFile(path) as file:
@@ -49,6 +54,8 @@ def read_part(path: Path, table: Table, columns: Sequence[str], wanted: Wanted) 
             read = file.read_row_groups(groups, list(names), use_threads=file.metadata.num_rows > _MANY_ROWS)
         if filtered:
             read = read.filter(_holds(read, asked))
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         raise DiagError(
             "a record file cannot be read",

@@ -309,7 +309,7 @@ def _early_excess(values: FloatArray, start: float, t: Thresholds) -> Interval |
     # The noise around the trend, not the spread with it: the early rows may fall.
     excess = t_interval(early - start, t["confidence"])
     half = (excess.high - excess.value) * sd / float(early.std(ddof=1)) if early.std() > 0 else 0.0
-    return Interval(excess.value, excess.value - half, excess.value + half, early.size)
+    return replace(excess, low=excess.value - half, high=excess.value + half)
 
 
 register(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     TRAINED,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
 from dpo_diag.ends import LEAST_ROWS, QUARTER, ends_of
-from dpo_diag.stats import Interval, noise_sd, t_interval
+from dpo_diag.stats import Interval, noise_sd
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
 
@@ -43,7 +44,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
-        return _of_pairs(t_interval(before - after, t["confidence"]), scale, t)
+        return _of_pairs(ctx.pairs.intervals(t).mean(before - after, change[1].index), scale, t)
     never = _never_preferred(ctx, t)
     if never is not None:
         return never
@@ -130,8 +131,8 @@ def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
     if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
         so = "nothing that matters" if gain.value >= 0 else "it did not fall"
         return speaks(f"{_change('the loss of the fixed set', gain, -1.0)}: {so}", **evidence)
-    changed = _change("the loss of the fixed set", gain, -1.0)
-    return cannot_tell(f"{changed}: inside its noise{would_tell(gain)}", **evidence)
+    changed = f"the loss of the fixed set {by(-gain.value)} {inside_noise(gain.scaled(-1.0))}"
+    return cannot_tell(changed, **evidence)
 
 
 def _change(what: str, gain: Interval, sign: float) -> str:
@@ -159,7 +160,7 @@ def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[s
             gain = max(gain, trend.level, key=lambda i: i.low)
         if name == "rewards/accuracies" and not trend.level.low > 0.5:
             # An accuracy that rises to one half is a wobble, no preference.
-            gain = Interval(min(gain.value, 0.0), gain.low, gain.high, gain.n)
+            gain = replace(gain, value=min(gain.value, 0.0))
         evidence[f"gain_{name}"] = gain
         gains[name] = gain
     return gains

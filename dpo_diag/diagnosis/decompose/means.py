@@ -66,12 +66,16 @@ class Means:
     rows: int = 0
     level: float = LEVEL
 
+    @property
+    def compared(self) -> str | None:
+        """What was compared, in words; None where nothing was."""
+        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
+        return None if self.from_step is None else compared
+
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
-        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
-        method = None if self.from_step is None else compared
         return {
-            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
+            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": self.compared,
             "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
         }  # fmt: skip
 
