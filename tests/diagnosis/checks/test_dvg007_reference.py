@@ -212,7 +212,7 @@ def test_what_16_bits_round_is_no_mismatch(pairs, finding):
 
 
 def test_a_fast_start_that_saturates_is_no_wrong_reference(means, finding):
-    """A row every 10 steps: both rewards move in proportion (0.25 and -2 a row, for six rows), so they were 0 at step 0;
+    """A row every 10 steps: both rewards move in proportion (0.25 and -2 a row, six rows), so they were 0 at step 0;
     the loss, log(1 + exp(-2.25)) = 0.1002 in the first row, then moves by 0.09 and 0.01 only. Rewards that stand where
     the first row has them speak, whatever the loss."""
     steps = np.minimum(np.arange(1, 21), 6.0)
