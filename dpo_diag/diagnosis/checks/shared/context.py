@@ -135,6 +135,28 @@ class CheckContext:
     def _is_withheld(self, split: str, name: str) -> bool:
         return any(one.withholds(split, name) for one in self.implausible)
 
+    def nothing_of(self, *metrics: str) -> Missing:
+        """Why neither the pairs nor one of these logged means can be used: what is recorded of each."""
+        try:
+            self.pairs.change()
+            pairs = "the pairs hold no finite log-probs"
+        except Missing as why:
+            pairs = str(why)
+        splits = self.logged.splits
+        logged = [m for m in metrics if any(self.logged.every(m, split) is not None for split in splits)]
+        if not logged:
+            others = ", ".join(metrics[:-1])
+            return Missing(f"{pairs}, and neither {others} nor {metrics[-1]} is logged")
+        reasons = []
+        for metric in logged:
+            if self.reference_free and metric.startswith("rewards/"):
+                reasons.append(f"{metric} holds no reference")
+            elif any(self._is_withheld(split, metric) for split in splits):
+                reasons.append(f"{metric} cannot be used")
+            else:
+                reasons.append(f"{metric} is logged at too few steps")
+        return Missing(f"{pairs}, and {', '.join(reasons)}")
+
     @property
     def reference_free(self) -> bool:
         """Whether the logged rewards are beta times the log-prob itself: no reference in them."""
