@@ -16,8 +16,11 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import padding_id
-from dpo_diag.models.logps import TokenScores, score_tokens
+from dpo_diag.models.logps import proved_way, score_tokens
 from dpo_diag.models.packed.rows import Span
+from dpo_diag.models.packed.verify import Proved, SharedPrefix
+from dpo_diag.models.packed.ways import Way
+from dpo_diag.models.token_scores import TokenScores
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TABLES
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ class Scores:
         pairs, tokens: rows of these tables; `tokens` is empty if not asked for.
         dropped: (pair_id, reason) of pairs that do not reach the loss.
         ches: one row per pair (pair_id, ches, ln_ches, n_chosen, n_rejected), if asked for.
+        proved: how shared prompts were computed.
     """
 
     pairs: pd.DataFrame
     tokens: pd.DataFrame
     dropped: list[tuple[str, str]]
     ches: pd.DataFrame | None = None
+    proved: Proved | None = None
 
 
 def score_pairs(
@@ -51,6 +56,8 @@ def score_pairs(
     max_length: int | None = 1024,
     truncation_mode: str = "keep_start",
     batch_size: int = 16,
+    shared_prefix: SharedPrefix = "auto",
+    row_tokens: int = Way.row_tokens,
     tokens: bool = True,
     no_prompt: bool = False,
     hidden: bool = False,
@@ -64,7 +71,10 @@ def score_pairs(
         pairs: dicts of prompt, chosen, rejected and, if known, pair_id (`data.pairs.PairSet.rows`).
         step, split, role: written into the rows.
         max_length, truncation_mode: as in training, or the numbers are another question's.
-        batch_size: responses in one forward.
+        batch_size: responses in one forward, where they are not packed into rows.
+        shared_prefix: auto computes what the responses of a prompt share once where this model was proved to allow it
+            (see `packed.verify.prove`); on insists; off computes every response whole.
+        row_tokens: tokens in one packed row.
         tokens: also give a row per response token.
         no_prompt: also score each response without its prompt (tokens' `logp_no_prompt`): a second, shorter forward.
             The first token is null unless the tokenizer has a begin token to predict it from.
@@ -86,11 +96,13 @@ def score_pairs(
     spans = [Span(pair.prompt[side], pair.response[side]) for pair, side in places]
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     bare = [Span(begin, span.response) for span in spans] if no_prompt and tokens else []
-    settings: dict[str, Any] = {"batch_size": batch_size, "pad_id": padding_id(tokenizer)}
+    proved = proved_way(
+        model, spans, Way(batch_size=batch_size, row_tokens=row_tokens, pad_id=padding_id(tokenizer)), shared_prefix
+    )
     title = f"scoring, step {step}, {role}"
     with tqdm(total=len(spans) + len(bare), desc=title, unit="response", disable=not progress) as bar:
-        measured = score_tokens(model, spans, hidden=hidden, done=bar.update, **settings)
-        alone = score_tokens(model, bare, done=bar.update, **settings)
+        measured = score_tokens(model, spans, way=proved.way, hidden=hidden, done=bar.update)
+        alone = score_tokens(model, bare, way=proved.way, done=bar.update)
     bytes_of = token_bytes(tokenizer)
     head: dict[str, Any] = {"step": step, "split": split, "role": role}
     pair_rows = [head | _pair_row(*place, own, bytes_of) for place, own in zip(places, measured, strict=True)]
@@ -99,7 +111,7 @@ def score_pairs(
         bare_scores: Sequence[TokenScores | None] = alone or [None] * len(places)
         rows = [_token_rows(*place, own, bare) for place, own, bare in zip(places, measured, bare_scores, strict=True)]
         token_rows = pd.concat(rows, ignore_index=True).assign(**head)
-    return Scores(pd.DataFrame(pair_rows), token_rows, dropped, _ches(kept, measured) if hidden else None)
+    return Scores(pd.DataFrame(pair_rows), token_rows, dropped, _ches(kept, measured) if hidden else None, proved)
 
 
 def _pair_row(pair: EncodedPair, side: str, own: TokenScores, bytes_of: npt.NDArray[np.int32]) -> dict[str, Any]:
@@ -174,5 +186,6 @@ def answer_logp(
         rendered = bool(begin) and bare[:1] == begin
         spans.append(Span(bare if rendered else list(tokenizer(str(prompt))["input_ids"]), [int(t) for t in ids]))
     with tqdm(total=len(spans), unit="answer", disable=not progress) as bar:
-        scores = score_tokens(model, spans, batch_size=batch_size, pad_id=padding_id(tokenizer), done=bar.update)
+        way = Way(batch_size=batch_size, pad_id=padding_id(tokenizer))
+        scores = score_tokens(model, spans, way=way, done=bar.update)
     return pd.Series([own.logp.sum() for own in scores], index=outputs.index, dtype=float)

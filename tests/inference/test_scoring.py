@@ -12,7 +12,7 @@ from dpo_diag.data.tokens import encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import generate
 from dpo_diag.inference.scoring import answer_logp, score_pairs
-from dpo_diag.models import logps
+from dpo_diag.models import head
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
@@ -56,7 +56,8 @@ def plain(model: LlamaForCausalLM, prompt: list[int], response: list[int]) -> di
 def test_scores_equal_a_plain_loop(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logps, "MAX_LOGITS", 258 * 7)  # chunks of 7 positions, so that a response spans several
+    monkeypatch.setattr(head, "TILE_POSITIONS", 7)  # a response spans several tiles, and so does the vocabulary
+    monkeypatch.setattr(head, "TILE_TOKENS", 100)
     model.train()
     state = torch.get_rng_state()
     scores = score_pairs(
