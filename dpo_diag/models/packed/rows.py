@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+ROW_TOKENS = 2048
+"""Tokens in a row, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)

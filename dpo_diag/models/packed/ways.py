@@ -17,7 +17,7 @@ import torch
 from dpo_diag.models.batches import by_length, padded
 from dpo_diag.models.head import Head, Seen
 from dpo_diag.models.packed.attention import forward_inputs, packed_attention
-from dpo_diag.models.packed.rows import IntArray, Span, pack, shared_prompts
+from dpo_diag.models.packed.rows import ROW_TOKENS, IntArray, Span, pack, shared_prompts
 
 Name = Literal["packed", "cached", "plain"]
 
@@ -35,7 +35,7 @@ class Way:
 
     name: Name = "plain"
     batch_size: int = 16
-    row_tokens: int = 2048
+    row_tokens: int = ROW_TOKENS
     pad_id: int = 0
 
     def read(self, head: Head, spans: Sequence[Span]) -> Iterator[Read]:
