@@ -85,14 +85,19 @@ def _installed_plugins() -> tuple[str, ...]:
     return tuple(point.module for point in entry_points(group=PLUGIN_GROUP))
 
 
+def plugins() -> tuple[str, ...]:
+    """The modules of all plugins, imported or not."""
+    named = (name.strip() for name in os.environ.get(PLUGIN_VARIABLE, "").split(","))
+    return (*_installed_plugins(), *(name for name in named if name))
+
+
 def load_plugins() -> None:
     """Import every plugin that is not imported yet.
 
     Raises:
         DiagError: a plugin cannot be imported.
     """
-    named = [name.strip() for name in os.environ.get(PLUGIN_VARIABLE, "").split(",") if name.strip()]
-    for module in (*_installed_plugins(), *named):
+    for module in plugins():
         if module in _loaded_plugins:
             continue
         # Marked first: a plugin may look into a registry while it is imported.

@@ -11,8 +11,8 @@ Which one, where several would do:
   is unknown.
 - Several rows or checkpoints tested at once: the p-values are corrected (`false_discovery`, `corrected_for`), the
   interval is not, so that one change has one interval wherever it is printed.
-- A series of batch means from a log: its noise is estimated from successive differences (von Neumann 1941), so that a
-  trend does not count as noise.
+- A series of batch means from a log (`dpo_diag.ends`): its noise is estimated from successive differences (von Neumann
+  1941), so that a trend does not count as noise.
 
 Values that are not finite are left out and not counted in n: whether a run holds them is a finding of its own.
 """
@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-# scipy.special has the quantiles and imports in a third of scipy.stats' time; only the false discovery rate needs that
+# scipy.stats imports for a second what scipy.special (distributions) and a few lines of numpy (ranks) hold.
 from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,7 +49,12 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate over n units with its confidence interval; NaN bounds where n is too small for one."""
+    """An estimate over n units with its confidence interval; NaN bounds where n is too small for one.
+
+    `level`: NaN where the bounds are no confidence interval: a number known exactly, a range (`few_rows_level`).
+    `clusters`: how many groups of units that belong together (pairs of one prompt) it was clustered by; 0 where each
+    unit stands alone.
+    """
 
     value: float
     low: float
@@ -57,6 +62,7 @@ class Interval:
     n: int
     method: str = ""
     level: float = LEVEL
+    clusters: int = 0
 
     @property
     def bounds(self) -> list[float] | None:
@@ -97,17 +103,18 @@ class Interval:
         return math.ceil(self.n * (z * self.error / distance) ** 2)
 
     def with_least(self, least: float) -> Interval:
-        """The estimate alone where fewer than `least` units are behind it."""
-        return self if self.n >= least else no_interval(self.value, self.n, self.level)
+        """The estimate alone where fewer than `least` units, or clusters of them, are behind it."""
+        enough = (self.clusters or self.n) >= least
+        return self if enough else no_interval(self.value, self.n, self.level, self.clusters)
 
     def scaled(self, factor: float) -> Interval:
         """The same estimate in another unit; a negative factor turns the interval round."""
         low, high = sorted((self.low * factor, self.high * factor))
-        return Interval(self.value * factor, low, high, self.n, self.method, self.level)
+        return replace(self, value=self.value * factor, low=low, high=high)
 
     def shifted(self, by: float) -> Interval:
         """The estimate plus a number that is known exactly."""
-        return Interval(self.value + by, self.low + by, self.high + by, self.n, self.method, self.level)
+        return replace(self, value=self.value + by, low=self.low + by, high=self.high + by)
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -127,8 +134,20 @@ def t_quantile(level: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, 0.5 + level / 2))
 
 
-def no_interval(value: float, n: int, level: float) -> Interval:
-    return Interval(value, math.nan, math.nan, n, TOO_FEW, level)
+def exactly(value: float) -> Interval:
+    """A number that is known as it is, e.g. the mean of a whole set."""
+    return Interval(value, value, value, 1, "exact", math.nan)
+
+
+def t_p_value(value: float, error: float, degrees: float) -> float:
+    """Two-sided p-value of 0 for an estimate with this standard error; without scatter 0, or 1 where it is 0."""
+    if error == 0:
+        return 0.0 if value else 1.0
+    return float(2 * special.stdtr(degrees, -abs(value) / error))
+
+
+def no_interval(value: float, n: int, level: float, clusters: int = 0) -> Interval:
+    return Interval(value, math.nan, math.nan, n, TOO_FEW, level, clusters)
 
 
 # --- one sample -------------------------------------------------------------------------------------------------------
@@ -170,6 +189,37 @@ def normal_interval(value: float, error: float, n: int, method: str, level: floa
     """An estimate whose standard error is known from elsewhere (a likelihood's curvature), taken as normal."""
     half = quantile(level) * error
     return Interval(value, value - half, value + half, n, method, level)
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def ranks(values: npt.ArrayLike) -> FloatArray:
+    """Ranks from 1, equal values at the mean of theirs, shape (n,).
+
+    >>> ranks([30, 10, 20, 10]).tolist()
+    [4.0, 1.5, 3.0, 1.5]
+    """
+    _, place, n = np.unique(np.asarray(values, dtype=np.float64).ravel(), return_inverse=True, return_counts=True)
+    mean: FloatArray = np.cumsum(n) - (n - 1) / 2
+    return mean[place]
+
+
+def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, float]:
+    """Spearman's rho and its two-sided p (t with n - 2 degrees of freedom); (NaN, NaN) below three values, where one is
+    NaN, or where either side is constant."""
+    a, b = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
+    if a.size < 3 or np.isnan(a).any() or np.isnan(b).any() or (a == a[0]).all() or (b == b[0]).all():
+        return math.nan, math.nan
+    rho, free = float(np.corrcoef(ranks(a), ranks(b))[1, 0]), a.size - 2
+    with np.errstate(divide="ignore"):
+        t = rho * np.sqrt(np.maximum(free / np.float64((rho + 1) * (1 - rho)), 0))
+    return rho, t_test(float(t), free)
+
+
+def t_test(t: float, degrees: float) -> float:
+    """Two-sided p-value of Student's t."""
+    return float(2 * special.stdtr(degrees, -abs(t)))
 
 
 # --- two samples ------------------------------------------------------------------------------------------------------
@@ -220,12 +270,11 @@ def false_discovery(p_values: npt.ArrayLike) -> FloatArray:
 
     NaN (not tested) stays NaN and does not count as a test.
     """
-    from scipy.stats import false_discovery_control
-
     p = np.asarray(p_values, dtype=np.float64).ravel()
-    q, known = np.full(p.shape, np.nan), np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
+    q, known = np.full(p.shape, np.nan), np.flatnonzero(np.isfinite(p))
+    falling = known[np.argsort(p[known])[::-1]]
+    m = falling.size
+    q[falling] = np.minimum.accumulate(p[falling] * (m / np.arange(m, 0, -1)))
     return q
 
 
@@ -242,13 +291,18 @@ def cluster_index(clusters: Sequence[Hashable] | npt.NDArray[np.generic]) -> npt
     return np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)[1]
 
 
+def _draws(n: int) -> int:
+    """Resamples of n units that fit into one table."""
+    return max(200, min(RESAMPLES, _CELLS // n))
+
+
 @lru_cache(maxsize=4)
 def _counts(n: int) -> FloatArray:
     """How often each of n units is drawn in each resample, (draws, n), read only.
 
     The same draws serve every quantity over the same units, so that intervals of related quantities belong together.
     """
-    draws = max(200, min(RESAMPLES, _CELLS // n))
+    draws = _draws(n)
     rng = np.random.default_rng(SEED)
     # Drawing indices and counting them is five to fifteen times faster than multinomial draws.
     drawn = rng.integers(0, n, size=(draws, n), dtype=np.int64) + np.arange(draws)[:, None] * n
@@ -277,17 +331,19 @@ def bootstrap(
         return no_interval(math.nan, 0, level)
     value = float(np.asarray(statistic(np.ones((1, n))), dtype=np.float64).ravel()[0])
     index = None if clusters is None else cluster_index(clusters)
-    units = n if index is None else int(index.max()) + 1
+    clustered = 0 if index is None else int(index.max()) + 1
+    units = clustered or n
     if units < LEAST_FOR_BOOTSTRAP:
-        return no_interval(value, n, level)
-    counts = _counts(units) if index is None else _counts(units)[:, index]
+        return no_interval(value, n, level, clustered)
+    counts = _counts(units) if index is None else _counts(units)[: _draws(n), index]
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.asarray(statistic(counts), dtype=np.float64)
     known = drawn[np.isfinite(drawn)]
     if known.size < drawn.size / 2:
-        return no_interval(value, n, level)
+        return no_interval(value, n, level, clustered)
     low, high = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value, float(low), float(high), n, "bootstrap" if index is None else "bootstrap, clustered", level)
+    method = "bootstrap, clustered" if clustered else "bootstrap"
+    return Interval(value, float(low), float(high), n, method, level, clustered)
 
 
 # --- series of batch means --------------------------------------------------------------------------------------------
@@ -307,46 +363,3 @@ def noise_sd(values: npt.ArrayLike) -> float:
     if robust > 0:
         d = np.clip(d, -5 * robust, 5 * robust)
     return float(math.sqrt(float((d**2).mean()) / 2))
-
-
-@dataclass(frozen=True)
-class Ends:
-    """First and last part of a series of batch means (k rows each of n), their difference, and the noise's sd."""
-
-    first: float
-    last: float
-    delta: Interval
-    last_level: Interval
-    n: int
-    k: int
-    sd: float
-
-
-def ends(values: npt.ArrayLike, level: float = LEVEL, share: float = 0.25) -> Ends | None:
-    """Means of the first and last `share` of a series (at least three rows each); None below six finite values."""
-    x = finite(values)
-    if x.size < 6:
-        return None
-    k, sd = max(3, int(x.size * share)), noise_sd(x)
-    first, last = float(x[:k].mean()), float(x[-k:].mean())
-    # n / 2: successive differences overlap, so they hold fewer degrees of freedom than rows.
-    t = t_quantile(level, max(2, x.size // 2))
-    half, half_level = t * sd * math.sqrt(2 / k), t * sd / math.sqrt(k)
-    method = "first and last rows, noise from successive differences"
-    delta = Interval(last - first, last - first - half, last - first + half, x.size, method, level)
-    return Ends(
-        first, last, delta, Interval(last, last - half_level, last + half_level, k, method, level), x.size, k, sd
-    )
-
-
-def few_rows_level(values: npt.ArrayLike) -> Interval | None:
-    """The level at the end of two to five rows, too few for `ends`: the mean of their later half, give or take half of
-    all rows' range. No confidence interval: it says only that a level lies far from 0 beside all that the rows moved.
-
-    None for one row, and for six or more. Hand case: 0, -20, -80, -140 give -110, from -180 to -40.
-    """
-    x = finite(values)
-    if not 2 <= x.size <= 5:
-        return None
-    last, half = float(x[-(x.size // 2) :].mean()), float(np.ptp(x)) / 2
-    return Interval(last, last - half, last + half, x.size // 2, "few rows, give or take half of their range")

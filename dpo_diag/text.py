@@ -15,11 +15,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from numbers import Number
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from rich.cells import cell_len, set_cell_size
+
+if TYPE_CHECKING:
+    import pandas as pd  # not at run time: a usage error must not wait for it
 
 MISSING = "–"
 MAX_CHARS = 20_000
@@ -51,9 +53,10 @@ def number(value: Any, digits: int = 4) -> str:
 
     The minus is ASCII's, so that a printed number can be pasted into code.
     """
-    if value is None or value is pd.NA:
+    value = _as_python(value)
+    if value is None:
         return MISSING
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
         return value
@@ -83,8 +86,12 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def interval(bounds: Sequence[float] | None, level: float = 0.95, write: Any = signed) -> str:
-    """ "95 % interval -0.187 to -0.04", or "no interval"; `write` prints a bound (`number` for what is no change)."""
-    return f"{100 * level:.4g} % interval {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
+    """ "95 % interval -0.187 to -0.04", or "no interval"; `write` prints a bound (`number` for what is no change).
+
+    A level of NaN is no confidence interval: "range 1 to 2".
+    """
+    what = "range" if math.isnan(level) else f"{100 * level:.4g} % interval"
+    return f"{what} {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
 
 
 def bracket(low: float | None, high: float | None, write: Any = number) -> str:
@@ -184,6 +191,8 @@ def for_csv(value: Any) -> Any:
 
 def frame_for_csv(frame: pd.DataFrame) -> pd.DataFrame:
     """A copy of the frame whose text cells, column names and text index went through `for_csv`."""
+    import pandas as pd
+
     out = frame.copy()
     for i, column in enumerate(out.columns):
         if not pd.api.types.is_numeric_dtype(out.dtypes.iloc[i]):
@@ -205,8 +214,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], width: int = 100
     given = [list(row) for row in rows]
     cells = [[safe(number(v, digits), max_chars=200, one_line=True) for v in row] for row in given]
     numeric = [
-        bool(given) and all(row[i] is None or isinstance(row[i], (int, float, np.number)) for row in given)
-        for i in range(len(header))
+        bool(given) and all(row[i] is None or isinstance(row[i], Number) for row in given) for i in range(len(header))
     ]
     sizes = [max(cell_len(name), *(cell_len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
     # A shortened number would be another number, so only text shrinks, to a dozen cells; then the line grows instead.
@@ -246,19 +254,28 @@ def plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, (str, bool)):
         return value
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
+    if isinstance(value, int):
         return int(value)
-    if isinstance(value, (float, np.floating)):
+    if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, pd.DataFrame):
-        return records(value)
-    if isinstance(value, (list, tuple, set, frozenset, np.ndarray, pd.Series)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
-    return None if value is pd.NA or value is pd.NaT else str(value)
+    if hasattr(value, "itertuples"):
+        return records(value)
+    known = _as_python(value)
+    return known if known is None else plain(known) if known is not value else str(value)
+
+
+def _as_python(value: Any) -> Any:
+    """numpy's scalars and arrays and pandas' series as Python's values, pandas' NA and NaT as None, others as given.
+
+    Told by what they have, so that neither library is imported for a number that is Python's own.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import false_discovery_control, rankdata, spearmanr
 
 from dpo_diag import stats
 from dpo_diag.stats import Interval
@@ -67,6 +68,27 @@ def test_q_values_keep_the_order_and_are_no_smaller(p: list[float]) -> None:
     assert (np.diff(q[np.argsort(p)]) >= -1e-12).all()
 
 
+@given(st.lists(st.sampled_from([0.001, 0.02, 0.02, 0.3, 0.7, 1.0]), min_size=1, max_size=12))
+def test_q_values_are_scipys(p: list[float]) -> None:
+    assert stats.false_discovery(p).tolist() == false_discovery_control(p).tolist()
+
+
+def test_spearman_by_hand() -> None:
+    """Ranks 1 2 3 4 against 1 3 2 4: rho = 1 - 6 * 2 / (4 * 15) = 0.8, t(2) = 0.8 sqrt(2 / 0.36) = 1.886, p = 0.2."""
+    rho, p = stats.rank_correlation([1, 2, 3, 4], [10, 30, 20, 40])
+    assert (rho, p) == pytest.approx((0.8, 0.2)) and stats.rank_correlation([1, 2, 3], [2, 4, 6]) == (1.0, 0.0)
+    for x, y in (([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, math.nan, 3], [1, 2, 3])):
+        assert np.isnan(stats.rank_correlation(x, y)).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.floats(-5, 5)), min_size=3, max_size=40))
+def test_ranks_and_their_correlation_are_scipys(rows: list[tuple[int, float]]) -> None:
+    x, y = (np.array(side, dtype=float) for side in zip(*rows, strict=True))
+    assert stats.ranks(x).tolist() == rankdata(x).tolist()
+    if np.ptp(x) and np.ptp(y):
+        assert stats.rank_correlation(x, y) == pytest.approx(tuple(spearmanr(x, y)), abs=0, rel=1e-12)
+
+
 def test_the_bootstrap_of_a_mean_agrees_with_t_and_repeats_itself() -> None:
     x = np.random.default_rng(0).normal(1, 1, 200)
     first, second = (stats.bootstrap(lambda c: c @ x / c.sum(axis=1), 200) for _ in range(2))
@@ -113,21 +135,6 @@ def test_noise_survives_a_spike() -> None:
     x = np.random.default_rng(0).normal(0, 1, 100)
     x[50] = 1000.0
     assert stats.noise_sd(x) < 2.0
-
-
-def test_ends_by_hand() -> None:
-    """Eight rows, quarters of three: (0+1+2)/3 = 1, (5+6+7)/3 = 6; successive differences 1: sd sqrt(1/2)."""
-    e = stats.ends(np.arange(8.0))
-    assert e is not None and (e.first, e.last, e.delta.value, e.k) == (1.0, 6.0, 5.0, 3)
-    assert e.sd == pytest.approx(math.sqrt(0.5))
-    assert stats.ends(np.arange(5.0)) is None
-
-
-def test_ends_cover_their_truth() -> None:
-    """400 flat series of 40 rows: the 95 % interval of the change leaves 0 out in about 5 %, here at most 9 %."""
-    rng = np.random.default_rng(2)
-    trends = [stats.ends(rng.normal(0, 1, 40)) for _ in range(400)]
-    assert 5 <= sum(t is not None and t.delta.sign != 0 for t in trends) <= 36
 
 
 def test_how_many_are_needed_to_tell() -> None:

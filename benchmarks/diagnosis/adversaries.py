@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.diagnosis.simulate import Plan, World, means, train_rows, write
-from dpo_diag.diagnosis.explain import explain
+from dpo_diag.diagnosis.explanation import explain
 from dpo_diag.importers import import_path
 from dpo_diag.losses import LossSpec
 from dpo_diag.stats import proportion

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from dpo_diag.diagnosis.explain import explain
+from dpo_diag.diagnosis.explanation import explain
 from dpo_diag.errors import DiagError
 from dpo_diag.importers import import_path
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_diag.diagnosis.checks import CHECKS, all_checks
-from dpo_diag.diagnosis.checks.shared.pages import document, page, write_pages
 from dpo_diag.text import table, to_json
 
 NEXT = "dpo-diag checks DVG001"
@@ -19,6 +17,9 @@ def checks(code: str | None = None, /, *, json: bool = False, write: Path | None
         json: one JSON document on standard output.
         write: write a page for each check and an index into this folder (docs/checks).
     """
+    from dpo_diag.diagnosis.checks import CHECKS, all_checks
+    from dpo_diag.diagnosis.checks.shared.pages import document, page, write_pages
+
     if write is not None:
         files = write_pages(write)
         print(to_json({"written": files}) if json else f"wrote {len(files)} files to {write}")

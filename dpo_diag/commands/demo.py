@@ -6,8 +6,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dpo_diag.commands.hydra_app import run_app
-
 WAYS_OUT = ("sql_dpo_sft_term", "sql_dpo_high_beta")
 
 
@@ -18,6 +16,7 @@ def demo(*overrides: str, all: Annotated[bool, Parameter(name="--all")] = False)
         overrides: as dpo-train takes them, e.g. seed=1.
         all: the two known ways out too: an SFT term, a high beta.
     """
+    from dpo_diag.commands.hydra_app import run_app
     from dpo_diag.commands.train import job
 
     print("Text-to-SQL in three stages: SFT from scratch, 620 pairs that the SFT model got wrong, DPO on them.")

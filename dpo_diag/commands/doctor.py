@@ -18,7 +18,7 @@ from dpo_diag import __version__
 from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import install_hint, is_installed
-from dpo_diag.records.health import FAIL, OK, WARN, Finding, check_run
+from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.text import to_json
 
 DISTRIBUTION = "dpo-diag"
@@ -41,7 +41,7 @@ def doctor(run: Path | None = None, /, *, quick: bool = False, json: bool = Fals
         json: one JSON document on standard output.
     """
     machine = check_machine(quick=quick)
-    about_run = check_run(run) if run is not None else []
+    about_run = _of_run(run) if run is not None else []
     failed = any(finding.outcome == FAIL for finding in [*machine, *about_run])
     if json:
         of_run = run and {"path": str(run), "findings": [finding.to_dict() for finding in about_run]}
@@ -54,6 +54,12 @@ def doctor(run: Path | None = None, /, *, quick: bool = False, json: bool = Fals
     counts = {outcome: sum(f.outcome == outcome for f in [*machine, *about_run]) for outcome in (OK, WARN, FAIL)}
     print(f"{counts[OK]} ok, {counts[WARN]} to look at, {counts[FAIL]} failed")
     return 1 if failed else 0
+
+
+def _of_run(run: Path) -> list[Finding]:
+    from dpo_diag.records.health import check_run
+
+    return check_run(run)
 
 
 def _print(title: str, findings: list[Finding]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +15,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE, write_json
-from dpo_diag.records.reader import load_run
+from dpo_diag.registry import plugins
 from dpo_diag.text import to_json
-from dpo_diag.thresholds import parse_threshold
+from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 FINDINGS = "findings.json"
 
@@ -25,7 +28,7 @@ def explain(
     run: Path,
     /,
     *thresholds: str,
-    from_step: Annotated[str | None, Parameter(name="--from")] = None,
+    from_step: Annotated[int | Literal["ref"] | None, Parameter(name="--from")] = None,
     to_step: Annotated[int | None, Parameter(name="--to")] = None,
     split: str | None = None,
     json: bool = False,
@@ -81,7 +84,7 @@ def explain(
         "loss": names_of(loss), "beta": beta, "reference_free": reference_free, "logps": logps, "decimal": decimal,
         "run": of_run,
     }  # fmt: skip
-    request = _Request(run, from_step, to_step, split, dict(parse_threshold(text) for text in thresholds), said)
+    request = _Request(run, from_step, to_step, split, _thresholds(thresholds), said)
     if watch:
         return _watch(request, interval, rules, json=json, write=not no_write)
     is_run = request.is_run
@@ -109,7 +112,7 @@ class _Request:
     """What is to be explained: a run folder, or a log with what it does not say itself."""
 
     path: Path
-    from_step: str | None
+    from_step: int | str | None
     to_step: int | None
     split: str | None
     thresholds: Mapping[str, float]
@@ -120,13 +123,15 @@ class _Request:
         return (self.path / RUN_FILE).is_file() or not self.path.exists()
 
     def document(self) -> dict[str, Any]:
-        from dpo_diag.diagnosis import explain as explain_run
-
         if self.is_run:
             if given := [f"--{name.replace('_', '-')}" for name, value in self.said.items() if value]:
                 hint = "only a log needs them; import it again to say more"
                 raise DiagError("a run folder says so itself", where=", ".join(given), hint=hint, usage=True)
-            return explain_run(load_run(self.path), self.from_step, self.to_step, self.split, self.thresholds)
+            run = load_run(self.path)
+            from dpo_diag.diagnosis import explain as explain_run
+
+            return explain_run(run, self.from_step, self.to_step, self.split, self.thresholds)
+        from dpo_diag.diagnosis import explain as explain_run
         from dpo_diag.importers import Options, import_path
 
         with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
@@ -134,6 +139,14 @@ class _Request:
             import_path(self.path, out, options=Options(**self.said))
             document = explain_run(load_run(out), self.from_step, self.to_step, self.split, self.thresholds)
         return {**document, "run": str(self.path)}
+
+
+def _thresholds(texts: Sequence[str]) -> dict[str, float]:
+    """NAME=NUMBER of the command line; a name that nothing can bring is refused before anything is read."""
+    values = dict(map(parse_threshold, texts))
+    if values and not plugins():
+        load_thresholds(values)
+    return values
 
 
 def _rules(text: str) -> list[tuple[str, frozenset[str]]]:
@@ -187,8 +200,12 @@ def _signature(path: Path) -> tuple[Any, ...]:
     if path.is_file():
         state = path.stat()
         return (state.st_mtime_ns, state.st_size)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != FINDINGS and not p.name.startswith("."))
-    return tuple((str(p), s.st_mtime_ns, s.st_size) for p in files for s in [p.stat()])
+    files = sorted(p for p in path.rglob("*") if p.name != FINDINGS and not p.name.startswith("."))
+    states = []
+    for file in files:
+        with suppress(FileNotFoundError):  # merged into another since it was listed
+            states.append((str(file), file.stat()))
+    return tuple((name, s.st_mtime_ns, s.st_size) for name, s in states if stat.S_ISREG(s.st_mode))
 
 
 def _watch(

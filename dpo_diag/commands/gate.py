@@ -31,15 +31,17 @@ def gate(
         json: one JSON document on standard output instead of the table.
         subjects: print what a rule can be about, with its limits and options, and stop.
     """
-    from dpo_diag.gate.judge import Gate
-    from dpo_diag.gate.judge import junit as to_junit
-    from dpo_diag.gate.rules import describe, load_rules
-
     if subjects:
+        from dpo_diag.gate.rules import describe
+
         print(describe())
         return 0
     if run is None or rules is None:
         raise DiagError("a run and its rules are needed", expected="dpo-diag gate RUN --rules FILE", usage=True)
+    from dpo_diag.gate.judge import Gate
+    from dpo_diag.gate.judge import junit as to_junit
+    from dpo_diag.gate.rules import load_rules
+
     outcomes = Gate(run, baseline, dict(map(parse_threshold, thresholds))).judge_all(load_rules(rules))
     failed = [o for o in outcomes if o.status == "failed"]
     if junit:

@@ -60,12 +60,17 @@ def import_log(
         return _print_formats(json)
     if not paths:
         raise DiagError("no file named", expected="dpo-diag import PATH [--out RUN]", usage=True)
-    from dpo_diag.importers import Options, import_path
+    # A name without slash and colon is no address of a W&B run: that much is known before a format is imported.
+    if absent := [path for path in paths if not {"/", ":"} & set(path) and not Path(path).exists()]:
+        raise DiagError("no such file or folder", where=absent[0], hint="check the path", usage=True)
     from dpo_diag.losses import names_of
 
+    names, weights = names_of(loss), _numbers(loss_weights)
+    from dpo_diag.importers import Options, import_path
+
     options = Options(
-        loss=names_of(loss),
-        loss_weights=_numbers(loss_weights),
+        loss=names,
+        loss_weights=weights,
         beta=beta,
         label_smoothing=label_smoothing,
         reference_free=reference_free,

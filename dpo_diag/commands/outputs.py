@@ -6,16 +6,11 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from textwrap import indent
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
-from dpo_diag.outputs.answers import Checkpoint
-from dpo_diag.outputs.behaviours import ALL
-from dpo_diag.outputs.changed import SINCE
-from dpo_diag.outputs.compare import Comparison, comparison, to_document
-from dpo_diag.outputs.terminal import Layout, answer_lines, wrap
 from dpo_diag.records import load_run
 from dpo_diag.text import (
     bracket,
@@ -30,6 +25,10 @@ from dpo_diag.text import (
     to_json,
 )
 from dpo_diag.thresholds import load_thresholds, parse_threshold
+
+if TYPE_CHECKING:
+    from dpo_diag.outputs import Comparison
+    from dpo_diag.outputs.terminal import Layout
 
 MOVED_ROWS = 12
 PHRASE_ROWS = 10
@@ -82,9 +81,13 @@ def outputs(
     shown_steps = _steps(steps)
     if limit < 0 or chars < 1:
         raise DiagError("out of range", where="--limit or --chars", expected="positive", usage=True)
+    limits = load_thresholds(dict(map(parse_threshold, thresholds)))
+    from dpo_diag.outputs.compare import comparison, to_document
+    from dpo_diag.outputs.terminal import Layout, wrap
+
     c = comparison(
         opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
-        phrase_list=phrase_list, thresholds=load_thresholds(dict(map(parse_threshold, thresholds))),
+        phrase_list=phrase_list, thresholds=limits,
     )  # fmt: skip
     document = to_document(opened, c)
     entries = _selected(document["prompts"], tag, prompt)
@@ -162,6 +165,8 @@ def _labels(c: Comparison, steps: list[int] | None) -> dict[tuple[str, int], str
 
 
 def _print_answers(entries: list[dict[str, Any]], labels: dict[tuple[str, int], str], layout: Layout, n: int) -> None:
+    from dpo_diag.outputs.terminal import answer_lines
+
     shown = entries[:n] if n else entries
     for entry in shown:
         print("", *answer_lines(entry, labels, layout), sep="\n")
@@ -171,6 +176,11 @@ def _print_answers(entries: list[dict[str, Any]], labels: dict[tuple[str, int], 
 
 def _print_tables(document: dict[str, Any], columns: int) -> None:
     """The tables below the answers; those of one checkpoint are of the one that is judged."""
+    from dpo_diag.outputs.answers import Checkpoint
+    from dpo_diag.outputs.behaviours import ALL
+    from dpo_diag.outputs.changed import SINCE
+    from dpo_diag.outputs.terminal import wrap
+
     baseline, to = document["baseline"], document["to"]
     at_target = {
         name: [r for r in document[name] if Checkpoint(r["model"], r["step"]).label == to]

@@ -8,7 +8,6 @@ import webbrowser
 from pathlib import Path
 
 from dpo_diag.records import load_run
-from dpo_diag.report import write_report
 
 
 def report(run: Path, /, *, out: Path | None = None, open_less: bool = False) -> int:
@@ -20,6 +19,8 @@ def report(run: Path, /, *, out: Path | None = None, open_less: bool = False) ->
         open_less: only write the file; do not offer it to a browser.
     """
     opened = load_run(run)
+    from dpo_diag.report import write_report
+
     started = time.monotonic()
     print("reading the records, explaining, comparing the outputs ...", file=sys.stderr)
     path = write_report(opened, out)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records import Run, load_run
 from dpo_diag.text import to_json
 
 if TYPE_CHECKING:
-    from dpo_diag.records import Run
     from dpo_diag.review.items import Item
 
 
@@ -57,10 +57,6 @@ def review(
         judge_url: ask a model instead of a person: an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1.
         judge_model: the model to ask; its key: env DPO_DIAG_JUDGE_API_KEY.
     """
-    from dpo_diag.records import load_run
-    from dpo_diag.review.behaviours import load_behaviours
-    from dpo_diag.review.items import choose_items
-
     opened = load_run(run)
     if json and not results:
         raise DiagError("--json goes with --results", usage=True)
@@ -68,6 +64,9 @@ def review(
         return _results(opened, json)
     if all_ and (a or b):
         raise DiagError("--all compares every checkpoint", got="--a or --b too", hint="leave one out", usage=True)
+    from dpo_diag.review.behaviours import load_behaviours
+    from dpo_diag.review.items import choose_items
+
     items = choose_items(opened, a=a, b=b, every=all_, n=n, sample=sample, same=same,
                          seed=seed)  # fmt: skip
     if judge_url:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 from cyclopts import Parameter
 
-from dpo_diag.diagnosis.sweep import METRICS, Sweep
-from dpo_diag.diagnosis.sweep import sweep as collect
 from dpo_diag.errors import DiagError
 from dpo_diag.text import MISSING, bracket, frame_for_csv, number, records, safe, signed, some, table, to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dpo_diag.diagnosis.sweep import Sweep
 
 SHORT = {
     "chosen_ppl_seq_mean": "chosen ppl",
@@ -33,6 +35,8 @@ def sweep(
         json: one JSON document on standard output, nothing else there.
         csv: write the table of runs as CSV, too.
     """
+    from dpo_diag.diagnosis.sweep import sweep as collect
+
     collected = collect(runs)
     if csv:
         _write_csv(collected.runs, csv)
@@ -94,11 +98,23 @@ def lines(collected: Sweep) -> list[str]:
         out += [*(f"  {safe(f['run'], one_line=True)}: {safe(f['why'], one_line=True)}" for f in collected.failed), ""]
     if collected.not_runs:
         out += [f"no run, left out: {some(safe(name, one_line=True) for name in collected.not_runs)}", ""]
-    return [
-        *out,
-        "loss and perplexities: last evaluation; [ ] after a score: 95 % Wilson interval, "
-        "then its change since its first evaluation with the interval that explain gives it",
-    ]
+    return [*out, _legend(collected.runs)]
+
+
+def _legend(runs: pd.DataFrame) -> str:
+    """What the numbers are: of an evaluation, or of training batches where a run has none."""
+    batches = list(runs.loc[runs["batches"], "run"]) if len(runs) else []
+    training = "mean of the last logged training rows, no evaluation is recorded"
+    if batches and len(batches) == len(runs):
+        numbers = training
+    else:
+        names = some((safe(name, one_line=True) for name in batches), 3)
+        numbers = "last evaluation" + (f" (of {names}: {training})" if batches else "")
+    scores = (
+        "; [ ] after a score: 95 % Wilson interval, then its change since its first evaluation with the interval that "
+        "explain gives it"
+    )
+    return f"loss and perplexities: {numbers}{scores if len(runs) and _scores(runs) else ''}"
 
 
 def _apart(differing: dict[str, list[str]]) -> list[str]:
@@ -115,6 +131,8 @@ def _scores(frame: pd.DataFrame) -> list[str]:
 
 
 def _rows(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    from dpo_diag.diagnosis.sweep import METRICS
+
     paths = [os.path.abspath(r) for r in frame["run"]]
     root = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(frame) > 1 else ""
     names = [str(os.path.relpath(p, root)) if root else r for p, r in zip(paths, frame["run"], strict=True)]
@@ -145,6 +163,8 @@ def _score(row: dict[str, Any], name: str) -> str:
 
 
 def _groups(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    from dpo_diag.diagnosis.sweep import METRICS
+
     parameters = [*frame.columns[: frame.columns.get_loc("origin")], *_varying(frame, ["origin", "step"])]
     values = [m for m in METRICS.values() if m in frame and frame[m].notna().any()] + _scores(frame)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dpo_diag.diagnosis.logged import measured_split
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.records.writer import annotate
 from dpo_diag.text import to_json
-from dpo_diag.tracking import make_tracker, mirror
 
 
 def track(
@@ -45,6 +42,9 @@ def track(
     if report and (kind != "wandb" or mode != "online"):
         hint = "--kind wandb --mode online, or --report-spec FILE"
         raise DiagError("a report is saved online", hint=hint, usage=True)
+    from dpo_diag.records.writer import annotate
+    from dpo_diag.tracking import make_tracker, mirror
+
     tracker = make_tracker(kind, project=project, mode=mode, entity=entity, group=group)
     where = mirror(opened, tracker, name)
     if tracker.failures:
@@ -59,6 +59,7 @@ def track(
 
 def _report(opened: Run, project: str, entity: str, group: str | None, *, spec: Path | None, save: bool) -> None:
     from dpo_diag.diagnosis import explain
+    from dpo_diag.diagnosis.logged import measured_split
     from dpo_diag.report.wandb_report import build_report, save_report, write_spec
 
     history = opened.history

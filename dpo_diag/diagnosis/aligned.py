@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, two_steps
@@ -46,6 +47,7 @@ class SideArrays:
     n_from: FloatArray
     sum_to: FloatArray
     n_to: FloatArray
+    pair_ids: npt.NDArray[np.object_]
     excluded: dict[str, Any]
 
     @property
@@ -71,13 +73,13 @@ def side_arrays(pairs: pd.DataFrame, side: str, unit: str) -> SideArrays:
         "empty": ~uncounted & ((n0 <= 0) | (n1 <= 0)),
     }
     keep = ~np.logical_or.reduce(list(reasons.values()))
-    ids = pairs["pair_id"].astype(str).to_numpy()
+    ids = pairs["pair_id"].astype(str).to_numpy(dtype=object)
     excluded = {
         name: {"n": int(mask.sum()), "pair_ids": [str(i) for i in ids[mask][:_NAMED]]}
         for name, mask in reasons.items()
         if mask.any()
     }
-    return SideArrays(side, unit, keep, s0[keep], n0[keep], s1[keep], n1[keep], excluded)
+    return SideArrays(side, unit, keep, s0[keep], n0[keep], s1[keep], n1[keep], ids[keep], excluded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,13 +16,6 @@ ROLE_WORDS = {
 }
 ROUNDING = 1e-9
 """A term below this is the rounding of a sum, not a cause."""
-LEAST_SHARE = 0.15
-"""A role that carries less of the change than this is not named."""
-LEAST_LENGTH_SHARE = 0.1
-"""The length-weight term is named from this share of the change of ppl_token on."""
-LEAST_KEY_TOKENS = 20
-LEAST_RHO, LARGEST_P = 0.2, 0.01
-"""A feature known before training is named where its rank correlation is at least this large and this certain."""
 TOKEN_CHARS = 40
 SNIPPET = 160
 """Characters of a pair's text that a sentence quotes."""
@@ -92,7 +85,10 @@ def _perplexity(document: dict[str, Any]) -> list[Sentence]:
             sentences.append(say(text, "perplexity.chosen.ppl_seq_mean"))
     row = chosen.get("ppl_token")
     weight = row.get("length_weight") if row else None
-    if weight is not None and abs(weight) > LEAST_LENGTH_SHARE * abs(row["dlog"]) > 0:
+    if (
+        weight is not None
+        and abs(weight) > document["thresholds"]["narrative.least_length_share"] * abs(row["dlog"]) > 0
+    ):
         text = (
             f"Length matters: {signed(weight)} of the change {signed(row['dlog'])} of log ppl_token comes from long "
             "answers changing differently from short ones."
@@ -107,7 +103,10 @@ def _tokens(document: dict[str, Any]) -> list[Sentence]:
     total, count = sum(r["delta"] for r in roles), sum(r["n_tokens"] for r in roles)
     if not roles or not total:
         return []
-    named = sorted((r for r in roles if abs(r["share"]) >= LEAST_SHARE), key=lambda r: -r["share"])
+    named = sorted(
+        (r for r in roles if abs(r["share"]) >= document["thresholds"]["narrative.least_role_share"]),
+        key=lambda r: -r["share"],
+    )
     parts = [
         f"{percent(r['share'])} is {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)"
         for r in named
@@ -181,7 +180,7 @@ def gained_sentences(document: dict[str, Any]) -> list[Sentence]:
 
 def _prompt(document: dict[str, Any]) -> list[Sentence]:
     chosen = (document.get("prompt_dependence") or {}).get("chosen")
-    if not chosen or chosen["n_key"] < LEAST_KEY_TOKENS:
+    if not chosen or chosen["n_key"] < document["thresholds"]["narrative.least_key_tokens"]:
         return []
     key, other = chosen["ppl_key"], chosen["ppl_other"]
     text = (
@@ -193,11 +192,12 @@ def _prompt(document: dict[str, Any]) -> list[Sentence]:
 
 def _similarity(document: dict[str, Any]) -> list[Sentence]:
     """The one feature known before training that correlates most clearly with the change, if any does."""
+    limits = document["thresholds"]
     entries = (document.get("similarity") or {}).get("correlations_with_chosen_change") or []
     clear = [
         e for e in entries
-        if e["rho_given_length"] is not None and e["p_given_length"] < LARGEST_P
-        and abs(e["rho_given_length"]) >= LEAST_RHO
+        if e["rho_given_length"] is not None and e["p_given_length"] < limits["narrative.largest_p"]
+        and abs(e["rho_given_length"]) >= limits["narrative.least_correlation"]
     ]  # fmt: skip
     if not clear:
         return []

@@ -1,7 +1,9 @@
-"""What a run's history holds at its evaluations: the split that is shown, and each metric's first and last value."""
+"""What a run holds of a metric: its history where it is logged, else what the pair records give; which split is shown,
+and each metric's first and last value."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -10,7 +12,9 @@ from dpo_diag import text
 from dpo_diag.diagnosis.evidence import SCORE
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, step_name
 from dpo_diag.records import Run
-from dpo_diag.records.metric_table import label_of, measure, pair_sums
+from dpo_diag.records.metric_table import METRICS, PairSums, label_of, measure, metric_of, pair_sums
+from dpo_diag.records.schemas import TABLES
+from dpo_diag.records.tables import REFERENCE_COLUMNS
 from dpo_diag.stats import proportion
 
 MEASURED = ("loss", "logps/chosen", "logps/rejected")
@@ -82,13 +86,45 @@ def at_reference(rows: PairRows, split: str) -> dict[str, float]:
     if split not in rows.steps or rows.start(split, last := rows.steps[split][-1])[0] != REFERENCE:
         return {}
     history, same = rows.run.history, rows.reference_step(split)
+    measured = measure(sums_at(rows, split, REFERENCE), rows.run.info.loss)
+    values = {name: value.value for name, value in measured.items()}
     if same is not None and same != last:
         own = history.loc[(history["split"] == split) & (history["step"] == same)]
-        return dict(zip(own["name"].astype(str), own["value"].astype(float), strict=True))
-    reference = rows.run.read("pairs", splits=[split], roles=["ref"])
-    reference = reference.loc[reference["pair_id"].isin(rows.rows(split, last)["pair_id"])]
-    measured = measure(pair_sums(reference, reference), rows.run.info.loss)
-    return {name: value.value for name, value in measured.items()}
+        values |= dict(zip(own["name"].astype(str), own["value"].astype(float), strict=True))
+    return values
+
+
+def metric_rows(pairs: PairRows, name: str, split: str | None = None) -> pd.DataFrame:
+    """A metric of a run, in the columns of history and the order of its steps: as it is logged; of a split whose
+    history lacks it, measured from the pair records at each step that they hold. Empty where neither has it.
+
+    Batches of a training are not measured: what a trainer did not log of them is not known as it would have.
+    """
+    history = pairs.run.history
+    rows = history.loc[(history["name"] == name) & ((history["split"] == split) | (split is None))]
+    metric, found = metric_of(name), []
+    if metric is not None and (metric.of_side or metric.of_each):
+        base = name if name in METRICS else name.partition("/")[0]
+        lacking = [s for s in pairs.steps if split in (None, s) and not (rows["split"] == s).any()]
+        for of_split in (s for s in lacking if pairs.run.role(s) != "train"):
+            for step in pairs.steps[of_split]:
+                values = measure(sums_at(pairs, of_split, step), pairs.run.info.loss, [base])
+                if name in values:
+                    found.append({"step": step, "split": of_split, "name": name, **values[name]._asdict()})
+    measured = pd.DataFrame(found).reindex(columns=TABLES["history"].names)
+    return pd.concat([f for f in (rows, measured) if len(f)] or [rows]).sort_values("step", ignore_index=True)
+
+
+def sums_at(pairs: PairRows, split: str, step: Step, only: Iterable[str] | None = None) -> PairSums:
+    """A split's pairs as sums, at a step or as the reference has the last step's pairs; `only`: some pair ids."""
+    rows = pairs.rows(split, pairs.steps[split][-1] if step == REFERENCE else int(step))
+    rows = rows if only is None else rows.loc[rows["pair_id"].isin(list(only))]
+    reference = rows[["pair_id", "side"]].assign(sum_logp=rows["ref_sum_logp"])
+    if step == REFERENCE:
+        own = {column: rows[f"ref_{column}"] for column in REFERENCE_COLUMNS}
+        rows = rows.assign(**{**own, "n_tokens": own["n_tokens"].fillna(rows["n_tokens"])})
+        rows = rows.loc[rows["sum_logp"].notna()]
+    return pair_sums(rows, reference)
 
 
 def before_after_text(table: pd.DataFrame) -> str:

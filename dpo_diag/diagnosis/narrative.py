@@ -8,13 +8,14 @@ escaped, so that a terminal shows them and never obeys them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
+from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
-from dpo_diag.stats import LEVEL, Interval
+from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import about, capital, interval, moved, number, percent, plural, safe, signed
 
 HEADINGS = ("What happened", "How sure", "Why", "Which pairs", "What to change")
@@ -26,12 +27,8 @@ WEIGHING = {
 ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG012", "DVG018", "DVG019", "DVG025"})
 """Checks whose advice the remedies give with this run's numbers: not given twice."""
 NAMED_PAIRS = 3
-LEAST_NAMED_SHARE = 0.005
-"""A pair whose share prints as 0 % is not named."""
 EXCLUDED = {"nan": "NaN", "empty": "without a token", "no_count": "of unknown length"}
 """Why an answer is left out of a perplexity, in words."""
-LEAST_DIP = 0.1
-"""A dip of a logged mean is named from this share of its whole range on."""
 ADVICE = 3
 """Lines of a check's advice that are shown, of those that no check before it gave."""
 
@@ -51,29 +48,25 @@ def narrate(document: dict[str, Any], run: Run | None = None) -> list[dict[str, 
     ]
 
 
-def render(narrative: list[dict[str, Any]]) -> str:
-    """The narrative as plain text."""
-    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
-
-
 def stretch(document: Mapping[str, Any]) -> str:
     """What was compared: "the reference to step 80"."""
     first, last = document["from_step"], document["to_step"]
     if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
         return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
-    if document.get("step_word", "step") != "step":
-        return f"{document['step_word']} {first} to {last}"
+    # A page may be drawn from findings that an older version wrote.
+    if (word := document.get("step_word", "step")) != "step":
+        return f"{word} {first} to {last}"
     return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
 
 
 def _what_happened(document: dict[str, Any]) -> list[Sentence]:
     start = f"From {stretch(document)}"
     if document["from_step"] != REFERENCE:
-        word = document.get("step_word", "step")
+        word = document["step_word"]
         start = f"Between {word} {document['from_step']} and {word} {document['to_step']}"
     where = f"{start} on {document['split']}"
     if document["n_pairs"] is not None:
-        where += f" ({plural(document['n_pairs'], 'pair')})"
+        where += f" ({counted(document['n_pairs'], document['n_prompts'])})"
     loss, quadrants = document["loss"], document["quadrants"]
     if loss.get("to_is") == "the only row":
         text = f"On {document['split']} the loss is {number(loss['to'])} in the only row{_at(loss)}."
@@ -99,10 +92,9 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
 
 
 def course(ends: Mapping[str, Any]) -> str:
-    """How a logged mean moved, with what its two numbers are (`means.Ends`): "fell 0.6931 → 0.1977, from the reference
-    to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
-    rows = f" of {ends['rows']} rows" if ends["n_to"] > 1 else ""
-    text = f"{moved(ends['from'], ends['to'])}, from {ends['from_is']} to {ends['to_is'].removesuffix(' rows')}{rows}"
+    """How a logged mean moved, with what its two numbers are (`dpo_diag.ends`): "fell 0.6931 → 0.1977, from the
+    reference to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
+    text = f"{moved(ends['from'], ends['to'])}, from {ends['from_is']} to {ends['to_is']}"
     if ends["from_is"] == "the first row":
         return text
     return f"{text} (first row {number(ends['first'])}{_at(ends)})"
@@ -164,8 +156,12 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
         key = f"means.values.{name}"
         sentences.append(say(f"The logged mean {name} {course(entry)}.", key))
         low, ends = entry.get("lowest"), min(entry["from"], entry["to"])
-        if side == "chosen" and low is not None and ends - low > LEAST_DIP * (entry["highest"] - low):
-            where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
+        if (
+            side == "chosen"
+            and low is not None
+            and ends - low > document["thresholds"]["narrative.least_dip"] * (entry["highest"] - low)
+        ):
+            where = f"{document['step_word']} {entry['lowest_step']}"
             text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
     return sentences
@@ -182,22 +178,27 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
         for n in ("rewards/chosen", "logps/chosen")
         if n in values
     ]
-    told, level = len(sentences), document.get("means", {}).get("level", LEVEL)
+    told, how = len(sentences), document["intervals"]
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
         if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
-            uncertain = _not_certain(entry[delta], bounds, document["n_pairs"]) if bounds[0] <= 0.0 <= bounds[1] else ""
-            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, level)}{uncertain})."
+            estimate = Interval(entry[delta], bounds[0], bounds[1], document["n_pairs"] or 0, level=how["level"])
+            uncertain = _not_certain(estimate) if bounds[0] <= 0.0 <= bounds[1] else ""
+            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, how['level'])}{uncertain})."
             sentences.append(say(text, key))
-    least = document["thresholds"]["least_for_interval"]
-    if document["n_pairs"] and document["n_pairs"] < least:
-        sentences.append(say(f"n = {plural(document['n_pairs'], 'pair')}: too few for an interval.", "n_pairs"))
-    elif document["n_pairs"] and len(sentences) > told:
-        text = "Intervals are over the pairs of this set; they do not include the scatter between training seeds."
-        sentences.append(say(text, "n_pairs"))
+    pairs, prompts = document["n_pairs"], document.get("n_prompts")
+    if pairs and (prompts or pairs) < how["least"]:
+        sentences.append(say(f"n = {counted(pairs, prompts)}: {TOO_FEW}.", "n_pairs", "n_prompts"))
+    elif pairs and len(sentences) > told:
+        shared = f"{counted(pairs, prompts)}, clustered by prompt, " if prompts else ""
+        text = (
+            f"Intervals are over the pairs of this set ({shared}{how['method']}); they do not include the scatter "
+            "between training seeds."
+        )
+        sentences.append(say(text, "intervals", "n_pairs", "n_prompts"))
     elif any(entry["interval"] for entry in values.values()):
         text = "Intervals are over logged rows, whose batches hold other pairs each."
-        sentences.append(say(text, "means.method"))
+        sentences.append(say(text, "intervals"))
     for entry in document["evidence"]:
         if entry["delta"] or entry["direction"] != "no_worse":
             sentences.append(say(f"{entry['text']}: {entry['direction'].replace('_', ' ')}.", "evidence"))
@@ -209,9 +210,9 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     return sentences
 
 
-def _not_certain(change: float, bounds: Sequence[float], n_pairs: int | None) -> str:
+def _not_certain(change: Interval) -> str:
     """That an interval holds 0 and, where pairs stand behind it, how many more would tell."""
-    needed = Interval(change, bounds[0], bounds[1], n_pairs or 0).needed(change)
+    needed = change.needed(change.value)
     more = (
         f"; about {about(needed)} pairs are needed to tell a change of this size from none (power 80 %)"
         if needed
@@ -258,8 +259,9 @@ def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sente
     carry = f"{few['pairs']} of {plural(few['of'], 'pair')} carry {percent(few['share'])}"
     against = f"; the others together {'fell' if dlog > 0 else 'rose'}" if few["share"] > 1.0 + ROUNDING else ""
     sentences = [say(f"{carry} of the net {word} of chosen ppl_seq_mean{against}.", "concentration")]
+    least = document["thresholds"]["narrative.least_pair_share"]
     shown = [(p, f"{percent(p['share_of_rise'])} of it, {e}") for p, e in zip(pairs, ends, strict=True)]
-    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= LEAST_NAMED_SHARE]
+    return sentences, [line for line in shown if abs(line[0]["share_of_rise"]) >= least]
 
 
 def _broken(document: dict[str, Any]) -> bool:

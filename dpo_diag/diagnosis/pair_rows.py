@@ -23,8 +23,8 @@ import pandas as pd
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, is_per_token, pair_losses
 from dpo_diag.records import Run
-from dpo_diag.records.reader import REFERENCE_COLUMNS, join_reference
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.tables import REFERENCE_COLUMNS, join_reference
 from dpo_diag.thresholds import load_thresholds
 
 FloatArray = npt.NDArray[np.float64]
@@ -70,6 +70,16 @@ class PairRows:
         # A set measured once can only be compared with the reference: sets measured twice come first.
         once = [s for s in best if len(steps[s]) < 2 and self.run.role(s) != "train"]
         return {s: steps[s] for s in [*(s for s in best if s not in once), *once]}
+
+    @cached_property
+    def prompts(self) -> pd.Series | None:
+        """pair_id -> number of its prompt (text, and what else the model is shown beside it), of the pairs whose prompt
+        is recorded; None where no two of them share one. An empty prompt is none: nothing is shared there."""
+        texts = self.run.read("texts", ["pair_id", "prompt", "beside"]).drop_duplicates("pair_id")
+        known = texts[texts["prompt"].fillna("").str.strip() != ""].set_index("pair_id")
+        if not known[["prompt", "beside"]].duplicated().any():
+            return None
+        return known.groupby(["prompt", "beside"], dropna=False).ngroup()
 
     def split(self, name: str) -> pd.DataFrame:
         """Every policy row of a split in the order of steps, with the reference's values as `ref_*` columns."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_diag.diagnosis.narrative import render
 from dpo_diag.text import number, table
 
 WIDTH = 160
@@ -13,7 +12,7 @@ WIDTH = 160
 
 def render_document(document: dict[str, Any], top: int = 10) -> str:
     """Narrative first, then loss, perplexities, pairs and checks as tables."""
-    blocks = [f"{document['run']} ({document['kind']})", render(document["narrative"])]
+    blocks = [f"{document['run']} ({document['kind']})", _narrative(document["narrative"])]
     loss = document["loss"]
     if loss.get("chosen_part") is not None:
         names = ["from", "to", "delta", "chosen_part", "rejected_part", "residual"]
@@ -60,10 +59,14 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
     return "\n\n".join(blocks)
 
 
+def _narrative(narrative: list[dict[str, Any]]) -> str:
+    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
+
+
 def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """What a new look at a growing run says, one line a change; the first look says where it stands."""
     loss, chosen = now["loss"], now["perplexity"].get("chosen", {})
-    state = [f"{now.get('step_word', 'step')} {now['to_step']}"]
+    state = [f"{now['step_word']} {now['to_step']}"]
     if loss.get("to") is not None:
         state.append(f"loss {number(loss['from'])} → {number(loss['to'])}")
     for name in ("ppl_token", "ppl_seq_mean"):

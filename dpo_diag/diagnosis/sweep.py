@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from dpo_diag.diagnosis.decompose.means import ends_of
 from dpo_diag.diagnosis.evidence import score_curves
-from dpo_diag.diagnosis.logged import measured_split
+from dpo_diag.diagnosis.logged import measured_split, metric_rows
 from dpo_diag.diagnosis.measure import enough
+from dpo_diag.diagnosis.pair_rows import PairRows
+from dpo_diag.ends import ends_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.metric_table import measure, pair_sums
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.stats import proportion
 from dpo_diag.text import to_json
@@ -36,7 +36,7 @@ METRICS = {
     "pairs/both_fell": "both_fell",
     "rewards/accuracies": "reward_accuracy",
 }
-"""History name -> column: each run's last value on its evaluation split."""
+"""Metric -> column: each run's last value on its evaluation split, of training batches the mean of the last rows."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Sweep:
 
     Attributes:
         runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
-            data (a hash of the measured set's pairs), step, the metrics, and per task score NAME its value, NAME_n,
+            data (a hash of the measured set's pairs), step, split, batches (whether the metrics are those of training
+            batches: no evaluation is recorded), the metrics, and per task score NAME its value, NAME_n,
             NAME_low, NAME_high (Wilson, 95 %), and NAME_change since its first evaluation, with its interval in
             NAME_change_low and NAME_change_high (that of the explanation).
         groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
@@ -89,27 +90,22 @@ def overrides(folder: Path) -> dict[str, str]:
 
 
 def _last(rows: pd.DataFrame, batches: bool) -> float:
-    """The last value; of training batches, one of which is noise, the mean of the last rows (`means.ends_of`)."""
+    """The last value; of training batches, one of which is noise, the mean of the last rows (`ends.ends_of`)."""
     last = float(rows["value"].iloc[-1])
-    end = ends_of(rows["step"], rows["value"], batches).end
-    return last if end is None or not math.isfinite(last) else end
+    return ends_of(rows["value"], batches=batches).end if math.isfinite(last) else last
 
 
 def final_values(run: Run) -> dict[str, Any]:
-    """A run's last values: step, METRICS on its evaluation split, and the task scores with n and interval. A metric
-    that the history lacks is measured from the pair records, where there are any."""
-    history = run.history
-    split = measured_split(run)
-    own = history.loc[history["split"] == split]
-    step = int(own["step"].max()) if len(own) else None
-    if split is None:
-        split, step = _pairs_split(run)
-    of_pairs = _of_pairs(run, split, step)
-    values: dict[str, Any] = {"step": step, "split": split}
+    """A run's last values: step, METRICS on its evaluation split (as logged, else from the pair records), and the task
+    scores with n and interval."""
+    history, pairs = run.history, PairRows(run)
+    split = measured_split(run) or next(iter(pairs.steps), None)
+    steps = [*history.loc[history["split"] == split, "step"], *pairs.steps.get(split or "", ())]
+    batches = split is not None and run.role(split) == "train"
+    values: dict[str, Any] = {"step": int(max(steps)) if steps else None, "split": split, "batches": batches}
     for name, column in METRICS.items():
-        rows = own.loc[own["name"] == name]
-        batches = split is not None and run.role(split) == "train"
-        values[column] = _last(rows, batches) if len(rows) else of_pairs.get(name, math.nan)
+        rows = pd.DataFrame() if split is None else metric_rows(pairs, name, split)
+        values[column] = _last(rows, batches) if len(rows) else math.nan
     for curve in score_curves(run):
         score, n = float(curve.values[-1]), float(curve.n[-1])
         interval = enough(proportion(score * n, n), defaults())
@@ -120,22 +116,6 @@ def final_values(run: Run) -> dict[str, Any]:
             values |= {f"{column}_change": change.value, f"{column}_change_low": change.low}
             values |= {f"{column}_change_high": change.high}
     return values
-
-
-def _pairs_split(run: Run) -> tuple[str | None, int | None]:
-    """The best split of the pair records and its last step."""
-    seen = run.read("pairs", ["split", "step"], roles=["policy"]).drop_duplicates()
-    for split in run.preferred(seen["split"].astype(str).unique().tolist()):
-        return split, int(seen.loc[seen["split"] == split, "step"].max())
-    return None, None
-
-
-def _of_pairs(run: Run, split: str | None, step: int | None) -> dict[str, float]:
-    if split is None or step is None:
-        return {}
-    pairs = run.read("pairs", splits=[split], steps=[step], roles=["policy"])
-    reference = run.read("pairs", splits=[split], roles=["ref"])
-    return {name: value.value for name, value in measure(pair_sums(pairs, reference), run.info.loss).items()}
 
 
 def setting(run: Run, split: str | None, step: int | None, hydra: bool) -> dict[str, str]:
@@ -248,7 +228,7 @@ def group_runs(runs: pd.DataFrame, by: list[str], same: pd.DataFrame) -> pd.Data
     """
     if runs.empty:
         return pd.DataFrame()
-    about = {"run", "step", "split", "origin", "data", SEED, *by}
+    about = {"run", "step", "split", "batches", "origin", "data", SEED, *by}
     values = [c for c in runs.columns if c not in about and not c.endswith(("_n", "_low", "_high"))]
     keys = [runs[name] for name in by] + [same[name].rename(f"_{name}") for name in same]
     grouped = [rows for _, rows in runs.groupby(keys, sort=False, dropna=False)] if keys else [runs]

@@ -21,6 +21,7 @@ from typing import Any
 from dpo_diag.diagnosis.checks.shared.check import CAVEAT
 from dpo_diag.diagnosis.evidence import TASK_KINDS
 from dpo_diag.diagnosis.measure import Measure
+from dpo_diag.ends import LEAST_ROWS
 from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import capital, plural, some
 
@@ -128,8 +129,6 @@ NEEDS_A_REFERENCE = frozenset({"DVG007"})
 """Of those, the ones that a loss without a reference cannot fail."""
 OPEN = frozenset({"cannot_tell", "one_row", "supervised"})
 """Labels that say nothing about harm either way."""
-FEW = 5
-"""Rows of a log up to which the text says how few they are."""
 NAMED = 4
 """Further checks that the text names, beside the causes."""
 
@@ -270,7 +269,7 @@ def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[M
 
 def _few(facts: Facts) -> bool:
     """Whether so few batches or pairs were compared that a check's silence proves nothing."""
-    return facts.batches and facts.rows <= FEW if facts.rows is not None else not facts.has_intervals
+    return facts.batches and facts.rows < LEAST_ROWS if facts.rows is not None else not facts.has_intervals
 
 
 def _missing_text(lacking: list[tuple[str, str, str]], facts: Facts) -> str:

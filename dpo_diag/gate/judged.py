@@ -12,7 +12,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis import explain
 from dpo_diag.diagnosis.checks import CheckContext
-from dpo_diag.diagnosis.explain import known_starts
+from dpo_diag.diagnosis.explanation import known_starts
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.outputs.answers import POLICY, answers
 from dpo_diag.outputs.compare import Comparison, comparison
@@ -61,9 +61,14 @@ class JudgedRun:
         return PairRows(self.run, self.limits["reference_tolerance_nats"])
 
     @cached_property
+    def other_pairs(self) -> PairRows:
+        """The pair rows of the baseline's run."""
+        return self.pairs if self.same_run else PairRows(self.other, self.limits["reference_tolerance_nats"])
+
+    @cached_property
     def starts(self) -> dict[str, float]:
         """metric -> the value that the run is known to have started from (see `explain.known_starts`)."""
-        return known_starts(CheckContext.from_run(self.pairs), self.limits)
+        return known_starts(CheckContext.from_run(self.pairs, thresholds=self.limits), self.limits)
 
     @cached_property
     def comparison(self) -> Comparison:

@@ -31,6 +31,7 @@ def added_to(out: str | os.PathLike[str]) -> Iterator[tuple[RunWriter, RunInfo]]
     if before.kind == "scored":
         writer.finish()
     else:
+        writer.merge()
         writer.update(status=before.status or "finished", ended=before.ended)
 
 

@@ -13,6 +13,7 @@ from dpo_diag.data.pairs import Row, text_rows
 from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
+from dpo_diag.losses import LossSpec
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
 from dpo_diag.models.packed.rows import ROW_TOKENS
 from dpo_diag.records import Run, RunWriter
@@ -83,6 +84,8 @@ def score_checkpoints(
         say(f"note: {note}")
     models = _with_reference(as_checkpoints(checkpoints), reference)
     with added_to(out) as (writer, before):
+        known = to_document(before)
+        writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
         run = Run(writer.path)
         _same_pairs(run, rows, split)
         if split not in before.splits:
@@ -107,23 +110,21 @@ def score_checkpoints(
             with loader.open(checkpoint, keep=checkpoint.path in bases) as (model, tokenizer):
                 if role == REFERENCE:
                     tokenizer = _shared_tokenizer(loader, models, tokenizer, say)
-                encoded, known = once.encoded(tokenizer), once.proved(model)
+                encoded, proof = once.encoded(tokenizer), once.proved(model, tokenizer)
                 scores = score_pairs(
                     model, encoded, step=step, split=split, role=role, batch_size=batch_size,
-                    shared_prefix=known or shared_prefix, row_tokens=row_tokens, tokens=tokens, no_prompt=no_prompt,
+                    shared_prefix=proof or shared_prefix, row_tokens=row_tokens, tokens=tokens, no_prompt=no_prompt,
                     hidden=hidden, progress=progress,
                 )  # fmt: skip
-                once.remember(model, scores.proved)
+                once.remember(model, tokenizer, scores.proved)
                 facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
-            if known is None and (note := scores.proved.note()):
+            if proof is None and (note := scores.proved.note()):
                 say(f"    {note}")
             _write(writer, run, scores, role, step, split)
             writer.update(**facts_of_model)
             if encoded.dropped:
                 say(f"    {len(encoded.dropped)} pairs left out, e.g. {encoded.dropped[0][1]}")
                 writer.update(dropped_pairs=[{"pair_id": p, "why": why} for p, why in encoded.dropped[:100]])
-        known = to_document(before)
-        writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
     return writer.path
 
 
@@ -134,7 +135,7 @@ class _Once:
     def __init__(self, rows: Sequence[Row], max_length: int | None, truncation_mode: str) -> None:
         self._rows, self._limits = rows, (max_length, truncation_mode)
         self._tokenizers: dict[int, tuple[PreTrainedTokenizerBase, PairTokens, dict[str, Any]]] = {}
-        self._proved: dict[str, Proved] = {}
+        self._proved: dict[tuple[str, int], Proved] = {}
 
     def _of(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, PairTokens, dict[str, Any]]:
         from dpo_diag.inference.scoring import PairTokens
@@ -152,11 +153,11 @@ class _Once:
     def description(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         return self._of(tokenizer)[2]
 
-    def proved(self, model: PreTrainedModel) -> Proved | None:
-        return self._proved.get(_architecture(model))
+    def proved(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Proved | None:
+        return self._proved.get((_architecture(model), id(tokenizer)))
 
-    def remember(self, model: PreTrainedModel, proved: Proved) -> None:
-        self._proved[_architecture(model)] = proved
+    def remember(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, proved: Proved) -> None:
+        self._proved[_architecture(model), id(tokenizer)] = proved
 
 
 def _architecture(model: PreTrainedModel) -> str:
@@ -188,7 +189,7 @@ def _write(writer: RunWriter, run: Run, scores: Scores, role: str, step: int, sp
     writer.write("tokens", scores.tokens, split=label)
     if role == POLICY:
         reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
-        writer.write("history", history_rows(scores.pairs, reference, step, split), split=split)
+        writer.write("history", history_rows(scores.pairs, reference, step, split, run.info.loss), split=split)
     if scores.ches is not None:
         write_side_table(writer.path, CHES, scores.ches.assign(split=split))
     # Pairs last: they say that a checkpoint is done.
@@ -235,14 +236,17 @@ def _described(
     return {**own, "tokenizer": tokenizer | {"name": checkpoint.path}}
 
 
-def history_rows(pairs: pd.DataFrame, reference: pd.DataFrame, step: int, split: str) -> list[dict[str, Any]]:
-    """The live metrics of a trained run, from one checkpoint's policy rows: names as in history/.
+def history_rows(
+    pairs: pd.DataFrame, reference: pd.DataFrame, step: int, split: str, loss: LossSpec | None
+) -> list[dict[str, Any]]:
+    """What a trained run logs of a set, from one checkpoint's policy rows: names as in history/.
 
     Args:
         pairs: policy rows of one step.
-        reference: reference rows (pair_id, side, sum_logp); empty if there is none.
+        reference: reference rows (pair_id, side, sum_logp); empty if there is none: then no loss, rewards or margins.
+        loss: what the checkpoints were trained with; None if it is not known: likewise.
     """
     return [
         {"step": step, "split": split, "name": name, "value": value.value, "weight": value.weight}
-        for name, value in measure(pair_sums(pairs, reference)).items()
+        for name, value in measure(pair_sums(pairs, reference), loss).items()
     ]

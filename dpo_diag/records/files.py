@@ -2,7 +2,8 @@
 sees half of one.
 
 A Parquet file's name carries its first and last step, its split and the rank that wrote it
-(`pairs/00000010-00000010.eval.r0.parquet`).
+(`pairs/00000010-00000010.eval.r0.parquet`); one that many were merged into has ~ and a number for the split
+(`pairs/00000001-00000640.~3.r0.parquet`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.text import to_json
 
+if TYPE_CHECKING:
+    import pyarrow as pa  # not at run time: only who writes a table needs it
+
 RUN_FILE = "run.json"
+SCHEMA_VERSION = "1.1"
+"""major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
+MERGED = "~"
+"""Begins the label of a merged file; no split's label has it, see `to_label`."""
+ROW_GROUP = 1 << 18
+"""Rows that are passed over together where their steps are not asked for."""
 _PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 
@@ -35,6 +42,16 @@ class Part(NamedTuple):
     def name(self) -> str:
         """The file's name."""
         return f"{self.first:08d}-{self.last:08d}.{self.label}.r{self.rank}.parquet"
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the file took the place of others, see `records.parts`."""
+        return self.label.startswith(MERGED)
+
+    @property
+    def number(self) -> int:
+        """Of a merged file: higher than those of the files that it replaces; 0 for any other."""
+        return int(self.label.removeprefix(MERGED)) if self.is_merged else 0
 
 
 def to_label(split: str) -> str:
@@ -72,9 +89,21 @@ def write_json(path: Path, document: Any) -> None:
         os.fsync(file.fileno())
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """zstd Parquet; dictionaries for ids, byte-stream split for floats: the smallest tokens/ of what was tried."""
+def write_parquet(path: Path, table: pa.Table, *, to_disk: bool = False) -> None:
+    """zstd Parquet; dictionaries for ids, byte-stream split for floats: the smallest tokens/ of what was tried.
+
+    `to_disk`: on the disk before it takes its name, since other files will be removed for it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False)
+        pq.write_table(
+            table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False,
+            row_group_size=ROW_GROUP,
+        )  # fmt: skip
+        if to_disk:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())

@@ -6,7 +6,7 @@ Reads every record file once, table by table; no torch.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,14 @@ import pandas as pd
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import part_of
+from dpo_diag.records.finding import FAIL, OK, WARN, Finding
+from dpo_diag.records.parts import listed, steady, visible
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import some
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 _STALE_SECONDS = 3600.0
 _MAX_DUPLICATE_ROWS = 5_000_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor: what was looked at, how it stands (ok | warn | fail), what was found, what to do."""
-
-    name: str
-    outcome: str
-    found: str
-    hint: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def check_run(path: str | Path) -> list[Finding]:
@@ -50,7 +38,7 @@ def check_run(path: str | Path) -> list[Finding]:
         return [Finding("run.json", FAIL, str(error))]
     findings = [Finding("run.json", OK, version), _status(run)]
     for name, table in TABLES.items():
-        parts, broken = _read_parts(run, name)
+        parts, broken = steady(partial(_read_parts, run, name), run.path / name)
         findings += broken
         if not parts:
             continue
@@ -183,7 +171,12 @@ def _missing_reference(frame: pd.DataFrame) -> list[Finding]:
 
 
 def _leftovers(folder: Path) -> list[Finding]:
-    """Files under a temporary name: a write that was killed, or one that is under way."""
-    found = [str(p.relative_to(folder)) for p in sorted(folder.rglob(".*.tmp"))]
+    """Files under a temporary name, or in others by now: a writer that was killed, or one that is at it."""
+    temporary = [str(p.relative_to(folder)) for p in sorted(folder.rglob(".*.tmp"))]
     hint = "nothing reads them; remove them unless the run is still writing"
-    return [Finding("leftovers", WARN, f"{len(found)} temporary files: {some(found)}", hint)] if found else []
+    replaced = []
+    for name in TABLES:
+        seen = {path for _, path in visible(folder / name)}
+        replaced += [str(path.relative_to(folder)) for _, path in listed(folder / name) if path not in seen]
+    found = {"temporary files": temporary, "files that a merged one replaced": replaced}
+    return [Finding("leftovers", WARN, f"{len(v)} {k}: {some(v)}", hint) for k, v in found.items() if v]

@@ -63,11 +63,11 @@ class Metric:
         sides: it stands once per side, as NAME/SIDE.
         of_side: its value from one side's columns, (rows,) each, rows of no tokens left out; None where a column that
             it needs is not known.
-        of_pairs: its value from both sides and the loss; None likewise.
+        of_each: each pair's value from both sides and the loss, (pairs,), NaN where it is unknown; its own is the mean
+            of the known ones. None likewise.
         per_response: every response weighs the same, so that packed rows have none.
         stand_ins: narrower quantities that answer the same question where this one was not logged, best first.
         bounds: what it can be at all, both ends included, None where it has no end; a share lies in 0 to 1.
-        live: measured wherever there are sums, scored checkpoints included; otherwise only where a trainer logs it too.
     """
 
     label: str
@@ -76,11 +76,10 @@ class Metric:
     description: str
     sides: bool = False
     of_side: Callable[[Columns], Value | None] | None = None
-    of_pairs: Callable[[Sums, LossSpec | None], Value | None] | None = None
+    of_each: Callable[[Sums, LossSpec | None], FloatArray | None] | None = None
     per_response: bool = False
     stand_ins: tuple[str, ...] = ()
     bounds: tuple[float | None, float | None] | None = None
-    live: bool = True
 
     @property
     def limits(self) -> tuple[float | None, float | None]:
@@ -130,13 +129,14 @@ def label_of(name: str) -> str:
 
 
 def measure(rows: Sums, spec: LossSpec | None = None, names: Iterable[str] | None = None) -> dict[str, Value]:
-    """Every metric that the rows' sums give, by history name; what cannot be known is absent. {} for no rows.
+    """Every metric that the rows' sums give, by history name: the same for a training batch, a scored checkpoint and
+    stored pairs. What cannot be known is absent. {} for no rows.
 
     Args:
         spec: the loss, for metrics that need beta or its formula; None where it is not known.
-        names: metrics without their side; None for those that are live.
+        names: metrics without their side; None for all.
     """
-    chosen = [n for n in METRICS if METRICS[n].live] if names is None else list(names)
+    chosen = list(METRICS) if names is None else list(names)
     values: dict[str, Value] = {}
     if rows.policy["sum_logp"].shape[-1] == 0:
         return values
@@ -150,10 +150,18 @@ def measure(rows: Sums, spec: LossSpec | None = None, names: Iterable[str] | Non
             if (value := metric.of_side(columns)) is not None:
                 values[f"{name}/{side}"] = value
     for name in chosen:
-        of_pairs = METRICS[name].of_pairs
-        if of_pairs is not None and tuple(rows.sides) == SIDES and (value := of_pairs(rows, spec)) is not None:
-            values[name] = value
+        each = of_each_pair(rows, name, spec)
+        if each is not None and (known := each[~np.isnan(each)]).size:
+            values[name] = Value(float(known.mean()), float(known.size))
     return values
+
+
+def of_each_pair(rows: Sums, name: str, spec: LossSpec | None) -> FloatArray | None:
+    """Each pair's value of a metric that is their mean, (pairs,), NaN where unknown; None where it has none."""
+    metric = metric_of(name)
+    if metric is None or metric.of_each is None or tuple(rows.sides) != SIDES:
+        return None
+    return metric.of_each(rows, spec)
 
 
 @dataclass(frozen=True)

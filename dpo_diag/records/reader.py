@@ -1,4 +1,8 @@
-"""Reading a run folder: lazy pandas frames, with columns, steps, splits and roles pushed down to the files."""
+"""Reading a run folder: lazy pandas frames, with columns, steps, splits and roles pushed down to the files.
+
+Opening a folder reads run.json alone: pandas and pyarrow come with the first table, so that a mistyped path is answered
+at once.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,18 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Literal
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, part_of
-from dpo_diag.records.run_info import RunInfo
-from dpo_diag.records.run_upgrade import read_info
-from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
-from dpo_diag.records.splits import Role, preferred
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
+from dpo_diag.records.parts import steady, visible
 
-REFERENCE_COLUMNS = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
-"""What is known of a response under the reference; joined to the policy's rows as `ref_...`."""
-_REFERENCE_KEY = ["split", "pair_id", "side"]
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from dpo_diag.records.run_info import RunInfo
+    from dpo_diag.records.splits import Role
 
 
 class Run:
@@ -77,6 +75,8 @@ class Run:
         Raises:
             DiagError: a field of the wrong type.
         """
+        from dpo_diag.records.run_upgrade import read_info
+
         return read_info(self.meta, self.path / RUN_FILE, lambda: self.history)
 
     def role(self, split: str) -> Role:
@@ -85,6 +85,8 @@ class Run:
 
     def preferred(self, splits: Iterable[str]) -> list[str]:
         """Splits in the order in which an analysis prefers them, best first; see `records.splits`."""
+        from dpo_diag.records.splits import preferred
+
         return preferred(splits, self.role)
 
     @property
@@ -96,8 +98,11 @@ class Run:
         return str(self.meta.get("kind", "trained"))
 
     def files(self, table: str, steps: Sequence[int] | None = None) -> list[Path]:
-        """The Parquet files of a table, in step order, pruned by the step range in their names."""
-        parts = [(part, path) for path in sorted((self.path / table).glob("*.parquet")) if (part := part_of(path))]
+        """The Parquet files of a table, in step order, pruned by the step range in their names.
+
+        A writer may merge them before they are read: see `records.parts.steady`.
+        """
+        parts = steady(lambda: visible(self.path / table), self.path / table)
         return [path for part, path in parts if steps is None or any(part.first <= s <= part.last for s in steps)]
 
     def has(self, table: str) -> bool:
@@ -113,22 +118,26 @@ class Run:
         roles: Iterable[str] | None = None,
     ) -> pa.Table:
         """Rows as an Arrow table, filtered while reading; raw, i.e. reference rows are rows and nothing is joined."""
+        from dpo_diag.records.schemas import TABLES
+        from dpo_diag.records.tables import read_rows
+
         declared = TABLES[table]
-        wanted = list(columns) if columns is not None else declared.names
-        unknown = [c for c in wanted if c not in declared.names]
+        asked = list(columns) if columns is not None else declared.names
+        unknown = [c for c in asked if c not in declared.names]
         if unknown:
             raise DiagError(f"unknown columns {unknown}", where=f"table {table}", expected=f"some of {declared.names}")
         step_list = None if steps is None else sorted({int(s) for s in steps})
-        condition = _condition(declared, step_list, splits, roles)
-        parts = [_read_part(path, declared, wanted, condition) for path in self.files(table, step_list)]
-        schema = pa.schema([declared.schema.field(c) for c in wanted])
-        if not parts:
-            return schema.empty_table()
-        return pa.concat_tables(parts).unify_dictionaries()
+        named = {"step": step_list, "split": splits, "role": roles}
+        wanted = {c: list(v) for c, v in named.items() if v is not None and c in declared.names}
+        folder = self.path / table
+        return steady(lambda: read_rows(self.files(table, step_list), declared, asked, wanted), folder)
 
     def part(self, table: str, path: Path) -> pa.Table:
         """One file's rows, every declared column, validated; raises DiagError for a file that does not fit."""
-        return _read_part(path, TABLES[table], TABLES[table].names, None)
+        from dpo_diag.records.schemas import TABLES
+        from dpo_diag.records.tables import read_part
+
+        return read_part(path, TABLES[table], TABLES[table].names, {})
 
     def read(
         self,
@@ -140,6 +149,8 @@ class Run:
     ) -> pd.DataFrame:
         """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Text columns are strings,
         except in `tokens`, whose ids stay categorical for the sake of memory."""
+        import pyarrow as pa
+
         arrow = self.arrow(table, columns, steps, splits, roles)
         if table != "tokens":
             for i, field in enumerate(arrow.schema):
@@ -148,23 +159,32 @@ class Run:
         frame: pd.DataFrame = arrow.to_pandas()
         return frame
 
+    def _distinct(self, table: str, keep: Literal["first", "last"] = "last") -> pd.DataFrame:
+        """Every row of a table once: of rows with one key the last (or the first) that was written."""
+        from dpo_diag.records.schemas import TABLES
+
+        return self.read(table).drop_duplicates(list(TABLES[table].key), keep=keep)
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per (step, split, name), ordered; a value that was logged twice counts once, the last one."""
-        frame = self.read("history").drop_duplicates(list(TABLES["history"].key), keep="last")
+        frame = self._distinct("history")
         return frame.sort_values(["step", "split", "name"], kind="stable", ignore_index=True)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
         """One policy row per (step, split, pair_id, side), the reference's values joined as `ref_*` columns."""
-        frame = self.read("pairs").drop_duplicates(list(TABLES["pairs"].key), keep="last")
-        return join_reference(frame)
+        from dpo_diag.records.tables import join_reference
+
+        return join_reference(self._distinct("pairs"))
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """One policy row per response token, the reference's joined as `ref_logp`. May be large: see `read`."""
-        frame = self.read("tokens").drop_duplicates(list(TABLES["tokens"].key), keep="last")
-        key = [*_REFERENCE_KEY, "position"]
+        from dpo_diag.records.tables import REFERENCE_KEY
+
+        frame = self._distinct("tokens")
+        key = [*REFERENCE_KEY, "position"]
         reference = frame.loc[frame["role"] == "ref", [*key, "logp"]].drop_duplicates(key)
         policy = frame.loc[frame["role"] == "policy"]
         joined = policy.merge(reference.rename(columns={"logp": "ref_logp"}), on=key, how="left")
@@ -173,7 +193,7 @@ class Run:
     @cached_property
     def outputs(self) -> pd.DataFrame:
         """One row per (step, model, prompt_id, sample)."""
-        frame = self.read("outputs").drop_duplicates(list(TABLES["outputs"].key), keep="last")
+        frame = self._distinct("outputs")
         return frame.sort_values(["step", "model", "prompt_id", "sample"], kind="stable", ignore_index=True)
 
     @cached_property
@@ -184,79 +204,8 @@ class Run:
     @cached_property
     def alerts(self) -> pd.DataFrame:
         """What the live guards said."""
-        frame = self.read("alerts").drop_duplicates(list(TABLES["alerts"].key))
+        frame = self._distinct("alerts", keep="first")
         return frame.sort_values("step", kind="stable", ignore_index=True)
-
-
-def join_reference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Raw pair rows (policy and reference) to policy rows with `ref_*` columns.
-
-    A reference row belongs to (split, pair_id, side) and stands once, whatever step it was written at.
-    """
-    reference = pairs.loc[pairs["role"] == "ref"].drop_duplicates(_REFERENCE_KEY)
-    policy = pairs.loc[pairs["role"] == "policy"]
-    renamed = reference[[*_REFERENCE_KEY, *REFERENCE_COLUMNS]].rename(
-        columns={c: f"ref_{c}" for c in REFERENCE_COLUMNS}
-    )
-    joined = policy.merge(renamed, on=_REFERENCE_KEY, how="left", validate="many_to_one")
-    return joined.sort_values(["step", "split", "pair_id", "side"], kind="stable", ignore_index=True)
-
-
-def _condition(
-    table: Table, steps: list[int] | None, splits: Iterable[str] | None, roles: Iterable[str] | None
-) -> pc.Expression | None:
-    conditions = []
-    if steps is not None and "step" in table.names:
-        conditions.append(pc.field("step").isin(pa.array(steps, pa.int64())))
-    for name, values in (("split", splits), ("role", roles)):
-        if values is not None and name in table.names:
-            conditions.append(pc.field(name).cast(pa.string()).isin(pa.array(list(values), pa.string())))
-    if not conditions:
-        return None
-    combined = conditions[0]
-    for condition in conditions[1:]:
-        combined = combined & condition
-    return combined
-
-
-def _read_part(path: Path, table: Table, wanted: list[str], condition: pc.Expression | None) -> pa.Table:
-    """One file, in the declared types; a column that an older version did not write is null."""
-    try:
-        present = pq.read_schema(path).names
-        read = pq.read_table(path, columns=[c for c in wanted if c in present], filters=condition)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
-        raise DiagError(
-            "a record file cannot be read",
-            where=path,
-            got=error,
-            hint="remove that file: only its steps are lost; or restore it",
-        ) from error
-    arrays = []
-    by_name = {c.name: c for c in table.columns}
-    for name in wanted:
-        column = by_name[name]
-        if name not in present:
-            if not column.nullable:
-                raise DiagError(
-                    f"column {name} is missing", where=path, expected=column.meaning, hint="write the run again"
-                )
-            arrays.append(pa.chunked_array([pa.nulls(read.num_rows, column.type)]))
-            continue
-        values = read.column(name)
-        if values.null_count and not column.nullable:
-            row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-            raise DiagError(f"column {name} is null", where=f"{path}, row {row}", expected=column.meaning)
-        try:
-            arrays.append(values if values.type == column.type else values.cast(column.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DiagError(
-                f"column {name} has the wrong type",
-                where=path,
-                got=values.type,
-                expected=column.type,
-                hint="write the column in the declared type",
-            ) from error
-    return pa.Table.from_arrays(arrays, schema=pa.schema([table.schema.field(c) for c in wanted]))
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -268,6 +217,8 @@ class Runs(list[Run]):
     """Several runs; `.history .pairs .tokens .outputs` stack their frames with a `run` column."""
 
     def _stack(self, table: str) -> pd.DataFrame:
+        import pandas as pd
+
         frames = [getattr(run, table).assign(run=run.name) for run in self]
         stacked: pd.DataFrame = pd.concat(frames, ignore_index=True)
         return stacked

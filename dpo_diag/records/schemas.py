@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1.1"
-"""major.minor: a reader accepts every minor version of its own major version; a column that is missing is null."""
-
 SIDES = ("chosen", "rejected")
 TRAIN_SPLIT = "train"
 EVAL_SPLIT = "eval"

@@ -1,7 +1,7 @@
 """Writing a run folder: tables as Parquet and run.json, each checked against its declaration.
 
 Files are renamed into place, so that a killed run loses at most the step being written; writing the same step again
-replaces its file, resuming removes what lies beyond.
+replaces its rows, resuming removes what lies beyond; many small files are merged (`records.merging`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, Part, part_of, to_label, write_json, write_parquet
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, Part, to_label, write_json
+from dpo_diag.records.merging import Parts
+from dpo_diag.records.parts import listed
 from dpo_diag.records.reader import Run
 from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status
-from dpo_diag.records.schemas import SCHEMA_VERSION, TABLES, Table
+from dpo_diag.records.schemas import TABLES, Table
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import from_document, to_document
@@ -152,13 +152,14 @@ class RunWriter:
         self.path = Path(path)
         self.rank = rank
         self.resume_step = resume_step
+        self._of_table: dict[tuple[str, int], Parts] = {}
         self.path.mkdir(parents=True, exist_ok=True)
         self.info = RunInfo(kind=kind)
         if resume_step is not None:
             if (self.path / RUN_FILE).exists():
                 self.info = Run(self.path).info
             self.drop_after(resume_step)
-        elif rank == 0 and any(part_of(p) for name in TABLES for p in (self.path / name).glob("*.parquet")):
+        elif rank == 0 and any(listed(self.path / name) for name in TABLES):
             raise DiagError(
                 "the folder already holds a run",
                 where=self.path,
@@ -177,9 +178,9 @@ class RunWriter:
     ) -> Path | None:
         """Write rows of one table as one file; `split` only names the file (several splits may share one).
 
-        Writing the same table, split and step range again replaces the earlier file. Empty rows write nothing.
+        Writing the same table, split and step range again replaces the earlier rows. Empty rows write nothing.
 
-        Returns: the file, or None when there was nothing to write.
+        Returns: the file that holds them now, or None when there was nothing to write.
         """
         declared = TABLES[table]
         arrow = to_arrow(declared, rows)
@@ -187,8 +188,7 @@ class RunWriter:
             return None
         steps = arrow.column("step").to_numpy() if "step" in declared.names else np.zeros(1, dtype=np.int64)
         part = Part(int(steps.min()), int(steps.max()), to_label(split), self.rank)
-        path = self.path / table / part.name
-        write_parquet(path, arrow)
+        path = self._parts(table, self.rank).write(part, arrow)
         if "split" in declared.names:
             self._describe_new_splits(sorted(map(str, arrow.column("split").unique().to_pylist())))
         return path
@@ -208,7 +208,8 @@ class RunWriter:
         self.update(splits={**self.info.splits, split: SplitInfo(role=role, **facts)})
 
     def finish(self, status: Status = "finished", error: str | None = None) -> None:
-        """Set the final status and the time; `error` is what ended a failed run, in one line."""
+        """Merge the files, set the final status and the time; `error` is what ended a failed run, in one line."""
+        self.merge()
         self.update(status=status, error=error, ended=_now())
 
     def _describe_new_splits(self, splits: Iterable[str]) -> None:
@@ -220,16 +221,17 @@ class RunWriter:
     def drop_after(self, step: int) -> None:
         """Remove this rank's rows of later steps; rank 0 also removes those of ranks that no longer exist."""
         for name, table in TABLES.items():
-            if "step" not in table.names:
-                continue
-            for path in sorted((self.path / name).glob("*.parquet")):
-                part = part_of(path)
-                if part is None or part.last <= step or (part.rank != self.rank and self.rank != 0):
-                    continue
-                if part.first <= step:
-                    kept = pq.read_table(path)
-                    kept = kept.filter(pc.less_equal(kept.column("step"), step))
-                    if kept.num_rows:
-                        last = pc.max(kept.column("step")).as_py()
-                        write_parquet(path.with_name(part._replace(last=last).name), kept)
-                path.unlink(missing_ok=True)
+            if "step" in table.names:
+                ranks = {part.rank for part, _ in listed(self.path / name)} if self.rank == 0 else {self.rank}
+                for rank in ranks:
+                    self._parts(name, rank).cut_after(step)
+
+    def merge(self) -> None:
+        """Merge this rank's files, where there are many."""
+        for name in TABLES:
+            self._parts(name, self.rank).merge(at_end=True)
+
+    def _parts(self, table: str, rank: int) -> Parts:
+        if (table, rank) not in self._of_table:
+            self._of_table[table, rank] = Parts(self.path, TABLES[table], rank)
+        return self._of_table[table, rank]

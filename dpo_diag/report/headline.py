@@ -10,9 +10,10 @@ from typing import Any
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.narrative import stretch
+from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.report.section import Context
 from dpo_diag.stats import proportion
-from dpo_diag.text import capital, interval, number, percent, plural, signed
+from dpo_diag.text import capital, interval, number, percent, signed
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -98,7 +99,7 @@ def _about(context: Context) -> list[str]:
         info.model.name if info.model is not None else "",
         stretch(document) if compared else "",
         f"split {document['split']}" if document.get("split") else "",
-        plural(document["n_pairs"], "pair") if document.get("n_pairs") else "",
+        counted(document["n_pairs"], document.get("n_prompts")) if document.get("n_pairs") else "",
         str(info.created or "")[:10],
         "" if info.status == "finished" else info.status,
     ]

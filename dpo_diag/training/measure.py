@@ -37,8 +37,7 @@ def batch_metrics(gathered: Gathered, spec: LossSpec | None) -> dict[str, Value]
     """
     rows, residual = gathered.rows, gathered.residual
     assert rows is not None
-    formulas = [name for name, metric in METRICS.items() if metric.of_side is not None or metric.of_pairs is not None]
-    values = measure(rows, spec, [name for name in formulas if name != "loss"])
+    values = measure(rows, spec, [name for name in METRICS if name != "loss"])
     values |= _of_pairs(rows, spec) if rows.has_pairs else _of_sft(rows)
     exact = values.get("loss_exact")
     # A loss to which something unknown is added keeps the trainer's number.

@@ -11,11 +11,9 @@ from datasets import Dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import ROLES, Role, role_from_name
+from dpo_diag.thresholds import defaults
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.pair_ids import KEY, unpack_id
-
-MOSTLY = 0.5
-"""A set of which more than this share was trained on is a probe of the training pairs."""
 
 
 class EvalRoles:
@@ -57,7 +55,9 @@ class EvalRoles:
         if split in self._given:
             return self._given[split], facts | {"role_from": "given"}
         if "in_training" in facts:
-            role: Role = "train_probe" if facts["in_training"] > MOSTLY * len(ids) else "held_out"
+            role: Role = (
+                "train_probe" if facts["in_training"] > defaults()["roles.probe_share"] * len(ids) else "held_out"
+            )
             return role, facts | {"role_from": "pairs"}
         return role_from_name(split), {"role_from": "name"}
 

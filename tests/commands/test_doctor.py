@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dpo_diag.commands import diag, doctor
 from dpo_diag.records import RunWriter
-from dpo_diag.records.health import FAIL, OK, WARN, check_run, missing_steps
+from dpo_diag.records.finding import FAIL, OK, WARN
+from dpo_diag.records.health import check_run, missing_steps
 
 
 def _pairs(step: int, ids: tuple[str, ...] = ("a", "b"), role: str = "policy") -> list[dict[str, Any]]:

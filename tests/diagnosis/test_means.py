@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpo_diag import Run, RunWriter, load_run
-from dpo_diag.diagnosis.decompose.means import ends_of, perplexity_of_means, summarise_means
+from dpo_diag.diagnosis.decompose.means import perplexity_of_means, summarise_means
 from dpo_diag.errors import DiagError
 
 
@@ -106,39 +106,3 @@ def test_a_supervised_run_is_not_told_that_it_logged_no_perplexity() -> None:
     values = {"ppl_token/response": {"from": 900.0, "to": 13.0, "delta": -887.0}}
     assert perplexity_of_means(values)["not_applicable"].startswith("a supervised run has no chosen and rejected")
     assert perplexity_of_means({})["not_applicable"].startswith("the log holds neither cross-entropies")
-
-
-def test_the_known_start_comes_before_the_first_row() -> None:
-    """Eight rows: k = 3 (the least that scatter), the last three .5 each; the change from ln 2 is -.1931. Differences
-    -.07 -.05 -.05 and four of 0: noise sqrt(.0099 / 7 / 2) = .02659, t(4) .975 = 2.776: +- 2.776 .02659 / sqrt 3."""
-    values = [0.67, 0.6, 0.6, 0.55, 0.5, 0.5, 0.5, 0.5]
-    found = ends_of(range(10, 90, 10), values, True, reference=math.log(2))
-    assert (found.start, found.end, found.k, found.rows) == (math.log(2), pytest.approx(0.5), 3, 8)
-    assert (found.start_is, found.end_is) == ("the reference", "the mean of the last 3 rows")
-    assert (found.first, found.first_step, found.last) == (0.67, 10, 0.5)
-    assert found.interval == (pytest.approx(-0.19315 - 0.04263, abs=1e-4), pytest.approx(-0.19315 + 0.04263, abs=1e-4))
-
-
-def test_a_row_of_step_0_is_the_start_itself() -> None:
-    found = ends_of([0, 10], [0.71, 0.5], False, reference=math.log(2))
-    assert (found.start, found.end, found.start_is, found.end_is) == (0.71, 0.5, "the first row", "the last row")
-
-
-@pytest.mark.parametrize(
-    ("values", "start", "end", "words"),
-    [
-        ([], None, None, ("", "")),
-        ([math.nan], None, None, ("", "")),
-        ([0.5], None, 0.5, ("", "the only row")),
-        ([0.5, 0.4], 0.5, 0.4, ("the first row", "the last row")),
-        ([1.1, 0.9, 0.6, 0.4], 1.0, 0.5, ("the mean of the first 2 rows", "the mean of the last 2 rows")),
-    ],
-)
-def test_few_rows(values: list[float], start: float | None, end: float | None, words: tuple[str, str]) -> None:
-    found = ends_of(range(1, len(values) + 1), values, True)
-    assert (found.start, found.end) == (start, end) and (found.start_is, found.end_is) == words
-
-
-def test_one_row_and_a_known_start_are_two_points() -> None:
-    found = ends_of([100], [0.4], True, reference=math.log(2))
-    assert (found.start, found.end, found.interval) == (math.log(2), 0.4, None)

@@ -192,3 +192,23 @@ def test_a_log_of_training_batches_is_shown_by_the_mean_of_its_last_rows(tmp_pat
     writer.write("history", rows)
     writer.finish()
     assert sweep([tmp_path / "r"]).runs["loss"].tolist() == [pytest.approx(0.5)]
+
+
+def test_the_legend_says_where_numbers_are_those_of_training_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten training rows 1.0, 0.9, ..., 0.1: the mean of the last three is 0.2, and that is no evaluation."""
+    writer = RunWriter(tmp_path / "only_training")
+    rows = [{"step": i, "split": "train", "name": "loss", "value": 1 - i / 10, "weight": 8} for i in range(10)]
+    writer.write("history", rows, "train")
+    writer.finish()
+    assert main(["sweep", str(tmp_path / "only_training")]) == 0
+    assert "loss and perplexities: mean of the last logged training rows, no evaluation" in capsys.readouterr().out
+    finished(tmp_path / "evaluated", 0.5, 60)
+    collected = sweep([str(tmp_path / "only_training"), str(tmp_path / "evaluated")])
+    assert dict(zip(collected.runs["batches"], collected.runs["loss"], strict=True)) == {
+        True: pytest.approx(0.2), False: 0.5,
+    }  # fmt: skip
+    assert main(["sweep", f"{tmp_path}/*"]) == 0
+    legend = capsys.readouterr().out.splitlines()[-1]
+    assert legend.startswith("loss and perplexities: last evaluation (of ") and "only_training: mean of" in legend

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from dpo_diag.commands import diag
+from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.judge import Gate, junit
 from dpo_diag.gate.rules import load_rules
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Quantity, Subject
+from dpo_diag.losses import LossSpec
 from dpo_diag.records import RunWriter
 from dpo_diag.stats import Interval
 from tests.outputs.conftest import answer_rows, frame
@@ -67,13 +70,54 @@ def test_the_baseline_is_the_reference_where_it_was_measured(tmp_path: Path) -> 
         assert (outcome.status, outcome.baseline) == ("failed" if rise > 0.18 else "passed", pytest.approx(1.2 - rise))
 
 
+def scored_run(path: Path, n: int = 20) -> Path:
+    """A scored run with its reference and loss (sigmoid, beta 0.5), and an empty history. Pair i: 10 tokens a side,
+    reference -10 - i / 10; at step 80 chosen is 1 + (i % 3) nats likelier and rejected 2 less likely: margin
+    0.5 (3 + i % 3)."""
+    writer = RunWriter(path, kind="scored")
+    writer.update(loss=LossSpec(beta=0.5))
+    for role, step, up, down in (("ref", 0, 0, 0), ("policy", 80, 1, -2)):
+        rows = [
+            {"step": step, "split": "eval", "role": role, "pair_id": f"q{i:02}", "side": side, "n_tokens": 10,
+             "sum_logp": -10 - i / 10 + move + (i % 3 if up and side == "chosen" else 0), "n_bytes": 40}
+            for i in range(n) for side, move in (("chosen", up), ("rejected", down))
+        ]  # fmt: skip
+        writer.write("pairs", rows, split=f"eval-{role}")
+    writer.finish()
+    return path
+
+
+def test_of_a_scored_run_gate_sweep_and_explain_give_one_number(tmp_path: Path) -> None:
+    """The mean margin over i = 0..19 (7, 7 and 6 pairs of 1.5, 2 and 2.5) is 39.5 / 20 = 1.975; at the reference it is
+    0 and the loss ln 2. Value, start and interval are those of the explanation, with nothing in history."""
+    run = scored_run(tmp_path / "run")
+    told, gate, row = explain(run), Gate(run), sweep(run).runs.iloc[0]
+    loss = gate.judge({"metric": "loss", "max_rise": 0.0})
+    assert loss.status == "passed"
+    assert (loss.baseline, loss.value) == pytest.approx((math.log(2), told["loss"]["to"]), rel=1e-12)
+    assert [loss.low, loss.high] == pytest.approx(told["loss"]["interval"], rel=1e-12)
+    margin, margins = gate.judge({"metric": "rewards/margins", "max_drop": 0.0}), told["margins"]
+    assert (margin.baseline, margin.value) == pytest.approx((0.0, 1.975), abs=1e-12)
+    assert margins["to"] * 0.5 == pytest.approx(1.975)
+    assert [margin.low, margin.high] == pytest.approx([0.5 * bound for bound in margins["interval"]], rel=1e-12)
+    perplexity = gate.judge({"metric": "ppl_seq_mean/chosen", "max_rise": 0.0})
+    of_explain = told["perplexity"]["chosen"]["ppl_seq_mean"]
+    assert (perplexity.baseline, perplexity.value) == pytest.approx((of_explain["from"], of_explain["to"]), rel=1e-12)
+    accuracy = gate.judge({"metric": "rewards/accuracies", "min": 0.5})
+    assert (accuracy.status, accuracy.value) == ("passed", told["margins"]["accuracy_to"])
+    assert [row["loss"], row["chosen_ppl_seq_mean"], row["reward_accuracy"], row["step"]] == pytest.approx(
+        [told["loss"]["to"], of_explain["to"], 1.0, 80], rel=1e-12
+    )
+    assert gate.judge({"metric": "entropy/chosen", "max": 1}).status == "failed"  # no formula's columns: still absent
+
+
 def test_a_change_inside_its_noise_is_no_failure(tmp_path: Path) -> None:
     """.70 -> .66 of 100: the interval of the change reaches above 0; .70 -> .40 does not."""
     rule = {"metric": "score/accuracy", "max_drop": 0.0}
     small = status(metric_run(tmp_path / "a", 0.70, 0.66), rule)
     assert small[0] == "passed" and "inside its noise" in small[1]
     large = status(metric_run(tmp_path / "b", 0.70, 0.40), rule)
-    assert large[0] == "failed" and "change -0.300 [" in large[1]
+    assert large[0] == "failed" and "change -0.300 (95 % interval -0.4" in large[1]
     many = status(metric_run(tmp_path / "c", 0.70, 0.66, n=100_000), rule)
     assert many[0] == "failed"
     assert status(tmp_path / "b", {"metric": "score/accuracy", "min": 0.45})[0] == "passed"  # .40 of 100: up to .498
@@ -95,7 +139,7 @@ MEASURED = Interval(-0.113, -0.185, -0.039, 150)
         ),
         ({"max_drop": 0.05}, "interval", "passed", "beyond max_drop 0.05, but its interval reaches within the limit"),
         ({"max_drop": 0.02}, "interval", "failed", "beyond max_drop 0.02, its whole interval too (decide: interval)"),
-        ({"max_drop": 0.05}, "point", "failed", "change -0.113 [-0.185, -0.0390] is beyond max_drop 0.05 (decide: poi"),
+        ({"max_drop": 0.05}, "point", "failed", "change -0.113 (95 % interval -0.185 to -0.0390) is beyond"),
         ({"max_drop": 0.15}, "point", "passed", "is within max_drop 0.15"),
         ({"max_drop": 0.15}, None, "passed", "is within max_drop 0.15"),
     ],

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference import scoring as inference
 from dpo_diag.inference.generate_run import generate_checkpoints
 from dpo_diag.inference.score_run import score_checkpoints
+from dpo_diag.losses import LossSpec
 from dpo_diag.models import checkpoints as module
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.models.decoding import Decoding
@@ -142,11 +144,19 @@ def test_the_reference_gets_the_policys_tokens(
     said: list[str] = []
     out = score_checkpoints(
         [folders / "checkpoint-10"], PAIRS, tmp_path / "run", reference=tmp_path / "ref", loader=Loader(**CPU),
-        progress=False, say=said.append,
+        progress=False, say=said.append, facts={"loss": LossSpec(beta=0.5)},
     )  # fmt: skip
     assert any("another tokenizer" in line for line in said)
     pairs = load_run(out).pairs
     assert (pairs["n_tokens"] == pairs["ref_n_tokens"]).all()
+    # With a reference and a known loss history holds what a trained run logs: loss = mean log(1 + exp(-margin)).
+    logged = load_run(out).history.set_index("name")["value"]
+    reward = (0.5 * (pairs["sum_logp"] - pairs["ref_sum_logp"])).groupby([pairs["pair_id"], pairs["side"]]).first()
+    margin = reward.xs("chosen", level=1) - reward.xs("rejected", level=1)
+    assert logged["rewards/margins"] == pytest.approx(margin.mean(), abs=1e-12)
+    assert logged["loss"] == pytest.approx(np.log1p(np.exp(-margin)).mean(), abs=1e-12)
+    assert logged["rewards/accuracies"] == (margin > 0).mean()
+    assert logged["logps/chosen"] == pytest.approx(pairs.loc[pairs["side"] == "chosen", "sum_logp"].mean())
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

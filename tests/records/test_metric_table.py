@@ -129,5 +129,5 @@ def test_every_entry_is_whole() -> None:
         assert metric.description and metric.unit and metric.label, name
         assert metric.better in ("higher", "lower", "neither"), name
         assert not (metric.of_side and not metric.sides), name
-        assert not metric.live or metric.of_side or metric.of_pairs, name
+        assert not (metric.of_side and metric.of_each), name
         assert all(metric_of(other) for other in metric.stand_ins), name

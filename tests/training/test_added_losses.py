@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dpo_diag import load_run, registry
-from dpo_diag.diagnosis.explain import explain
+from dpo_diag.diagnosis.explanation import explain
 from dpo_diag.losses import LOSSES, LossSpec
 from dpo_diag.training import DiagDPOTrainer, trl_adapter
 from tests.test_losses import TYPES, batch, smoothing, stub_of

@@ -25,7 +25,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.levels import Levels, least_fall, logged_levels, unit_of
 from dpo_diag.diagnosis.checks.shared.scores import caveat
-from dpo_diag.stats import FloatArray, Interval, t_interval
+from dpo_diag.stats import FloatArray, Interval
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
@@ -45,7 +45,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         return None
     after = change[1]
     a, b = ctx.pairs.since_start(after)
-    moved, gain = t_interval(b, t["confidence"]), float(np.mean(a - b))
+    moved, gain = ctx.pairs.intervals(t).mean(b, after.index), float(np.mean(a - b))
     beta = ctx.info.beta
     return _judge(
         ctx,
@@ -97,10 +97,10 @@ def _of_logps(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             continue
         chosen = ctx.logged.find("logps/chosen", split)
         chosen_trend = None if chosen is None else chosen.ends(t["confidence"])
-        moved = trend.delta
-        gain = chosen_trend.delta.value - moved.value if chosen_trend else math.nan
+        moved = trend.change
+        gain = chosen_trend.change.value - moved.value if chosen_trend else math.nan
         least = math.nan if logps.fixed else least_fall(moved)
-        levels, share = Levels(trend.first, trend.last, unit_of(ctx), least), ratio(-moved.value, gain)
+        levels, share = Levels(trend.start, trend.end, unit_of(ctx), least), ratio(-moved.value, gain)
         return _judge(ctx, t, None, levels, moved.below, share, source=f"means of {split}", rejected_change=moved)
     return None
 

@@ -14,14 +14,10 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.plausible import multiple_of_start
-from dpo_diag.stats import FloatArray, Interval, noise_sd, t_interval
+from dpo_diag.ends import QUARTER
+from dpo_diag.stats import LEAST_FOR_T, FloatArray, Interval, noise_sd, t_interval
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
-
-EARLY_ROWS = 6
-"""First rows whose steps say how fast the run moves."""
-NOISE_ROWS = 20
-"""First rows whose noise says how far chance moves one row."""
 
 
 def mismatch(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -113,7 +109,7 @@ def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             evidence["first_step"] = first_step
         at_once = _nothing_moved(ctx, split, first_step, evidence)
         late = not at_once and _may_have_learned(ctx, loss, first_step, t)
-        learned = not at_once and loss is not None and _early_loss(loss) < ctx.start.value
+        learned = not at_once and loss is not None and _early_loss(loss, t) < ctx.start.value
         return _of_rewards(ctx, split, at_once, late, learned, t, evidence) or _of_loss(
             ctx, split, loss, at_once, late, t, evidence
         )
@@ -122,8 +118,8 @@ def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
 
 def _nothing_moved(ctx: CheckContext, split: str, first_step: float, evidence: dict[str, Any]) -> bool:
     """Whether the first row is measured before training can have moved anything: step 1, or no gradient so far."""
-    grads = ctx.logged.find("grad_norm", split, 3)
-    if grads is not None and float(np.abs(grads.values[:3]).max()) == 0.0:
+    grads = ctx.logged.find("grad_norm", split, LEAST_FOR_T)
+    if grads is not None and float(np.abs(grads.values[:LEAST_FOR_T]).max()) == 0.0:
         evidence["gradient"] = "0 in the first rows: nothing can have moved"
         return True
     return ctx.info.steps_are_stated and first_step <= 1
@@ -133,12 +129,12 @@ def _may_have_learned(ctx: CheckContext, loss: Series | None, first_step: float,
     """Whether the first row can lie so late that what it shows was learned; where no step is stated, its loss tells."""
     if ctx.info.steps_are_stated:
         return first_step > t["reference_early_steps"]
-    return loss is None or not _early_loss(loss) >= ctx.start.value - t["reference_tolerance_loss"]
+    return loss is None or not _early_loss(loss, t) >= ctx.start.value - t["reference_tolerance_loss"]
 
 
-def _early_loss(loss: Series) -> float:
+def _early_loss(loss: Series, t: Thresholds) -> float:
     """Where the first rows' loss lies; of one batch alone it says little."""
-    return float(np.median(loss.values[:EARLY_ROWS]))
+    return float(np.median(loss.values[: _early(t)]))
 
 
 def _of_rewards(
@@ -158,10 +154,10 @@ def _of_rewards(
                 **evidence,
             )
     for name, values in rewards.items():
-        level = float(values[:EARLY_ROWS].mean())
-        if not (late or learned) and values.size > EARLY_ROWS and abs(level) > _level_allowed(values, t):
+        level = float(values[: _early(t)].mean())
+        if not (late or learned) and values.size > _early(t) and abs(level) > _level_allowed(values, t):
             return speaks(
-                f"{name} is {level:.3g} over the first {EARLY_ROWS} rows, whose loss lies above its start, and hardly "
+                f"{name} is {level:.3g} over the first {_early(t)} rows, whose loss lies above its start, and hardly "
                 "moves: the policy did not start at its reference",
                 **evidence,
             )
@@ -170,9 +166,10 @@ def _of_rewards(
 
 def _level_allowed(values: FloatArray, t: Thresholds) -> float:
     """How far from 0 the first rows' mean may lie: a multiple of their own drift, and of their noise."""
-    half = EARLY_ROWS // 2
-    drift = abs(float(values[half:EARLY_ROWS].mean() - values[:half].mean()))
-    noise = noise_sd(values[:NOISE_ROWS]) / math.sqrt(EARLY_ROWS)
+    rows = _early(t)
+    half = rows // 2
+    drift = abs(float(values[half:rows].mean() - values[:half].mean()))
+    noise = _noise(values, t) / math.sqrt(rows)
     least = t["reference_tolerance_reward"]
     return max(least, t["reference_movement_factor"] * drift, t["reference_movement_sds"] * noise)
 
@@ -255,7 +252,7 @@ def _of_multiple(ctx: CheckContext, first: float, k: int, evidence: dict[str, An
     }  # fmt: skip
     rewards = [evidence[name] for name in evidence if name.startswith("first_rewards/")]
     at_reference = bool(rewards) and max(map(abs, rewards)) <= t["reference_tolerance_reward"]
-    name = "ln 2" if abs(start.value - math.log(2)) < 1e-3 else number(start.value)
+    name = "ln 2" if math.isclose(start.value, math.log(2)) else number(start.value)
     accumulated = ctx.info.training.gradient_accumulation_steps
     source = "gradient accumulation, as this run's settings say" if accumulated == k else "gradient accumulation"
     found = f"the first loss is {number(first)} = {first / start.value:.2f} x {name}"
@@ -275,14 +272,24 @@ def _of_multiple(ctx: CheckContext, first: float, k: int, evidence: dict[str, An
     return replace(speaks(reason, "warning", **evidence), try_next=(advice,))
 
 
+def _early(t: Thresholds) -> int:
+    """How many first rows are looked at."""
+    return int(t["reference_early_rows"])
+
+
+def _noise(values: FloatArray, t: Thresholds) -> float:
+    """The noise of the first rows alone: a learning curve grows noisier as it goes."""
+    return noise_sd(values[: int(t["reference_noise_rows"])])
+
+
 def _movement(values: FloatArray, at_once: bool, t: Thresholds) -> float:
     """How far the first row may be from the reference: a multiple of what the next rows move, and of their noise."""
     if at_once:
         return 0.0
-    if values.size < 3:
+    if values.size < LEAST_FOR_T:
         return math.inf
-    step = float(np.abs(np.diff(values[:EARLY_ROWS])).max())
-    return max(t["reference_movement_factor"] * step, t["reference_movement_sds"] * noise_sd(values[:NOISE_ROWS]))
+    step = float(np.abs(np.diff(values[: _early(t)])).max())
+    return max(t["reference_movement_factor"] * step, t["reference_movement_sds"] * _noise(values, t))
 
 
 def _early_excess(values: FloatArray, start: float, t: Thresholds) -> Interval | None:
@@ -291,19 +298,18 @@ def _early_excess(values: FloatArray, start: float, t: Thresholds) -> Interval |
     A run that leaves its reference and then diverges begins at the start (its first row is near it, its early rows
     rise): both are excluded. A run that learns stands below.
     """
-    early = values[: max(EARLY_ROWS, values.size // 4)]
-    if early.size < EARLY_ROWS:
+    early = values[: max(_early(t), int(values.size * QUARTER))]
+    if early.size < _early(t):
         return None
     k, sd = early.size // 2, noise_sd(early)
     rising = float(early[k:].mean() - early[:k].mean()) > sd * math.sqrt(2 / k)
-    # A quarter of the noise: nearer than that the first row is at the start, whatever came later.
-    at_start = abs(float(early[0]) - start) <= max(0.25 * sd, t["reference_tolerance_loss"])
+    at_start = abs(float(early[0]) - start) <= max(t["reference_at_start_sds"] * sd, t["reference_tolerance_loss"])
     if rising or at_start:
         return None
     # The noise around the trend, not the spread with it: the early rows may fall.
     excess = t_interval(early - start, t["confidence"])
     half = (excess.high - excess.value) * sd / float(early.std(ddof=1)) if early.std() > 0 else 0.0
-    return Interval(excess.value, excess.value - half, excess.value + half, early.size)
+    return replace(excess, low=excess.value - half, high=excess.value + half)
 
 
 register(
@@ -376,9 +382,13 @@ register(
             "reference_tolerance_reward",
             "reference_tolerance_loss",
             "reference_movement_factor",
+            "reference_early_rows",
+            "reference_noise_rows",
+            "reference_at_start_sds",
             "reference_movement_sds",
             "reference_early_steps",
             "reference_multiple_share",
+            "implausible_most_summed",
         ),
     )
 )

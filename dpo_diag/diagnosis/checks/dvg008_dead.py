@@ -11,13 +11,14 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, sile
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_READS, at_floor, moving_metric
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.thresholds import Thresholds
 
 
 def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Asks the learning rate, the gradient norm, the sums of a fixed set, then its means."""
-    grads = ctx.maybe(ctx.logged.training, "grad_norm", 3)
-    rates = ctx.maybe(ctx.logged.training, "learning_rate", 3)
+    grads = ctx.maybe(ctx.logged.training, "grad_norm", LEAST_FOR_T)
+    rates = ctx.maybe(ctx.logged.training, "learning_rate", LEAST_FOR_T)
     moved = _largest_change(ctx)
     moving = moving_metric(ctx, t)
     evidence: dict[str, Any] = {"largest_change_of_a_sum": moved}
@@ -33,7 +34,7 @@ def dead(ctx: CheckContext, t: Thresholds) -> Outcome:
         if zero.all():
             return speaks(f"grad_norm is 0 in all {len(grads)} rows: nothing is trained", **evidence)
         tail = len(zero) - int(np.flatnonzero(~zero)[-1]) - 1
-        if tail >= max(3, t["dead_min_share"] * len(zero)) and at_floor(ctx, t) is None:
+        if tail >= max(LEAST_FOR_T, t["dead_min_share"] * len(zero)) and at_floor(ctx, t) is None:
             return speaks(
                 f"grad_norm is 0 from {ctx.info.at(grads.steps[-tail])} on, and the loss is not at its floor",
                 **evidence,
@@ -67,7 +68,9 @@ def _largest_change(ctx: CheckContext) -> float | None:
 def _constant_means(ctx: CheckContext) -> bool | None:
     """Whether all metrics of a fixed set stay the same over three evaluations or more; None if there are not three."""
     for split in ctx.logged.fixed_splits:
-        curves = [ctx.logged.find(n, split, 3) for n in ("loss", "rewards/chosen", "logps/chosen", "ce/chosen")]
+        curves = [
+            ctx.logged.find(n, split, LEAST_FOR_T) for n in ("loss", "rewards/chosen", "logps/chosen", "ce/chosen")
+        ]
         known = [curve.values for curve in curves if curve is not None]
         if known:
             return all(float(np.ptp(values)) == 0.0 for values in known)

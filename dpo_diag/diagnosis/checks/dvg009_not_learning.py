@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,16 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     TRAINED,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
-from dpo_diag.stats import Interval, ends, few_rows_level, noise_sd, t_interval
+from dpo_diag.ends import LEAST_ROWS, QUARTER, ends_of
+from dpo_diag.stats import Interval, noise_sd
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
 
-LEAST_FOR_NOISE = 6
-"""Evaluations whose noise can be estimated."""
-LEAST_NEVER = 3
-"""Rows whose accuracy says that no preference was learned; in the first ones all pairs may tie."""
 METRICS = (("loss", -1.0), ("rewards/margins", 1.0), ("rewards/accuracies", 1.0))
 """(metric, +1 where higher is better)."""
 
@@ -42,11 +40,11 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("the loss is at its floor: it learned all it can", **floor.evidence())
     known = ctx.known_start(t)
     start = ctx.start.value
-    scale = max(start, 1e-9) if math.isfinite(start) else math.log(2)
+    scale = start if start > 0 else math.log(2)
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
-        return _of_pairs(t_interval(before - after, t["confidence"]), scale, t)
+        return _of_pairs(ctx.pairs.intervals(t).mean(before - after, change[1].index), scale, t)
     never = _never_preferred(ctx, t)
     if never is not None:
         return never
@@ -54,9 +52,9 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     evidence: dict[str, Any] = {}
     if fixed is not None:
         begin = float(fixed.values[0]) if known is None else known
-        fall = begin - float(fixed.values[-max(1, len(fixed) // 4) :].mean())
+        fall = begin - float(fixed.values[-max(1, int(len(fixed) * QUARTER)) :].mean())
         evidence |= {"split": fixed.split, "fall_of_loss": fall, "evaluations": len(fixed)}
-        chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_FOR_NOISE else 0.0
+        chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_ROWS else 0.0
         if fall > max(t["not_learning_share"] * scale, chance):
             return silent("the loss of the fixed set fell", **evidence)
     gains = _gains(ctx, t, evidence)
@@ -93,12 +91,12 @@ def _never_preferred(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         rows = ctx.logged.together(["rewards/accuracies", "rewards/margins"], split)
         # Before the first step all pairs tie, which counts as an accuracy of 0.
         moved = None if rows is None else rows[rows["rewards/margins"] != 0].to_numpy().T
-        if moved is None or moved.shape[1] < LEAST_NEVER:
+        if moved is None or moved.shape[1] < t["not_learning_never_rows"]:
             continue
         (values, margins), k = moved, moved.shape[1] // 2
         late, highest = float(values[-k:].mean()), float(values[-k:].max())
         rose = late - float(values[:k].mean()) >= t["not_learning_least_accuracy"]
-        most = t["not_learning_max_accuracy"] / (1 if values.size >= LEAST_FOR_NOISE else 2)
+        most = t["not_learning_max_accuracy"] / (1 if values.size >= LEAST_ROWS else 2)
         if rose or highest >= most or float(margins[-k:].mean()) > 0:
             return None
         return speaks(
@@ -114,12 +112,11 @@ def _of_few_rows(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> 
     # An NLL term falls whatever is preferred: there the margin tells.
     name, sign = METRICS[1] if _has_nll(ctx) else METRICS[0]
     series = ctx.maybe(ctx.logged.training, name, 2)
-    level = None if series is None else few_rows_level(series.values)
-    if series is None or level is None:
+    if series is None or len(series) >= LEAST_ROWS:
         return None
-    known, half = ctx.known_start(t), len(series) // 2
-    begin = known if known is not None and name == "loss" else float(series.values[:half].mean())
-    gain = level.shifted(-begin).scaled(sign)
+    ends, known = ends_of(series.values), ctx.known_start(t)
+    begin = known if known is not None and name == "loss" else ends.start
+    gain = ends.level.shifted(-begin).scaled(sign)
     evidence |= {"gain_in_few_rows": gain, "rows": len(series)}
     if gain.above and gain.value >= t["few_rows_factor"] * t["not_learning_least"]:
         return silent(f"{_WORDS[name]} improved over {len(series)} rows; so few do not show its noise", **evidence)
@@ -134,8 +131,8 @@ def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
     if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
         so = "nothing that matters" if gain.value >= 0 else "it did not fall"
         return speaks(f"{_change('the loss of the fixed set', gain, -1.0)}: {so}", **evidence)
-    changed = _change("the loss of the fixed set", gain, -1.0)
-    return cannot_tell(f"{changed}: inside its noise{would_tell(gain)}", **evidence)
+    changed = f"the loss of the fixed set {by(-gain.value)} {inside_noise(gain.scaled(-1.0))}"
+    return cannot_tell(changed, **evidence)
 
 
 def _change(what: str, gain: Interval, sign: float) -> str:
@@ -153,17 +150,17 @@ def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[s
         trend = None if series is None else series.ends(t["confidence"], sign)
         if trend is None:
             continue
-        gain = trend.delta
+        gain = trend.change
         if name == "loss" and known is not None and not frozen:
             # What was learned before the first logged row counts: the start is known exactly.
-            from_start = trend.last_level.shifted(known)
+            from_start = trend.level.shifted(known)
             evidence["fall_of_loss_from_start"] = from_start
             gain = max(gain, from_start, key=lambda i: i.low)
         if name == "rewards/margins" and not ctx.reference_free and not frozen and not ctx.wrong_reference(t):
-            gain = max(gain, trend.last_level, key=lambda i: i.low)
-        if name == "rewards/accuracies" and not trend.last_level.low > 0.5:
+            gain = max(gain, trend.level, key=lambda i: i.low)
+        if name == "rewards/accuracies" and not trend.level.low > 0.5:
             # An accuracy that rises to one half is a wobble, no preference.
-            gain = Interval(min(gain.value, 0.0), gain.low, gain.high, gain.n)
+            gain = replace(gain, value=min(gain.value, 0.0))
         evidence[f"gain_{name}"] = gain
         gains[name] = gain
     return gains
@@ -197,13 +194,13 @@ def _bound_by_halves(ctx: CheckContext, t: Thresholds) -> float:
     """Upper bound of the improvement by whole halves, which see more than quarters: of the second half over the first,
     and, where the loss may well be a sigmoid (its first half lies around ln 2), of the second half over ln 2."""
     loss = ctx.maybe(ctx.logged.training, "loss")
-    halves = None if loss is None else ends(loss.values, t["confidence"], 0.5)
-    if halves is None:
+    if loss is None or len(loss) < LEAST_ROWS:
         return math.inf
-    bound, start = -halves.delta.low, ctx.start.value
-    spread = halves.last_level.high - halves.last_level.value
-    if math.isfinite(start) and abs(halves.first - start) <= spread:
-        bound = min(bound, start - halves.last_level.low)
+    halves = ends_of(loss.values, level=t["confidence"], share=0.5)
+    bound, start = -halves.change.low, ctx.start.value
+    spread = halves.level.high - halves.level.value
+    if math.isfinite(start) and abs(halves.start - start) <= spread:
+        bound = min(bound, start - halves.level.low)
     return bound
 
 
@@ -264,6 +261,7 @@ register(
             "not_learning_least",
             "not_learning_least_accuracy",
             "not_learning_max_accuracy",
+            "not_learning_never_rows",
             "few_rows_factor",
             "not_learning_least_pairs",
             "not_learning_min_rows",

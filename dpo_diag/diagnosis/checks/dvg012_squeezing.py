@@ -10,13 +10,15 @@ import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, SFT_TERM, Advice
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, ratio, silent, speaks
 from dpo_diag.diagnosis.checks.shared.chosen_means import chosen_series
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
+from dpo_diag.ends import LEAST_ROWS, ends_of
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import Interval, ends, t_interval
+from dpo_diag.stats import Interval
 from dpo_diag.text import by, percent
 from dpo_diag.thresholds import Thresholds
 
@@ -30,7 +32,7 @@ def squeezing(ctx: CheckContext, t: Thresholds) -> Outcome:
     """From pairs, else from logged means."""
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
-        outcome = _of_pairs(*change, t)
+        outcome = _of_pairs(*change, ctx.pairs.intervals(t), t)
         if outcome is not None:
             return outcome
     for split in ctx.logged.splits:
@@ -40,13 +42,13 @@ def squeezing(ctx: CheckContext, t: Thresholds) -> Outcome:
     raise Missing("neither entropy nor greedy log-prob is recorded beside both sides' log-probs")
 
 
-def _of_pairs(before: pd.DataFrame, after: pd.DataFrame, t: Thresholds) -> Outcome | None:
-    per_token = {name: _change_per_token(before, after, column, t) for name, column in SIGNS.items()}
+def _of_pairs(before: pd.DataFrame, after: pd.DataFrame, over_pairs: PairIntervals, t: Thresholds) -> Outcome | None:
+    per_token = {name: _change_per_token(before, after, column, over_pairs) for name, column in SIGNS.items()}
     known = {name: interval for name, interval in per_token.items() if interval is not None}
     if not known:
         return None
     a, b = ((after[f"{side}_sum_logp"] - before[f"{side}_sum_logp"]).to_numpy() for side in SIDES)
-    chosen, rejected = t_interval(a, t["confidence"]), t_interval(b, t["confidence"])
+    chosen, rejected = over_pairs.mean(a, after.index), over_pairs.mean(b, after.index)
     evidence: dict[str, Any] = {
         "chosen_change": chosen, "rejected_change": rejected, "unit": "nats per response",
         **{f"{name}_change_per_token": interval for name, interval in known.items()},
@@ -57,12 +59,14 @@ def _of_pairs(before: pd.DataFrame, after: pd.DataFrame, t: Thresholds) -> Outco
     return _judge(known, t, evidence)
 
 
-def _change_per_token(before: pd.DataFrame, after: pd.DataFrame, column: str, t: Thresholds) -> Interval | None:
+def _change_per_token(
+    before: pd.DataFrame, after: pd.DataFrame, column: str, over_pairs: PairIntervals
+) -> Interval | None:
     """Change per token of a per-response sum, mean of both sides; None where it was not recorded."""
     changes = [(after[f"{s}_{column}"] - before[f"{s}_{column}"]) / after[f"{s}_n_tokens"] for s in SIDES]
     if any(change.isna().all() for change in changes):
         return None
-    return t_interval(np.mean([change.to_numpy() for change in changes], axis=0), t["confidence"])
+    return over_pairs.mean(np.mean([change.to_numpy() for change in changes], axis=0), after.index)
 
 
 def _of_means(ctx: CheckContext, split: str, t: Thresholds) -> Outcome | None:
@@ -70,25 +74,24 @@ def _of_means(ctx: CheckContext, split: str, t: Thresholds) -> Outcome | None:
     rejected = ctx.logged.find("rewards/rejected", split) or ctx.logged.find("logps/rejected", split)
     if entropy is None or chosen is None or rejected is None:
         return None
-    trends = [ends(values, t["confidence"]) for values in (entropy.values, chosen.values, rejected.values)]
-    of_entropy, of_chosen, of_rejected = trends
-    if of_entropy is None or of_chosen is None or of_rejected is None:
+    if min(len(s.values) for s in (entropy, chosen, rejected)) < LEAST_ROWS:
         return None
-    known = {"entropy": of_entropy.delta}
+    of_entropy, of_chosen, of_rejected = (ends_of(s.values, level=t["confidence"]) for s in (entropy, chosen, rejected))
+    known = {"entropy": of_entropy.change}
     greedy = ctx.logged.find("greedy_logp/chosen", split)
     of_greedy = None if greedy is None else greedy.ends(t["confidence"])
     if of_greedy is not None:
-        known["greedy_logp"] = of_greedy.delta
+        known["greedy_logp"] = of_greedy.change
     evidence: dict[str, Any] = {
-        "source": f"means of {split}", "chosen_change": of_chosen.delta, "rejected_change": of_rejected.delta,
+        "source": f"means of {split}", "chosen_change": of_chosen.change, "rejected_change": of_rejected.change,
         **{f"{name}_change": interval for name, interval in known.items()},
     }  # fmt: skip
-    if not (of_chosen.delta.below and of_rejected.delta.below):
+    if not (of_chosen.change.below and of_rejected.change.below):
         return silent("the two sides did not both fall beyond noise", **evidence)
     if of_greedy is not None:
         return _judge(known, t, evidence)
     # The unit of a logged entropy is not sure, so it is judged as a share of its start.
-    fall = -of_entropy.delta.value / max(abs(of_entropy.first), 1e-9) if of_entropy.delta.below else 0.0
+    fall = ratio(-of_entropy.change.value, abs(of_entropy.start)) if of_entropy.change.below else 0.0
     if fall >= t["squeezing_min_entropy_share"]:
         return speaks(f"both sides fell, and the entropy fell by {percent(fall)} of its start", **evidence)
     return silent("the entropy did not fall", **evidence)

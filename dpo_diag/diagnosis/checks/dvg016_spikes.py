@@ -13,19 +13,16 @@ from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, NOT_CLIPPED, SOU
 from dpo_diag.diagnosis.checks.shared.check import LISTED, WORST, Check, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
-from dpo_diag.stats import NORMAL_MAD, FloatArray
+from dpo_diag.stats import LEAST_FOR_T, NORMAL_MAD, FloatArray
 from dpo_diag.thresholds import Thresholds
 
-LEAST_ROWS = 10
-NORMAL_90 = 1.2816
-"""The 90 % quantile of a standard normal distribution."""
 ROUNDING = 1e-6
 """A jump below this is the rounding of the log."""
 
 
 def spikes(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Names the rows, and the gradient norms there."""
-    loss = ctx.logged.training("loss", LEAST_ROWS)
+    loss = ctx.logged.training("loss", int(t["spike_min_rows"]))
     rows = spike_rows(loss.values, t)
     at = loss.steps[rows]
     evidence: dict[str, Any] = {
@@ -51,7 +48,7 @@ def spike_rows(values: FloatArray, t: Thresholds) -> npt.NDArray[np.int64]:
     """
     n, w = values.size, int(t["spike_window"])
     if n < 2 * w:
-        w = max(3, n // 3)
+        w = max(LEAST_FOR_T, n // 3)
     rows = range(n)
     # Two rows make a median that one row cannot carry.
     before = np.array([np.median(values[max(0, i - w) : i]) if i >= 2 else np.nan for i in rows])
@@ -59,13 +56,14 @@ def spike_rows(values: FloatArray, t: Thresholds) -> npt.NDArray[np.int64]:
     residual = values - _medians_around(values, w)
     centre = float(np.median(residual))
     mad = NORMAL_MAD * float(np.median(np.abs(residual - centre)))
-    upper = float(np.quantile(residual, 0.9) - centre) / NORMAL_90
+    upper_share = t["spike_upper_quantile"]
+    upper = float(np.quantile(residual, upper_share) - centre) / float(special.ndtri(upper_share))
     # The noise of a loss shrinks with it: a row is judged by the noise around it too, not by a later calm alone.
     scale = np.maximum(max(mad, upper), NORMAL_MAD * _medians_around(np.abs(residual), 3 * w))
-    # The largest of n normal values exceeds this in 1 % of logs; tails of losses are half as heavy again.
-    extreme = float(special.ndtri(1 - 0.01 / n))
-    multiple = max(t["spike_mads"], 1.5 * extreme)
-    level = max(abs(float(np.median(values))), abs(float(np.median(values[:3]))))
+    # The largest of n normal values exceeds this in so many logs.
+    extreme = float(special.ndtri(1 - t["spike_false_logs"] / n))
+    multiple = max(t["spike_mads"], t["spike_tail_factor"] * extreme)
+    level = max(abs(float(np.median(values))), abs(float(np.median(values[:LEAST_FOR_T]))))
     jump = values - np.fmax(before, after)
     spike = (jump > multiple * scale) & (jump > t["spike_min_share"] * level) & (jump > ROUNDING)
     return np.flatnonzero(spike & ~np.isnan(before))
@@ -109,6 +107,14 @@ register(
         sources=("what log linters look for; here without the false alarm on a fast fall",),
         since="0.1.0",
         function=spikes,
-        reads=("spike_mads", "spike_window", "spike_min_share"),
+        reads=(
+            "spike_mads",
+            "spike_window",
+            "spike_min_share",
+            "spike_min_rows",
+            "spike_upper_quantile",
+            "spike_false_logs",
+            "spike_tail_factor",
+        ),
     )
 )

@@ -15,7 +15,6 @@ from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.thresholds import Thresholds
 
 LOGGED = ["rewards/chosen", "rewards/rejected", "rewards/accuracies"]
-LEAST_ROWS = 10
 """Rows below which margins and accuracy are not compared by sign."""
 
 
@@ -75,7 +74,7 @@ def _of_means(rows: pd.DataFrame, split: str, t: Thresholds) -> Outcome | None:
         return silent("with all rewards 0 the accuracy is that of ties", **evidence)
     gains = chosen - rejected
     spread = float(np.std(gains))
-    if gains.size < LEAST_ROWS or spread == 0.0:
+    if gains.size < t["accuracy_min_rows"] or spread == 0.0:
         return None
     # Rows whose margin is large enough that its sign is the majority's.
     against = int(((np.abs(gains) > spread) & (np.sign(gains) != np.sign(accuracies - 0.5))).sum())
@@ -127,6 +126,6 @@ register(
         sources=(),
         since="0.1.0",
         function=accuracy,
-        reads=("accuracy_tolerance",),
+        reads=("accuracy_tolerance", "accuracy_min_rows"),
     )
 )

@@ -19,11 +19,12 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     Advice,
 )
 from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, silent, speaks
-from dpo_diag.diagnosis.checks.shared.chosen_means import ENDS_OF_WINDOW, rolling_mean
+from dpo_diag.diagnosis.checks.shared.chosen_means import rolling_mean
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.stats import Ends
+from dpo_diag.ends import LEAST_ROWS, Ends
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.thresholds import Thresholds
 
 ROUNDING = 1e-3
@@ -35,23 +36,23 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     logged = next((s for split in ctx.logged.train_splits if (s := ctx.logged.every("loss", split))), None)
     if logged is None:
         raise Missing("no loss of the training batches is logged")
-    tail = logged.values[-max(3, len(logged) // 10) :]
-    if len(logged) >= 6 and not np.isfinite(tail).any():
+    tail = logged.values[-max(LEAST_FOR_T, int(len(logged) * t["divergence_tail_share"])) :]
+    if len(logged) >= LEAST_ROWS and not np.isfinite(tail).any():
         return speaks("the training loss is not finite at the end", steps=logged.steps[-len(tail) :])
     loss = logged.finite
     trend = loss.ends(t["confidence"])
     if trend is None:
         raise Missing("fewer than six finite losses")
     known = ctx.known_start(t)
-    start = trend.first if known is None else known
-    evidence: dict[str, Any] = {"first": trend.first, "last": trend.last, "change": trend.delta, "start": start}
-    rise = max(t["divergence_min_share"] * abs(trend.first), ROUNDING)
-    if trend.delta.above and trend.delta.value > rise and trend.last > start:
-        return speaks(f"the training loss rose from {trend.first:.3g} to {trend.last:.3g}", **evidence)
+    start = trend.start if known is None else known
+    evidence: dict[str, Any] = {"first": trend.start, "last": trend.end, "change": trend.change, "start": start}
+    rise = max(t["divergence_min_share"] * abs(trend.start), ROUNDING)
+    if trend.change.above and trend.change.value > rise and trend.end > start:
+        return speaks(f"the training loss rose from {trend.start:.3g} to {trend.end:.3g}", **evidence)
     began_at_start = abs(float(loss.values[0]) - start) <= t["divergence_start_share"] * abs(start)
-    far_above = trend.last_level.low > start + rise and trend.last > t["divergence_min_factor"] * abs(start)
+    far_above = trend.level.low > start + rise and trend.end > t["divergence_min_factor"] * abs(start)
     if known is not None and began_at_start and far_above:
-        return speaks(f"the training loss left its start ({start:.3g}) and ends at {trend.last_level}", **evidence)
+        return speaks(f"the training loss left its start ({start:.3g}) and ends at {trend.level}", **evidence)
     return _from_minimum(ctx, loss, trend, rise, t, evidence) or silent(
         "the loss does not end above where it was", **evidence
     )
@@ -61,8 +62,8 @@ def _from_minimum(
     ctx: CheckContext, loss: Series, trend: Ends, rise: float, t: Thresholds, evidence: dict[str, Any]
 ) -> Outcome | None:
     """Whether the loss climbed back over half of what it had fallen."""
-    k = max(3, len(loss) // ENDS_OF_WINDOW)
-    if len(loss) < 4 * k:
+    k = max(LEAST_FOR_T, int(len(loss) * t["sliding_share"]))
+    if len(loss) < t["sliding_min_windows"] * k:
         return None
     rolling = rolling_mean(loss.values, k)
     lowest = int(rolling[:-k].argmin())
@@ -126,6 +127,9 @@ register(
             "divergence_min_share_of_fall",
             "divergence_start_share",
             "divergence_min_factor",
+            "divergence_tail_share",
+            "sliding_share",
+            "sliding_min_windows",
         ),
     )
 )

@@ -9,16 +9,15 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, SEVERAL_EPOCHS, SOUND, Advice, Condition, Situation
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.pair_rows import REFERENCE
-from dpo_diag.stats import noise_sd, t_interval
-from dpo_diag.text import by, interval
+from dpo_diag.ends import QUARTER
+from dpo_diag.paired import t_test
+from dpo_diag.stats import LEAST_FOR_T, corrected_for, noise_sd
+from dpo_diag.text import by
 from dpo_diag.thresholds import Thresholds
-
-LEAST_FOR_NOISE = 8
-"""Evaluations from which their own noise is estimated; fewer turn too often for it."""
 
 LATER_MINIMUM = Condition("the minimum lies after the start", lambda s, t: not _at_start(s))
 NO_MINIMUM = Condition("the minimum is the start", lambda s, t: _at_start(s))
@@ -44,26 +43,25 @@ def _of_pairs(ctx: CheckContext, split: str, t: Thresholds) -> Outcome:
         raise Missing("some evaluation has no finite pair loss")
     means = [float(np.nanmean(values)) for values in losses]
     best = int(np.argmin(means))
-    before, after = (ctx.pairs.losses(frame) for frame in ctx.pairs.change(steps[best], steps[-1]))
+    frames = ctx.pairs.change(steps[best], steps[-1])
+    (before, after), ids = (ctx.pairs.losses(frame) for frame in frames), frames[1].index
+    rise = ctx.pairs.intervals(t).mean(after - before, ids)
     # The minimum is chosen by looking at every step: Bonferroni over the others.
-    rise = t_interval(after - before, 1 - (1 - t["confidence"]) / max(1, len(steps) - 1))
+    p = corrected_for(t_test(rise), len(steps) - 1)
     evidence: dict[str, Any] = {
         "split": split, "best_step": steps[best], "loss_at_best": means[best], "last_loss": means[-1], "rise": rise,
+        "p": p,
     }  # fmt: skip
-    least = _least_rise(ctx, means[best], t)
-    if best < len(steps) - 1 and rise.value >= least and not rise.above:
-        noise = interval(rise.bounds, rise.level)
-        return cannot_tell(
-            f"the held-out loss {by(rise.value)} from its minimum ({noise}): inside its noise{would_tell(rise)}",
-            **evidence,
-        )
-    if best == len(steps) - 1 or not rise.above or rise.value < least:
+    least, told = _least_rise(ctx, means[best], t), rise.above and p < 1.0 - rise.level
+    if best < len(steps) - 1 and rise.value >= least and not told:
+        return cannot_tell(f"the held-out loss {by(rise.value)} from its minimum {inside_noise(rise, p)}", **evidence)
+    if best == len(steps) - 1 or not told or rise.value < least:
         return silent("the held-out loss does not rise from its minimum beyond noise", **evidence)
     return _onset(ctx, 0.0 if steps[best] == REFERENCE else float(steps[best]), t, evidence)
 
 
 def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
-    loss = ctx.logged.fixed("loss", 3)
+    loss = ctx.logged.fixed("loss", LEAST_FOR_T)
     values, n = loss.values, len(loss)
     best = int(values.argmin())
     lowest, last = float(values[best]), float(values[-1])
@@ -72,7 +70,7 @@ def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
         "evaluations": n,
     }  # fmt: skip
     least = _least_rise(ctx, lowest, t)
-    chance = t["overfit_sds"] * noise_sd(values) if n >= LEAST_FOR_NOISE else 0.0
+    chance = t["overfit_sds"] * noise_sd(values) if n >= t["overfit_min_evaluations"] else 0.0
     if best == n - 1 or last - lowest < max(least, chance):
         return silent("the held-out loss ends at its minimum, or no more than noise above it", **evidence)
     if best == n - 2 and last - lowest < 2 * least:
@@ -81,9 +79,9 @@ def _of_means(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 
 def _least_rise(ctx: CheckContext, best: float, t: Thresholds) -> float:
-    """The smallest rise that matters: a share of the minimum, or, near a floor of 0, a tenth of it of the start."""
+    """The smallest rise that matters: a share of the minimum, or, near a floor of 0, of a share of the start."""
     start = ctx.start.value if math.isfinite(ctx.start.value) else abs(best)
-    return t["overfit_min_share"] * max(abs(best), 0.1 * start)
+    return t["overfit_min_share"] * max(abs(best), t["overfit_least_of_start"] * start)
 
 
 def _onset(ctx: CheckContext, step: float, t: Thresholds, evidence: dict[str, Any]) -> Outcome:
@@ -91,14 +89,14 @@ def _onset(ctx: CheckContext, step: float, t: Thresholds, evidence: dict[str, An
     train = ctx.maybe(ctx.logged.training, "loss")
     if train is not None:
         before, after = train.values[train.steps <= step], train.values[train.steps > step]
-        if len(before) < 3:
+        if len(before) < LEAST_FOR_T:
             # The minimum is at the very start: compare with the loss's own start, or with the first rows.
-            before = np.full(3, ctx.start.value) if ctx.start.known else train.values[:3]
-        if len(after) >= 3:
-            levels = [float(part[-max(3, len(part) // 4) :].mean()) for part in (before, after)]
+            before = np.full(LEAST_FOR_T, ctx.start.value) if ctx.start.known else train.values[:LEAST_FOR_T]
+        if len(after) >= LEAST_FOR_T:
+            levels = [float(part[-max(LEAST_FOR_T, int(len(part) * QUARTER)) :].mean()) for part in (before, after)]
             evidence["train_loss"] = levels
             # Both levels are means of three rows or more.
-            if levels[1] - levels[0] > t["overfit_train_sds"] * noise_sd(train.values) * math.sqrt(2 / 3):
+            if levels[1] - levels[0] > t["overfit_train_sds"] * noise_sd(train.values) * math.sqrt(2 / LEAST_FOR_T):
                 return silent("held-out and training loss rise together: divergence, not overfitting", **evidence)
     return speaks(
         f"the held-out loss rises from {evidence['loss_at_best']:.4g} ({ctx.info.at(step)}) to "
@@ -121,7 +119,8 @@ register(
             "best_step": "step of the smallest held-out loss",
             "loss_at_best": "the held-out loss there",
             "last_loss": "the held-out loss at the end",
-            "rise": "pairs: mean paired rise from the minimum, its interval corrected for the choice of the minimum",
+            "rise": "pairs: mean paired rise from the minimum, with its interval",
+            "p": "pairs: its p-value, corrected for the choice of the minimum",
             "evaluations": "means: evaluations of the held-out set",
             "train_loss": "training loss up to the minimum and at the end",
         },
@@ -146,6 +145,13 @@ register(
         sources=("what log linters look for",),
         since="0.1.0",
         function=overfit,
-        reads=("confidence", "overfit_min_share", "overfit_sds", "overfit_train_sds"),
+        reads=(
+            "confidence",
+            "overfit_min_share",
+            "overfit_sds",
+            "overfit_train_sds",
+            "overfit_min_evaluations",
+            "overfit_least_of_start",
+        ),
     )
 )

@@ -9,16 +9,15 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, Advice
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks
+from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, moving_metric, no_gradient
-from dpo_diag.stats import ends
+from dpo_diag.ends import ends_of
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
-
-LEAST_ROWS = 20
 
 
 def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
@@ -28,16 +27,14 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("the loss is at its floor (DVG010)", **floor.evidence())
     if no_gradient(ctx) and moving_metric(ctx, t) is None:
         return silent("nothing was trained at all (DVG008)")
-    loss = ctx.logged.training("loss", LEAST_ROWS)
+    loss = ctx.logged.training("loss", int(t["stagnation_min_rows"]))
     half = len(loss) // 2
-    whole, late = loss.ends(t["confidence"]), ends(loss.values[half:], t["confidence"])
-    if whole is None or late is None:
-        raise Missing("too few rows of the training loss")
+    whole, late = (ends_of(values, level=t["confidence"]) for values in (loss.values, loss.values[half:]))
     known = ctx.known_start(t)
-    start = float(loss.values[:3].mean()) if known is None else known
-    early = start - late.first
+    start = float(loss.values[:LEAST_FOR_T].mean()) if known is None else known
+    early = start - late.start
     decayed = _rate_decayed(ctx, loss, t)
-    evidence: dict[str, Any] = {"change_in_second_half": late.delta, "fall_in_first_half": early, "low_rate": decayed}
+    evidence: dict[str, Any] = {"change_in_second_half": late.change, "fall_in_first_half": early, "low_rate": decayed}
     if _held_out_fell(ctx, float(loss.steps[half]), t):
         return silent("the held-out loss still fell in the second half", **evidence)
     chance = t["not_learning_sds"] * whole.sd / math.sqrt(whole.k)
@@ -45,22 +42,22 @@ def stagnation(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("no early improvement to stagnate after (see DVG009)", **evidence)
     bound = t["stagnation_share"] * early
     # A small rise is a plateau too; a larger one is DVG020's.
-    if late.delta.low > -bound and late.delta.high < max(bound, t["divergence_min_share"] * abs(late.first)):
+    if late.change.low > -bound and late.change.high < max(bound, t["divergence_min_share"] * abs(late.start)):
         if decayed:
             return silent("the loss is flat because the learning rate has decayed", **evidence)
-        if late.last < t["stagnation_min_level"] * abs(start):
+        if late.end < t["stagnation_min_level"] * abs(start):
             return silent("the loss is flat after most of it is gone", **evidence)
         rate = "the learning rate is not low" if decayed is not None else "the learning rate is not recorded"
-        level = f"{number(late.first)} and {number(late.last)} at its ends"
+        level = f"{number(late.start)} and {number(late.end)} at its ends"
         return speaks(f"the training loss is flat over the second half, {level}; {rate}", **evidence)
-    if late.delta.below:
+    if late.change.below:
         return silent("the loss still falls in the second half", **evidence)
     return cannot_tell("the change in the second half is inside its noise", **evidence)
 
 
 def _rate_decayed(ctx: CheckContext, loss: Series, t: Thresholds) -> bool | None:
     """Whether the learning rate was low in the second half; None where it is not recorded."""
-    rates = ctx.logged.find("learning_rate", loss.split, 4)
+    rates = ctx.logged.find("learning_rate", loss.split, int(t["stagnation_min_rates"]))
     if rates is None:
         return None
     second_half = rates.values[len(rates) // 2 :]
@@ -69,7 +66,7 @@ def _rate_decayed(ctx: CheckContext, loss: Series, t: Thresholds) -> bool | None
 
 def _held_out_fell(ctx: CheckContext, middle: float, t: Thresholds) -> bool:
     """Whether a fixed set's loss fell after the step in the middle."""
-    fixed = ctx.maybe(ctx.logged.fixed, "loss", 4)
+    fixed = ctx.maybe(ctx.logged.fixed, "loss", int(t["stagnation_min_rates"]))
     if fixed is None:
         return False
     until = fixed.values[fixed.steps <= middle]
@@ -112,6 +109,8 @@ register(
         reads=(
             "confidence",
             "stagnation_share",
+            "stagnation_min_rows",
+            "stagnation_min_rates",
             "stagnation_min_rate",
             "stagnation_min_level",
             "stagnation_min_held_out_fall",

@@ -7,7 +7,7 @@ from dpo_diag.diagnosis.checks.shared.advice import Advice
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
-from dpo_diag.diagnosis.checks.shared.plausible import evidence_of, in_words
+from dpo_diag.diagnosis.checks.shared.plausible import READS, evidence_of, in_words
 from dpo_diag.text import some
 from dpo_diag.thresholds import Thresholds
 
@@ -27,7 +27,7 @@ def implausible(ctx: CheckContext, t: Thresholds) -> Outcome:
     whole = len(worst.withheld) > 1
     left_out = f"the means of {worst.split} are" if whole else "it is"
     return speaks(
-        in_words(worst, first) + (f"; also {some(others)}" if others else "") + f"; {left_out} not used",
+        in_words(worst, first, t) + (f"; also {some(others)}" if others else "") + f"; {left_out} not used",
         severity="error" if whole or worst.name in ("loss", "logps/chosen", "logps/rejected") else "warning",
         metrics=[evidence_of(one) for one in found][:LISTED],
         factor=worst.factor,
@@ -82,5 +82,6 @@ register(
         ),
         since="0.2.0",
         function=implausible,
+        reads=READS,
     )
 )

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from dpo_diag.diagnosis.decompose.alignment import FIRST, ROLE_NAMES
 from dpo_diag.diagnosis.pair_rows import FloatArray
 from dpo_diag.diagnosis.token_rows import TokenChange
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import t_interval
+from dpo_diag.stats import rank_correlation, t_interval
 
 GAINERS_SHOWN = 10
 
@@ -210,7 +209,7 @@ def _theory(
     moved, gained = log1 - log0, np.exp(log1) - np.exp(log0)
     rhos, hits, shown = [], [], []
     for i, row in enumerate(positions.itertuples()):
-        rho = float(stats.spearmanr(predicted[i], moved[i]).statistic) if np.ptp(predicted[i]) else float("nan")
+        rho, _ = rank_correlation(predicted[i], moved[i])
         foretold = np.argsort(-predicted[i], kind="stable")[:top]
         best = [int(t) for t in np.argsort(-gained[i], kind="stable")[:top] if gained[i][t] > 0]
         rhos.append(rho)

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from dpo_diag import stats
 from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
+from dpo_diag.ends import ends_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, metrics
 from dpo_diag.records.schemas import SIDES
@@ -33,9 +32,6 @@ NAMES = (
     "ce/prompt", "ppl_token/prompt",
 )  # fmt: skip
 """Logged means that an explanation reads, in the order in which it shows them."""
-WINDOW = 0.25
-"""Training rows scatter with their batches: a level at an end is the mean of a quarter of them."""
-REFERENCE_IS = "the reference"
 
 
 def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
@@ -49,97 +45,6 @@ def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
         if len(steps[name]) >= 2:
             return name, steps[name]
     return next(iter(steps.items()), (None, []))
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Where a logged mean began and ended, and what the two numbers are: the one definition for whatever prints them.
-
-    Training rows scatter with their batches, so a level is the mean of the first or last k rows and never called a row;
-    an evaluation is a row. What the reference's own value is known (`starts`), a run that logged nothing before its
-    first step began there.
-
-    Attributes:
-        start, end: the two numbers that are compared; of one row there is no start but a known one, of none no end.
-        start_is, end_is: what they are: "the reference", "the first row", "the mean of the first 7 rows".
-        first, first_step, last: the first row, its step (None in a document whose log states none), and the last row.
-        k, rows: rows behind a mean, and all finite rows.
-        interval: of the change; None where nothing is known about the scatter.
-        not_finite: rows that were left out.
-    """
-
-    start: float | None
-    end: float | None
-    start_is: str = ""
-    end_is: str = ""
-    first: float | None = None
-    first_step: int | None = None
-    last: float | None = None
-    k: int = 0
-    rows: int = 0
-    interval: tuple[float, float] | None = None
-    not_finite: int = 0
-
-    @property
-    def delta(self) -> float | None:
-        """End less start."""
-        return None if self.start is None or self.end is None else self.end - self.start
-
-    def document(self) -> dict[str, Any]:
-        """As the explanation holds it."""
-        document: dict[str, Any] = {
-            "from": self.start, "to": self.end, "delta": self.delta,
-            "interval": list(self.interval) if self.interval else None, "n_from": self.k, "n_to": self.k,
-            "from_is": self.start_is, "to_is": self.end_is, "first": self.first, "first_step": self.first_step,
-            "last": self.last, "rows": self.rows,
-        }  # fmt: skip
-        return document | ({"not_finite_rows": self.not_finite} if self.not_finite else {})
-
-
-def ends_of(
-    steps: npt.ArrayLike, values: npt.ArrayLike, batches: bool, reference: float | None = None, level: float = LEVEL
-) -> Ends:
-    """Both ends of a series, in the order of its steps.
-
-    Args:
-        batches: rows are training batches: levels are means of rows; else each row is an evaluation.
-        reference: the value that the run is known to have started from, used where no row of step 0 is logged.
-
-    An interval over batches is that of `stats.ends`, as the checks have it: the noise is that between neighbouring
-    rows, which a trend inside the averaged rows does not widen. None below six rows, none for evaluations.
-    """
-    x, at = np.asarray(values, dtype=np.float64), np.asarray(steps)
-    known = np.isfinite(x)
-    lost, x, at = int((~known).sum()), x[known], at[known]
-    if not x.size:
-        return Ends(None, None, not_finite=lost)
-    # Three rows are the least that have a scatter; two means must not overlap.
-    k = max(int(x.size * WINDOW), min(3, x.size // 2), 1) if batches else 1
-    first, last = x[:k], x[-k:]
-    end_is = "the last row" if k == 1 else f"the mean of the last {k} rows"
-    start: float | None = float(first.mean())
-    start_is = "the first row" if k == 1 else f"the mean of the first {k} rows"
-    trend = stats.ends(x, level, WINDOW) if batches else None
-    change = trend.delta if trend else None
-    if reference is not None and at[0] > 0:
-        start, start_is = reference, REFERENCE_IS
-        change = trend.last_level.shifted(-reference) if trend else None
-    elif x.size == 1:
-        start, start_is, end_is = None, "", "the only row"
-    interval = (change.low, change.high) if change else None
-    return Ends(
-        start,
-        float(last.mean()),
-        start_is,
-        end_is,
-        float(x[0]),
-        int(at[0]),
-        float(x[-1]),
-        k,
-        int(x.size),
-        interval,
-        lost,
-    )
 
 
 @dataclass
@@ -161,12 +66,16 @@ class Means:
     rows: int = 0
     level: float = LEVEL
 
+    @property
+    def compared(self) -> str | None:
+        """What was compared, in words; None where nothing was."""
+        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
+        return None if self.from_step is None else compared
+
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
-        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
-        method = None if self.from_step is None else compared
         return {
-            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
+            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": self.compared,
             "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
         }  # fmt: skip
 
@@ -208,7 +117,9 @@ def summarise_means(
     for metric in NAMES:
         series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")
         if len(series):
-            ends = ends_of(series["step"], series["value"], means.windows, known.get(metric), level)
+            ends = ends_of(
+                series["value"], series["step"], batches=means.windows, reference=known.get(metric), level=level
+            )
             means.values[metric] = ends.document() | ({} if means.windows else _extremes(series))
             if not run.info.steps_are_stated:
                 means.values[metric]["first_step"] = None

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.decompose.alignment import edit_distance
 from dpo_diag.diagnosis.token_rows import TokenLayout
 from dpo_diag.records.schemas import CHES
 from dpo_diag.records.side_tables import read_side_table
+from dpo_diag.stats import rank_correlation, ranks, t_test
 
 LEAST_PAIRS = 10
 """Below this many pairs no correlation is given."""
@@ -86,12 +86,12 @@ def edit_distances(layout: TokenLayout) -> dict[str, float]:
 def partial_spearman(x: npt.ArrayLike, y: npt.ArrayLike, control: npt.ArrayLike) -> tuple[float, float]:
     """Rank correlation of x and y with the ranks of `control` partialled out of both, and its two-sided p (t with
     n - 3 degrees of freedom); (NaN, NaN) where a rank has no variance left or n < 4."""
-    ranks = [stats.rankdata(np.asarray(v, dtype=np.float64)) for v in (x, y, control)]
-    n = ranks[0].size
+    ranked = [ranks(v) for v in (x, y, control)]
+    n = ranked[0].size
     if n < 4:
         return math.nan, math.nan
-    design = np.column_stack([np.ones(n), ranks[2]])
-    left = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks[:2]]
+    design = np.column_stack([np.ones(n), ranked[2]])
+    left = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranked[:2]]
     scale = math.sqrt(float((left[0] ** 2).sum()) * float((left[1] ** 2).sum()))
     if scale < 1e-9 * n:
         return math.nan, math.nan
@@ -99,7 +99,7 @@ def partial_spearman(x: npt.ArrayLike, y: npt.ArrayLike, control: npt.ArrayLike)
     if abs(rho) == 1.0:
         return rho, 0.0
     t = rho * math.sqrt((n - 3) / (1 - rho * rho))
-    return rho, float(2 * stats.t.sf(abs(t), n - 3))
+    return rho, t_test(t, n - 3)
 
 
 def rank_correlations(features: pd.DataFrame, outcome: npt.ArrayLike, length: str = "n_chosen") -> list[dict[str, Any]]:
@@ -124,8 +124,8 @@ def rank_correlations(features: pd.DataFrame, outcome: npt.ArrayLike, length: st
         entry |= dict.fromkeys(("rho", "p", "rho_given_length", "p_given_length"))
         x, y = values[known], target[known]
         if x.size >= LEAST_PAIRS and np.ptp(x) > 0 and np.ptp(y) > 0:
-            rho, p = stats.spearmanr(x, y)
-            entry |= {"rho": float(rho), "p": float(p)}
+            rho, p = rank_correlation(x, y)
+            entry |= {"rho": rho, "p": p}
             if name != length:
                 partial = partial_spearman(x, y, features[length].to_numpy(dtype=np.float64)[known])
                 entry |= {"rho_given_length": partial[0], "p_given_length": partial[1]}

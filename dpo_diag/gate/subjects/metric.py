@@ -7,34 +7,35 @@ import math
 import numpy as np
 import pandas as pd
 
-from dpo_diag.diagnosis.decompose.means import NAMES, ends_of
+from dpo_diag.diagnosis.decompose.means import NAMES
+from dpo_diag.diagnosis.decompose.metric_change import metric_change
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
-from dpo_diag.diagnosis.logged import at_reference
+from dpo_diag.diagnosis.logged import at_reference, metric_rows
 from dpo_diag.diagnosis.measure import enough
-from dpo_diag.diagnosis.pair_rows import REFERENCE, Step
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
+from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.ends import ends_of
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
-from dpo_diag.outputs.answers import POLICY
-from dpo_diag.records import Run
-from dpo_diag.records.metric_table import METRICS, Columns, metric_of, pair_sums, side_of
-from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import FloatArray, Interval, bootstrap, finite, proportion, t_interval
+from dpo_diag.stats import Interval, proportion
 from dpo_diag.text import some
 
 
 def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     name = str(rule["metric"])
-    rows = _history(judged.run, name, rule.get("split"))
+    rows = _rows(judged.pairs, name, rule.get("split"))
     now, split = rows.iloc[-1], str(rows.iloc[-1]["split"])
-    step, old, n0 = _at_baseline(judged, rows if judged.same_run else _history(judged.other, name, split), name, split)
+    theirs = rows if judged.same_run else _rows(judged.other_pairs, name, split)
+    step, old, n0 = _at_baseline(judged, theirs, name, split)
     value, n1 = float(now["value"]), now["weight"]
     if not math.isfinite(value):
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
     if judged.run.role(split) == "train" and name in NAMES and len(rows) > 1:
-        return _of_batches(judged, rows, name, split, old)
-    paired = _paired(judged, name, split, step, int(now["step"]))
+        return _of_batches(judged, rows, name, old, theirs)
+    ends = ((judged.other_pairs, step), (judged.pairs, int(now["step"])))
+    paired = metric_change(name, split, *ends, PairIntervals.of(judged.pairs, judged.limits))
     if paired is not None:
-        return paired
+        return Quantity(paired.after, paired.before, paired.change)
     if name.startswith(SCORE) and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
         share = enough(proportion(value * n1, float(n1)), judged.limits)
         return Quantity(share, old, _score_change(judged, name, split, int(step), int(now["step"])))
@@ -55,34 +56,33 @@ def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_s
     return own.since(other, first, last, judged.limits).change
 
 
-def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str, old: float) -> Quantity:
+def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, old: float, other: pd.DataFrame) -> Quantity:
     """Of training batches one row is noise: means of rows, from the known start where there is one, as in explain."""
     start = judged.starts.get(name) if judged.same_run and judged.step is None else None
     level = judged.limits["confidence"]
-    ends = ends_of(rows["step"], rows["value"], True, start, level)
-    end = float(ends.end or 0.0)
+    ends = ends_of(rows["value"], rows["step"], reference=start, level=level)
+    end = ends.end if math.isfinite(ends.end) else 0.0
     if not judged.same_run:
-        other = _history(judged.other, name, split)
-        before = ends_of(other["step"], other["value"], True).end
-        old = old if before is None else before
-    elif judged.step is None and ends.start is not None and ends.interval is not None:
-        change = Interval(end - ends.start, *ends.interval, ends.k, f"from {ends.start_is} to {ends.end_is}", level)
+        before = ends_of(other["value"], other["step"]).end
+        old = before if math.isfinite(before) else old
+    elif judged.step is None and ends.change.bounds is not None:
+        method = f"from {ends.start_is} to {ends.end_is}"
+        change = Interval(ends.change.value, ends.change.low, ends.change.high, ends.k, method, level)
         return Quantity(unknown_interval(end, ends.k), ends.start, change)
     return Quantity(unknown_interval(end, ends.k), old, unknown_interval(end - old))
 
 
-def _history(run: Run, name: str, split: str | None) -> pd.DataFrame:
-    rows = run.history[run.history["name"] == name]
-    if split is not None:
-        rows = rows[rows["split"] == split]
+def _rows(pairs: PairRows, name: str, split: str | None) -> pd.DataFrame:
+    """The metric's rows in the order of steps, of one split; see `metric_rows`."""
+    rows = metric_rows(pairs, name, split)
     if rows.empty:
-        known = sorted(set(run.history["name"]))
+        known = sorted(set(pairs.run.history["name"]))
         others = f"there are {some(known, 8)}" if known else "the run has no metrics at all"
         raise Missing(f"no metric {name}{f' in split {split}' if split else ''}; {others}")
     splits = sorted(set(rows["split"]))
     if len(splits) > 1:
         raise Ambiguous(f"metric {name} is recorded for splits {', '.join(splits)}: name one (split: ...)")
-    return rows.sort_values("step")
+    return rows
 
 
 def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -> tuple[Step, float, float]:
@@ -103,50 +103,13 @@ def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -
     return int(own.iloc[0]["step"]), float(own.iloc[0]["value"]), float(own.iloc[0]["weight"])
 
 
-def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: int) -> Quantity | None:
-    """A metric of one side and its change, from the pairs that both steps measured: the metric table's own formula over
-    resampled pairs; None where the table has none, or fewer than two pairs are in common."""
-    metric, side = metric_of(name), side_of(name)
-    if metric is None or metric.of_side is None or side not in SIDES:
-        return None
-    formula = metric.of_side
-    before, after = _pairs(judged.other, from_step, split), _pairs(judged.run, to_step, split)
-    common = np.intersect1d(before["pair_id"], after["pair_id"])
-    if len(common) < 2:
-        return None
-    old, new = (_columns(rows[rows["pair_id"].isin(common)], side) for rows in (before, after))
-    if not formula(old) or not formula(new):
-        return None
-
-    def drawn(columns: Columns, counts: FloatArray) -> FloatArray:
-        """The metric of each resample, (draws,)."""
-        resamples = ({c: np.repeat(v, count) for c, v in columns.items()} for count in counts.astype(np.int64))
-        return np.array([value.value for r in resamples if (value := formula(r))])
-
-    n = len(old["n_tokens"])
-    if metric is METRICS["ce"]:  # a mean over responses: the interval that the explanation gives it
-        ce = [-columns["sum_logp"] / columns["n_tokens"] for columns in (old, new)]
-        change = enough(t_interval(ce[1] - ce[0]), judged.limits)
-        return Quantity(enough(t_interval(ce[1]), judged.limits), float(finite(ce[0]).mean()), change)
-    with np.errstate(all="ignore"):
-        value = bootstrap(lambda counts: drawn(new, counts), n)
-        change = bootstrap(lambda counts: drawn(new, counts) - drawn(old, counts), n)
-    return Quantity(value, value.value - change.value, change) if math.isfinite(change.value) else None
-
-
-def _pairs(run: Run, step: Step, split: str) -> pd.DataFrame:
-    steps, role = (None, REFERENCE) if step == REFERENCE else ([int(step)], POLICY)
-    return run.read("pairs", steps=steps, splits=[split], roles=[role]).sort_values("pair_id")
-
-
-def _columns(rows: pd.DataFrame, side: str) -> Columns:
-    sums = pair_sums(rows).policy
-    return {name: values[SIDES.index(side)] for name, values in sums.items()}
-
-
 SUBJECTS.add(
     "metric",
     Subject(
-        "NAME", "history, e.g. score/execution_accuracy, ce/chosen", _judge, limits=LIMITS, options={"split": None}
+        "NAME",
+        "as logged, else as the pairs give it, e.g. score/accuracy, loss, ce/chosen",
+        _judge,
+        limits=LIMITS,
+        options={"split": None},
     ),
 )

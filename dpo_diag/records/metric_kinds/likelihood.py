@@ -85,18 +85,18 @@ METRICS.add("greedy_logp", Metric(
 METRICS.add("logps", Metric(
     "{side} log-prob", "nats", "neither",
     "mean over responses of the summed token log-probs (means over tokens where run.json's logps says so)",
-    bounds=(None, 0.0), sides=True, of_side=_logps, per_response=True, live=False,
+    bounds=(None, 0.0), sides=True, of_side=_logps, per_response=True,
 ))  # fmt: skip
 METRICS.add("mean_logps", Metric(
     "{side} mean token log-prob", "nats/token", "higher",
     "mean over responses of the mean token log-prob, where a log holds it beside or instead of sums: -ce",
-    bounds=(None, 0.0), sides=True, live=False,
+    bounds=(None, 0.0), sides=True,
 ))  # fmt: skip
 METRICS.add("ref_logps", Metric(
     "{side} log-prob under the reference", "nats", "neither",
-    "logps - rewards / beta: constant over the evaluations of one set", sides=True, live=False,
+    "logps - rewards / beta: constant over the evaluations of one set", sides=True,
 ))  # fmt: skip
 METRICS.add("logits", Metric(
     "{side} mean logit", "logits", "neither", "mean logit; not comparable between models",
-    sides=True, of_side=_per_token("logit_sum"), live=False,
+    sides=True, of_side=_per_token("logit_sum"),
 ))  # fmt: skip

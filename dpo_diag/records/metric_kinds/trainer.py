@@ -21,8 +21,8 @@ _ROWS: tuple[tuple[str, str, str, Better, str], ...] = (
      "exponential running mean of rewards/accuracies"),
 )  # fmt: skip
 for _name, _label, _unit, _better, _description in _ROWS:
-    METRICS.add(_name, Metric(_label, _unit, _better, _description, live=False))
+    METRICS.add(_name, Metric(_label, _unit, _better, _description))
 METRICS.add("score", Metric(
     "{name}", "share", "higher", "score/NAME: mean over answers of a checker's verdict", sides=True,
-    bounds=(None, None), live=False,
+    bounds=(None, None),
 ))  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_diag.diagnosis.explain import explain
+from dpo_diag.diagnosis.explanation import explain
 
 FALLEN = {"loss": [0.69, 0.6, 0.5], "rewards/chosen": [0.0, -0.3, -0.6], "rewards/margins": [0.0, 0.4, 0.9]}
 

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dpo_diag.losses import is_per_token
-from dpo_diag.stats import LEAST_FOR_T, t_interval
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.thresholds import Thresholds, defaults
 
 if TYPE_CHECKING:
@@ -80,8 +78,7 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
-        both = np.isfinite(before) & np.isfinite(after)
-        moved = t_interval(after[both] - before[both], t["confidence"])
+        moved = ctx.pairs.intervals(t).mean(after - before, change[1].index)
         if moved.n >= LEAST_FOR_T:
             return moved.sign
     known = ctx.known_start(t)
@@ -94,10 +91,10 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
     trend = None if logged is None else logged.ends(t["confidence"])
     if trend is None:
         return None
-    from_start = trend.last_level if math.isnan(start) else trend.last_level.shifted(-start)
-    if trend.delta.below or (math.isfinite(start) and from_start.below):
+    from_start = trend.level if math.isnan(start) else trend.level.shifted(-start)
+    if trend.change.below or (math.isfinite(start) and from_start.below):
         return -1
-    return 1 if trend.delta.above and (math.isnan(start) or from_start.above) else 0
+    return 1 if trend.change.above and (math.isnan(start) or from_start.above) else 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dpo_diag.thresholds import Thresholds
 READS = (
     "confidence", "displacement_min_nats", "displacement_min_reward", "displacement_min_nats_per_token",
     "displacement_min_share_of_margin", "displacement_min_relative", "few_rows_factor",
+    "not_learning_least", "sliding_share", "sliding_min_rows", "sliding_min_windows",
 )  # fmt: skip
 """Thresholds that this module reads."""
 EVIDENCE: Mapping[str, str] = {
@@ -25,6 +26,7 @@ EVIDENCE: Mapping[str, str] = {
     "chosen_change": "change of the chosen log-prob, in `unit`, with its interval; a fixed set's mean has none",
     "margin_gain": "change of chosen minus rejected, in `unit`; null where it is not recorded",
     "relative_rise_of_chosen_nll": "rise of chosen's negative log-prob as a share of its start",
+    "p": "best to last, pairs: p-value of the change, corrected for the steps that the best was chosen from; else null",
     "from_best": "whether that window begins where chosen was likeliest",
     "material": "whether it is a fall that matters, beyond its noise",
     "loss_fell": "whether the loss fell over that window; null where it is not known",
@@ -49,6 +51,8 @@ class ChosenChange:
         gain: change of the margin over the window; NaN if unknown.
         relative: rise of the chosen responses' negative log-prob as a share of its start; NaN if unknown.
         loss_fell: None if unknown.
+        p: of the change, corrected for the steps that its start was chosen from; None where it was not chosen.
+        ends_are: of training rows, what the two levels are (`Ends.start_is`, `Ends.end_is`).
         few: too few training rows to know their noise: only a fall of `few_rows_factor` times the least counts.
     """
 
@@ -64,6 +68,13 @@ class ChosenChange:
     step_word: str = "step"
     more: Mapping[str, Any] = field(default_factory=dict)
     few: bool = False
+    ends_are: tuple[str, str] | None = None
+    p: float | None = None
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether it is a fall beyond noise by its interval and, where its start was chosen by looking, its p-value."""
+        return self.delta.below and (self.p is None or self.p < 1.0 - self.delta.level)
 
     def material(self, t: Thresholds) -> bool:
         """Whether it is beyond the smallest fall that matters, whatever the noise."""
@@ -77,11 +88,11 @@ class ChosenChange:
 
     @property
     def stretch(self) -> str:
-        """ "from the reference to step 80", "best to last, steps 20 to 80"."""
-        start, _, end = self.window.partition(" to ")
-        if self.from_step == REFERENCE or start == "reference":
-            whose = "" if end == "last" else f"the {end}, "
-            return f"from {step_name(REFERENCE)} to {whose}{self.step_word} {self.to_step:.0f}"
+        """ "from the reference to step 80", "best to last, steps 20 to 80", "from the first row to the last row"."""
+        if self.ends_are:
+            return f"from {self.ends_are[0]} to {self.ends_are[1]}"
+        if self.from_step == REFERENCE or self.window.startswith("reference"):
+            return f"from {step_name(REFERENCE)} to {self.step_word} {self.to_step:.0f}"
         return f"{self.window}, {self.step_word}s {self.from_step:.0f} to {self.to_step:.0f}"
 
     @property
@@ -100,9 +111,10 @@ class ChosenChange:
             "unit": self.unit,
             "chosen_change": self.delta,
             "margin_gain": self.gain,
+            "p": self.p,
             "relative_rise_of_chosen_nll": self.relative,
             "from_best": self.window == BEST,
-            "material": self.material(t) and self.delta.below,
+            "material": self.material(t) and self.beyond_noise,
             "loss_fell": self.loss_fell,
             **self.more,
         }

@@ -12,13 +12,9 @@ from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, ChosenChange
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.levels import logged_levels
 from dpo_diag.diagnosis.checks.shared.logged import Series
-from dpo_diag.stats import FloatArray, Interval, ends, few_rows_level
+from dpo_diag.ends import LEAST_ROWS, REFERENCE_IS, ends_of
+from dpo_diag.stats import FloatArray, Interval, corrected_for, exactly, no_interval, t_p_value, t_quantile
 from dpo_diag.thresholds import Thresholds
-
-ENDS_OF_WINDOW = 8
-"""A level at one end of a window of rows is the mean of an eighth of them."""
-LEAST_WINDOW = 6
-"""Rows of the sliding window whose best position is compared with the last one."""
 
 
 class ChosenSeries(NamedTuple):
@@ -42,22 +38,19 @@ def chosen_series(ctx: CheckContext, split: str) -> ChosenSeries | None:
     return None if ce is None else ChosenSeries(ce.name, "nats_per_token", ce.steps, -ce.values)
 
 
-def _at_ends(steps: FloatArray, values: FloatArray, low: float, high: float) -> tuple[float, float]:
-    """Levels at both ends of low..high; NaN where no row lies there."""
-    k = max(1, len(values) // ENDS_OF_WINDOW)
-    begin, end = values[steps >= low][:k], values[steps <= high][-k:]
-    return (float(begin.mean()) if len(begin) else math.nan), (float(end.mean()) if len(end) else math.nan)
-
-
 def _loss_fell(ctx: CheckContext, split: str, low: float, high: float, t: Thresholds) -> bool | None:
+    """Whether it fell over a window, of batches beyond their noise or by what matters; None where it is not known."""
     loss = ctx.logged.find("loss", split, 2)
-    if loss is None:
+    ends = None if loss is None else loss.between(low, high, t["confidence"])
+    if loss is None or ends is None or not math.isfinite(ends.start):
         return None
-    begin, end = _at_ends(loss.steps, loss.values, low, high)
-    start = ctx.known_start(t)
-    if start is not None and low <= loss.steps[0]:
-        begin = max(begin, start)
-    return bool(end < begin) if math.isfinite(end) and math.isfinite(begin) else None
+    known = ctx.known_start(t) if low <= loss.steps[0] else None
+    begin = ends.start if known is None else max(ends.start, known)
+    fall = begin - ends.end
+    if loss.fixed or ends.rows < LEAST_ROWS:
+        return fall > 0
+    change = ends.change if begin == ends.start else ends.level.shifted(-begin)
+    return change.below or fall >= t["not_learning_least"]
 
 
 def _gain(ctx: CheckContext, split: str, unit: str, low: float, high: float, from_zero: bool) -> float:
@@ -66,16 +59,14 @@ def _gain(ctx: CheckContext, split: str, unit: str, low: float, high: float, fro
         margins = ctx.logged.find("rewards/margins", split)
         if margins is None:
             return math.nan
-        steps, values = margins.steps, margins.values
     else:
         frame = ctx.logged.together(["logps/chosen", "logps/rejected"], split)
         if frame is None:
             return math.nan
         steps, values = frame.index.to_numpy(dtype=np.float64), (frame.iloc[:, 0] - frame.iloc[:, 1]).to_numpy()
-    begin, end = _at_ends(steps, values, low, high)
-    if math.isnan(begin):
-        return math.nan
-    return end if from_zero else end - begin
+        margins = Series("margin", split, steps, values, ctx.run.role(split) != "train")
+    ends = margins.between(low, high)
+    return ends.end if from_zero else ends.change.value
 
 
 def of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChange]:
@@ -100,7 +91,7 @@ def of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
                 from_step=low,
                 to_step=high,
                 unit=series.unit,
-                delta=Interval(delta, delta, delta, 1),
+                delta=exactly(delta),
                 gain=_gain(ctx, split, series.unit, low, high, zero),
                 relative=math.nan if series.unit == "reward" else ratio(fall, float(abs(values[start]))),
                 loss_fell=_loss_fell(ctx, split, low, high, t),
@@ -113,20 +104,21 @@ def of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
 
 def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChange]:
     series = chosen_series(ctx, split)
-    trend = None if series is None else ends(series.values, t["confidence"])
-    if series is None or trend is None:
+    if series is None or len(series.values) < LEAST_ROWS:
         return [] if series is None else _of_few_rows(ctx, split, series, t)
+    trend = ends_of(series.values, level=t["confidence"])
     from_zero = series.unit == "reward" and ctx.rewards_from_zero(t)
     low, high = float(series.steps[0]), float(series.steps[-1])
     is_reward = series.unit == "reward"
-    delta = trend.last_level if from_zero else trend.delta
-    relative = ratio(-trend.delta.value, abs(trend.first))
+    delta = trend.level if from_zero else trend.change
+    relative = ratio(-trend.change.value, abs(trend.start))
     if is_reward:
         # Beside a collapse a fall is a small share of the margin, and still a fall of the log-prob itself.
         relative = logged_levels(ctx, split, "chosen", delta, t).relative or math.nan
     whole = ChosenChange(
         source="training batches",
-        window="reference to last quarter" if from_zero else "first to last quarter",
+        window="reference to last" if from_zero else "first to last",
+        ends_are=(REFERENCE_IS if from_zero else trend.start_is, trend.end_is),
         from_step=low,
         to_step=high,
         unit=series.unit,
@@ -135,18 +127,17 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         relative=relative,
         loss_fell=_loss_fell(ctx, split, low, high, t),
         step_word=ctx.info.step_word,
-        more={"series": series.name, "batch_sd": trend.sd, "rows": trend.n},
+        more={"series": series.name, "batch_sd": trend.sd, "rows": trend.rows},
     )
-    values, k = series.values, max(LEAST_WINDOW, len(series.values) // ENDS_OF_WINDOW)
-    if len(values) < 4 * k:
+    values, k = series.values, max(int(t["sliding_min_rows"]), int(len(series.values) * t["sliding_share"]))
+    if len(values) < t["sliding_min_windows"] * k:
         return [whole]
     rolling = rolling_mean(values, k)
     best = int(rolling.argmax())
     if not 0 < best < len(rolling) - k:
         return [whole]
-    # The best window is chosen by looking at every row: Bonferroni over the rows.
-    wide = ends(values, 1 - (1 - t["confidence"]) / len(values))
-    half = (wide.last_level.high - wide.last_level.value) * math.sqrt(wide.k / k * 2) if wide else math.inf
+    error, degrees = trend.sd * math.sqrt(2 / k), max(2, len(values) // 2)
+    half = t_quantile(t["confidence"], degrees) * error
     drop, since = float(rolling[-1] - rolling[best]), float(series.steps[best])
     from_best = ChosenChange(
         source="training batches",
@@ -154,7 +145,9 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         from_step=since,
         to_step=high,
         unit=series.unit,
-        delta=Interval(drop, drop - half, drop + half, len(values)),
+        delta=Interval(drop, drop - half, drop + half, len(values), trend.change.method, t["confidence"]),
+        # The best window is chosen by looking at every row: Bonferroni over the rows.
+        p=corrected_for(t_p_value(drop, error, degrees), len(values)),
         # The margin of the whole run: over a short window its own gain is mostly noise.
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-drop, float(abs(rolling[best]))),
@@ -168,18 +161,18 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
 def _of_few_rows(ctx: CheckContext, split: str, series: ChosenSeries, t: Thresholds) -> list[ChosenChange]:
     """Two to five training rows: the later half against the reference, or against the earlier half. Log-probs of
     batches that hold other pairs scatter by more than they move, so theirs has no interval."""
-    level = few_rows_level(series.values)
-    if level is None:
+    if len(series.values) < 2:
         return []
-    from_zero, half = series.unit == "reward" and ctx.rewards_from_zero(t), len(series.values) // 2
-    delta = level if from_zero else level.shifted(-float(series.values[:half].mean()))
+    ends, from_zero = ends_of(series.values), series.unit == "reward" and ctx.rewards_from_zero(t)
+    delta = ends.level if from_zero else ends.level.shifted(-ends.start)
     low, high = float(series.steps[0]), float(series.steps[-1])
     if series.unit != "reward":
-        delta = Interval(delta.value, math.nan, math.nan, delta.n)
+        delta = no_interval(delta.value, delta.n, math.nan)
     return [
         ChosenChange(
             source="training batches",
-            window="reference to last rows" if from_zero else "first to last rows",
+            window="reference to last" if from_zero else "first to last",
+            ends_are=(REFERENCE_IS if from_zero else ends.start_is, ends.end_is),
             from_step=low,
             to_step=high,
             unit=series.unit,
@@ -201,10 +194,7 @@ def rolling_mean(values: FloatArray, k: int) -> FloatArray:
 
 
 def level_of(series: Series, t: Thresholds) -> Interval | None:
-    """The level at the end: a fixed set's last value, exact for it; else the last quarter's mean, or of few rows the
-    later half's; None for one row."""
+    """The level at the end: a fixed set's last value, exact for it; else as `Ends` has it; None for one row."""
     if series.fixed:
-        last = float(series.values[-1])
-        return Interval(last, last, last, 1)
-    trend = series.ends(t["confidence"])
-    return few_rows_level(series.values) if trend is None else trend.last_level
+        return exactly(float(series.values[-1]))
+    return ends_of(series.values, level=t["confidence"]).level if len(series) > 1 else None

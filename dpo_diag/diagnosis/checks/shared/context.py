@@ -22,7 +22,7 @@ from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
-from dpo_diag.thresholds import Thresholds
+from dpo_diag.thresholds import Thresholds, defaults
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -41,7 +41,15 @@ class Start:
 class CheckContext:
     """Everything that the checks read of one run. Build it with `from_run`."""
 
-    def __init__(self, rows: PairRows, window: Window, split: str | None, start: Step | None = None) -> None:
+    def __init__(
+        self,
+        rows: PairRows,
+        window: Window,
+        split: str | None,
+        start: Step | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        self._thresholds = defaults() if thresholds is None else thresholds
         self.run, self.info, self.window = rows.run, rows.run.info, window
         self.logged = Logged(self.run, window, split, self._is_withheld)
         self.pairs = FixedPairs(rows, window, split, start)
@@ -50,7 +58,12 @@ class CheckContext:
 
     @classmethod
     def from_run(
-        cls, run: Run | PairRows, from_step: Step | None = None, to_step: int | None = None, split: str | None = None
+        cls,
+        run: Run | PairRows,
+        from_step: Step | None = None,
+        to_step: int | None = None,
+        split: str | None = None,
+        thresholds: Thresholds | None = None,
     ) -> CheckContext:
         """A context over the steps from_step..to_step (all by default).
 
@@ -58,6 +71,7 @@ class CheckContext:
             run: a run, or its pair rows where they were read already.
             from_step: where pairs are compared from: a step, or REFERENCE; by default see `PairRows.start`.
             split: the fixed set to judge by; by default the one with the most measured steps, "eval" first.
+            thresholds: by which logged numbers count as implausible; the defaults if None.
 
         Raises:
             DiagError: the run has no such split.
@@ -71,7 +85,7 @@ class CheckContext:
             first = None
         if to_step is not None and steps and to_step >= steps[-1]:
             to_step = None
-        context = cls(rows, Window(first, to_step), split, from_step)
+        context = cls(rows, Window(first, to_step), split, from_step, thresholds)
         if split is not None:
             known = sorted({*context.logged.rows["split"].unique(), *rows.steps})
             if split not in known:
@@ -116,7 +130,7 @@ class CheckContext:
     @cached_property
     def implausible(self) -> list[Implausible]:
         """Logged means that cannot be what their names say."""
-        return find_implausible(self.logged, self.start)
+        return find_implausible(self.logged, self.start, self._thresholds)
 
     def _is_withheld(self, split: str, name: str) -> bool:
         return any(one.withholds(split, name) for one in self.implausible)

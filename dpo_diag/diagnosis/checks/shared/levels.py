@@ -44,7 +44,7 @@ def logged_levels(ctx: CheckContext, split: str, side: str, reward: Interval, t:
     trend = None if logps.fixed else logps.ends(t["confidence"])
     if trend is None:
         return Levels(float(logps.values[0]), float(logps.values[-1]), unit_of(ctx))
-    return Levels(trend.first, trend.last, unit_of(ctx), least_fall(trend.delta))
+    return Levels(trend.start, trend.end, unit_of(ctx), least_fall(trend.change))
 
 
 def unit_of(ctx: CheckContext) -> str:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.checks.shared.check import Missing
+from dpo_diag.ends import LEAST_ROWS, Ends, ends_of
 from dpo_diag.records import Run
 from dpo_diag.records.metric_aliases import logged_names
 from dpo_diag.records.metric_table import METRICS
 from dpo_diag.records.schemas import EVAL_SPLIT
-from dpo_diag.stats import Ends, FloatArray, ends
+from dpo_diag.stats import LEVEL, FloatArray
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,13 @@ class Series:
         return Series(self.name, self.split, self.steps[keep], self.values[keep], self.fixed)
 
     def ends(self, level: float, sign: float = 1.0) -> Ends | None:
-        """First and last quarter and their difference, of sign * values; None below six rows."""
-        return ends(sign * self.values, level)
+        """Both ends of sign * values, as of training rows; None below six rows, whose noise is not known."""
+        return ends_of(sign * self.values, self.steps, level=level) if len(self) >= LEAST_ROWS else None
+
+    def between(self, low: float, high: float, level: float = LEVEL) -> Ends:
+        """Both ends of the rows of these steps."""
+        inside = (self.steps >= low) & (self.steps <= high)
+        return ends_of(self.values[inside], batches=not self.fixed, level=level)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Logged:
                 return series
         raise Missing(f"no fixed evaluation set logs {metric} at {least} steps or more")
 
-    def training(self, metric: str, least: int = 6) -> Series:
+    def training(self, metric: str, least: int = LEAST_ROWS) -> Series:
         """A metric of the training batches; `ends` needs six rows.
 
         Raises:

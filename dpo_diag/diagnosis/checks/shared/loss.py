@@ -11,9 +11,14 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.logged import Series
+from dpo_diag.ends import LEAST_ROWS
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.thresholds import Thresholds
 
-FLOOR_READS = ("saturation_share", "saturation_stays", "saturation_won")
+FLOOR_READS = (
+    "saturation_share", "saturation_stays", "saturation_won", "saturation_last_share", "smoothing_min", "smoothing_max",
+    "smoothing_max_spread",
+)  # fmt: skip
 """Thresholds that `at_floor` reads."""
 FLOOR_EVIDENCE: Mapping[str, str] = {
     "split": "the split whose loss was read",
@@ -23,12 +28,6 @@ FLOOR_EVIDENCE: Mapping[str, str] = {
     "since_step": "step from which on nine tenths of the rows are there",
     "share_of_rows_there": "share of all its rows there",
 }
-LEAST_ROWS = 6
-"""Rows from which a label smoothing is read off."""
-SMOOTHING_RANGE = (0.01, 0.5)
-"""Label smoothing that trainers accept; at 0.5 the labels say nothing."""
-SMOOTHING_SPREAD = 0.2
-"""Largest spread of the smoothing over the rows, as a share of it: the same number in every row, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,15 @@ def at_floor(ctx: CheckContext, t: Thresholds) -> AtFloor | None:
     floor = 0.0 if ctx.reference_free else ctx.start.floor
     start = ctx.start.value if math.isfinite(ctx.start.value) else math.log(2)
     near = t["saturation_share"] * (start - (floor or 0.0))
-    for series in (ctx.maybe(ctx.logged.training, "loss", 3), ctx.maybe(ctx.logged.fixed, "loss", 3)):
+    for series in (
+        ctx.maybe(ctx.logged.training, "loss", LEAST_FOR_T),
+        ctx.maybe(ctx.logged.fixed, "loss", LEAST_FOR_T),
+    ):
         # A loss with an NLL term has no floor that it could reach.
         if series is None or ctx.logged.find("nll_loss", series.split) is not None:
             continue
         lowest, why = _floor(ctx, series, floor, t)
-        last = float(np.median(series.values[-max(2, len(series) // 5) :]))
+        last = float(np.median(series.values[-max(2, int(len(series) * t["saturation_last_share"])) :]))
         if lowest is None or last - lowest > near:
             continue
         there = series.values - lowest <= near
@@ -84,7 +86,7 @@ def _floor(ctx: CheckContext, series: Series, known: float | None, t: Thresholds
         if accuracy.min() >= t["saturation_won"] and margin.min() > 1.0:
             eps = (loss - np.log1p(np.exp(-margin))) / margin
             middle = float(np.median(eps))
-            if SMOOTHING_RANGE[0] < middle < SMOOTHING_RANGE[1] and np.ptp(eps) < SMOOTHING_SPREAD * middle:
+            if t["smoothing_min"] < middle < t["smoothing_max"] and np.ptp(eps) < t["smoothing_max_spread"] * middle:
                 floor = -(1 - middle) * math.log1p(-middle) - middle * math.log(middle)
                 return floor, f"label smoothing {middle:.3g}, inferred from loss and margins"
     return known, ctx.start.reason
@@ -95,12 +97,12 @@ def moving_metric(ctx: CheckContext, t: Thresholds) -> str | None:
     for name in ("loss", "rewards/margins", "rewards/chosen"):
         series = ctx.maybe(ctx.logged.training, name)
         trend = None if series is None else series.ends(t["confidence"])
-        if trend is not None and (trend.delta.above or trend.delta.below):
+        if trend is not None and (trend.change.above or trend.change.below):
             return name
     return None
 
 
 def no_gradient(ctx: CheckContext) -> bool:
     """Whether grad_norm is logged, and 0 in every row."""
-    grads = ctx.maybe(ctx.logged.training, "grad_norm", 3)
+    grads = ctx.maybe(ctx.logged.training, "grad_norm", LEAST_FOR_T)
     return grads is not None and not grads.values.any()

@@ -20,18 +20,13 @@ if TYPE_CHECKING:
 Cause = Literal["sum", "percent", "count", "negated", "unknown"]
 SCALED = ("loss", "preference_loss", "nll_loss", "rewards/", "logps/", "mean_logps/", "ce/", "ppl_", "ref_logps/")
 """Means of pairs: where one of a split is a sum, so are they all."""
-MOST_SUMMED = 64
-"""Micro-batches or processes that a sum is tried over."""
-MOST_EXACT = 20
-"""A larger number of them cannot be told exactly: one more or less moves the mean loss by less than 0.03."""
 PERCENT = 100.0
-LEAST_PERCENT = 20.0
-"""A median accuracy from here on is rather a percentage than a sum over so many micro-batches."""
-SLACK = 2e-3
-"""Beyond a bound by less is rounding: bfloat16 keeps three digits."""
-NEAR_START = 0.1
-"""How near to its start a first loss lies, as a share of it."""
 ACCURACY = "rewards/accuracies"
+READS = (
+    "implausible_rounding", "implausible_loss_rounding", "implausible_most_summed", "implausible_most_exact",
+    "implausible_least_percent", "implausible_near_start",
+)  # fmt: skip
+"""Thresholds that this module reads."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Implausible:
         return split == self.split and name.startswith(self.withheld)
 
 
-def find_implausible(logged: Logged, start: Start) -> list[Implausible]:
+def find_implausible(logged: Logged, start: Start, t: Thresholds) -> list[Implausible]:
     """Every logged metric that leaves its bounds, with its likely cause."""
     found = []
     names = logged.rows[~logged.rows["derived"].eq(True)]  # null where the source does not say
@@ -76,14 +71,16 @@ def find_implausible(logged: Logged, start: Start) -> list[Implausible]:
         series = logged.every(name, split)
         if series is None or series.name != name or (low is None and high is None):
             continue
-        one = _beyond(logged, series.finite, low, high, start)
+        one = _beyond(logged, series.finite, low, high, start, t)
         if one is not None:
             found.append(one)
     return found
 
 
-def _beyond(logged: Logged, series: Series, low: float | None, high: float | None, start: Start) -> Implausible | None:
-    values, slack = series.values, SLACK
+def _beyond(
+    logged: Logged, series: Series, low: float | None, high: float | None, start: Start, t: Thresholds
+) -> Implausible | None:
+    values, slack = series.values, t["implausible_rounding"]
     below = values < low - slack if low is not None else np.zeros(len(values), dtype=bool)
     above = values > high + slack if high is not None else np.zeros(len(values), dtype=bool)
     outside = below | above
@@ -92,7 +89,7 @@ def _beyond(logged: Logged, series: Series, low: float | None, high: float | Non
     bound = low if below.any() else high
     assert bound is not None
     worst = int(np.abs(values - bound).argmax())
-    cause, factor = _cause(logged, series, bound, bool(above.any()), start)
+    cause, factor = _cause(logged, series, bound, bool(above.any()), start, t)
     # An accuracy above 1 that nothing explains may stand beside other sums; any other metric stands for itself.
     of_all = cause == "sum" or (cause == "unknown" and series.name == ACCURACY and bool(above.any()))
     withheld = SCALED if of_all else (series.name,)
@@ -102,23 +99,25 @@ def _beyond(logged: Logged, series: Series, low: float | None, high: float | Non
     )  # fmt: skip
 
 
-def _cause(logged: Logged, series: Series, bound: float, above: bool, start: Start) -> tuple[Cause, int | None]:
+def _cause(
+    logged: Logged, series: Series, bound: float, above: bool, start: Start, t: Thresholds
+) -> tuple[Cause, int | None]:
     values = series.values
     if series.name.startswith(("logps/", "mean_logps/")) and (values > 0).all():
         return "negated", None
     if not above or bound != 1.0:
         return "unknown", None
-    factor = _summed_over(logged, series.split, float(values.max()), start)
+    factor = _summed_over(logged, series.split, float(values.max()), start, t)
     if factor is not None and factor > 1:
         return "sum", factor
     if (values == np.round(values)).all() and values.max() < PERCENT:
         return "count", None
-    if float(np.median(values)) >= LEAST_PERCENT and values.max() <= PERCENT:
+    if float(np.median(values)) >= t["implausible_least_percent"] and values.max() <= PERCENT:
         return "percent", None
     return "unknown" if factor is None else "count", None
 
 
-def _summed_over(logged: Logged, split: str, largest: float, start: Start) -> int | None:
+def _summed_over(logged: Logged, split: str, largest: float, start: Start, t: Thresholds) -> int | None:
     """Over how many rows' means the split's numbers are sums, by its loss: 1 where the loss is a mean, None where it
     does not tell.
 
@@ -127,26 +126,28 @@ def _summed_over(logged: Logged, split: str, largest: float, start: Start) -> in
     """
     if not math.isfinite(start.value) or start.value <= 0:
         return None
+    most, near = int(t["implausible_most_summed"]), t["implausible_near_start"]
+    least = math.ceil(largest - t["implausible_rounding"])
     rows = logged.raw_together(("loss", "rewards/margins"), split)
     if rows is None:
         loss = logged.every("loss", split)
         if loss is None or not len(loss.finite):
             return None
         # A first row lies at its start or below it, by what was learned.
-        k = math.ceil(float(loss.finite.values[0]) / start.value - NEAR_START)
-        return k if math.ceil(largest - SLACK) <= k <= MOST_SUMMED or k == 1 else None
+        k = math.ceil(float(loss.finite.values[0]) / start.value - near)
+        return k if least <= k <= most or k == 1 else None
     losses, margins = rows
-    fits = [k for k in range(1, MOST_SUMMED + 1) if _gap(losses, margins, k).min() >= -10 * SLACK]
+    fits = [k for k in range(1, most + 1) if _gap(losses, margins, k).min() >= -t["implausible_loss_rounding"]]
     k = max(fits, default=0)
-    if k == 0 or abs(float(_gap(losses, margins, k)[0])) > NEAR_START * start.value:
+    if k == 0 or abs(float(_gap(losses, margins, k)[0])) > near * start.value:
         return None
-    return k if k == 1 or k >= math.ceil(largest - SLACK) else None
+    return k if k == 1 or k >= least else None
 
 
 def multiple_of_start(first: float, start: float, t: Thresholds) -> int | None:
     """Over how many micro-batches or processes a first loss seems to be summed: k >= 2 where it is near k starts.
 
-    >>> t = {"reference_multiple_share": 0.1}
+    >>> t = {"reference_multiple_share": 0.1, "implausible_most_summed": 64}
     >>> [multiple_of_start(loss, 0.6931, t) for loss in (2.7726, 4.14, 0.74, 2.4)]
     [4, 6, None, None]
     """
@@ -154,7 +155,7 @@ def multiple_of_start(first: float, start: float, t: Thresholds) -> int | None:
         return None
     k = round(first / start)
     near = abs(first - k * start) <= t["reference_multiple_share"] * start
-    return k if 2 <= k <= MOST_SUMMED and near else None
+    return k if 2 <= k <= t["implausible_most_summed"] and near else None
 
 
 def _gap(losses: FloatArray, margins: FloatArray, k: int) -> FloatArray:
@@ -162,13 +163,13 @@ def _gap(losses: FloatArray, margins: FloatArray, k: int) -> FloatArray:
     return gap
 
 
-def in_words(one: Implausible, first_loss: float | None) -> str:
+def in_words(one: Implausible, first_loss: float | None, t: Thresholds) -> str:
     """What is implausible and what it most likely is, in a clause."""
     side = "most" if one.value > one.bound else "least"
     beyond = f"{one.name} of {one.split} is {one.value:.4g}, and {_kind(one.name)} is at {side} {one.bound:.4g}"
     if one.cause == "sum":
         k = one.factor or 1
-        if k > MOST_EXACT:
+        if k > t["implausible_most_exact"]:
             return f"{beyond}: the numbers are sums over about {k} micro-batches or processes, not means"
         loss = f", and the first loss {first_loss:.4g} = {k} x {first_loss / k:.4g}" if first_loss is not None else ""
         return (
