@@ -40,6 +40,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.scoring import PairTokens, score_pairs
 from dpo_diag.models.loading import load_model
@@ -191,15 +192,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         from dpo_diag.config import DataConfig
         from dpo_diag.data.source import load_data
 
-        source = load_data(DataConfig(path=options.pairs, eval_share=0.0), seed=0)
+        source = load_data(DataConfig(kind="jsonl", path=options.pairs, eval_share=0.0), seed=0)
         rows = (source.train + source.held_out)[: options.n]
     elif folder:
         raise SystemExit("name --pairs for a model with a tokenizer of its own")
     else:
         rows = drawn_pairs(options.n, 0.35 if options.quick else 1.0)
     encoded = PairTokens.of(rows, tokenizer, MAX_LENGTH)
-    kept = {pair.row for pair in encoded.pairs}
-    rows = [row for i, row in enumerate(rows) if i in kept]
+    kept = {pair.pair_id for pair in encoded.pairs}
+    rows = [row for row in with_ids(rows) if row["pair_id"] in kept]
     spans = [Span(pair.prompt[side], pair.response[side]) for pair in encoded.pairs for side in ("chosen", "rejected")]
     laid = pack(spans, options.row_tokens)
     products = Products(model, laid)
