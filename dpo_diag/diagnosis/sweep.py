@@ -45,7 +45,7 @@ class Sweep:
         runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
             data (a hash of the measured set's pairs), step, split, batches (whether the metrics are those of training
             batches: no evaluation is recorded), the metrics, and per task score NAME its value, NAME_n,
-            NAME_low, NAME_high (Wilson, 95 %), and NAME_change since its first evaluation, with its interval in
+            NAME_low, NAME_high (over its questions), and NAME_change since its first evaluation, with its interval in
             NAME_change_low and NAME_change_high (that of the explanation).
         groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
             step, runs, and per value its mean, low and high over those runs (the range, not an interval); pooled n of
