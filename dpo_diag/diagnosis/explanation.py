@@ -47,6 +47,10 @@ ROWS_ONLY = (
     "the log states no steps: its rows are counted, their distance from the start is not known "
     "(dpo-diag import --logging-steps N makes them steps)"
 )
+PAIR_SECTIONS = ("bits_per_byte", "quadrants", "margins", "against_reference", "along_the_run")
+"""Keys of the document that need pairs,"""
+TOKEN_SECTIONS = ("tokens", "prompt_dependence", "destination", "lost_mass", "similarity")
+"""and more than their sums."""
 OVER_PAIRS = "both steps on the same ones; Student's t, for ppl_seq_mean a bootstrap"
 """How the intervals of a run with pairs are made, in words."""
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
@@ -177,6 +181,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
         "turning_points": [t.document() for t in turns],
         "pairs": records(table.head(PAIRS_SHOWN)),
         "pairs_not_shown": max(0, len(table) - PAIRS_SHOWN),
+        "means": {"not_applicable": "the run holds pairs, which say all that means say"},
         "trajectory": records(path.steps),
         "along_the_run": path.summary,
         "checks": checks,
@@ -191,8 +196,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
 def _of_tokens(aligned: Aligned, values: Mapping[str, float], intervals: PairIntervals) -> dict[str, Any]:
     """The sections that need more than sums, each with its numbers or {"not_applicable": reason}."""
     if not len(aligned.pairs):
-        names = ("tokens", "prompt_dependence", "destination", "lost_mass", "similarity")
-        return dict.fromkeys(names, NO_PAIR)
+        return dict.fromkeys(TOKEN_SECTIONS, NO_PAIR)
     sections: dict[str, Any] = {"tokens": NO_TOKENS, "prompt_dependence": NO_TOKENS, "lost_mass": NO_TOKENS}
     change = aligned.tokens
     if change is not None and change.usable.any():
@@ -247,7 +251,7 @@ def _of_means(
     )
     return {
         **_head(run, means.from_step, means.to_step, means.split, None),
-        "step_word": run.info.step_word,
+        "n_prompts": None,
         "intervals": {"level": values["confidence"], "least": None, "method": means.compared},
         "unit": None,
         "coverage": {},
@@ -257,11 +261,12 @@ def _of_means(
             **{k: loss[k] for k in LOSS_KEYS if k in loss},
         },
         "perplexity": perplexity,
-        "quadrants": {"not_applicable": no_pairs},
-        "against_reference": {"not_applicable": no_pairs},
+        **{key: {"not_applicable": no_pairs} for key in (*PAIR_SECTIONS, *TOKEN_SECTIONS)},
         "concentration": None,
         "turning_points": [],
         "pairs": [],
+        "pairs_not_shown": 0,
+        "trajectory": [],
         "means": means.document(),
         "checks": checks,
         "evidence": [m.document(values) for m, _ in evidence],
@@ -277,6 +282,7 @@ def _head(run: Run, from_step: Step | None, to_step: int | None, split: str | No
     """The keys that say what was compared."""
     return {
         "run": run.name, "kind": run.kind, "from_step": from_step, "to_step": to_step, "split": split, "n_pairs": n,
+        "step_word": run.info.step_word,
     }  # fmt: skip
 
 

@@ -53,15 +53,16 @@ def stretch(document: Mapping[str, Any]) -> str:
     first, last = document["from_step"], document["to_step"]
     if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
         return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
-    if document.get("step_word", "step") != "step":
-        return f"{document['step_word']} {first} to {last}"
+    # A page may be drawn from findings that an older version wrote.
+    if (word := document.get("step_word", "step")) != "step":
+        return f"{word} {first} to {last}"
     return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
 
 
 def _what_happened(document: dict[str, Any]) -> list[Sentence]:
     start = f"From {stretch(document)}"
     if document["from_step"] != REFERENCE:
-        word = document.get("step_word", "step")
+        word = document["step_word"]
         start = f"Between {word} {document['from_step']} and {word} {document['to_step']}"
     where = f"{start} on {document['split']}"
     if document["n_pairs"] is not None:
@@ -160,7 +161,7 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
             and low is not None
             and ends - low > document["thresholds"]["narrative.least_dip"] * (entry["highest"] - low)
         ):
-            where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
+            where = f"{document['step_word']} {entry['lowest_step']}"
             text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
     return sentences

@@ -66,7 +66,7 @@ def _narrative(narrative: list[dict[str, Any]]) -> str:
 def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """What a new look at a growing run says, one line a change; the first look says where it stands."""
     loss, chosen = now["loss"], now["perplexity"].get("chosen", {})
-    state = [f"{now.get('step_word', 'step')} {now['to_step']}"]
+    state = [f"{now['step_word']} {now['to_step']}"]
     if loss.get("to") is not None:
         state.append(f"loss {number(loss['from'])} → {number(loss['to'])}")
     for name in ("ppl_token", "ppl_seq_mean"):

@@ -94,6 +94,16 @@ class ReferenceInfo(ModelInfo):
 
 
 @dataclass(frozen=True)
+class SharedPrefixInfo:
+    """How training computes the prompt that chosen and rejected share."""
+
+    way: Literal["packed", "plain"] | None = declared("packed: once | plain: with each response, as TRL does")
+    reason: str | None = declared("why plain, or with what reservation packed")
+    max_loss_diff: float | None = declared("packed against plain before the first step, in float32", "nats")
+    max_grad_diff: float | None = declared("the same for the gradient", "share of its largest element")
+
+
+@dataclass(frozen=True)
 class TrainingInfo:
     """The trainer's arguments, under their names in transformers and TRL."""
 
@@ -120,6 +130,7 @@ class TrainingInfo:
     eval_steps: float | None = declared("steps, or below 1 a share of all steps")
     save_steps: float | None = declared("steps, or below 1 a share of all steps")
     world_size: int | None = declared("processes", "count")
+    shared_prefix: SharedPrefixInfo | None = declared("how the shared prompt is computed")
 
 
 @dataclass(frozen=True)
