@@ -84,8 +84,8 @@ SECTIONS.add("curves", Section(
 
 def curves_frame(run: Run, split: str | None, trajectory: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
     """Long frame of what the panels draw: panel (a key of PANELS), line, kind (its style), step, value, low and high
-    (a score's 95 % interval over its questions), n, measure (the history's name), split. What the history lacks (a scored run has
-    none) comes from the explanation's `trajectory`. Empty where neither has anything.
+    (a score's 95 % interval over its questions), n, measure (the history's name), split. What the history lacks (a
+    scored run has none) comes from the explanation's `trajectory`. Empty where neither has anything.
     """
     history = run.history
     own = _completed(history.loc[history["split"] == split], split, trajectory)
