@@ -235,9 +235,16 @@ def _of_means(
     checks = list(run_checks(context, values))
     # At the level of the checks, so that a change has one interval in the document.
     means = summarise_means(run, from_step, to_step, split, known_starts(context, values), values["confidence"])
+    means.withheld = tuple(
+        name for name in means.values if any(one.withholds(str(means.split), name) for one in context.implausible)
+    )
+    usable = {name: entry for name, entry in means.values.items() if name not in means.withheld}
     no_pairs = "the run holds means only, no pairs"
-    loss = means.values.get("loss", {})
-    perplexity = perplexity_of_means(means.values)
+    why_no_loss = f"{no_pairs}, so the loss cannot be split into sides"
+    if "loss" in means.withheld:
+        why_no_loss = f"the logged loss of {means.split} is implausible, see DVG028"
+    loss = usable.get("loss", {})
+    perplexity = perplexity_of_means(usable)
     evidence = _evidence(run, means.from_step or 0, means.to_step or 0, values)
     decision = verdict.decide(
         verdict.Facts(
@@ -257,7 +264,7 @@ def _of_means(
         "coverage": {},
         "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.info.steps_are_stated else [ROWS_ONLY])],
         "loss": {
-            "not_applicable": f"{no_pairs}, so the loss cannot be split into sides",
+            "not_applicable": why_no_loss,
             **{k: loss[k] for k in LOSS_KEYS if k in loss},
         },
         "perplexity": perplexity,

@@ -241,7 +241,9 @@ class RunInfo:
     loss: LossSpec | None = declared("the loss, where its formula is known")
     loss_reason: str | None = declared("why `loss` is null")
     loss_names: tuple[str, ...] = declared("the loss as the source names it, where `loss` is null", default=())
-    loss_like: str | None = declared("where nothing names the loss: the formula that the logged means follow (sigmoid)")
+    loss_like: str | None = declared(
+        "where nothing names the loss: the formula that the logged means follow (sigmoid, hinge, ipo)"
+    )
     beta: float | None = declared("the loss's; where `loss` is null: named by the source, or inferred from its means")
     logps: Reduction | None = declared("whether history's logps/* are sums or means over a response's tokens")
     reference_free: bool | None = declared("rewards are beta times the log-prob itself: no reference in them")

@@ -51,7 +51,7 @@ def test_numbers_are_per_token(tmp_path: Path) -> None:
     assert (chosen["greedy_logp"]["from"], chosen["greedy_logp"]["to"]) == (-0.4, -0.2)
     assert chosen["entropy"]["delta"] == pytest.approx(-0.2)
     assert (chosen["gap"]["from"], chosen["gap"]["to"]) == (pytest.approx(0.6), pytest.approx(1.0))
-    assert chosen["reading"] == "own_answer" and "-1 → -1.2" in chosen["text"]
+    assert chosen["reading"] == "own_answer" and "-1.00 → -1.20" in chosen["text"]
 
 
 def test_not_recorded_is_not_applicable(tmp_path: Path) -> None:

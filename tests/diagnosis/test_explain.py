@@ -242,7 +242,7 @@ def test_rewards_begin_at_the_reference_whatever_the_loss(tmp_path: Path) -> Non
     )
     writer.finish()
     said = str(explain(load_run(tmp_path / "run"))["narrative"])
-    assert "The logged mean rewards/chosen fell 0 → -1.500, from the reference to the last row" in said
+    assert "The logged mean rewards/chosen fell 0.000 → -1.500, from the reference to the last row" in said
     assert "the loss fell 0.2800 → 0.2200, from the first row" in said
 
 

@@ -14,7 +14,7 @@ from dpo_diag.diagnosis.checks.shared.advice import (
 )
 from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.chosen import chosen_changes
-from dpo_diag.diagnosis.checks.shared.chosen_change import EVIDENCE, READS
+from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, EVIDENCE, READS
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.scores import caveat
@@ -30,7 +30,8 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
         if fall.beyond_noise and fall.loss_fell is not False:
             both = fall.more.get("quadrants", {}).get("both_fell")
             loss = "while the loss fell" if fall.loss_fell else "(whether the loss fell is not recorded)"
-            share = f"; both sides fell in {percent(both)} of the pairs" if both is not None else ""
+            since = " over these steps" if fall.window == BEST else ""
+            share = f"; both sides fell in {percent(both)} of the pairs{since}" if both is not None else ""
             return speaks(
                 f"{fall.in_words} ({fall.stretch}) {loss}{share}{caveat(ctx, t)}",
                 **fall.evidence(t),

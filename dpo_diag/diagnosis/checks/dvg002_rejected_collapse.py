@@ -13,7 +13,6 @@ from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, RAISE_BETA, UNB
 from dpo_diag.diagnosis.checks.shared.check import (
     WORST,
     Check,
-    Missing,
     Outcome,
     cannot_tell,
     ratio,
@@ -36,7 +35,7 @@ def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
         outcome = source(ctx, t)
         if outcome is not None:
             return outcome
-    raise Missing("neither pairs nor rewards/rejected or logps/rejected at enough steps")
+    raise ctx.nothing_of("rewards/rejected", "logps/rejected")
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:

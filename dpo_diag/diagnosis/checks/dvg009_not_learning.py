@@ -183,10 +183,11 @@ def _of_batches(
     bound = min(gain.high, _bound_by_halves(ctx, t)) if many else gain.high
     evidence["improvement_excluded_above"] = bound
     if gain.high < least or (many and (gain.value <= 0 or bound < 2 * least)):
-        return speaks(
-            f"{changed} over {gain.n} rows: nothing that matters beyond noise, in margin and accuracy neither",
-            **evidence,
-        )
+        others = " and ".join(_WORDS[other].removeprefix("the ") for other in gains if other != name)
+        neither = f", in {others} neither" if others else ""
+        what = "too little to matter" if gain.above else "nothing that matters beyond noise"
+        rows = len(ctx.logged.training(name))
+        return speaks(f"{changed} over {rows} rows: {what}{neither}", **evidence)
     return cannot_tell(f"{changed}: inside its noise", **evidence)
 
 
@@ -218,13 +219,13 @@ register(
             **FLOOR_EVIDENCE,
             "fall_of_loss_on_pairs": "fall of the mean pair loss of a fixed set, with its interval",
             "split": "the fixed set, or the split whose loss is at its floor",
-            "fall_of_loss": "means of a fixed set: fall from the start to the last quarter",
+            "fall_of_loss": "means of a fixed set: fall from the start to the mean of the last quarter of the rows",
             "evaluations": "means of a fixed set: evaluations",
-            "fall_of_loss_from_start": "training: last quarter's loss below the known start, with its interval",
+            "fall_of_loss_from_start": "training: loss of the last rows below the known start, with its interval",
             "late_accuracy": "mean reward accuracy of the later half of the rows, where it never rose above one half",
             "rows": "rows behind it",
             "gain_in_few_rows": "two to five training rows: gain of the loss or margin, give or take half their range",
-            "gain_loss": "training: fall of the loss, first to last quarter",
+            "gain_loss": "training: fall of the loss, first to last rows (a quarter of all, at least three)",
             "gain_rewards/margins": "training: rise of the margin",
             "gain_rewards/accuracies": "training: rise of the reward accuracy, a share",
             "learning_rate_from_to_max": "first, last and largest logged learning rate",

@@ -16,6 +16,7 @@ import pandas as pd
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.token_rows import TokenChange
+from dpo_diag.text import arrow
 
 _QUANTITIES = {"target_logp": "sum_logp", "greedy_logp": "greedy_logp_sum", "entropy": "entropy_sum"}
 
@@ -88,7 +89,7 @@ _WORDS = {
 
 def _text(reading: str, result: dict[str, Any]) -> str:
     numbers = [
-        f"{words} {result[name]['from']:.3g} → {result[name]['to']:.3g}"
+        f"{words} {arrow(result[name]['from'], result[name]['to'], 3)}"
         for name, words in (("target_logp", "target"), ("greedy_logp", "own first choice"), ("entropy", "entropy"))
         if name in result
     ]

@@ -55,6 +55,7 @@ class Means:
         windows: whether rows are training batches, so that means of rows are compared, or evaluations.
         values: name -> `Ends.document`, and of evaluations "lowest", "highest" and their steps.
         rows: steps of the split between the two.
+        withheld: names whose values cannot be what they say (DVG028).
         level: confidence of the intervals.
     """
 
@@ -65,6 +66,7 @@ class Means:
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: int = 0
     level: float = LEVEL
+    withheld: tuple[str, ...] = ()
 
     @property
     def compared(self) -> str | None:
@@ -77,6 +79,7 @@ class Means:
         return {
             "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": self.compared,
             "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
+            "withheld": list(self.withheld),
         }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_diag.diagnosis.checks.shared.check import WORST, Missing, ratio
+from dpo_diag.diagnosis.checks.shared.check import WORST, ratio
 from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, ChosenChange
 from dpo_diag.diagnosis.checks.shared.chosen_means import of_fixed_set, of_training
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
@@ -34,7 +34,7 @@ def chosen_changes(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
         of_batches = of_training(ctx, split, t)
         if of_batches:
             return of_batches
-    raise Missing("neither pairs nor rewards/chosen, logps/chosen or ce/chosen at enough steps")
+    raise ctx.nothing_of("rewards/chosen", "logps/chosen", "ce/chosen")
 
 
 def material_falls(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:

@@ -134,6 +134,14 @@ class Logged:
         finite = None if series is None else series.finite
         return finite if finite is not None and len(finite) >= least else None
 
+    def whole_rows(self, series: Series) -> Series:
+        """The rows at whose steps no reward or log-prob of the split is NaN or infinite."""
+        rows = self.rows[
+            (self.rows["split"] == series.split) & self.rows["name"].str.startswith(("rewards/", "logps/"))
+        ]
+        keep = ~np.isin(series.steps, rows.loc[~np.isfinite(rows["value"]), "step"].to_numpy(dtype=np.float64))
+        return Series(series.name, series.split, series.steps[keep], series.values[keep], series.fixed)
+
     def fixed(self, metric: str, least: int = 2) -> Series:
         """A metric of the first fixed set that has it.
 
