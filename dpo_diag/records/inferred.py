@@ -194,6 +194,8 @@ def _ipo_beta(loss: FloatArray, margin: FloatArray) -> float | None:
         return None
     quotient = loss[far] / (margin[far] - 0.5) ** 2
     middle = float(np.median(quotient))
+    if not middle > 0:  # most losses are 0: far beyond their margins' target an ipo loss is not
+        return None
     beta = 1.0 / math.sqrt(middle)
     rounded = float(f"{beta:.2g}")
     return rounded if np.ptp(quotient) <= 0.02 * middle and abs(rounded / beta - 1) < 0.01 else None

@@ -214,6 +214,8 @@ def test_hinge_and_ipo_show_in_loss_and_margins(
         (lambda m: 1 - m, [0.0] * 12, 1.0, None),  # a loss of 1 that stays there is the start of several
         (lambda m: 25.0, [0.0] * 12, 1.0, None),
         (lambda m: softplus(-m), RISING, 1.0, "sigmoid"),
+        # Saturated: a loss that is logged with four digits is 0 in most rows.
+        (lambda m: round(softplus(-m), 4), [2.25, 4.5, 6.75, *[13.5 + i / 10 for i in range(9)]], 1.0, "sigmoid"),
     ],
 )
 def test_nothing_but_their_own_curves_is_taken_for_hinge_or_ipo(

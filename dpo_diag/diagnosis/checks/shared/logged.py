@@ -57,6 +57,8 @@ class Window:
 
     def of(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows (with a column `step`) inside."""
+        if self.first is None and self.last is None:
+            return rows
         low = -math.inf if self.first is None else self.first
         high = math.inf if self.last is None else self.last
         return rows[(rows["step"] >= low) & (rows["step"] <= high)]

@@ -38,8 +38,7 @@ class FixedPairs:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Policy rows of all splits, one per (step, split, pair_id, side), the reference's values as `ref_*`."""
-        splits = [self._pairs.split(name) for name in self._pairs.steps]
-        return self._window.of(pd.concat(splits, ignore_index=True) if splits else self._pairs.run.pairs)
+        return self._window.of(self._pairs.all)
 
     @property
     def at_start(self) -> pd.DataFrame:
