@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import run_app, to_config
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
+
+if TYPE_CHECKING:
+    from dpo_diag.models.packed.verify import SharedPrefix
 
 
 def job(cfg: DictConfig) -> str:
@@ -36,7 +40,8 @@ def job(cfg: DictConfig) -> str:
         checkpoint_names(config), rows, out, reference=config.reference, split=config.split,
         split_role="held_out" if config.hold_out else None,
         max_length=config.max_length, truncation_mode=config.truncation_mode,
-        loader=Loader(**vars(config.loader)), batch_size=config.batch_size, tokens=config.tokens,
+        loader=Loader(**vars(config.loader)), batch_size=config.batch_size,
+        shared_prefix=cast("SharedPrefix", config.shared_prefix), row_tokens=config.row_tokens, tokens=config.tokens,
         no_prompt=config.no_prompt, ches=config.ches,
         facts={
             "loss": config.loss, "reference_free": False, "data": source.summary(), "name": config.name,
