@@ -107,14 +107,17 @@ def _tokens(document: dict[str, Any]) -> list[Sentence]:
         (r for r in roles if abs(r["share"]) >= document["thresholds"]["narrative.least_role_share"]),
         key=lambda r: -r["share"],
     )
+    rest = total - sum(r["delta"] for r in named)
+    # Shares of a sum whose parts cancel say nothing: those parts are told in nats.
+    cancels = any(not 0 <= part / total <= 1 for part in [rest, *(r["delta"] for r in named)])
     parts = [
-        f"{percent(r['share'])} is {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)"
+        f"{signed(r['delta'], 4)} {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)"
+        if cancels
+        else f"{percent(r['share'])} is {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)"
         for r in named
     ]
-    rest = 1.0 - sum(r["share"] for r in named)
     if len(named) < len(roles):
-        against = " (those tokens moved the other way)" if rest < 0 else ""
-        parts.append(f"{percent(rest)} elsewhere{against}")
+        parts.append(f"{signed(rest, 4) if cancels else percent(rest / total)} elsewhere")
     over = _token_pairs(tokens, document["n_pairs"])
     text = f"Of the chosen answers' log-prob change of {signed(total, 4)} nats{over}, {', '.join(parts)}."
     sentences = [say(text, "tokens.by_role")]

@@ -45,7 +45,7 @@ LABELS = {
     "not_learning": "the run learned nothing that matters",
     "chosen_fell": "the chosen answers became less likely, and the loss did not fall",
     "best_not_last": "an earlier checkpoint scores better than the last one",
-    "loss_unclear": "whether the run learned is open: the loss moved within its noise, or too few rows tell of it",
+    "loss_unclear": "whether the run learned is open",
     "within_noise": "whether the chosen answers became less likely is inside the noise",
     "healthy": "the loss fell, and the chosen answers lost no likelihood that matters",
     "cannot_tell": "too little is recorded to call the run healthy",
@@ -55,6 +55,8 @@ LABELS = {
 ALSO = {
     "likelihood_displacement": "the chosen answers became less likely",
     "late_divergence": "the chosen answers became less likely again after a rise",
+    "saturated": "the loss ends at its floor",
+    "chosen_fell": "the chosen answers became less likely",
 }
 """Titles where they stand behind another headline, which says itself what the loss did."""
 
@@ -109,6 +111,7 @@ PRECEDENCE = (
     Cause("length_explained", "DVG005", severity="warning"),
     Cause("loss_rose", "DVG020", severity="warning"),
     Cause("loss_rose", "DVG022"),
+    Cause("loss_rose", "DVG009", has=(("rose", True),)),  # two checkpoints, where no training rows could tell
     Cause("chosen_fell", "DVG001", "silent", has=(("material", True),)),
     Cause("not_learning", "DVG009", suspicious=False),
     Cause("best_not_last", "DVG019"),

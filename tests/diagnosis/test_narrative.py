@@ -119,7 +119,7 @@ def test_broken_numbers_are_not_told_to_measure_a_task(tmp_path: Path) -> None:
 
 def test_a_share_of_tokens_says_whose_and_what_is_left(tmp_path: Path) -> None:
     """Two of three pairs have tokens. Chosen: the prefix rises by 0.5 in each, the differing token falls by 2.5: the
-    sum is -4, of which 125 % is at the first difference and -25 % before it."""
+    sum is -4: -5 at the first difference and +1 before it, in nats, since the parts cancel."""
     tokens = {"p0": ([1, 5, 2], [1, 6, 2]), "p1": ([1, 5, 2], [1, 6, 2])}
     before = {p: ([-1.0, -1.0, -0.5], [-1.0, -1.0, -0.5]) for p in tokens}
     after = {p: ([-0.5, -3.5, -0.5], [-0.5, -4.0, -0.5]) for p in tokens}
@@ -129,6 +129,6 @@ def test_a_share_of_tokens_says_whose_and_what_is_left(tmp_path: Path) -> None:
         writer.write("pairs", pair_rows(step, [total], [total], 3, ids=["p2"]), split="more")
     document = explain(load_run(run.path))
     text = next(t for t in said(document, 2) if t.startswith("Of the chosen answers'"))
-    assert "change of -4 nats (2 of 3 pairs with token records at both steps), 125 % is at the first token" in text
-    assert "-25 % is in the beginning that both answers share (33 % of the tokens)" in text
+    assert "change of -4 nats (2 of 3 pairs with token records at both steps), -5.00 at the first token" in text
+    assert "+1.00 in the beginning that both answers share (33 % of the tokens)" in text
     assert "all of it and more is there (125 %: the tokens before it rose)" in " ".join(said(document, 2))

@@ -70,6 +70,8 @@ UNSURE = {"outcome": "not_applicable", "reason": "cannot tell: inside the noise"
         ([finding("DVG001"), finding("DVG002"), finding("DVG010")], "likelihood_displacement", "cannot_tell"),
         ([finding("DVG002"), finding("DVG010")], "rejected_collapse", "cannot_tell"),
         ([finding("DVG001", from_best=True), finding("DVG003")], "sign_depends_on_aggregator", "cannot_tell"),
+        ([finding("DVG009", rose=True), finding("DVG001", "silent", material=True)], "loss_rose", "cannot_tell"),
+        ([finding("DVG009", rose=False), finding("DVG001", "silent", material=True)], "chosen_fell", "cannot_tell"),
         ([finding("DVG009"), finding("DVG001")], "likelihood_displacement", "cannot_tell"),
         ([finding("DVG002"), finding("DVG009")], "rejected_collapse", "cannot_tell"),
         ([finding("DVG004"), finding("DVG016")], "healthy", "none"),  # what only informs

@@ -40,7 +40,7 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
     for change in material:
         if change.beyond_noise:
             return silent(
-                f"{change.in_words}, but the loss did not fall: see divergence (DVG020) and overfitting (DVG022)",
+                f"{change.in_words}, but the loss did not fall",
                 **change.evidence(t),
             )
     for change in material:

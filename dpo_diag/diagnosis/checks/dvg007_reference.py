@@ -108,9 +108,10 @@ def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         if ctx.info.steps_are_stated:
             evidence["first_step"] = first_step
         at_once = _nothing_moved(ctx, split, first_step, evidence)
-        late = not at_once and _may_have_learned(ctx, loss, first_step, t)
+        late = not at_once and _may_have_learned(ctx, loss if chosen is None else chosen, loss, first_step, t)
         learned = not at_once and loss is not None and _early_loss(loss, t) < ctx.start.value
-        return _of_rewards(ctx, split, at_once, late, learned, t, evidence) or _of_loss(
+        learns = learned or (not at_once and loss is not None and _early_loss(loss, t, half=True) < ctx.start.value)
+        return _of_rewards(ctx, split, at_once, late, (learned, learns), t, evidence) or _of_loss(
             ctx, split, loss, at_once, late, t, evidence
         )
     return None
@@ -125,21 +126,34 @@ def _nothing_moved(ctx: CheckContext, split: str, first_step: float, evidence: d
     return ctx.info.steps_are_stated and first_step <= 1
 
 
-def _may_have_learned(ctx: CheckContext, loss: Series | None, first_step: float, t: Thresholds) -> bool:
-    """Whether the first row can lie so late that what it shows was learned; where no step is stated, its loss tells."""
+def _may_have_learned(ctx: CheckContext, rows: Series, loss: Series | None, first_step: float, t: Thresholds) -> bool:
+    """Whether what the first row shows can have been learned: its step is late, or not stated, and its loss lies below
+    the start; or its step is late and more than two of the rows' distances: their moves do not bound its own."""
     if ctx.info.steps_are_stated:
-        return first_step > t["reference_early_steps"]
+        if first_step <= t["reference_early_steps"]:
+            return False
+        if len(rows) < LEAST_FOR_T or first_step > 2 * float(np.median(np.diff(rows.steps))):
+            return True
     return loss is None or not _early_loss(loss, t) >= ctx.start.value - t["reference_tolerance_loss"]
 
 
-def _early_loss(loss: Series, t: Thresholds) -> float:
-    """Where the first rows' loss lies; of one batch alone it says little."""
-    return float(np.median(loss.values[: _early(t)]))
+def _early_loss(loss: Series, t: Thresholds, half: bool = False) -> float:
+    """Where the loss of the first rows, or of their second half, lies; of one batch alone it says little."""
+    rows = loss.values[: _early(t)]
+    return float(np.median(rows[rows.size // 2 :] if half else rows))
 
 
 def _of_rewards(
-    ctx: CheckContext, split: str, at_once: bool, late: bool, learned: bool, t: Thresholds, evidence: dict[str, Any]
+    ctx: CheckContext,
+    split: str,
+    at_once: bool,
+    late: bool,
+    learning: tuple[bool, bool],
+    t: Thresholds,
+    evidence: dict[str, Any],
 ) -> Outcome | None:
+    """`learning`: whether the first rows' loss lies below its start, and whether it does by their second half."""
+    learned, learns = learning
     logged = {name: ctx.logged.find(name, split) for name in ("rewards/chosen", "rewards/rejected")}
     rewards = {name: series.values for name, series in logged.items() if series is not None}
     moved = {name: _movement(values, at_once, t) for name, values in rewards.items()}
@@ -155,7 +169,7 @@ def _of_rewards(
             )
     for name, values in rewards.items():
         level = float(values[: _early(t)].mean())
-        if not (late or learned) and values.size > _early(t) and abs(level) > _level_allowed(values, t):
+        if not (late or learns) and values.size > _early(t) and abs(level) > _level_allowed(values, t):
             return speaks(
                 f"{name} is {level:.3g} over the first {_early(t)} rows, whose loss lies above its start, and hardly "
                 "moves: the policy did not start at its reference",

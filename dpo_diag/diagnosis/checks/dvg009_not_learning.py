@@ -24,7 +24,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
-from dpo_diag.ends import LEAST_ROWS, QUARTER, ends_of
+from dpo_diag.ends import LEAST_ROWS, ends_of
 from dpo_diag.stats import Interval, noise_sd
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
@@ -52,7 +52,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     evidence: dict[str, Any] = {}
     if fixed is not None:
         begin = float(fixed.values[0]) if known is None else known
-        fall = begin - float(fixed.values[-max(1, int(len(fixed) * QUARTER)) :].mean())
+        fall = begin - float(fixed.values[-1])
         evidence |= {"split": fixed.split, "fall_of_loss": fall, "evaluations": len(fixed)}
         chance = t["not_learning_sds"] * noise_sd(fixed.values) if len(fixed) >= LEAST_ROWS else 0.0
         if fall > max(t["not_learning_share"] * scale, chance):
@@ -124,7 +124,7 @@ def _of_few_rows(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> 
 
 
 def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
-    evidence: dict[str, Any] = {"fall_of_loss_on_pairs": gain}
+    evidence: dict[str, Any] = {"fall_of_loss_on_pairs": gain, "rose": gain.below}
     if gain.above and gain.value >= t["not_learning_least_pairs"] * scale:
         return silent("the fixed set's loss fell beyond noise", **evidence)
     least = t["not_learning_share"] * scale
@@ -218,8 +218,9 @@ register(
         evidence={
             **FLOOR_EVIDENCE,
             "fall_of_loss_on_pairs": "fall of the mean pair loss of a fixed set, with its interval",
+            "rose": "whether that interval lies wholly below 0: the loss rose beyond its noise",
             "split": "the fixed set, or the split whose loss is at its floor",
-            "fall_of_loss": "means of a fixed set: fall from the start to the mean of the last quarter of the rows",
+            "fall_of_loss": "means of a fixed set: fall from the start to the last evaluation",
             "evaluations": "means of a fixed set: evaluations",
             "fall_of_loss_from_start": "training: loss of the last rows below the known start, with its interval",
             "late_accuracy": "mean reward accuracy of the later half of the rows, where it never rose above one half",

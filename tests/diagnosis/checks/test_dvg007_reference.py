@@ -223,3 +223,21 @@ def test_a_fast_start_that_saturates_is_no_wrong_reference(means, finding):
     stands = {"rewards/chosen": np.full(20, 0.25), "rewards/rejected": np.full(20, -2.0)}
     still = means({"loss": np.full(20, loss[0]), **stands}, every=10, loss=SIGMOID)
     assert finding(still, "DVG007")["outcome"] == "speaks"
+
+
+def test_rewards_far_from_0_in_a_late_first_row_whose_loss_lies_above_the_start(means, finding):
+    """Rows every 20 steps: chosen 4.2, rejected 5.2, a loss of ln(1 + e) = 1.31 falling to ln 2 by row 6. Step 20 is
+    late, but nothing that teaches leads above ln 2, and no row moves by more than 0.4."""
+    chosen, rejected = np.linspace(4.2, 1.2, 16), np.linspace(5.2, -0.8, 16)
+    columns = {"rewards/chosen": chosen, "rewards/rejected": rejected, "loss": np.log1p(np.exp(rejected - chosen))}
+    found = finding(means(columns, every=20), "DVG007")
+    assert found["outcome"] == "speaks" and found["reason"].startswith("rewards/chosen is 4.2 in the first row")
+
+
+def test_rows_that_learn_meanwhile_are_no_wrong_reference(means, finding):
+    """Six first rows around ln 2 (median 0.694) of which the last three lie below it (median 0.63): the level of chosen,
+    -0.22, was learned."""
+    loss = [0.751, 0.717, 0.671, 0.744, 0.632, 0.532, *np.linspace(0.5, 0.2, 24)]
+    chosen = [-0.02, -0.23, -0.37, -0.36, -0.18, -0.18, *np.linspace(-0.4, -2.5, 24)]
+    found = finding(means({"loss": loss, "rewards/chosen": chosen}, every=12), "DVG007")
+    assert found["outcome"] == "silent"

@@ -97,3 +97,23 @@ def test_a_start_that_is_not_the_reference_s_is_none(means, finding):
     columns = {"loss": [0.5] * n, "rewards/chosen": [3.0] * n, "rewards/rejected": [2.2] * n,
                "rewards/margins": [0.8] * n, "rewards/accuracies": [0.7] * n}  # fmt: skip
     assert finding(means(columns, every=1, loss={"types": ["sigmoid"], "beta": 0.1}), "DVG009")["outcome"] == "speaks"
+
+
+def test_the_last_evaluation_decides(means, finding):
+    """Evaluations 0.69, 0.50, 0.52, 0.50, 0.51, 0.50, 0.51, 0.69 without training rows: the loss did not fall to the
+    last one, whose number explain prints (the mean of the last two, 0.60, would have)."""
+    held = [LN2, 0.50, 0.52, 0.50, 0.51, 0.50, 0.51]
+    found = finding(means(held={"loss": [*held, LN2]}), "DVG009")
+    assert found["evidence"]["fall_of_loss"] == pytest.approx(0.0) and found["outcome"] == "speaks"
+    found = finding(means(held={"loss": [*held, 0.50]}), "DVG009")
+    assert found["evidence"]["fall_of_loss"] == pytest.approx(LN2 - 0.5) and found["outcome"] == "silent"
+
+
+def test_pairs_whose_loss_rose_say_so(pairs, finding, noise):
+    """Two checkpoints, no training rows: every margin falls by about 0.1 x 5, the loss rises beyond its noise."""
+    ref = -20 + noise(80), -20 + noise(80, seed=1)
+    run = pairs({0: ref, 5: (ref[0] - 5 + noise(80, 0.5, 2), ref[1])}, ref=ref)
+    found = finding(run, "DVG009")
+    assert found["outcome"] == "speaks" and found["evidence"]["rose"] is True
+    still = pairs({0: ref, 5: (ref[0] + noise(80, 0.05, 2), ref[1] + noise(80, 0.05, 3))}, ref=ref)
+    assert finding(still, "DVG009")["evidence"]["rose"] is False
