@@ -17,7 +17,7 @@ EXTRA_OF = {
     ),
     "gguf": "gguf",
     **dict.fromkeys(("fastapi", "gradio", "uvicorn"), "review"),
-    **dict.fromkeys(("rouge_score", "sacrebleu"), "text-metrics"),
+    "sacrebleu": "text-metrics",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "wandb": "wandb",
