@@ -6,12 +6,13 @@ TORCH  := torch==2.13.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all lint types check clean help
+.PHONY: demo test test-all lint types check docs pages picture clean help
 
 help:
 	@echo "make demo      train the embedded text-to-SQL case, explain it, write its report"
 	@echo "make test      the default tests;  make test-all: the slow ones too"
 	@echo "make lint types check (lint + types + test)"
+	@echo "make docs      the site in site/;  make pages picture: what docs/ holds that is made from the code"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; hint: make PYTHON=python3.11 ...")'
@@ -24,6 +25,10 @@ $(VENV)/.ready: $(BIN)/python pyproject.toml requirements.lock
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install -q -c requirements.lock -e ".[dev]"
+	@touch $@
+
+$(VENV)/.ready-docs: $(BIN)/python pyproject.toml requirements.lock
+	$(BIN)/python -m pip install -q -c requirements.lock -e ".[docs]"
 	@touch $@
 
 demo: $(VENV)/.ready
@@ -44,5 +49,14 @@ types: $(VENV)/.ready-dev
 
 check: lint types test
 
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+pages: $(VENV)/.ready-dev
+	$(BIN)/python -m docs.make
+
+picture: $(VENV)/.ready-dev
+	$(BIN)/python -m docs.make.picture
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -77,7 +77,9 @@ class DataConfig:
 class TrainerConfig:
     """How to train: `method` dpo or sft; batch sizes in examples per device; intervals in optimizer steps.
 
-    `args` is handed on to TRL's DPOConfig or SFTConfig as it is, for whatever has no key here.
+    `args` is handed on to TRL's DPOConfig or SFTConfig as it is, for whatever has no key here. `shared_prefix`: auto
+    computes the prompt that chosen and rejected share once where loss and gradient were proved to be those of TRL's
+    padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does.
     """
 
     method: str = "dpo"
@@ -96,6 +98,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     disable_dropout: bool = True
     precompute_ref_log_probs: bool = False
+    shared_prefix: str = "off"
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     logging_steps: int = 1
@@ -244,6 +247,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.implicit_prompt": ("whole", "any"),
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
+    "trainer.shared_prefix": ("auto", "on", "off"),
     "peft.kind": ("none", "lora", "qlora"),
     "prompts.kind": ("none", "task", "file"),
     "tracking.mode": ("offline", "online", "disabled"),

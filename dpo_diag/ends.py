@@ -80,7 +80,7 @@ def ends_of(
 
     Args:
         batches: rows are training batches: levels are means of rows; else each row is an evaluation.
-        reference: the value that the run is known to have started from, used where no row of step 0 is logged.
+        reference: the value that the run is known to have started from, used where no evaluation of step 0 is logged.
         share: of the rows, behind each mean.
 
     Intervals over batches: the noise is that between neighbouring rows, which a trend inside the averaged rows does not
@@ -99,7 +99,7 @@ def ends_of(
     end_level, change = _intervals(x, k, sd, level, batches)
     start_is = "the first row" if k == 1 else f"the mean of the first {k} rows"
     end_is = "the last row" if k == 1 else f"the mean of the last {k} of {x.size} rows"
-    if reference is not None and (not at.size or at[0] > 0):
+    if reference is not None and (batches or not at.size or at[0] > 0):
         start, start_is = reference, REFERENCE_IS
         told = x.size >= LEAST_ROWS
         change = end_level.shifted(-reference) if told else no_interval(end - reference, x.size, level)
@@ -125,5 +125,5 @@ def _intervals(x: FloatArray, k: int, sd: float, level: float, batches: bool) ->
     change = no_interval(delta, x.size, level)
     if batches and x.size > 1:
         half = float(np.ptp(x)) / 2
-        return Interval(last, last - half, last + half, k, FROM_RANGE, level), change
+        return Interval(last, last - half, last + half, k, FROM_RANGE, math.nan), change
     return no_interval(last, x.size, level), change

@@ -29,6 +29,7 @@ from dpo_diag.stats import (
     no_interval,
     quantile,
     t_interval,
+    t_p_value,
     t_quantile,
 )
 
@@ -116,11 +117,22 @@ def clustered_mean(values: npt.ArrayLike, index: npt.NDArray[np.intp], level: fl
     x = np.asarray(values, dtype=np.float64).ravel()
     groups = int(index.max()) + 1 if x.size else 0
     if groups < LEAST_FOR_T:
-        return no_interval(float(x.mean()) if x.size else math.nan, x.size, level)
+        return no_interval(float(x.mean()) if x.size else math.nan, x.size, level, groups)
     sums = np.bincount(index, weights=x - x.mean())
     half = t_quantile(level, groups - 1) * math.sqrt(groups / (groups - 1) * float((sums**2).sum())) / x.size
     value = float(x.mean())
-    return Interval(value, value - half, value + half, x.size, f"t, clustered in {groups} sources", level)
+    return Interval(value, value - half, value + half, x.size, f"t, clustered in {groups} sources", level, groups)
+
+
+def t_test(change: Interval) -> float:
+    """Two-sided p-value of no change, from a mean's t interval (`t_interval`, `clustered_mean`); NaN without one.
+
+    For a change that was chosen by looking: its p-value is corrected, its interval stays as it is (see `stats`).
+    """
+    if change.bounds is None:
+        return math.nan
+    degrees = (change.clusters or change.n) - 1
+    return t_p_value(change.value, (change.high - change.low) / (2 * t_quantile(change.level, degrees)), degrees)
 
 
 def _named(estimate: Interval, method: str) -> Interval:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -49,7 +49,12 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate over n units with its confidence interval; NaN bounds where n is too small for one."""
+    """An estimate over n units with its confidence interval; NaN bounds where n is too small for one.
+
+    `level`: NaN where the bounds are no confidence interval: a number known exactly, a range (`few_rows_level`).
+    `clusters`: how many groups of units that belong together (pairs of one prompt) it was clustered by; 0 where each
+    unit stands alone.
+    """
 
     value: float
     low: float
@@ -57,6 +62,7 @@ class Interval:
     n: int
     method: str = ""
     level: float = LEVEL
+    clusters: int = 0
 
     @property
     def bounds(self) -> list[float] | None:
@@ -97,17 +103,18 @@ class Interval:
         return math.ceil(self.n * (z * self.error / distance) ** 2)
 
     def with_least(self, least: float) -> Interval:
-        """The estimate alone where fewer than `least` units are behind it."""
-        return self if self.n >= least else no_interval(self.value, self.n, self.level)
+        """The estimate alone where fewer than `least` units, or clusters of them, are behind it."""
+        enough = (self.clusters or self.n) >= least
+        return self if enough else no_interval(self.value, self.n, self.level, self.clusters)
 
     def scaled(self, factor: float) -> Interval:
         """The same estimate in another unit; a negative factor turns the interval round."""
         low, high = sorted((self.low * factor, self.high * factor))
-        return Interval(self.value * factor, low, high, self.n, self.method, self.level)
+        return replace(self, value=self.value * factor, low=low, high=high)
 
     def shifted(self, by: float) -> Interval:
         """The estimate plus a number that is known exactly."""
-        return Interval(self.value + by, self.low + by, self.high + by, self.n, self.method, self.level)
+        return replace(self, value=self.value + by, low=self.low + by, high=self.high + by)
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -127,8 +134,20 @@ def t_quantile(level: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, 0.5 + level / 2))
 
 
-def no_interval(value: float, n: int, level: float) -> Interval:
-    return Interval(value, math.nan, math.nan, n, TOO_FEW, level)
+def exactly(value: float) -> Interval:
+    """A number that is known as it is, e.g. the mean of a whole set."""
+    return Interval(value, value, value, 1, "exact", math.nan)
+
+
+def t_p_value(value: float, error: float, degrees: float) -> float:
+    """Two-sided p-value of 0 for an estimate with this standard error; without scatter 0, or 1 where it is 0."""
+    if error == 0:
+        return 0.0 if value else 1.0
+    return float(2 * special.stdtr(degrees, -abs(value) / error))
+
+
+def no_interval(value: float, n: int, level: float, clusters: int = 0) -> Interval:
+    return Interval(value, math.nan, math.nan, n, TOO_FEW, level, clusters)
 
 
 # --- one sample -------------------------------------------------------------------------------------------------------
@@ -272,13 +291,18 @@ def cluster_index(clusters: Sequence[Hashable] | npt.NDArray[np.generic]) -> npt
     return np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)[1]
 
 
+def _draws(n: int) -> int:
+    """Resamples of n units that fit into one table."""
+    return max(200, min(RESAMPLES, _CELLS // n))
+
+
 @lru_cache(maxsize=4)
 def _counts(n: int) -> FloatArray:
     """How often each of n units is drawn in each resample, (draws, n), read only.
 
     The same draws serve every quantity over the same units, so that intervals of related quantities belong together.
     """
-    draws = max(200, min(RESAMPLES, _CELLS // n))
+    draws = _draws(n)
     rng = np.random.default_rng(SEED)
     # Drawing indices and counting them is five to fifteen times faster than multinomial draws.
     drawn = rng.integers(0, n, size=(draws, n), dtype=np.int64) + np.arange(draws)[:, None] * n
@@ -307,17 +331,19 @@ def bootstrap(
         return no_interval(math.nan, 0, level)
     value = float(np.asarray(statistic(np.ones((1, n))), dtype=np.float64).ravel()[0])
     index = None if clusters is None else cluster_index(clusters)
-    units = n if index is None else int(index.max()) + 1
+    clustered = 0 if index is None else int(index.max()) + 1
+    units = clustered or n
     if units < LEAST_FOR_BOOTSTRAP:
-        return no_interval(value, n, level)
-    counts = _counts(units) if index is None else _counts(units)[:, index]
+        return no_interval(value, n, level, clustered)
+    counts = _counts(units) if index is None else _counts(units)[: _draws(n), index]
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.asarray(statistic(counts), dtype=np.float64)
     known = drawn[np.isfinite(drawn)]
     if known.size < drawn.size / 2:
-        return no_interval(value, n, level)
+        return no_interval(value, n, level, clustered)
     low, high = np.quantile(known, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value, float(low), float(high), n, "bootstrap" if index is None else "bootstrap, clustered", level)
+    method = "bootstrap, clustered" if clustered else "bootstrap"
+    return Interval(value, float(low), float(high), n, method, level, clustered)
 
 
 # --- series of batch means --------------------------------------------------------------------------------------------

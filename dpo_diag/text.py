@@ -42,6 +42,9 @@ _MARKS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe2
 _STACKED = re.compile(f"([{_MARKS}]{{6}})([{_MARKS}]+)")
 _LEAST_COLUMN = 12
 _FORMULA_START = ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠")
+_LEAST_PLAIN, _LEAST_POWERS = 1e-3, 1e6
+"""Sizes between which a number is printed without an exponent."""
+_ROUNDING = 1e-6
 _PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
@@ -66,9 +69,9 @@ def number(value: Any, digits: int = 4) -> str:
         return str(value)
     if not math.isfinite(x):
         return "NaN" if math.isnan(x) else "∞" if x > 0 else "-∞"
-    if x == int(x) and abs(x) < 1e6:
+    if x == int(x) and abs(x) < _LEAST_POWERS:
         return str(int(x))
-    if 1e-3 <= abs(x) < 1e6:
+    if _LEAST_PLAIN <= abs(x) < _LEAST_POWERS:
         rounded = float(f"{abs(x):.{digits - 1}e}")  # 0.0099999 has the magnitude of 0.01
         return f"{x:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
     return f"{x:.{digits - 1}g}"
@@ -86,8 +89,12 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def interval(bounds: Sequence[float] | None, level: float = 0.95, write: Any = signed) -> str:
-    """ "95 % interval -0.187 to -0.04", or "no interval"; `write` prints a bound (`number` for what is no change)."""
-    return f"{100 * level:.4g} % interval {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
+    """ "95 % interval -0.187 to -0.04", or "no interval"; `write` prints a bound (`number` for what is no change).
+
+    A level of NaN is no confidence interval: "range 1 to 2".
+    """
+    what = "range" if math.isnan(level) else f"{100 * level:.4g} % interval"
+    return f"{what} {write(bounds[0])} to {write(bounds[1])}" if bounds else "no interval"
 
 
 def bracket(low: float | None, high: float | None, write: Any = number) -> str:
@@ -96,18 +103,50 @@ def bracket(low: float | None, high: float | None, write: Any = number) -> str:
     return f"[{write(low, 3)}, {write(high, 3)}]" if known else MISSING
 
 
+def both_ends(before: Any, after: Any, digits: int = 4) -> tuple[str, str]:
+    """Two numbers to compare, with the same decimals: as many as the smaller one needs for its `digits`, but at most
+    one more than the larger one. Whole numbers, what is not finite and what needs an exponent as `number` has them.
+
+    >>> both_ends(-3.73, -3.7, 3), both_ends(0, -1.395), both_ends(0.693147, 0.004078), both_ends(12, 7)
+    (('-3.73', '-3.70'), ('0.000', '-1.395'), ('0.69315', '0.00408'), ('12', '7'))
+    """
+    before, after = _as_python(before), _as_python(after)
+    apart = number(before, digits), number(after, digits)
+    numbers = [float(v) for v in (before, after) if isinstance(v, (int, float)) and math.isfinite(v)]
+    if len(numbers) < 2 or isinstance(before, bool) or all(v == int(v) for v in numbers):
+        return apart
+    sizes = sorted(abs(v) for v in numbers if v)
+    if not _LEAST_PLAIN <= sizes[-1] < _LEAST_POWERS:
+        return apart
+    fine, coarse = (digits - 1 - math.floor(math.log10(float(f"{v:.{digits - 1}e}"))) for v in (sizes[0], sizes[-1]))
+    decimals = max(0, min(fine, coarse + 1))
+    if sizes[0] < 0.5 * 10**-decimals:
+        return apart
+    return f"{numbers[0]:.{decimals}f}", f"{numbers[1]:.{decimals}f}"
+
+
+def arrow(before: Any, after: Any, digits: int = 4) -> str:
+    """ "-3.73 → -3.70": see `both_ends`."""
+    return " → ".join(both_ends(before, after, digits))
+
+
+def same(before: float, after: float) -> bool:
+    """Whether two numbers differ by rounding only (logs hold float32 and its sums)."""
+    return abs(after - before) <= _ROUNDING * max(1.0, abs(before), abs(after))
+
+
 def moved(before: float | None, after: float | None) -> str:
     """ "rose 1 → 2", "fell 2 → 1", or "stayed at 1" where the printed digits do not differ."""
-    first, last = number(before), number(after)
+    first, last = both_ends(before, after)
     if before is None or after is None or first == last:
-        return f"stayed at {last}" if first == last else f"{first} → {last}"
+        return f"stayed at {number(after)}" if first == last else f"{first} → {last}"
     return f"{'rose' if after > before else 'fell'} {first} → {last}"
 
 
 def by(change: float, digits: int = 3) -> str:
-    """ "rose by 0.5", "fell by 0.5", or "did not change" where the printed digits are 0: the word follows the sign."""
+    """ "rose by 0.5", "fell by 0.5", or "did not change" where it is 0 up to rounding: the word follows the sign."""
     size = number(abs(change), digits)
-    return "did not change" if change == 0 else f"{'rose' if change > 0 else 'fell'} by {size}"
+    return "did not change" if same(0.0, change) else f"{'rose' if change > 0 else 'fell'} by {size}"
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

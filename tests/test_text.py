@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import unicodedata
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,31 @@ def test_numbers_in_sentences() -> None:
     assert text.moved(1.00001, 1.00002) == "stayed at 1.000" and text.moved(None, 1.0) == "– → 1"
     assert text.plural(1, "pair") == "1 pair" and text.plural(2, "query", "queries") == "2 queries"
     assert text.some(range(3)) == "0, 1, 2" and text.some("abcdefg", 2) == "a, b and 5 more" and text.some([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "digits", "printed"),
+    [
+        (-3.73, -3.7, 3, "-3.73 → -3.70"),
+        (0, -1.395, 4, "0.000 → -1.395"),
+        (0.6931, 0.004078, 4, "0.69310 → 0.00408"),
+        (1.428, 17.39, 4, "1.428 → 17.390"),
+        (184.43, 0.5, 4, "184.43 → 0.50"),  # at most one decimal more than the larger one needs
+        (12, 7, 4, "12 → 7"),
+        (0.0003, 0.0002, 4, "0.0003 → 0.0002"),
+        (0.6931, 2e-7, 4, "0.6931 → 2e-07"),  # no 0 for what is none
+        (1e7, 3.5, 4, "1e+07 → 3.500"),
+        (None, 1, 4, "– → 1"),
+        (math.nan, 1.5, 4, "NaN → 1.500"),
+    ],
+)
+def test_both_ends_of_an_arrow_have_the_same_decimals(before: Any, after: Any, digits: int, printed: str) -> None:
+    assert text.arrow(before, after, digits) == printed
+
+
+def test_a_change_of_rounding_is_none() -> None:
+    assert text.same(0.1887, 0.1887 - 6e-9) and text.same(-150.0, -150.0001) and not text.same(0.5, 0.50001)
+    assert text.by(-6e-9) == "did not change" and text.by(-6e-5) == "fell by 6e-05"
 
 
 def test_ansi_bidi_and_zero_width_become_readable() -> None:

@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from dpo_diag.errors import DiagError
 from dpo_diag.records import load_run
 from dpo_diag.text import (
+    arrow,
     bracket,
     frame_for_csv,
-    number,
     plural,
     safe,
     signed,
@@ -210,7 +210,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     section(
         f"Moved beyond chance (change: + is wanted; q: corrected for {plural(len(at_target['behaviours']), 'row')})",
         ["behaviour", "tag", "mean", "change", "95 %", "+/-/=", "q"],
-        [[b["behaviour"], b["tag"], f"{number(b['before'], 3)} → {number(b['after'], 3)}",
+        [[b["behaviour"], b["tag"], arrow(b["before"], b["after"], 3),
           signed(b["delta"], 2), bracket(b["low"], b["high"], signed),
           f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"]] for b in moved[:MOVED_ROWS]],
     )  # fmt: skip
@@ -232,7 +232,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
         f"Answers under the model that did not write them, nats per answer: {baseline} → each checkpoint",
         ["checkpoint", "answers", "n", "log-prob", "change, 95 %"],
         [[Checkpoint(a["model"], a["step"]).label, "the baseline's" if a["of"] == "old" else "its own", a["n"],
-          f"{number(a['logp_before'])} → {number(a['logp_after'])}",
+          arrow(a["logp_before"], a["logp_after"]),
           f"{signed(a['delta'])} {bracket(a['low'], a['high'], signed)}"] for a in document["across"]],
     )  # fmt: skip
     print("\nWays to please raters without getting better")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_diag.diagnosis.decompose.loss_level import compare_levels, loss_level
-from dpo_diag.text import table, to_json
+from dpo_diag.text import arrow, table, to_json
 
 
 def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: bool = False) -> int:
@@ -28,7 +28,7 @@ def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: boo
         print(f"\nloss {level['loss']:g} means:")
         print("\n".join(f"  {text}" for text in level["means"]))
     for change in changes:
-        print(f"\n{change['from']:g} → {change['to']:g} is perplexity {change['ppl_from']:.4g} → {change['ppl_to']:.4g}"
+        print(f"\n{change['from']:g} → {change['to']:g} is perplexity {arrow(change['ppl_from'], change['ppl_to'])}"
               f" (times {change['ppl_ratio']:.3g})")  # fmt: skip
     print("\nand it does not mean:")
     print("\n".join(f"  {text}" for text in levels[0]["does_not_mean"]))

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, PairRows, Step, two_steps
@@ -46,6 +47,7 @@ class SideArrays:
     n_from: FloatArray
     sum_to: FloatArray
     n_to: FloatArray
+    pair_ids: npt.NDArray[np.object_]
     excluded: dict[str, Any]
 
     @property
@@ -71,13 +73,13 @@ def side_arrays(pairs: pd.DataFrame, side: str, unit: str) -> SideArrays:
         "empty": ~uncounted & ((n0 <= 0) | (n1 <= 0)),
     }
     keep = ~np.logical_or.reduce(list(reasons.values()))
-    ids = pairs["pair_id"].astype(str).to_numpy()
+    ids = pairs["pair_id"].astype(str).to_numpy(dtype=object)
     excluded = {
         name: {"n": int(mask.sum()), "pair_ids": [str(i) for i in ids[mask][:_NAMED]]}
         for name, mask in reasons.items()
         if mask.any()
     }
-    return SideArrays(side, unit, keep, s0[keep], n0[keep], s1[keep], n1[keep], excluded)
+    return SideArrays(side, unit, keep, s0[keep], n0[keep], s1[keep], n1[keep], ids[keep], excluded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +117,12 @@ class Aligned:
         """One row per pair at both steps, ordered by pair_id, with the columns of `two_steps`."""
         return two_steps(self.before, self.after)
 
+    @cached_property
+    def _ids(self) -> pd.Index[str]:
+        """The aligned pairs; the very index of a step's frame where that holds exactly these."""
+        index, ids = self.after.index, pd.Index(self.pairs["pair_id"])
+        return index if index.equals(ids) else ids
+
     @property
     def has_reference(self) -> bool:
         """Whether every aligned pair has the reference's log-probs."""
@@ -123,8 +131,11 @@ class Aligned:
     def at(self, step: Step) -> pd.DataFrame | None:
         """The frame of a step (or of the reference) over exactly the aligned pairs, in their order; None where it lacks
         some of them."""
-        frame, ids = self.rows.at(self.split, step, self.sides), self.pairs["pair_id"]
-        return frame.loc[ids] if ids.isin(frame.index).all() else None
+        frame, ids = self.rows.at(self.split, step, self.sides), self._ids
+        if frame.index.is_(ids):
+            return frame
+        places = frame.index.get_indexer(ids)
+        return frame.take(places) if (places >= 0).all() else None
 
     def steps_between(self) -> list[int]:
         """Measured steps of the policy from the first to the second one, both included."""
@@ -275,9 +286,8 @@ def _between(rows: PairRows, split: str, from_step: Step, to_step: int) -> Align
     sides = rows.sides(split, to_step)
     after = rows.at(split, to_step, sides)
     before = rows.as_reference(split, after) if from_step == REFERENCE else rows.at(split, from_step, sides)
-    lone = _lone_sides(rows.rows(split, to_step), sides)
-    if from_step != REFERENCE:
-        lone += _lone_sides(rows.rows(split, int(from_step)), sides)
+    of_split = rows.splits[split]
+    lone = sum(of_split.lone(of_split.at(int(s)), sides) for s in (to_step, from_step) if s != REFERENCE)
     duplicates = rows.duplicates(split, *{from_step, to_step, REFERENCE})
     return _aligned(rows, split, from_step, to_step, sides, before, after, lone, duplicates)
 
@@ -303,28 +313,20 @@ def _aligned(
     return Aligned(rows, split, from_step, to_step, rows.steps[split], sides, before, after, coverage, notes)
 
 
-def _lone_sides(rows: pd.DataFrame, sides: tuple[str, ...]) -> int:
-    """Pairs that lack one of the sides."""
-    return int((rows.groupby("pair_id")["side"].nunique() < len(sides)).sum())
-
-
 def _training_window(rows: PairRows, split: str, to_step: int) -> Aligned:
     """Training batches never repeat a pair: compare the newest pairs, each at its own step, with the reference."""
-    known = rows.split(split)
-    policy = known.loc[known["step"] <= to_step]
-    used: list[int] = []
+    of_split, used = rows.splits[split], list[int]()
     taken = 0
     for step in reversed([s for s in rows.steps[split] if s <= to_step]):
         used.append(step)
-        taken += rows.rows(split, step)["pair_id"].nunique()
+        taken += np.unique(of_split.pair[of_split.at(step)]).size
         if taken >= TRAIN_WINDOW_PAIRS:
             break
-    window = policy.loc[policy["step"] >= used[-1]].drop_duplicates(["pair_id", "side"], keep="last")
-    sides = tuple(s for s in ("chosen", "rejected") if (window["side"] == s).any())
-    after = rows.frame(window, sides)
-    aligned = _aligned(
-        rows, split, REFERENCE, to_step, sides, rows.as_reference(split, after), after, _lone_sides(window, sides), 0
-    )
+    window = of_split.newest(of_split.between(used[-1], to_step))
+    sides = of_split.sides(window)
+    after = rows.frame(split, window, sides)
+    lone = of_split.lone(window, sides)
+    aligned = _aligned(rows, split, REFERENCE, to_step, sides, rows.as_reference(split, after), after, lone, 0)
     span = f"step {used[0]}" if len(used) == 1 else f"steps {used[-1]} to {used[0]}"
     note = (
         f"training batches hold other pairs at every step, so {plural(len(aligned.pairs), 'pair')} of "

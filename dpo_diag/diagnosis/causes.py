@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_diag.text import number, percent, plural, safe, signed
+from dpo_diag.text import arrow, percent, plural, safe, signed
 
 ROLE_WORDS = {
     "shared_prefix": "in the beginning that both answers share",
@@ -185,7 +185,7 @@ def _prompt(document: dict[str, Any]) -> list[Sentence]:
     key, other = chosen["ppl_key"], chosen["ppl_other"]
     text = (
         f"On the {percent(chosen['key_share'])} of chosen tokens that the prompt makes likely, perplexity went "
-        f"{number(key['from'])} → {number(key['to'])}, on the others {number(other['from'])} → {number(other['to'])}."
+        f"{arrow(key['from'], key['to'])}, on the others {arrow(other['from'], other['to'])}."
     )
     return [say(text, "prompt_dependence.chosen")]
 

@@ -36,10 +36,10 @@ from dpo_diag.diagnosis.decompose.trajectory import follow, turning_points
 from dpo_diag.diagnosis.evidence import measures
 from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.narrative import narrate
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.stats import LEAST_FOR_BOOTSTRAP
 from dpo_diag.text import plain, records
 
 PAIRS_SHOWN = 2000
@@ -47,6 +47,12 @@ ROWS_ONLY = (
     "the log states no steps: its rows are counted, their distance from the start is not known "
     "(dpo-diag import --logging-steps N makes them steps)"
 )
+PAIR_SECTIONS = ("bits_per_byte", "quadrants", "margins", "against_reference", "along_the_run")
+"""Keys of the document that need pairs,"""
+TOKEN_SECTIONS = ("tokens", "prompt_dependence", "destination", "lost_mass", "similarity")
+"""and more than their sums."""
+OVER_PAIRS = "both steps on the same ones; Student's t, for ppl_seq_mean a bootstrap"
+"""How the intervals of a run with pairs are made, in words."""
 TEXTS = ["pair_id", "prompt", "chosen", "rejected"]
 LOSS_KEYS = ("from", "to", "delta", "interval", "from_is", "to_is", "first", "first_step", "rows", "n_to")
 """What a logged loss says of itself (see `dpo_diag.ends`)."""
@@ -135,11 +141,12 @@ def explain_run(
 def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
     run, pairs = aligned.run, aligned.pairs
     spec, why_not = loss_spec(run)
-    loss, loss_rows = loss_section(aligned, spec, why_not, values["least_for_interval"])
+    intervals, ids = PairIntervals.of(aligned.rows, values), list(pairs["pair_id"])
+    loss, loss_rows = loss_section(aligned, spec, why_not, intervals)
     unit, unit_note = aligned.unit_and_note
-    perplexity = perplexity_section(aligned)
+    perplexity = perplexity_section(aligned, intervals)
     path = follow(aligned, spec)
-    turns = turning_points(path, values["turning_point.least_dlog"])
+    turns = turning_points(path, intervals, values["turning_point.least_dlog"])
     table = pair_table(aligned, loss_rows)
     few = concentration(table) if "share_of_rise" in table else None
     context = CheckContext.from_run(aligned.rows, aligned.from_step, aligned.to_step, aligned.split, values)
@@ -152,13 +159,15 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
             checks=checks,
             evidence=evidence,
             n_pairs=len(pairs),
-            has_intervals=len(pairs) >= LEAST_FOR_BOOTSTRAP,
+            has_intervals=intervals.units(ids) >= intervals.least,
             reference_free=context.reference_free,
             supervised=len(aligned.sides) < 2,
         )
     )
     document = {
         **_head(run, aligned.from_step, aligned.to_step, aligned.split, len(pairs)),
+        "n_prompts": intervals.n_prompts(ids),
+        "intervals": {"level": intervals.level, "least": intervals.least, "method": OVER_PAIRS},
         "unit": unit,
         "coverage": aligned.coverage,
         "notes": [*aligned.notes, *([unit_note] if unit_note and unit else [])],
@@ -166,28 +175,28 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
         "perplexity": perplexity,
         "bits_per_byte": {s: aligned.bits_per_byte(s) for s in aligned.sides} if len(pairs) else {},
         "quadrants": quadrants(aligned),
-        "margins": margins(pairs, values["least_for_interval"]),
+        "margins": margins(pairs, intervals),
         "against_reference": from_reference(aligned, spec),
         "concentration": asdict(few) if few is not None else None,
         "turning_points": [t.document() for t in turns],
         "pairs": records(table.head(PAIRS_SHOWN)),
         "pairs_not_shown": max(0, len(table) - PAIRS_SHOWN),
+        "means": {"not_applicable": "the run holds pairs, which say all that means say"},
         "trajectory": records(path.steps),
         "along_the_run": path.summary,
         "checks": checks,
         "evidence": [m.document(values) for m, _ in evidence],
         "verdict": decision.document(),
-        **_of_tokens(aligned, values),
+        **_of_tokens(aligned, values, intervals),
         "remedies": [asdict(r) for r in remedies.suggest(material, decision)],
     }
     return document, _drawn(aligned, table)
 
 
-def _of_tokens(aligned: Aligned, values: Mapping[str, float]) -> dict[str, Any]:
+def _of_tokens(aligned: Aligned, values: Mapping[str, float], intervals: PairIntervals) -> dict[str, Any]:
     """The sections that need more than sums, each with its numbers or {"not_applicable": reason}."""
     if not len(aligned.pairs):
-        names = ("tokens", "prompt_dependence", "destination", "lost_mass", "similarity")
-        return dict.fromkeys(names, NO_PAIR)
+        return dict.fromkeys(TOKEN_SECTIONS, NO_PAIR)
     sections: dict[str, Any] = {"tokens": NO_TOKENS, "prompt_dependence": NO_TOKENS, "lost_mass": NO_TOKENS}
     change = aligned.tokens
     if change is not None and change.usable.any():
@@ -195,7 +204,7 @@ def _of_tokens(aligned: Aligned, values: Mapping[str, float]) -> dict[str, Any]:
         sections["tokens"] = {**summarise_tokens(aligned, change), "along_the_run": follow_roles(aligned, change)}
         sections["prompt_dependence"] = prompt_dependence(aligned, change, *limits)
         sections["lost_mass"] = lost_mass(aligned, change)
-    return sections | {"destination": destination(aligned), "similarity": similarity(aligned)}
+    return sections | {"destination": destination(aligned, intervals), "similarity": similarity(aligned)}
 
 
 def _drawn(aligned: Aligned, table: pd.DataFrame) -> pd.DataFrame:
@@ -226,9 +235,16 @@ def _of_means(
     checks = list(run_checks(context, values))
     # At the level of the checks, so that a change has one interval in the document.
     means = summarise_means(run, from_step, to_step, split, known_starts(context, values), values["confidence"])
+    means.withheld = tuple(
+        name for name in means.values if any(one.withholds(str(means.split), name) for one in context.implausible)
+    )
+    usable = {name: entry for name, entry in means.values.items() if name not in means.withheld}
     no_pairs = "the run holds means only, no pairs"
-    loss = means.values.get("loss", {})
-    perplexity = perplexity_of_means(means.values)
+    why_no_loss = f"{no_pairs}, so the loss cannot be split into sides"
+    if "loss" in means.withheld:
+        why_no_loss = f"the logged loss of {means.split} is implausible, see DVG028"
+    loss = usable.get("loss", {})
+    perplexity = perplexity_of_means(usable)
     evidence = _evidence(run, means.from_step or 0, means.to_step or 0, values)
     decision = verdict.decide(
         verdict.Facts(
@@ -242,20 +258,22 @@ def _of_means(
     )
     return {
         **_head(run, means.from_step, means.to_step, means.split, None),
-        "step_word": run.info.step_word,
+        "n_prompts": None,
+        "intervals": {"level": values["confidence"], "least": None, "method": means.compared},
         "unit": None,
         "coverage": {},
         "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.info.steps_are_stated else [ROWS_ONLY])],
         "loss": {
-            "not_applicable": f"{no_pairs}, so the loss cannot be split into sides",
+            "not_applicable": why_no_loss,
             **{k: loss[k] for k in LOSS_KEYS if k in loss},
         },
         "perplexity": perplexity,
-        "quadrants": {"not_applicable": no_pairs},
-        "against_reference": {"not_applicable": no_pairs},
+        **{key: {"not_applicable": no_pairs} for key in (*PAIR_SECTIONS, *TOKEN_SECTIONS)},
         "concentration": None,
         "turning_points": [],
         "pairs": [],
+        "pairs_not_shown": 0,
+        "trajectory": [],
         "means": means.document(),
         "checks": checks,
         "evidence": [m.document(values) for m, _ in evidence],
@@ -271,6 +289,7 @@ def _head(run: Run, from_step: Step | None, to_step: int | None, split: str | No
     """The keys that say what was compared."""
     return {
         "run": run.name, "kind": run.kind, "from_step": from_step, "to_step": to_step, "split": split, "n_pairs": n,
+        "step_word": run.info.step_word,
     }  # fmt: skip
 
 

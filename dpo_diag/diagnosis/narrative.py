@@ -8,14 +8,15 @@ escaped, so that a terminal shows them and never obeys them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
+from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
-from dpo_diag.stats import LEVEL, Interval
-from dpo_diag.text import about, capital, interval, moved, number, percent, plural, safe, signed
+from dpo_diag.stats import TOO_FEW, Interval
+from dpo_diag.text import about, arrow, capital, interval, moved, number, percent, plural, safe, same, signed
 
 HEADINGS = ("What happened", "How sure", "Why", "Which pairs", "What to change")
 WEIGHING = {
@@ -52,24 +53,22 @@ def stretch(document: Mapping[str, Any]) -> str:
     first, last = document["from_step"], document["to_step"]
     if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
         return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
-    if document.get("step_word", "step") != "step":
-        return f"{document['step_word']} {first} to {last}"
+    # A page may be drawn from findings that an older version wrote.
+    if (word := document.get("step_word", "step")) != "step":
+        return f"{word} {first} to {last}"
     return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
 
 
 def _what_happened(document: dict[str, Any]) -> list[Sentence]:
     start = f"From {stretch(document)}"
     if document["from_step"] != REFERENCE:
-        word = document.get("step_word", "step")
+        word = document["step_word"]
         start = f"Between {word} {document['from_step']} and {word} {document['to_step']}"
     where = f"{start} on {document['split']}"
     if document["n_pairs"] is not None:
-        where += f" ({plural(document['n_pairs'], 'pair')})"
+        where += f" ({counted(document['n_pairs'], document['n_prompts'])})"
     loss, quadrants = document["loss"], document["quadrants"]
-    if loss.get("to_is") == "the only row":
-        text = f"On {document['split']} the loss is {number(loss['to'])} in the only row{_at(loss)}."
-        sentences = [say(text, "loss.to")]
-    elif loss.get("from_is"):
+    if loss.get("to_is"):
         sentences = [say(f"On {document['split']} the loss {course(loss)}.", "loss.from", "loss.to")]
     elif loss.get("from") is not None:
         sentences = [say(f"{where} the loss {moved(loss['from'], loss['to'])}.", "loss.from", "loss.to")]
@@ -79,11 +78,17 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
         sentences = [say(f"{where}: the loss is not known ({loss.get('not_applicable')}).", "loss")]
     sentences += [*_perplexities(document), *_turns(document)]
     if "both_fell" in quadrants:
-        shares = {name: percent(quadrants[name]) for name in ("both_fell", "chosen_rose", "rejected_rose", "both_rose")}
+        # Of few pairs a share says nothing that their number does not.
+        n = quadrants["n_pairs"]
+        few = n < document["thresholds"]["least_for_interval"]
+        both, rejected, chosen, neither = (
+            str(round(quadrants[name] * n)) if few else percent(quadrants[name])
+            for name in ("both_fell", "chosen_rose", "rejected_rose", "both_rose")
+        )
+        of = f"of {plural(n, 'pair')}" if few else "of the pairs"
         text = (
-            f"Both answers became less likely in {shares['both_fell']} of the pairs, only the rejected one in "
-            f"{shares['chosen_rose']}, only the chosen one in {shares['rejected_rose']}, neither in "
-            f"{shares['both_rose']}."
+            f"Both answers became less likely in {both} {of}, only the rejected one in {rejected}, only the chosen one "
+            f"in {chosen}, neither in {neither}."
         )
         sentences.append(say(text, "quadrants"))
     return [say(document["verdict"]["text"], "verdict"), *sentences, *_logged_means(document)]
@@ -92,7 +97,11 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
 def course(ends: Mapping[str, Any]) -> str:
     """How a logged mean moved, with what its two numbers are (`dpo_diag.ends`): "fell 0.6931 → 0.1977, from the
     reference to the mean of the last 7 of 30 rows (first row 0.4790, step 10)"."""
-    text = f"{moved(ends['from'], ends['to'])}, from {ends['from_is']} to {ends['to_is']}"
+    if ends["rows"] == 1:
+        return f"is {number(ends['to'])} in the only row{_at(ends)}"
+    low, high = ends["interval"] or (math.nan, math.nan)
+    noise = ", inside its noise" if low <= 0.0 <= high and not same(ends["from"], ends["to"]) else ""
+    text = f"{moved(ends['from'], ends['to'])}{noise}, from {ends['from_is']} to {ends['to_is']}"
     if ends["from_is"] == "the first row":
         return text
     return f"{text} (first row {number(ends['first'])}{_at(ends)})"
@@ -112,8 +121,11 @@ def _perplexities(document: dict[str, Any]) -> list[Sentence]:
     unit = " per byte" if document.get("unit") == "byte" else ""
     ways = {moved(chosen[n]["from"], chosen[n]["to"]).split()[0] for n in names}
     if len(ways) == 1 and len(names) > 1:
-        numbers = ", ".join(f"{n} {number(chosen[n]['from'])} → {number(chosen[n]['to'])}" for n in names)
-        text = f"The chosen answers' perplexity{unit} {ways.pop()} whichever way it is averaged: {numbers}."
+        if (way := ways.pop()) == "stayed":
+            way, numbers = "did not change,", ", ".join(f"{n} {number(chosen[n]['to'])}" for n in names)
+        else:
+            numbers = ", ".join(f"{n} {arrow(chosen[n]['from'], chosen[n]['to'])}" for n in names)
+        text = f"The chosen answers' perplexity{unit} {way} whichever way it is averaged: {numbers}."
         return [say(text, "perplexity.chosen")]
     parts = "; ".join(f"{moved(chosen[n]['from'], chosen[n]['to'])} {WEIGHING[n]}" for n in names)
     sentences = [say(f"The chosen answers' perplexity{unit} {parts}.", "perplexity.chosen")]
@@ -132,7 +144,7 @@ def _turns(document: dict[str, Any]) -> list[Sentence]:
     for step, turns in by_step.items():
         first = turns[0]
         known = first["loss_from"] is not None and math.isfinite(first["loss_from"])
-        loss = f" the loss still fell {number(first['loss_from'])} → {number(first['loss_to'])}, while" if known else ""
+        loss = f" the loss still fell {arrow(first['loss_from'], first['loss_to'])}, while" if known else ""
         moves = ", ".join(
             f"chosen {'mean log-prob' if t['quantity'] == 'sum_logp' else t['quantity']} {moved(t['from'], t['to'])}"
             for t in turns
@@ -142,24 +154,27 @@ def _turns(document: dict[str, Any]) -> list[Sentence]:
     return sentences
 
 
+def _usable(document: dict[str, Any]) -> dict[str, Any]:
+    """The logged means that can be what their names say: no sentence rests on the others (DVG028)."""
+    means = document.get("means", {})
+    return {name: entry for name, entry in means.get("values", {}).items() if name not in means["withheld"]}
+
+
 def _logged_means(document: dict[str, Any]) -> list[Sentence]:
     """Logged mean rewards of a run without pairs, and a dip that came back."""
-    values = document.get("means", {}).get("values", {})
+    values = _usable(document)
     sentences = []
     for side in ("chosen", "rejected"):
         name = f"rewards/{side}" if values.get(f"rewards/{side}") else f"logps/{side}"
         entry = values.get(name)
-        if not entry or entry["from"] is None:
+        if not entry or entry["to"] is None or (entry["from"] is None and entry["rows"] > 1):
             continue
         key = f"means.values.{name}"
         sentences.append(say(f"The logged mean {name} {course(entry)}.", key))
-        low, ends = entry.get("lowest"), min(entry["from"], entry["to"])
-        if (
-            side == "chosen"
-            and low is not None
-            and ends - low > document["thresholds"]["narrative.least_dip"] * (entry["highest"] - low)
-        ):
-            where = f"{document.get('step_word', 'step')} {entry['lowest_step']}"
+        low, least_dip = entry.get("lowest"), document["thresholds"]["narrative.least_dip"]
+        ends = min(entry["to"] if entry["from"] is None else entry["from"], entry["to"])
+        if side == "chosen" and low is not None and ends - low > least_dip * (entry["highest"] - low):
+            where = f"{document['step_word']} {entry['lowest_step']}"
             text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
     return sentences
@@ -167,31 +182,36 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
 
 def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     sentences = [say(f"Confidence: {document['verdict']['confidence']}.", "verdict.confidence")]
-    values = document.get("means", {}).get("values", {})
+    values = _usable(document)
     chosen = document["perplexity"].get("chosen", {})
     changes = [("the loss", document["loss"], "delta", "loss.interval")]
     changes += [(f"log {n}", chosen[n], "dlog", f"perplexity.chosen.{n}") for n in WEIGHING if n in chosen]
-    changes += [
-        (f"the mean {n}", values[n], "delta", f"means.values.{n}")
-        for n in ("rewards/chosen", "logps/chosen")
-        if n in values
-    ]
-    told, level = len(sentences), document.get("means", {}).get("level", LEVEL)
+    # One of the two: log-probs of batches scatter with their pairs, and have another start than the rewards.
+    side = next((n for n in ("rewards/chosen", "logps/chosen") if n in values), None)
+    changes += [(f"the mean {side}", values[side], "delta", f"means.values.{side}")] if side else []
+    told, how = len(sentences), document["intervals"]
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
         if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
-            uncertain = _not_certain(entry[delta], bounds, document["n_pairs"]) if bounds[0] <= 0.0 <= bounds[1] else ""
-            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, level)}{uncertain})."
+            estimate = Interval(entry[delta], bounds[0], bounds[1], document["n_pairs"] or 0, level=how["level"])
+            uncertain = _not_certain(estimate) if bounds[0] <= 0.0 <= bounds[1] else ""
+            text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, how['level'])}{uncertain})."
+            if same(entry["from"], entry["to"]):
+                text = f"{capital(what)} is unchanged ({interval(bounds, how['level'])})."
             sentences.append(say(text, key))
-    least = document["thresholds"]["least_for_interval"]
-    if document["n_pairs"] and document["n_pairs"] < least:
-        sentences.append(say(f"n = {plural(document['n_pairs'], 'pair')}: too few for an interval.", "n_pairs"))
-    elif document["n_pairs"] and len(sentences) > told:
-        text = "Intervals are over the pairs of this set; they do not include the scatter between training seeds."
-        sentences.append(say(text, "n_pairs"))
+    pairs, prompts = document["n_pairs"], document.get("n_prompts")
+    if pairs and (prompts or pairs) < how["least"]:
+        sentences.append(say(f"n = {counted(pairs, prompts)}: {TOO_FEW}.", "n_pairs", "n_prompts"))
+    elif pairs and len(sentences) > told:
+        shared = f"{counted(pairs, prompts)}, clustered by prompt, " if prompts else ""
+        text = (
+            f"Intervals are over the pairs of this set ({shared}{how['method']}); they do not include the scatter "
+            "between training seeds."
+        )
+        sentences.append(say(text, "intervals", "n_pairs", "n_prompts"))
     elif any(entry["interval"] for entry in values.values()):
         text = "Intervals are over logged rows, whose batches hold other pairs each."
-        sentences.append(say(text, "means.method"))
+        sentences.append(say(text, "intervals"))
     for entry in document["evidence"]:
         if entry["delta"] or entry["direction"] != "no_worse":
             sentences.append(say(f"{entry['text']}: {entry['direction'].replace('_', ' ')}.", "evidence"))
@@ -203,9 +223,9 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     return sentences
 
 
-def _not_certain(change: float, bounds: Sequence[float], n_pairs: int | None) -> str:
+def _not_certain(change: Interval) -> str:
     """That an interval holds 0 and, where pairs stand behind it, how many more would tell."""
-    needed = Interval(change, bounds[0], bounds[1], n_pairs or 0).needed(change)
+    needed = change.needed(change.value)
     more = (
         f"; about {about(needed)} pairs are needed to tell a change of this size from none (power 80 %)"
         if needed
@@ -242,13 +262,16 @@ def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sente
     """Who carries the net change of chosen ppl_seq_mean; of a net change that is next to none, shares say nothing."""
     dlog = document["perplexity"]["chosen"]["ppl_seq_mean"]["dlog"]
     pairs = document["pairs"][:NAMED_PAIRS]
-    ends = [f"chosen cross-entropy {number(p['chosen_ce_from'])} → {number(p['chosen_ce_to'])}" for p in pairs]
+    ends = [f"chosen cross-entropy {arrow(p['chosen_ce_from'], p['chosen_ce_to'])}" for p in pairs]
     if abs(dlog) < document["thresholds"]["verdict.least_dlog"]:
         text = f"Chosen ppl_seq_mean hardly changed (log {signed(dlog)}): rises and falls of single pairs cancel."
         return [say(text, "concentration")], list(zip(pairs, ends, strict=True))
     word = "rise" if dlog > 0 else "fall"
     if few["of"] == 1:
         return [say("The set is one pair.", "concentration")], list(zip(pairs, ends, strict=True))
+    if few["of"] < document["thresholds"]["least_for_interval"]:
+        text = f"{plural(few['of'], 'pair')}, too few for shares of the {word} of chosen ppl_seq_mean to mean anything."
+        return [say(text, "concentration")], list(zip(pairs, ends, strict=True))
     carry = f"{few['pairs']} of {plural(few['of'], 'pair')} carry {percent(few['share'])}"
     against = f"; the others together {'fell' if dlog > 0 else 'rose'}" if few["share"] > 1.0 + ROUNDING else ""
     sentences = [say(f"{carry} of the net {word} of chosen ppl_seq_mean{against}.", "concentration")]

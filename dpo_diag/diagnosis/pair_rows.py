@@ -12,19 +12,20 @@ Columns of a step's frame (index: pair_id, ascending), for each side that the sp
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import union_categoricals
 
+from dpo_diag.diagnosis.split_rows import CATEGORIES, VALUES, Rows, SplitRows, read_splits
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, is_per_token, pair_losses
 from dpo_diag.records import Run
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.records.tables import REFERENCE_COLUMNS, join_reference
+from dpo_diag.records.tables import REFERENCE_COLUMNS
 from dpo_diag.thresholds import load_thresholds
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,8 +39,6 @@ def step_name(step: Step) -> str:
     return "the reference" if step == REFERENCE else f"step {step}"
 
 
-VALUES = ("sum_logp", "n_tokens", "n_bytes", "n_truncated", "top1", "entropy_sum", "greedy_logp_sum", "weight")
-_KEY = ["step", "split", "role", "pair_id", "side"]
 _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
 _KEPT_FRAMES = 8
@@ -57,39 +56,45 @@ class PairRows:
     def __init__(self, run: Run, tolerance: float | None = None) -> None:
         self.run = run
         self._tolerance = tolerance
-        self._splits: dict[str, pd.DataFrame] = {}
-        self._duplicates: dict[str, Counter[Step]] = {}
         self._frames: dict[tuple[str, Step, tuple[str, ...]], pd.DataFrame] = {}
+
+    @cached_property
+    def splits(self) -> dict[str, SplitRows]:
+        """split -> its rows; the table is read here, once."""
+        return read_splits(self.run)
 
     @cached_property
     def steps(self) -> dict[str, list[int]]:
         """split -> ascending steps with policy rows, best split first; empty for a run without pair records."""
-        keys = self.run.read("pairs", columns=["step", "split"], roles=["policy"]).drop_duplicates()
-        steps = {str(s): sorted(int(x) for x in group["step"]) for s, group in keys.groupby("split")}
+        steps = {name: rows.steps.tolist() for name, rows in self.splits.items() if rows.steps.size}
         best = self.run.preferred(steps)
         # A set measured once can only be compared with the reference: sets measured twice come first.
         once = [s for s in best if len(steps[s]) < 2 and self.run.role(s) != "train"]
         return {s: steps[s] for s in [*(s for s in best if s not in once), *once]}
 
-    def split(self, name: str) -> pd.DataFrame:
-        """Every policy row of a split in the order of steps, with the reference's values as `ref_*` columns."""
-        if name not in self._splits:
-            raw = self.run.read("pairs", [*_KEY, *VALUES, "loss_logp"], splits=[name])
-            twice = raw.loc[raw.duplicated(_KEY)]
-            policy = Counter[Step](int(s) for s in twice.loc[twice["role"] == "policy", "step"])
-            self._duplicates[name] = policy + Counter({REFERENCE: int((twice["role"] == "ref").sum())})
-            rows = raw.drop_duplicates(_KEY, keep="last")
-            base = self.run.info.reference.step
-            if base is not None and not (rows["role"] == "ref").any():
-                # The source says that the policy of one of its steps is the reference (a run scored from its start).
-                rows = pd.concat([rows, rows.loc[rows["step"] == base].assign(role="ref")], ignore_index=True)
-            self._splits[name] = join_reference(rows)
-        return self._splits[name]
+    @cached_property
+    def prompts(self) -> pd.Series | None:
+        """pair_id -> number of its prompt (text, and what else the model is shown beside it), of the pairs whose prompt
+        is recorded; None where no two of them share one. An empty prompt is none: nothing is shared there."""
+        texts = self.run.read("texts", ["pair_id", "prompt", "beside"]).drop_duplicates("pair_id")
+        known = texts[texts["prompt"].fillna("").str.strip() != ""].set_index("pair_id")
+        if not known[["prompt", "beside"]].duplicated().any():
+            return None
+        return known.groupby(["prompt", "beside"], dropna=False).ngroup()
+
+    @cached_property
+    def all(self) -> pd.DataFrame:
+        """Every policy row of every split, best split first (see `SplitRows.long`)."""
+        frames = [self.splits[name].long() for name in self.steps]
+        if len(frames) < 2:
+            return frames[0] if frames else self.run.pairs
+        stacked = pd.concat([frame.drop(columns=CATEGORIES) for frame in frames], ignore_index=True)
+        named = {c: union_categoricals([f[c] for f in frames], sort_categories=True) for c in CATEGORIES}
+        return stacked.assign(**named)
 
     def duplicates(self, split: str, *steps: Step) -> int:
         """Rows of these steps (REFERENCE: of the reference) that were written more than once."""
-        self.split(split)
-        return sum(self._duplicates[split][step] for step in steps)
+        return sum(self.splits[split].twice[None if step == REFERENCE else int(step)] for step in steps)
 
     @cached_property
     def at_start(self) -> pd.DataFrame:
@@ -124,13 +129,13 @@ class PairRows:
         first = self.steps[split][0]
         if first >= to_step:
             return REFERENCE, None
-        after = self.rows(split, to_step)
-        known = after["ref_sum_logp"].notna()
-        if not known.any():
+        rows, reference = self.splits[split], self.splits[split].reference.get("sum_logp")
+        pairs_after, sides_after = (of[rows.at(to_step)] for of in (rows.pair, rows.side))
+        if reference is None or not (known := ~np.isnan(reference[pairs_after, sides_after])).any():
             return first, None
-        returning = after["pair_id"].isin(self.rows(split, first)["pair_id"])
+        returning = np.isin(pairs_after, rows.pair[rows.at(first)])
         if known.sum() < returning.sum():
-            scored, pairs = after.loc[known, "pair_id"].nunique(), after["pair_id"].nunique()
+            scored, pairs = (np.unique(of).size for of in (pairs_after[known], pairs_after))
             return first, f"the reference was measured on {scored} of {pairs} pairs only, so step {first} is the start"
         if self.reference_gap is not None:
             return first, (
@@ -140,15 +145,13 @@ class PairRows:
         return REFERENCE, None
 
     def rows(self, split: str, step: int) -> pd.DataFrame:
-        """A split's rows of one step, a row per pair and side."""
-        rows = self.split(split)
-        first, last = np.searchsorted(rows["step"].to_numpy(), [step, step + 1])
-        return rows.iloc[first:last]
+        """A split's rows of one step, a row per pair and side (see `SplitRows.long`); ids and names are text."""
+        rows = self.splits[split]
+        return rows.long(rows.at(step)).astype({"split": "str", "pair_id": "str", "side": "str"})
 
     def sides(self, split: str, step: int) -> tuple[str, ...]:
         """Sides with rows at a step: chosen and rejected, or chosen alone (SFT)."""
-        present = set(self.rows(split, step)["side"].unique())
-        return tuple(s for s in SIDES if s in present)
+        return self.splits[split].sides(self.splits[split].at(step))
 
     def at(self, split: str, step: Step, sides: tuple[str, ...] | None = None) -> pd.DataFrame:
         """The frame of a step, or of the reference (the texts and counts are then those of the last step).
@@ -162,7 +165,7 @@ class PairRows:
         if key not in self._frames:
             if len(self._frames) >= _KEPT_FRAMES:
                 self._frames.pop(next(iter(self._frames)))
-            frame = self.frame(self.rows(split, at), sides)
+            frame = self.frame(split, self.splits[split].at(at), sides)
             self._frames[key] = self.as_reference(split, frame) if step == REFERENCE else frame
         return self._frames[key]
 
@@ -173,7 +176,9 @@ class PairRows:
         if step is None or reference.empty:
             return reference
         sides = tuple(side for side in SIDES if f"{side}_ref" in reference)
-        return reference.combine_first(self.at(split, step, sides).reindex(reference.index))[list(reference.columns)]
+        own = self.at(split, step, sides)
+        own = own if own.index.is_(reference.index) else own.reindex(reference.index)
+        return reference.where(reference.notna(), own)
 
     def reference_step(self, split: str) -> int | None:
         """The step at which the policy is the reference: the declared one, or step 0 where both wrote the same numbers;
@@ -184,20 +189,10 @@ class PairRows:
         measured = len(self.at_start) > 0 and (self.at_start["split"] == split).any()
         return 0 if measured and self.reference_gap is None else None
 
-    def frame(self, rows: pd.DataFrame, sides: tuple[str, ...]) -> pd.DataFrame:
-        """Rows with one row per pair and side as a step's frame: pairs that have every one of `sides`."""
-        names = {v: v for v in (*VALUES, "loss_logp")}
-        names |= {f"ref_{v}": "ref" if v == "sum_logp" else f"ref_{v}" for v in REFERENCE_COLUMNS}
-        parts = []
-        for side in sides:
-            part = rows.loc[rows["side"] == side].set_index("pair_id")[list(names)].astype("float64")
-            parts.append(part.rename(columns={old: f"{side}_{new}" for old, new in names.items()}))
-        frame = pd.concat(parts, axis=1, join="inner").sort_index() if parts else pd.DataFrame()
-        if not self._uses_loss_logp:
-            for side in sides:
-                frame[f"{side}_loss_logp"] = frame[f"{side}_sum_logp"]
-                frame[f"{side}_ref_loss_logp"] = frame[f"{side}_ref"]
-        return _with_ratios(frame, sides)
+    def frame(self, split: str, rows: Rows, sides: tuple[str, ...]) -> pd.DataFrame:
+        """Some of a split's rows, of which each pair and side stands once, as a step's frame: pairs that have every one
+        of `sides`."""
+        return self.splits[split].frame(rows, sides, self._uses_loss_logp)
 
     @property
     def _uses_loss_logp(self) -> bool:
@@ -215,9 +210,10 @@ def _with_ratios(frame: pd.DataFrame, sides: Sequence[str]) -> pd.DataFrame:
 def as_reference(frame: pd.DataFrame) -> pd.DataFrame:
     """A step's frame as the reference would have written it: pairs that it scored; what it did not measure is NaN."""
     sides = [s for s in SIDES if f"{s}_ref" in frame]
-    reference = frame.loc[frame[[f"{s}_ref" for s in sides]].notna().all(axis=1)].copy()
+    known = frame[[f"{s}_ref" for s in sides]].notna().all(axis=1)
+    reference = frame.copy() if known.all() else frame.loc[known].copy()
     for side in sides:
-        for value in (*VALUES, "loss_logp"):
+        for value in VALUES:
             column = f"{side}_{value}"
             if value in REFERENCE_COLUMNS:
                 own = reference[f"{side}_ref" if value == "sum_logp" else f"{side}_ref_{value}"]
@@ -233,20 +229,31 @@ def two_steps(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     Columns: `pair_id`, `{side}_{value}_{0|1}` (0 = before, 1 = after), `{side}_ref` (of the later frame), and
     a0, b0, a1, b1.
     """
-    both = before.index.intersection(after.index).sort_values()
+    both = _in_both(before, after)
     values = [c for c in after.columns if "_ref" not in c]
     parts = []
     for when, frame in ((0, before), (1, after)):
-        part = frame.loc[both, values]
+        part = _of_pairs(frame, both)[values]
         parts.append(part.set_axis([column_at(c, when) for c in values], axis=1))
-    references = after.loc[both, [c for c in after.columns if c.endswith("_ref")]]
+    references = _of_pairs(after, both)[[c for c in after.columns if c.endswith("_ref")]]
     return pd.concat([*parts, references], axis=1).rename_axis("pair_id").reset_index()
+
+
+def _in_both(before: pd.DataFrame, after: pd.DataFrame) -> pd.Index[str]:
+    """The pairs of two frames, ascending; the index itself where it is one, as it is for the frames of one set."""
+    if before.index.is_(after.index):
+        return before.index
+    return before.index.intersection(after.index).sort_values()
+
+
+def _of_pairs(frame: pd.DataFrame, pairs: pd.Index[str]) -> pd.DataFrame:
+    return frame if frame.index.is_(pairs) else frame.loc[pairs]
 
 
 def finite_at_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The two frames over the pairs whose log-prob sums are finite at both steps, in one order."""
-    both = before.index.intersection(after.index).sort_values()
-    first, last = before.loc[both], after.loc[both]
+    both = _in_both(before, after)
+    first, last = _of_pairs(before, both), _of_pairs(after, both)
     sums = [c for c in after.columns if c.endswith("_sum_logp") and "_ref" not in c]
     keep = np.isfinite(first[sums].to_numpy()).all(axis=1) & np.isfinite(last[sums].to_numpy()).all(axis=1)
     return first.loc[keep], last.loc[keep]

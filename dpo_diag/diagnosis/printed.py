@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_diag.text import number, table
+from dpo_diag.text import arrow, table
 
 WIDTH = 160
 """Cells of a table's line: a perplexity's seven numbers beside its name need more than 100."""
@@ -66,12 +66,12 @@ def _narrative(narrative: list[dict[str, Any]]) -> str:
 def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """What a new look at a growing run says, one line a change; the first look says where it stands."""
     loss, chosen = now["loss"], now["perplexity"].get("chosen", {})
-    state = [f"{now.get('step_word', 'step')} {now['to_step']}"]
+    state = [f"{now['step_word']} {now['to_step']}"]
     if loss.get("to") is not None:
-        state.append(f"loss {number(loss['from'])} → {number(loss['to'])}")
+        state.append(f"loss {arrow(loss['from'], loss['to'])}")
     for name in ("ppl_token", "ppl_seq_mean"):
         if name in chosen:
-            state.append(f"chosen {name} {number(chosen[name]['from'])} → {number(chosen[name]['to'])}")
+            state.append(f"chosen {name} {arrow(chosen[name]['from'], chosen[name]['to'])}")
     lines = [", ".join(state)]
     decision = now["verdict"]
     old = before["verdict"] if before else {}

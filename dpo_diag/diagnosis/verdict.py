@@ -241,9 +241,11 @@ def decide(facts: Facts) -> Verdict:
     else:
         name = "cannot_tell" if lacking or _few(facts) else "healthy"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
-    sentences = [f"{capital(LABELS[name])}{_missing_text(lacking, facts) if name == 'cannot_tell' else ''}."]
-    if name != "one_row" and facts.rows is not None and _few(facts):
-        sentences.append(f"Only {facts.rows} rows were compared: their noise is not known.")
+    more = _missing_text(lacking, facts) if name == "cannot_tell" else ""
+    if found and found[0][0].answer == "speaks" and name not in OPEN and not errors and _few(facts):
+        seen = plural(facts.n_pairs, "pair") if facts.rows is None else plural(facts.rows, "row")
+        more = f", as far as {seen} can show: their noise is not known"
+    sentences = [f"{capital(LABELS[name])}{more}."]
     that = "there is harm" if name in OPEN else "that is harm"
     said = _harm_text(harm, that, [m for m, _ in because], bool(facts.evidence))
     # What was measured stands before what speaks of it.

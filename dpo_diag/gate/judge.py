@@ -20,7 +20,7 @@ from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import DECIDE, LIMITS, RELATIVE, SUBJECTS, Ambiguous, Missing, Quantity, Rule
 from dpo_diag.records import Run
 from dpo_diag.stats import TOO_FEW, Interval
-from dpo_diag.text import bracket, number, signed, visible
+from dpo_diag.text import interval, number, signed, visible
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ def _held(estimate: Interval, key: str, limit: float, decide: str) -> Limit:
     beyond = estimate.value < edge if below else estimate.value > edge
     relative = key in RELATIVE
     sign = signed if relative else number
-    interval = bracket(estimate.low, estimate.high, sign) if estimate.bounds else "(no interval)"
-    told = f"{'change ' if relative else ''}{sign(estimate.value, 3)} {interval} is"
+    told = f"{'change ' if relative else ''}{sign(estimate.value, 3)} ({_interval(estimate, sign)}) is"
     broken, why = beyond, f" (decide: {decide})"
     if not beyond or estimate.bounds is None:
         why = ""
@@ -151,6 +150,12 @@ def _held(estimate: Interval, key: str, limit: float, decide: str) -> Limit:
         why = f"{held}{why}"
     reason = f"{told} {'beyond' if beyond else 'within'} {key} {limit:g}{why}"
     return Limit(key, limit, estimate.value, estimate.bounds, decide, "failed" if broken else "passed", reason)
+
+
+def _interval(estimate: Interval, write: Any) -> str:
+    """ "99 % interval +0.1 to +0.3, clustered in 100 prompts", or "no interval"."""
+    clustered = f", {estimate.method.partition(', ')[2]}" if estimate.bounds and estimate.clusters else ""
+    return f"{interval(estimate.bounds, estimate.level, write)}{clustered}"
 
 
 def junit(outcomes: list[Outcome], suite: str) -> bytes:

@@ -17,7 +17,7 @@ LIMITS = ("min", "max", "max_drop", "max_rise")
 RELATIVE = ("max_drop", "max_rise")
 """Limits on the change since the baseline; the others are limits on the value."""
 DECIDE = {
-    "significant": "fails where the estimate is beyond the limit and its 95 % interval excludes no change (0); a limit "
+    "significant": "fails where the estimate is beyond the limit and its interval excludes no change (0); a limit "
     "on the value itself, min or max, has no such 0 and is judged as by interval",
     "interval": "fails only where the whole interval is beyond the limit",
     "point": "fails where the estimate is beyond the limit, whatever its interval",

@@ -84,9 +84,14 @@ def decide(sources: list[Parsed], history: History, options: Options) -> Decisio
         facts.take("beta", beta, f"inferred: the reference is constant over the evaluations of {check.split}")
     nll_weight = nll_weight_at_start(history, facts.nll_weight)
     of_margins = margins(history)
-    inferred = infer(_means(history, of_margins, sources))
+    inferred = infer(_means(history, of_margins, sources), beta)
     free_by = _reference_free_by(names, options, facts, inferred)
     loss, reason = _loss(names, beta, options, facts, free_by)
+    if not names and inferred.loss_like in ("hinge", "ipo"):
+        reason = (
+            f"the source does not name its loss; loss and margins are those of {inferred.loss_like}, inferred from the "
+            "numbers (--loss NAME says which it is)"
+        )
     reduction = logps_reduction(trainer, version, names, options.logps, _size_of_logps(history), free_by is not None)
     derived = of_margins | derive(history, None if free_by else beta, reduction.value, nll_weight)
     by_option = {k: f"--{k.replace('_', '-')}" for k in ("loss", "beta", "label_smoothing") if getattr(options, k)}

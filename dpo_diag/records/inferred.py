@@ -6,6 +6,7 @@ rows do not decide. Rows that are not finite are left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ NAMES = (
 )
 """The metrics that are read; a caller need not hand over others."""
 
+LEAST_ON_A_CURVE = 5
+"""Rows that must lie on a loss's own curve: so many do not by chance."""
 LARGEST_MEAN_LOGP = 8.0
 """nats: a mean log-prob per token below -8 is worse than a uniform guess over 3,000 tokens, so larger ones are sums."""
 
@@ -55,15 +58,22 @@ class Inferred:
         return {name: getattr(self, name) for name in ("logps", "reference_free", "loss_like", "beta")}
 
 
-def infer(history: pd.DataFrame) -> Inferred:
-    """All that the rows decide; an empty history decides nothing."""
+def infer(history: pd.DataFrame, beta: float | None = None) -> Inferred:
+    """All that the rows decide; an empty history decides nothing.
+
+    Args:
+        beta: where the source states it.
+    """
     rows = history.loc[history["name"].isin(NAMES) & np.isfinite(history["value"].astype(np.float64))]
     if rows.empty:
         return Inferred()
     rows = rows.assign(split=rows["split"].astype(str), name=rows["name"].astype(str))
     rows = rows.drop_duplicates(["step", "split", "name"], keep="last").sort_values("step", kind="stable")
-    free_by = _free_by(rows)
-    return Inferred(_reduction(rows), free_by, None if free_by else _loss_like(rows), None if free_by else _beta(rows))
+    if (free_by := _free_by(rows)) is not None:
+        return Inferred(_reduction(rows), free_by)
+    of_rewards = _beta(rows)
+    loss_like, of_loss = _loss_like(rows, beta or of_rewards)
+    return Inferred(_reduction(rows), None, loss_like, of_rewards or of_loss)
 
 
 def _aligned(rows: pd.DataFrame, split: str, names: Sequence[str]) -> FloatArray | None:
@@ -142,19 +152,53 @@ def _is_logps(rows: pd.DataFrame) -> bool:
     return bool(middle > 0 and np.abs(every / middle - 1).max() < 0.02)
 
 
-def _loss_like(rows: pd.DataFrame) -> str | None:
-    """ "sigmoid" where the loss follows softplus(-margin).
+def _loss_like(rows: pd.DataFrame, beta: float | None) -> tuple[str | None, float | None]:
+    """(the formula that the loss follows, the beta that it shows): "hinge", "ipo" or "sigmoid".
 
-    Jensen: the mean loss is never below softplus(-mean margin), but for rounding, and lies above it by an eighth of the
-    margins' variance. Hinge and ipo differ at margin 0 already; an SFT term shifts every row.
+    "sigmoid" where the loss follows softplus(-margin). Jensen: the mean loss is never below softplus(-mean margin), but
+    for rounding, and lies above it by an eighth of the margins' variance. An SFT term shifts every row.
+
+    Args:
+        beta: where it is known; ipo must show the same one.
     """
     for split in _splits(rows):
         values = _aligned(rows, split, ["loss", "rewards/margins"])
         if values is None or ((rows["split"] == split) & (rows["name"] == "nll_loss")).any():
             continue
-        gap = values[:, 0] - np.logaddexp(0.0, -values[:, 1])
-        return "sigmoid" if np.quantile(gap, 0.1) > -0.02 and np.median(gap) < 0.3 else None
-    return None
+        loss, margin = values.T
+        if _is_hinge(loss, margin):
+            return "hinge", None
+        if (of_ipo := _ipo_beta(loss, margin)) is not None and (beta is None or abs(of_ipo / beta - 1) < 0.02):
+            return "ipo", of_ipo
+        gap = loss - np.logaddexp(0.0, -margin)
+        return ("sigmoid" if np.quantile(gap, 0.1) > -0.02 and np.median(gap) < 0.3 else None), None
+    return None, None
+
+
+def _is_hinge(loss: FloatArray, margin: FloatArray) -> bool:
+    """Whether loss = 1 - margin at margins that moved, as where no pair is past a margin of 1, and never below that.
+
+    The slope decides: the sigmoid's is -1/2 at a margin of 0, so that an NLL term that lifts its start to 1 meets the
+    line in one point.
+    """
+    gap = loss - np.maximum(1.0 - margin, 0.0)
+    on_it = (np.abs(gap) <= 0.005) & (margin < 1.0)
+    return bool(gap.min() > -0.02 and on_it.sum() >= LEAST_ON_A_CURVE and np.ptp(margin[on_it]) >= 0.05)
+
+
+def _ipo_beta(loss: FloatArray, margin: FloatArray) -> float | None:
+    """beta where loss = (margin - 1/2)^2 / beta^2 at margins that moved: TRL's IPO, whose rewards are beta times mean
+    log-ratios. The quotient is then 1 / beta^2 in every row (plus the margins' variance), and beta a round number."""
+    far = np.abs(margin - 0.5) > 0.1  # nearer to its target the quotient is mostly scatter
+    if far.sum() < LEAST_ON_A_CURVE or loss.min() < 0 or np.ptp(loss[far]) < 0.05 * loss.max():
+        return None
+    quotient = loss[far] / (margin[far] - 0.5) ** 2
+    middle = float(np.median(quotient))
+    if not middle > 0:  # most losses are 0: far beyond their margins' target an ipo loss is not
+        return None
+    beta = 1.0 / math.sqrt(middle)
+    rounded = float(f"{beta:.2g}")
+    return rounded if np.ptp(quotient) <= 0.02 * middle and abs(rounded / beta - 1) < 0.01 else None
 
 
 def _beta(rows: pd.DataFrame) -> float | None:

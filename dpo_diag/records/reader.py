@@ -92,10 +92,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The folder, as it was named."""
         return str(self.path)
 
     @property
     def kind(self) -> str:
+        """trained | scored | imported."""
         return str(self.meta.get("kind", "trained"))
 
     def files(self, table: str, steps: Sequence[int] | None = None) -> list[Path]:

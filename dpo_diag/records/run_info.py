@@ -94,6 +94,16 @@ class ReferenceInfo(ModelInfo):
 
 
 @dataclass(frozen=True)
+class SharedPrefixInfo:
+    """How training computes the prompt that chosen and rejected share."""
+
+    way: Literal["packed", "plain"] | None = declared("packed: once | plain: with each response, as TRL does")
+    reason: str | None = declared("why plain, or with what reservation packed")
+    max_loss_diff: float | None = declared("packed against plain before the first step, in float32", "nats")
+    max_grad_diff: float | None = declared("the same for the gradient", "share of its largest element")
+
+
+@dataclass(frozen=True)
 class TrainingInfo:
     """The trainer's arguments, under their names in transformers and TRL."""
 
@@ -120,6 +130,7 @@ class TrainingInfo:
     eval_steps: float | None = declared("steps, or below 1 a share of all steps")
     save_steps: float | None = declared("steps, or below 1 a share of all steps")
     world_size: int | None = declared("processes", "count")
+    shared_prefix: SharedPrefixInfo | None = declared("how the shared prompt is computed")
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,9 @@ class RunInfo:
     loss: LossSpec | None = declared("the loss, where its formula is known")
     loss_reason: str | None = declared("why `loss` is null")
     loss_names: tuple[str, ...] = declared("the loss as the source names it, where `loss` is null", default=())
-    loss_like: str | None = declared("where nothing names the loss: the formula that the logged means follow (sigmoid)")
+    loss_like: str | None = declared(
+        "where nothing names the loss: the formula that the logged means follow (sigmoid, hinge, ipo)"
+    )
     beta: float | None = declared("the loss's; where `loss` is null: named by the source, or inferred from its means")
     logps: Reduction | None = declared("whether history's logps/* are sums or means over a response's tokens")
     reference_free: bool | None = declared("rewards are beta times the log-prob itself: no reference in them")

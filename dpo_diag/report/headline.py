@@ -10,9 +10,10 @@ from typing import Any
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.narrative import stretch
+from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.report.section import Context
 from dpo_diag.stats import proportion
-from dpo_diag.text import capital, interval, number, percent, plural, signed
+from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -98,7 +99,7 @@ def _about(context: Context) -> list[str]:
         info.model.name if info.model is not None else "",
         stretch(document) if compared else "",
         f"split {document['split']}" if document.get("split") else "",
-        plural(document["n_pairs"], "pair") if document.get("n_pairs") else "",
+        counted(document["n_pairs"], document.get("n_prompts")) if document.get("n_pairs") else "",
         str(info.created or "")[:10],
         "" if info.status == "finished" else info.status,
     ]
@@ -131,7 +132,7 @@ def facts(context: Context) -> list[Fact]:
     name = next((p for p in ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
     if name and chosen[name].get("from") is not None:
         ends, note = chosen[name], f"{name}, log {signed(chosen[name]['dlog'])}"
-        shown.append(Fact("chosen perplexity", number(ends["from"]), number(ends["to"]), note, "chosen"))
+        shown.append(Fact("chosen perplexity", *both_ends(ends["from"], ends["to"]), note, "chosen"))
     shown += _scores(context)
     quadrants = document.get("quadrants") or {}
     both = quadrants.get("both_fell")
@@ -158,5 +159,5 @@ def _scores(context: Context) -> list[Fact]:
             before = after = float(curve.values[-1])
             share = proportion(after * curve.n[-1], curve.n[-1])
             note = f"n {share.n}, {interval(share.bounds, write=number)}" if curve.is_proportion else ""
-        shown.append(Fact(score_label(curve.name, curve.split), number(before, 3), number(after, 3), note, "score"))
+        shown.append(Fact(score_label(curve.name, curve.split), *both_ends(before, after, 3), note, "score"))
     return shown

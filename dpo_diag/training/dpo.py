@@ -8,6 +8,7 @@ set or of the training batches, whatever the batches and processes; where TRL's 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.trained_tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
 from dpo_diag.records.given_ids import GivenIds
+from dpo_diag.records.run_info import SharedPrefixInfo
 from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
@@ -27,6 +29,7 @@ from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.reference_proof import Handed, message, prove
 from dpo_diag.training.run import Recorded, Recording, say_left_out
+from dpo_diag.training.shared_prefix import SharedPrefix
 
 logger = get_logger(__name__)
 
@@ -57,6 +60,9 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             say it: a set that was mostly trained on is a train_probe, any other held_out; for a stream the name does.
         reference_is_start: the reference must equal the policy before training, which is looked at on a few pairs of
             the first batch. None: it must where no `ref_model` is handed in, or one of the policy's own name.
+        shared_prefix: "auto" computes the prompt that chosen and rejected share once, where loss and gradient of the
+            first batch are those of TRL's padded one (see `shared_prefix`; then they are equal but for rounding, no
+            longer bit for bit), and goes TRL's way elsewhere, saying why; "on" insists; "off" is TRL's way.
 
     Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see
     `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the pairs of a batch
@@ -78,6 +84,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         facts: Mapping[str, Any] | None = None,
         eval_roles: Mapping[str, Role] | None = None,
         reference_is_start: bool | None = None,
+        shared_prefix: str = "off",
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -90,6 +97,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._given_ids: dict[str, GivenIds] = {}
         super().__init__(*args, **kwargs)
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
+        self._shared = SharedPrefix(self, shared_prefix, self._record_shared)
         self._spec = trl_adapter.loss_spec(self)
         self._added = trl_adapter.added_types(self._spec)
         # TRL computes the types that it knows; the others are added to its number.
@@ -134,12 +142,14 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         inputs, (ids,) = taken_out(inputs, self.carried)
-        if not self.measures and not self._added:
-            return super()._compute_loss(model, inputs, return_outputs)
         self._prove_reference(model, inputs)
-        tap = trl_adapter.Tap(self, model, self._probe)
-        with tap.open():
-            result = super()._compute_loss(tap, inputs, return_outputs)
+        self._shared.decide(inputs, self._loss_and_sums)
+        with nullcontext() if return_outputs else self._shared.loss(inputs, self._probe):
+            if not self.measures and not self._added:
+                return super()._compute_loss(model, inputs, return_outputs)
+            tap = trl_adapter.Tap(self, model, self._probe if self.measures else None)
+            with tap.open():
+                result = super()._compute_loss(tap, inputs, return_outputs)
         loss, *outputs = result if return_outputs else (result,)
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, inputs, self._spec)
@@ -147,6 +157,29 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             tokens = self.monitor.wants_tokens
             self.observe(trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
         return (loss, *outputs) if return_outputs else loss
+
+    def _loss_and_sums(self, model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What is trained on, and each response's log-prob sum under the policy and, where it ran, the reference."""
+        tap = trl_adapter.Tap(self, model)
+        with tap.open():
+            loss = super()._compute_loss(tap, dict(inputs), False)
+        if self._added:
+            loss = loss + trl_adapter.added_loss(self, tap, dict(inputs), self._spec)
+        return loss, trl_adapter.log_prob_sums(tap)
+
+    def _record_shared(self, info: SharedPrefixInfo) -> None:
+        if self.run_writer is not None:
+            self.run_writer.update(training={"shared_prefix": info})
+
+    @property
+    def shared_prefix(self) -> SharedPrefixInfo | None:
+        """How the shared prompt is computed; None before the first batch was seen."""
+        return self._shared.info
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's."""
+        with self._shared.step():
+            return super().training_step(*args, **kwargs)
 
     def _prove_reference(self, model: Any, inputs: Mapping[str, Any]) -> None:
         """Once, before the first step: whether the policy equals its reference where it must."""
@@ -163,8 +196,10 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
+        known = super().describe()
         return {
-            **super().describe(),
+            **known,
+            "training": known["training"] | {"shared_prefix": self._shared.info},
             "loss": self._spec,
             "reference": trl_adapter.reference_of(self),
             "logps": "sum",

@@ -23,7 +23,7 @@ class HeadProbe:
     needs the tile once more (one gather, one comparison with a sum; where the vocabulary spans several tiles of
     32,768, a top-k per tile instead), and is taken for the policy alone.
 
-    Price, measured by benchmarks/training_overhead.py on one CPU thread: a step of a 0.5M-parameter model (vocabulary
+    Price, measured by benchmarks/step.py on one CPU thread: a step of a 0.5M-parameter model (vocabulary
     768, 79 ms) takes 1 % more with greedy_logp and 2 % more with top5; of one forward through the head (8 pairs, 40
     positions) greedy_logp takes 0.2 ms, lost in the noise with 49,152 tokens, and top5 6 % (0.55 of 8.7 ms) with 768
     and 4 to 6 % (about 25 of 547 ms) with 49,152. Not measured on a GPU.
@@ -37,6 +37,16 @@ class HeadProbe:
         self._rows: torch.Tensor | None = None
         self._offset = 0
         self._vocabulary = 0
+        self.listens = False
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What the coming forward is asked for, by the names of `models.tiled_head`."""
+        return ("greedy_logp",) * self.greedy + ("is_top5",) * (self.top5 and self.of_policy)
+
+    def add(self, greedy_logp: torch.Tensor | None, is_top5: torch.Tensor | None, n: int) -> None:
+        """What a head gave that has it all: `wants` of `n` positions."""
+        self._chunks.append({"greedy_logp": greedy_logp, "hit": is_top5, "n": n, "rows": None})
 
     @contextmanager
     def listening(self, vocabulary: int) -> Iterator[None]:
@@ -59,9 +69,11 @@ class HeadProbe:
                 return launched
 
         kernel._forward_tile, kernel._forward_kernel = fold, Launcher()
+        self.listens = True
         try:
             yield
         finally:
+            self.listens = False
             kernel._forward_tile, kernel._forward_kernel = tile, triton_kernel
 
     def expect(self, labels: torch.Tensor | None) -> None:
@@ -110,7 +122,7 @@ class HeadProbe:
         if seen != int(where.sum()):
             return values  # a head that was not TRL's: nothing rather than something wrong
         if self.greedy:
-            flat = torch.cat([-torch.log(c["sum_exp"]) for c in chunks])
+            flat = torch.cat([c["greedy_logp"] if "greedy_logp" in c else -torch.log(c["sum_exp"]) for c in chunks])
             values["greedy_logp"] = flat.new_zeros(mask.shape).masked_scatter(where, flat).masked_fill(~mask, 0)
         if self.top5 and self.of_policy:
             hits = []

@@ -102,7 +102,8 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         return DiagSFTTrainer(**common)
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
-        reference_is_start=None if config.model.reference else True, **common,
+        reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
+        **common,
     )  # fmt: skip
 
 

@@ -122,6 +122,18 @@ class Tap:
                 handle.remove()
 
 
+def log_prob_sums(tap: Tap) -> tuple[torch.Tensor, ...]:
+    """Each response's log-prob sum, float64 (2 x pairs,), of the forwards that ran.
+
+    Raises:
+        RuntimeError: TRL did not run its fused forward.
+    """
+    outputs = [o for o in (tap.policy, tap.reference) if o is not None]
+    if tap.policy is None:
+        raise RuntimeError("TRL's fused forward did not run")
+    return tuple(o.log_probs.detach().double().sum(1) for o in outputs if o.log_probs is not None)
+
+
 # ---- kinds of loss that TRL does not have ----
 
 

@@ -15,6 +15,7 @@ from dpo_diag.diagnosis.decompose.destination import (
     lost_mass,
     read,
 )
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 
 
 @pytest.mark.parametrize(
@@ -46,16 +47,17 @@ def test_numbers_are_per_token(tmp_path: Path) -> None:
             pairs[f"{side}_entropy_sum_{when}"] = entropy
     aligned = align(run)
     aligned.pairs[pairs.columns] = pairs
-    chosen = destination(aligned)["chosen"]
+    chosen = destination(aligned, PairIntervals.of(aligned.rows))["chosen"]
     assert (chosen["greedy_logp"]["from"], chosen["greedy_logp"]["to"]) == (-0.4, -0.2)
     assert chosen["entropy"]["delta"] == pytest.approx(-0.2)
     assert (chosen["gap"]["from"], chosen["gap"]["to"]) == (pytest.approx(0.6), pytest.approx(1.0))
-    assert chosen["reading"] == "own_answer" and "-1 → -1.2" in chosen["text"]
+    assert chosen["reading"] == "own_answer" and "-1.00 → -1.20" in chosen["text"]
 
 
 def test_not_recorded_is_not_applicable(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {0: ([-10.0], [-10.0]), 9: ([-12.0], [-30.0])})
-    assert "not_applicable" in destination(align(run))["chosen"]
+    aligned = align(run)
+    assert "not_applicable" in destination(aligned, PairIntervals.of(aligned.rows))["chosen"]
 
 
 def test_lost_mass_by_hand(tmp_path: Path) -> None:

@@ -212,6 +212,21 @@ def test_means_only(tmp_path: Path) -> None:
     assert document["verdict"]["confidence"] == "low"
 
 
+def test_every_kind_of_run_has_the_same_keys(tmp_path: Path) -> None:
+    """A run of pairs, one of means and one without a record."""
+    pairs = build_run(tmp_path / "pairs", {0: ([-5.0] * 10, [-5.0] * 10), 9: ([-6.0] * 10, [-9.0] * 10)})
+    means = RunWriter(tmp_path / "means", kind="imported")
+    means.write("history", [{"step": s, "split": "train", "name": "loss", "value": 0.7 / s} for s in (1, 2)])
+    means.finish()
+    RunWriter(tmp_path / "empty", kind="scored").finish()
+    documents = [explain(run) for run in (pairs, tmp_path / "means", tmp_path / "empty")]
+    assert [sorted(document) for document in documents] == [sorted(documents[0])] * 3
+    assert [document["step_word"] for document in documents] == ["step"] * 3
+    no_pairs = {"not_applicable": "the run holds means only, no pairs"}
+    assert documents[1]["tokens"] == documents[1]["margins"] == no_pairs
+    assert "not_applicable" in documents[0]["means"]
+
+
 def test_rewards_begin_at_the_reference_whatever_the_loss(tmp_path: Path) -> None:
     """Two evaluations, the first at step 500: the loss is not named, so its start is not known; the rewards' is, 0.
     They fell by 1.5 since then, as DVG001 says, though the second row lies above the first."""
@@ -227,7 +242,7 @@ def test_rewards_begin_at_the_reference_whatever_the_loss(tmp_path: Path) -> Non
     )
     writer.finish()
     said = str(explain(load_run(tmp_path / "run"))["narrative"])
-    assert "The logged mean rewards/chosen fell 0 → -1.500, from the reference to the last row" in said
+    assert "The logged mean rewards/chosen fell 0.000 → -1.500, from the reference to the last row" in said
     assert "the loss fell 0.2800 → 0.2200, from the first row" in said
 
 

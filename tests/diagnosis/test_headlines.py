@@ -136,6 +136,6 @@ def test_window_means_are_said_to_be_means(tmp_path: Path) -> None:
     document = explain(Example(train={"loss": losses}, every=1).write(tmp_path / "run"))
     said = document["narrative"][0]["sentences"][1]["text"]
     assert said == (
-        "On train the loss fell 0.4275 → 0.03000, from the mean of the first 4 rows to the mean of the last 4 of 16 "
-        "rows (first row 1.110, step 1)."
+        "On train the loss fell 0.42750 → 0.03000, inside its noise, from the mean of the first 4 rows to the mean of "
+        "the last 4 of 16 rows (first row 1.110, step 1)."
     )

@@ -52,6 +52,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     assert document["perplexity"] == pytest.approx(9.974, abs=5e-4) and len(document["does_not_mean"]) == 4
     assert main(["ppl", "2.5", "2.3"]) == 0
-    assert "perplexity 12.18 → 9.974" in capsys.readouterr().out
+    assert "perplexity 12.182 → 9.974" in capsys.readouterr().out
     assert main(["ppl", "--vocab-size", "1", "2.3"]) == 2
     assert capsys.readouterr().err.startswith("dpo-diag ppl: a vocabulary has at least 2 tokens")

@@ -17,15 +17,82 @@ def said(document: dict[str, Any], heading: int) -> list[str]:
 
 
 def test_which_pairs_says_what_a_share_can_say(tmp_path: Path) -> None:
-    """One pair alone is no share; shares of a net change that is next to none say nothing; a pair that rose more than
-    the net rise says that others fell: cross-entropies 1 -> 1.5 and 1 -> 0.9, exp 4.48 and 2.46, net 1.5 of 1.76."""
+    """One pair alone is no share, nor are two; shares of a net change that is next to none say nothing; a pair that
+    rose by more than the net rise says that others fell: cross-entropies 1 -> 2 and seven times 1 -> 0.99, so exp
+    rises by 4.671 and falls by 7 x 0.02705 = 0.189, net 4.482."""
     one = explain(build_run(tmp_path / "one", {0: ([-10.0], [-10.0]), 5: ([-12.0], [-20.0])}))
-    assert said(one, 3) == ["The set is one pair.", "p0: chosen cross-entropy 1 → 1.200"]
+    assert said(one, 3) == ["The set is one pair.", "p0: chosen cross-entropy 1.000 → 1.200"]
     cancel = explain(build_run(tmp_path / "cancel", {0: ([-10.0] * 2, [-9.0] * 2), 5: ([-12.0, -7.5], [-20.0] * 2)}))
     assert said(cancel, 3)[0].startswith("Chosen ppl_seq_mean hardly changed (log +0.00")
-    mixed = explain(build_run(tmp_path / "mixed", {0: ([-10.0] * 2, [-9.0] * 2), 5: ([-15.0, -9.0], [-20.0] * 2)}))
-    assert said(mixed, 3)[0] == (
-        "1 of 2 pairs carry 117 % of the net rise of chosen ppl_seq_mean; the others together fell."
+    two = explain(build_run(tmp_path / "two", {0: ([-10.0] * 2, [-9.0] * 2), 5: ([-15.0, -9.0], [-20.0] * 2)}))
+    assert said(two, 3)[0] == "2 pairs, too few for shares of the rise of chosen ppl_seq_mean to mean anything."
+    sums = {0: ([-10.0] * 8, [-9.0] * 8), 5: ([-20.0, *[-9.9] * 7], [-20.0] * 8)}
+    assert said(explain(build_run(tmp_path / "mixed", sums)), 3)[0] == (
+        "1 of 8 pairs carry 104 % of the net rise of chosen ppl_seq_mean; the others together fell."
+    )
+
+
+def test_few_pairs_are_counted_and_not_shared(tmp_path: Path) -> None:
+    """Of two pairs one fell on both sides and one on the rejected side alone: counts; of eight pairs shares."""
+    for n, told in (
+        (1, "in 1 of 2 pairs, only the rejected one in 1,"),
+        (4, "in 50 % of the pairs, only the rejected"),
+    ):
+        sums = {0: ([-10.0] * 2 * n, [-9.0] * 2 * n), 5: ([-15.0, -9.0] * n, [-20.0] * 2 * n)}
+        text = " ".join(said(explain(build_run(tmp_path / str(n), sums)), 0))
+        assert f"Both answers became less likely {told}" in text
+
+
+def logged(path: Path, rows: dict[str, list[float]]) -> dict[str, Any]:
+    """The explanation of a log of training rows, ten steps apart."""
+    writer = RunWriter(path, kind="imported")
+    for name, values in rows.items():
+        of = [{"step": 10 * (i + 1), "split": "train", "name": name, "value": v} for i, v in enumerate(values)]
+        writer.write("history", of, name.replace("/", "-"))
+    writer.finish()
+    return explain(path)
+
+
+def test_withheld_means_are_in_no_sentence(tmp_path: Path) -> None:
+    """Accuracies of 3.2 are sums over 4 micro-batches (DVG028), so the loss and the rewards beside them are too."""
+    margins = [0.0646, 0.187, 0.3105, 0.4346, 0.5588, 0.6833]
+    document = logged(tmp_path / "run", {
+        "loss": [2.7402, 2.6794, 2.6198, 2.5614, 2.5041, 2.448], "rewards/chosen": [m / 2 for m in margins],
+        "rewards/margins": margins, "rewards/accuracies": [3.2] * 6,
+    })  # fmt: skip
+    assert {"loss", "rewards/chosen"} <= set(document["means"]["withheld"])
+    assert document["loss"] == {"not_applicable": "the logged loss of train is implausible, see DVG028"}
+    text = " ".join([*said(document, 0), *said(document, 1)])
+    assert "the loss is not known (the logged loss of train is implausible, see DVG028)" in text
+    assert "rewards/chosen" not in text and "Change of" not in text
+
+
+def test_a_change_of_rounding_is_unchanged_and_one_inside_its_noise_says_so(tmp_path: Path) -> None:
+    """Chosen's first and last three rows are alike but for 6e-9; the loss's 0.01 is less than its rows scatter."""
+    chosen = [-0.21, -0.19, -0.2, -0.21 + 1.8e-8, -0.19, -0.2]
+    document = logged(tmp_path / "run", {"loss": [0.7, 0.6, 0.7, 0.6, 0.71, 0.72], "logps/chosen": chosen})
+    assert "The mean logps/chosen is unchanged (99 % interval" in " ".join(said(document, 1))
+    assert "the loss rose 0.6667 → 0.6767, inside its noise, from the mean of the first 3 rows" in said(document, 0)[1]
+
+
+def test_one_row_is_no_course(tmp_path: Path) -> None:
+    document = logged(tmp_path / "run", {"loss": [0.6931], "rewards/chosen": [0.0]})
+    assert "On train the loss is 0.6931 in the only row, step 10." in said(document, 0)
+    assert "The logged mean rewards/chosen is 0 in the only row, step 10." in said(document, 0)
+
+
+def test_of_few_rows_the_headline_says_how_few(tmp_path: Path) -> None:
+    """Five rows, the reward to -140: what they show is the headline, and that their noise is not known."""
+    chosen = [0.0, -3.0, -20.0, -80.0, -140.0]
+    rows = {
+        "loss": [0.693, 0.01, 0.001, 0.0, 0.0],
+        "rewards/chosen": chosen,
+        "rewards/rejected": [3 * c for c in chosen],
+    }
+    text = logged(tmp_path / "run", rows)["verdict"]["text"]
+    assert text.startswith(
+        "The loss fell while the chosen answers became less likely, as far as 5 rows can show: their noise is not "
+        "known."
     )
 
 

@@ -10,7 +10,8 @@ from builders import build_run
 
 from dpo_diag import Run
 from dpo_diag.diagnosis.aligned import align
-from dpo_diag.diagnosis.decompose.trajectory import Trajectory, follow, turning_points
+from dpo_diag.diagnosis.decompose.trajectory import Trajectory, TurningPoint, follow, turning_points
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.losses import LossSpec
 
 SPEC = LossSpec(beta=0.1)
@@ -30,6 +31,10 @@ def valley(path: Path, noise: float, n: int = 60) -> Run:
                             30: (end, start - 30)})  # fmt: skip
 
 
+def turns_of(path: Trajectory) -> list[TurningPoint]:
+    return turning_points(path, PairIntervals.of(path.aligned.rows))
+
+
 def test_steps_add_up_to_the_run(tmp_path: Path) -> None:
     found = path_of(valley(tmp_path / "run", 0.1))
     along = found.summary["loss_along_the_run"]
@@ -44,7 +49,7 @@ def test_steps_add_up_to_the_run(tmp_path: Path) -> None:
 
 
 def test_a_clear_turn_is_found(tmp_path: Path) -> None:
-    turns = {t.quantity: t for t in turning_points(path_of(valley(tmp_path / "run", 0.1)))}
+    turns = {t.quantity: t for t in turns_of(path_of(valley(tmp_path / "run", 0.1)))}
     assert set(turns) == {"ppl_token", "ppl_seq_mean", "ppl_seq_geomean"}
     assert turns["ppl_seq_geomean"].step == 20
     assert turns["ppl_seq_geomean"].worse_by.value == pytest.approx(0.1, abs=0.01)
@@ -52,7 +57,7 @@ def test_a_clear_turn_is_found(tmp_path: Path) -> None:
 
 def test_a_turn_inside_its_noise_is_none(tmp_path: Path) -> None:
     """2 nats a token apart: the mean's rise of .1 cannot be told from 0; the dispersion that it makes is a rise."""
-    turns = {t.quantity for t in turning_points(path_of(valley(tmp_path / "run", 20.0)))}
+    turns = {t.quantity for t in turns_of(path_of(valley(tmp_path / "run", 20.0)))}
     assert turns == {"ppl_seq_mean"}
 
 
@@ -75,7 +80,7 @@ def test_without_counts_the_mean_log_prob_turns(tmp_path: Path) -> None:
     """Sums -10 -> -8 (step 20) -> -9: best at step 20, worse by 1 nat at the end."""
     run = build_run(tmp_path / "run", {s: ([v] * 9, [-10.0 - s] * 9) for s, v in ((0, -10.0), (20, -8.0), (30, -9.0))},
                     n=None)  # fmt: skip
-    (turn,) = turning_points(follow(align(run), SPEC))
+    (turn,) = turns_of(follow(align(run), SPEC))
     assert (turn.quantity, turn.step, turn.start, turn.end, turn.worse_by.value) == (
         "sum_logp",
         20,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.checks import CheckContext
 from dpo_diag.errors import DiagError
 from dpo_diag.importers import Options
 from dpo_diag.importers.facts import facts_from_file, facts_from_mapping, facts_from_text
@@ -162,3 +164,68 @@ def test_methods_in_configurations(tmp_path: Path) -> None:
     card.write_text("---\nbase_model: a/b\n---\n\nThis model was trained with CPO, a method introduced in [...]\n")
     facts = facts_from_file(card, Skipped())
     assert (facts.loss, facts.model) == (("cpo",), {"name": "a/b"})
+
+
+def losses(formula: Callable[[float], float], margins: Sequence[float], scale: float = 1.0) -> list[dict[str, Any]]:
+    """Rows whose loss is a formula of their margin; chosen and rejected part by half of it each."""
+    return [
+        {
+            "step": i, "loss": round(formula(m), 4), "rewards/margins": scale * m,
+            "rewards/chosen": scale * m / 2, "rewards/rejected": -scale * m / 2,
+        }
+        for i, m in enumerate(margins)
+    ]  # fmt: skip
+
+
+RISING = [0.05 * i for i in range(12)]
+"""Margins from 0 to 0.55."""
+
+
+@pytest.mark.parametrize(
+    ("formula", "like", "beta", "start"),
+    [
+        (lambda m: max(1 - m, 0.0), "hinge", None, 1.0),
+        (lambda m: (m - 0.5) ** 2 / 0.01, "ipo", 0.1, 25.0),  # 1 / (4 x 0.1^2)
+        (lambda m: (m - 0.5) ** 2 / 0.25, "ipo", 0.5, 1.0),  # starts where the hinge does
+        (lambda m: (m - 0.5) ** 2 / 0.09, "ipo", 0.3, 1 / 0.36),  # 2.7778, beside 4 ln 2 = 2.7726
+    ],
+)
+def test_hinge_and_ipo_show_in_loss_and_margins(
+    formula: Any, like: str, beta: float | None, start: float, tmp_path: Path, imported: Importing
+) -> None:
+    _, run = imported(write(tmp_path / "log.jsonl", losses(formula, RISING)))
+    assert (run.info.loss_like, run.info.beta) == (like, beta)
+    assert f"those of {like}, inferred from the numbers (--loss NAME says which it is)" in str(run.info.loss_reason)
+    document = explain(run)
+    assert "DVG007" not in {c["code"] for c in document["checks"] if c["outcome"] == "speaks"}
+    found = CheckContext.from_run(run).start
+    assert (found.value, found.known) == (pytest.approx(start), True)
+    _, named = imported(write(tmp_path / "named.jsonl", losses(formula, RISING)), loss=("sigmoid",), beta=0.1)
+    assert named.info.loss is not None and named.info.loss.types == ("sigmoid",)
+
+
+@pytest.mark.parametrize(
+    ("formula", "margins", "scale", "like"),
+    [
+        (lambda m: softplus(-m) + 0.1 * m, RISING, 1.0, "sigmoid"),  # label smoothing 0.1
+        (lambda m: softplus(-m) + 1 - math.log(2), RISING, 1.0, None),  # an NLL term that lifts the start to 1
+        (lambda m: 4 * softplus(-m), RISING, 1.0, None),  # loss summed over four micro-batches, margins not
+        (lambda m: 4 * softplus(-m), RISING, 4.0, None),  # both summed: from 2.7726, where ipo of beta 0.3 starts too
+        (lambda m: 1 - m, [0.0] * 12, 1.0, None),  # a loss of 1 that stays there is the start of several
+        (lambda m: 25.0, [0.0] * 12, 1.0, None),
+        (lambda m: softplus(-m), RISING, 1.0, "sigmoid"),
+        # Saturated: a loss that is logged with four digits is 0 in most rows.
+        (lambda m: round(softplus(-m), 4), [2.25, 4.5, 6.75, *[13.5 + i / 10 for i in range(9)]], 1.0, "sigmoid"),
+    ],
+)
+def test_nothing_but_their_own_curves_is_taken_for_hinge_or_ipo(
+    formula: Any, margins: list[float], scale: float, like: str | None, tmp_path: Path, imported: Importing
+) -> None:
+    _, run = imported(write(tmp_path / "log.jsonl", losses(formula, margins, scale)))
+    assert run.info.loss_like == like
+
+
+def test_ipo_of_another_beta_than_the_source_states_is_not_inferred(tmp_path: Path, imported: Importing) -> None:
+    """The loss was scaled, or is none of IPO's: its start is not 1 / (4 beta^2)."""
+    path = write(tmp_path / "log.jsonl", losses(lambda m: (m - 0.5) ** 2 / 0.01, RISING))
+    assert imported(path, beta=0.2)[1].info.loss_like is None

@@ -20,7 +20,7 @@ from .plain import logged_means, score_pairs
 from .tiny import make_model, make_pairs, make_tokenizer
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, {tests!r})
 from datasets import Dataset
 from trl import SFTConfig
@@ -36,6 +36,7 @@ trainer = DiagDPOTrainer(
     args=arguments(folder + "/out", per_device_train_batch_size=batch, per_device_eval_batch_size=3,
                    accelerator_config={{"dispatch_batches": False}}, **common),
     train_dataset=Dataset.from_list(rows), record_tokens=4, extra_metrics=("top5", "greedy_logp"),
+    shared_prefix="off" if os.environ.get("WORLD_SIZE") == "3" else "auto",
     eval_dataset={{"held": Dataset.from_list(held + held[:1]), "few": Dataset.from_list(few),
                    "stream": Dataset.from_list(held).to_iterable_dataset()}},
 )
@@ -121,6 +122,9 @@ def test_metrics(both: tuple[Path, Path, Any, Any]) -> None:
 def test_records(both: tuple[Path, Path, Any, Any]) -> None:
     one, two = load_run(both[0] / "dpo"), load_run(both[1] / "dpo")
     assert two.meta["training"]["world_size"] == 2
+    for run in (one, two):
+        found = run.info.training.shared_prefix
+        assert found is not None and found.way == "packed"
     assert one.info.splits == two.info.splits
     files = {p.name.split(".")[-2] for p in (both[1] / "dpo" / "pairs").glob("*.parquet")}
     assert files == {"r0", "r1"}  # every rank wrote its own

@@ -12,13 +12,13 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     SOUND,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.chosen import chosen_changes
-from dpo_diag.diagnosis.checks.shared.chosen_change import EVIDENCE, READS
+from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, EVIDENCE, READS
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.scores import caveat
-from dpo_diag.text import interval, percent
+from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
 
@@ -27,26 +27,27 @@ def displacement(ctx: CheckContext, t: Thresholds) -> Outcome:
     changes = chosen_changes(ctx, t)
     material = [c for c in changes if c.material(t)]
     for fall in material:
-        if fall.delta.below and fall.loss_fell is not False:
+        if fall.beyond_noise and fall.loss_fell is not False:
             both = fall.more.get("quadrants", {}).get("both_fell")
             loss = "while the loss fell" if fall.loss_fell else "(whether the loss fell is not recorded)"
-            share = f"; both sides fell in {percent(both)} of the pairs" if both is not None else ""
+            since = " over these steps" if fall.window == BEST else ""
+            share = f"; both sides fell in {percent(both)} of the pairs{since}" if both is not None else ""
             return speaks(
                 f"{fall.in_words} ({fall.stretch}) {loss}{share}{caveat(ctx, t)}",
                 **fall.evidence(t),
                 all_windows=[c.evidence(t) for c in changes],
             )
     for change in material:
-        if change.delta.below:
+        if change.beyond_noise:
             return silent(
                 f"{change.in_words}, but the loss did not fall: see divergence (DVG020) and overfitting (DVG022)",
                 **change.evidence(t),
             )
     for change in material:
         if change.loss_fell is not False:
-            noise = interval(change.delta.bounds, change.delta.level)
-            more = would_tell(change.delta) if change.source == "pairs" else ""
-            return cannot_tell(f"{change.in_words} ({noise}): inside its noise{more}", **change.evidence(t))
+            of_pairs = change.source == "pairs"
+            noise = inside_noise(change.delta, change.p) if of_pairs else inside_noise(change.delta, units="")
+            return cannot_tell(f"{change.in_words} {noise}", **change.evidence(t))
     return silent("chosen did not fall materially", **changes[0].evidence(t))
 
 

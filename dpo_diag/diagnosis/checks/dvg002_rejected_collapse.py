@@ -13,7 +13,6 @@ from dpo_diag.diagnosis.checks.shared.advice import LOSS_TAUGHT, RAISE_BETA, UNB
 from dpo_diag.diagnosis.checks.shared.check import (
     WORST,
     Check,
-    Missing,
     Outcome,
     cannot_tell,
     ratio,
@@ -25,7 +24,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.levels import Levels, least_fall, logged_levels, unit_of
 from dpo_diag.diagnosis.checks.shared.scores import caveat
-from dpo_diag.stats import FloatArray, Interval, t_interval
+from dpo_diag.stats import FloatArray, Interval
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
@@ -36,7 +35,7 @@ def rejected_collapse(ctx: CheckContext, t: Thresholds) -> Outcome:
         outcome = source(ctx, t)
         if outcome is not None:
             return outcome
-    raise Missing("neither pairs nor rewards/rejected or logps/rejected at enough steps")
+    raise ctx.nothing_of("rewards/rejected", "logps/rejected")
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
@@ -45,7 +44,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome | None:
         return None
     after = change[1]
     a, b = ctx.pairs.since_start(after)
-    moved, gain = t_interval(b, t["confidence"]), float(np.mean(a - b))
+    moved, gain = ctx.pairs.intervals(t).mean(b, after.index), float(np.mean(a - b))
     beta = ctx.info.beta
     return _judge(
         ctx,

@@ -13,7 +13,6 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.perplexities import chosen_sums, log_changes
 from dpo_diag.records import metrics
-from dpo_diag.stats import bootstrap
 from dpo_diag.text import by, moved
 from dpo_diag.thresholds import Thresholds
 
@@ -39,7 +38,8 @@ def aggregator(ctx: CheckContext, t: Thresholds) -> Outcome:
     if not (dlog[low] <= -t["aggregator_min_dlog"] and dlog[high] >= t["aggregator_min_dlog"]):
         return silent("the three perplexities of chosen agree in sign", **evidence)
     changes = log_changes(before, after)
-    gap = bootstrap(lambda counts: changes(counts)[high] - changes(counts)[low], len(before), t["confidence"])
+    over_pairs = ctx.pairs.intervals(t)
+    gap = over_pairs.of_statistic(lambda counts: changes(counts)[high] - changes(counts)[low], before.index)
     evidence["gap_dlog"] = gap
     # The sign on this very set is a fact; resampling matters only where both changes are small.
     if not gap.above and gap.value < t["aggregator_clear_gap"]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
@@ -15,7 +17,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.perplexities import chosen_sums, log_changes
 from dpo_diag.records import metrics
-from dpo_diag.stats import FloatArray, bootstrap, t_interval
+from dpo_diag.stats import FloatArray, Interval
 from dpo_diag.text import percent
 from dpo_diag.thresholds import Thresholds
 
@@ -23,19 +25,20 @@ from dpo_diag.thresholds import Thresholds
 def length(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Speaks where only the lengths make the margin, or where they make most of the change of ppl_token."""
     before, after = ctx.pairs.counted_change()
+    over_pairs = ctx.pairs.intervals(t)
     dc, dr = ((after[c] - before[c]).to_numpy() for c in ("chosen_sum_logp", "rejected_sum_logp"))
     nc, nr = (after[c].to_numpy() for c in ("chosen_n_tokens", "rejected_n_tokens"))
     gap, gain = nr - nc, dc - dr
     varies = float(np.std(gap)) * float(np.std(gain)) > 0
     level, weight = _level_and_weight(before, after)
     evidence: dict[str, Any] = {
-        "margin_gain": t_interval(gain, t["confidence"]),
-        "margin_gain_per_token": t_interval(dc / nc - dr / nr, t["confidence"]),
+        "margin_gain": over_pairs.mean(gain, after.index),
+        "margin_gain_per_token": over_pairs.mean(dc / nc - dr / nr, after.index),
         "length_gap_rejected_minus_chosen": gap.mean(),
         "correlation_of_gain_with_length_gap": float(np.corrcoef(gap, gain)[0, 1]) if varies else math.nan,
         "level": level, "length_weight": weight,
     }  # fmt: skip
-    by_margin = _of_margin(dc, dr, nc, nr, t, evidence)
+    by_margin = _of_margin(dc, dr, nc, nr, lambda values, kept: over_pairs.mean(values, after.index[kept]), t, evidence)
     if by_margin is not None:
         return by_margin
     # A handful of pairs that collapsed says nothing about length, whatever theirs is (DVG004 names them).
@@ -45,8 +48,8 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
     if not (_by_weight(level, weight, t) and kept >= t["length_min_kept"]):
         return silent("lengths do not explain the change", **evidence)
     changes = log_changes(before, after)
-    interval = bootstrap(
-        lambda counts: changes(counts)["ppl_token"] - changes(counts)["ppl_seq_geomean"], len(nc), t["confidence"]
+    interval = over_pairs.of_statistic(
+        lambda counts: changes(counts)["ppl_token"] - changes(counts)["ppl_seq_geomean"], after.index
     )
     evidence["length_weight_interval"] = interval
     if not (interval.above or interval.below):
@@ -59,14 +62,19 @@ def length(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 
 def _of_margin(
-    dc: FloatArray, dr: FloatArray, nc: FloatArray, nr: FloatArray, t: Thresholds, evidence: dict[str, Any]
+    dc: FloatArray,
+    dr: FloatArray,
+    nc: FloatArray,
+    nr: FloatArray,
+    mean: Callable[[FloatArray, npt.NDArray[np.intp]], Interval],
+    t: Thresholds,
+    evidence: dict[str, Any],
 ) -> Outcome | None:
     """Speaks where the sums part and the means per token do not, of all pairs and without the few that moved most."""
     gap, gain = nr - nc, dc - dr
     few = max(1, int(t["few_pairs_share_of_pairs"] * len(gap)))
     for kept in (np.arange(len(gap)), np.argsort(np.abs(gain))[:-few]):
-        margin = t_interval(gain[kept], t["confidence"])
-        per_token = t_interval((dc / nc - dr / nr)[kept], t["confidence"])
+        margin, per_token = mean(gain[kept], kept), mean((dc / nc - dr / nr)[kept], kept)
         # The margin per token that the margin of sums would make at the mean length.
         expected = margin.value / float(np.mean((nc + nr)[kept] / 2))
         if not (margin.above and per_token.high < t["length_max_share"] * expected):

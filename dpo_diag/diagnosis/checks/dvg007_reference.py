@@ -227,7 +227,10 @@ def _of_loss(
             )
     if abs(away) <= max(tolerance, allowed):
         return silent("the first loss is that of a policy at its reference", **evidence)
-    if start.known:
+    # Both rewards, which move in proportion where a loss near its floor no longer does, were found in order above.
+    both = nll is None and {"first_rewards/chosen", "first_rewards/rejected"} <= set(evidence)
+    in_order = both and away < 0 and math.isclose(start.value, math.log(2))
+    if start.known and not in_order:
         return speaks(f"the first loss is {first:.4f}, not {start.value:.4f} ({start.reason})", **evidence)
     if ctx.logged.find("rewards/chosen", split) is None:
         return cannot_tell(
@@ -309,7 +312,7 @@ def _early_excess(values: FloatArray, start: float, t: Thresholds) -> Interval |
     # The noise around the trend, not the spread with it: the early rows may fall.
     excess = t_interval(early - start, t["confidence"])
     half = (excess.high - excess.value) * sd / float(early.std(ddof=1)) if early.std() > 0 else 0.0
-    return Interval(excess.value, excess.value - half, excess.value + half, early.size)
+    return replace(excess, low=excess.value - half, high=excess.value + half)
 
 
 register(
@@ -340,7 +343,7 @@ register(
             "first_rewards/rejected": "training: rejected's reward in the first row",
             "allowed_rewards/rejected": "what the first steps can have moved it",
             "first_nll_loss": "training: NLL term in the first row, nats",
-            "early_loss_above_start": "training: mean loss of the first quarter less the expected start",
+            "early_loss_above_start": "training: mean loss of the first rows (a quarter) less the expected start",
             "first_loss": "training: the loss in the first row",
             "expected_first_loss": "the loss of a policy that equals its reference",
             "expected_because": "where that value comes from",

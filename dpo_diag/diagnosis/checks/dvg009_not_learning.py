@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from dpo_diag.diagnosis.checks.shared.advice import (
     TRAINED,
     Advice,
 )
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
 from dpo_diag.ends import LEAST_ROWS, QUARTER, ends_of
-from dpo_diag.stats import Interval, noise_sd, t_interval
+from dpo_diag.stats import Interval, noise_sd
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
 
@@ -43,7 +44,7 @@ def not_learning(ctx: CheckContext, t: Thresholds) -> Outcome:
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
-        return _of_pairs(t_interval(before - after, t["confidence"]), scale, t)
+        return _of_pairs(ctx.pairs.intervals(t).mean(before - after, change[1].index), scale, t)
     never = _never_preferred(ctx, t)
     if never is not None:
         return never
@@ -130,8 +131,8 @@ def _of_pairs(gain: Interval, scale: float, t: Thresholds) -> Outcome:
     if gain.high < least or (gain.value <= 0 and gain.high < 2 * least):
         so = "nothing that matters" if gain.value >= 0 else "it did not fall"
         return speaks(f"{_change('the loss of the fixed set', gain, -1.0)}: {so}", **evidence)
-    changed = _change("the loss of the fixed set", gain, -1.0)
-    return cannot_tell(f"{changed}: inside its noise{would_tell(gain)}", **evidence)
+    changed = f"the loss of the fixed set {by(-gain.value)} {inside_noise(gain.scaled(-1.0))}"
+    return cannot_tell(changed, **evidence)
 
 
 def _change(what: str, gain: Interval, sign: float) -> str:
@@ -159,7 +160,7 @@ def _gains(ctx: CheckContext, t: Thresholds, evidence: dict[str, Any]) -> dict[s
             gain = max(gain, trend.level, key=lambda i: i.low)
         if name == "rewards/accuracies" and not trend.level.low > 0.5:
             # An accuracy that rises to one half is a wobble, no preference.
-            gain = Interval(min(gain.value, 0.0), gain.low, gain.high, gain.n)
+            gain = replace(gain, value=min(gain.value, 0.0))
         evidence[f"gain_{name}"] = gain
         gains[name] = gain
     return gains
@@ -182,10 +183,11 @@ def _of_batches(
     bound = min(gain.high, _bound_by_halves(ctx, t)) if many else gain.high
     evidence["improvement_excluded_above"] = bound
     if gain.high < least or (many and (gain.value <= 0 or bound < 2 * least)):
-        return speaks(
-            f"{changed} over {gain.n} rows: nothing that matters beyond noise, in margin and accuracy neither",
-            **evidence,
-        )
+        others = " and ".join(_WORDS[other].removeprefix("the ") for other in gains if other != name)
+        neither = f", in {others} neither" if others else ""
+        what = "too little to matter" if gain.above else "nothing that matters beyond noise"
+        rows = len(ctx.logged.training(name))
+        return speaks(f"{changed} over {rows} rows: {what}{neither}", **evidence)
     return cannot_tell(f"{changed}: inside its noise", **evidence)
 
 
@@ -217,13 +219,13 @@ register(
             **FLOOR_EVIDENCE,
             "fall_of_loss_on_pairs": "fall of the mean pair loss of a fixed set, with its interval",
             "split": "the fixed set, or the split whose loss is at its floor",
-            "fall_of_loss": "means of a fixed set: fall from the start to the last quarter",
+            "fall_of_loss": "means of a fixed set: fall from the start to the mean of the last quarter of the rows",
             "evaluations": "means of a fixed set: evaluations",
-            "fall_of_loss_from_start": "training: last quarter's loss below the known start, with its interval",
+            "fall_of_loss_from_start": "training: loss of the last rows below the known start, with its interval",
             "late_accuracy": "mean reward accuracy of the later half of the rows, where it never rose above one half",
             "rows": "rows behind it",
             "gain_in_few_rows": "two to five training rows: gain of the loss or margin, give or take half their range",
-            "gain_loss": "training: fall of the loss, first to last quarter",
+            "gain_loss": "training: fall of the loss, first to last rows (a quarter of all, at least three)",
             "gain_rewards/margins": "training: rise of the margin",
             "gain_rewards/accuracies": "training: rise of the reward accuracy, a share",
             "learning_rate_from_to_max": "first, last and largest logged learning rate",

@@ -12,7 +12,8 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, sile
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor
-from dpo_diag.text import percent
+from dpo_diag.stats import LEAST_FOR_T
+from dpo_diag.text import plural
 from dpo_diag.thresholds import Thresholds
 
 
@@ -30,11 +31,11 @@ def saturated(ctx: CheckContext, t: Thresholds) -> Outcome:
     if floor is None:
         return silent("the loss is above its floor", last_loss=last, floor=ctx.start.floor)
     ends = f"the loss of {floor.split} ends at {floor.last_loss:.4g}, its floor ({floor.floor:.4g})"
-    share, since = percent(floor.share_of_rows_there), ctx.info.at(floor.since_step)
-    return speaks(
-        f"{ends}: {share} of its rows are there, from {since} on they stay",
-        **floor.evidence(),
-    )
+    there = f"{floor.rows_there} of its {plural(floor.rows, 'row')} {'is' if floor.rows_there == 1 else 'are'} there"
+    since = floor.rows_since
+    many = "all" if floor.rows_there_since == since else f"{floor.rows_there_since} of the"
+    stays = f", {many} {since} from {ctx.info.at(floor.since_step)} on"
+    return speaks(f"{ends}: {there}{stays if since >= LEAST_FOR_T else ''}", **floor.evidence())
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:

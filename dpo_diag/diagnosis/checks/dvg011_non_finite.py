@@ -28,7 +28,7 @@ def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
         return silent("every recorded value is finite", values=len(history), sums=len(sums))
     steps = sorted({int(s) for s in [*bad["step"], *broken["step"]]})
     loss = history[(history["name"] == "loss") & np.isfinite(history["value"])]
-    behind = sorted({*steps} & {int(s) for s in loss["step"]})
+    behind = sorted({int(s) for s in loss.merge(bad[["split", "step"]], on=["split", "step"])["step"]})
     last = int(max(frame["step"].max() for frame in (history, sums) if len(frame)))
     # What a source keeps under a name of its own, nothing here rests on.
     known = bad["step"][[metric_of(str(name)) is not None for name in bad["name"]]]

@@ -14,10 +14,11 @@ from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cann
 from dpo_diag.diagnosis.checks.shared.chosen_means import chosen_series
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example, noise
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.ends import LEAST_ROWS, ends_of
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import Interval, t_interval
+from dpo_diag.stats import Interval
 from dpo_diag.text import by, percent
 from dpo_diag.thresholds import Thresholds
 
@@ -31,7 +32,7 @@ def squeezing(ctx: CheckContext, t: Thresholds) -> Outcome:
     """From pairs, else from logged means."""
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
-        outcome = _of_pairs(*change, t)
+        outcome = _of_pairs(*change, ctx.pairs.intervals(t), t)
         if outcome is not None:
             return outcome
     for split in ctx.logged.splits:
@@ -41,13 +42,13 @@ def squeezing(ctx: CheckContext, t: Thresholds) -> Outcome:
     raise Missing("neither entropy nor greedy log-prob is recorded beside both sides' log-probs")
 
 
-def _of_pairs(before: pd.DataFrame, after: pd.DataFrame, t: Thresholds) -> Outcome | None:
-    per_token = {name: _change_per_token(before, after, column, t) for name, column in SIGNS.items()}
+def _of_pairs(before: pd.DataFrame, after: pd.DataFrame, over_pairs: PairIntervals, t: Thresholds) -> Outcome | None:
+    per_token = {name: _change_per_token(before, after, column, over_pairs) for name, column in SIGNS.items()}
     known = {name: interval for name, interval in per_token.items() if interval is not None}
     if not known:
         return None
     a, b = ((after[f"{side}_sum_logp"] - before[f"{side}_sum_logp"]).to_numpy() for side in SIDES)
-    chosen, rejected = t_interval(a, t["confidence"]), t_interval(b, t["confidence"])
+    chosen, rejected = over_pairs.mean(a, after.index), over_pairs.mean(b, after.index)
     evidence: dict[str, Any] = {
         "chosen_change": chosen, "rejected_change": rejected, "unit": "nats per response",
         **{f"{name}_change_per_token": interval for name, interval in known.items()},
@@ -58,12 +59,14 @@ def _of_pairs(before: pd.DataFrame, after: pd.DataFrame, t: Thresholds) -> Outco
     return _judge(known, t, evidence)
 
 
-def _change_per_token(before: pd.DataFrame, after: pd.DataFrame, column: str, t: Thresholds) -> Interval | None:
+def _change_per_token(
+    before: pd.DataFrame, after: pd.DataFrame, column: str, over_pairs: PairIntervals
+) -> Interval | None:
     """Change per token of a per-response sum, mean of both sides; None where it was not recorded."""
     changes = [(after[f"{s}_{column}"] - before[f"{s}_{column}"]) / after[f"{s}_n_tokens"] for s in SIDES]
     if any(change.isna().all() for change in changes):
         return None
-    return t_interval(np.mean([change.to_numpy() for change in changes], axis=0), t["confidence"])
+    return over_pairs.mean(np.mean([change.to_numpy() for change in changes], axis=0), after.index)
 
 
 def _of_means(ctx: CheckContext, split: str, t: Thresholds) -> Outcome | None:

@@ -63,7 +63,7 @@ def _difference(a: Interval, b: Interval) -> Interval:
     """a - b of two independent changes: their half widths add in quadrature (Newcombe)."""
     value = a.value - b.value
     below, above = np.hypot(a.value - a.low, b.high - b.value), np.hypot(a.high - a.value, b.value - b.low)
-    return Interval(value, value - float(below), value + float(above), min(a.n, b.n))
+    return Interval(value, value - float(below), value + float(above), min(a.n, b.n), level=a.level)
 
 
 register(

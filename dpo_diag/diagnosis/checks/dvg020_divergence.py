@@ -25,6 +25,7 @@ from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.ends import LEAST_ROWS, Ends
 from dpo_diag.stats import LEAST_FOR_T
+from dpo_diag.text import both_ends
 from dpo_diag.thresholds import Thresholds
 
 ROUNDING = 1e-3
@@ -48,7 +49,8 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     evidence: dict[str, Any] = {"first": trend.start, "last": trend.end, "change": trend.change, "start": start}
     rise = max(t["divergence_min_share"] * abs(trend.start), ROUNDING)
     if trend.change.above and trend.change.value > rise and trend.end > start:
-        return speaks(f"the training loss rose from {trend.start:.3g} to {trend.end:.3g}", **evidence)
+        ends = " to ".join(both_ends(trend.start, trend.end, 3))
+        return speaks(f"the training loss rose from {ends} ({trend.start_is}, {trend.end_is})", **evidence)
     began_at_start = abs(float(loss.values[0]) - start) <= t["divergence_start_share"] * abs(start)
     far_above = trend.level.low > start + rise and trend.end > t["divergence_min_factor"] * abs(start)
     if known is not None and began_at_start and far_above:
@@ -94,10 +96,10 @@ register(
         severity="error",
         evidence={
             "steps": "steps at the end whose loss is not finite",
-            "first": "mean loss of the first quarter",
-            "last": "mean loss of the last quarter",
+            "first": "mean loss of the first rows: a quarter of all, at least three",
+            "last": "mean loss of as many last rows",
             "change": "last less first, with its interval",
-            "start": "the loss of a policy at its reference; else the first quarter",
+            "start": "the loss of a policy at its reference; else that of the first rows",
             "minimum": "smallest mean over a window of an eighth of the rows",
             "minimum_step": "last step of that window",
             "rise_from_minimum": "mean of the last window less the minimum",

@@ -9,13 +9,14 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.advice import LOWER_RATE, SEVERAL_EPOCHS, SOUND, Advice, Condition, Situation
-from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, silent, speaks, would_tell
+from dpo_diag.diagnosis.checks.shared.check import Check, Missing, Outcome, cannot_tell, inside_noise, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.diagnosis.pair_rows import REFERENCE
 from dpo_diag.ends import QUARTER
-from dpo_diag.stats import LEAST_FOR_T, noise_sd, t_interval
-from dpo_diag.text import by, interval
+from dpo_diag.paired import t_test
+from dpo_diag.stats import LEAST_FOR_T, corrected_for, noise_sd
+from dpo_diag.text import by
 from dpo_diag.thresholds import Thresholds
 
 LATER_MINIMUM = Condition("the minimum lies after the start", lambda s, t: not _at_start(s))
@@ -42,20 +43,19 @@ def _of_pairs(ctx: CheckContext, split: str, t: Thresholds) -> Outcome:
         raise Missing("some evaluation has no finite pair loss")
     means = [float(np.nanmean(values)) for values in losses]
     best = int(np.argmin(means))
-    before, after = (ctx.pairs.losses(frame) for frame in ctx.pairs.change(steps[best], steps[-1]))
+    frames = ctx.pairs.change(steps[best], steps[-1])
+    (before, after), ids = (ctx.pairs.losses(frame) for frame in frames), frames[1].index
+    rise = ctx.pairs.intervals(t).mean(after - before, ids)
     # The minimum is chosen by looking at every step: Bonferroni over the others.
-    rise = t_interval(after - before, 1 - (1 - t["confidence"]) / max(1, len(steps) - 1))
+    p = corrected_for(t_test(rise), len(steps) - 1)
     evidence: dict[str, Any] = {
         "split": split, "best_step": steps[best], "loss_at_best": means[best], "last_loss": means[-1], "rise": rise,
+        "p": p,
     }  # fmt: skip
-    least = _least_rise(ctx, means[best], t)
-    if best < len(steps) - 1 and rise.value >= least and not rise.above:
-        noise = interval(rise.bounds, rise.level)
-        return cannot_tell(
-            f"the held-out loss {by(rise.value)} from its minimum ({noise}): inside its noise{would_tell(rise)}",
-            **evidence,
-        )
-    if best == len(steps) - 1 or not rise.above or rise.value < least:
+    least, told = _least_rise(ctx, means[best], t), rise.above and p < 1.0 - rise.level
+    if best < len(steps) - 1 and rise.value >= least and not told:
+        return cannot_tell(f"the held-out loss {by(rise.value)} from its minimum {inside_noise(rise, p)}", **evidence)
+    if best == len(steps) - 1 or not told or rise.value < least:
         return silent("the held-out loss does not rise from its minimum beyond noise", **evidence)
     return _onset(ctx, 0.0 if steps[best] == REFERENCE else float(steps[best]), t, evidence)
 
@@ -119,7 +119,8 @@ register(
             "best_step": "step of the smallest held-out loss",
             "loss_at_best": "the held-out loss there",
             "last_loss": "the held-out loss at the end",
-            "rise": "pairs: mean paired rise from the minimum, its interval corrected for the choice of the minimum",
+            "rise": "pairs: mean paired rise from the minimum, with its interval",
+            "p": "pairs: its p-value, corrected for the choice of the minimum",
             "evaluations": "means: evaluations of the held-out set",
             "train_loss": "training loss up to the minimum and at the end",
         },

@@ -14,23 +14,24 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.token_rows import TokenChange
-from dpo_diag.stats import t_interval
+from dpo_diag.text import arrow
 
 _QUANTITIES = {"target_logp": "sum_logp", "greedy_logp": "greedy_logp_sum", "entropy": "entropy_sum"}
 
 
-def destination(aligned: Aligned) -> dict[str, Any]:
+def destination(aligned: Aligned, intervals: PairIntervals) -> dict[str, Any]:
     """Per side, nats per token over the answers that know each quantity:
 
     {"target_logp" | "greedy_logp" | "entropy" | "top1": {"from", "to", "delta", "interval" (over answers)},
      "gap": greedy minus target, likewise, "reading": "own_answer" | "spread" | "sharper" | "unchanged" | "mixed",
      "text"}; or {"not_applicable": reason} where neither greedy log-prob nor entropy is recorded.
     """
-    return {side: _side(aligned.pairs, side) for side in aligned.sides}
+    return {side: _side(aligned.pairs, side, intervals) for side in aligned.sides}
 
 
-def _side(pairs: pd.DataFrame, side: str) -> dict[str, Any]:
+def _side(pairs: pd.DataFrame, side: str, intervals: PairIntervals) -> dict[str, Any]:
     n0, n1 = (pairs[f"{side}_n_tokens_{w}"].to_numpy(dtype=np.float64) for w in (0, 1))
     counted = (n0 > 0) & (n1 > 0)
     result: dict[str, Any] = {}
@@ -44,8 +45,7 @@ def _side(pairs: pd.DataFrame, side: str) -> dict[str, Any]:
         if not keep.any():
             continue
         start, end = float(v0[keep].sum() / n0[keep].sum()), float(v1[keep].sum() / n1[keep].sum())
-        # Each answer's part of the token-weighted change: these average to end - start.
-        change = t_interval(v1[keep] / n1[keep].mean() - v0[keep] / n0[keep].mean())
+        change = intervals.ratio_change(v0[keep], n0[keep], v1[keep], n1[keep], pairs.loc[keep, "pair_id"])
         result[name] = {
             "from": start, "to": end, "delta": end - start, "interval": change.bounds, "answers": int(keep.sum()),
         }  # fmt: skip
@@ -89,7 +89,7 @@ _WORDS = {
 
 def _text(reading: str, result: dict[str, Any]) -> str:
     numbers = [
-        f"{words} {result[name]['from']:.3g} → {result[name]['to']:.3g}"
+        f"{words} {arrow(result[name]['from'], result[name]['to'], 3)}"
         for name, words in (("target_logp", "target"), ("greedy_logp", "own first choice"), ("entropy", "entropy"))
         if name in result
     ]

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, needs_reference, pair_loss
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
-from dpo_diag.stats import LEAST_FOR_T, t_interval
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
 
@@ -38,15 +38,15 @@ def loss_spec(run: Run) -> tuple[LossSpec | None, str | None]:
 
 
 def loss_section(
-    aligned: Aligned, spec: LossSpec | None, why_not: str | None, least: float = LEAST_FOR_T
+    aligned: Aligned, spec: LossSpec | None, why_not: str | None, intervals: PairIntervals
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The explanation's loss section, and the rows behind it; no interval below `least` pairs."""
+    """The explanation's loss section, and the rows behind it."""
     if spec is None:
         return {"not_applicable": why_not}, pd.DataFrame()
     summary, rows = summarise(spec, aligned.pairs)
     if "not_applicable" in summary:
         return summary, rows
-    summary["interval"] = t_interval(rows["delta"]).with_least(least).bounds
+    summary["interval"] = intervals.mean(rows["delta"], aligned.pairs.loc[rows.index, "pair_id"]).bounds
     history = aligned.run.history
     logged = history.loc[(history["name"] == "loss") & (history["split"] == aligned.split)].set_index("step")["value"]
     start = aligned.rows.reference_step(aligned.split) if aligned.from_step == REFERENCE else aligned.from_step

@@ -55,6 +55,7 @@ class Means:
         windows: whether rows are training batches, so that means of rows are compared, or evaluations.
         values: name -> `Ends.document`, and of evaluations "lowest", "highest" and their steps.
         rows: steps of the split between the two.
+        withheld: names whose values cannot be what they say (DVG028).
         level: confidence of the intervals.
     """
 
@@ -65,14 +66,20 @@ class Means:
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: int = 0
     level: float = LEVEL
+    withheld: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> str | None:
+        """What was compared, in words; None where nothing was."""
+        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
+        return None if self.from_step is None else compared
 
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
-        compared = "means of the first and the last rows" if self.windows else "first and last evaluation"
-        method = None if self.from_step is None else compared
         return {
-            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": method,
+            "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": self.compared,
             "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
+            "withheld": list(self.withheld),
         }  # fmt: skip
 
 

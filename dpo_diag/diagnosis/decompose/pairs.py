@@ -10,9 +10,9 @@ import pandas as pd
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.decompose.loss import summarise
 from dpo_diag.diagnosis.decompose.perplexity import pair_contributions, rank_pairs, split_perplexity
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
-from dpo_diag.stats import LEAST_FOR_T, t_interval
 
 NO_PAIR = {"not_applicable": "no pair is recorded at both steps"}
 FIRST_COLUMNS = ["pair_id", "share_of_rise", "cumulative_share", "share_of_rises", "rank"]
@@ -64,7 +64,7 @@ def quadrants(aligned: Aligned) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def margins(pairs: pd.DataFrame, least: float = LEAST_FOR_T) -> dict[str, Any]:
+def margins(pairs: pd.DataFrame, intervals: PairIntervals) -> dict[str, Any]:
     """Mean of a - b (nats, before beta) and the share of pairs that prefer chosen (a > b), at both steps."""
     known = pairs.loc[np.isfinite(pairs[["a0", "b0", "a1", "b1"]].to_numpy(dtype=np.float64)).all(axis=1)]
     if not len(known):
@@ -72,7 +72,7 @@ def margins(pairs: pd.DataFrame, least: float = LEAST_FOR_T) -> dict[str, Any]:
     before, after = known["a0"] - known["b0"], known["a1"] - known["b1"]
     return {
         "from": float(before.mean()), "to": float(after.mean()), "delta": float((after - before).mean()),
-        "interval": t_interval(after - before).with_least(least).bounds,
+        "interval": intervals.mean(after - before, known["pair_id"]).bounds,
         "accuracy_from": float((before > 0).mean()), "accuracy_to": float((after > 0).mean()), "n_pairs": len(known),
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ Infinite log-probs have no finite split: such responses are counted and named by
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +32,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import FloatArray
 from dpo_diag.records import metrics
-from dpo_diag.stats import Interval, bootstrap, t_interval
+from dpo_diag.stats import Interval
 
 EXTRA_TERM = {"ppl_token": "length_weight", "ppl_seq_mean": "dispersion", "ppl_seq_geomean": None}
 
 
-def perplexity_section(aligned: Aligned) -> dict[str, Any]:
+def perplexity_section(aligned: Aligned, intervals: PairIntervals) -> dict[str, Any]:
     """The explanation's perplexity section."""
     if not aligned.responses:
         return {"not_applicable": aligned.unit_and_note[1] or "no response can be measured"}
     result: dict[str, Any] = {}
     for side, arrays in aligned.responses.items():
-        changes = perplexity_intervals(*arrays.args)
+        changes = perplexity_intervals(*arrays.args, arrays.pair_ids, intervals)
         section = split_perplexity(*arrays.args)
         result[side] = {name: {**row, "interval": changes[name].bounds} for name, row in section.items()}
         if arrays.excluded:
@@ -90,31 +92,28 @@ def split_perplexity(
 
 
 def perplexity_intervals(
-    sum_from: npt.ArrayLike, n_from: npt.ArrayLike, sum_to: npt.ArrayLike, n_to: npt.ArrayLike
-) -> dict[str, Interval]:
+    sum_from: FloatArray, n_from: FloatArray, sum_to: FloatArray, n_to: FloatArray, pair_ids: Iterable[str],
+    intervals: PairIntervals,
+) -> dict[str, Interval]:  # fmt: skip
     """The change of each log-perplexity of one side (arguments as `split_perplexity`) with its interval over pairs.
 
-    The level is a mean (Student's t); the others are no means (bootstrap over pairs). Both checkpoints are measured on
-    the same pairs, so the interval is that of the paired change; it says nothing about another training seed.
+    The level is a mean, log ppl_token a ratio of sums, log ppl_seq_mean neither. Both checkpoints are measured on the
+    same pairs, so the interval is that of the paired change; it says nothing about another training seed.
     """
-    s0, n0, s1, n1 = (np.asarray(v, dtype=np.float64) for v in (sum_from, n_from, sum_to, n_to))
+    s0, n0, s1, n1, ids = sum_from, n_from, sum_to, n_to, list(pair_ids)
     ce0, ce1 = metrics.ce(s0, n0), metrics.ce(s1, n1)
     top = float(max(ce0.max(initial=-math.inf), ce1.max(initial=-math.inf)))
     # Scaled by the largest one, so that no perplexity overflows; the log-ratio does not see it.
-    sums = {"token": np.column_stack([s0, n0, s1, n1]), "seq": np.exp(np.column_stack([ce0, ce1]) - top)}
-
-    def token(counts: FloatArray) -> FloatArray:
-        a0, m0, a1, m1 = (counts @ sums["token"]).T
-        return np.asarray(a0 / m0 - a1 / m1)
+    each = np.exp(np.column_stack([ce0, ce1]) - top)
 
     def seq_mean(counts: FloatArray) -> FloatArray:
-        e0, e1 = (counts @ sums["seq"]).T
+        e0, e1 = (counts @ each).T
         return np.asarray(np.log(e1) - np.log(e0))
 
     return {
-        "ppl_token": bootstrap(token, s0.size),
-        "ppl_seq_mean": bootstrap(seq_mean, s0.size),
-        "ppl_seq_geomean": t_interval(ce1 - ce0),
+        "ppl_token": intervals.ratio_change(s0, n0, s1, n1, ids).scaled(-1.0),
+        "ppl_seq_mean": intervals.of_statistic(seq_mean, ids),
+        "ppl_seq_geomean": intervals.mean(ce1 - ce0, ids),
     }
 
 

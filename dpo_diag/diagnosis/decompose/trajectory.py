@@ -16,10 +16,11 @@ import pandas as pd
 from dpo_diag.diagnosis.aligned import COUNTS, Aligned, side_arrays
 from dpo_diag.diagnosis.decompose.loss import summarise
 from dpo_diag.diagnosis.decompose.perplexity import perplexity_intervals
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import two_steps
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
-from dpo_diag.stats import Interval, t_interval
+from dpo_diag.stats import Interval
 
 _PER_TOKEN = {"entropy": "entropy_sum", "greedy_logp": "greedy_logp_sum"}
 
@@ -143,7 +144,7 @@ def _sums(frame: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def turning_points(trajectory: Trajectory, least: float = 0.01) -> list[TurningPoint]:
+def turning_points(trajectory: Trajectory, intervals: PairIntervals, least: float = 0.01) -> list[TurningPoint]:
     """Where the chosen answers stopped gaining and lost again while the loss went on falling.
 
     One entry per perplexity (`quantity`), or, where nothing counts the answers' length, one for the mean chosen
@@ -155,21 +156,22 @@ def turning_points(trajectory: Trajectory, least: float = 0.01) -> list[TurningP
     frame, unit = trajectory.steps, trajectory.aligned.unit
     if len(frame) < 3:
         return []
+
+    def sum_change(pairs: pd.DataFrame) -> Interval:
+        return intervals.mean(pairs["chosen_sum_logp_0"] - pairs["chosen_sum_logp_1"], pairs["pair_id"])
+
     if unit is None:
-        return _turn(trajectory, "sum_logp", -trajectory.chosen_logp, _sum_change, 0.0)
+        return _turn(trajectory, "sum_logp", -trajectory.chosen_logp, sum_change, 0.0)
     turns = []
     for name in metrics.PERPLEXITIES:
         column = np.log(frame[f"{name}_chosen"].to_numpy(dtype=np.float64))
 
         def change(pairs: pd.DataFrame, name: str = name) -> Interval:
-            return perplexity_intervals(*side_arrays(pairs, "chosen", unit).args)[name]
+            arrays = side_arrays(pairs, "chosen", unit)
+            return perplexity_intervals(*arrays.args, arrays.pair_ids, intervals)[name]
 
         turns += _turn(trajectory, name, column, change, least)
     return turns
-
-
-def _sum_change(pairs: pd.DataFrame) -> Interval:
-    return t_interval(pairs["chosen_sum_logp_0"] - pairs["chosen_sum_logp_1"])
 
 
 def _turn(

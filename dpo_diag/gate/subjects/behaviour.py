@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import SUBJECTS, Missing, Rule, Statement, Subject
-from dpo_diag.text import number
+from dpo_diag.text import arrow
 
 
 def _judge(judged: JudgedRun, rule: Rule) -> Statement:
@@ -14,7 +14,7 @@ def _judge(judged: JudgedRun, rule: Rule) -> Statement:
         raise Missing(f"not measured here; there are {', '.join(sorted(set(table['behaviour'])))}")
     away = rows[rows["verdict"] == "away"]
     shown = (rows if away.empty else away).iloc[0]
-    moved = f"{number(shown['before'], 3)} → {number(shown['after'], 3)}"
+    moved = arrow(shown["before"], shown["after"], 3)
     reason = f"{shown['tag']}: {moved} (n {shown['n']}, q {shown['q']:.2g})"
     return Statement(not away.empty, reason)
 

@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.decompose.means import NAMES
+from dpo_diag.diagnosis.decompose.metric_change import metric_change
 from dpo_diag.diagnosis.evidence import SCORE, score_curves
-from dpo_diag.diagnosis.logged import at_reference, metric_rows, sums_at
+from dpo_diag.diagnosis.logged import at_reference, metric_rows
 from dpo_diag.diagnosis.measure import enough
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.ends import ends_of
 from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.gate.subject import LIMITS, SUBJECTS, Ambiguous, Missing, Quantity, Rule, Subject, unknown_interval
-from dpo_diag.losses import LossSpec
-from dpo_diag.records.metric_table import METRICS, Columns, PairSums, metric_of, of_each_pair, side_of
-from dpo_diag.records.schemas import SIDES
-from dpo_diag.stats import FloatArray, Interval, bootstrap, mean_interval, proportion, t_interval
+from dpo_diag.stats import Interval, proportion
 from dpo_diag.text import some
 
 
@@ -33,9 +32,10 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
         raise Missing(f"the metric is {value} at step {int(now['step'])}")
     if judged.run.role(split) == "train" and name in NAMES and len(rows) > 1:
         return _of_batches(judged, rows, name, old, theirs)
-    paired = _paired(judged, name, split, step, int(now["step"]))
+    ends = ((judged.other_pairs, step), (judged.pairs, int(now["step"])))
+    paired = metric_change(name, split, *ends, PairIntervals.of(judged.pairs, judged.limits))
     if paired is not None:
-        return paired
+        return Quantity(paired.after, paired.before, paired.change)
     if name.startswith(SCORE) and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
         share = enough(proportion(value * n1, float(n1)), judged.limits)
         return Quantity(share, old, _score_change(judged, name, split, int(step), int(now["step"])))
@@ -101,60 +101,6 @@ def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -
         measured = some(sorted({int(s) for s in rows["step"]}), 10)
         raise Missing(f"the metric was not measured at step {judged.step}; it was at {measured}")
     return int(own.iloc[0]["step"]), float(own.iloc[0]["value"]), float(own.iloc[0]["weight"])
-
-
-def _paired(judged: JudgedRun, name: str, split: str, from_step: Step, to_step: int) -> Quantity | None:
-    """A metric and its change over the pairs that both steps measured, from the metric table's own formula: a mean over
-    pairs (or over one side's responses) by the interval that the explanation gives it, any other over resampled pairs.
-    None where the table has no formula, or fewer than two pairs are in common."""
-    ends = ((judged.other_pairs, from_step), (judged.pairs, to_step))
-    if not all(split in rows.steps for rows, _ in ends):
-        return None
-    ids = [set(rows.rows(split, rows.steps[split][-1] if s == REFERENCE else int(s))["pair_id"]) for rows, s in ends]
-    if len(common := ids[0] & ids[1]) < 2:
-        return None
-    old, new = (sums_at(rows, split, step, common) for rows, step in ends)
-    each = [_each(sums, name, rows.run.info.loss) for sums, (rows, _) in zip((old, new), ends, strict=True)]
-    if each[0] is not None and each[1] is not None and len(each[0]) == len(each[1]):
-        known = np.isfinite(each[0]) & np.isfinite(each[1])
-        if not known.any():
-            return None
-        before, after = each[0][known], each[1][known]
-        change = enough(t_interval(after - before), judged.limits)
-        return Quantity(enough(mean_interval(after), judged.limits), float(before.mean()), change)
-    return _resampled(name, old, new)
-
-
-def _each(sums: PairSums, name: str, loss: LossSpec | None) -> FloatArray | None:
-    """The values whose mean the metric is, one a pair, in the order of the pairs; None where it is no such mean."""
-    if metric_of(name) is METRICS["ce"] and (side := side_of(name)) in SIDES:
-        s = SIDES.index(str(side))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ce: FloatArray = -sums.policy["sum_logp"][s] / sums.policy["n_tokens"][s]
-        return ce
-    return of_each_pair(sums, name, loss)
-
-
-def _resampled(name: str, old: PairSums, new: PairSums) -> Quantity | None:
-    """A metric of one side that is no mean over pairs (a perplexity)."""
-    metric, side = metric_of(name), side_of(name)
-    if metric is None or metric.of_side is None or side not in SIDES:
-        return None
-    formula, s = metric.of_side, SIDES.index(str(side))
-    first, last = ({column: values[s] for column, values in sums.policy.items()} for sums in (old, new))
-    if not formula(first) or not formula(last):
-        return None
-
-    def drawn(columns: Columns, counts: FloatArray) -> FloatArray:
-        """The metric of each resample, (draws,)."""
-        resamples = ({c: np.repeat(v, count) for c, v in columns.items()} for count in counts.astype(np.int64))
-        return np.array([value.value for r in resamples if (value := formula(r))])
-
-    n = len(first["n_tokens"])
-    with np.errstate(all="ignore"):
-        value = bootstrap(lambda counts: drawn(last, counts), n)
-        change = bootstrap(lambda counts: drawn(last, counts) - drawn(first, counts), n)
-    return Quantity(value, value.value - change.value, change) if math.isfinite(change.value) else None
 
 
 SUBJECTS.add(

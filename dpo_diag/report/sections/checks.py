@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from dpo_diag.report.section import SECTIONS, Context, Section
 from dpo_diag.report.text import clean
-from dpo_diag.text import number
+from dpo_diag.text import interval, number, plural
 
 ORDER = {"speaks": 0, "not_applicable": 1, "silent": 2}
 SEVERITY = {"error": 0, "warning": 1, "info": 2}
@@ -80,7 +81,9 @@ def _evidence_text(value: Any) -> str:
     """A number with its interval, a list cut after `SHOWN`, a mapping as `name value` pairs."""
     if isinstance(value, dict) and {"value", "low", "high"} <= set(value):
         n = f", n {number(value['n'])}" if value.get("n") is not None else ""
-        return f"{number(value['value'])} ({number(value['low'])} to {number(value['high'])}{n})"
+        n += f" of {plural(value['prompts'], 'prompt')}" if value.get("prompts") else ""
+        bounds = None if None in (value["low"], value["high"]) else (value["low"], value["high"])
+        return f"{number(value['value'])} ({interval(bounds, value.get('level', math.nan), number)}{n})"
     if isinstance(value, dict):
         return "; ".join(f"{str(k).replace('_', ' ')} {_evidence_text(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):

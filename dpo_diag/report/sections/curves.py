@@ -20,7 +20,7 @@ from dpo_diag.report.svg import responsive
 from dpo_diag.report.tables import table
 from dpo_diag.report.text import ratio
 from dpo_diag.stats import proportion
-from dpo_diag.text import capital, number, signed
+from dpo_diag.text import arrow, capital, number, signed
 
 LOSS, CHOSEN = "DPO loss", "chosen perplexity"
 PERPLEXITIES = ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean")
@@ -163,7 +163,7 @@ def parting_text(parting: pd.DataFrame) -> str:
         finite = rows.loc[np.isfinite(rows["ratio"])]
         values, last = finite["value"].tolist(), float(finite["ratio"].iloc[-1])
         change = per_cent(last - 1) if last <= LEAST_FOR_FACTORS else ratio(last)
-        pieces.append(f"{line} {number(values[0])} → {number(values[-1])} ({change})")
+        pieces.append(f"{line} {arrow(values[0], values[-1])} ({change})")
     return "; ".join(pieces) + "." if pieces else ""
 
 

@@ -12,7 +12,7 @@ from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.svg import responsive
 from dpo_diag.report.tables import table
 from dpo_diag.report.text import exact
-from dpo_diag.text import number, signed
+from dpo_diag.text import arrow, signed
 
 TERMS = {"dispersion": "dispersion", "length_weight": "length weight"}
 TEMPLATE = """
@@ -35,7 +35,7 @@ def build(context: Context) -> Mapping[str, Any]:
         bars = [Bar(0.0, level, side, f"level {signed(level)}")]
         if term:
             bars.append(Bar(level, level + term, f"{side} other", f"{row['term']} {signed(term)}"))
-        change = f"{number(row['from'])} → {number(row['to'])}  ({signed(row['dlog'])})"
+        change = f"{arrow(row['from'], row['to'])}  ({signed(row['dlog'])})"
         rows.append(BarRow(f"{side} {row['perplexity']}", tuple(bars), float(row["dlog"]), change, side != side_above))
         side_above = side
     sentence = perplexity_text(frame)

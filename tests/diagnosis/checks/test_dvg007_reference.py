@@ -209,3 +209,17 @@ def test_what_16_bits_round_is_no_mismatch(pairs, finding):
     agreed = {**START, "agrees": True, "mean_gap": 1.2, "tolerance": 3.4, "cause": None}
     sums = {0: (ref[0] + 1.2, ref[1] - 1.2), 5: (ref[0], ref[1] - 5)}
     assert finding(pairs(sums, ref=ref, reference={"start": agreed}), "DVG007")["outcome"] == "silent"
+
+
+def test_a_fast_start_that_saturates_is_no_wrong_reference(means, finding):
+    """A row every 10 steps: both rewards move in proportion (0.25 and -2 a row, six rows), so they were 0 at step 0;
+    the loss, log(1 + exp(-2.25)) = 0.1002 in the first row, then moves by 0.09 and 0.01 only. Rewards that stand where
+    the first row has them speak, whatever the loss."""
+    steps = np.minimum(np.arange(1, 21), 6.0)
+    rewards = {"rewards/chosen": 0.25 * steps, "rewards/rejected": -2.0 * steps}
+    loss = np.log1p(np.exp(-2.25 * steps))
+    assert loss[0] == pytest.approx(0.1002, abs=1e-4)
+    assert finding(means({"loss": loss, **rewards}, every=10, loss=SIGMOID), "DVG007")["outcome"] == "silent"
+    stands = {"rewards/chosen": np.full(20, 0.25), "rewards/rejected": np.full(20, -2.0)}
+    still = means({"loss": np.full(20, loss[0]), **stands}, every=10, loss=SIGMOID)
+    assert finding(still, "DVG007")["outcome"] == "speaks"

@@ -56,4 +56,4 @@ def test_since_when_the_rows_stay(means, finding):
     loss[9], loss[30] = 0.004, 0.05
     found = finding(means({"loss": loss}, loss={"types": ["sigmoid"]}), "DVG010")
     assert (found["evidence"]["since_step"], found["evidence"]["share_of_rows_there"]) == (105, 0.5)
-    assert "50 % of its rows are there, from step 105 on they stay" in found["reason"]
+    assert "rows are there, 19 of the 20 from step 105 on" in found["reason"]

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dpo_diag.losses import is_per_token
-from dpo_diag.stats import LEAST_FOR_T, t_interval
+from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.thresholds import Thresholds, defaults
 
 if TYPE_CHECKING:
@@ -80,8 +78,7 @@ def loss_direction(ctx: CheckContext, t: Thresholds) -> int | None:
     change = ctx.maybe(ctx.pairs.change)
     if change is not None:
         before, after = (ctx.pairs.losses(frame) for frame in change)
-        both = np.isfinite(before) & np.isfinite(after)
-        moved = t_interval(after[both] - before[both], t["confidence"])
+        moved = ctx.pairs.intervals(t).mean(after - before, change[1].index)
         if moved.n >= LEAST_FOR_T:
             return moved.sign
     known = ctx.known_start(t)

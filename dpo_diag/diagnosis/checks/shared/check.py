@@ -6,6 +6,7 @@ calls anything harmful: likelihoods alone cannot (DESIGN section 2, the counter-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ import numpy as np
 from dpo_diag.diagnosis.checks.shared.advice import Advice, Situation, advice
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.registry import Registry
-from dpo_diag.stats import Interval
-from dpo_diag.text import about, plain
+from dpo_diag.stats import TOO_FEW, Interval
+from dpo_diag.text import about, interval, plain, plural
 from dpo_diag.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -139,14 +140,32 @@ CHECKS: Registry[Check] = Registry("check", "dpo_diag.diagnosis.checks")
 
 
 def _without_intervals(value: Any) -> Any:
-    """Intervals as the mappings that a finding holds: value, low, high, n."""
+    """Intervals as the mappings that a finding holds: value, low, high, n, level, the prompts that n pairs share."""
     if isinstance(value, Interval):
-        return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+        clusters = {"prompts": value.clusters} if value.clusters else {}
+        level = {} if math.isnan(value.level) else {"level": value.level}
+        low, high = (value.low, value.high) if value.low < value.high or level else (None, None)  # exact: no interval
+        return {"value": value.value, "low": low, "high": high, "n": value.n, **level, **clusters}
     if isinstance(value, Mapping):
         return {key: _without_intervals(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_intervals(inner) for inner in value]
     return value
+
+
+def inside_noise(change: Interval, p: float | None = None, units: str = "pairs") -> str:
+    """ "(99 % interval -0.2 to +0.1): inside its noise; about 480 pairs would tell it from none (power 80 %)".
+
+    Args:
+        p: of the change, corrected for the steps that its start was chosen from, where it was.
+        units: what n counts, "" where no number of units would tell.
+    """
+    if change.bounds is None:
+        shared = f" of {plural(change.clusters, 'prompt')}" if change.clusters else ""
+        return f"(n = {change.n}{shared}: {TOO_FEW})"
+    of_best = f", p = {p:.2g} corrected for the choice of its start" if p is not None else ""
+    more = would_tell(change, units) if units else ""
+    return f"({interval(change.bounds, change.level)}{of_best}): inside its noise{more}"
 
 
 def would_tell(change: Interval, units: str = "pairs") -> str:

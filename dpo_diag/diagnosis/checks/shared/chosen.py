@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from dpo_diag.diagnosis.checks.shared.check import WORST, Missing, ratio
+from dpo_diag.diagnosis.checks.shared.check import WORST, ratio
 from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, ChosenChange
 from dpo_diag.diagnosis.checks.shared.chosen_means import of_fixed_set, of_training
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.pairs import finite_sums
+from dpo_diag.paired import t_test
 from dpo_diag.records.metrics import quadrants
-from dpo_diag.stats import LEAST_FOR_T, t_interval
+from dpo_diag.stats import LEAST_FOR_T, corrected_for
 from dpo_diag.thresholds import Thresholds
 
 
@@ -33,12 +34,12 @@ def chosen_changes(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
         of_batches = of_training(ctx, split, t)
         if of_batches:
             return of_batches
-    raise Missing("neither pairs nor rewards/chosen, logps/chosen or ce/chosen at enough steps")
+    raise ctx.nothing_of("rewards/chosen", "logps/chosen", "ce/chosen")
 
 
 def material_falls(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
     """The changes that are falls, material and beyond their noise."""
-    return [c for c in chosen_changes(ctx, t) if c.material(t) and c.delta.below]
+    return [c for c in chosen_changes(ctx, t) if c.material(t) and c.beyond_noise]
 
 
 def _of_pairs(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
@@ -53,7 +54,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
         from_step=pairs.steps[0],
         to_step=pairs.own_steps[-1],
         unit="nats",
-        delta=t_interval(da, t["confidence"]),
+        delta=pairs.intervals(t).mean(da, after.index),
         gain=float(np.mean(da - db)),
         relative=ratio(float(-da.mean()), float(-before["chosen_sum_logp"].mean())),
         loss_fell=_known_fall(ctx, last_loss < first_loss),
@@ -85,20 +86,21 @@ def _of_pairs_from_best(ctx: CheckContext, pair_ids: Any, t: Thresholds) -> Chos
     best = int(chosen.mean(axis=1).argmax())
     if best in (0, len(steps) - 1):
         return None
-    # The best of k steps is chosen by looking: Bonferroni over the k - 1 steps it was chosen from.
-    level = 1 - (1 - t["confidence"]) / (len(steps) - 1)
     at_best, at_last = frames[best].loc[pair_ids], frames[-1].loc[pair_ids]
     a0, b0 = pairs.ratios(at_best)
     a1, b1 = pairs.ratios(at_last)
     losses = [float(np.nanmean(pairs.losses(frame))) for frame in (at_best, at_last)]
     fall = chosen[best] - chosen[-1]
+    delta = pairs.intervals(t).mean(-fall, pair_ids)
     return ChosenChange(
         source="pairs",
         window=BEST,
         from_step=steps[best],
         to_step=pairs.own_steps[-1],
         unit="nats",
-        delta=t_interval(-fall, level),
+        delta=delta,
+        # The best of k steps is chosen by looking: Bonferroni over the k - 1 steps it was chosen from.
+        p=corrected_for(t_test(delta), len(steps) - 1),
         gain=float(np.mean((a1 - b1) - (a0 - b0))),
         relative=ratio(float(fall.mean()), float(-chosen[best].mean())),
         loss_fell=_known_fall(ctx, losses[1] < losses[0]),

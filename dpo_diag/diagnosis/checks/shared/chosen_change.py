@@ -26,6 +26,7 @@ EVIDENCE: Mapping[str, str] = {
     "chosen_change": "change of the chosen log-prob, in `unit`, with its interval; a fixed set's mean has none",
     "margin_gain": "change of chosen minus rejected, in `unit`; null where it is not recorded",
     "relative_rise_of_chosen_nll": "rise of chosen's negative log-prob as a share of its start",
+    "p": "best to last, pairs: p-value of the change, corrected for the steps that the best was chosen from; else null",
     "from_best": "whether that window begins where chosen was likeliest",
     "material": "whether it is a fall that matters, beyond its noise",
     "loss_fell": "whether the loss fell over that window; null where it is not known",
@@ -50,6 +51,7 @@ class ChosenChange:
         gain: change of the margin over the window; NaN if unknown.
         relative: rise of the chosen responses' negative log-prob as a share of its start; NaN if unknown.
         loss_fell: None if unknown.
+        p: of the change, corrected for the steps that its start was chosen from; None where it was not chosen.
         ends_are: of training rows, what the two levels are (`Ends.start_is`, `Ends.end_is`).
         few: too few training rows to know their noise: only a fall of `few_rows_factor` times the least counts.
     """
@@ -67,6 +69,12 @@ class ChosenChange:
     more: Mapping[str, Any] = field(default_factory=dict)
     few: bool = False
     ends_are: tuple[str, str] | None = None
+    p: float | None = None
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether it is a fall beyond noise by its interval and, where its start was chosen by looking, its p-value."""
+        return self.delta.below and (self.p is None or self.p < 1.0 - self.delta.level)
 
     def material(self, t: Thresholds) -> bool:
         """Whether it is beyond the smallest fall that matters, whatever the noise."""
@@ -103,9 +111,10 @@ class ChosenChange:
             "unit": self.unit,
             "chosen_change": self.delta,
             "margin_gain": self.gain,
+            "p": self.p,
             "relative_rise_of_chosen_nll": self.relative,
             "from_best": self.window == BEST,
-            "material": self.material(t) and self.delta.below,
+            "material": self.material(t) and self.beyond_noise,
             "loss_fell": self.loss_fell,
             **self.more,
         }

@@ -13,7 +13,7 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.levels import logged_levels
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.ends import LEAST_ROWS, REFERENCE_IS, ends_of
-from dpo_diag.stats import FloatArray, Interval
+from dpo_diag.stats import FloatArray, Interval, corrected_for, exactly, no_interval, t_p_value, t_quantile
 from dpo_diag.thresholds import Thresholds
 
 
@@ -91,7 +91,7 @@ def of_fixed_set(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenCha
                 from_step=low,
                 to_step=high,
                 unit=series.unit,
-                delta=Interval(delta, delta, delta, 1),
+                delta=exactly(delta),
                 gain=_gain(ctx, split, series.unit, low, high, zero),
                 relative=math.nan if series.unit == "reward" else ratio(fall, float(abs(values[start]))),
                 loss_fell=_loss_fell(ctx, split, low, high, t),
@@ -136,9 +136,8 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
     best = int(rolling.argmax())
     if not 0 < best < len(rolling) - k:
         return [whole]
-    # The best window is chosen by looking at every row: Bonferroni over the rows.
-    wide = ends_of(values, level=1 - (1 - t["confidence"]) / len(values))
-    half = (wide.level.high - wide.level.value) * math.sqrt(wide.k / k * 2)
+    error, degrees = trend.sd * math.sqrt(2 / k), max(2, len(values) // 2)
+    half = t_quantile(t["confidence"], degrees) * error
     drop, since = float(rolling[-1] - rolling[best]), float(series.steps[best])
     from_best = ChosenChange(
         source="training batches",
@@ -146,7 +145,9 @@ def of_training(ctx: CheckContext, split: str, t: Thresholds) -> list[ChosenChan
         from_step=since,
         to_step=high,
         unit=series.unit,
-        delta=Interval(drop, drop - half, drop + half, len(values)),
+        delta=Interval(drop, drop - half, drop + half, len(values), trend.change.method, t["confidence"]),
+        # The best window is chosen by looking at every row: Bonferroni over the rows.
+        p=corrected_for(t_p_value(drop, error, degrees), len(values)),
         # The margin of the whole run: over a short window its own gain is mostly noise.
         gain=_gain(ctx, split, series.unit, low, high, from_zero),
         relative=math.nan if is_reward else ratio(-drop, float(abs(rolling[best]))),
@@ -166,7 +167,7 @@ def _of_few_rows(ctx: CheckContext, split: str, series: ChosenSeries, t: Thresho
     delta = ends.level if from_zero else ends.level.shifted(-ends.start)
     low, high = float(series.steps[0]), float(series.steps[-1])
     if series.unit != "reward":
-        delta = Interval(delta.value, math.nan, math.nan, delta.n)
+        delta = no_interval(delta.value, delta.n, math.nan)
     return [
         ChosenChange(
             source="training batches",
@@ -195,6 +196,5 @@ def rolling_mean(values: FloatArray, k: int) -> FloatArray:
 def level_of(series: Series, t: Thresholds) -> Interval | None:
     """The level at the end: a fixed set's last value, exact for it; else as `Ends` has it; None for one row."""
     if series.fixed:
-        last = float(series.values[-1])
-        return Interval(last, last, last, 1)
+        return exactly(float(series.values[-1]))
     return ends_of(series.values, level=t["confidence"]).level if len(series) > 1 else None

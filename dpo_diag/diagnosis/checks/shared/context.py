@@ -20,7 +20,7 @@ from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
 from dpo_diag.diagnosis.checks.shared.plausible import Implausible, find_implausible
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import loss_at_reference, loss_floor, start_of
+from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
 from dpo_diag.thresholds import Thresholds, defaults
 
@@ -135,6 +135,28 @@ class CheckContext:
     def _is_withheld(self, split: str, name: str) -> bool:
         return any(one.withholds(split, name) for one in self.implausible)
 
+    def nothing_of(self, *metrics: str) -> Missing:
+        """Why neither the pairs nor one of these logged means can be used: what is recorded of each."""
+        try:
+            self.pairs.change()
+            pairs = "the pairs hold no finite log-probs"
+        except Missing as why:
+            pairs = str(why)
+        splits = self.logged.splits
+        logged = [m for m in metrics if any(self.logged.every(m, split) is not None for split in splits)]
+        if not logged:
+            others = ", ".join(metrics[:-1])
+            return Missing(f"{pairs}, and neither {others} nor {metrics[-1]} is logged")
+        reasons = []
+        for metric in logged:
+            if self.reference_free and metric.startswith("rewards/"):
+                reasons.append(f"{metric} holds no reference")
+            elif any(self._is_withheld(split, metric) for split in splits):
+                reasons.append(f"{metric} cannot be used")
+            else:
+                reasons.append(f"{metric} is logged at too few steps")
+        return Missing(f"{pairs}, and {', '.join(reasons)}")
+
     @property
     def reference_free(self) -> bool:
         """Whether the logged rewards are beta times the log-prob itself: no reference in them."""
@@ -162,6 +184,11 @@ class CheckContext:
             return Start(named[0], 0.0, named[1], f"loss {'+'.join(self.info.loss_names)}")
         if self.info.loss_like == "sigmoid":
             return Start(math.log(2), 0.0, True, "ln 2: loss and margins are those of the sigmoid loss")
+        if like := self.info.loss_like:
+            # Of the two only ipo's start depends on beta, and its own numbers gave that.
+            spec = LossSpec(types=(like,), beta=self.info.beta) if self.info.beta else LossSpec(types=(like,))
+            reason = f"loss and margins are those of {like}, inferred from the numbers (--loss NAME says which it is)"
+            return Start(loss_at_reference(spec), loss_floor(spec), True, reason)
         return Start(math.log(2), 0.0, False, f"ln 2 assumed: {self.info.loss_reason or 'the loss is unknown'}")
 
     def answers(self) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dpo_diag.diagnosis.checks.shared.check import ratio
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.stats import Interval
-from dpo_diag.text import number
+from dpo_diag.text import both_ends
 from dpo_diag.thresholds import Thresholds
 
 
@@ -30,7 +30,7 @@ class Levels(NamedTuple):
     def __str__(self) -> str:
         """ "fell from -0.135 to -0.507 nats per token"; "" where it is not known."""
         known = math.isfinite(self.start) and self.end < self.start
-        return f"fell from {number(self.start, 3)} to {number(self.end, 3)} {self.unit}" if known else ""
+        return f"fell from {' to '.join(both_ends(self.start, self.end, 3))} {self.unit}" if known else ""
 
 
 def logged_levels(ctx: CheckContext, split: str, side: str, reward: Interval, t: Thresholds) -> Levels:

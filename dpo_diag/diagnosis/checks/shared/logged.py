@@ -57,6 +57,8 @@ class Window:
 
     def of(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows (with a column `step`) inside."""
+        if self.first is None and self.last is None:
+            return rows
         low = -math.inf if self.first is None else self.first
         high = math.inf if self.last is None else self.last
         return rows[(rows["step"] >= low) & (rows["step"] <= high)]
@@ -133,6 +135,14 @@ class Logged:
             return None
         finite = None if series is None else series.finite
         return finite if finite is not None and len(finite) >= least else None
+
+    def whole_rows(self, series: Series) -> Series:
+        """The rows at whose steps no reward or log-prob of the split is NaN or infinite."""
+        rows = self.rows[
+            (self.rows["split"] == series.split) & self.rows["name"].str.startswith(("rewards/", "logps/"))
+        ]
+        keep = ~np.isin(series.steps, rows.loc[~np.isfinite(rows["value"]), "step"].to_numpy(dtype=np.float64))
+        return Series(series.name, series.split, series.steps[keep], series.values[keep], series.fixed)
 
     def fixed(self, metric: str, least: int = 2) -> Series:
         """A metric of the first fixed set that has it.

@@ -27,6 +27,10 @@ FLOOR_EVIDENCE: Mapping[str, str] = {
     "floor_because": "where the floor comes from",
     "since_step": "step from which on nine tenths of the rows are there",
     "share_of_rows_there": "share of all its rows there",
+    "rows": "its rows",
+    "rows_there": "its rows there",
+    "rows_since": "its rows from since_step on",
+    "rows_there_since": "those of them there",
 }
 
 
@@ -40,6 +44,10 @@ class AtFloor:
     floor_because: str
     since_step: float
     share_of_rows_there: float
+    rows: int
+    rows_there: int
+    rows_since: int
+    rows_there_since: int
 
     def evidence(self) -> dict[str, Any]:
         """As `FLOOR_EVIDENCE` says."""
@@ -59,6 +67,10 @@ def at_floor(ctx: CheckContext, t: Thresholds) -> AtFloor | None:
         # A loss with an NLL term has no floor that it could reach.
         if series is None or ctx.logged.find("nll_loss", series.split) is not None:
             continue
+        # A loss of 0 beside rewards that are NaN is a lost batch (transformers logs 0 for it), not one that is won.
+        series = ctx.logged.whole_rows(series)
+        if len(series) < 3:
+            continue
         lowest, why = _floor(ctx, series, floor, t)
         last = float(np.median(series.values[-max(2, int(len(series) * t["saturation_last_share"])) :]))
         if lowest is None or last - lowest > near:
@@ -66,8 +78,11 @@ def at_floor(ctx: CheckContext, t: Thresholds) -> AtFloor | None:
         there = series.values - lowest <= near
         later = np.cumsum(there[::-1])[::-1] / np.arange(there.size, 0, -1)
         stays = np.flatnonzero(there & (later >= t["saturation_stays"]))
-        since = float(series.steps[stays[0] if stays.size else np.flatnonzero(there)[-1]])
-        return AtFloor(series.split, last, lowest, why, since, float(there.mean()))
+        first = int(stays[0] if stays.size else np.flatnonzero(there)[-1])
+        return AtFloor(
+            series.split, last, lowest, why, float(series.steps[first]), float(there.mean()),
+            there.size, int(there.sum()), there.size - first, int(there[first:].sum()),
+        )  # fmt: skip
     return None
 
 

@@ -10,11 +10,13 @@ import pandas as pd
 
 from dpo_diag.diagnosis.checks.shared.check import Missing
 from dpo_diag.diagnosis.checks.shared.logged import Window
+from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, finite_at_both, pair_loss
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 from dpo_diag.stats import LEAST_FOR_T, FloatArray
+from dpo_diag.thresholds import Thresholds
 
 STAND_IN_BETA = 0.1
 SUMS = [f"{side}_sum_logp" for side in SIDES]
@@ -36,8 +38,7 @@ class FixedPairs:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Policy rows of all splits, one per (step, split, pair_id, side), the reference's values as `ref_*`."""
-        splits = [self._pairs.split(name) for name in self._pairs.steps]
-        return self._window.of(pd.concat(splits, ignore_index=True) if splits else self._pairs.run.pairs)
+        return self._window.of(self._pairs.all)
 
     @property
     def at_start(self) -> pd.DataFrame:
@@ -127,6 +128,10 @@ class FixedPairs:
         if not all((frame[_COUNTS] > 0).to_numpy().all() for frame in change):
             raise Missing("neither token nor byte counts of the responses are recorded")
         return change
+
+    def intervals(self, t: Thresholds) -> PairIntervals:
+        """How intervals over the pairs are made: as everywhere else."""
+        return PairIntervals.of(self._pairs, t)
 
     def moved(self, before: pd.DataFrame, after: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
         """Changes of the chosen and the rejected log-probs between two frames of `change` (nats), shape (pairs,)."""
