@@ -11,6 +11,7 @@ from dpo_diag.extras import require
 from dpo_diag.losses import LossSpec
 
 LAUNCHERS = ("auto", "none", "rank", "ray")
+SHARED_PREFIX = ("auto", "on", "off")
 
 
 @dataclass
@@ -49,7 +50,11 @@ class CheckpointsConfig:
 
 @dataclass
 class ScoreConfig(CheckpointsConfig):
-    """dpo-score: checkpoints x preference pairs. `hold_out=false` scores every pair, not only the held-out share."""
+    """dpo-score: checkpoints x preference pairs. `hold_out=false` scores every pair, not only the held-out share.
+
+    `shared_prefix`: auto computes a prompt once for its responses, in rows of `row_tokens` tokens, where the model was
+    proved to allow it before the first batch; on insists; off computes it with each response.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossSpec = field(default_factory=LossSpec)
@@ -61,6 +66,8 @@ class ScoreConfig(CheckpointsConfig):
     tokens: bool = True
     no_prompt: bool = False
     ches: bool = False
+    shared_prefix: str = "auto"
+    row_tokens: int = 2048
     explain: bool = True
     report: bool = True
     checks: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +113,13 @@ def check_score(config: ScoreConfig) -> None:
         raise DiagError(
             "name the pairs to score", where="data", got=config.data.kind, expected="jsonl, sharegpt or hub", usage=True
         )
+    if config.shared_prefix not in SHARED_PREFIX:
+        raise DiagError(
+            "configuration does not fit", where="shared_prefix", got=config.shared_prefix,
+            expected=", ".join(SHARED_PREFIX), usage=True,
+        )  # fmt: skip
+    if config.row_tokens < 1:
+        raise DiagError("a row holds at least a token", where="row_tokens", got=config.row_tokens, usage=True)
     check_data(config.data)
 
 

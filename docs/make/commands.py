@@ -16,5 +16,5 @@ there.
 def page() -> str:
     """The page in Markdown."""
     text = make_app().generate_docs(output_format="markdown", recursive=True, include_hidden=False)
-    _, _, commands = text.partition("## Table of Contents")
+    _, _, commands = text.partition("**Commands**:")
     return joined(head("Commands of dpo-diag", "dpo_diag/commands"), _ABOUT, "## All commands", commands)

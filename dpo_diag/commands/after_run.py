@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.commands.explain import FINDINGS
+from dpo_diag.commands.findings import made_from, write_findings
 
 
 def explain_and_report(
@@ -19,15 +19,15 @@ def explain_and_report(
     from dpo_diag.diagnosis import explain_run
     from dpo_diag.diagnosis.logged import before_after, before_after_text
     from dpo_diag.records import load_run
-    from dpo_diag.records.files import write_json
 
     run = load_run(folder)
     print()
     print(before_after_text(before_after(run)))
     if not explain:
         return
+    identity = made_from(run.path, thresholds=thresholds)
     explanation = explain_run(run, thresholds=dict(thresholds or {}) or None)
-    write_json(run.path / FINDINGS, explanation.document)
+    write_findings(run.path, explanation.document, identity)
     print(f"\n{explanation.document['verdict']['text']}\n")
     if report:
         from dpo_diag.report import write_report

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import stat
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dpo_diag.commands.findings import FINDINGS, file_states, made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
 from dpo_diag.records import load_run
-from dpo_diag.records.files import RUN_FILE, write_json
+from dpo_diag.records.files import RUN_FILE
 from dpo_diag.registry import plugins
 from dpo_diag.text import to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
-
-FINDINGS = "findings.json"
 
 
 def explain(
@@ -90,20 +87,24 @@ def explain(
     is_run = request.is_run
     if destination and not is_run:
         raise DiagError("--destination needs a run folder", where=run, got="a log", usage=True)
-    document = request.document()
+    identity = request.made_from() if is_run else None
+    document = read_findings(run, identity) if is_run else None
+    unchanged = document is not None
+    document = document or request.document()
     if destination:
         from dpo_diag.commands.destination import add_gained
 
         document = add_gained(document, load_run(run), request.thresholds, checkpoint_from, checkpoint_to, device)
-    written = is_run and not no_write and _write(run / FINDINGS, document)
+        identity, unchanged = None, False  # it came from the checkpoints, too
+    written = is_run and not no_write and not unchanged and write_findings(run, document, identity)
     if json:
         print(to_json(document))
         return _status(document, rules)
     from dpo_diag.diagnosis.printed import render_document
 
     print(render_document(document, top))
-    if written:
-        print(f"\nwrote {run / FINDINGS}")
+    if written or unchanged:
+        print(f"\n{'wrote' if written else 'unchanged since'} {run / FINDINGS}")
     return _status(document, rules)
 
 
@@ -122,11 +123,16 @@ class _Request:
     def is_run(self) -> bool:
         return (self.path / RUN_FILE).is_file() or not self.path.exists()
 
+    def made_from(self) -> dict[str, Any] | None:
+        """What the explanation of a run folder is made from (see `findings`); its options are looked at first."""
+        if given := [f"--{name.replace('_', '-')}" for name, value in self.said.items() if value]:
+            hint = "only a log needs them; import it again to say more"
+            raise DiagError("a run folder says so itself", where=", ".join(given), hint=hint, usage=True)
+        load_run(self.path)
+        return made_from(self.path, self.from_step, self.to_step, self.split, self.thresholds)
+
     def document(self) -> dict[str, Any]:
         if self.is_run:
-            if given := [f"--{name.replace('_', '-')}" for name, value in self.said.items() if value]:
-                hint = "only a log needs them; import it again to say more"
-                raise DiagError("a run folder says so itself", where=", ".join(given), hint=hint, usage=True)
             run = load_run(self.path)
             from dpo_diag.diagnosis import explain as explain_run
 
@@ -185,27 +191,12 @@ def _status(document: dict[str, Any], rules: list[tuple[str, frozenset[str]]]) -
     return 1 if failed else 0
 
 
-def _write(path: Path, document: dict[str, Any]) -> bool:
-    """Whether the findings are written; a folder that cannot be written to is no reason not to print them."""
-    try:
-        write_json(path, document)
-    except OSError as error:
-        print(f"dpo-diag explain: findings not written: {error}", file=sys.stderr)
-        return False
-    return True
-
-
 def _signature(path: Path) -> tuple[Any, ...]:
     """Changes whenever a record file (or the log) does; findings of our own do not count."""
     if path.is_file():
         state = path.stat()
         return (state.st_mtime_ns, state.st_size)
-    files = sorted(p for p in path.rglob("*") if p.name != FINDINGS and not p.name.startswith("."))
-    states = []
-    for file in files:
-        with suppress(FileNotFoundError):  # merged into another since it was listed
-            states.append((str(file), file.stat()))
-    return tuple((name, s.st_mtime_ns, s.st_size) for name, s in states if stat.S_ISREG(s.st_mode))
+    return file_states(path)
 
 
 def _watch(
@@ -220,6 +211,7 @@ def _watch(
         if now is not None and now != seen:
             seen = now
             try:
+                identity = request.made_from() if request.is_run else None
                 document = request.document()
             except DiagError as error:
                 if error.usage:
@@ -227,7 +219,7 @@ def _watch(
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
             else:
                 if write and request.is_run:
-                    _write(path / FINDINGS, document)
+                    write_findings(path, document, identity)
                 print(to_json(document) if json else render_change(before, document), flush=True)
                 before = document
         if before is not None and (path / RUN_FILE).is_file() and load_run(path).info.status != "running":

@@ -16,6 +16,7 @@ from dpo_diag.text import (
     arrow,
     bracket,
     frame_for_csv,
+    percent,
     plural,
     safe,
     signed,
@@ -64,7 +65,7 @@ def outputs(
         to_step: the step to judge (default: the last).
         steps: show these steps, e.g. 0,20,40 (default: the first and the last).
         models: only these models, e.g. policy,ref.
-        sample: which sample of each prompt (default: the lowest).
+        sample: which sample of each prompt (default: the lowest to read, the mean of all that are alike in numbers).
         tag: show only prompts with this tag.
         prompt: show only the prompt of this id; may be repeated.
         limit: prompts to show; 0 for all.
@@ -108,7 +109,7 @@ def outputs(
     )
     labels = _labels(c, shown_steps)
     head = (
-        f"{document['run']}: {document['n_prompts']} prompts, "
+        f"{document['run']}: {document['n_prompts']} prompts{_samples(document['n_samples'])}, "
         f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
     )
     for line in (head, document["sentence"]):
@@ -116,6 +117,11 @@ def outputs(
     _print_answers(entries, labels, shape, limit)
     _print_tables(document, columns)
     return 0
+
+
+def _samples(n: int) -> str:
+    """What the numbers are means over, and which answers are shown."""
+    return f" with {n} samples each (numbers: their mean; texts and phrases: the first)" if n > 1 else ""
 
 
 def _steps(text: str | None) -> list[int] | None:
@@ -181,7 +187,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     from dpo_diag.outputs.changed import SINCE
     from dpo_diag.outputs.terminal import wrap
 
-    baseline, to = document["baseline"], document["to"]
+    baseline, to, level = document["baseline"], document["to"], percent(document["level"])
     at_target = {
         name: [r for r in document[name] if Checkpoint(r["model"], r["step"]).label == to]
         for name in ("behaviours", "tags", "references")
@@ -209,7 +215,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     moved = sorted((b for b in at_target["behaviours"] if b["verdict"] != "unchanged"), key=lambda b: b["tag"] != ALL)
     section(
         f"Moved beyond chance (change: + is wanted; q: corrected for {plural(len(at_target['behaviours']), 'row')})",
-        ["behaviour", "tag", "mean", "change", "95 %", "+/-/=", "q"],
+        ["behaviour", "tag", "mean", "change", level, "+/-/=", "q"],
         [[b["behaviour"], b["tag"], arrow(b["before"], b["after"], 3),
           signed(b["delta"], 2), bracket(b["low"], b["high"], signed),
           f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"]] for b in moved[:MOVED_ROWS]],
@@ -230,7 +236,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     )  # fmt: skip
     section(
         f"Answers under the model that did not write them, nats per answer: {baseline} → each checkpoint",
-        ["checkpoint", "answers", "n", "log-prob", "change, 95 %"],
+        ["checkpoint", "answers", "n", "log-prob", f"change, {level}"],
         [[Checkpoint(a["model"], a["step"]).label, "the baseline's" if a["of"] == "old" else "its own", a["n"],
           arrow(a["logp_before"], a["logp_after"]),
           f"{signed(a['delta'])} {bracket(a['low'], a['high'], signed)}"] for a in document["across"]],

@@ -39,7 +39,8 @@ def job(cfg: DictConfig) -> str:
     }  # fmt: skip
     settings: dict[str, Any] = {
         "max_length": config.max_length, "truncation_mode": config.truncation_mode, "batch_size": config.batch_size,
-        "tokens": config.tokens, "no_prompt": config.no_prompt, "ches": config.ches,
+        "shared_prefix": config.shared_prefix, "row_tokens": config.row_tokens, "tokens": config.tokens,
+        "no_prompt": config.no_prompt, "ches": config.ches,
     }  # fmt: skip
     names, pairs = checkpoint_names(config), rows[: config.data.max_eval_pairs]
     loader = Loader(**vars(config.loader))

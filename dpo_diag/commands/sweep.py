@@ -111,8 +111,8 @@ def _legend(runs: pd.DataFrame) -> str:
         names = some((safe(name, one_line=True) for name in batches), 3)
         numbers = "last evaluation" + (f" (of {names}: {training})" if batches else "")
     scores = (
-        "; [ ] after a score: 95 % Wilson interval, then its change since its first evaluation with the interval that "
-        "explain gives it"
+        "; [ ] after a score: 95 % interval over its questions, then its change since its first evaluation with the "
+        "interval that explain gives it"
     )
     return f"loss and perplexities: {numbers}{scores if len(runs) and _scores(runs) else ''}"
 

@@ -25,14 +25,17 @@ import pandas as pd
 
 from dpo_diag.diagnosis.measure import UNPAIRED, Measure, corrected, enough, of_several
 from dpo_diag.diagnosis.pair_rows import REFERENCE, FloatArray, Step
-from dpo_diag.outputs.answers import prompt_sources
-from dpo_diag.paired import paired_change
+from dpo_diag.outputs.answers import alike, prompt_sources
+from dpo_diag.paired import clustered_mean, paired_change
 from dpo_diag.records import Run
 from dpo_diag.review.results import results as review_results
 from dpo_diag.stats import (
     TOO_FEW,
     Interval,
+    cluster_index,
     independent_test,
+    mean_interval,
+    no_interval,
     proportion,
     proportion_change,
 )
@@ -97,6 +100,16 @@ class ScoreCurve:
         """Whether every value is a share of questions, and how many is known."""
         return bool(((self.values >= 0) & (self.values <= 1) & (self.n > 0)).all())
 
+    def value_at(self, place: int, limits: Thresholds) -> Interval:
+        """The score at one evaluation: of the questions' means, where the answers are recorded; else of a share."""
+        level, value, n = limits["confidence_scores"], float(self.values[place]), float(self.n[place])
+        if self.answers is None:
+            share = 0 <= value <= 1 and n > 0
+            return enough(proportion(value * n, n, level), limits) if share else no_interval(value, 0, level)
+        own = self.answers[:, place]
+        index = None if self.sources is None else cluster_index(self.sources)
+        return enough(mean_interval(own, level) if index is None else clustered_mean(own, index, level), limits)
+
     def change(self, from_step: int | None, to_step: int | None, limits: Thresholds) -> Measure | None:
         """The change between the evaluations nearest to two steps (the earlier of two); None if they are one."""
         first = 0 if from_step is None else int(np.abs(self.steps - from_step).argmin())
@@ -157,7 +170,9 @@ def _answers_behind(run: Run, split: str, steps: IntArray, values: FloatArray, n
         if not set(steps) <= set(table.columns):
             continue
         behind = table[list(steps)].astype(np.float64)
-        if len(behind) and (n == len(behind)).all() and np.allclose(behind.mean(axis=0), values, atol=1e-9):
+        several = np.asarray(_n_answers(run, tag, behind, steps))
+        known = (n == len(behind)).all() or (n == several).all()
+        if len(behind) and known and np.allclose(behind.mean(axis=0), values, atol=1e-9):
             return behind
     return None
 
@@ -174,18 +189,25 @@ def answers(run: Run, tag: re.Pattern[str] | None = None) -> pd.DataFrame:
     """
     if not run.has("outputs"):
         return pd.DataFrame()
-    outputs = _alike(run.outputs)
+    rows = _checked(run, tag)
+    return rows.pivot_table(index="prompt_id", columns="step", values="correct", aggfunc="mean", observed=True).dropna()
+
+
+def _checked(run: Run, tag: re.Pattern[str] | None) -> pd.DataFrame:
+    """The policy's answers that a checker judged, of prompts with such a tag, sample by sample."""
+    outputs = alike(run.outputs)
     rows = outputs[outputs["correct"].notna() & (outputs["model"] == "policy")]
     if tag is not None:
         fits = [tags is not None and any(tag.search(str(t)) for t in tags) for tags in rows["tags"]]
         rows = rows[np.asarray(fits, dtype=bool)]
-    return rows.pivot_table(index="prompt_id", columns="step", values="correct", aggfunc="mean", observed=True).dropna()
+    return rows
 
 
-def _alike(outputs: pd.DataFrame) -> pd.DataFrame:
-    """The greedy answers where sample 0 is one beside seeded samples; else all samples, which are alike."""
-    seeded = outputs["seed"].notna()
-    return outputs[seeded == bool(seeded[outputs["sample"].fillna(0) == 0].any())]
+def _n_answers(run: Run, tag: re.Pattern[str] | None, table: pd.DataFrame, steps: IntArray) -> list[int]:
+    """Samples of a table's prompts at each of the steps."""
+    rows = _checked(run, tag)
+    found = rows.loc[rows["prompt_id"].isin(table.index), "step"].value_counts()
+    return [int(found.get(step, 0)) for step in steps]
 
 
 def sources_of(run: Run, table: pd.DataFrame) -> Sources:
@@ -214,7 +236,7 @@ def _outputs(run: Run, from_step: Step | None, to_step: int | None, limits: Thre
     """Answers to the same prompts under the same decoding: correct, cut off, empty."""
     if not run.has("outputs"):
         return []
-    outputs = _alike(run.outputs)
+    outputs = alike(run.outputs)
     policy = outputs.loc[outputs["model"] == "policy"]
     steps = np.unique(policy["step"].to_numpy(dtype=np.int64))
     if not steps.size:

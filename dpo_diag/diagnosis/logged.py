@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag import text
-from dpo_diag.diagnosis.evidence import SCORE
+from dpo_diag.diagnosis.evidence import SCORE, score_curves
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, step_name
 from dpo_diag.records import Run
 from dpo_diag.records.metric_table import METRICS, PairSums, label_of, measure, metric_of, pair_sums
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.tables import REFERENCE_COLUMNS
-from dpo_diag.stats import proportion
+from dpo_diag.thresholds import defaults
 
 MEASURED = ("loss", "logps/chosen", "logps/rejected")
 """Without one of these a split of the history holds scores or a trainer's bookkeeping only."""
@@ -50,8 +50,8 @@ def before_after(run: Run) -> pd.DataFrame:
 
     Returns:
         One row per (split, metric): split, metric, label, from_step (or REFERENCE), before, to_step, after, n, low,
-        high: n and the 95 % Wilson interval of `after` for scores (shares of n answers), null for the rest. Empty for
-        a run without evaluations.
+        high: n and the 95 % interval of `after` for scores (over n questions), null for the rest. Empty for a run
+        without evaluations.
     """
     history, pairs = run.history, PairRows(run)
     # Training batches hold other pairs at each step, so their first and last values do not compare.
@@ -59,7 +59,7 @@ def before_after(run: Run) -> pd.DataFrame:
     named = dict.fromkeys((s, m) for s in fixed for m in SHOWN)
     scores = history.loc[history["name"].str.startswith(SCORE), ["split", "name"]].drop_duplicates()
     named |= dict.fromkeys(scores.itertuples(index=False, name=None))
-    starts = {split: at_reference(pairs, split) for split in fixed}
+    starts, curves = {split: at_reference(pairs, split) for split in fixed}, score_curves(run)
     rows = []
     for split, metric in named:
         values = history.loc[(history["split"] == split) & (history["name"] == metric)].sort_values("step")
@@ -72,7 +72,8 @@ def before_after(run: Run) -> pd.DataFrame:
             start = (REFERENCE, starts[split][metric])
         row: list[Any] = [split, metric, label, *start, int(steps[-1]), measured[-1]]
         if metric.startswith(SCORE) and weights[-1] > 0 and 0 <= measured[-1] <= 1:
-            interval = proportion(measured[-1] * weights[-1], weights[-1])
+            curve = next(c for c in curves if (SCORE + c.name, c.split) == (metric, split))
+            interval = curve.value_at(-1, defaults())
             row += [interval.n, interval.low, interval.high]
         else:
             row += [None, None, None]

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
-from dpo_diag.diagnosis.pair_intervals import counted
+from dpo_diag.diagnosis.pair_intervals import counted, counted_about
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
 from dpo_diag.records import Run
 from dpo_diag.stats import TOO_FEW, Interval
-from dpo_diag.text import about, arrow, capital, interval, moved, number, percent, plural, safe, same, signed
+from dpo_diag.text import arrow, capital, interval, moved, number, percent, plural, safe, same, signed
 
 HEADINGS = ("What happened", "How sure", "Why", "Which pairs", "What to change")
 WEIGHING = {
@@ -193,7 +193,10 @@ def _how_sure(document: dict[str, Any]) -> list[Sentence]:
     for what, entry, delta, key in changes:
         bounds = entry.get("interval")
         if entry.get(delta) is not None and bounds and (entry[delta] or bounds[0] or bounds[1]):
-            estimate = Interval(entry[delta], bounds[0], bounds[1], document["n_pairs"] or 0, level=how["level"])
+            clusters = document.get("n_prompts") or 0
+            estimate = Interval(
+                entry[delta], bounds[0], bounds[1], document["n_pairs"] or 0, level=how["level"], clusters=clusters
+            )
             uncertain = _not_certain(estimate) if bounds[0] <= 0.0 <= bounds[1] else ""
             text = f"Change of {what} {signed(entry[delta])} ({interval(bounds, how['level'])}{uncertain})."
             if same(entry["from"], entry["to"]):
@@ -227,7 +230,7 @@ def _not_certain(change: Interval) -> str:
     """That an interval holds 0 and, where pairs stand behind it, how many more would tell."""
     needed = change.needed(change.value)
     more = (
-        f"; about {about(needed)} pairs are needed to tell a change of this size from none (power 80 %)"
+        f"; about {counted_about(needed, change)} are needed to tell a change of this size from none (power 80 %)"
         if needed
         else ""
     )

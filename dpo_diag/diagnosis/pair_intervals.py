@@ -11,6 +11,7 @@ it is printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ import pandas as pd
 from dpo_diag.diagnosis.pair_rows import FloatArray, PairRows
 from dpo_diag.paired import clustered_mean
 from dpo_diag.stats import Interval, bootstrap, cluster_index, t_interval
-from dpo_diag.text import plural
+from dpo_diag.text import about, plural
 from dpo_diag.thresholds import Thresholds, load_thresholds
 
 
@@ -100,6 +101,12 @@ def _named(estimate: Interval) -> Interval:
         return estimate
     base = estimate.method.partition(",")[0]
     return replace(estimate, method=f"{base}, clustered in {plural(estimate.clusters, 'prompt')}")
+
+
+def counted_about(needed: int, measured: Interval) -> str:
+    """ "about" that many pairs, of as many per prompt as were measured: "190 pairs", "190 pairs of 48 prompts"."""
+    prompts = math.ceil(needed * measured.clusters / measured.n) if measured.clusters else None
+    return f"{about(needed)} pairs" + (f" of {about(prompts)} prompts" if prompts else "")
 
 
 def counted(pairs: int, prompts: int | None) -> str:

@@ -17,14 +17,12 @@ import yaml
 
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import measured_split, metric_rows
-from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import PairRows
 from dpo_diag.ends import ends_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.secrets import without_secrets
-from dpo_diag.stats import proportion
 from dpo_diag.text import to_json
 from dpo_diag.thresholds import defaults
 
@@ -47,7 +45,7 @@ class Sweep:
         runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
             data (a hash of the measured set's pairs), step, split, batches (whether the metrics are those of training
             batches: no evaluation is recorded), the metrics, and per task score NAME its value, NAME_n,
-            NAME_low, NAME_high (Wilson, 95 %), and NAME_change since its first evaluation, with its interval in
+            NAME_low, NAME_high (over its questions), and NAME_change since its first evaluation, with its interval in
             NAME_change_low and NAME_change_high (that of the explanation).
         groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
             step, runs, and per value its mean, low and high over those runs (the range, not an interval); pooled n of
@@ -107,10 +105,10 @@ def final_values(run: Run) -> dict[str, Any]:
         rows = pd.DataFrame() if split is None else metric_rows(pairs, name, split)
         values[column] = _last(rows, batches) if len(rows) else math.nan
     for curve in score_curves(run):
-        score, n = float(curve.values[-1]), float(curve.n[-1])
-        interval = enough(proportion(score * n, n), defaults())
+        score, interval = float(curve.values[-1]), curve.value_at(-1, defaults())
         column = f"{curve.name}[{curve.split}]"
-        values |= {column: score, f"{column}_n": n, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        values |= {column: score, f"{column}_n": float(interval.n or curve.n[-1])}
+        values |= {f"{column}_low": interval.low, f"{column}_high": interval.high}
         if (since := curve.change(None, None, defaults())) is not None:
             change = since.change
             values |= {f"{column}_change": change.value, f"{column}_change_low": change.low}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dpo_diag.errors import DiagError
 from dpo_diag.models.logps import score_tokens
 from dpo_diag.models.packed.rows import Span
+from dpo_diag.models.packed.ways import Way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +90,6 @@ def long_and_short(
     long = np.concatenate([[np.nan], whole.logp])
     short = long.copy()
     contexts = [Span(ids[start:first], ids[first:end]) for start, first, end in spans]
-    for (_, first, end), own in zip(spans, score_tokens(model, contexts, batch_size=batch_size), strict=True):
+    for (_, first, end), own in zip(spans, score_tokens(model, contexts, way=Way(batch_size=batch_size)), strict=True):
         short[first:end] = own.logp
     return LongShort(long, short, len(spans))

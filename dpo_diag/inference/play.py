@@ -18,8 +18,9 @@ from dpo_diag.inference.prompts import Prompt
 from dpo_diag.models.cache import ModelCache
 from dpo_diag.models.checkpoints import Checkpoint
 from dpo_diag.models.decoding import Decoding, Written, clean_text, write_answers
-from dpo_diag.models.logps import TokenScores, score_tokens
+from dpo_diag.models.logps import score_tokens
 from dpo_diag.models.packed.rows import Span
+from dpo_diag.models.token_scores import TokenScores
 
 ALTERNATIVES = 3
 KEPT_ANSWERS = 200

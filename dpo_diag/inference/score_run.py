@@ -15,10 +15,12 @@ from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.losses import LossSpec
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
+from dpo_diag.models.packed.rows import ROW_TOKENS
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import measure, pair_sums
-from dpo_diag.records.run_info import ModelInfo, ReferenceInfo
+from dpo_diag.records.pair_id import content_hash
+from dpo_diag.records.run_info import ModelInfo, PrefixInfo, ReferenceInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.side_tables import read_side_table, write_side_table
 from dpo_diag.records.splits import Role, role_from_name
@@ -26,6 +28,9 @@ from dpo_diag.records.typed_json import to_document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dpo_diag.inference.scoring import PairTokens
+    from dpo_diag.models.packed.verify import Proved, SharedPrefix
 
 
 def score_checkpoints(
@@ -40,6 +45,8 @@ def score_checkpoints(
     truncation_mode: str = "keep_start",
     loader: Loader | None = None,
     batch_size: int = 16,
+    shared_prefix: SharedPrefix = "auto",
+    row_tokens: int = ROW_TOKENS,
     tokens: bool = True,
     no_prompt: bool = False,
     ches: bool = False,
@@ -60,7 +67,8 @@ def score_checkpoints(
             not computed); False for none at all.
         split: name of this set in the records.
         split_role: what these pairs are to the training of the checkpoints; None lets the split's name decide.
-        max_length, truncation_mode, tokens, no_prompt, batch_size: as for `score_pairs`.
+        max_length, truncation_mode: as for `PairTokens.of`.
+        batch_size, shared_prefix, row_tokens, tokens, no_prompt: as for `score_pairs`.
         ches: also compute CHES under the reference and write it to the run's `ches.csv`, which the explanation reads.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
 
@@ -71,6 +79,7 @@ def score_checkpoints(
 
     loader, given = loader or Loader(), GivenIds()
     rows = with_ids(pairs, given)
+    once = _Once(rows, max_length, truncation_mode)
     if note := given.note():
         say(f"note: {note}")
     models = models_to_score(as_checkpoints(checkpoints), reference)
@@ -83,6 +92,7 @@ def score_checkpoints(
             role_of_split = split_role or role_from_name(split)
             writer.describe_split(split, role_of_split, n_pairs=len(rows), **given.facts())
         done = scored_already(run, split)
+        bases = {adapter_base(c) for c in models if c.is_adapter}
         if not run.has("texts") or run.read("texts", ["split"], splits=[split]).empty:
             writer.write("texts", text_rows(rows, split), split=split)
         for n, checkpoint in enumerate(models, 1):
@@ -97,21 +107,64 @@ def score_checkpoints(
                 say(f"{name}: scored already")
                 continue
             say(f"{name}: {len(rows)} pairs, {checkpoint.path}")
-            with loader.open(checkpoint) as (model, tokenizer):
+            with loader.open(checkpoint, keep=checkpoint.path in bases) as (model, tokenizer):
                 if role == REFERENCE:
                     tokenizer = _shared_tokenizer(loader, models, tokenizer, say)
+                encoded, proof = once.encoded(tokenizer), once.proved(model, tokenizer)
                 scores = score_pairs(
-                    model, tokenizer, rows, step=step, split=split, role=role, max_length=max_length,
-                    truncation_mode=truncation_mode, batch_size=batch_size, tokens=tokens, no_prompt=no_prompt,
+                    model, encoded, step=step, split=split, role=role, batch_size=batch_size,
+                    shared_prefix=proof or shared_prefix, row_tokens=row_tokens, tokens=tokens, no_prompt=no_prompt,
                     hidden=hidden, progress=progress,
                 )  # fmt: skip
-                facts_of_model = _described(model, tokenizer, checkpoint)
+                once.remember(model, tokenizer, scores.proved)
+                facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
+            if proof is None and (note := scores.proved.note()):
+                say(f"    {note}")
             write_scores(writer, run, scores.pairs, scores.tokens, scores.ches, role, step, split)
             writer.update(**facts_of_model)
-            if scores.dropped:
-                say(f"    {len(scores.dropped)} pairs left out, e.g. {scores.dropped[0][1]}")
-                writer.update(dropped_pairs=[{"pair_id": p, "why": why} for p, why in scores.dropped[:100]])
+            if encoded.dropped:
+                say(f"    {len(encoded.dropped)} pairs left out, e.g. {encoded.dropped[0][1]}")
+                writer.update(dropped_pairs=[{"pair_id": p, "why": why} for p, why in encoded.dropped[:100]])
     return writer.path
+
+
+class _Once:
+    """What the checkpoints of a scoring share is made once: the pairs' tokens, a tokenizer's description, the proof of
+    how shared prompts may be computed (which hangs on the architecture and the pairs, not on the weights)."""
+
+    def __init__(self, rows: Sequence[Row], max_length: int | None, truncation_mode: str) -> None:
+        self._rows, self._limits = rows, (max_length, truncation_mode)
+        self._tokenizers: dict[int, tuple[PreTrainedTokenizerBase, PairTokens, dict[str, Any]]] = {}
+        self._proved: dict[tuple[str, int], Proved] = {}
+
+    def _of(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, PairTokens, dict[str, Any]]:
+        from dpo_diag.inference.scoring import PairTokens
+        from dpo_diag.models.tokenizers import describe_tokenizer
+
+        if id(tokenizer) not in self._tokenizers:
+            encoded = PairTokens.of(self._rows, tokenizer, *self._limits)
+            # The tokenizer is kept, so that its id is no other one's.
+            self._tokenizers[id(tokenizer)] = tokenizer, encoded, describe_tokenizer(tokenizer)
+        return self._tokenizers[id(tokenizer)]
+
+    def encoded(self, tokenizer: PreTrainedTokenizerBase) -> PairTokens:
+        return self._of(tokenizer)[1]
+
+    def description(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        return self._of(tokenizer)[2]
+
+    def proved(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Proved | None:
+        return self._proved.get((_architecture(model), id(tokenizer)))
+
+    def remember(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, proved: Proved) -> None:
+        self._proved[_architecture(model), id(tokenizer)] = proved
+
+
+def _architecture(model: PreTrainedModel) -> str:
+    """All that decides how a model computes, but for its weights."""
+    kinds = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
+    config = model.config.to_json_string(use_diff=False)
+    return content_hash([kinds, config, str(model.dtype), str(model.device)])
 
 
 def models_to_score(
@@ -175,18 +228,20 @@ def refuse_other_pairs(run: Run, rows: Sequence[Row], split: str) -> None:
         )  # fmt: skip
 
 
-def _described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> dict[str, Any]:
+def _described(
+    model: PreTrainedModel, tokenizer: dict[str, Any], checkpoint: Checkpoint, proved: Proved
+) -> dict[str, Any]:
     """Fields of run.json."""
     from dpo_diag.models.loading import describe_model
-    from dpo_diag.models.tokenizers import describe_tokenizer
 
     described = describe_model(model, checkpoint.path, fingerprint=False)
+    described["shared_prefix"] = PrefixInfo(proved.way.name, proved.difference, dict(proved.refused))
     own = (
         {"reference": ReferenceInfo(**described)}
         if checkpoint.model == REFERENCE
         else {"model": ModelInfo(**described)}
     )
-    return {**own, "tokenizer": describe_tokenizer(tokenizer, checkpoint.path)}
+    return {**own, "tokenizer": tokenizer | {"name": checkpoint.path}}
 
 
 def history_rows(

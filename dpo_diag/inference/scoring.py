@@ -16,12 +16,57 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import padding_id
-from dpo_diag.models.logps import TokenScores, score_tokens
-from dpo_diag.models.packed.rows import Span
+from dpo_diag.models.logps import proved_way, score_tokens
+from dpo_diag.models.packed.rows import ROW_TOKENS, Span
+from dpo_diag.models.packed.verify import Proved, SharedPrefix
+from dpo_diag.models.packed.ways import Way
+from dpo_diag.models.token_scores import TokenScores
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TABLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Pairs as token ids, and what scoring needs of their tokenizer: made once for all checkpoints that share it.
+
+    Attributes:
+        pairs: those that reach the loss.
+        dropped: (pair_id, reason) of the others.
+        n_bytes: UTF-8 bytes of each token id, (vocabulary,).
+        begin: the begin token, if the tokenizer has one: what a response without its prompt stands behind.
+        pad_id: what fills shorter sequences.
+    """
+
+    pairs: list[EncodedPair]
+    dropped: list[tuple[str, str]]
+    n_bytes: npt.NDArray[np.int32]
+    begin: list[int]
+    pad_id: int
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = 1024,
+        truncation_mode: str = "keep_start",
+    ) -> PairTokens:
+        """Dicts of prompt, chosen, rejected and, if known, pair_id (`data.pairs.PairSet.rows`), tokenised as training
+        does; `max_length` and `truncation_mode` are the training's, or the numbers are another question's.
+
+        Raises:
+            DiagError: see `encode_pairs`; no pair left.
+        """
+        encoded = list(encode_pairs(pairs, tokenizer, max_length, truncation_mode))
+        kept = [pair for pair in encoded if pair.dropped is None]
+        dropped = [(pair.pair_id, ": ".join(pair.dropped)) for pair in encoded if pair.dropped is not None]
+        if not kept:
+            reason = dropped[0][1] if dropped else "there are none"
+            raise DiagError("no pair to score", got=reason, hint="check the pairs and max_length")
+        begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        return cls(kept, dropped, token_bytes(tokenizer), begin, padding_id(tokenizer))
 
 
 @dataclass
@@ -30,27 +75,26 @@ class Scores:
 
     Attributes:
         pairs, tokens: rows of these tables; `tokens` is empty if not asked for.
-        dropped: (pair_id, reason) of pairs that do not reach the loss.
         ches: one row per pair (pair_id, ches, ln_ches, n_chosen, n_rejected), if asked for.
+        proved: how shared prompts were computed.
     """
 
     pairs: pd.DataFrame
     tokens: pd.DataFrame
-    dropped: list[tuple[str, str]]
-    ches: pd.DataFrame | None = None
+    ches: pd.DataFrame | None
+    proved: Proved
 
 
 def score_pairs(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Row],
+    encoded: PairTokens,
     *,
     step: int,
     split: str = EVAL_SPLIT,
     role: str = "policy",
-    max_length: int | None = 1024,
-    truncation_mode: str = "keep_start",
     batch_size: int = 16,
+    shared_prefix: SharedPrefix | Proved = "auto",
+    row_tokens: int = ROW_TOKENS,
     tokens: bool = True,
     no_prompt: bool = False,
     hidden: bool = False,
@@ -60,11 +104,13 @@ def score_pairs(
 
     Args:
         model: a causal LM (or a PEFT model around one), unwrapped, on its device.
-        tokenizer: its tokenizer.
-        pairs: dicts of prompt, chosen, rejected and, if known, pair_id (`data.pairs.PairSet.rows`).
+        encoded: the pairs under its tokenizer.
         step, split, role: written into the rows.
-        max_length, truncation_mode: as in training, or the numbers are another question's.
-        batch_size: responses in one forward.
+        batch_size: responses in one forward, where they are not packed into rows.
+        shared_prefix: auto computes what the responses of a prompt share once where this model was proved to allow it
+            (see `packed.verify.prove`); on insists; off computes every response whole; or what was proved before, for
+            a model of the same architecture on these pairs.
+        row_tokens: tokens in one packed row.
         tokens: also give a row per response token.
         no_prompt: also score each response without its prompt (tokens' `logp_no_prompt`): a second, shorter forward.
             The first token is null unless the tokenizer has a begin token to predict it from.
@@ -72,34 +118,30 @@ def score_pairs(
         progress: show a bar.
 
     Raises:
-        DiagError: see `encode_pairs`; no pair left.
+        DiagError: `on`, and this model cannot.
     """
     from tqdm.auto import tqdm
 
-    encoded = list(encode_pairs(pairs, tokenizer, max_length, truncation_mode))
-    kept = [pair for pair in encoded if pair.dropped is None]
-    dropped = [(pair.pair_id, ": ".join(pair.dropped)) for pair in encoded if pair.dropped is not None]
-    if not kept:
-        reason = dropped[0][1] if dropped else "there are none"
-        raise DiagError("no pair to score", got=reason, hint="check the pairs and max_length")
-    places = [(pair, side) for pair in kept for side in SIDES]
+    places = [(pair, side) for pair in encoded.pairs for side in SIDES]
     spans = [Span(pair.prompt[side], pair.response[side]) for pair, side in places]
-    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    bare = [Span(begin, span.response) for span in spans] if no_prompt and tokens else []
-    settings: dict[str, Any] = {"batch_size": batch_size, "pad_id": padding_id(tokenizer)}
+    bare = [Span(encoded.begin, span.response) for span in spans] if no_prompt and tokens else []
+    if isinstance(shared_prefix, Proved):
+        proved = shared_prefix
+    else:
+        way = Way(batch_size=batch_size, row_tokens=row_tokens, pad_id=encoded.pad_id)
+        proved = proved_way(model, spans, way, shared_prefix)
     title = f"scoring, step {step}, {role}"
     with tqdm(total=len(spans) + len(bare), desc=title, unit="response", disable=not progress) as bar:
-        measured = score_tokens(model, spans, hidden=hidden, done=bar.update, **settings)
-        alone = score_tokens(model, bare, done=bar.update, **settings)
-    bytes_of = token_bytes(tokenizer)
+        measured = score_tokens(model, spans, way=proved.way, hidden=hidden, done=bar.update)
+        alone = score_tokens(model, bare, way=proved.way, done=bar.update)
     head: dict[str, Any] = {"step": step, "split": split, "role": role}
-    pair_rows = [head | _pair_row(*place, own, bytes_of) for place, own in zip(places, measured, strict=True)]
+    pair_rows = [head | _pair_row(*place, own, encoded.n_bytes) for place, own in zip(places, measured, strict=True)]
     token_rows = pd.DataFrame(columns=TABLES["tokens"].names)
     if tokens:
         bare_scores: Sequence[TokenScores | None] = alone or [None] * len(places)
         rows = [_token_rows(*place, own, bare) for place, own, bare in zip(places, measured, bare_scores, strict=True)]
         token_rows = pd.concat(rows, ignore_index=True).assign(**head)
-    return Scores(pd.DataFrame(pair_rows), token_rows, dropped, _ches(kept, measured) if hidden else None)
+    return Scores(pd.DataFrame(pair_rows), token_rows, _ches(encoded.pairs, measured) if hidden else None, proved)
 
 
 def _pair_row(pair: EncodedPair, side: str, own: TokenScores, bytes_of: npt.NDArray[np.int32]) -> dict[str, Any]:
@@ -174,5 +216,6 @@ def answer_logp(
         rendered = bool(begin) and bare[:1] == begin
         spans.append(Span(bare if rendered else list(tokenizer(str(prompt))["input_ids"]), [int(t) for t in ids]))
     with tqdm(total=len(spans), unit="answer", disable=not progress) as bar:
-        scores = score_tokens(model, spans, batch_size=batch_size, pad_id=padding_id(tokenizer), done=bar.update)
+        way = Way(batch_size=batch_size, pad_id=padding_id(tokenizer))
+        scores = score_tokens(model, spans, way=way, done=bar.update)
     return pd.Series([own.logp.sum() for own in scores], index=outputs.index, dtype=float)

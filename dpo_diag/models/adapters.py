@@ -87,3 +87,20 @@ def quantization_config(config: PeftConfig, dtype: Any) -> BitsAndBytesConfig | 
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def swap_adapter(model: Any, path: str) -> bool:
+    """Give a PEFT model the weights of another adapter of the same configuration; False, and nothing done, where its
+    weights are not all there is to it (biases of the base, other tensors than the model's)."""
+    from peft import PeftType, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    config = model.peft_config[model.active_adapter]
+    if config.peft_type != PeftType.LORA or config.bias != "none":
+        return False
+    weights = load_peft_weights(path, device=str(model.device))
+    own = get_peft_model_state_dict(model)
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
+        return False
+    set_peft_model_state_dict(model, weights)
+    return True

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import glob
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.models.adapters import swap_adapter
 from dpo_diag.models.hub import check_name
 from dpo_diag.models.loading import check_device, choose_dtype, load_model
 from dpo_diag.models.smollm2 import smollm2_folder
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 POLICY, REFERENCE = "policy", "ref"
 SMOLLM2 = "smollm2"
 """Names the model that `dpo-diag fetch smollm2` brings, wherever a checkpoint is named."""
+_NOT_THE_TOKENIZER = frozenset({"trainer_state.json", "adapter_config.json", "generation_config.json"})
 _NUMBERED = re.compile(r"(?:checkpoint|step|global_step)[-_]?(\d+)$")
 
 
@@ -113,7 +116,9 @@ def _is_model(path: Path) -> bool:
 
 @dataclass
 class Loader:
-    """Loads checkpoints; adapters of one base share it, so that only the first pays for it.
+    """Loads checkpoints; what they share is loaded once: the base of adapters, a tokenizer with the same files.
+
+    Adapters of one kind on one base are swapped weight by weight, without building the model anew.
 
     Args:
         device: auto, cpu, cuda, cuda:N, mps.
@@ -127,7 +132,8 @@ class Loader:
     tokenizer: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
-    _base: tuple[str, Any] | None = None
+    _shared: _Shared | None = None
+    _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
 
     def _plain(self, name: str) -> PreTrainedModel:
         device = check_device(self.device)
@@ -148,52 +154,94 @@ class Loader:
             names.append(adapter_base(checkpoint))
         own = next((n for n in names if not Path(n).is_dir() or _has_tokenizer(Path(n))), names[-1])
         folder = str(smollm2_folder()) if own == SMOLLM2 else own
-        return load_tokenizer(folder, trust_remote_code=self.trust_remote_code)[0]
+        key = _content(Path(folder)) if Path(folder).is_dir() else folder
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(folder, trust_remote_code=self.trust_remote_code)[0]
+        return self._tokenizers[key]
 
     @contextmanager
-    def open(self, checkpoint: Checkpoint) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-        """(model in evaluation mode on its device, tokenizer); freed on leaving."""
+    def open(
+        self, checkpoint: Checkpoint, *, keep: bool = False
+    ) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """(model in evaluation mode on its device, tokenizer); freed on leaving.
+
+        Args:
+            keep: a model that is the base of adapters which come next: it stays in memory for them.
+        """
         tokenizer = self.tokenizer_of(checkpoint)
-        if not checkpoint.is_adapter:
-            self._base = None
-            model = self._plain(checkpoint.path)
-            try:
-                yield model, tokenizer
-            finally:
-                del model
-                _free()
-            return
+        model = self._with_adapter(checkpoint) if checkpoint.is_adapter else self._base_named(checkpoint.path)
+        try:
+            yield model, tokenizer
+        finally:
+            del model
+            if not keep and not checkpoint.is_adapter:
+                self._shared = None
+            _free()
+
+    def _base_named(self, name: str) -> Any:
+        """The model of that name without adapters: the one in memory, if it is that."""
+        if self._shared is not None and self._shared.adapter is not None:
+            self._shared = _Shared(self._shared.name, self._shared.model.unload())
+        if self._shared is None or self._shared.name != name:
+            self._shared = None
+            _free()
+            self._shared = _Shared(name, self._plain(name))
+        return self._shared.model
+
+    def _with_adapter(self, checkpoint: Checkpoint) -> Any:
         from peft import PeftModel
 
-        base_name = adapter_base(checkpoint)
-        if self._base is None or self._base[0] != base_name:
-            self._base = None
-            _free()
-            self._base = (base_name, self._plain(base_name))
-        adapted: Any = PeftModel.from_pretrained(self._base[1], checkpoint.path)
-        adapted.eval()
-        try:
-            yield adapted, tokenizer
-        finally:
-            self._base = (base_name, adapted.unload())
-            del adapted
-            _free()
+        base, config = adapter_base(checkpoint), adapter_config(checkpoint)
+        now = self._shared
+        fits = now is not None and (now.name, now.adapter) == (base, config)
+        if now is None or not fits or not swap_adapter(now.model, checkpoint.path):
+            adapted: Any = PeftModel.from_pretrained(self._base_named(base), checkpoint.path)
+            adapted.eval()
+            now = self._shared = _Shared(base, adapted, config)
+        return now.model
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A model in memory under its name, and the configuration of the adapter that is on it."""
+
+    name: str
+    model: Any
+    adapter: dict[str, Any] | None = None
 
 
 def adapter_base(checkpoint: Checkpoint) -> str:
     """Folder or hub id of the model under an adapter, from adapter_config.json."""
-    file = Path(checkpoint.path) / "adapter_config.json"
-    try:
-        name = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise DiagError("the adapter does not name its base model", where=file, got=error) from error
+    name = adapter_config(checkpoint).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
+        file = Path(checkpoint.path) / "adapter_config.json"
         raise DiagError("the adapter does not name its base model", where=file, got=repr(name))
     return name
 
 
+def adapter_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """adapter_config.json of an adapter; raises DiagError for one that is no JSON object."""
+    file = Path(checkpoint.path) / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DiagError("the adapter's configuration cannot be read", where=file, got=error) from error
+    if not isinstance(config, dict):
+        raise DiagError("the adapter's configuration cannot be read", where=file, got=type(config).__name__)
+    return config
+
+
 def _has_tokenizer(path: Path) -> bool:
     return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
+def _content(folder: Path) -> str:
+    """Hash of the files in a folder that decide what its tokenizer is."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".txt", ".model", ".jinja", ".py") and path.name not in _NOT_THE_TOKENIZER:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _free() -> None:

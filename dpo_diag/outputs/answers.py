@@ -39,15 +39,17 @@ class Checkpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of all checkpoints to the same prompts, one sample each.
+    """The answers of all checkpoints to the same prompts: one sample each to read, all alike samples to measure.
 
     Attributes:
-        frame: rows of outputs/ of that sample, ordered by checkpoint and prompt.
+        frame: rows of outputs/ of the sample that is shown, ordered by checkpoint and prompt; some of `samples`.
+        samples: rows of outputs/ of every sample that is measured (see `alike`): a prompt's numbers are their means.
         checkpoints: others (sft, ref, ...) first, then the policy by step.
         prompt_ids: all prompts in the order in which they were first answered.
     """
 
     frame: pd.DataFrame
+    samples: pd.DataFrame
     checkpoints: tuple[Checkpoint, ...]
     prompt_ids: tuple[str, ...]
 
@@ -70,10 +72,32 @@ class Answers:
         rows = self.of(checkpoint)
         return {str(prompt_id): str(text) for prompt_id, text in zip(rows.index, rows["text"], strict=True)}
 
+    @cached_property
+    def _prompts(self) -> dict[Checkpoint, pd.Series[str]]:
+        """Row of `samples` -> its prompt, for each checkpoint."""
+        rows = self.samples
+        return {
+            c: rows.loc[(rows["model"] == c.model) & (rows["step"] == c.step), "prompt_id"] for c in self.checkpoints
+        }
+
+    @property
+    def n_samples(self) -> int:
+        """Samples a prompt and checkpoint have at most."""
+        return int(self.samples.groupby(["model", "step", "prompt_id"], observed=True).size().max())
+
     def values(self, measured: pd.DataFrame, checkpoint: Checkpoint, column: str) -> pd.Series:
-        """One checkpoint's numbers of a measure that lies on the index of `frame`, indexed by prompt_id."""
-        rows = self.of(checkpoint)["row"]
-        return pd.Series(measured.loc[rows, column].to_numpy(dtype=float), index=rows.index)
+        """One checkpoint's numbers of a measure that lies on the index of `samples`, indexed by prompt_id: the mean of
+        a prompt's samples that have one, NaN without any."""
+        prompts = self._prompts[checkpoint]
+        numbers = pd.Series(measured.loc[prompts.index, column].to_numpy(dtype=float))
+        return numbers.groupby(prompts.to_numpy(dtype=object)).mean().reindex(self.of(checkpoint).index)
+
+    def measures(self, measured: pd.DataFrame, checkpoint: Checkpoint) -> pd.DataFrame:
+        """Every measure of one checkpoint, indexed by prompt_id: numbers as `values`, others of the sample shown."""
+        shown = self.of(checkpoint)["row"]
+        own = measured.loc[shown].set_axis(shown.index)
+        numbers = own.select_dtypes("number").columns
+        return own.assign(**{str(c): self.values(measured, checkpoint, str(c)) for c in numbers})
 
     def tags(self) -> dict[str, list[str]]:
         """tag -> prompt ids; key=value tags (probe=..., format=...) are fields, not kinds of prompt, and stay out."""
@@ -108,6 +132,12 @@ class Answers:
         return next(
             (c for model in (REFERENCE, SFT) for c in self.checkpoints if c.model == model), self.checkpoints[0]
         )
+
+
+def alike(outputs: pd.DataFrame) -> pd.DataFrame:
+    """The samples that measure one thing: the greedy answers where sample 0 is one beside seeded samples; else all."""
+    seeded = outputs["seed"].notna() if "seed" in outputs else pd.Series(False, index=outputs.index)
+    return outputs[seeded == bool(seeded[outputs["sample"].fillna(0) == 0].any())]
 
 
 def tags_of(value: Any) -> list[str]:
@@ -172,10 +202,11 @@ def answers(
     models: list[str] | None = None,
     where: object = None,
 ) -> Answers:
-    """The answers of a run (or of rows of outputs/), one sample of each prompt and checkpoint.
+    """The answers of a run (or of rows of outputs/).
 
     Args:
-        sample: which one; None for the lowest that exists (0: the greedy one).
+        sample: which one is shown, and measured alone; None to measure all that are alike (see `alike`) and to show the
+            lowest of them (0: the greedy one).
         steps: of the policy; None for all. Other models keep theirs.
         models: None for all.
         where: for errors, whose answers these rows are.
@@ -193,6 +224,9 @@ def answers(
         )  # fmt: skip
     # Read from Parquet these may be dictionary-encoded; comparing and grouping categories is full of surprises.
     frame = frame.astype(dict.fromkeys(("model", "prompt_id", "text"), object))
+    frame = alike(frame) if sample is None else frame[frame["sample"] == sample]
+    if frame.empty:
+        raise DiagError("no answers of that sample", where=where, got=sample, usage=True)
     policy = frame["model"] == POLICY
     if steps is not None:
         _check_known("no answers at steps", steps, {int(s) for s in frame.loc[policy, "step"]}, where)
@@ -200,13 +234,10 @@ def answers(
     if models is not None:
         _check_known("no answers of models", models, set(frame["model"]), where)
         frame = frame[frame["model"].isin(models)]
-    number = int(frame["sample"].min()) if sample is None else sample
-    frame = frame[frame["sample"] == number]
-    if frame.empty:
-        raise DiagError("no answers of that sample", where=where, got=number, usage=True)
     check_comparable(frame, where)
-    frame = frame.drop_duplicates(["model", "step", "prompt_id"], keep="last").reset_index(drop=True)
-    return Answers(frame, checkpoints_in(frame), tuple(dict.fromkeys(frame["prompt_id"])))
+    samples = frame.drop_duplicates(["model", "step", "prompt_id", "sample"], keep="last").reset_index(drop=True)
+    shown = samples[samples["sample"] == samples["sample"].min()]
+    return Answers(shown, samples, checkpoints_in(shown), tuple(dict.fromkeys(shown["prompt_id"])))
 
 
 def _check_known(what: str, wanted: list[Any], known: set[Any], where: object) -> None:

@@ -68,14 +68,14 @@ def behaviour_table(
 
     Args:
         answers: the checkpoints' answers.
-        values: features and answer scores, on the index of `answers.frame`.
+        values: features and answer scores, on the index of `answers.samples`.
         baseline: what each checkpoint is held against.
         checkpoints: those to judge.
 
     Returns:
         Columns model, step, behaviour, tag, n, toward, away, unchanged (prompts), before, after (means; of 1 - share
-        where less is wanted), delta (after - before, + is wanted), low, high (95 %; null for
-        few prompts), p, q (Benjamini-Hochberg over a checkpoint's rows), verdict: toward | away | unchanged (q above
+        where less is wanted), delta (after - before, + is wanted), low, high (at `confidence_scores`; null for few
+        prompts), p, q (Benjamini-Hochberg over a checkpoint's rows), verdict: toward | away | unchanged (q above
         `answers.max_q`). A behaviour that no prompt can show is left out.
     """
     groups = {ALL: list(answers.prompt_ids)} | answers.tags()
@@ -87,9 +87,7 @@ def behaviour_table(
             {**checkpoint._asdict(), **row}
             for behaviour in WANTED
             if behaviour.column in values
-            for row in _moves(
-                answers, values, behaviour, baseline, checkpoint, groups, thresholds["least_for_interval"]
-            )
+            for row in _moves(answers, values, behaviour, baseline, checkpoint, groups, thresholds)
         ]
         for row, q in zip(own, false_discovery([row["p"] for row in own]), strict=True):
             moved = "toward" if row["delta"] > 0 else "away"
@@ -100,7 +98,7 @@ def behaviour_table(
 
 def _moves(
     answers: Answers, values: pd.DataFrame, behaviour: Behaviour, baseline: Checkpoint, checkpoint: Checkpoint,
-    groups: dict[str, list[str]], least: float,
+    groups: dict[str, list[str]], thresholds: Thresholds,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One behaviour's rows of `behaviour_table`, without q: over all prompts and by tag."""
     before = answers.values(values, baseline, behaviour.column)
@@ -115,8 +113,9 @@ def _moves(
         if own.empty or (tag not in behaviour.tags if behaviour.tags else repeats):
             continue
         x, y = own["before"].to_numpy(), own["after"].to_numpy()
-        change = paired_change(x, y, clusters=sources.loc[own.index].to_numpy(dtype=object))
-        delta = columns_of(change.delta.with_least(least))
+        own_sources = sources.loc[own.index].to_numpy(dtype=object)
+        change = paired_change(x, y, thresholds["confidence_scores"], own_sources)
+        delta = columns_of(change.delta.with_least(thresholds["least_for_interval"]))
         yield {
             "behaviour": behaviour.name, "tag": tag, "toward": int((y > x).sum()), "away": int((y < x).sum()),
             "unchanged": int((y == x).sum()), "before": float(x.mean()), "after": float(y.mean()),

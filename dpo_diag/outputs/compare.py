@@ -34,7 +34,8 @@ class Comparison:
         baseline, target: what is held against what in phrases, gaming and the sentence.
         changes: one row per answer (`changed.answer_changes`).
         changed: shares per checkpoint (`changed.change_table`).
-        measured: features and scores per answer, on the index of `answers.frame`.
+        measured: features and scores per answer, on the index of `answers.samples`.
+        level: confidence level of the changes of what was measured (`confidence_scores`).
         by_checkpoint: means per checkpoint (`features.checkpoint_table`).
         references: scores against references per checkpoint.
         phrases: inflation of `target` against `baseline`.
@@ -60,6 +61,7 @@ class Comparison:
     gaming: list[Finding]
     sentence: str
     cross_scores: pd.DataFrame
+    level: float
 
     def at_target(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of one of the tables that are about `target`."""
@@ -100,8 +102,8 @@ def comparison(
     answers = select(opened, sample=sample, steps=steps, models=models)
     own, base = answers.policy_checkpoints(), answers.baseline(baseline)
     target = own[-1] if to_step is None else answers.baseline(to_step)
-    scores = answer_scores(answers.frame)
-    measured = features(answers.frame, load_stances(phrase_list)).join(scores)
+    scores = answer_scores(answers.samples)
+    measured = features(answers.samples, load_stances(phrase_list)).join(scores)
     changes = answer_changes(answers)
     before, after = answers.texts(base), answers.texts(target)
     if texts is None and isinstance(opened, Run) and opened.has("texts"):
@@ -124,16 +126,18 @@ def comparison(
         sentence="There is one checkpoint only: nothing to compare."
         if base == target
         else sentence(behaviours, base, target),
-        cross_scores=cross_score_table(opened.path, answers, base)
+        cross_scores=cross_score_table(opened.path, answers, base, limits["confidence_scores"])
         if isinstance(opened, Run)
         else pd.DataFrame(columns=CROSS_COLUMNS),
+        level=limits["confidence_scores"],
     )
 
 
 def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """A run's answers compared, as one strict JSON document (NaN and infinities are null).
 
-    Keys: run; baseline, to (checkpoints); n_prompts; steps (of the policy); models; sentence; prompts (one entry per
+    Keys: run; baseline, to (checkpoints); n_prompts; n_samples (of a prompt, which numbers are means over); level (of
+    the changes' intervals); steps (of the policy); models; sentence; prompts (one entry per
     prompt, changed ones first, each with its distinct answers in the order of checkpoints); changed (per checkpoint,
     since what); phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per checkpoint); references (scores
     per checkpoint); across (answers under the model that did not write them).
@@ -153,6 +157,8 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
             "baseline": c.baseline.label,
             "to": c.target.label,
             "n_prompts": len(c.answers.prompt_ids),
+            "n_samples": c.answers.n_samples,
+            "level": c.level,
             "steps": [x.step for x in c.answers.checkpoints if x.model == "policy"],
             "models": list(dict.fromkeys(x.model for x in c.answers.checkpoints)),
             "sentence": c.sentence,

@@ -10,17 +10,20 @@ from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
 from dpo_diag.paired import paired_change
 from dpo_diag.records.schemas import ANSWER_LOGPS
 from dpo_diag.records.side_tables import read_side_table
+from dpo_diag.stats import LEVEL
 
 COLUMNS = ["model", "step", "of", "n", "logp_before", "logp_after", "delta", "low", "high"]
 
 
-def cross_score_table(folder: str | os.PathLike[str], answers: Answers, base: Checkpoint) -> pd.DataFrame:
+def cross_score_table(
+    folder: str | os.PathLike[str], answers: Answers, base: Checkpoint, level: float = LEVEL
+) -> pd.DataFrame:
     """Mean log-prob (nats per answer) of answers under the baseline and a later checkpoint, paired over prompts.
 
     Returns:
         Two rows per checkpoint that was scored (`dpo-generate across=true`): of = "old" (the baseline's answers) and
         "new" (the checkpoint's own); logp_before under the baseline, logp_after under the checkpoint, delta with its
-        95 % interval, n prompts. No rows where nothing was scored against this baseline.
+        interval, n prompts. No rows where nothing was scored against this baseline.
     """
     scored = read_side_table(folder, ANSWER_LOGPS)
     rows = []
@@ -42,7 +45,7 @@ def cross_score_table(folder: str | os.PathLike[str], answers: Answers, base: Ch
             before, after = (by_writer, by_scorer) if of == "old" else (by_scorer, by_writer)
             before, after = before.loc[common], after.loc[common]
             sources = answers.sources().reindex(common).to_numpy(dtype=object)
-            change = columns_of(paired_change(before, after, clusters=sources).delta)
+            change = columns_of(paired_change(before, after, level, clusters=sources).delta)
             means = {"logp_before": float(before.mean()), "logp_after": float(after.mean())}
             rows.append({**checkpoint._asdict(), "of": of, **means, "delta": change.pop("value"), **change})
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -107,7 +107,7 @@ def reference_table(answers: Answers, scores: pd.DataFrame, full: Collection[Che
 
     Args:
         answers: all checkpoints.
-        scores: `answer_scores` of their frame.
+        scores: `answer_scores` of their samples.
         full: checkpoints that also get ROUGE-L, chrF and BLEU, which take up to seconds each; None for all.
     """
     rows = []

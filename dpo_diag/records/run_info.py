@@ -40,6 +40,17 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True)
+class PrefixInfo:
+    """How scoring computed prompts that several responses share."""
+
+    way: Literal["packed", "cached", "plain"] | None = declared(
+        "packed: once, the responses behind it in one row | cached: once, into the model's cache | plain: with each"
+    )
+    difference: float | None = declared("from the plain way before the first batch, in float32", "nats per response")
+    refused: Mapping[str, str] = declared("quicker way -> why it was not gone", factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """A model: the policy, or one that was scored."""
 
@@ -52,6 +63,7 @@ class ModelInfo:
     attn_implementation: str | None = declared("transformers' name: sdpa, eager, flash_attention_2")
     fingerprint: str | None = declared("SHA-256 over names, types, shapes and bytes of the weights")
     adapter: AdapterInfo | None = declared("adapter; null for full fine-tuning")
+    shared_prefix: PrefixInfo | None = declared("scored: how prompts that several responses share were computed")
 
 
 @dataclass(frozen=True)

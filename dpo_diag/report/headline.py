@@ -12,8 +12,8 @@ from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.narrative import stretch
 from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.report.section import Context
-from dpo_diag.stats import proportion
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
+from dpo_diag.thresholds import defaults
 
 HAPPENED, CHANGE = "What happened", "What to change"
 """Headings of the narrative that have a place of their own in the page."""
@@ -157,7 +157,7 @@ def _scores(context: Context) -> list[Fact]:
             )
         else:
             before = after = float(curve.values[-1])
-            share = proportion(after * curve.n[-1], curve.n[-1])
-            note = f"n {share.n}, {interval(share.bounds, write=number)}" if curve.is_proportion else ""
+            share = curve.value_at(-1, defaults())
+            note = f"n {share.n}, {interval(share.bounds, share.level, number)}" if curve.is_proportion else ""
         shown.append(Fact(score_label(curve.name, curve.split), *both_ends(before, after, 3), note, "score"))
     return shown

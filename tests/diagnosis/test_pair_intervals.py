@@ -12,7 +12,7 @@ from builders import SIGMOID, pair_rows
 
 from dpo_diag import Run, RunWriter, load_run
 from dpo_diag.diagnosis import explain
-from dpo_diag.diagnosis.pair_intervals import PairIntervals, counted
+from dpo_diag.diagnosis.pair_intervals import PairIntervals, counted, counted_about
 from dpo_diag.diagnosis.pair_rows import PairRows
 from dpo_diag.gate.judge import Gate
 from dpo_diag.stats import Interval, t_interval
@@ -79,6 +79,8 @@ def test_pairs_in_words() -> None:
     assert (counted(1, None), counted(400, 100)) == ("1 pair", "400 pairs of 100 prompts")
     assert of([i // 2 for i in range(16)]).counted(IDS) == "16 pairs of 8 prompts"
     assert of(None).counted(IDS) == "16 pairs"
+    assert counted_about(81, Interval(0.1, -1, 1, 16, clusters=8)) == "81 pairs of 41 prompts"
+    assert counted_about(81, Interval(0.1, -1, 1, 16)) == "81 pairs"
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -98,6 +98,17 @@ def _why_not(code: str) -> str | None:
     return None
 
 
+def test_sections_of_the_design_that_docstrings_name_exist() -> None:
+    """`DESIGN section 2.4` is the fourth item of the second section's list."""
+    design = (DOCS / "design.md").read_text(encoding="utf-8")
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "dpo_diag").rglob("*.py"))
+    named = {section for text in sources for section in re.findall(r"DESIGN section (\d(?:\.\d)?)", text)}
+    assert named
+    for section, _, item in (name.partition(".") for name in sorted(named)):
+        (body,) = re.findall(rf"^## {section}\. (.*?)(?=^## |\Z)", design, flags=re.M | re.S)
+        assert not item or re.search(rf"^{item}\. ", body, flags=re.M)
+
+
 def test_every_paper_that_the_code_names_has_its_line_among_the_methods() -> None:
     paper = re.compile(r"arxiv(?:\.org/abs/|:)?[\s#*]*(\d{4}\.\d{4,5})", re.IGNORECASE)
     sources = [*(ROOT / "dpo_diag").rglob("*.py"), *conf_dir().rglob("*.yaml")]

@@ -107,6 +107,30 @@ def test_printed_frames(form: str, tmp_path: Path, imported: Importing) -> None:
     assert (value(run, "loss", 60), value(run, "rewards/chosen", 60)) == (0.58, -0.3)
 
 
+@pytest.mark.parametrize("form", ["to_html", "no_index", "notebook"])
+def test_tables_in_a_page(form: str, tmp_path: Path, imported: Importing) -> None:
+    """pandas' own page, and a trainer's table in a saved notebook, behind a long head and another table."""
+    table, path = frame(), tmp_path / "page.html"
+    other = "<table><tr><th>name</th><th>size</th></tr><tr><td>model</td><td>7</td></tr></table>"
+    head = f"<!DOCTYPE html>\n<html><head><style>{'p {{}} ' * 20_000}</style></head><body>{other}<p>Training | log</p>"
+    pages = {
+        "to_html": table.to_html(),
+        "no_index": table.to_html(index=False),
+        "notebook": f"{head}{table.to_html(index=False)}</body></html>",
+    }
+    path.write_text(pages[form])
+    result, run = imported(path)
+    assert (result["format"], result["skipped_count"], result["summary_rows"]) == ("html", 0, 1)
+    assert (steps(run, "loss"), steps(run, "loss", "eval")) == ([10, 20, 30, 40, 50, 60], [30, 60])
+    assert (value(run, "loss", 60), value(run, "rewards/chosen", 60)) == (0.58, -0.3)
+
+
+def test_a_page_without_a_log_says_what_to_export(tmp_path: Path, imported: Importing) -> None:
+    (tmp_path / "page.html").write_text("<html><table><tr><th>a</th><th>b</th></tr><tr><td>1</td></tr></table></html>")
+    with pytest.raises(DiagError, match=r"no table of a log in the page; .*; got 1 tables; .*hint: .*to_csv"):
+        imported(tmp_path / "page.html")
+
+
 def test_a_frame_printed_without_its_middle_is_refused(tmp_path: Path, imported: Importing) -> None:
     """print(df) of 200 rows shows ten and `...`; the size below says how many there are."""
     (tmp_path / "frame.txt").write_text(str(frame(200)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sqlite3
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,41 @@ def test_a_server_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, import
     with pytest.raises(DiagError, match="did not give the run") as error:
         imported("me/dpo/abc123")
     assert "\n" not in str(error.value)
+
+
+def mlflow_database(path: Path, runs: dict[str, str | None]) -> Path:
+    """MLflow's tables with runs of three losses each, the second one NaN, and one run that was deleted."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE runs (run_uuid TEXT, name TEXT, lifecycle_stage TEXT, start_time INTEGER)")
+        db.execute("CREATE TABLE metrics (key TEXT, value REAL, timestamp INT, run_uuid TEXT, step INT, is_nan BOOL)")
+        db.execute("CREATE TABLE params (key TEXT, value TEXT, run_uuid TEXT)")
+        db.execute("CREATE TABLE tags (key TEXT, value TEXT, run_uuid TEXT)")
+        for start, (run, name) in enumerate({**runs, "gone": "gone"}.items()):
+            stage = "deleted" if run == "gone" else "active"
+            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run, name, stage, start))
+            for step, loss in ((10, 0.69), (20, 0.0), (30, 0.5 + start)):
+                db.execute("INSERT INTO metrics VALUES ('loss', ?, ?, ?, ?, ?)", (loss, step, run, step, step == 20))
+                rewards = (-step / 100, step, run, step)
+                db.execute("INSERT INTO metrics VALUES ('rewards/chosen', ?, ?, ?, ?, 0)", rewards)
+            db.execute("INSERT INTO params VALUES ('beta', '0.2', ?)", (run,))
+    return path
+
+
+def test_mlflow_s_database(tmp_path: Path, imported: Importing) -> None:
+    """A number that is NaN was NaN; a deleted run is none; the file stays alone in its folder."""
+    (tmp_path / "db").mkdir()
+    path = mlflow_database(tmp_path / "db" / "mlflow.db", {"a1": "mine"})
+    result, run = imported(path)
+    assert (result["format"], result["read"], run.info.beta) == ("mlflow_db", 3, 0.2)
+    assert (value(run, "loss", 10), value(run, "loss", 30), value(run, "rewards/chosen", 30)) == (0.69, 0.5, -0.3)
+    assert math.isnan(value(run, "loss", 20))
+    assert [p.name for p in path.parent.iterdir()] == ["mlflow.db"]
+
+
+def test_runs_of_mlflow_s_database_are_told_apart(tmp_path: Path, imported: Importing) -> None:
+    """Two runs of one name: the second goes by its id; an id stands for the name."""
+    path = mlflow_database(tmp_path / "mlruns.db", {"a1": "mine", "b2": "mine", "c3": None})
+    assert value(imported(path, run="mine")[1], "loss", 30) == 0.5
+    assert [value(imported(path, run=run_id)[1], "loss", 30) for run_id in ("a1", "b2", "c3")] == [0.5, 1.5, 2.5]
+    with pytest.raises(DiagError, match="mine"):
+        imported(path, run="no such")

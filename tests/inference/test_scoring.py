@@ -11,8 +11,8 @@ import torch
 from dpo_diag.data.tokens import encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import generate
-from dpo_diag.inference.scoring import answer_logp, score_pairs
-from dpo_diag.models import logps
+from dpo_diag.inference.scoring import PairTokens, answer_logp, score_pairs
+from dpo_diag.models import head
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
@@ -52,16 +52,22 @@ def plain(model: LlamaForCausalLM, prompt: list[int], response: list[int]) -> di
     }
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize(("batch_size", "shared_prefix"), [(1, "off"), (4, "off"), (64, "off"), (4, "on")])
 def test_scores_equal_a_plain_loop(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    batch_size: int,
+    shared_prefix: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logps, "MAX_LOGITS", 258 * 7)  # chunks of 7 positions, so that a response spans several
+    monkeypatch.setattr(head, "TILE_POSITIONS", 7)  # a response spans several tiles, and so does the vocabulary
+    monkeypatch.setattr(head, "TILE_TOKENS", 100)
     model.train()
     state = torch.get_rng_state()
     scores = score_pairs(
-        model, tokenizer, PAIRS, step=5, batch_size=batch_size, no_prompt=True, hidden=True, progress=False
-    )
+        model, PairTokens.of(PAIRS, tokenizer), step=5, batch_size=batch_size, shared_prefix=shared_prefix,
+        no_prompt=True, hidden=True, progress=False,
+    )  # fmt: skip
     assert model.training and torch.equal(torch.get_rng_state(), state)
     model.eval()
     encoded = list(encode_pairs(PAIRS, tokenizer))
@@ -110,7 +116,7 @@ def test_scaled_logits_are_the_models_own(tokenizer: PreTrainedTokenizerFast) ->
             return out
 
     model.__class__ = Doubled
-    scores = score_pairs(model, tokenizer, PAIRS, step=0, progress=False)
+    scores = score_pairs(model, PairTokens.of(PAIRS, tokenizer), step=0, progress=False)
     pair = next(encode_pairs(PAIRS, tokenizer))
     want = plain(model, pair.prompt["chosen"], pair.response["chosen"])
     assert scores.pairs.iloc[0]["sum_logp"] == pytest.approx(want["logp"].sum(), abs=1e-4)
@@ -127,4 +133,4 @@ def test_own_answers_have_the_logp_that_generation_recorded(
 
 def test_nothing_to_score_is_one_line(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DiagError, match="no pair to score; got the prompt fills max_length: 8 tokens"):
-        score_pairs(model, tokenizer, PAIRS[:1], step=0, max_length=3, progress=False)
+        PairTokens.of(PAIRS[:1], tokenizer, max_length=3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dpo_diag.errors import DiagError
+from dpo_diag.inference import scoring as inference
 from dpo_diag.inference.generate_run import generate_checkpoints
 from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.losses import LossSpec
@@ -159,8 +160,10 @@ def test_the_reference_gets_the_policys_tokens(
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_adapters_share_their_base_and_have_it_as_reference(folders: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
+def test_adapters_share_their_base_and_have_it_as_reference(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     for step in (1, 2):
@@ -171,11 +174,22 @@ def test_adapters_share_their_base_and_have_it_as_reference(folders: Path, tmp_p
                 if "lora_B" in name:
                     p.fill_(0.3 * step)
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
-    loader = Loader(**CPU)
-    out = score_checkpoints(
-        [tmp_path / "checkpoint-*"], PAIRS, tmp_path / "run", loader=loader, tokens=False, progress=False
+    loaded: list[str] = []
+    original, proved = Loader._plain, inference.proved_way
+    monkeypatch.setattr(Loader, "_plain", lambda self, name: loaded.append("base") or original(self, name))
+    monkeypatch.setattr(inference, "proved_way", lambda *args: loaded.append("proof") or proved(*args))
+    monkeypatch.setattr(
+        inference.PairTokens, "of", lambda *args, of=inference.PairTokens.of: loaded.append("tokens") or of(*args)
     )
+    wrapped = PeftModel.from_pretrained
+    monkeypatch.setattr(PeftModel, "from_pretrained", lambda *args: loaded.append("adapter") or wrapped(*args))
+    out = score_checkpoints(
+        [tmp_path / "checkpoint-*"], PAIRS, tmp_path / "run", loader=Loader(**CPU), tokens=False, progress=False
+    )
+    # The base is the reference too; the second adapter's weights go where the first one's were.
+    assert loaded == ["base", "tokens", "proof", "adapter", "proof"]
     run = load_run(out)
+    assert run.info.model.shared_prefix is not None and run.info.model.shared_prefix.way == "packed"
     assert run.pairs["ref_sum_logp"].notna().all()
     sums = run.pairs.groupby("step")["sum_logp"].sum()
     assert sums[1] != pytest.approx(sums[2]) and run.pairs["ref_sum_logp"].sum() / 2 != pytest.approx(sums[1])
@@ -186,6 +200,17 @@ def test_adapters_share_their_base_and_have_it_as_reference(folders: Path, tmp_p
     again = load_run(alone).pairs.set_index(["pair_id", "side"])["sum_logp"]
     first = run.pairs[run.pairs["step"] == 2].set_index(["pair_id", "side"])["sum_logp"]
     assert first.to_dict() == pytest.approx(again.to_dict(), abs=1e-6)
+    # Another rank is another model: nothing is swapped.
+    other = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folders / "base"),
+        LoraConfig(r=3, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    other.save_pretrained(tmp_path / "other")
+    loader = Loader(**CPU)
+    for path, rank in ((tmp_path / "checkpoint-2", 2), (tmp_path / "other", 3), (tmp_path / "checkpoint-1", 2)):
+        with loader.open(Checkpoint(str(path))) as (model, _):
+            lora = [p for name, p in model.named_parameters() if "lora_A" in name]
+            assert {len(p) for p in lora} == {rank}
     (tmp_path / "checkpoint-1" / "adapter_config.json").write_text("{}")
     with pytest.raises(DiagError, match="does not name its base"):
         module.adapter_base(Checkpoint(str(tmp_path / "checkpoint-1")))

@@ -17,9 +17,10 @@ from dpo_diag.inference.play import Playground, pieces
 from dpo_diag.models.cache import ModelCache
 from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.models.decoding import Written
-from dpo_diag.models.logps import TokenScores, score_tokens
+from dpo_diag.models.logps import score_tokens
 from dpo_diag.models.packed.rows import Span
 from dpo_diag.models.run_checkpoints import checkpoints_of, choose
+from dpo_diag.models.token_scores import TokenScores
 from dpo_diag.records import load_run
 from tests.inference.conftest import make_model, make_tokenizer
 

@@ -379,14 +379,14 @@ def test_checks_that_speak_come_first_by_severity(made_explanation: Explanation)
             "outcome": "speaks",
             "severity": "error",
             "reason": "R",
-            "evidence": {"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}},
+            "evidence": {"x": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "level": 0.95}},
             "try": [],
         }
     ]
     document = {"checks": made_explanation.document["checks"] + more}
     frame = checks.checks_frame(document)
     assert frame["code"].tolist() == ["DVG030", "DVG001", "DVG018", "DVG004"]
-    assert frame["evidence"][0] == [("x", "0.5000 (0.4000 to 0.6000, n 9)")]
+    assert frame["evidence"][0] == [("x", "0.5000 (95 % interval 0.4000 to 0.6000, n 9)")]
     drawn = section("checks", document)
     assert "2 of 4 checks speak." in drawn
     assert "No review was recorded" in drawn

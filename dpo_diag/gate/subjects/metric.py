@@ -37,23 +37,25 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     if paired is not None:
         return Quantity(paired.after, paired.before, paired.change)
     if name.startswith(SCORE) and 0 <= value <= 1 and 0 <= old <= 1 and n0 >= 1 and n1 >= 1:
-        share = enough(proportion(value * n1, float(n1)), judged.limits)
-        return Quantity(share, old, _score_change(judged, name, split, int(step), int(now["step"])))
+        own, change = _score(judged, name, split, int(step), int(now["step"]))
+        return Quantity(own or enough(proportion(value * n1, float(n1)), judged.limits), old, change)
     return Quantity(
         unknown_interval(value, 0 if pd.isna(n1) else int(n1)), old, unknown_interval(value - old)
     )  # fmt: skip
 
 
-def _score_change(judged: JudgedRun, name: str, split: str, from_step: int, to_step: int) -> Interval | None:
-    """The change of a score as the explanation gives it: paired where the answers are recorded."""
+def _score(
+    judged: JudgedRun, name: str, split: str, from_step: int, to_step: int
+) -> tuple[Interval | None, Interval | None]:
+    """A score and its change as the explanation gives them: paired where the answers are recorded."""
     own, other = (
         next((c for c in score_curves(run) if (SCORE + c.name, c.split) == (name, split)), None)
         for run in (judged.run, judged.other)
     )
     if own is None or other is None:
-        return None
+        return None, None
     first, last = int(np.flatnonzero(other.steps == from_step)[0]), int(np.flatnonzero(own.steps == to_step)[0])
-    return own.since(other, first, last, judged.limits).change
+    return own.value_at(last, judged.limits), own.since(other, first, last, judged.limits).change
 
 
 def _of_batches(judged: JudgedRun, rows: pd.DataFrame, name: str, old: float, other: pd.DataFrame) -> Quantity:
@@ -90,6 +92,9 @@ def _at_baseline(judged: JudgedRun, rows: pd.DataFrame, name: str, split: str) -
     known of it, else at the first step."""
     if judged.same_run and judged.step in (None, REFERENCE):
         known = at_reference(judged.pairs, split)
+        at = rows[rows["step"] == judged.pairs.reference_step(split)]
+        if name.startswith(SCORE) and len(at):  # logged at the step that is the reference, with its questions
+            return int(at.iloc[0]["step"]), float(at.iloc[0]["value"]), float(at.iloc[0]["weight"])
         if name in known:
             return REFERENCE, known[name], math.nan
     if judged.step == REFERENCE:

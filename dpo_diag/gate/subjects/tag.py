@@ -31,7 +31,8 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
         raise Missing(f"the answers with tag {tag} have no score")
     if rule.get("of") != "gap":
         sources = c.answers.sources().reindex(inside.index).to_numpy(dtype=object)
-        change = enough(paired_change(inside["before"], inside["after"], clusters=sources).delta, judged.limits)
+        level = judged.limits["confidence_scores"]
+        change = enough(paired_change(inside["before"], inside["after"], level, sources).delta, judged.limits)
         return Quantity(
             enough(mean_interval(inside["after"]), judged.limits), float(inside["before"].mean()), change
         )  # fmt: skip

@@ -45,7 +45,7 @@ def _cells(line: str) -> list[str]:
     return re.split(r"\s{2,}|\t", text)
 
 
-def _is_header(cells: list[str]) -> bool:
+def is_header(cells: list[str]) -> bool:
     """Whether a line names a metric and a step or another metric."""
     if len(cells) < 2 or any(number(cell) is not None for cell in cells):
         return False
@@ -58,7 +58,7 @@ def _header(line: str) -> list[str]:
     """A header's names, none where it is none; single blanks part them only where no name holds one."""
     text = line.rstrip("\n \\")
     for cells in (_cells(text), text.split()):
-        if _is_header(cells):
+        if is_header(cells):
             return cells
     return []
 
@@ -102,7 +102,12 @@ def read_printed_table(path: Path, options: Options) -> Parsed:
     """
     parsed = Parsed.of("table", [path], options)
     text = ((line, raw.decode("utf-8", "replace")) for line, raw in lines(path, parsed.skipped))
-    blocks = _blocks(text, parsed)
+    return read_lines(text, parsed, path, options)
+
+
+def read_lines(numbered: Iterator[tuple[int, str]], parsed: Parsed, path: Path, options: Options) -> Parsed:
+    """Read (number, line) of a printed table into `parsed`; raises as `read_printed_table`."""
+    blocks = _blocks(numbered, parsed)
     wide = [block for i, block in enumerate(blocks) if i == 0 or blocks[i - 1].goes_on]
     if len(wide) < len(blocks):
         parsed.notes.append(f"{len(blocks)} tables in the file; the first is taken")

@@ -7,13 +7,12 @@ the old run: steps that come back are duplicates, the later ones count. NaN and 
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.importers.databases import MAGIC, opened
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
@@ -27,25 +26,8 @@ def read_trackio(path: Path, options: Options) -> Parsed:
         DiagError: no database of trackio's, or several runs and none named.
     """
     file = path if path.is_file() else _database(path)
-    with tempfile.TemporaryDirectory(prefix="dpo-diag-") as scratch:
-        # A copy: opening a database beside its write-ahead log would write to the user's folder.
-        copy = Path(scratch) / "project.db"
-        try:
-            shutil.copyfile(file, copy)
-            for ending in ("-wal", "-shm"):
-                if (beside := file.with_name(file.name + ending)).is_file():
-                    shutil.copyfile(beside, copy.with_name(copy.name + ending))
-            connection = sqlite3.connect(copy)
-        except (OSError, sqlite3.Error) as error:
-            raise DiagError("the database cannot be opened", where=file, got=error) from error
-        try:
-            return _read(connection, file, options)
-        except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as error:
-            raise DiagError(
-                "the database cannot be read", where=file, got=error, expected="trackio's tables", hint="copy it again"
-            ) from error
-        finally:
-            connection.close()
+    with opened(file, "trackio's tables") as connection:
+        return _read(connection, file, options)
 
 
 def _database(folder: Path) -> Path:
@@ -118,7 +100,7 @@ register(
         file_name="project.db",
         order=10,
         why="begins with bytes that no other file begins with",
-        sniff=lambda head: head.raw.startswith(b"SQLite format 3\0"),
+        sniff=lambda head: head.raw.startswith(MAGIC),
         read=read_trackio,
         rounding=0,
         reads_folders=True,

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+ROW_TOKENS = 2048
+"""Tokens in a row, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def pack(spans: Sequence[Span], max_tokens: int) -> list[Row]:
     prompt. A segment that is longer than a row gets a row of its own; it never holds more than two spans then. Spans
     of which nothing is scored are in no row. The same spans give the same rows every time.
     """
-    segments = deque(sorted(_segments(spans, max_tokens), key=lambda s: (-_tokens(spans, s), s)))
+    segments = deque(sorted(shared_prompts(spans, max_tokens), key=lambda s: (-_tokens(spans, s), s)))
     rows = []
     while segments:
         own = [segments.popleft()]
@@ -126,8 +128,8 @@ def row_of(spans: Sequence[Span], segments: Sequence[Sequence[int]]) -> Row:
     )
 
 
-def _segments(spans: Sequence[Span], max_tokens: int) -> list[list[int]]:
-    """Numbers of the spans of each segment: those of one prompt, as many as fit into a row."""
+def shared_prompts(spans: Sequence[Span], max_tokens: int) -> list[list[int]]:
+    """Numbers of the spans of each segment: those of one prompt, as many as fit into a row; [] for nothing."""
     groups: dict[tuple[int, ...], list[list[int]]] = {}
     for i, span in enumerate(spans):
         if not span.n_scored:

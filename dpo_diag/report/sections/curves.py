@@ -19,8 +19,8 @@ from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.svg import responsive
 from dpo_diag.report.tables import table
 from dpo_diag.report.text import ratio
-from dpo_diag.stats import proportion
 from dpo_diag.text import arrow, capital, number, signed
+from dpo_diag.thresholds import defaults
 
 LOSS, CHOSEN = "DPO loss", "chosen perplexity"
 PERPLEXITIES = ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean")
@@ -84,8 +84,8 @@ SECTIONS.add("curves", Section(
 
 def curves_frame(run: Run, split: str | None, trajectory: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
     """Long frame of what the panels draw: panel (a key of PANELS), line, kind (its style), step, value, low and high
-    (a score's Wilson 95 % interval), n, measure (the history's name), split. What the history lacks (a scored run has
-    none) comes from the explanation's `trajectory`. Empty where neither has anything.
+    (a score's 95 % interval over its questions), n, measure (the history's name), split. What the history lacks (a
+    scored run has none) comes from the explanation's `trajectory`. Empty where neither has anything.
     """
     history = run.history
     own = _completed(history.loc[history["split"] == split], split, trajectory)
@@ -103,12 +103,8 @@ def curves_frame(run: Run, split: str | None, trajectory: Iterable[Mapping[str, 
             parts.append(_part(own, "log-probs", f"{side} log-prob", side, f"logps/{side}"))
     for i, curve in enumerate(score_curves(run)):
         part = pd.DataFrame({"step": curve.steps, "value": curve.values, "n": curve.n})
-        bounds = [
-            (interval.low, interval.high) if 0 <= value <= 1 else (math.nan, math.nan)
-            for value, n in zip(curve.values, curve.n, strict=True)
-            for interval in (proportion(value * n, n),)
-        ]
-        part["low"], part["high"] = zip(*bounds, strict=True)
+        measured = [curve.value_at(place, defaults()) for place in range(len(part))]
+        part["low"], part["high"] = [m.low for m in measured], [m.high for m in measured]
         # The second score of two has a line of its own, and so on in turn.
         kind = "score2" if i % 2 else "score"
         parts.append(part.assign(panel="score", line=score_label(curve.name, curve.split), kind=kind,

@@ -10,6 +10,7 @@ import pandas as pd
 from dpo_diag.report.answers import answers_frame, prompts
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.tables import Table, table
+from dpo_diag.stats import LEVEL
 from dpo_diag.text import MISSING, number, percent, plural, signed
 
 PHRASE = 0.05
@@ -85,7 +86,8 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[tuple[str, Table]]:
             "What moved",
             behaviours_frame(comparison),
             "prompts that moved toward what is wanted, or away; change with its "
-            f"95 % interval; q: corrected for {plural(len(_last_step(comparison.get('behaviours'))), 'row')}",
+            f"{percent(comparison.get('level', LEVEL))} interval; q: corrected for "
+            f"{plural(len(_last_step(comparison.get('behaviours'))), 'row')}",
             {},
         ),
         ("Tag gaps", tags_frame(comparison), "by tag: is it good only where it looks like the training data?", {}),
@@ -102,7 +104,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def behaviours_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """One row per behaviour over all prompts at the last step: behaviour, n, toward, away, unchanged, before, after,
-    change (with its 95 % interval, as text), q (p corrected for all rows of the comparison at that step); the smallest
+    change (with its interval, as text), q (p corrected for all rows of the comparison at that step); the smallest
     first. Empty where the comparison has none."""
     rows = [r for r in _last_step(comparison.get("behaviours")) if r.get("tag") in ("(all)", None, "")]
     rows.sort(key=lambda r: (r.get("q") is None, r.get("q") or 0.0, r.get("p") or 0.0))

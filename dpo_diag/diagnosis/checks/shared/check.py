@@ -15,6 +15,7 @@ import numpy as np
 
 from dpo_diag.diagnosis.checks.shared.advice import Advice, Situation, advice
 from dpo_diag.diagnosis.checks.shared.example import Example
+from dpo_diag.diagnosis.pair_intervals import counted_about
 from dpo_diag.registry import Registry
 from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import about, interval, plain, plural
@@ -171,7 +172,11 @@ def inside_noise(change: Interval, p: float | None = None, units: str = "pairs")
 def would_tell(change: Interval, units: str = "pairs") -> str:
     """ "; about 480 pairs would tell it from none (power 80 %)"; "" where no number follows from the interval."""
     needed = None if change.above or change.below else change.needed(change.value)
-    return f"; about {about(max(needed, change.n + 1))} {units} would tell it from none (power 80 %)" if needed else ""
+    if not needed:
+        return ""
+    enough = max(needed, change.n + 1)
+    more = counted_about(enough, change) if units == "pairs" else f"{about(enough)} {units}"
+    return f"; about {more} would tell it from none (power 80 %)"
 
 
 def ratio(numerator: float, denominator: float) -> float:
