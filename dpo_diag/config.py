@@ -98,7 +98,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     disable_dropout: bool = True
     precompute_ref_log_probs: bool = False
-    shared_prefix: str = "off"
+    shared_prefix: str = "auto"
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     logging_steps: int = 1
@@ -126,10 +126,12 @@ class ProbesConfig:
 
     `extra` may hold top5 and greedy_logp: a reduction inside the LM head, whose price dpo_diag.training states.
     `train_pairs` of the training set are measured at every evaluation as a set of their own (eval_train_probe).
+    `prompt_ce`: SFT scores the prompt's tokens too; null: on a CPU, where that is cheap.
     """
 
     record_tokens: int = 256
     train_pairs: int = 0
+    prompt_ce: bool | None = None
     extra: list[str] = field(default_factory=lambda: ["top5", "greedy_logp"])
 
 

@@ -189,8 +189,13 @@ class _TiledHead(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         of_logp, of_entropy = (None if g is None else g.float().contiguous() for g in gradients[:2])
-        if of_logp is None:
-            of_logp = torch.zeros_like(log_z)
+        of_logp = torch.zeros_like(log_z) if of_logp is None else of_logp
+        used = of_logp != 0 if of_entropy is None else (of_logp != 0) | (of_entropy != 0)
+        everywhere = bool(used.all())
+        if not everywhere:  # a position outside the loss costs nothing here
+            hidden, targets, log_z, of_logp = hidden[used], targets[used], log_z[used], of_logp[used]
+            if of_entropy is not None:
+                entropy, of_entropy = entropy[used], of_entropy[used]
         factor, softcap, inverse_temperature = ctx.scaling
         slope = factor if softcap is None else factor * inverse_temperature
         to_hidden, to_weight, to_bias = (
@@ -225,6 +230,10 @@ class _TiledHead(torch.autograd.Function):
                 to_weight[columns].addmm_(p.t(), whole[rows])
             if to_bias is not None:
                 to_bias[columns] += p.sum(0)
+        if to_hidden is not None and not everywhere:
+            to_hidden = to_hidden.new_zeros(len(used), to_hidden.shape[1]).index_copy(
+                0, used.nonzero()[:, 0], to_hidden
+            )
         return (
             None if to_hidden is None else to_hidden.to(hidden.dtype),
             None if to_weight is None else to_weight.to(weight.dtype),

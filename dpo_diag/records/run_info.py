@@ -107,11 +107,13 @@ class ReferenceInfo(ModelInfo):
 
 @dataclass(frozen=True)
 class SharedPrefixInfo:
-    """How training computes the prompt that chosen and rejected share."""
+    """How training computes prompts, which chosen and rejected share and no loss looks at."""
 
-    way: Literal["packed", "plain"] | None = declared("packed: once | plain: with each response, as TRL does")
+    way: Literal["packed", "head", "plain"] | None = declared(
+        "packed: a pair's prompt once | head: not in the output embedding | plain: all of every sequence, as TRL does"
+    )
     reason: str | None = declared("why plain, or with what reservation packed")
-    max_loss_diff: float | None = declared("packed against plain before the first step, in float32", "nats")
+    max_loss_diff: float | None = declared("of this way against plain, in float32", "nats")
     max_grad_diff: float | None = declared("the same for the gradient", "share of its largest element")
 
 
@@ -142,7 +144,7 @@ class TrainingInfo:
     eval_steps: float | None = declared("steps, or below 1 a share of all steps")
     save_steps: float | None = declared("steps, or below 1 a share of all steps")
     world_size: int | None = declared("processes", "count")
-    shared_prefix: SharedPrefixInfo | None = declared("how the shared prompt is computed")
+    shared_prefix: SharedPrefixInfo | None = declared("how prompts are computed")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         "eval_roles": {"" if only else n: TRAIN_PROBE if n == TRAIN_PROBE else "held_out" for n in evals},
     }
     if not dpo:
-        return DiagSFTTrainer(**common)
+        tiled = config.trainer.shared_prefix != "off"
+        return DiagSFTTrainer(prompt_metrics=config.probes.prompt_ce, tiled_head=tiled, **common)
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,

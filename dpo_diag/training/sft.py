@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from accelerate.logging import get_logger
 from trl import SFTTrainer
 
 from dpo_diag.data.trained_tokens import NOTHING
@@ -15,6 +18,9 @@ from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.run import Recorded, Recording, say_left_out
 from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, attach_marks, has_prompt
 from dpo_diag.training.sft_adapter import PromptTap, read_sequences
+from dpo_diag.training.shared_proof import compare
+
+logger = get_logger(__name__)
 
 
 class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
@@ -25,8 +31,10 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     Args:
         recorder: as DiagDPOTrainer's. history/ and alerts/ are written; SFT has no pairs, so pairs/, tokens/ and
             texts/ stay empty.
-        prompt_metrics: score the prompt's tokens too. None: where it is free, that is without Triton (see
-            `sft_adapter.PromptTap` for the price with it).
+        prompt_metrics: score the prompt's tokens too. None: without Triton, where TRL's head projects them anyway (see
+            `sft_adapter.PromptTap` for the price elsewhere).
+        tiled_head: on a CPU the head works in tiles, on the positions that are scored: the same loss and gradient but
+            for rounding, no longer bit for bit.
         evaluate_at_start, stop_on, thresholds, facts: as DiagDPOTrainer's.
         eval_roles: as DiagDPOTrainer's; without it the set's name decides.
 
@@ -42,6 +50,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         *args: Any,
         recorder: Recorded = None,
         prompt_metrics: bool | None = None,
+        tiled_head: bool = False,
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
@@ -55,6 +64,9 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         config = getattr(self.model, "active_peft_config", None)
         if getattr(config, "is_prompt_learning", False) or self.accelerator.parallelism_config is not None:
             self._whole = False  # the head's rows are not the batch's tokens
+            tiled_head = False
+        # None: not compared yet.
+        self._tiled: bool | None = None if tiled_head and self.accelerator.device.type == "cpu" else False
         self.monitor = Monitor(
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
@@ -88,11 +100,36 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         inputs, (rows, response) = taken_out(inputs, self.carried)
         if not self.measures:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        tap = PromptTap(model, self._whole)
+        if self._tiled is None:
+            self._compare_heads(inputs, num_items_in_batch)
+        tap = PromptTap(model, self._whole, bool(self._tiled))
         result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         self.observe(read_sequences(self, tap, inputs, rows, response, loss, num_items_in_batch))
         return result
+
+    def _compare_heads(self, inputs: Any, num_items: Any) -> None:
+        """Once: whether the head in tiles gives the first batch's loss and gradient."""
+
+        def loss_of(model: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            tap = PromptTap(model, self._whole, bool(self._tiled))
+            loss = super(DiagSFTTrainer, self).compute_loss(tap, inputs, False, num_items)
+            if tap.output is None or tap.output.log_probs is None:
+                raise RuntimeError("TRL's fused forward did not run")
+            return loss, (tap.output.log_probs.detach().double().sum(1),)
+
+        @contextmanager
+        def otherwise() -> Iterator[None]:
+            self._tiled = True
+            yield
+
+        policy = self.accelerator.unwrap_model(self.model)
+        found = compare(self, [policy], loss_of, otherwise, "head", "same")
+        self._tiled = found.way == "head"
+        if not self._tiled:
+            logger.warning(f"the head in tiles is not used: {found.reason}")
+        if self.run_writer is not None:
+            self.run_writer.update(training={"shared_prefix": found})
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dpo_diag.training.batch import PARTS, Batch, to_host
+from dpo_diag.training.own_head import tiled
 
 _SUMS = ("sum_logp", "n_tokens", "top1_hits", "entropy_sum")
 
@@ -22,15 +24,17 @@ class PromptTap:
     position anyway, and only looks up another target, so the prompt's log-probs are free: it is given all tokens as
     labels, and the loss gets the same output as before, masked afterwards (values and gradients of masked positions
     are zero either way; losses are bit for bit the same, a test). With Triton it projects labelled positions alone:
-    then the prompt costs what its tokens cost in the head, forward and backward.
+    then the prompt costs what its tokens cost in the head, forward and backward. With `tiled`, on a CPU, the head is
+    `own_head`'s: it projects labelled positions alone too, and goes back through those of the loss alone, so that the
+    prompt costs its part of the head's forward.
 
     Attributes:
         output: with every position that was scored, prompts included if `whole`.
         label_mask: (rows, length - 1) positions in the loss.
     """
 
-    def __init__(self, model: Any, whole: bool) -> None:
-        self._model, self._whole = model, whole
+    def __init__(self, model: Any, whole: bool, tiled: bool = False) -> None:
+        self._model, self._whole, self._tiled = model, whole, tiled
         self.output: FusedCausalLMOutput | None = None
         self.label_mask: torch.Tensor | None = None
 
@@ -42,12 +46,12 @@ class PromptTap:
         if not kwargs.get("fused_lm_head") or labels is None or ids is None or "shift_labels" in kwargs:
             return self._model(*args, **kwargs)
         if not self._whole:
-            output = self._model(*args, **kwargs)
+            output = self._forward(labels, args, kwargs)
             self.output, self.label_mask = output, output.label_mask
             return output
         attention = kwargs.get("attention_mask")
         full = ids if attention is None else ids.masked_fill(attention == 0, -100)
-        output = self._model(*args, **{**kwargs, "labels": torch.where(labels != -100, labels, full)})
+        output = self._forward(torch.where(labels != -100, labels, full), args, kwargs)
         if not isinstance(output, FusedCausalLMOutput):
             return output
         mask = labels[:, 1:] != -100
@@ -68,6 +72,11 @@ class PromptTap:
             label_mask=mask,
             aux_loss=output.aux_loss,
         )
+
+    def _forward(self, labels: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rows = (labels[:, 1:] != -100).reshape(-1)
+        with tiled(labels.device, rows=rows) if self._tiled else nullcontext():
+            return self._model(*args, **{**kwargs, "labels": labels})
 
 
 def row_ids(inputs: dict[str, Any]) -> list[str]:

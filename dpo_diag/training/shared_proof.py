@@ -1,4 +1,4 @@
-"""Whether packed rows give a trainer's own loss and gradient: computed both ways on a few pairs of its first batch.
+"""Whether a quicker way gives a trainer's own loss and gradient: computed both ways on its first batch.
 
 In float32, whatever the training runs in, because bfloat16's rounding is as large as the error of a wrong packing; and
 without a trace: gradients, random states, metrics, token counts, modes and weights are bit for bit as before.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
@@ -21,6 +21,7 @@ from dpo_diag.records.run_info import SharedPrefixInfo
 from dpo_diag.text import number
 from dpo_diag.training.packed_batch import KNOWN, PackedBatch, packed_batch
 
+Draws = Literal["refuse", "leave out", "same"]
 Sums = tuple[torch.Tensor, ...]
 Loss = Callable[[Any, Mapping[str, Any]], tuple[torch.Tensor, Sums]]
 """From a model and a batch: what is trained on, and the log-prob sums of its responses under policy and reference."""
@@ -46,6 +47,8 @@ def obstacle(trainer: Any) -> str | None:
         return "the model or its sequences are sharded"
     if args.use_liger_kernel:
         return "Liger's kernels replace the model's layers"
+    if args.activation_offloading:
+        return "activations are offloaded, in the order of one forward and one backward"
     if args.torch_compile:
         return "the model is compiled"
     models = [m for m in (trainer.model, trainer.ref_model) if m is not None]
@@ -58,7 +61,7 @@ def prove(
     trainer: Any, models: Sequence[Any], inputs: Mapping[str, Any], loss_of: Loss,
     applied: Callable[[PackedBatch], AbstractContextManager[None]], accept_draws: bool,
 ) -> SharedPrefixInfo | None:  # fmt: skip
-    """Loss and gradient of a few pairs both ways.
+    """Loss and gradient of a few pairs, padded and packed.
 
     Args:
         models: those whose forwards are packed; the first is the policy.
@@ -72,51 +75,71 @@ def prove(
     batch = packed_batch(pairs)
     if isinstance(batch, str):
         return None
+    draws: Draws = "leave out" if accept_draws else "refuse"
+    return compare(trainer, models, lambda m: loss_of(m, pairs), lambda: applied(batch), "packed", draws)
+
+
+def compare(
+    trainer: Any, models: Sequence[Any], loss_of: Callable[[Any], tuple[torch.Tensor, Sums]],
+    otherwise: Callable[[], AbstractContextManager[None]], way: Literal["packed", "head"], draws: Draws,
+) -> SharedPrefixInfo:  # fmt: skip
+    """Loss and gradient the usual way and `otherwise`, without a trace: `way` where they agree, else plain.
+
+    Args:
+        models: the first is the policy.
+        draws: what if a forward draws random numbers: "refuse" to go the other way, "leave out" the drawing, or let
+            both ways draw the "same", because the other one draws in the same places.
+    """
     policy = models[0]
     parameters = [p for p in policy.parameters() if p.requires_grad]
     try:
         with _apart(trainer, models), _float32(models, trainer.accelerator.device.type):
             policy.train()
             with untouched_random_state():
-                drawn = _random_states()
-                usual, own = _loss_and_gradient(policy, pairs, loss_of, parameters)
-                draws = any(not torch.equal(a, b) for a, b in zip(drawn, _random_states(), strict=True))
-            if draws and not accept_draws:
+                before = _random_states()
+                usual, own = _loss_and_gradient(policy, loss_of, parameters)
+                drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True))
+            if drawn and draws == "refuse":
                 return _plain("the forward draws random numbers (dropout), which packed rows would draw otherwise")
-            if draws:
+            if drawn and draws == "leave out":
                 policy.eval()
-                usual, own = _loss_and_gradient(policy, pairs, loss_of, parameters)
-            with applied(batch):
-                packed, theirs = _loss_and_gradient(policy, pairs, loss_of, parameters)
+                usual, own = _loss_and_gradient(policy, loss_of, parameters)
+            with otherwise():
+                other, theirs = _loss_and_gradient(policy, loss_of, parameters)
     except torch.OutOfMemoryError:
         return _plain("the memory does not hold a comparison in float32")
     except (DiagError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        return _plain(f"{type(policy).__name__} cannot be asked for packed rows: {str(error).splitlines()[0][:200]}")
-    return _judged(usual, packed, own, theirs, "with dropout: compared without" if draws else None)
+        return _plain(f"{_name(policy)} cannot be asked in this way: {str(error).splitlines()[0][:200]}")
+    reason = "with dropout: compared without" if drawn and draws == "leave out" else None
+    return _judged(usual, other, own, theirs, way, reason)
 
 
 def _judged(
-    usual: tuple[float, Sums], packed: tuple[float, Sums], own: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor],
-    reason: str | None,
+    usual: tuple[float, Sums], other: tuple[float, Sums], own: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor],
+    way: Literal["packed", "head"], reason: str | None,
 ) -> SharedPrefixInfo:  # fmt: skip
-    loss = abs(packed[0] - usual[0])
+    loss = abs(other[0] - usual[0])
     largest = max((float(g.abs().max()) for g in own if g.numel()), default=0.0)
     gaps = [float((a - b).abs().max()) for a, b in zip(own, theirs, strict=True) if a.numel()]
     gradient = max(gaps, default=0.0)
     gradient = gradient / largest if largest > 0 else gradient
     nats, share = SUM_TOLERANCE
-    right = all(bool(((a - b).abs() <= nats + share * a.abs()).all()) for a, b in zip(usual[1], packed[1], strict=True))
+    right = all(bool(((a - b).abs() <= nats + share * a.abs()).all()) for a, b in zip(usual[1], other[1], strict=True))
     right &= (
         loss <= LOSS_TOLERANCE * max(1.0, abs(usual[0])) and gradient <= GRADIENT_TOLERANCE
     )  # false where it is NaN
     found = {"max_loss_diff": loss, "max_grad_diff": gradient}
     if right:
-        return SharedPrefixInfo(way="packed", reason=reason, **found)
-    gap = max(float((a - b).abs().max()) for a, b in zip(usual[1], packed[1], strict=True))
+        return SharedPrefixInfo(way=way, reason=reason, **found)
+    gap = max(float((a - b).abs().max()) for a, b in zip(usual[1], other[1], strict=True))
     return _plain(
-        f"packed rows are not right here: the loss differs by {number(loss)}, a response's log-prob by {number(gap)}, "
-        f"the gradient by {number(gradient)} of its largest element", **found,
+        f"the quicker way is not right here: the loss differs by {number(loss)}, a response's log-prob by "
+        f"{number(gap)}, the gradient by {number(gradient)} of its largest element", **found,
     )  # fmt: skip
+
+
+def _name(model: Any) -> str:
+    return type(model.get_base_model() if is_peft_model(model) else model).__name__
 
 
 def _plain(reason: str, **found: float) -> SharedPrefixInfo:
@@ -134,11 +157,11 @@ def _some_pairs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loss_and_gradient(
-    model: Any, inputs: Mapping[str, Any], loss_of: Loss, parameters: Sequence[torch.nn.Parameter]
+    model: Any, loss_of: Callable[[Any], tuple[torch.Tensor, Sums]], parameters: Sequence[torch.nn.Parameter]
 ) -> tuple[tuple[float, Sums], list[torch.Tensor]]:
     """((loss, sums), gradient of each parameter that has one)."""
     with torch.enable_grad():
-        loss, sums = loss_of(model, inputs)
+        loss, sums = loss_of(model)
         if _reentrant(model):
             gradients = _by_backward(loss, parameters)
         else:

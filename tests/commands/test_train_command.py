@@ -43,6 +43,7 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     run = load_run(folder)
     assert run.meta["status"] == "finished"
     assert run.meta["loss"]["types"] == ["sigmoid"]
+    assert run.meta["training"]["shared_prefix"]["way"] == "packed"
     assert run.meta["data"]["n_dropped"] == 1
     report = json.loads((folder / "data_report.json").read_text())
     assert report["dropped"] == {"chosen equals rejected": 1} or report["n_dropped"] == 1
@@ -76,6 +77,7 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
 def test_sft_logs_prompt_and_response_apart(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert run_app("dpo-train", "config", job, [*own, "trainer=sft", "trainer.learning_rate=1e-3", "name=sft"]) == 0
     run = load_run(capfd.readouterr().out.splitlines()[-1])
+    assert run.meta["training"]["shared_prefix"]["way"] == "head"
     names = set(run.history.query("split == 'eval'")["name"])
     assert {"loss", "ppl_token/response", "ppl_token/prompt"} <= names
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from dpo_diag import load_run
-from dpo_diag.training import DiagSFTTrainer
+from dpo_diag.training import DiagSFTTrainer, shared_proof
 from dpo_diag.training.sequences import assistant_mask
 from dpo_diag.training.sft_adapter import row_ids
 
@@ -241,3 +241,44 @@ def test_prompt_metrics_can_be_left_out(tmp_path: Path, tokenizer: PreTrainedTok
     assert not any("/prompt" in k for k in values)
     expected = expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS])
     assert values["eval_ce/response"] == pytest.approx(expected["ce/response"], rel=1e-5)
+
+
+@pytest.mark.parametrize("prompt_metrics", [True, False])
+def test_the_head_in_tiles(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, prompt_metrics: bool) -> None:
+    """The same loss, gradient norm and metrics of both parts but for rounding, dropout's draws included; proved on the
+    first batch and written down."""
+    usual, tiled = (
+        run_sft(
+            tmp_path / str(way),
+            tokenizer,
+            ROWS,
+            recorder=tmp_path / str(way) / "run",
+            tiled_head=way,
+            prompt_metrics=prompt_metrics,
+            options={"gradient_accumulation_steps": 2},
+        )
+        for way in (False, True)
+    )
+    assert len(usual.state.log_history) == len(tiled.state.log_history) > 3
+    for a, b in zip(usual.state.log_history, tiled.state.log_history, strict=True):
+        for name, value in a.items():
+            if not any(part in name for part in ("runtime", "per_second", "residual", "trl/")):
+                assert b[name] == pytest.approx(value, rel=2e-5, abs=2e-5), name
+        assert ("eval_ce/prompt" in b) == (prompt_metrics and "eval_loss" in b)
+    for p, q in zip(usual.model.parameters(), tiled.model.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-5)
+    found = load_run(tmp_path / "True" / "run").info.training.shared_prefix
+    assert found is not None
+    assert found.way == "head"
+    assert found.max_loss_diff is not None and found.max_loss_diff <= 1e-6
+    assert found.max_grad_diff is not None and found.max_grad_diff <= 1e-5
+    assert load_run(tmp_path / "False" / "run").info.training.shared_prefix is None
+
+
+def test_a_head_that_is_wrong_is_not_used(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No difference is small enough: bit for bit the run without it."""
+    monkeypatch.setattr(shared_proof, "GRADIENT_TOLERANCE", -1.0)
+    usual, tried = (run_sft(tmp_path / str(way), tokenizer, ROWS, tiled_head=way) for way in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(usual.model.parameters(), tried.model.parameters(), strict=True))
