@@ -7,7 +7,6 @@ the same words; chrF and BLEU come from sacrebleu (extra `text-metrics`).
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -18,13 +17,13 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import LCSseq
 
+from dpo_diag.extras import install_hint, is_installed
 from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
 from dpo_diag.outputs.words import main_script, words
 from dpo_diag.stats import FloatArray, Interval, bootstrap, mean_interval
 
 METRICS = ("correct", "exact_match", "token_f1", "rouge_l", "chrf", "bleu")
 MAX_CHARS = 20_000
-INSTALL = "pip install 'dpo-diag[text-metrics]'"
 
 
 def token_f1(text: str, reference: str) -> float:
@@ -60,7 +59,7 @@ def rouge_l(text: str, reference: str) -> float:
 
 def installed(metric: str) -> bool:
     """Whether the library behind a metric is there."""
-    return metric not in ("chrf", "bleu") or importlib.util.find_spec("sacrebleu") is not None
+    return metric not in ("chrf", "bleu") or is_installed("sacrebleu")
 
 
 def answer_scores(frame: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +143,7 @@ def reference_table(answers: Answers, scores: pd.DataFrame, full: Collection[Che
                 continue
             elif not installed(metric):
                 estimate = Interval(math.nan, math.nan, math.nan, len(texts))
-                row["not_applicable"] = f"its library is not installed: {INSTALL}"
+                row["not_applicable"] = f"its library is not installed: {install_hint('sacrebleu')}"
             elif metric == "rouge_l":
                 estimate = mean_interval([rouge_l(t, r) for t, r in zip(texts, references, strict=True)])
             else:
