@@ -14,7 +14,7 @@ from dpo_diag.records.run_info import RunInfo
 
 Checkpoints = Iterable[str | os.PathLike[str] | Checkpoint]
 
-_KEEP_ALL = 2**62
+KEEP_ALL = 2**62
 """As the step to resume from: no row of the folder is of a later step, so none is removed."""
 
 
@@ -26,7 +26,7 @@ def added_to(out: str | os.PathLike[str]) -> Iterator[tuple[RunWriter, RunInfo]]
     """
     path = Path(out)
     before = Run(path).info if (path / RUN_FILE).is_file() else RunInfo(kind="scored")
-    writer = RunWriter(path, kind=before.kind, resume_step=_KEEP_ALL)
+    writer = RunWriter(path, kind=before.kind, resume_step=KEEP_ALL)
     yield writer, before
     if before.kind == "scored":
         writer.finish()
