@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_outputs, say_next
 from dpo_diag.records import load_run
 from dpo_diag.text import (
     arrow,
@@ -84,7 +85,8 @@ def outputs(
         raise DiagError("out of range", where="--limit or --chars", expected="positive", usage=True)
     limits = load_thresholds(dict(map(parse_threshold, thresholds)))
     from dpo_diag.outputs.compare import comparison, to_document
-    from dpo_diag.outputs.terminal import Layout, wrap
+    from dpo_diag.outputs.terminal import Layout
+    from dpo_diag.styled import wrap
 
     c = comparison(
         opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
@@ -95,7 +97,7 @@ def outputs(
     if csv:
         _write_csv(csv, c)
     if json:
-        print(to_json({**document, "prompts": entries}))
+        print(to_json({**document, "prompts": entries, "next": after_outputs(run)}))
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
@@ -116,6 +118,7 @@ def outputs(
         print(*wrap(safe(line, one_line=True), columns), sep="\n")
     _print_answers(entries, labels, shape, limit)
     _print_tables(document, columns)
+    say_next(after_outputs(run))
     return 0
 
 
@@ -185,7 +188,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     from dpo_diag.outputs.answers import Checkpoint
     from dpo_diag.outputs.behaviours import ALL
     from dpo_diag.outputs.changed import SINCE
-    from dpo_diag.outputs.terminal import wrap
+    from dpo_diag.styled import wrap
 
     baseline, to, level = document["baseline"], document["to"], percent(document["level"])
     at_target = {
