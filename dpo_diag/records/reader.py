@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
 from dpo_diag.records.parts import steady, visible
+from dpo_diag.records.remote import is_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,5 +200,13 @@ class Run:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run folder; raises DiagError for anything that is not one."""
+    """Open a run folder, or one behind a URL that fsspec opens (its records are brought here first).
+
+    Raises:
+        DiagError: anything that is not one.
+    """
+    if is_url(path):
+        from dpo_diag.records.remote import downloaded
+
+        return Run(downloaded(str(path)))
     return Run(path)
