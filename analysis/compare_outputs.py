@@ -3,7 +3,7 @@
     python analysis/compare_outputs.py runs/example
 
 Prints which prompts changed and when, what became of the words, the scores by tag, and the phrases that the model took
-up; saves compare_outputs.csv beside the run. Needs no torch.
+up; saves compare_outputs.jsonl beside the run. Needs no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main(folder: str) -> None:
     compared = run.compare_outputs()
     print(compared.sentence, "\n")
 
-    # 1. One column per step; a prompt changed wherever a column differs from the one before. Sample 0 is the greedy answer.
+    # 1. One column per step; a prompt changed wherever a column differs from the one before. Sample 0 is greedy.
     answers = run.outputs.query("sample == 0 and model == 'policy'")
     wide = answers.pivot(index="prompt_id", columns="step", values="text")
     changed = wide.ne(wide.shift(axis=1)).iloc[:, 1:] & wide.notna().iloc[:, 1:]
@@ -34,8 +34,8 @@ def main(folder: str) -> None:
     print()
 
     # 3. Share of right answers by tag and step, with its interval and n; from right to wrong and from wrong to right.
-    tags = compared.tags
-    print("by tag:")
+    tags = compared.at_target(compared.tags)
+    print(f"by tag, {compared.target.label} (complement: answers without the tag):")
     print(tags.round(3).to_string(index=False) if len(tags) else "no answer has a tag", "\n")
     scored = answers.dropna(subset=["correct"]).pivot(index="prompt_id", columns="step", values="correct")
     if {first, last} <= set(scored):
@@ -51,8 +51,9 @@ def main(folder: str) -> None:
     shown = compared.phrases.reindex(columns=columns).assign(phrase=compared.phrases["phrase"].map(repr))
     print(shown.to_string(index=False) if len(shown) else "none beyond chance")
 
-    out = Path(folder) / "compare_outputs.csv"
-    wide.to_csv(out)
+    # As JSON: in a spreadsheet, an answer that begins with = would be a formula.
+    out = Path(folder) / "compare_outputs.jsonl"
+    wide.reset_index().to_json(out, orient="records", lines=True)
     print(f"\nwrote {out}")
 
 

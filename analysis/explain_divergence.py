@@ -30,7 +30,7 @@ def main() -> None:
     run = dpo_diag.load_run(args.run)
     found = run.explain(args.from_step, args.to_step, args.split)
     if found.pairs.empty:
-        sys.exit(f"{args.run} holds no pair records: score its checkpoints with dpo-score, or see dpo-diag explain")
+        sys.exit(f"{args.run} holds no pair records: dpo-diag explain {args.run} says what its log tells")
     print(f"{run.name}: {found['split']}, {found['from_step']} to {found['to_step']}, {found['n_pairs']} pairs\n")
     frames: dict[str, pd.DataFrame] = {}
 
@@ -63,8 +63,8 @@ def main() -> None:
         frames["perplexity"] = pd.DataFrame(rows)[names]
         print(frames["perplexity"].round(4).to_string(index=False), "\n")
 
-    # 5. In which pairs: share_of_rise and its running sum, with their texts.
-    frames["pairs"] = found.pairs.merge(found.texts(), on="pair_id")
+    # 5. In which pairs: share_of_rise and its running sum (found.texts() has what they say).
+    frames["pairs"] = found.pairs
     shown = ["pair_id", "share_of_rise", "cumulative_share", "chosen_ce_from", "chosen_ce_to"]
     print(found.pairs.reindex(columns=shown).head(10).round(4).to_string(index=False), "\n")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from dpo_diag.errors import DiagError
-from dpo_diag.frames.run import Run
 from dpo_diag.frames.wide import PAIRS_WIDE
 from dpo_diag.records.metric_table import label_of, metric_of
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.tables import join_reference, join_reference_tokens, to_frame
+
+if TYPE_CHECKING:
+    from dpo_diag.frames.run import Run
 
 _COLUMNS = ["table", "column", "dtype", "unit", "meaning", "better"]
 _JOINED = {"pairs": join_reference, "tokens": join_reference_tokens}
