@@ -71,7 +71,6 @@ def test_every_extra_stands_with_what_it_weighs() -> None:
     extras = set(package["project"]["optional-dependencies"]) - {"dev", "docs"}
     rows = re.findall(r"^\| `([\w-]+)` \|.*\| \d+ \|$", (DOCS / "install.md").read_text(encoding="utf-8"), flags=re.M)
     assert extras == set(rows)
-    assert extras - {"train", "all"} <= set(README.code)
 
 
 def test_changelog_names_every_command_and_the_version_with_its_date() -> None:
