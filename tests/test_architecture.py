@@ -13,8 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {
-    "config", "config_checkpoints", "ends", "errors", "extras", "losses", "paired", "records", "registry", "rows",
-    "stats", "text", "thresholds",
+    "config", "config_checkpoints", "ends", "errors", "extras", "losses", "next_steps", "paired", "records", "registry",
+    "rows", "stats", "styled", "text", "thresholds",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
 RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review"}

@@ -24,7 +24,7 @@ WORSE = [{"step": s, "split": "x", "name": "score/acc", "value": v, "weight": 50
 
 def test_prints_narrative_and_tables_and_writes_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = build_run(tmp_path / "run", STEPS)
-    assert main(["explain", str(run.path)]) == 0
+    assert main(["explain", str(run.path), "--full"]) == 0
     said = capsys.readouterr().out
     assert said.index("What happened") < said.index("How sure") < said.index("Why") < said.index("Which pairs")
     assert "ppl_seq_mean chosen" in said and f"wrote {run.path / 'findings.json'}" in said
