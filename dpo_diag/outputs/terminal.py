@@ -48,7 +48,8 @@ def answer_lines(entry: dict[str, Any], labels: dict[tuple[str, int], str], layo
     """
     tags, times, width = ", ".join(entry.get("tags") or []), entry["times_changed"], layout.columns
     changed = f"changed {plural(times, 'time')}" if times else "unchanged" if entry["changed"] is False else ""
-    title = safe("  ".join(part for part in (f"[{entry['prompt_id']}]", tags, changed) if part), one_line=True)
+    changed = f"{entry['outcome']}, {changed}" if entry["outcome"] in ("regression", "gain") else changed
+    title = safe("  ".join(part for part in (f"[{entry['prompt_id']}]", changed, tags) if part), one_line=True)
     clipped = title if cell_len(title) <= width else set_cell_size(title, width - 1) + "…"
     lines = [Text(clipped, style="bold")]
     for name in ("prompt", "reference"):
