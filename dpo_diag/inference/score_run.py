@@ -162,9 +162,9 @@ class _Once:
 
 def _architecture(model: PreTrainedModel) -> str:
     """All that decides how a model computes, but for its weights."""
-    kinds = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
-    config = model.config.to_json_string(use_diff=False)
-    return content_hash([kinds, config, str(model.dtype), str(model.device)])
+    modules = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
+    config = {key: str(value) for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    return content_hash([modules, config, model.config._attn_implementation, str(model.dtype), str(model.device)])
 
 
 def models_to_score(

@@ -7,7 +7,6 @@ BLEU from sacrebleu (extra `text-metrics`).
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -17,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpo_diag.extras import install_hint, is_installed
 from dpo_diag.outputs.answers import Answers, Checkpoint, columns_of
 from dpo_diag.outputs.words import main_script, words
 from dpo_diag.stats import FloatArray, Interval, bootstrap, mean_interval
 
 METRICS = ("correct", "exact_match", "token_f1", "rouge_l", "chrf", "bleu")
 MAX_CHARS = 20_000
-INSTALL = "pip install 'dpo-diag[text-metrics]'"
 
 
 def token_f1(text: str, reference: str) -> float:
@@ -58,7 +57,7 @@ def rouge_l(text: str, reference: str) -> float:
 def installed(metric: str) -> bool:
     """Whether the library behind a metric is there."""
     needs = {"rouge_l": "rouge_score", "chrf": "sacrebleu", "bleu": "sacrebleu"}
-    return metric not in needs or importlib.util.find_spec(needs[metric]) is not None
+    return metric not in needs or is_installed(needs[metric])
 
 
 def answer_scores(frame: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +125,7 @@ def reference_table(answers: Answers, scores: pd.DataFrame, full: Collection[Che
                 continue
             elif not installed(metric):
                 estimate = Interval(math.nan, math.nan, math.nan, len(texts))
-                row["not_applicable"] = f"its library is not installed: {INSTALL}"
+                row["not_applicable"] = f"its library is not installed: {install_hint('sacrebleu')}"
             elif metric == "rouge_l":
                 estimate = mean_interval([rouge_l(t, r) for t, r in zip(texts, references, strict=True)])
             else:
