@@ -320,7 +320,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     known: Callable[[str], bool] = extras.is_installed
     monkeypatch.setattr(extras, "is_installed", lambda name: name != "ray" and known(name))
-    with pytest.raises(DiagError, match=r"launcher=ray needs ray.*dpo-diag\[ray\]"):
+    with pytest.raises(DiagError, match=r"launcher=ray needs ray.*\[ray\]"):
         check_score(ScoreConfig(checkpoints="x", launcher="ray"))
     with pytest.raises(DiagError, match=r"unknown launcher.*auto, none, rank, ray"):
         check_score(ScoreConfig(checkpoints="x", launcher="slurm"))
