@@ -15,7 +15,7 @@ import pandas as pd
 
 from dpo_diag import load_run
 from dpo_diag.outputs.diff import marked, word_diff
-from dpo_diag.outputs.phrases import inflation
+from dpo_diag.outputs.phrases import Inflation
 from dpo_diag.stats import proportion
 from dpo_diag.text import frame_for_csv, safe
 
@@ -57,7 +57,7 @@ def main(folder: str) -> None:
     baseline = next((m for m in ("sft", "ref") if (answers["model"] == m).any()), None)
     before = answers[answers["model"] == baseline].set_index("prompt_id")["text"] if baseline else wide[first]
     earlier, later = ({str(k): str(v) for k, v in column.dropna().items()} for column in (before, wide[last]))
-    phrases = inflation(earlier, later, run.texts)
+    phrases = Inflation(earlier, later, run.texts).risen()
     print(f"phrases that grew since {baseline or f'step {first}'}:")
     columns = ["phrase", "before", "after", "n", "log_odds", "q", "in_chosen", "in_rejected"]
     shown = phrases[columns].assign(phrase=phrases["phrase"].map(lambda p: safe(p, one_line=True)))

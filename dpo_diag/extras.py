@@ -25,7 +25,7 @@ EXTRA_OF = {
     "gguf": "gguf",
     "ray": "ray",
     **dict.fromkeys(("fastapi", "gradio", "uvicorn"), "review"),
-    **dict.fromkeys(("rouge_score", "sacrebleu"), "text-metrics"),
+    "sacrebleu": "text-metrics",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "wandb": "wandb",

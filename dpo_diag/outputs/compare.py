@@ -17,7 +17,7 @@ from dpo_diag.outputs.cross_scores import COLUMNS as CROSS_COLUMNS
 from dpo_diag.outputs.cross_scores import cross_score_table
 from dpo_diag.outputs.features import checkpoint_table, features
 from dpo_diag.outputs.gaming import Finding, gaming
-from dpo_diag.outputs.phrases import inflation
+from dpo_diag.outputs.phrases import Inflation
 from dpo_diag.outputs.references import answer_scores, reference_table
 from dpo_diag.outputs.stances import load_stances
 from dpo_diag.records import Run, load_run
@@ -108,6 +108,7 @@ def comparison(
     before, after = answers.texts(base), answers.texts(target)
     if texts is None and isinstance(opened, Run) and opened.has("texts"):
         texts = opened.texts
+    phrases = Inflation(before, after, texts, top=top_phrases, thresholds=limits)
     behaviours = behaviour_table(answers, measured, base, own, limits)
     return Comparison(
         answers=answers,
@@ -118,8 +119,8 @@ def comparison(
         measured=measured,
         by_checkpoint=checkpoint_table(answers, measured),
         references=reference_table(answers, scores, full={base, target, own[0]}),
-        phrases=inflation(before, after, texts, top=top_phrases, thresholds=limits),
-        phrases_fallen=inflation(after, before, texts, top=top_phrases, thresholds=limits),
+        phrases=phrases.risen(),
+        phrases_fallen=phrases.fallen(),
         tags=tag_table(answers, measured),
         behaviours=behaviours,
         gaming=gaming(answers, measured, base, target, limits),
@@ -178,6 +179,9 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
     return document
 
 
+_SHOWN = ("prompt", "tags", "reference", "text", "finish_reason", "correct")
+
+
 def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
     """Per prompt: id, prompt, tags, reference, changed (baseline to target; null where one is missing), times_changed
     (between the target model's checkpoints), answers (each distinct text once, with the checkpoints that gave it).
@@ -188,8 +192,10 @@ def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
     times = own.groupby("prompt_id", sort=False)["changed_previous"].sum().fillna(0).astype(int).to_dict()
     rows: dict[str, dict[Checkpoint, dict[str, Any]]] = defaultdict(dict)
     for checkpoint in c.answers.checkpoints:
-        for prompt_id, row in c.answers.of(checkpoint).to_dict("index").items():
-            rows[str(prompt_id)][checkpoint] = {str(name): value for name, value in row.items()}
+        own_rows = c.answers.of(checkpoint)
+        names = [name for name in _SHOWN if name in own_rows]
+        for prompt_id, *values in zip(own_rows.index, *(own_rows[name].tolist() for name in names), strict=True):
+            rows[str(prompt_id)][checkpoint] = dict(zip(names, values, strict=True))
     entries = []
     for prompt_id in c.answers.prompt_ids:
         by_checkpoint = rows[prompt_id]

@@ -20,7 +20,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
 from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
-from dpo_diag.records.run_info import Status
+from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
 from dpo_diag.text import percent, takes_styles
@@ -225,11 +225,8 @@ class Recording:
             self.args.eval_on_start = True
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
-        except KeyboardInterrupt:
-            self._close("interrupted")
-            raise
         except BaseException as error:
-            self._close("failed", f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            self._close(*ended_by(error))
             raise
         finally:
             if added:

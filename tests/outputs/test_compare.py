@@ -8,10 +8,15 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.chrf import CHRF
 
 from dpo_diag.commands import diag
 from dpo_diag.errors import DiagError
@@ -21,7 +26,15 @@ from dpo_diag.outputs.behaviours import behaviour_table, tag_table
 from dpo_diag.outputs.changed import answer_changes, change_table
 from dpo_diag.outputs.features import features
 from dpo_diag.outputs.gaming import gaming, gave_way
-from dpo_diag.outputs.references import answer_scores, exact_match, reference_table, rouge_l, token_f1
+from dpo_diag.outputs.references import (
+    answer_scores,
+    corpus_score,
+    exact_match,
+    reference_table,
+    rouge_l,
+    token_f1,
+)
+from dpo_diag.outputs.words import words
 from dpo_diag.records import RunWriter
 from dpo_diag.thresholds import load_thresholds
 
@@ -142,6 +155,25 @@ def test_references_by_hand() -> None:
     assert rouge_l("a b c", "a c d") == pytest.approx(2 / 3)
     assert rouge_l("请放心", "请您放心") == pytest.approx(2 * 1 * 0.75 / 1.75)
     assert exact_match(" Paris\n", "paris") == 1 and token_f1("", "") == 1 and token_f1("", "x") == 0
+
+
+@given(*[st.text("ab c.请", max_size=12)] * 2)
+def test_rouge_l_is_rouge_scores(text: str, reference: str) -> None:
+    """Over the same words: the library's own tokenizer drops all that is not ASCII."""
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=lambda t: list(words(t))))
+    assert rouge_l(text, reference) == scorer.score(reference, text)["rougeL"].fmeasure
+
+
+def test_an_answer_is_counted_out_once_for_chrf_and_bleu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second checkpoint repeats two of three answers; the scores are those of each corpus by itself."""
+    seen: list[str] = []
+    count = CHRF._extract_corpus_statistics
+    monkeypatch.setattr(CHRF, "_extract_corpus_statistics", lambda s, t, r: seen.extend(t) or count(s, t, r))
+    references, known = ["the cat sat", "a dog", "no more"], {}
+    first, second = ["the cat", "a dog", "a dog"], ["the cat", "a dog", "none"]
+    pooled = [corpus_score("chrf", texts, references, known) for texts in (first, second)]
+    assert seen == [*first, "none"]
+    assert pooled == [corpus_score("chrf", texts, references) for texts in (first, second)]
 
 
 def test_reference_table_has_intervals_n_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
