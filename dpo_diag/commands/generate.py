@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from dpo_diag.commands.hydra_app import run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import GenerateConfig, check_generate, checkpoint_names
+from dpo_diag.next_steps import after_generate, say_next
 
 
 def job(cfg: DictConfig) -> str:
@@ -42,7 +43,9 @@ def job(cfg: DictConfig) -> str:
         from dpo_diag.inference.swapped_answers import score_swapped
 
         score_swapped(names, place.folder, loader=loader, batch_size=config.batch_size, say=say)
-    print(place.finish(), flush=True)
+    out = place.finish()
+    say_next(after_generate(out), sys.stderr)
+    print(out, flush=True)
     return place.out
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
+from dpo_diag.next_steps import say_next
 
 
 def job(cfg: DictConfig) -> str:
@@ -56,8 +57,13 @@ def job(cfg: DictConfig) -> str:
         if not run_shared(work, place.out, place.folder, loader, place.launch, say=say):
             return place.out
     source.write_report(place.folder)
-    explain_and_report(place.folder, explain=config.explain, report=config.report, thresholds=config.checks)
-    print(place.finish(), flush=True)
+    following = explain_and_report(
+        place.folder, explain=config.explain, report=config.report, thresholds=config.checks
+    )  # fmt: skip
+    out = place.finish()
+    # Of a run that goes to a bucket the folder here is a passing one.
+    say_next([line.replace(str(place.folder), out) for line in following], sys.stderr)
+    print(out, flush=True)
     return place.out
 
 

@@ -19,6 +19,7 @@ from dpo_diag.outputs.features import checkpoint_table, features
 from dpo_diag.outputs.gaming import Finding, gaming
 from dpo_diag.outputs.phrases import Inflation
 from dpo_diag.outputs.references import answer_scores, reference_table
+from dpo_diag.outputs.selection import counted, outcome, reading_order
 from dpo_diag.outputs.stances import load_stances
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import plain, records
@@ -138,8 +139,8 @@ def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]
     """A run's answers compared, as one strict JSON document (NaN and infinities are null).
 
     Keys: run; baseline, to (checkpoints); n_prompts; n_samples (of a prompt, which numbers are means over); level (of
-    the changes' intervals); steps (of the policy); models; sentence; prompts (one entry per
-    prompt, changed ones first, each with its distinct answers in the order of checkpoints); changed (per checkpoint,
+    the changes' intervals); steps (of the policy); models; sentence; outcomes (prompts of each); prompts (one entry per
+    prompt, regressions first, each with its distinct answers in the order of checkpoints); changed (per checkpoint,
     since what); phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per checkpoint); references (scores
     per checkpoint); across (answers under the model that did not write them).
 
@@ -152,6 +153,7 @@ def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]
 
 def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, Any]:
     """The JSON document of a comparison."""
+    entries = prompt_entries(c)
     document: dict[str, Any] = plain(
         {
             "run": run.name if isinstance(run, Run) else str(run),
@@ -164,7 +166,8 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
             "models": list(dict.fromkeys(x.model for x in c.answers.checkpoints)),
             "sentence": c.sentence,
             "score": primary_score(c.measured),
-            "prompts": prompt_entries(c),
+            "outcomes": counted(entries),
+            "prompts": entries,
             "changed": records(c.changed),
             "phrases": records(c.phrases),
             "phrases_fallen": records(c.phrases_fallen),
@@ -183,10 +186,11 @@ _SHOWN = ("prompt", "tags", "reference", "text", "finish_reason", "correct")
 
 
 def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
-    """Per prompt: id, prompt, tags, reference, changed (baseline to target; null where one is missing), times_changed
-    (between the target model's checkpoints), answers (each distinct text once, with the checkpoints that gave it).
+    """Per prompt: id, prompt, tags, reference, changed (baseline to target; null where one is missing), outcome (see
+    `selection.OUTCOMES`), times_changed (between the target model's checkpoints), answers (each distinct text once,
+    with the checkpoints that gave it).
 
-    Changed ones come first: those that differ between baseline and target, then by how often they changed.
+    Regressions come first, then gains, then other changes (see `selection.reading_order`).
     """
     own = c.changes[c.changes["model"] == c.target.model]
     times = own.groupby("prompt_id", sort=False)["changed_previous"].sum().fillna(0).astype(int).to_dict()
@@ -206,11 +210,12 @@ def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
                 "prompt_id": prompt_id,
                 **{key: first.get(key) for key in ("prompt", "tags", "reference")},
                 "changed": old["text"] != new["text"] if old and new and c.baseline != c.target else None,
+                "outcome": outcome(old, new) if c.baseline != c.target else None,
                 "times_changed": times.get(prompt_id, 0),
                 "answers": _distinct(by_checkpoint),
             }
         )
-    return sorted(entries, key=lambda e: (not e["changed"], -e["times_changed"]))
+    return sorted(entries, key=reading_order)
 
 
 def _distinct(rows: dict[Checkpoint, dict[str, Any]]) -> list[dict[str, Any]]:

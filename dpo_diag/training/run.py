@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
+from dpo_diag.next_steps import after_import, say_next
 from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
@@ -72,6 +73,7 @@ class Recording:
     monitor: Monitor
     carried: tuple[str, ...]
     attach: Attach
+    says_next: bool = True
     tell: Callable[[str], None] = staticmethod(logger.warning)
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
@@ -232,6 +234,8 @@ class Recording:
             if added:
                 self.args.eval_on_start = False
         self._close("finished")
+        if self.says_next and self.run_writer is not None and self.args.process_index == 0:
+            say_next(after_import(self.run_writer.path), sys.stderr)
         return output
 
     def _resume_step(self: Any) -> int | None:

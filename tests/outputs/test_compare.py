@@ -336,7 +336,9 @@ def test_command_json_csv_and_errors(tmp_path: Path, capsys: pytest.CaptureFixtu
     document = json.loads(out)
     assert code == 0 and document["steps"] == [0, 5] and "NaN" not in out
     table = pd.read_csv(tmp_path / "x.csv")
-    assert table.columns.tolist() == ["prompt_id", "policy@0", "policy@5"] and table["policy@0"][0] == "'=1+1"
+    first = ["prompt_id", "outcome", "tags", "prompt", "reference"]
+    assert table.columns.tolist() == [*first, "policy@0", "policy@0 correct", "policy@5", "policy@5 correct"]
+    assert table["policy@0"][0] == "'=1+1" and table["outcome"][0] == "changed"
     for arguments, said, status in (
         (["--steps", "x"], "not a list of steps", 2), (["--steps", "7"], "no answers at steps", 2),
         (["--tag", "nope"], "no prompt has this tag", 2), (["--prompt", "zz"], "no such prompt", 2),
