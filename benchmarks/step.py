@@ -85,14 +85,14 @@ class Case:
 
 
 CASES = {
-    "smollm2": Case(49_152, 576, 1536, 30, 9, 3, 64, 128, 128, 4, 4, 1, 3),
+    "smollm2": Case(49_152, 576, 1536, 30, 9, 3, 64, 96, 96, 2, 3, 1, 3),
     "vocabulary": Case(49_152, 128, 320, 2, 4, 4, 0, 40, 40, 8, 8, 2, 3),
     "diagnostics": Case(768, 128, 320, 2, 4, 4, 0, 20, 20, 8, 45, 5, 6, "each"),
 }
 QUICK = {
-    "smollm2": {"prompt": 48, "response": 48, "batch": 1, "steps": 3, "rounds": 1},
-    "vocabulary": {"batch": 4, "steps": 5, "rounds": 1},
-    "diagnostics": {"steps": 25, "rounds": 1},
+    "smollm2": {"layers": 8, "prompt": 48, "response": 48, "batch": 1, "steps": 3, "rounds": 1},
+    "vocabulary": {"batch": 2, "steps": 4, "warm_up": 1, "rounds": 1},
+    "diagnostics": {"steps": 12, "rounds": 1},
 }
 
 
@@ -238,13 +238,13 @@ def measured(case: Case) -> dict[str, Any]:
 
 
 def peak_of(case: Case, name: str) -> int:
-    """Bytes of the largest resident set of a process that takes three steps with one variant."""
+    """Bytes of the largest resident set of a process that takes two steps with one variant."""
 
     def steps(connection: Any) -> None:
         torch.set_num_threads(1)
         tokenizer, pairs = numbered_pairs(case, 8 * case.batch)
         with tempfile.TemporaryDirectory() as folder:
-            few = replace(case, steps=2, warm_up=1)
+            few = replace(case, steps=1, warm_up=1)
             trainer_of(name, Path(folder), few, model_of(case), tokenizer, pairs).train()
         connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
@@ -260,7 +260,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="under a minute: shorter, one round")
+    parser.add_argument("--quick", action="store_true", help="under a minute: one round, shorter, 8 of 30 layers")
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--rounds", type=int)
     options = parser.parse_args()

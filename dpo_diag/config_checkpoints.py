@@ -7,8 +7,10 @@ from typing import Any
 
 from dpo_diag.config import CHOICES, DataConfig, PromptsConfig, check_data, check_prompts
 from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
 from dpo_diag.losses import LossSpec
 
+LAUNCHERS = ("auto", "none", "rank", "ray")
 SHARED_PREFIX = ("auto", "on", "off")
 
 
@@ -27,7 +29,9 @@ class LoaderConfig:
 class CheckpointsConfig:
     """What dpo-score and dpo-generate share.
 
-    `checkpoints`: paths, globs, hub ids or NAME=PATH, a string or a list; `out`: the run folder, made or added to.
+    `checkpoints`: paths, globs, hub ids or NAME=PATH, a string or a list; `out`: the run folder, made or added to, or a
+    URL that fsspec opens. `launcher`: auto (several processes where a launcher started them), none, rank, ray;
+    `shard_size`: rows in one part of shared work; `workers`, `worker_cpus`, `ray_address`: see `inference.by_ray`.
     """
 
     name: str = "scored"
@@ -37,6 +41,11 @@ class CheckpointsConfig:
     out: str | None = None
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     batch_size: int = 16
+    launcher: str = "auto"
+    shard_size: int = 256
+    workers: int | None = None
+    worker_cpus: float = 1.0
+    ray_address: str | None = None
 
 
 @dataclass
@@ -85,9 +94,21 @@ def checkpoint_names(config: CheckpointsConfig) -> list[str]:
     return names
 
 
+def check_launch(config: CheckpointsConfig) -> None:
+    """How the work is shared."""
+    if config.launcher not in LAUNCHERS:
+        expected = ", ".join(LAUNCHERS)
+        raise DiagError("unknown launcher", where="launcher", got=config.launcher, expected=expected, usage=True)
+    if config.shard_size < 1:
+        raise DiagError("too few rows in a part", where="shard_size", got=config.shard_size, usage=True)
+    if config.launcher == "ray":
+        require("ray", "launcher=ray")
+
+
 def check_score(config: ScoreConfig) -> None:
     """Everything that one field cannot know alone, before any model is loaded."""
     checkpoint_names(config)
+    check_launch(config)
     if config.data.kind == "task" or config.data.kind not in CHOICES["data.kind"]:
         raise DiagError(
             "name the pairs to score", where="data", got=config.data.kind, expected="jsonl, sharegpt or hub", usage=True
@@ -105,6 +126,7 @@ def check_score(config: ScoreConfig) -> None:
 def check_generate(config: GenerateConfig) -> None:
     """Everything that one field cannot know alone, before any model is loaded."""
     checkpoint_names(config)
+    check_launch(config)
     if config.prompts.kind != "file":
         raise DiagError("name the prompts", where="prompts.path", expected="prompts.path=FILE.jsonl", usage=True)
     check_prompts(config.prompts)

@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from dpo_diag.errors import DiagError
 
@@ -15,9 +21,11 @@ EXTRA_OF = {
          "torch", "tqdm", "transformers", "trl"),
         "train",
     ),
+    "fsspec": "remote",
     "gguf": "gguf",
+    "ray": "ray",
     **dict.fromkeys(("fastapi", "gradio", "uvicorn"), "review"),
-    **dict.fromkeys(("rouge_score", "sacrebleu"), "text-metrics"),
+    "sacrebleu": "text-metrics",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "wandb": "wandb",
@@ -27,9 +35,21 @@ EXTRA_OF = {
 
 
 def install_hint(package: str) -> str:
-    """The pip command that brings an importable package."""
+    """The pip command that brings an importable package: an extra comes from where this package was installed, since in
+    an index that does not hold it the name could be anybody's."""
     extra = EXTRA_OF.get(package.split(".")[0])
-    return f"pip install 'dpo-diag[{extra}]'" if extra else f"pip install {package}"
+    return f'pip install "{installed_from()}[{extra}]"' if extra else f"pip install {package}"
+
+
+@cache
+def installed_from() -> str:
+    """The folder from which pip installed this package (PEP 610), else its name."""
+    try:
+        said = json.loads(distribution("dpo-diag").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return "dpo-diag"
+    folder = Path(url2pathname(urlsplit(said.get("url", "")).path))
+    return str(folder) if "dir_info" in said and (folder / "pyproject.toml").is_file() else "dpo-diag"
 
 
 def is_installed(package: str) -> bool:

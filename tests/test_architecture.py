@@ -13,11 +13,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {
-    "config", "config_checkpoints", "ends", "errors", "extras", "losses", "paired", "records", "registry", "rows",
-    "stats", "text", "thresholds",
+    "config", "config_checkpoints", "ends", "errors", "extras", "losses", "next_steps", "paired", "records", "registry",
+    "rows", "stats", "styled", "text", "thresholds",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
-RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review"}
+RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review", "frames"}
 SHARED = {"tracking", "serving"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "hydra", "omegaconf", "wandb"}
 

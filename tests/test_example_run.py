@@ -43,3 +43,11 @@ def test_it_tells_the_story(example: Path, capsys: pytest.CaptureFixture[str]) -
     assert (ppl["from"], ppl["to"]) == (pytest.approx(1.4275, abs=1e-3), pytest.approx(1.739, abs=1e-2))
     assert told["verdict"]["harm"] == "harmful"
     assert (example / "findings.json").is_file()
+
+    # The pages tell the same numbers.
+    root, loss = EXAMPLE.parents[1], told["loss"]
+    picture = f"The loss fell {loss['from']:.3f} to {loss['to']:.3f} while chosen perplexity rose {ppl['from']:.2f} to"
+    assert f"{picture} {ppl['to']:.2f}" in (root / "README.md").read_text(encoding="utf-8")
+    handbook = " ".join((root / "docs" / "handbook" / "divergence.md").read_text(encoding="utf-8").split())
+    parts = f"lowered it by {-loss['rejected_part']:.3f}, the chosen ones *raised* it by {loss['chosen_part']:.3f}"
+    assert f"the loss fell by {-loss['delta']:.3f}: the rejected answers {parts}" in handbook

@@ -117,7 +117,7 @@ def test_one_change_has_one_interval_in_all_that_is_written(
     found = list(intervals(document))
     assert len(found) > 25 and not contradictions(found, SAME)
     assert document["intervals"]["level"] == 0.99
-    assert diag.main(["explain", str(folder), "--no-write"]) == 0
+    assert diag.main(["explain", str(folder), "--no-write", "--full"]) == 0
     page = tmp_path / "report.html"
     assert diag.main(["report", str(folder), "--out", str(page)]) == 0
     terminal = capsys.readouterr().out

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.commands.findings import made_from, write_findings
+from dpo_diag.next_steps import after_training
 
 
 def explain_and_report(
     folder: Path, *, explain: bool = True, report: bool = True, thresholds: Mapping[str, Any] | None = None
-) -> None:
+) -> list[str]:
     """Write findings.json and report.html into a finished run and print what a person wants to see first.
+
+    Returns: the next commands (see `next_steps`), for whoever prints the last line.
 
     Works from the records alone, like `dpo-diag explain` and `dpo-diag report` on the same folder.
     """
@@ -24,7 +27,7 @@ def explain_and_report(
     print()
     print(before_after_text(before_after(run)))
     if not explain:
-        return
+        return after_training(run)
     identity = made_from(run.path, thresholds=thresholds)
     explanation = explain_run(run, thresholds=dict(thresholds or {}) or None)
     write_findings(run.path, explanation.document, identity)
@@ -33,3 +36,4 @@ def explain_and_report(
         from dpo_diag.report import write_report
 
         print(f"report: {write_report(run, explanation=explanation)}")
+    return after_training(run, explanation.document)

@@ -29,7 +29,7 @@ def add_gained(
 
     gained = _gained(document, run, thresholds, (checkpoint_from, checkpoint_to), device)
     extended: dict[str, Any] = {**document, "gained": plain(gained)}
-    extended["narrative"] = plain(narrate(extended, run))
+    extended["narrative"] = plain(narrate(extended))
     return extended
 
 

@@ -15,7 +15,7 @@ from dpo_diag.extras import of_import_error
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "train the embedded text-to-SQL case, explain it, write its report"),
     "explain": ("explain:explain", "why the loss and the perplexities parted, and whether it is harm"),
-    "outputs": ("outputs:outputs", "what the checkpoints wrote for the fixed prompts, changed ones first"),
+    "outputs": ("outputs:outputs", "what the checkpoints wrote for the fixed prompts, what got worse first"),
     "report": ("report:report", "one self-contained HTML file about a run"),
     "import": ("import_log:import_log", "turn another trainer's log or sums into a run"),
     "track": ("track:track", "send a finished run's records to W&B or trackio"),

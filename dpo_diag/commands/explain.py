@@ -14,10 +14,11 @@ from cyclopts import Parameter
 
 from dpo_diag.commands.findings import FINDINGS, file_states, made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_explain, say_next
 from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.registry import plugins
-from dpo_diag.text import to_json
+from dpo_diag.text import takes_styles, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 
@@ -29,7 +30,8 @@ def explain(
     to_step: Annotated[int | None, Parameter(name="--to")] = None,
     split: str | None = None,
     json: bool = False,
-    top: int = 10,
+    full: bool = False,
+    top: int | None = None,
     fail_on: list[str] | None = None,
     watch: bool = False,
     interval: float = 5.0,
@@ -45,7 +47,7 @@ def explain(
     device: str = "auto",
     no_write: bool = False,
 ) -> int:
-    """Why the loss and the perplexities parted, in which pairs and tokens, and whether it is harm.
+    """Why the loss and the perplexities parted, and whether it is harm: 15 lines; --full for everything.
 
     Args:
         run: a run folder, or another trainer's log file or folder.
@@ -54,7 +56,8 @@ def explain(
         to_step: last step (default: the last measured).
         split: which set (default: a fixed evaluation set).
         json: one JSON document on standard output, nothing else there.
-        top: pairs in the printed table.
+        full: everything: how sure, why, which pairs, every number.
+        top: with --full: pairs in the table (default: 10).
         fail_on: exit 1 when harmful, or when checks speak: speaks:DVG001,DVG011.
         watch: follow a growing run or log and say what changed.
         interval: seconds between two looks of --watch.
@@ -97,15 +100,30 @@ def explain(
         document = add_gained(document, load_run(run), request.thresholds, checkpoint_from, checkpoint_to, device)
         identity, unchanged = None, False  # it came from the checkpoints, too
     written = is_run and not no_write and not unchanged and write_findings(run, document, identity)
+    following = after_explain(run, document, request.options())
     if json:
-        print(to_json(document))
+        print(to_json({**document, "next": following}))
         return _status(document, rules)
-    from dpo_diag.diagnosis.printed import render_document
+    where = f"{'wrote' if written else 'unchanged since'} {run / FINDINGS}" if written or unchanged else ""
+    if full or top is not None:
+        from dpo_diag.diagnosis.printed import render_document
 
-    print(render_document(document, top))
-    if written or unchanged:
-        print(f"\n{'wrote' if written else 'unchanged since'} {run / FINDINGS}")
+        print(render_document(document, 10 if top is None else top), *([f"\n{where}"] if where else []), sep="\n")
+        say_next(following)
+    else:
+        print_short(document, following)
+        if where:
+            print(where, file=sys.stderr)
     return _status(document, rules)
+
+
+def print_short(document: Mapping[str, Any], following: Sequence[str]) -> None:
+    """The explanation in 15 lines, as wide as the terminal; of a file 80 cells."""
+    from dpo_diag.diagnosis.short import short_lines
+    from dpo_diag.styled import rendered
+
+    lines = short_lines(document, terminal_width(unknown=80), following)
+    print(*rendered(lines, takes_styles(sys.stdout)), sep="\n", flush=True)
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,12 @@ class _Request:
             raise DiagError("a run folder says so itself", where=", ".join(given), hint=hint, usage=True)
         load_run(self.path)
         return made_from(self.path, self.from_step, self.to_step, self.split, self.thresholds)
+
+    def options(self) -> list[str]:
+        """What was said about a log, as `dpo-diag import` takes it."""
+        texts = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in self.said.items()}
+        flags = {f"--{name.replace('_', '-')}": value for name, value in texts.items() if value}
+        return [word for flag, value in flags.items() for word in ([flag] if value is True else [flag, str(value)])]
 
     def document(self) -> dict[str, Any]:
         if self.is_run:

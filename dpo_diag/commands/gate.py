@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_gate, say_next
 from dpo_diag.text import table, terminal_width, to_json
 from dpo_diag.thresholds import parse_threshold
 
@@ -48,10 +49,13 @@ def gate(
         junit.parent.mkdir(parents=True, exist_ok=True)
         junit.write_bytes(to_junit(outcomes, run))
         print(f"wrote {junit}", file=sys.stderr)
+    following = after_gate(run, not failed)
     if json:
-        print(to_json({"run": run, "passed": not failed, "rules": [o.document() for o in outcomes]}))
+        rules_told = [o.document() for o in outcomes]
+        print(to_json({"run": run, "passed": not failed, "rules": rules_told, "next": following}))
     else:
         rows = [[o.status.upper() if o.status == "failed" else o.status, o.name, o.reason] for o in outcomes]
         print(table(["", "rule", "why"], rows, terminal_width(unknown=160, least=100)))
         print(", ".join(f"{sum(o.status == s for o in outcomes)} {s}" for s in ("passed", "failed", "skipped")))
+        say_next(following)
     return 1 if failed else 0

@@ -8,37 +8,45 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import run_app, to_config
+from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import GenerateConfig, check_generate, checkpoint_names
+from dpo_diag.next_steps import after_generate, say_next
 
 
 def job(cfg: DictConfig) -> str:
-    """One generation; returns the run folder."""
+    """One generation; returns the run folder, or its URL."""
     from hydra.core.hydra_config import HydraConfig
 
     config = to_config(cfg, GenerateConfig)
     check_generate(config)
-    out = Path(config.out or HydraConfig.get().runtime.output_dir)
-    from dpo_diag.inference.generate_run import generate_checkpoints
+    place = RunPlace.of(config, Path(HydraConfig.get().runtime.output_dir))
     from dpo_diag.inference.generation import decoding_from
     from dpo_diag.inference.prompts import load_prompts
     from dpo_diag.models.checkpoints import Loader
 
-    p, loader = config.prompts, Loader(**vars(config.loader))
+    names, prompts = checkpoint_names(config), load_prompts(str(config.prompts.path))
+    decoding, loader = decoding_from(config.prompts), Loader(**vars(config.loader))
+    if place.launch is None:
+        from dpo_diag.inference.generate_run import generate_checkpoints
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        generate_checkpoints(
+            names, prompts, place.folder, decoding=decoding, loader=loader, batch_size=config.batch_size, say=say
+        )
+    else:
+        from dpo_diag.inference.launch import run_shared
+        from dpo_diag.inference.shared_work import GenerateJob
 
-    folder = generate_checkpoints(
-        checkpoint_names(config), load_prompts(str(p.path)), out,
-        decoding=decoding_from(p),
-        loader=loader, batch_size=config.batch_size, say=say,
-    )  # fmt: skip
+        work = GenerateJob.of(names, prompts, decoding, batch_size=config.batch_size)
+        if not run_shared(work, place.out, place.folder, loader, place.launch, say=say):
+            return place.out
     if config.across:
         from dpo_diag.inference.swapped_answers import score_swapped
 
-        score_swapped(checkpoint_names(config), out, loader=loader, batch_size=config.batch_size, say=say)
-    print(folder, flush=True)
-    return str(folder)
+        score_swapped(names, place.folder, loader=loader, batch_size=config.batch_size, say=say)
+    out = place.finish()
+    say_next(after_generate(out), sys.stderr)
+    print(out, flush=True)
+    return place.out
 
 
 def main() -> int:

@@ -1,8 +1,10 @@
-"""Hydra callback: a failed job of a multirun leaves its reason in its own log (by default that log stays empty)."""
+"""Hydra callback: a failed job of a multirun leaves its reason in its own log (by default that log stays empty), and
+its end shows the table of its runs."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -10,6 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_multirun, say_next
 
 log = logging.getLogger(__name__)
 
@@ -23,3 +26,15 @@ class LogFailure(Callback):
             return
         error = job_return._return_value
         log.error("failed: %s", error, exc_info=None if isinstance(error, DiagError) else error)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """The runs side by side on standard error: standard output ends with the last run's folder."""
+        folder = str(config.hydra.sweep.dir)
+        from dpo_diag.commands.sweep import lines
+        from dpo_diag.diagnosis.sweep import sweep
+
+        try:
+            print("", *lines(sweep([folder])), sep="\n", file=sys.stderr)
+        except DiagError:  # no job came as far as a run: each said why
+            return
+        say_next(after_multirun(folder), sys.stderr)

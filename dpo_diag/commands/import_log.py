@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_import, say_next
 from dpo_diag.text import safe, table, to_json
 
 
@@ -85,10 +86,12 @@ def import_log(
         texts=texts,
     )
     result = import_path(list(paths), out, as_name, options)
+    following = after_import(result["run"])
     if json:
-        print(to_json(result))
+        print(to_json({**result, "next": following}))
         return 0
     _print_result(result)
+    say_next(following, sys.stderr)
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_outputs, say_next
 from dpo_diag.records import load_run
 from dpo_diag.text import (
     arrow,
@@ -44,7 +45,9 @@ def outputs(
     steps: str | None = None,
     models: str | None = None,
     sample: int | None = None,
+    outcome: str | None = None,
     tag: str | None = None,
+    phrase: str | None = None,
     prompt: list[str] | None = None,
     limit: int = 10,
     layout: Literal["auto", "columns", "stacked"] = "auto",
@@ -56,7 +59,7 @@ def outputs(
     csv: Path | None = None,
     json: bool = False,
 ) -> int:
-    """What the checkpoints wrote for the fixed prompts, side by side, changed ones first.
+    """What the checkpoints wrote for the fixed prompts, side by side: what got worse first, then what got better.
 
     Args:
         run: a run folder.
@@ -66,8 +69,10 @@ def outputs(
         steps: show these steps, e.g. 0,20,40 (default: the first and the last).
         models: only these models, e.g. policy,ref.
         sample: which sample of each prompt (default: the lowest to read, the mean of all that are alike in numbers).
-        tag: show only prompts with this tag.
-        prompt: show only the prompt of this id; may be repeated.
+        outcome: only these: regression (right to wrong), gain, changed, unchanged; joined by commas.
+        tag: only prompts with this tag.
+        phrase: only prompts to which an answer holds these words together.
+        prompt: only the prompt of this id; may be repeated.
         limit: prompts to show; 0 for all.
         layout: answers in columns or one below the other.
         no_diff: show answers without [-old-]{+new+} marks.
@@ -75,7 +80,7 @@ def outputs(
         width: columns to fill (default: the terminal's).
         color: colour the marks.
         phrase_list: YAML of refusals and hedges instead of the shipped one.
-        csv: also write all answers, one column per checkpoint, as CSV.
+        csv: also write the selected prompts whole: tags, reference, each checkpoint's answer and whether it is right.
         json: one JSON document on standard output.
     """
     opened = load_run(run)
@@ -84,18 +89,21 @@ def outputs(
         raise DiagError("out of range", where="--limit or --chars", expected="positive", usage=True)
     limits = load_thresholds(dict(map(parse_threshold, thresholds)))
     from dpo_diag.outputs.compare import comparison, to_document
-    from dpo_diag.outputs.terminal import Layout, wrap
+    from dpo_diag.outputs.selection import selected
+    from dpo_diag.outputs.terminal import Layout
+    from dpo_diag.styled import wrap
 
     c = comparison(
         opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
         phrase_list=phrase_list, thresholds=limits,
     )  # fmt: skip
     document = to_document(opened, c)
-    entries = _selected(document["prompts"], tag, prompt)
+    chosen = [name.strip() for name in outcome.split(",")] if outcome else []
+    entries = selected(document["prompts"], outcomes=chosen, tag=tag, prompts=prompt or (), phrase=phrase)
     if csv:
-        _write_csv(csv, c)
+        _write_csv(csv, c, entries)
     if json:
-        print(to_json({**document, "prompts": entries}))
+        print(to_json({**document, "prompts": entries, "next": after_outputs(run)}))
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
@@ -112,11 +120,20 @@ def outputs(
         f"{document['run']}: {document['n_prompts']} prompts{_samples(document['n_samples'])}, "
         f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
     )
-    for line in (head, document["sentence"]):
+    for line in (head, document["sentence"], *_outcomes(document)):
         print(*wrap(safe(line, one_line=True), columns), sep="\n")
     _print_answers(entries, labels, shape, limit)
     _print_tables(document, columns)
+    say_next(after_outputs(run))
     return 0
+
+
+def _outcomes(document: dict[str, Any]) -> list[str]:
+    """How many answers went from right to wrong and back, where somebody judged them."""
+    of = document["outcomes"]
+    if not of["regression"] + of["gain"]:
+        return []
+    return [f"right → wrong: {of['regression']}, wrong → right: {of['gain']} of {document['n_prompts']} prompts"]
 
 
 def _samples(n: int) -> str:
@@ -131,28 +148,13 @@ def _steps(text: str | None) -> list[int] | None:
         raise DiagError("not a list of steps", where="--steps", got=text, expected="e.g. 0,20,40", usage=True) from None
 
 
-def _selected(entries: list[dict[str, Any]], tag: str | None, prompts: list[str] | None) -> list[dict[str, Any]]:
-    if tag:
-        tags = sorted({t for e in entries for t in e["tags"] or []})
-        entries = [e for e in entries if tag in (e["tags"] or [])]
-        if not entries:
-            raise DiagError("no prompt has this tag", got=tag, expected=f"one of {tags}", usage=True)
-    if prompts:
-        known = [e["prompt_id"] for e in entries]
-        absent = [p for p in prompts if p not in known]
-        if absent:
-            raise DiagError("no such prompt", got=absent, expected=f"e.g. {known[:5]}", usage=True)
-        entries = [e for e in entries if e["prompt_id"] in prompts]
-    return entries
+def _write_csv(path: Path, c: Comparison, entries: list[dict[str, Any]]) -> None:
+    """Every checkpoint's answers to the selected prompts."""
+    from dpo_diag.outputs.selection import wide
 
-
-def _write_csv(path: Path, c: Comparison) -> None:
-    frame = c.answers.frame
-    names = [f"{m}@{s}" for m, s in zip(frame["model"], frame["step"], strict=True)]
-    wide = frame.assign(checkpoint=names).pivot(index="prompt_id", columns="checkpoint", values="text")
-    wide = wide[[f"{x.model}@{x.step}" for x in c.answers.checkpoints]]
+    table_ = wide(entries, {(x.model, x.step): f"{x.model}@{x.step}" for x in c.answers.checkpoints})
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame_for_csv(wide.reset_index()).to_csv(path, index=False)
+    frame_for_csv(table_).to_csv(path, index=False)
     print(f"wrote {path}", file=sys.stderr)
 
 
@@ -176,6 +178,8 @@ def _print_answers(entries: list[dict[str, Any]], labels: dict[tuple[str, int], 
     shown = entries[:n] if n else entries
     for entry in shown:
         print("", *answer_lines(entry, labels, layout), sep="\n")
+    if not entries:
+        print("\nno prompt fits what was asked")
     if len(shown) < len(entries):
         print(f"\n... {len(entries) - len(shown)} more prompts: --limit 0 shows all")
 
@@ -185,7 +189,7 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     from dpo_diag.outputs.answers import Checkpoint
     from dpo_diag.outputs.behaviours import ALL
     from dpo_diag.outputs.changed import SINCE
-    from dpo_diag.outputs.terminal import wrap
+    from dpo_diag.styled import wrap
 
     baseline, to, level = document["baseline"], document["to"], percent(document["level"])
     at_target = {

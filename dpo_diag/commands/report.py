@@ -7,6 +7,7 @@ import time
 import webbrowser
 from pathlib import Path
 
+from dpo_diag.next_steps import after_report, say_next
 from dpo_diag.records import load_run
 
 
@@ -29,5 +30,6 @@ def report(run: Path, /, *, out: Path | None = None, open_less: bool = False) ->
     # Opened where a person sits: never in a pipe, in CI, or without a display.
     if not open_less and sys.stdout.isatty() and sys.stdin.isatty():
         webbrowser.open(path.resolve().as_uri())
+    say_next(after_report(opened), sys.stderr)
     print(path)
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_results, after_review, say_next
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import to_json
 
@@ -92,7 +93,8 @@ def review(
         say=lambda url: print(f"open {url}\nCtrl-C ends it; nothing is lost", flush=True),
     )
     state = session.state()
-    print(f"\n{state['done']} of {state['total']} judged; results: dpo-diag review {run} --results")
+    print(f"\n{state['done']} of {state['total']} judged")
+    say_next(after_review(run))
     return 0
 
 
@@ -120,7 +122,8 @@ def _results(opened: Run, as_json: bool) -> int:
 
     document = results(opened)
     if as_json:
-        print(to_json(document))
+        print(to_json({**document, "next": after_results(opened.path)}))
     else:
         print("\n".join(lines(document)))
+        say_next(after_results(opened.path))
     return 0

@@ -5,53 +5,66 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 from omegaconf import DictConfig
 
-from dpo_diag.commands.hydra_app import run_app, to_config
+from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
+from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
-
-if TYPE_CHECKING:
-    from dpo_diag.models.packed.verify import SharedPrefix
+from dpo_diag.next_steps import say_next
 
 
 def job(cfg: DictConfig) -> str:
-    """One scoring; returns the run folder."""
+    """One scoring; returns the run folder, or its URL."""
     from hydra.core.hydra_config import HydraConfig
 
     config = to_config(cfg, ScoreConfig)
     check_score(config)
-    out = Path(config.out or HydraConfig.get().runtime.output_dir)
+    place = RunPlace.of(config, Path(HydraConfig.get().runtime.output_dir))
     from dpo_diag.commands.after_run import explain_and_report
     from dpo_diag.data.source import load_data
-    from dpo_diag.inference.score_run import score_checkpoints
     from dpo_diag.models.checkpoints import Loader
 
     # Without a share that is held out nothing is split, and a set of one prompt is scored like any other.
     data = config.data if config.hold_out or config.data.eval_path else replace(config.data, eval_share=0.0)
     source = load_data(data, seed=config.seed, thresholds=config.checks)
-    for line in [*source.readings(), *(f"note: {note}" for note in source.notes())]:
-        print(line, file=sys.stderr)
+    if is_main_process():
+        for line in [*source.readings(), *(f"note: {note}" for note in source.notes())]:
+            say(line)
     source.check(config.data.max_bad_share)
     rows = source.held_out if config.hold_out else source.train + source.held_out
-    rows = rows[: config.data.max_eval_pairs]
-    folder = score_checkpoints(
-        checkpoint_names(config), rows, out, reference=config.reference, split=config.split,
-        split_role="held_out" if config.hold_out else None,
-        max_length=config.max_length, truncation_mode=config.truncation_mode,
-        loader=Loader(**vars(config.loader)), batch_size=config.batch_size,
-        shared_prefix=cast("SharedPrefix", config.shared_prefix), row_tokens=config.row_tokens, tokens=config.tokens,
-        no_prompt=config.no_prompt, ches=config.ches,
-        facts={
-            "loss": config.loss, "reference_free": False, "data": source.summary(), "name": config.name,
-        },
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+    set_: dict[str, Any] = {
+        "reference": config.reference, "split": config.split, "split_role": "held_out" if config.hold_out else None,
+        "facts": {"loss": config.loss, "reference_free": False, "data": source.summary(), "name": config.name},
+    }  # fmt: skip
+    settings: dict[str, Any] = {
+        "max_length": config.max_length, "truncation_mode": config.truncation_mode, "batch_size": config.batch_size,
+        "shared_prefix": config.shared_prefix, "row_tokens": config.row_tokens, "tokens": config.tokens,
+        "no_prompt": config.no_prompt, "ches": config.ches,
+    }  # fmt: skip
+    names, pairs = checkpoint_names(config), rows[: config.data.max_eval_pairs]
+    loader = Loader(**vars(config.loader))
+    if place.launch is None:
+        from dpo_diag.inference.score_run import score_checkpoints
+
+        score_checkpoints(names, pairs, place.folder, loader=loader, say=say, **set_, **settings)
+    else:
+        from dpo_diag.inference.launch import run_shared
+        from dpo_diag.inference.shared_work import ScoreJob
+
+        work = ScoreJob.of(names, pairs, settings=settings, say=say, **set_)
+        if not run_shared(work, place.out, place.folder, loader, place.launch, say=say):
+            return place.out
+    source.write_report(place.folder)
+    following = explain_and_report(
+        place.folder, explain=config.explain, report=config.report, thresholds=config.checks
     )  # fmt: skip
-    source.write_report(folder)
-    explain_and_report(folder, explain=config.explain, report=config.report, thresholds=config.checks)
-    print(folder, flush=True)
-    return str(folder)
+    out = place.finish()
+    # Of a run that goes to a bucket the folder here is a passing one.
+    say_next([line.replace(str(place.folder), out) for line in following], sys.stderr)
+    print(out, flush=True)
+    return place.out
 
 
 def main() -> int:

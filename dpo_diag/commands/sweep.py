@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_sweep, say_next
 from dpo_diag.text import MISSING, bracket, frame_for_csv, number, records, safe, signed, some, table, to_json
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ def sweep(
     collected = collect(runs)
     if csv:
         _write_csv(collected.runs, csv)
+    following = after_sweep([str(run) for run in collected.runs["run"]] if len(collected.runs) else [])
     if json:
-        print(to_json(document(collected), indent=2))
+        print(to_json({**document(collected), "next": following}, indent=2))
     else:
         print("\n".join(lines(collected)))
         if csv:
             print(csv)
+        say_next(following)
     return 0 if len(collected.runs) else 1
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_tracking, say_next
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import to_json
 
@@ -53,6 +55,7 @@ def track(
     annotate(opened.path, tracking=where)
     if entity and (report or report_spec):
         _report(opened, project, entity, group, spec=report_spec, save=report)
+    say_next(after_tracking(where, run), sys.stderr)
     print(to_json(where))
     return 0
 

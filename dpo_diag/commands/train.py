@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
 from dpo_diag.config import Config, check
+from dpo_diag.next_steps import after_interrupt, say_next
 
 
 def job(cfg: DictConfig) -> str:
@@ -20,11 +21,19 @@ def job(cfg: DictConfig) -> str:
     folder = Path(HydraConfig.get().runtime.output_dir)
     from dpo_diag.training.job import train
 
-    folder = train(config, folder)
+    try:
+        folder = train(config, folder)
+    except KeyboardInterrupt:
+        if is_main_process():
+            say_next(after_interrupt(folder), sys.stderr)
+        raise
     if is_main_process():
         from dpo_diag.commands.after_run import explain_and_report
 
-        explain_and_report(folder, explain=config.explain, report=config.report, thresholds=config.checks)
+        following = explain_and_report(
+            folder, explain=config.explain, report=config.report, thresholds=config.checks
+        )  # fmt: skip
+        say_next(following, sys.stderr)
         print(folder, flush=True)
     return str(folder)
 

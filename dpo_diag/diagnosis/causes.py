@@ -17,8 +17,6 @@ ROLE_WORDS = {
 ROUNDING = 1e-9
 """A term below this is the rounding of a sum, not a cause."""
 TOKEN_CHARS = 40
-SNIPPET = 160
-"""Characters of a pair's text that a sentence quotes."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def say(text: str, *keys: str) -> Sentence:
     return Sentence(text, keys)
 
 
-def quoted(text: str, max_chars: int = SNIPPET) -> str:
+def quoted(text: str, max_chars: int | None = None) -> str:
     """Foreign text in quotation marks, in one line, its control characters shown and not obeyed."""
     return f'"{safe(text, max_chars=max_chars, one_line=True)}"'
 

@@ -40,9 +40,11 @@ from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.text import plain, records
+from dpo_diag.text import plain, records, safe
 
 PAIRS_SHOWN = 2000
+SNIPPET = 80
+"""Characters of an answer that name its pair."""
 ROWS_ONLY = (
     "the log states no steps: its rows are counted, their distance from the start is not known "
     "(dpo-diag import --logging-steps N makes them steps)"
@@ -75,8 +77,8 @@ class Explanation:
 
     def texts(self, pair_ids: Sequence[str]) -> pd.DataFrame:
         """`pair_id`, `prompt`, `chosen`, `rejected` of some pairs, in their order; null where not recorded."""
-        texts = self.aligned.run.texts if self.aligned is not None else pd.DataFrame(columns=TEXTS)
-        return pd.DataFrame({"pair_id": list(pair_ids)}).merge(texts[TEXTS], on="pair_id", how="left")
+        texts = self.aligned.run.texts if self.aligned is not None else pd.DataFrame(columns=TEXTS, dtype="str")
+        return pd.DataFrame({"pair_id": list(pair_ids)}, dtype="str").merge(texts[TEXTS], on="pair_id", how="left")
 
     def tokens(self, pair_ids: Sequence[str]) -> pd.DataFrame:
         """Token by token for some pairs (see `decompose.tokens.token_rows`); empty without token records."""
@@ -131,7 +133,7 @@ def explain_run(
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
     document = plain({**document, "thresholds": dict(values)})
-    document["narrative"] = plain(narrate(document, opened))
+    document["narrative"] = plain(narrate(document))
     return Explanation(document, aligned, table)
 
 
@@ -179,7 +181,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
         "against_reference": from_reference(aligned, spec),
         "concentration": asdict(few) if few is not None else None,
         "turning_points": [t.document() for t in turns],
-        "pairs": records(table.head(PAIRS_SHOWN)),
+        "pairs": _with_texts(run, records(table.head(PAIRS_SHOWN))),
         "pairs_not_shown": max(0, len(table) - PAIRS_SHOWN),
         "means": {"not_applicable": "the run holds pairs, which say all that means say"},
         "trajectory": records(path.steps),
@@ -191,6 +193,16 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
         "remedies": [asdict(r) for r in remedies.suggest(material, decision)],
     }
     return document, _drawn(aligned, table)
+
+
+def _with_texts(run: Run, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs with the beginning of their chosen answer, which names them better than a hash; None where not recorded."""
+    texts: Any = run.texts.set_index("pair_id")["chosen"].to_dict() if pairs and run.has("texts") else {}
+    for pair in pairs:
+        chosen = texts.get(pair["pair_id"])
+        shown = safe(chosen.strip(), max_chars=SNIPPET, one_line=True) if isinstance(chosen, str) else None
+        pair["chosen_text"] = shown
+    return pairs
 
 
 def _of_tokens(aligned: Aligned, values: Mapping[str, float], intervals: PairIntervals) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
 from dpo_diag.diagnosis.pair_intervals import counted, counted_about
 from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
-from dpo_diag.records import Run
 from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import arrow, capital, interval, moved, number, percent, plural, safe, same, signed
 
@@ -33,13 +32,13 @@ ADVICE = 3
 """Lines of a check's advice that are shown, of those that no check before it gave."""
 
 
-def narrate(document: dict[str, Any], run: Run | None = None) -> list[dict[str, Any]]:
-    """[{"heading", "sentences": [{"text", "from": [keys]}]}] in the order of HEADINGS; `run` supplies pair texts."""
+def narrate(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """[{"heading", "sentences": [{"text", "from": [keys]}]}] in the order of HEADINGS."""
     sections = (
         _what_happened(document),
         _how_sure(document),
         causes(document),
-        _which_pairs(document, run),
+        _which_pairs(document),
         _what_to_change(document),
     )
     return [
@@ -237,7 +236,7 @@ def _not_certain(change: Interval) -> str:
     return f": its direction is not certain{more}"
 
 
-def _which_pairs(document: dict[str, Any], run: Run | None) -> list[Sentence]:
+def _which_pairs(document: dict[str, Any]) -> list[Sentence]:
     if not document["pairs"]:
         return [say("Nothing can be split over pairs here.", "pairs")]
     few = document.get("concentration")
@@ -253,12 +252,15 @@ def _which_pairs(document: dict[str, Any], run: Run | None) -> list[Sentence]:
         return [say("No pair moved.", "pairs")]
     else:
         sentences, lines = _carriers(document, few)
-    texts: Any = run.texts.set_index("pair_id")["chosen"] if run is not None and run.has("texts") else {}
     for pair, line in lines:
-        chosen = texts.get(pair["pair_id"])
-        answer = f": {quoted(chosen)}" if isinstance(chosen, str) else ""
-        sentences.append(say(f"{safe(pair['pair_id'], one_line=True)}: {line}{answer}", "pairs"))
+        sentences.append(say(f"{pair_name(pair)}: {line}", "pairs"))
     return sentences
+
+
+def pair_name(pair: Mapping[str, Any]) -> str:
+    """A pair by the beginning of its chosen answer, with its id for looking it up; by its id where no text is known."""
+    pair_id, text = safe(pair["pair_id"], one_line=True), pair.get("chosen_text")
+    return f"{quoted(text)} ({pair_id})" if text else pair_id
 
 
 def _carriers(document: dict[str, Any], few: dict[str, Any]) -> tuple[list[Sentence], list[tuple[dict[str, Any], str]]]:

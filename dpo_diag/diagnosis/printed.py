@@ -42,18 +42,14 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
     if document["pairs"] and top > 0:
         names = ["share_of_rise", "cumulative_share", "chosen_ce_from", "chosen_ce_to", "chosen_delta_logp",
                  "rejected_delta_logp", "loss_delta"]  # fmt: skip
-        rows = [[p["pair_id"], *[p.get(n) for n in names]] for p in document["pairs"][:top]]
-        blocks.append(table(["pair", *names], rows, WIDTH))
+        rows = [[p["pair_id"], *[p.get(n) for n in names], p.get("chosen_text") or ""] for p in document["pairs"][:top]]
+        blocks.append(table(["pair", *names, "chosen"], rows, WIDTH))
     if document["checks"]:
         order = {"speaks": 0, "silent": 1, "not_applicable": 2}
         listed = sorted(document["checks"], key=lambda c: (order[c["outcome"]], c["code"]))
         silent = [c["code"] for c in listed if c["outcome"] == "silent"]
-        lines = [
-            f"{c['code']} speaks ({c['severity']}): {c['title']}: {c['reason']}"
-            for c in listed
-            if c["outcome"] == "speaks"
-        ]
-        lines.append(f"silent: {', '.join(silent) or 'none'}")
+        speaks = [f"{c['code']} ({c['severity']})" for c in listed if c["outcome"] == "speaks"]
+        lines = [f"speak, see Why: {', '.join(speaks) or 'none'}", f"silent: {', '.join(silent) or 'none'}"]
         lines += [f"{c['code']} not applicable: {c['reason']}" for c in listed if c["outcome"] == "not_applicable"]
         blocks.append("checks\n" + "\n".join(f"  {line}" for line in lines))
     return "\n\n".join(blocks)

@@ -205,6 +205,7 @@ def missing(facts: Facts) -> list[tuple[str, str, str]]:
 class Verdict:
     """The label with its title, the word about harm, how sure, the text, and the evidence that decided about harm.
 
+    `headline`, `harm_text`: the text's sentences of what happened and about harm, the latter without what it cites.
     `causes`: every label that fits, the headline's first; (label, code, what the check says).
     """
 
@@ -212,6 +213,8 @@ class Verdict:
     harm: str
     confidence: str
     text: str
+    headline: str = ""
+    harm_text: str = ""
     because: tuple[tuple[Measure, str], ...] = ()
     causes: tuple[tuple[str, str, str], ...] = field(default=())
 
@@ -219,7 +222,7 @@ class Verdict:
         """As the explanation holds it."""
         return {
             "label": self.label, "title": LABELS[self.label], "harm": self.harm, "confidence": self.confidence,
-            "text": self.text,
+            "text": self.text, "headline": self.headline, "harm_text": self.harm_text,
             "causes": [{"label": label, "code": code, "reason": reason} for label, code, reason in self.causes],
             "because": [
                 {"what": m.what, "split": m.split, "from": m.before, "to": m.after, "delta": m.change.value,
@@ -250,13 +253,15 @@ def decide(facts: Facts) -> Verdict:
         more = f", as far as {seen} can show: their noise is not known"
     sentences = [f"{capital(LABELS[name])}{more}."]
     that = "there is harm" if name in OPEN else "that is harm"
-    said = _harm_text(harm, that, [m for m, _ in because], bool(facts.evidence))
+    cited = _cite([m for m, _ in because]) if because else ""
+    said, uncited = (_harm_text(harm, that, text, bool(facts.evidence)) for text in (cited, cited and None))
     # What was measured stands before what speaks of it.
     named = _named(facts, name, found)
     # One row that nobody measured besides says nothing of harm either way.
     sentences += [said, *named] if because else [*named, *([said] if name != "one_row" else [])]
     told = tuple((c.label, c.code, str(f["reason"])) for c, f in found)
-    return Verdict(name, harm, _confidence(facts, harm, name), " ".join(sentences), because, told)
+    sure = _confidence(facts, harm, name)
+    return Verdict(name, harm, sure, " ".join(sentences), sentences[0], uncited, because, told)
 
 
 def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[Measure, str], ...]]:
@@ -316,16 +321,17 @@ def _reason(finding: Mapping[str, Any]) -> str:
     return str(finding["reason"]).removeprefix("cannot tell: ").removesuffix(f"; {CAVEAT}").rstrip(".")
 
 
-def _harm_text(harm: str, that: str, because: list[Measure], measured: bool) -> str:
-    cited = _cite(because) if because else ""
+def _harm_text(harm: str, that: str, cited: str | None, measured: bool) -> str:
+    """The sentence about harm; `cited`: the measures that decided, "" for none, None to leave them unsaid."""
+    behind = f": {cited}." if cited else "."
     if harm == "harmful":
-        return f"It is harm: {cited}."
+        return f"It is harm{behind}"
     if harm == "benign":
-        return f"No harm was measured: {cited}."
+        return f"No harm was measured{behind}"
     if harm == "none":
-        return f"Nothing got worse: {cited}." if because else "Nothing points to harm."
-    if because:
-        return f"Whether {that} is not known: {cited}."
+        return "Nothing points to harm." if cited == "" else f"Nothing got worse{behind}"
+    if cited != "":
+        return f"Whether {that} is not known{behind}"
     if measured:
         return f"Whether {that} is not known from what was measured."
     return f"Likelihoods alone do not say whether {that}: no outputs and no task score are recorded."

@@ -57,7 +57,7 @@ def generate_checkpoints(
         raise DiagError("no prompts", expected="at least one")
     writers = as_checkpoints(checkpoints)
     with added_to(out) as (run_writer, _):
-        done = _answered(Run(run_writer.path), decoding)
+        done = answered(Run(run_writer.path), decoding)
         for n, checkpoint in enumerate(writers, 1):
             missing = [p for p in asked if (checkpoint.model, checkpoint.step, p.id) not in done]
             name = f"{n}/{len(writers)} {checkpoint.model} at step {checkpoint.step}"
@@ -80,7 +80,7 @@ def generate_checkpoints(
     return run_writer.path
 
 
-def _answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
+def answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
     """(model, step, prompt id) of prompts whose answers are complete; refuses answers under other settings."""
     columns = ["model", "step", "prompt_id", "sample", "decoding_hash", "seed"]
     frame = run.read("outputs", columns)

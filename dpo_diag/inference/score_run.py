@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -29,7 +29,7 @@ from dpo_diag.records.typed_json import to_document
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from dpo_diag.inference.scoring import PairTokens, Scores
+    from dpo_diag.inference.scoring import PairTokens
     from dpo_diag.models.packed.verify import Proved, SharedPrefix
 
 
@@ -38,7 +38,7 @@ def score_checkpoints(
     pairs: Sequence[Row],
     out: str | os.PathLike[str],
     *,
-    reference: str | os.PathLike[str] | None = None,
+    reference: str | os.PathLike[str] | Literal[False] | None = None,
     split: str = EVAL_SPLIT,
     split_role: Role | None = None,
     max_length: int | None = 1024,
@@ -64,7 +64,7 @@ def score_checkpoints(
         pairs: rows of prompt, chosen, rejected.
         out: run folder, made if absent.
         reference: the reference model; None for the one under the adapters, or none (then what needs one is
-            not computed).
+            not computed); False for none at all.
         split: name of this set in the records.
         split_role: what these pairs are to the training of the checkpoints; None lets the split's name decide.
         max_length, truncation_mode: as for `PairTokens.of`.
@@ -82,16 +82,16 @@ def score_checkpoints(
     once = _Once(rows, max_length, truncation_mode)
     if note := given.note():
         say(f"note: {note}")
-    models = _with_reference(as_checkpoints(checkpoints), reference)
+    models = models_to_score(as_checkpoints(checkpoints), reference)
     with added_to(out) as (writer, before):
         known = to_document(before)
         writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
         run = Run(writer.path)
-        _same_pairs(run, rows, split)
+        refuse_other_pairs(run, rows, split)
         if split not in before.splits:
             role_of_split = split_role or role_from_name(split)
             writer.describe_split(split, role_of_split, n_pairs=len(rows), **given.facts())
-        done = _scored(run, split)
+        done = scored_already(run, split)
         bases = {adapter_base(c) for c in models if c.is_adapter}
         if not run.has("texts") or run.read("texts", ["split"], splits=[split]).empty:
             writer.write("texts", text_rows(rows, split), split=split)
@@ -120,7 +120,7 @@ def score_checkpoints(
                 facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
             if proof is None and (note := scores.proved.note()):
                 say(f"    {note}")
-            _write(writer, run, scores, role, step, split)
+            write_scores(writer, run, scores.pairs, scores.tokens, scores.ches, role, step, split)
             writer.update(**facts_of_model)
             if encoded.dropped:
                 say(f"    {len(encoded.dropped)} pairs left out, e.g. {encoded.dropped[0][1]}")
@@ -162,13 +162,17 @@ class _Once:
 
 def _architecture(model: PreTrainedModel) -> str:
     """All that decides how a model computes, but for its weights."""
-    kinds = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
-    config = model.config.to_json_string(use_diff=False)
-    return content_hash([kinds, config, str(model.dtype), str(model.device)])
+    modules = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
+    config = {key: str(value) for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    return content_hash([modules, config, model.config._attn_implementation, str(model.dtype), str(model.device)])
 
 
-def _with_reference(models: list[Checkpoint], reference: str | os.PathLike[str] | None) -> list[Checkpoint]:
+def models_to_score(
+    models: list[Checkpoint], reference: str | os.PathLike[str] | Literal[False] | None
+) -> list[Checkpoint]:
     """The models, the reference first where one is named or is the one model under all adapters."""
+    if reference is False:
+        return models
     if reference is not None:
         return [Checkpoint(str(reference), REFERENCE, 0), *(c for c in models if c.model != REFERENCE)]
     if all(c.is_adapter and c.model != REFERENCE for c in models):
@@ -178,22 +182,26 @@ def _with_reference(models: list[Checkpoint], reference: str | os.PathLike[str] 
     return models
 
 
-def _scored(run: Run, split: str) -> set[tuple[str, int]]:
+def scored_already(run: Run, split: str) -> set[tuple[str, int]]:
     """(role, step) that the run's pairs/ hold; the reference's step is 0."""
     seen = run.read("pairs", ["step", "role"], splits=[split]).drop_duplicates()
     return {(str(r), int(s) if r == POLICY else 0) for s, r in zip(seen["step"], seen["role"], strict=True)}
 
 
-def _write(writer: RunWriter, run: Run, scores: Scores, role: str, step: int, split: str) -> None:
+def write_scores(
+    writer: RunWriter, run: Run, pairs: pd.DataFrame, tokens: pd.DataFrame, ches: pd.DataFrame | None, role: str,
+    step: int, split: str,
+) -> None:  # fmt: skip
+    """What was measured of one checkpoint; a policy's history needs the reference's rows to be there."""
     label = split if role == POLICY else f"{split}-ref"
-    writer.write("tokens", scores.tokens, split=label)
+    writer.write("tokens", tokens, split=label)
     if role == POLICY:
         reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
-        writer.write("history", history_rows(scores.pairs, reference, step, split, run.info.loss), split=split)
-    if scores.ches is not None:
-        write_side_table(writer.path, CHES, scores.ches.assign(split=split))
+        writer.write("history", history_rows(pairs, reference, step, split, run.info.loss), split=split)
+    if ches is not None:
+        write_side_table(writer.path, CHES, ches.assign(split=split))
     # Pairs last: they say that a checkpoint is done.
-    writer.write("pairs", scores.pairs, split=label)
+    writer.write("pairs", pairs, split=label)
 
 
 def _shared_tokenizer(
@@ -211,7 +219,7 @@ def _shared_tokenizer(
     return shared
 
 
-def _same_pairs(run: Run, rows: Sequence[Row], split: str) -> None:
+def refuse_other_pairs(run: Run, rows: Sequence[Row], split: str) -> None:
     foreign = set(run.read("pairs", ["pair_id"], splits=[split])["pair_id"]) - {row["pair_id"] for row in rows}
     if foreign:
         raise DiagError(

@@ -12,14 +12,15 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
-def in_float32(model: torch.nn.Module) -> Iterator[None]:
+def in_float32(model: torch.nn.Module, backward: bool = False) -> Iterator[None]:
     """The model with float32 weights, its matrix products and autocast at full precision; all as before on leaving.
 
     A block (an entry of a list of layers) has float32 weights only while it runs, so that the memory needed beyond the
-    model's own is that of its embeddings and of one block. The half-precision weights are set aside, not converted
-    back: they are the same tensors afterwards, tied ones included.
+    model's own is that of its embeddings and of one block; with `backward`, a pass that reads the weights again, all
+    have them all the time. The half-precision weights are set aside, not converted back: they are the same tensors
+    afterwards, tied ones included.
     """
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    lists = [] if backward else [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
     nested = {id(inner) for outer in lists for block in outer for inner in block.modules()}
     blocks = [block for one in lists if id(one) not in nested for block in one]
     inside = {id(t) for block in blocks for t in _halves(block)}

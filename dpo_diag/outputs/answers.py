@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.errors import DiagError
@@ -73,12 +75,18 @@ class Answers:
         return {str(prompt_id): str(text) for prompt_id, text in zip(rows.index, rows["text"], strict=True)}
 
     @cached_property
-    def _prompts(self) -> dict[Checkpoint, pd.Series[str]]:
-        """Row of `samples` -> its prompt, for each checkpoint."""
-        rows = self.samples
-        return {
-            c: rows.loc[(rows["model"] == c.model) & (rows["step"] == c.step), "prompt_id"] for c in self.checkpoints
-        }
+    def _prompts(self) -> dict[Checkpoint, tuple[npt.NDArray[np.intp], npt.NDArray[np.object_]]]:
+        """Of each checkpoint its rows among `samples` and their prompts; where each prompt has one sample, in the order
+        of `of`."""
+        rows, found = self.samples, {}
+        for c in self.checkpoints:
+            places = np.flatnonzero(((rows["model"] == c.model) & (rows["step"] == c.step)).to_numpy())
+            prompts = rows["prompt_id"].to_numpy(dtype=object)[places]
+            order = pd.Index(prompts)
+            if order.is_unique and len(order) == len(self.of(c)):
+                places, prompts = places[(at := order.get_indexer(self.of(c).index))], prompts[at]
+            found[c] = places, prompts
+        return found
 
     @property
     def n_samples(self) -> int:
@@ -88,9 +96,11 @@ class Answers:
     def values(self, measured: pd.DataFrame, checkpoint: Checkpoint, column: str) -> pd.Series:
         """One checkpoint's numbers of a measure that lies on the index of `samples`, indexed by prompt_id: the mean of
         a prompt's samples that have one, NaN without any."""
-        prompts = self._prompts[checkpoint]
-        numbers = pd.Series(measured.loc[prompts.index, column].to_numpy(dtype=float))
-        return numbers.groupby(prompts.to_numpy(dtype=object)).mean().reindex(self.of(checkpoint).index)
+        (places, prompts), index = self._prompts[checkpoint], self.of(checkpoint).index
+        numbers = measured[column].to_numpy(dtype=float)[places]
+        if len(prompts) == len(index):
+            return pd.Series(numbers, index=index)
+        return pd.Series(numbers).groupby(prompts).mean().reindex(index)
 
     def measures(self, measured: pd.DataFrame, checkpoint: Checkpoint) -> pd.DataFrame:
         """Every measure of one checkpoint, indexed by prompt_id: numbers as `values`, others of the sample shown."""
@@ -111,6 +121,7 @@ class Answers:
                     by_tag.setdefault(tag, []).append(prompt_id)
         return by_tag
 
+    @cached_property
     def sources(self) -> pd.Series[str]:
         """prompt_id -> what the prompt belongs to: its tag `source=NAME` (paraphrases of one question, questions on one
         text), else itself."""

@@ -105,7 +105,7 @@ def _moves(
     after = answers.values(values, checkpoint, behaviour.column)
     if behaviour.sign < 0:  # shares all: the share that does what the name says
         before, after = 1 - before, 1 - after
-    both, sources = pd.DataFrame({"before": before, "after": after}).dropna(), answers.sources()
+    both, sources = pd.DataFrame({"before": before, "after": after}).dropna(), answers.sources
     for tag, ids in groups.items():
         # A tag that all prompts have says what (all) says.
         repeats = tag != ALL and len(ids) == len(answers.prompt_ids)

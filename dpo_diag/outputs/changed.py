@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import defaultdict
 from typing import Any
 
 import pandas as pd
@@ -37,40 +36,49 @@ def answer_changes(answers: Answers) -> pd.DataFrame:
     first_diff (index of the first new token that differs from the previous checkpoint's; of the first word where token
     ids are unknown; null if unchanged or first), n_words, words_since_previous (difference).
     """
-    rows = []
-    by_checkpoint = {c: answers.of(c).to_dict("index") for c in answers.checkpoints}
-    for checkpoint, own in by_checkpoint.items():
-        others = {n: by_checkpoint[c] if c else {} for n, c in compared_with(answers, checkpoint).items()}
-        for prompt_id, row in own.items():
-            old = {name: other.get(prompt_id) for name, other in others.items()}
-            previous, n_words = old["previous"], len(words(row["text"]))
-            rows.append(
-                {
-                    **checkpoint._asdict(), "prompt_id": prompt_id,
-                    **{f"changed_{n}": None if o is None else o["text"] != row["text"] for n, o in old.items()},
-                    "first_diff": None if previous is None else _first_difference(previous, row),
-                    "n_words": n_words,
-                    "words_since_previous": None if previous is None else n_words - len(words(previous["text"])),
-                }
-            )  # fmt: skip
+    rows: dict[str, list[Any]] = defaultdict(list)
+    texts = {c: answers.texts(c) for c in answers.checkpoints}
+    tokens = {c: _token_ids(answers.of(c)) for c in answers.checkpoints}
+    for checkpoint, own in texts.items():
+        others = compared_with(answers, checkpoint)
+        for name, other in others.items():
+            old = texts[other] if other else {}
+            rows[f"changed_{name}"] += [None if (o := old.get(p)) is None else o != text for p, text in own.items()]
+        before = others["previous"]
+        old, old_tokens = (texts[before], tokens[before]) if before else ({}, {})
+        n_words = [len(words(text)) for text in own.values()]
+        rows["model"] += [checkpoint.model] * len(own)
+        rows["step"] += [checkpoint.step] * len(own)
+        rows["prompt_id"] += own
+        rows["first_diff"] += [
+            None if (o := old.get(p)) is None or o == text else _first_difference(
+                (o, old_tokens.get(p)), (text, tokens[checkpoint].get(p))
+            )
+            for p, text in own.items()
+        ]  # fmt: skip
+        rows["n_words"] += n_words
+        rows["words_since_previous"] += [
+            None if (o := old.get(p)) is None else n - len(words(o)) for p, n in zip(own, n_words, strict=True)
+        ]
     changed = [f"changed_{name}" for name in SINCE]
     columns = ["model", "step", "prompt_id", *changed, "first_diff", "n_words", "words_since_previous"]
     types = dict.fromkeys(changed, "boolean") | dict.fromkeys(("first_diff", "words_since_previous"), "Int64")
     return pd.DataFrame(rows, columns=columns).astype(types)
 
 
-def _first_difference(old: Any, new: Any) -> int | None:
-    if old["text"] == new["text"]:
-        return None
-    ids = [_token_ids(row) for row in (old, new)]
-    if any(x is None for x in ids):
-        return first_difference(words(old["text"]), words(new["text"]))
-    return first_difference(ids[0] or [], ids[1] or [])
+def _first_difference(old: tuple[str, Any], new: tuple[str, Any]) -> int | None:
+    """Of two answers that differ, each its text and its token ids."""
+    if old[1] is None or new[1] is None:
+        return first_difference(words(old[0]), words(new[0]))
+    return first_difference(list(old[1]), list(new[1]))
 
 
-def _token_ids(row: Any) -> Sequence[int] | None:
-    ids = row.get("token_ids")
-    return None if ids is None or (isinstance(ids, float) and math.isnan(ids)) else list(ids)
+def _token_ids(rows: pd.DataFrame) -> dict[str, Any]:
+    """prompt_id -> token ids, where they are recorded."""
+    if "token_ids" not in rows:
+        return {}
+    known = zip(rows.index, rows["token_ids"], strict=True)
+    return {str(p): ids for p, ids in known if ids is not None and not isinstance(ids, float)}
 
 
 def change_table(changes: pd.DataFrame) -> pd.DataFrame:

@@ -17,8 +17,9 @@ from dpo_diag.outputs.cross_scores import COLUMNS as CROSS_COLUMNS
 from dpo_diag.outputs.cross_scores import cross_score_table
 from dpo_diag.outputs.features import checkpoint_table, features
 from dpo_diag.outputs.gaming import Finding, gaming
-from dpo_diag.outputs.phrases import inflation
+from dpo_diag.outputs.phrases import Inflation
 from dpo_diag.outputs.references import answer_scores, reference_table
+from dpo_diag.outputs.selection import counted, outcome, reading_order
 from dpo_diag.outputs.stances import load_stances
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import plain, records
@@ -108,6 +109,7 @@ def comparison(
     before, after = answers.texts(base), answers.texts(target)
     if texts is None and isinstance(opened, Run) and opened.has("texts"):
         texts = opened.texts
+    phrases = Inflation(before, after, texts, top=top_phrases, thresholds=limits)
     behaviours = behaviour_table(answers, measured, base, own, limits)
     return Comparison(
         answers=answers,
@@ -118,8 +120,8 @@ def comparison(
         measured=measured,
         by_checkpoint=checkpoint_table(answers, measured),
         references=reference_table(answers, scores, full={base, target, own[0]}),
-        phrases=inflation(before, after, texts, top=top_phrases, thresholds=limits),
-        phrases_fallen=inflation(after, before, texts, top=top_phrases, thresholds=limits),
+        phrases=phrases.risen(),
+        phrases_fallen=phrases.fallen(),
         tags=tag_table(answers, measured),
         behaviours=behaviours,
         gaming=gaming(answers, measured, base, target, limits),
@@ -137,8 +139,8 @@ def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]
     """A run's answers compared, as one strict JSON document (NaN and infinities are null).
 
     Keys: run; baseline, to (checkpoints); n_prompts; n_samples (of a prompt, which numbers are means over); level (of
-    the changes' intervals); steps (of the policy); models; sentence; prompts (one entry per
-    prompt, changed ones first, each with its distinct answers in the order of checkpoints); changed (per checkpoint,
+    the changes' intervals); steps (of the policy); models; sentence; outcomes (prompts of each); prompts (one entry per
+    prompt, regressions first, each with its distinct answers in the order of checkpoints); changed (per checkpoint,
     since what); phrases, phrases_fallen; tags; behaviours; gaming; looks (measures per checkpoint); references (scores
     per checkpoint); across (answers under the model that did not write them).
 
@@ -151,6 +153,7 @@ def compare(run: Run | str | os.PathLike[str], **options: Any) -> dict[str, Any]
 
 def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, Any]:
     """The JSON document of a comparison."""
+    entries = prompt_entries(c)
     document: dict[str, Any] = plain(
         {
             "run": run.name if isinstance(run, Run) else str(run),
@@ -163,7 +166,8 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
             "models": list(dict.fromkeys(x.model for x in c.answers.checkpoints)),
             "sentence": c.sentence,
             "score": primary_score(c.measured),
-            "prompts": prompt_entries(c),
+            "outcomes": counted(entries),
+            "prompts": entries,
             "changed": records(c.changed),
             "phrases": records(c.phrases),
             "phrases_fallen": records(c.phrases_fallen),
@@ -178,18 +182,24 @@ def to_document(run: Run | str | os.PathLike[str], c: Comparison) -> dict[str, A
     return document
 
 
-def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
-    """Per prompt: id, prompt, tags, reference, changed (baseline to target; null where one is missing), times_changed
-    (between the target model's checkpoints), answers (each distinct text once, with the checkpoints that gave it).
+_SHOWN = ("prompt", "tags", "reference", "text", "finish_reason", "correct")
 
-    Changed ones come first: those that differ between baseline and target, then by how often they changed.
+
+def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
+    """Per prompt: id, prompt, tags, reference, changed (baseline to target; null where one is missing), outcome (see
+    `selection.OUTCOMES`), times_changed (between the target model's checkpoints), answers (each distinct text once,
+    with the checkpoints that gave it).
+
+    Regressions come first, then gains, then other changes (see `selection.reading_order`).
     """
     own = c.changes[c.changes["model"] == c.target.model]
     times = own.groupby("prompt_id", sort=False)["changed_previous"].sum().fillna(0).astype(int).to_dict()
     rows: dict[str, dict[Checkpoint, dict[str, Any]]] = defaultdict(dict)
     for checkpoint in c.answers.checkpoints:
-        for prompt_id, row in c.answers.of(checkpoint).to_dict("index").items():
-            rows[str(prompt_id)][checkpoint] = {str(name): value for name, value in row.items()}
+        own_rows = c.answers.of(checkpoint)
+        names = [name for name in _SHOWN if name in own_rows]
+        for prompt_id, *values in zip(own_rows.index, *(own_rows[name].tolist() for name in names), strict=True):
+            rows[str(prompt_id)][checkpoint] = dict(zip(names, values, strict=True))
     entries = []
     for prompt_id in c.answers.prompt_ids:
         by_checkpoint = rows[prompt_id]
@@ -200,11 +210,12 @@ def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
                 "prompt_id": prompt_id,
                 **{key: first.get(key) for key in ("prompt", "tags", "reference")},
                 "changed": old["text"] != new["text"] if old and new and c.baseline != c.target else None,
+                "outcome": outcome(old, new) if c.baseline != c.target else None,
                 "times_changed": times.get(prompt_id, 0),
                 "answers": _distinct(by_checkpoint),
             }
         )
-    return sorted(entries, key=lambda e: (not e["changed"], -e["times_changed"]))
+    return sorted(entries, key=reading_order)
 
 
 def _distinct(rows: dict[Checkpoint, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def cross_score_table(
                 continue
             before, after = (by_writer, by_scorer) if of == "old" else (by_scorer, by_writer)
             before, after = before.loc[common], after.loc[common]
-            sources = answers.sources().reindex(common).to_numpy(dtype=object)
+            sources = answers.sources.reindex(common).to_numpy(dtype=object)
             change = columns_of(paired_change(before, after, level, clusters=sources).delta)
             means = {"logp_before": float(before.mean()), "logp_after": float(after.mean())}
             rows.append({**checkpoint._asdict(), "of": of, **means, "delta": change.pop("value"), **change})

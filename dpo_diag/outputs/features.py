@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.outputs import formats
@@ -15,6 +17,7 @@ from dpo_diag.outputs.stances import Stances, load_stances
 from dpo_diag.outputs.words import main_script, ngrams, words
 from dpo_diag.stats import mean_interval
 
+IntArray = npt.NDArray[np.int64]
 LOOP_REPEATS, LOOP_WORDS, LOOP_PERIOD = 3, 12, 30
 
 MEANS = (
@@ -30,7 +33,8 @@ def loop_words(forms: Sequence[str]) -> int:
     Periods of up to 30 words are seen: "a b a b a b ..." has period 2.
     """
     n = len(forms)
-    if n < LOOP_WORDS:
+    # Every word of such a stretch stands in the text three times or more: few texts have a dozen of those.
+    if n < LOOP_WORDS or sum(k for k in Counter(forms).values() if k >= LOOP_REPEATS) < LOOP_WORDS:
         return 0
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys(forms))}
     ids = np.array([vocabulary[w] for w in forms])
@@ -47,6 +51,9 @@ def distinct(forms: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams (Li et al. 2016, arXiv 1510.03055); NaN for fewer than n words."""
     grams = ngrams(forms, n)
     return len(set(grams)) / len(grams) if grams else math.nan
+
+
+_READ = ("text", "prompt", "finish_reason", "n_tokens", "tags", "entropy_sum")
 
 
 def wanted_format(tags: Sequence[str]) -> str | None:
@@ -67,22 +74,23 @@ def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFram
     """
     stances = stances or load_stances()
     by_text = {text: _of_text(text, stances) for text in frame["text"].unique()}
+    script_of = cache(main_script)
+    read = [frame[c].tolist() if c in frame else [None] * len(frame) for c in _READ]
     rows = []
-    for row in frame.to_dict("records"):
-        own, prompt, reason, n = by_text[row["text"]], row.get("prompt"), row.get("finish_reason"), row.get("n_tokens")
-        wanted = wanted_format(tags_of(row.get("tags")))
-        script, asked = own["script"], main_script(prompt) if isinstance(prompt, str) else None
+    for text, prompt, reason, n, tags, entropy in zip(*read, strict=True):
+        own, wanted = by_text[text], wanted_format(tags_of(tags))
+        script, asked = own["script"], script_of(prompt) if isinstance(prompt, str) else None
         rows.append(
             own
             | {
                 "truncated": float(reason == "length") if isinstance(reason, str) else math.nan,
                 "language_switch": math.nan if script is None or asked is None else float(script != asked),
                 "valid_format": math.nan if wanted is None else own[wanted],
-                "entropy": float(row.get("entropy_sum", math.nan)) / n if n and n > 0 else math.nan,
+                "entropy": float(math.nan if entropy is None else entropy) / n if n and n > 0 else math.nan,
             }
         )
     columns = [*MEANS, "loop_words", "refusal_hits", "hedge_hits", "script", "kind"]
-    return pd.DataFrame(rows, index=frame.index, columns=columns)
+    return pd.DataFrame({c: [row[c] for row in rows] for c in columns}, index=frame.index)
 
 
 def _of_text(text: str, stances: Stances) -> dict[str, object]:
@@ -108,28 +116,42 @@ def _of_text(text: str, stances: Stances) -> dict[str, object]:
     }
 
 
-def self_similarity(texts: Sequence[str]) -> float:
+class NGrams:
+    """The n-grams of texts as numbers; each text is taken apart once, whichever checkpoints wrote it."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, ...], int] = {}
+        self._known: dict[tuple[str, int], IntArray] = {}
+
+    def of(self, text: str, n: int) -> IntArray:
+        """A text's distinct n-grams of words, each by its number."""
+        if (text, n) not in self._known:
+            grams = set(ngrams(words(text), n))
+            numbers = [self._numbers.setdefault(gram, len(self._numbers)) for gram in grams]
+            self._known[text, n] = np.array(numbers, dtype=np.int64)
+        return self._known[text, n]
+
+
+def self_similarity(texts: Sequence[str], grams: NGrams | None = None) -> float:
     """Mean cosine between the word-bigram sets of answers to different prompts: 0 unrelated, 1 all the same.
 
     Rises when a model gives everyone the same answer (mode collapse). NaN for fewer than two answers with a bigram.
     With unit vectors v_i the mean over pairs is (|sum v|^2 - n) / (n (n - 1)): linear in the texts, not quadratic.
     """
-    total: Counter[tuple[str, ...]] = Counter()
-    n = 0
-    for text in texts:
-        grams = set(ngrams(words(text), 2))
-        if grams:
-            n += 1
-            weight = 1 / math.sqrt(len(grams))
-            for gram in grams:
-                total[gram] += weight  # type: ignore[assignment]
-    return (sum(v * v for v in total.values()) - n) / (n * (n - 1)) if n > 1 else math.nan
+    grams = grams or NGrams()
+    sets = [of for text in texts if (of := grams.of(text, 2)).size]
+    if (n := len(sets)) < 2:
+        return math.nan
+    sizes = np.array([of.size for of in sets])
+    total = np.bincount(np.concatenate(sets), weights=np.repeat(1 / np.sqrt(sizes), sizes))
+    return float((total @ total - n) / (n * (n - 1)))
 
 
-def corpus_distinct(texts: Sequence[str], n: int) -> float:
+def corpus_distinct(texts: Sequence[str], n: int, grams: NGrams | None = None) -> float:
     """Distinct n-grams over all n-grams of all answers together; NaN without any."""
-    grams = [gram for text in texts for gram in ngrams(words(text), n)]
-    return len(set(grams)) / len(grams) if grams else math.nan
+    grams = grams or NGrams()
+    total = sum(max(0, len(words(text)) - n + 1) for text in texts)
+    return np.unique(np.concatenate([grams.of(text, n) for text in texts])).size / total if total else math.nan
 
 
 def checkpoint_table(answers: Answers, measured: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +161,7 @@ def checkpoint_table(answers: Answers, measured: pd.DataFrame) -> pd.DataFrame:
     Those are self_similarity, distinct_1_all, distinct_2_all, identical (share of answers that another prompt got
     too). Entropy is the mean over answers of nats per token.
     """
-    rows = []
+    rows, grams = [], NGrams()
     for checkpoint in answers.checkpoints:
         texts = answers.of(checkpoint)["text"].tolist()
         row: dict[str, object] = {**checkpoint._asdict(), "n": len(texts)}
@@ -147,7 +169,7 @@ def checkpoint_table(answers: Answers, measured: pd.DataFrame) -> pd.DataFrame:
             row |= columns_of(mean_interval(answers.values(measured, checkpoint, name)), name)
         counts = Counter(text.strip() for text in texts)
         row["identical"] = sum(c for c in counts.values() if c > 1) / len(texts) if texts else math.nan
-        row["self_similarity"] = self_similarity(texts)
-        row["distinct_1_all"], row["distinct_2_all"] = corpus_distinct(texts, 1), corpus_distinct(texts, 2)
+        row["self_similarity"] = self_similarity(texts, grams)
+        row["distinct_1_all"], row["distinct_2_all"] = (corpus_distinct(texts, n, grams) for n in (1, 2))
         rows.append(row)
     return pd.DataFrame(rows)

@@ -281,7 +281,7 @@ def _with_values(answers: Answers, values: pd.DataFrame, checkpoint: Checkpoint)
     """A checkpoint's rows with their measures; of a column in both (the checker's verdict) the measure."""
     rows = answers.of(checkpoint)
     own = answers.measures(values, checkpoint)
-    return rows.drop(columns=own.columns.intersection(rows.columns)).join(own).assign(source=answers.sources())
+    return rows.drop(columns=own.columns.intersection(rows.columns)).join(own).assign(source=answers.sources)
 
 
 def _corrected(finding: Finding, q: float, tested: int, thresholds: Thresholds) -> Finding:

@@ -16,9 +16,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.outputs.words import Word, join, sentences
@@ -35,6 +38,7 @@ TESTABLE = 6
 """Discordant prompts that a two-sided exact test needs to reach 0.05 at all (2 / 2^6 = 0.031)."""
 
 Gram = tuple[str, ...]
+IntArray = npt.NDArray[np.int64]
 COLUMNS = (
     "phrase", "before", "after", "n", "share_before", "share_after", "gained", "lost", "log_odds", "z", "p", "q",
     "significant", "in_chosen", "in_rejected", "n_texts", "prompt_ids", "variants", "tested",
@@ -56,28 +60,55 @@ def _grams(sentence: Sequence[Word]) -> Iterable[Gram]:
             yield tuple(forms[i : j + 1])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Side:
-    """One checkpoint's answers, prepared: a mask of prompts per n-gram, and searchable text per answer."""
+    """One checkpoint's answers, prepared: the prompts that hold an n-gram, as a mask, of each that can be tested, and
+    searchable text per answer."""
 
-    masks: dict[Gram, int] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> _Side:
-        side = cls()
-        for i, text in enumerate(texts):
-            parts = sentences(text[:MAX_TEXT])
-            for gram in {gram for part in parts for gram in _grams(part)}:
-                side.masks[gram] = side.masks.get(gram, 0) | 1 << i
-            side.texts.append(searchable(parts))
-        return side
+    masks: Mapping[Gram, int]
+    texts: Sequence[str]
 
     def mask(self, gram: Gram) -> int:
         if gram in self.masks:
             return self.masks[gram]
         needle = _needle(gram)
         return sum(1 << i for i, text in enumerate(self.texts) if needle in text)
+
+
+def _sides(before: Sequence[str], after: Sequence[str]) -> tuple[_Side, _Side]:
+    """The answers of two checkpoints to the same prompts, in one order.
+
+    Each distinct text is taken apart once. A mask has as many bits as there are prompts, so that only n-grams get one
+    that TESTABLE prompts hold in one of their two answers alone.
+    """
+    numbers: dict[Gram, int] = {}
+    grams: dict[str, IntArray] = {}
+    found: dict[str, str] = {}
+    for text in dict.fromkeys([*before, *after]):
+        parts = sentences(text[:MAX_TEXT])
+        of_text = {gram for part in parts for gram in _grams(part)}
+        grams[text] = np.array([numbers.setdefault(gram, len(numbers)) for gram in of_text], dtype=np.int64)
+        found[text] = searchable(parts)
+    n, none = max(len(before), 1), np.zeros(0, dtype=np.int64)
+    # An n-gram in an answer is one number: that of the n-gram times n, plus the prompt's.
+    places = [np.concatenate([none, *(grams[t] * n + i for i, t in enumerate(texts))]) for texts in (before, after)]
+    once = np.setxor1d(places[0], places[1], assume_unique=True)
+    testable = np.bincount(once // n, minlength=len(numbers)) >= TESTABLE
+    names = {i: gram for gram, i in numbers.items() if testable[i]}
+    sides = []
+    for texts, of_side in zip((before, after), places, strict=True):
+        kept = np.sort(of_side[testable[of_side // n]])
+        masks = dict.fromkeys(names.values(), 0)
+        for part in np.split(kept, np.flatnonzero(np.diff(kept // n)) + 1) if kept.size else ():
+            masks[names[int(part[0] // n)]] = _mask(part % n, n)
+        sides.append(_Side(masks, [found[text] for text in texts]))
+    return sides[0], sides[1]
+
+
+def _mask(prompts: IntArray, n: int) -> int:
+    bits = np.zeros(n, dtype=np.uint8)
+    bits[prompts] = 1
+    return int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
 
 
 def searchable(parts: Sequence[Sequence[Word]]) -> str:
@@ -136,10 +167,8 @@ class _Counted:
 def _tested(before: _Side, after: _Side, n: int) -> list[_Counted]:
     """Distinct hypotheses: n-grams that stand in the same answers are one, named by the longest."""
     groups: dict[tuple[int, int], Gram] = {}
-    for gram in before.masks.keys() | after.masks.keys():
-        b, a = before.masks.get(gram, 0), after.masks.get(gram, 0)
-        if (a ^ b).bit_count() < TESTABLE:
-            continue
+    for gram, b in before.masks.items():
+        a = after.masks[gram]
         known = groups.get((b, a))
         if known is None or (len(gram), gram) > (len(known), known):
             groups[(b, a)] = gram
@@ -208,15 +237,8 @@ def _explained(gram: _Counted, phrase: _Counted, max_p: float) -> bool:
     return rest.gained <= rest.lost or rest.p > max_p
 
 
-def inflation(
-    before: Mapping[str, str],
-    after: Mapping[str, str],
-    texts: pd.DataFrame | None = None,
-    *,
-    top: int = 20,
-    thresholds: Thresholds | None = None,
-) -> pd.DataFrame:
-    """Phrases that more answers hold after than before, strongest first.
+class Inflation:
+    """Which phrases answers took up from one checkpoint to another, and which they gave up.
 
     Args:
         before: prompt_id -> answer of the baseline.
@@ -224,35 +246,59 @@ def inflation(
         texts: training pairs (`run.texts`: chosen, rejected), for where a phrase comes from; None if unknown.
         top: rows at most.
         thresholds: `answers.max_q` and `phrases.kept_share`; None for the defaults.
-
-    Returns:
-        One row a phrase: phrase (as first written); before, after (answers that hold it) of n prompts and their
-        shares; gained, lost (prompts whose answer took it up or dropped it); log_odds and z (Monroe et al.); p (exact,
-        paired) and q of the n-gram that led to it; significant; in_chosen, in_rejected (shares of `n_texts` training
-        pairs, NaN without texts); prompt_ids (up to 5 that gained it); variants (n-grams that the phrase explains);
-        tested (n-grams that q is corrected for).
-        No rows for no common prompt.
     """
-    limits = thresholds or load_thresholds()
-    ids = [i for i in before if i in after]
-    old, new = _Side.of([before[i] for i in ids]), _Side.of([after[i] for i in ids])
-    tested = _tested(old, new, len(ids))
-    max_q = limits["answers.max_q"]
-    risen = [
-        (c, float(q))
-        for c, q in zip(tested, false_discovery([c.p for c in tested]), strict=True)
-        if c.gained > c.lost and q <= max_q
-    ]
-    risen.sort(key=lambda item: (item[0].p, -item[0].odds[0], -len(item[0].gram), item[0].gram))
-    phrases = _phrases(risen, old, new, top, limits)
-    origin = _origin([phrase.gram for phrase, _, _ in phrases], texts)
-    rows = [
-        _row(phrase, ids, after)
-        | {"q": q, "significant": q <= max_q, "variants": variants[:5], "tested": len(tested)}
-        | shares
-        for (phrase, q, variants), shares in zip(phrases, origin, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def __init__(
+        self,
+        before: Mapping[str, str],
+        after: Mapping[str, str],
+        texts: pd.DataFrame | None = None,
+        *,
+        top: int = 20,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        self._ids = [i for i in before if i in after]
+        self._before, self._after, self._top = before, after, top
+        self._limits = thresholds or load_thresholds()
+        self._sides = _sides([before[i] for i in self._ids], [after[i] for i in self._ids])
+        self._tested = _tested(*self._sides, len(self._ids))
+        self._training = _Training(texts)
+
+    def risen(self) -> pd.DataFrame:
+        """Phrases that more answers hold after than before, strongest first.
+
+        Returns:
+            One row a phrase: phrase (as first written); before, after (answers that hold it) of n prompts and their
+            shares; gained, lost (prompts whose answer took it up or dropped it); log_odds and z (Monroe et al.); p
+            (exact, paired) and q of the n-gram that led to it; significant; in_chosen, in_rejected (shares of `n_texts`
+            training pairs, NaN without texts); prompt_ids (up to 5 that gained it); variants (n-grams that the phrase
+            explains); tested (n-grams that q is corrected for).
+            No rows for no common prompt.
+        """
+        return self._rows(self._tested, *self._sides, self._after)
+
+    def fallen(self) -> pd.DataFrame:
+        """Phrases that fewer answers hold, as `risen` of the way back: `before` is then the later checkpoint."""
+        turned = [_Counted(c.gram, c.after, c.before, c.n) for c in self._tested]
+        return self._rows(turned, self._sides[1], self._sides[0], self._before)
+
+    def _rows(self, tested: list[_Counted], old: _Side, new: _Side, answers: Mapping[str, str]) -> pd.DataFrame:
+        max_q = self._limits["answers.max_q"]
+        risen = [
+            (c, float(q))
+            for c, q in zip(tested, false_discovery([c.p for c in tested]), strict=True)
+            if c.gained > c.lost and q <= max_q
+        ]
+        risen.sort(key=lambda item: (item[0].p, -item[0].odds[0], -len(item[0].gram), item[0].gram))
+        phrases = _phrases(risen, old, new, self._top, self._limits)
+        origin = self._training.shares([phrase.gram for phrase, _, _ in phrases])
+        rows = [
+            _row(phrase, self._ids, answers)
+            | {"q": q, "significant": q <= max_q, "variants": variants[:5], "tested": len(tested)}
+            | shares
+            for (phrase, q, variants), shares in zip(phrases, origin, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _phrases(
@@ -305,14 +351,28 @@ def _surface(text: str, gram: Gram) -> str:
     return join(gram)
 
 
-def _origin(grams: Sequence[Gram], texts: pd.DataFrame | None) -> list[dict[str, float]]:
-    """Per phrase the shares of chosen and of rejected training answers that hold it, and of how many pairs."""
-    if texts is None or texts.empty:
-        return [{"in_chosen": math.nan, "in_rejected": math.nan, "n_texts": 0}] * len(grams)
-    train = texts[texts["split"] == "train"] if "split" in texts and (texts["split"] == "train").any() else texts
-    shares: list[dict[str, float]] = [{"n_texts": len(train)} for _ in grams]
-    for side in ("chosen", "rejected") if grams else ():
-        prepared = [searchable(sentences(t[:MAX_TEXT])) for t in train[side] if isinstance(t, str)]
-        for gram, row in zip(grams, shares, strict=True):
-            row[f"in_{side}"] = sum(_needle(gram) in text for text in prepared) / len(train)
-    return shares
+class _Training:
+    """Where phrases come from: the training answers, each prepared once."""
+
+    def __init__(self, texts: pd.DataFrame | None) -> None:
+        pairs = pd.DataFrame() if texts is None else texts
+        own = pairs[pairs["split"] == "train"] if "split" in pairs else pairs
+        self._pairs = own if len(own) else pairs
+
+    @cached_property
+    def _prepared(self) -> dict[str, list[str]]:
+        return {
+            side: [searchable(sentences(t[:MAX_TEXT])) for t in self._pairs[side] if isinstance(t, str)]
+            for side in ("chosen", "rejected")
+        }
+
+    def shares(self, grams: Sequence[Gram]) -> list[dict[str, float]]:
+        """Per phrase the shares of chosen and of rejected training answers that hold it, and of how many pairs."""
+        n = len(self._pairs)
+        if not n:
+            return [{"in_chosen": math.nan, "in_rejected": math.nan, "n_texts": 0}] * len(grams)
+        return [
+            {"n_texts": n}
+            | {f"in_{side}": sum(_needle(gram) in t for t in texts) / n for side, texts in self._prepared.items()}
+            for gram in grams
+        ]

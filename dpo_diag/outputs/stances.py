@@ -28,7 +28,10 @@ class Stances:
     def hits(self, text: str) -> dict[str, list[str]]:
         """kind -> phrases found in the text, in the order of the list; [] for none."""
         folded = " ".join(_folded(text).split())
-        return {kind: [p for p in phrases if _pattern(p).search(folded)] for kind, phrases in self.phrases.items()}
+        return {
+            kind: [p for p in phrases if p in folded and _pattern(p).search(folded)]
+            for kind, phrases in self.phrases.items()
+        }
 
 
 def _is_phrases(value: Any) -> bool:

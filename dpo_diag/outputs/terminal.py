@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
 from rich.text import Text
 
 from dpo_diag.outputs.diff import Piece, marked, word_diff
+from dpo_diag.styled import rendered, wrapped
 from dpo_diag.text import plural, safe
 
 MIN_COLUMN = 36
 """Cells that a column of answers needs; with less room they stand one below the other."""
 REWRITTEN = 0.4
 """Below this share of unchanged characters (of the shorter answer) an answer is shown whole, named rewritten."""
-_PLAIN = Console(color_system=None)
-_COLOURED = Console(color_system="standard", force_terminal=True, no_color=False)
 _STYLES = {"same": "", "removed": "red", "added": "green"}
 
 
@@ -41,21 +39,6 @@ class Layout:
     max_chars: int = 600
 
 
-def wrap(text: str, columns: int) -> list[str]:
-    """Lines of at most `columns` cells; breaks at blanks where there are any, inside a long word where not.
-
-    Newlines of the text stay; [""] for an empty text.
-    """
-    return [line.plain for line in _wrapped(Text(text), columns)]
-
-
-def _wrapped(text: Text, columns: int) -> list[Text]:
-    lines = list(text.wrap(_PLAIN, columns, tab_size=4)) or [Text()]
-    for line in lines:
-        line.rstrip()
-    return lines
-
-
 def answer_lines(entry: dict[str, Any], labels: dict[tuple[str, int], str], layout: Layout) -> list[str]:
     """One prompt and its answers as lines.
 
@@ -65,24 +48,25 @@ def answer_lines(entry: dict[str, Any], labels: dict[tuple[str, int], str], layo
     """
     tags, times, width = ", ".join(entry.get("tags") or []), entry["times_changed"], layout.columns
     changed = f"changed {plural(times, 'time')}" if times else "unchanged" if entry["changed"] is False else ""
-    title = safe("  ".join(part for part in (f"[{entry['prompt_id']}]", tags, changed) if part), one_line=True)
+    changed = f"{entry['outcome']}, {changed}" if entry["outcome"] in ("regression", "gain") else changed
+    title = safe("  ".join(part for part in (f"[{entry['prompt_id']}]", changed, tags) if part), one_line=True)
     clipped = title if cell_len(title) <= width else set_cell_size(title, width - 1) + "…"
     lines = [Text(clipped, style="bold")]
     for name in ("prompt", "reference"):
         if entry.get(name) is not None:
             text = Text(safe(f"{name}: {entry[name]}".rstrip(), max_chars=layout.max_chars), style="dim")
-            lines += _indented(_wrapped(text, width - 2), 2)
+            lines += _indented(wrapped(text, width - 2), 2)
     blocks = _blocks(entry, labels, layout)
     room = (width - 2) // max(1, len(blocks)) - 2
     if layout.side_by_side and len(blocks) > 1 and room >= MIN_COLUMN:
-        cells = [[*_wrapped(names, room), *_wrapped(shown, room)] for names, shown in blocks]
+        cells = [[*wrapped(names, room), *wrapped(shown, room)] for names, shown in blocks]
         for i in range(max(map(len, cells))):
             row = [_filled(cell[i] if i < len(cell) else Text(), room) for cell in cells]
             lines += _indented([Text("  ").join(row)], 2)
     else:
         for names, shown in blocks:
-            lines += [*_indented(_wrapped(names, width - 2), 2), *_indented(_wrapped(shown, width - 4), 4)]
-    return _rendered(lines, layout.color)
+            lines += [*_indented(wrapped(names, width - 2), 2), *_indented(wrapped(shown, width - 4), 4)]
+    return rendered(lines, layout.color)
 
 
 def _blocks(entry: dict[str, Any], labels: dict[tuple[str, int], str], layout: Layout) -> list[tuple[Text, Text]]:
@@ -127,12 +111,3 @@ def _indented(lines: Iterable[Text], cells: int) -> list[Text]:
 
 def _filled(line: Text, columns: int) -> Text:
     return line + Text(" " * max(0, columns - line.cell_len))
-
-
-def _rendered(lines: Sequence[Text], color: bool) -> list[str]:
-    if not color:
-        return [line.plain.rstrip() for line in lines]
-    with _COLOURED.capture() as capture:
-        for line in lines:
-            _COLOURED.print(line, soft_wrap=True)
-    return capture.get().splitlines()

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from sys import intern
 from typing import NamedTuple
 
 UNSPACED = (
@@ -55,10 +56,10 @@ def sentences(text: str) -> list[list[Word]]:
     return [sentence for sentence in out if sentence]
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=100_000)
 def words(text: str) -> tuple[str, ...]:
     """The comparison forms of all words, in order. Cached: most answers stay the same from checkpoint to checkpoint."""
-    return tuple(word.form for sentence in sentences(text) for word in sentence)
+    return tuple(intern(word.form) for sentence in sentences(text) for word in sentence)
 
 
 def diff_tokens(text: str) -> list[str]:
@@ -82,7 +83,8 @@ def ngrams(forms: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 def scripts(text: str) -> Counter[str]:
     """Letters per script; Han beside kana counts as Japanese with it, so that a Japanese text has one script."""
-    counts = Counter({name: n for name, pattern in _SCRIPT_RE.items() if (n := len(pattern.findall(text)))})
+    patterns = {"Latin": _SCRIPT_RE["Latin"]} if text.isascii() else _SCRIPT_RE
+    counts = Counter({name: n for name, pattern in patterns.items() if (n := len(pattern.findall(text)))})
     if counts.get("Kana", 0) > 0.05 * (counts.get("Kana", 0) + counts.get("Han", 0)):
         counts["Japanese"] = counts.pop("Kana") + counts.pop("Han", 0)
     return counts

@@ -296,6 +296,17 @@ class RunInfo:
         return known.role if known is not None else role_from_name(split)
 
 
+def ended_by(error: BaseException) -> tuple[Status, str | None]:
+    """The status of a run that the exception ended, and its line for `RunInfo.error`.
+
+    >>> ended_by(ValueError("no room\\nleft"))
+    ('failed', 'ValueError: no room')
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", None
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
 class DeclaredField(NamedTuple):
     """One line of the schema of run.json."""
 

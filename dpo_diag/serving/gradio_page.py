@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
 from dpo_diag.serving.loopback import App
 
 Function = Callable[[dict[str, Any]], dict[str, Any]]
@@ -19,10 +19,7 @@ Function = Callable[[dict[str, Any]], dict[str, Any]]
 
 def require_gradio(what: str) -> None:
     """Raise a DiagError that says how to get Gradio, if it is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("gradio") is None:
-        raise DiagError(f"{what} needs Gradio, which is not installed", hint='pip install "dpo-diag[review]"')
+    require("gradio", what)
 
 
 def _plain(function: Function) -> Function:

@@ -59,7 +59,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         inputs.write_data_report(folder, config.data.max_truncated_share)
     trainer = _trainer(config, folder, inputs, arguments)
     trainer.tell, trainer.show = (lambda line: say(f"note: {line}")), say
-    trainer.said = inputs.said
+    trainer.said, trainer.says_next = inputs.said, False
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))

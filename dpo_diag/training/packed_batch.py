@@ -28,6 +28,7 @@ class PackedBatch:
         places: (tokens,) places in the row of all real tokens of the padded batch, row after row; None where some stand
             in no row, since nothing of their response is scored.
         longest: tokens of the longest sequence.
+        shape: of the padded batch.
     """
 
     inputs: dict[str, Any]
@@ -35,6 +36,7 @@ class PackedBatch:
     targets: torch.Tensor
     places: torch.Tensor | None
     longest: int
+    shape: tuple[int, int]
 
 
 def packed_batch(batch: Mapping[str, Any]) -> PackedBatch | str:
@@ -68,7 +70,7 @@ def packed_batch(batch: Mapping[str, Any]) -> PackedBatch | str:
         for values in (row.read, row.targets)
     )
     places = torch.from_numpy(_places(row, order)).to(device) if len(row.spans) == n_rows else None
-    return PackedBatch(forward_inputs(row, device), read, targets, places, int(lengths.max()))
+    return PackedBatch(forward_inputs(row, device), read, targets, places, int(lengths.max()), (n_rows, width))
 
 
 def _places(row: Row, order: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

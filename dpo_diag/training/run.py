@@ -18,15 +18,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
+from dpo_diag.next_steps import after_import, say_next
 from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
-from dpo_diag.records.run_info import Status
+from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
 from dpo_diag.text import percent, takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
-from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding
+from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
@@ -72,6 +73,7 @@ class Recording:
     monitor: Monitor
     carried: tuple[str, ...]
     attach: Attach
+    says_next: bool = True
     tell: Callable[[str], None] = staticmethod(logger.warning)
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
@@ -98,10 +100,10 @@ class Recording:
         before = state.active_dataloader
         samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         loader = before if state.active_dataloader is None else state.active_dataloader  # a stream's has no truth value
-        if samples and self.accelerator.num_processes > 1 and loader.end_of_dataloader and loader.remainder > 0:
+        if samples and self.accelerator.num_processes > 1 and loader.end_of_dataloader and remainder_of(loader) > 0:
             entry = samples[-1].get(self.carried[0])
             if torch.is_tensor(entry):
-                mark_padding(entry, self.accelerator.process_index * len(entry), loader.remainder)
+                mark_padding(entry, self.accelerator.process_index * len(entry), remainder_of(loader))
         return samples, items
 
     @property
@@ -225,16 +227,15 @@ class Recording:
             self.args.eval_on_start = True
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
-        except KeyboardInterrupt:
-            self._close("interrupted")
-            raise
         except BaseException as error:
-            self._close("failed", f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            self._close(*ended_by(error))
             raise
         finally:
             if added:
                 self.args.eval_on_start = False
         self._close("finished")
+        if self.says_next and self.run_writer is not None and self.args.process_index == 0:
+            say_next(after_import(self.run_writer.path), sys.stderr)
         return output
 
     def _resume_step(self: Any) -> int | None:

@@ -170,8 +170,8 @@ def _hooks(model: Any, batch: PackedBatch, probe: HeadProbe | None) -> list[Any]
 
     def before(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         labels = kwargs.get("labels")
-        if not kwargs.get("fused_lm_head") or labels is None:
-            raise DiagError("the model was called without TRL's fused head", got=sorted(kwargs))
+        if not kwargs.get("fused_lm_head") or labels is None or tuple(labels.shape) != batch.shape:
+            raise DiagError("the model was not called with the batch and TRL's fused head", got=sorted(kwargs))
         mask[:] = [labels[:, 1:] != -100]
         if probe is not None:
             probe.expect(None)  # all that the head sees is a response's

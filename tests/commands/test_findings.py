@@ -53,13 +53,18 @@ def test_unchanged_records_are_not_read_again(run: Path, explained: Explain) -> 
     assert explained("confidence=0.99", "--fail-on", "speaks:DVG015") == (False, first)  # the default, and no question
 
 
-def test_the_printed_text_is_the_same_but_for_its_last_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = []
+@pytest.mark.parametrize("full", [(), ("--full",)])
+def test_the_printed_text_is_the_same_but_for_where_it_was_written(
+    run: Path, capsys: pytest.CaptureFixture[str], full: tuple[str, ...]
+) -> None:
+    said, told = [], []
     for _ in range(2):
-        diag.main(["explain", str(run)])
-        said.append(capsys.readouterr().out.splitlines())
-    assert said[0][:-1] == said[1][:-1]
-    assert [lines[-1].split(" ")[0] for lines in said] == ["wrote", "unchanged"]
+        diag.main(["explain", str(run), *full])
+        captured = capsys.readouterr()
+        lines = [*captured.err.splitlines(), *captured.out.splitlines()]
+        told += [line.split(" ")[0] for line in lines if line.endswith("findings.json")]
+        said.append([line for line in lines if not line.endswith("findings.json")])
+    assert said[0] == said[1] and told == ["wrote", "unchanged"]
 
 
 @pytest.mark.parametrize("options", [("--from", "0"), ("--to", "0"), ("--split", "eval"), ("confidence=0.9",)])

@@ -24,7 +24,7 @@ WORSE = [{"step": s, "split": "x", "name": "score/acc", "value": v, "weight": 50
 
 def test_prints_narrative_and_tables_and_writes_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = build_run(tmp_path / "run", STEPS)
-    assert main(["explain", str(run.path)]) == 0
+    assert main(["explain", str(run.path), "--full"]) == 0
     said = capsys.readouterr().out
     assert said.index("What happened") < said.index("How sure") < said.index("Why") < said.index("Which pairs")
     assert "ppl_seq_mean chosen" in said and f"wrote {run.path / 'findings.json'}" in said
@@ -131,7 +131,7 @@ def test_analysis_script_saves_its_frames(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", str(script), str(run.path), "--out", str(tmp_path / "out")],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
-    assert "wrote loss.csv, perplexity.csv, pairs.csv" in done.stdout
+    assert "wrote steps.csv, loss.csv, perplexity.csv, pairs.csv" in done.stdout
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert pairs["cumulative_share"].iloc[-1] == pytest.approx(1.0)
 

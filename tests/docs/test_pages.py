@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_readme_begins_with_the_two_commands_and_a_light_picture() -> None:
     pictures = sorted((DOCS / "pictures").iterdir())
     assert [p.name for p in pictures] == ["report-dark.png", "report-light.png"]
     assert sum(p.stat().st_size for p in pictures) < 300_000
+
+
+def test_every_extra_stands_with_what_it_weighs() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = set(package["project"]["optional-dependencies"]) - {"dev", "docs"}
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| \d+ \|$", (DOCS / "install.md").read_text(encoding="utf-8"), flags=re.M)
+    assert extras == set(rows)
 
 
 def test_changelog_names_every_command_and_the_version_with_its_date() -> None:

@@ -200,7 +200,32 @@ def _thresholds(folder: Path) -> Any:
 
 
 CASES["example_explain_thresholds"] = _thresholds
-CASES["example_explain_printed"] = lambda folder: _printed("explain", EXAMPLE, "--no-write", "--top", "3")
+CASES["example_explain_printed"] = lambda folder: _printed("explain", EXAMPLE, "--no-write", "--full", "--top", "3")
+
+
+def _short(make: Callable[[Path], Path]) -> Case:
+    """The fifteen lines, from the folder that holds what is explained: a long path would be cut somewhere else."""
+
+    def case(folder: Path) -> Any:
+        path = make(folder)
+        with contextlib.chdir(path.parent):
+            return _printed("explain", path.name, "--no-write")
+
+    return case
+
+
+for _name, _make in (
+    ("example", example),
+    ("log", _committed("trl_displaced")),
+    ("healthy_log", _committed("trl_healthy_trainer_state.json")),
+    ("dead_log", _committed("wandb_history_dead.csv")),
+    ("sft_log", _committed("sft_trainer_state.json")),
+    ("batches", _committed("openrlhf_console.log")),
+    ("pair_table", _committed("pairs_displaced.jsonl")),
+    ("benign", written.benign_squeezing),
+    ("few_hard_pairs", written.few_hard_pairs),
+):
+    CASES[f"short_{_name}"] = _short(_make)
 
 
 def _outputs(*options: str) -> Case:

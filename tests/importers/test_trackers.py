@@ -161,7 +161,7 @@ def test_a_missing_package_is_one_line_with_the_pip_command(
 ) -> None:
     (tmp_path / "events.out.tfevents.1.x").write_bytes(content)
     monkeypatch.setattr("dpo_diag.extras.is_installed", lambda package: False)
-    with pytest.raises(DiagError, match=rf"needs {name}, .*hint: pip install 'dpo-diag\[{name}\]'"):
+    with pytest.raises(DiagError, match=rf"needs {name}, .*hint: pip install .*\[{name}\]"):
         imported(tmp_path / "events.out.tfevents.1.x", name)
 
 

@@ -13,7 +13,7 @@ import torch
 from dpo_diag.errors import DiagError
 from dpo_diag.inference import scoring as inference
 from dpo_diag.inference.generate_run import generate_checkpoints
-from dpo_diag.inference.score_run import score_checkpoints
+from dpo_diag.inference.score_run import _architecture, score_checkpoints
 from dpo_diag.losses import LossSpec
 from dpo_diag.models import checkpoints as module
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
@@ -58,6 +58,20 @@ def test_finding(folders: Path) -> None:
         find_checkpoints([folders])
     with pytest.raises(DiagError, match="two checkpoints are policy at step 10"):
         find_checkpoints([folders / "checkpoint-10", f"policy@10={folders / 'base'}"])
+
+
+def test_checkpoints_with_the_same_tokenizer_files_share_one(folders: Path, tmp_path: Path) -> None:
+    loader = Loader(**CPU)
+    first, second = (loader.tokenizer_of(Checkpoint(str(folders / f"checkpoint-{step}"))) for step in (10, 20))
+    assert first is second
+    with (
+        loader.open(Checkpoint(str(folders / "checkpoint-10"))) as (one, _),
+        Loader(**CPU).open(Checkpoint(str(folders / "checkpoint-20"))) as (other, _),
+    ):
+        # What is proved of one holds for the other: the architecture is the same, the weights are not.
+        assert _architecture(one) == _architecture(other) != _architecture(make_model(num_hidden_layers=1))
+    make_tokenizer(chat=False).save_pretrained(tmp_path)
+    assert loader.tokenizer_of(Checkpoint(str(tmp_path))) is not first
 
 
 def test_generate_resumes_without_repeating(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

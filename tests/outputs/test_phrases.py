@@ -8,10 +8,14 @@ import random
 import pandas as pd
 import pytest
 
-from dpo_diag.outputs.phrases import contains, inflation, log_odds
+from dpo_diag.outputs.phrases import Inflation, contains, log_odds
 
 WORDS = [f"w{i}" for i in range(200)]
 PLANTED = "Please rest assured, we take care."
+
+
+def inflation(before: dict[str, str], after: dict[str, str], texts: pd.DataFrame | None = None) -> pd.DataFrame:
+    return Inflation(before, after, texts).risen()
 
 
 def draw(rng: random.Random, n: int = 100, words: int = 40) -> dict[str, str]:
@@ -23,6 +27,14 @@ def draw(rng: random.Random, n: int = 100, words: int = 40) -> dict[str, str]:
 def planted(texts: dict[str, str], share: float = 0.3, phrase: str = PLANTED) -> dict[str, str]:
     n = round(share * len(texts))
     return {k: f"{t} {phrase} Bye w{i % 7}." if i < n else t for i, (k, t) in enumerate(texts.items())}
+
+
+def test_what_fell_is_what_rose_on_the_way_back() -> None:
+    rng = random.Random(2)
+    before, after = planted(draw(rng, 40), 0.5, "So long, my friend."), planted(draw(rng, 40))
+    both = Inflation(before, after)
+    pd.testing.assert_frame_equal(both.fallen(), inflation(after, before))
+    assert both.fallen()["phrase"].str.contains("So long").any() and not both.risen().empty
 
 
 def test_planted_phrase_is_the_first_row_and_whole() -> None:

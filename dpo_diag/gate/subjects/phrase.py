@@ -16,7 +16,7 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     if not words(phrase):
         raise Missing("the phrase has no word")
     before, after = (c.answers.of(x)["text"].map(lambda t: float(contains(t, phrase))) for x in (c.baseline, c.target))
-    sources = c.answers.sources().reindex(after.index).to_numpy(dtype=object)
+    sources = c.answers.sources.reindex(after.index).to_numpy(dtype=object)
     change = paired_change(before.reindex(after.index), after, judged.limits["confidence_scores"], sources).delta
     return Quantity(enough(mean_interval(after), judged.limits), float(before.mean()), enough(change, judged.limits))
 

@@ -30,7 +30,7 @@ def _judge(judged: JudgedRun, rule: Rule) -> Quantity:
     if inside.empty:
         raise Missing(f"the answers with tag {tag} have no score")
     if rule.get("of") != "gap":
-        sources = c.answers.sources().reindex(inside.index).to_numpy(dtype=object)
+        sources = c.answers.sources.reindex(inside.index).to_numpy(dtype=object)
         level = judged.limits["confidence_scores"]
         change = enough(paired_change(inside["before"], inside["after"], level, sources).delta, judged.limits)
         return Quantity(

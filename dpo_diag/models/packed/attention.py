@@ -133,10 +133,14 @@ def _one(
     n, groups = query.shape[2], query.shape[1] // key.shape[1]
     if softcap is None and sinks is None:
         causal = before == 0 and not window
+        mask = None if causal else layout.mask(before, n, window, query)
+        # On an accelerator a mask and grouped heads together would be left to the kernel that holds all scores.
+        grouped = groups > 1 and (causal or query.device.type == "cpu")
+        if groups > 1 and not grouped:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=None if causal else layout.mask(before, n, window, query), is_causal=causal,
-            dropout_p=dropout, scale=scaling, enable_gqa=groups > 1,
-        )  # fmt: skip
+            query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+        )
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = (query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

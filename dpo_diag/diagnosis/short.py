@@ -1,0 +1,327 @@
+"""An explanation in fifteen lines: the verdict, the few numbers, up to three reasons, two changes, a pair, what next.
+
+Made from the explanation's document alone. Each thing is said once: what the table shows no reason repeats. A text that
+does not fit loses what stands in brackets, then its last clauses, and only then words; commands are never cut.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from dpo_diag.diagnosis.causes import quoted
+from dpo_diag.diagnosis.checks.shared.check import CAVEAT
+from dpo_diag.diagnosis.narrative import ANSWERED_BY_REMEDIES, stretch
+from dpo_diag.ends import REFERENCE_IS
+from dpo_diag.styled import wrap
+from dpo_diag.text import both_ends, capital, percent, plural, safe, signed
+
+LINES = 15
+WIDEST = 100
+"""Cells of a line: a wider terminal shows no more, longer lines are hard to follow."""
+REASONS, CHANGES, SCORES = 3, 2, 2
+VERDICT_LINES, MOST = 3, 4
+"""Lines that the verdict has before anything else grows, and that any text may grow to."""
+LEFT_OUT = ("pairs", "why", "do", "why")
+"""What goes where the lines do not suffice: the last of these, in this order."""
+_LABEL = 6
+HARM_STYLES = {"harmful": "bold red", "benign": "bold green", "none": "bold green", "cannot_tell": "bold yellow"}
+_ASIDE = re.compile(r" \([^()]*[ ,][^()]*\)")
+"""A bracket with more than a name in it."""
+_COMPARED = re.compile(r" \((?:from|first to last|the mean of)[^()]*\)")
+"""What was compared: the first line says so."""
+_CLAUSE = re.compile(r"(?:; |: |, |\. )")
+QUOTE = 36
+"""Characters that name a pair."""
+SCORE_TOLD = frozenset({"DVG025"})
+"""Checks that say of a score what its row says."""
+
+
+@dataclass
+class _Item:
+    """A text with the word in front of it, the lines that it may take, and its style."""
+
+    label: str
+    text: str
+    lines: int = 1
+    style: str = ""
+
+
+def short_lines(document: Mapping[str, Any], width: int = 80, following: Sequence[str] = ()) -> list[Text]:
+    """The explanation as at most `LINES` lines of at most `width` cells, the commands that follow last.
+
+    Args:
+        following: the next commands; each takes a line, however long, so that it can be copied.
+    """
+    width = min(width, WIDEST)
+    verdict = document["verdict"]
+    head = _head(document, width)
+    told = _Item("", f"{verdict['headline']} {_harm(verdict)}", style=HARM_STYLES[verdict["harm"]])
+    told.lines = min(len(wrap(told.text, width)), VERDICT_LINES)
+    numbers = _table(_rows(document), width)
+    room = LINES - 1 - len(numbers) - len(following)
+    parts = {"why": _reasons(document), "do": _changes(document), "pairs": _pairs(document)}
+    for name in LEFT_OUT:
+        if told.lines + sum(map(len, parts.values())) > room:
+            parts[name] = parts[name][:-1]
+    items = [told, *(_Item(name * (not i), text) for name, texts in parts.items() for i, text in enumerate(texts))]
+    _share(items, width, room)
+    lines = [Text(head, style="bold"), *_lines(told, width), *(Text(line) for line in numbers)]
+    for item in items[1:]:
+        lines += _lines(item, width)
+    return [*lines, *_commands(following)]
+
+
+def _commands(following: Sequence[str]) -> list[Text]:
+    return [Text.assemble((f"{'next' * (not i):<{_LABEL}}", "bold"), (c, "cyan")) for i, c in enumerate(following)]
+
+
+def _share(items: Sequence[_Item], width: int, room: int) -> None:
+    """Give the lines that are left to the texts that need them, the first ones first."""
+    spare = room - sum(item.lines for item in items)
+    for most in range(2, MOST + 1):
+        for item in items:
+            if spare > 0 and item.lines == most - 1 and _fits(item, width, most - 1) != item.text:
+                item.lines, spare = most, spare - 1
+
+
+def _lines(item: _Item, width: int) -> list[Text]:
+    indent = _LABEL if item.style == "" else 0
+    rows = wrap(_fits(item, width, item.lines), width - indent)
+    if not indent:
+        return [Text(row, style=item.style) for row in rows]
+    return [Text.assemble((f"{item.label * (not i):<{indent}}", "bold"), row) for i, row in enumerate(rows)]
+
+
+def _fits(item: _Item, width: int, lines: int) -> str:
+    """The longest form of a text that fits into so many lines."""
+    room = width - (_LABEL if item.style == "" else 0)
+    for shorter in _forms(item.text):
+        if len(wrap(shorter, room)) <= lines:
+            return shorter
+    rows = wrap(item.text, room)
+    kept, rest = rows[: lines - 1], " ".join(rows[lines - 1 :])
+    return " ".join([*kept, f"{set_cell_size(rest, room - 1).rstrip()}…"])
+
+
+def _forms(text: str) -> Iterator[str]:
+    """A text and its shorter forms: without asides from the last on, then without its last clauses."""
+    yield text
+    code = re.search(r" \(DVG\d+\)$", text)
+    body, tail = (text[: code.start()], code.group()) if code else (text, "")
+    while asides := list(_ASIDE.finditer(body)):
+        body = body[: asides[-1].start()] + body[asides[-1].end() :]
+        yield body + tail
+    for mark in reversed(list(_CLAUSE.finditer(body))):
+        if mark.start() > len(body) / 3 and _closed(body[: mark.start()]):
+            yield body[: mark.start()] + ("." if mark.group() == ". " else "") + tail
+
+
+def _closed(text: str) -> bool:
+    """Whether no bracket and no quotation is open at its end."""
+    return text.count('"') % 2 == 0 and all(text.count(a) == text.count(b) for a, b in ("()", "[]"))
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def _head(document: Mapping[str, Any], width: int) -> str:
+    """The run, what it is, what was compared; of a long path its end."""
+    loss = document["loss"]
+    if document["n_pairs"] is not None:
+        what = f"{stretch(document)} on {document['split']}, {plural(document['n_pairs'], 'pair')}"
+    elif loss.get("to_is"):
+        ends = [str(loss[end]).removeprefix("the mean of ") for end in ("from_is", "to_is") if loss[end]]
+        what = f"{document['split']}, {' to '.join(ends)}"
+    elif document["split"] is not None:
+        what = f"{document['split']}, {stretch(document)}"
+    else:
+        what = "nothing to compare"
+    run, room = safe(document["run"], one_line=True), width - len(f" ({document['kind']}): {what}")
+    if cell_len(run) > max(room, 12):
+        run = f"…{run[-max(room, 12) + 1 :]}"
+    line = f"{run} ({document['kind']}): {what}"
+    return line if cell_len(line) <= width else f"{set_cell_size(line, width - 1).rstrip()}…"
+
+
+def _harm(verdict: Mapping[str, Any]) -> str:
+    """The sentence about harm, with how sure it is unless very; the scores that decided stand in the table."""
+    if verdict["harm"] == "cannot_tell" or verdict["confidence"] == "high":
+        return str(verdict["harm_text"])
+    return f"{verdict['harm_text'].rstrip('.')}; confidence {verdict['confidence']}."
+
+
+Row = tuple[str, str, str, str, str]
+"""What, before, after, change, its interval."""
+
+
+def _rows(document: Mapping[str, Any]) -> list[Row]:
+    rows = [row for row in (_loss_row(document), *_side_rows(document)) if row]
+    return [*rows, *(_score_row(e) for e in _scores(document))]
+
+
+def _loss_row(document: Mapping[str, Any]) -> Row | None:
+    loss = document["loss"]
+    return _row("loss", loss, document) if loss.get("to") is not None else None
+
+
+def _side_rows(document: Mapping[str, Any]) -> Iterator[Row]:
+    """Each side by its perplexity, else by its reward, else by its log-prob."""
+    means = document["means"]
+    values = {k: v for k, v in means.get("values", {}).items() if k not in means["withheld"]}
+    per = " per byte" if document.get("unit") == "byte" else ""
+    shown: list[tuple[str, str]] = [("chosen", "ppl_token"), ("rejected", "ppl_token")]
+    if document["verdict"]["label"] == "sign_depends_on_aggregator":
+        shown = [("chosen", "ppl_token"), ("chosen", "ppl_seq_geomean"), ("chosen", "ppl_seq_mean")]
+    for side, name in shown:
+        known = document["perplexity"].get(side, {})
+        if name not in known:
+            name = next((n for n in ("ppl_token", "ppl_seq_geomean", "ppl_seq_mean") if n in known), "")
+        if name and known[name].get("dlog") is not None:
+            yield _perplexity_row(f"{side} {name}{per}", known[name], document)
+        elif entry := next((values[k] for k in (f"rewards/{side}", f"logps/{side}") if k in values), None):
+            what = "reward" if f"rewards/{side}" in values else "log-prob"
+            yield _row(f"{side} {what}", entry, document)
+        elif (moved := document["quadrants"].get(f"mean_delta_{side}")) is not None:
+            yield f"{side} log-prob", "", "", signed(moved), ""
+    if "ppl_token/response" in values:
+        yield _row("ppl_token", values["ppl_token/response"], document)
+
+
+def _row(what: str, entry: Mapping[str, Any], document: Mapping[str, Any]) -> Row:
+    before, after = both_ends(entry["from"], entry["to"])
+    start = document["loss"].get("from_is")
+    # The header says where the loss began; a mean that began elsewhere says so itself.
+    other = entry.get("from_is") if start and entry.get("from_is") not in (None, "", start) else None
+    if other:
+        what += f", from {'0' if other == REFERENCE_IS else other.removeprefix('the ')}"
+    return what, before, after, signed(entry["delta"]), _bounds(entry["interval"], document, signed)
+
+
+def _perplexity_row(what: str, entry: Mapping[str, Any], document: Mapping[str, Any]) -> Row:
+    """A perplexity's change is a factor, shown in per cent."""
+
+    def grown(dlog: float) -> str:
+        share = math.expm1(dlog)
+        return f"{100 * share:+.0f} %" if abs(share) >= 0.095 else f"{100 * share:+.1f} %"
+
+    before, after = both_ends(entry["from"], entry["to"])
+    return what, before, after, grown(entry["dlog"]), _bounds(entry.get("interval"), document, grown)
+
+
+def _score_row(entry: Mapping[str, Any]) -> Row:
+    what, decimals = f"{entry['what']} ({entry['split']})", "{:+.3f}".format
+    bounds = entry["interval"]
+    text = f"{100 * entry['level']:.4g} %: {decimals(bounds[0])} to {decimals(bounds[1])}" if bounds else ""
+    return what, f"{entry['from']:.3f}", f"{entry['to']:.3f}", decimals(entry["delta"]), text
+
+
+def _bounds(bounds: Sequence[float] | None, document: Mapping[str, Any], write: Any) -> str:
+    level = document["intervals"]["level"]
+    if not bounds or (bounds[0] == bounds[1] == 0) or math.isnan(level):
+        return ""
+    return f"{100 * level:.4g} %: {write(bounds[0])} to {write(bounds[1])}"
+
+
+def _scores(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was measured besides likelihoods: what decided about harm first."""
+    decided = {(b["what"], b["split"]) for b in document["verdict"]["because"]}
+    order = {"worse": 0, "better": 1, "no_worse": 1, "unclear": 2}
+    ranked = sorted(document["evidence"], key=lambda e: ((e["what"], e["split"]) not in decided, order[e["direction"]]))
+    return ranked[:SCORES]
+
+
+def _table(rows: Sequence[Row], width: int) -> list[str]:
+    """Aligned lines; the first column gives way where they do not fit, then the intervals."""
+    if not rows:
+        return []
+    header: Row = ("", "before", "after", "change", "")
+    cells = [header, *rows]
+    sizes = [max(cell_len(row[i]) for row in cells) for i in range(5)]
+    name = min(sizes[0], width - sum(sizes[1:]) - 8)
+    if name < min(sizes[0], 24):
+        name = min(sizes[0], width - sum(sizes[1:4]) - 6)
+        cells = [(*row[:4], "") for row in cells]
+    lines = []
+    for what, before, after, change, bounds in cells:
+        shown = safe(what, one_line=True)
+        shown = shown if cell_len(shown) <= name else f"{set_cell_size(shown, name - 1)}…"
+        numbers = f"{before:>{sizes[1]}}  {after:>{sizes[2]}}  {change:>{sizes[3]}}  {bounds}"
+        lines.append(f"{set_cell_size(shown, name)}  {numbers}".rstrip())
+    return lines
+
+
+def _findings(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was found: the verdict's causes in their order, then the other checks that speak, the gravest first."""
+    rank = {"error": 0, "warning": 1, "info": 2}
+    of = {c["code"]: c for c in document["checks"]}
+    causes = [cause["code"] for cause in document["verdict"]["causes"]]
+    spoken = [c for c in document["checks"] if c["outcome"] == "speaks" and c["code"] not in causes]
+    return [*(of[code] for code in causes), *sorted(spoken, key=lambda c: rank[c["severity"]])]
+
+
+def _reasons(document: Mapping[str, Any]) -> list[str]:
+    """Why, the verdict's own cause first, then through which side, then what else was found."""
+    told = [f for f in _findings(document) if not (f["code"] in SCORE_TOLD and _scores(document))]
+    texts = [f"{capital(_reason(finding))} ({finding['code']})" for finding in told]
+    side = _through_which_side(document)
+    return [*texts[:1], *([side] if side else []), *texts[1:]][:REASONS]
+
+
+def _reason(finding: Mapping[str, Any]) -> str:
+    reason = str(finding["reason"]).removeprefix("cannot tell: ").removesuffix(f"; {CAVEAT}").rstrip(".")
+    return _COMPARED.sub("", safe(reason, one_line=True))
+
+
+def _through_which_side(document: Mapping[str, Any]) -> str:
+    """Where one side alone moved the loss; else it is no reason, only a sum."""
+    loss = document["loss"]
+    chosen, rejected = loss.get("chosen_part"), loss.get("rejected_part")
+    if chosen is None or rejected is None:
+        return ""
+    parts = f"({signed(rejected)})", f"({signed(chosen)})"
+    if loss["delta"] < 0 < chosen:
+        return f"Rejected alone lowered the loss {parts[0]}; chosen raised it {parts[1]}"
+    if rejected < 0 < loss["delta"]:
+        return f"Chosen raised the loss {parts[1]} by more than rejected lowered it {parts[0]}"
+    return ""
+
+
+def _changes(document: Mapping[str, Any]) -> list[str]:
+    """What to change: the remedies with this run's numbers, then the first advice of each check that speaks."""
+    texts = ["Nothing has to change: what was measured did not get worse"] * (document["verdict"]["harm"] == "benign")
+    texts += [f"{capital(r['name'])}: {_setting(r)}" for r in document["remedies"]]
+    given = tuple(r["name"] for r in document["remedies"])
+    for check in _findings(document):
+        if check["outcome"] != "speaks" or (given and check["code"] in ANSWERED_BY_REMEDIES):
+            continue
+        if check["severity"] == "info" and texts:
+            continue
+        advice = next((line for line in check["try"] if not line.startswith(given or ("\0",))), None)
+        if advice and capital(advice) not in texts:
+            texts.append(capital(safe(advice, one_line=True)))
+    return texts[:CHANGES]
+
+
+def _setting(remedy: Mapping[str, Any]) -> str:
+    trl = remedy["settings"].get("TRL")
+    return f"{trl} in TRL" if trl else str(remedy["do"])
+
+
+def _pairs(document: Mapping[str, Any]) -> list[str]:
+    """How many pairs carry the change of chosen perplexity, and the first of them by its text."""
+    first = next(iter(document["pairs"]), None)
+    if first is None or (first["chosen_delta_logp"] or 0.0) >= 0:
+        return []
+    few, text = document.get("concentration"), first.get("chosen_text")
+    begin = text if not text or len(text) <= QUOTE else f"{text[: QUOTE - 1].rstrip()}…"
+    name = quoted(begin) if begin else safe(first["pair_id"], one_line=True)
+    if few and few["pairs"] and few["of"] >= document["thresholds"]["least_for_interval"]:
+        return [f"{few['pairs']} of {few['of']} carry {percent(few['share'])} of it; first {name}"]
+    return [f"{name} lost most: {signed(first['chosen_delta_logp'])} nats"]

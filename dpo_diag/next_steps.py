@@ -1,0 +1,175 @@
+"""What to do next: for what was just done to a run, the command lines that follow, with their paths filled in.
+
+One home for all commands. A line is what a shell takes as it stands: paths with blanks stand in quotes. What no record
+says (which pairs to score) stays in capitals.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records import Run, load_run
+
+PAIRS = "PAIRS.jsonl"
+"""Stands for the file of pairs where no record names it."""
+PROMPTS = "general_en"
+"""The shipped prompts: asked where the user's own are not known."""
+_PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
+"""What a Hydra override takes without quotes."""
+_STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
+
+
+def say_next(commands: Sequence[str], stream: TextIO | None = None) -> None:
+    """One line for each; on standard error where standard output ends with the run folder."""
+    for line in commands:
+        print(f"next: {line}", file=stream or sys.stdout, flush=True)
+
+
+def line(*words: str | os.PathLike[str]) -> str:
+    """Words as a shell takes them: quoted where they hold a blank or what a shell reads."""
+    return shlex.join([os.fspath(word) for word in words])
+
+
+def override(key: str, value: str | os.PathLike[str]) -> str:
+    """KEY=VALUE for Hydra, whose quotes are other ones than the shell's."""
+    text = os.fspath(value)
+    if _PLAIN_VALUE.fullmatch(text):
+        return f"{key}={text}"
+    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", text)
+    return f"{key}='{escaped}'"
+
+
+# --- after a run was made ---------------------------------------------------------------------------------------------
+
+
+def after_import(run: str | os.PathLike[str]) -> list[str]:
+    """An import or a training without explanation: explain."""
+    return [line("dpo-diag", "explain", run)]
+
+
+def after_training(run: Run, document: Mapping[str, Any] | None = None) -> list[str]:
+    """A training or a scoring, explained (`document`) or not; what its tracker only wrote is sent first."""
+    following = after_import(run.path) if document is None else after_explain(run.path, document)
+    where = run.meta.get("tracking") or {}
+    return [*(after_tracking(where, run.path) if where.get("mode") == "offline" else []), *following]
+
+
+def after_generate(run: str | os.PathLike[str]) -> list[str]:
+    return [line("dpo-diag", "outputs", run)]
+
+
+def after_interrupt(run: Path) -> list[str]:
+    """A stopped training: resume it where a checkpoint was written, else explain what was recorded."""
+    if any((run / "checkpoints").glob("checkpoint-*")):
+        return [line("dpo-train", override("resume", run))]
+    return after_import(run)
+
+
+def after_multirun(folder: str | os.PathLike[str]) -> list[str]:
+    return [line("dpo-diag", "sweep", folder)]
+
+
+def after_tracking(where: Mapping[str, Any], run: str | os.PathLike[str]) -> list[str]:
+    """Sent later, where the tracker only wrote files; else the report."""
+    if where.get("kind") == "wandb" and where.get("mode") == "offline":
+        return [line("wandb", "sync", Path(run) / str(where["folder"]))]
+    return [line("dpo-diag", "report", run)]
+
+
+# --- after a run was read ---------------------------------------------------------------------------------------------
+
+
+def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str] = ()) -> list[str]:
+    """What measures what the explanation could not tell: outputs where there are some, else what would make them.
+
+    Args:
+        path: the run folder or the log that was explained.
+        options: what was said about a log, for its import.
+    """
+    run = _run_of(path)
+    if run is None:
+        beside = checkpoints_beside(path)
+        if beside is not None:
+            named = override("checkpoints", beside)
+            return [
+                line("dpo-score", named, override("data.path", PAIRS)),
+                line("dpo-generate", named, override("prompts.path", PROMPTS)),
+            ]
+        return [line("dpo-diag", "import", path, *options)]
+    if run.has("outputs"):
+        return [line("dpo-diag", "outputs", path)]
+    known = _checkpoints_of(run)
+    if known is not None and document["verdict"]["harm"] == "cannot_tell":
+        return [line("dpo-generate", override("checkpoints", known), override("prompts.path", PROMPTS),
+                     override("out", path))]  # fmt: skip
+    return [line("dpo-diag", "report", path)]
+
+
+def after_outputs(run: str | os.PathLike[str]) -> list[str]:
+    return [line("dpo-diag", "report", run)]
+
+
+def after_report(run: Run) -> list[str]:
+    """Judge the answers blind where there are some and the page can be served; else read the whole explanation."""
+    if run.has("outputs") and find_spec("gradio") is not None:
+        return [line("dpo-diag", "review", run.path)]
+    return [line("dpo-diag", "explain", run.path, "--full")]
+
+
+def after_review(run: str | os.PathLike[str]) -> list[str]:
+    return [line("dpo-diag", "review", run, "--results")]
+
+
+def after_results(run: str | os.PathLike[str]) -> list[str]:
+    return [line("dpo-diag", "report", run)]
+
+
+def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
+    return [line("dpo-diag", "report" if passed else "explain", run)]
+
+
+def after_sweep(runs: Sequence[str]) -> list[str]:
+    """The first run of the table."""
+    return [line("dpo-diag", "explain", runs[0])] if runs else []
+
+
+# --- where checkpoints lie --------------------------------------------------------------------------------------------
+
+
+def checkpoints_beside(log: Path) -> str | None:
+    """A glob over the checkpoints beside a log, which may itself lie in one of them; None where there are none."""
+    folder = log if log.is_dir() else log.parent
+    for place in (folder, folder.parent if _STEPPED.fullmatch(folder.absolute().name) else folder):
+        if (found := _glob(place)) is not None:
+            return found
+    return None
+
+
+def _checkpoints_of(run: Run) -> str | None:
+    """Those that a training saved, or beside the model that was scored."""
+    if (own := _glob(run.path / "checkpoints")) is not None:
+        return own
+    name = run.info.model.name if run.info.kind == "scored" else None
+    return _glob(Path(name).parent) if name and Path(name).is_dir() else None
+
+
+def _glob(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return None
+    stems = {m.group(1) for p in folder.iterdir() if p.is_dir() and (m := _STEPPED.fullmatch(p.name))}
+    return str(folder / f"{min(stems)}*") if stems else None
+
+
+def _run_of(path: Path) -> Run | None:
+    try:
+        return load_run(path)
+    except DiagError:
+        return None

@@ -1,0 +1,106 @@
+"""The fifteen lines: how many, how wide, what is left out first, and what they say of each kind of run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.short import LINES, _fits, _Item, _table, short_lines
+from dpo_diag.importers import import_path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+INPUTS = REPOSITORY / "tests" / "golden" / "inputs"
+
+
+def lines(document: dict[str, Any], width: int = 80, following: tuple[str, ...] = ("dpo-diag report x",)) -> list[str]:
+    return [line.plain for line in short_lines(document, width, following)]
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """A trained run, and logs: displaced, dead, of batches, of pairs, of a supervised training, of scores alone."""
+    made = {"example": explain(REPOSITORY / "runs" / "example")}
+    folder = tmp_path_factory.mktemp("logs")
+    for name in ("trl_displaced", "wandb_history_dead.csv", "openrlhf_console.log", "pairs_displaced.jsonl",
+                 "sft_trainer_state.json", "scores.csv", "h2o"):  # fmt: skip
+        import_path(INPUTS / name, folder / name)
+        made[name] = explain(folder / name)
+    return made
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_at_most_fifteen_lines_none_too_wide_and_the_commands_whole(
+    documents: dict[str, dict[str, Any]], width: int
+) -> None:
+    following = ("dpo-score 'checkpoints=" + "a folder/" * 12 + "checkpoint*'", "dpo-generate x")
+    for name, document in documents.items():
+        said = lines(document, width, following)
+        assert len(said) <= LINES, name
+        assert all(cell_len(line) <= min(width, 100) for line in said[:-2]), name
+        assert said[-2:] == [f"next  {following[0]}", f"      {following[1]}"]
+
+
+def test_nothing_is_said_twice(documents: dict[str, dict[str, Any]]) -> None:
+    """No six words in a row stand twice."""
+    for name, document in documents.items():
+        said = [" ".join(line.split()) for line in lines(document, 200)]
+        runs = [tuple(line.split()[i : i + 6]) for line in said for i in range(len(line.split()) - 5)]
+        assert len(runs) == len(set(runs)), name
+
+
+def test_a_harmful_run_says_so_with_its_scores_and_what_to_try(documents: dict[str, dict[str, Any]]) -> None:
+    said = "\n".join(lines(documents["example"]))
+    assert "The loss fell while the chosen answers became less likely. It is harm.\n" in said
+    assert "execution_accuracy (held_out)     0.713   0.600  -0.113  95 %: -0.187 to -0.040" in said
+    assert 'loss_type=["sigmoid", "sft"]' in said and "beta=0.2 in TRL" in said
+    assert "DVG025" not in said  # a score that fell stands in the table
+    assert '"SELECT miles FROM flight WHERE mile…"' in said and "55fd82dfb03b23c7" not in said
+
+
+def test_what_cannot_be_told_is_not_called_sure(documents: dict[str, dict[str, Any]]) -> None:
+    said = " ".join(lines(documents["trl_displaced"]))
+    assert "Likelihoods alone do not say whether that is harm" in said and "confidence" not in said
+
+
+TEXT = "One thing (with 3 numbers, say) is so: it fell from 2 to 1; both sides did, in 77 % of the pairs (DVG001)"
+
+
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        (120, TEXT),
+        (100, "One thing is so: it fell from 2 to 1; both sides did, in 77 % of the pairs (DVG001)"),
+        (70, "One thing is so: it fell from 2 to 1; both sides did (DVG001)"),
+        (56, "One thing is so: it fell from 2 to 1 (DVG001)"),
+        (26, "One thing (with 3 n…"),
+    ],
+)
+def test_asides_go_first_then_clauses_then_words(width: int, said: str) -> None:
+    """The label takes 6 cells; the code in brackets stays as long as a clause fits beside it."""
+    assert _fits(_Item("why", TEXT), width, 1) == said
+
+
+def test_no_clause_is_cut_inside_a_list_or_a_quotation() -> None:
+    text = 'Add a term: loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0] in TRL'
+    assert _fits(_Item("do", text), 60, 1) == 'Add a term: loss_type=["sigmoid", "sft"]'
+    assert _fits(_Item("do", text), 30, 1) == "Add a term: loss_type=[…"
+
+
+@given(st.text(min_size=1, max_size=200), st.integers(20, 100), st.integers(1, 4))
+def test_a_shortened_text_fits(text: str, width: int, n: int) -> None:
+    from dpo_diag.styled import wrap
+
+    assert len(wrap(_fits(_Item("why", text), width, n), width - 6)) <= n
+
+
+def test_a_table_too_wide_loses_the_intervals_before_the_numbers() -> None:
+    rows = [("a name of more than thirty letters", "0.713", "0.600", "-0.113", "95 %: -0.187 to -0.040")]
+    assert _table(rows, 100)[1] == "a name of more than thirty letters   0.713  0.600  -0.113  95 %: -0.187 to -0.040"
+    assert _table(rows, 60)[1] == "a name of more than thirty letters   0.713  0.600  -0.113"
+    assert _table([], 60) == []

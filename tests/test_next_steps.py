@@ -1,0 +1,118 @@
+"""The next command of each command: filled in, quoted for the shell, and one that runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpo_diag import load_run, next_steps
+from dpo_diag.commands.diag import main
+from dpo_diag.commands.hydra_app import SCHEMAS
+from dpo_diag.commands.overrides import explain_override, plain_value
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+INPUTS = REPOSITORY / "tests" / "golden" / "inputs"
+MODELS = {"dpo-score": "score", "dpo-generate": "generate", "dpo-train": "config"}
+"""What needs a model is composed only."""
+
+
+def run(line: str) -> None:
+    """Run a printed command; of what needs a model look at its overrides, of what serves a page at its name."""
+    name, *arguments = shlex.split(line)
+    if name in MODELS:
+        assert explain_override(arguments, SCHEMAS[MODELS[name]]) is None
+    else:
+        assert name == "dpo-diag" and (arguments[0] == "review" or main(arguments) == 0)
+
+
+def named(text: str) -> list[str]:
+    return [
+        line.removeprefix("next:").removeprefix("next ").strip() for line in text.splitlines() if line[:4] == "next"
+    ]
+
+
+def test_from_the_example_each_command_leads_to_one_that_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """explain -> outputs -> report -> explain --full or review, in a folder whose name a shell would split."""
+    folder = Path(shutil.copytree(REPOSITORY / "runs" / "example", tmp_path / "my run's β"))
+    todo, done = [f"dpo-diag explain {shlex.quote(str(folder))}"], []
+    while todo:
+        line = todo.pop()
+        if line in done or shlex.split(line)[1:2] == ["review"]:
+            continue
+        run(line)
+        captured = capsys.readouterr()
+        done.append(line)
+        told = named(captured.out + captured.err)
+        assert told, line
+        todo += told
+    assert [shlex.split(line)[1] for line in done[:3]] == ["explain", "outputs", "report"]
+    assert all(shlex.split(line)[2] == str(folder) for line in done)
+
+
+def test_a_log_leads_to_its_import_with_what_was_said_and_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(INPUTS / "trl_wrong_reference_trainer_state.json", "my log.json")
+    assert main(["explain", "my log.json", "--loss", "sigmoid", "--beta", "0.1", "--json"]) == 0
+    following = json.loads(capsys.readouterr().out)["next"]
+    assert following == ["dpo-diag import 'my log.json' --loss sigmoid --beta 0.1"]
+    run(following[0])
+    captured = capsys.readouterr()
+    (line,) = named(captured.err)
+    assert captured.out.splitlines()[-1] == shlex.split(line)[-1]
+    run(line)
+    (last,) = named(capsys.readouterr().out)
+    assert shlex.split(last)[:2] == ["dpo-diag", "report"]
+    run(last)
+
+
+def test_checkpoints_beside_a_log_are_scored_and_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log lies beside them, in their parent, or in one of them."""
+    output = tmp_path / "my outputs"
+    for step in (100, 200):
+        (output / f"checkpoint-{step}").mkdir(parents=True)
+    log = output / "checkpoint-200" / "trainer_state.json"
+    shutil.copy(INPUTS / "trl_wrong_reference_trainer_state.json", log)
+    assert main(["explain", str(log)]) == 0
+    lines = named(capsys.readouterr().out.replace("\n      dpo-generate", "\nnext dpo-generate"))
+    assert [shlex.split(line)[0] for line in lines] == ["dpo-score", "dpo-generate"]
+    for line in lines:
+        assert plain_value(shlex.split(line)[1]) == str(output / "checkpoint*")
+        run(line)
+    assert next_steps.checkpoints_beside(output) == str(output / "checkpoint*")
+    assert next_steps.checkpoints_beside(tmp_path) is None
+
+
+@pytest.mark.parametrize("path", ["plain/run-1", "a b/it's", "läufe/β", "x,y=[1]", "C:\\runs\\new", "end\\'"])
+def test_an_override_holds_what_it_was_given(path: str) -> None:
+    (word,) = shlex.split(next_steps.line(next_steps.override("resume", path)))
+    assert plain_value(word) == path
+    assert explain_override([word], SCHEMAS["config"]) is None
+
+
+def test_after_an_interrupt_resume_or_read_what_is_there(tmp_path: Path) -> None:
+    assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]
+    (tmp_path / "checkpoints" / "checkpoint-20").mkdir(parents=True)
+    assert next_steps.after_interrupt(tmp_path) == [f"dpo-train resume={tmp_path}"]
+
+
+def test_an_offline_tracker_is_sent_first(tmp_path: Path) -> None:
+    where = {"kind": "wandb", "mode": "offline", "folder": "wandb/offline-run-1"}
+    assert next_steps.after_tracking(where, "my run") == ["wandb sync 'my run/wandb/offline-run-1'"]
+    assert next_steps.after_tracking({**where, "mode": "online"}, "r") == ["dpo-diag report r"]
+    example = load_run(REPOSITORY / "runs" / "example")
+    assert next_steps.after_training(example) == [f"dpo-diag explain {example.path}"]
+
+
+def test_what_follows_a_gate_and_a_table() -> None:
+    assert next_steps.after_gate("r", False) == ["dpo-diag explain r"]
+    assert next_steps.after_gate("r", True) == ["dpo-diag report r"]
+    assert next_steps.after_multirun("m/2026") == ["dpo-diag sweep m/2026"]
+    assert next_steps.after_sweep(["a b", "c"]) == ["dpo-diag explain 'a b'"] and next_steps.after_sweep([]) == []
