@@ -114,7 +114,7 @@ def _tokens(document: dict[str, Any]) -> list[Sentence]:
         else f"{percent(r['share'])} is {ROLE_WORDS[r['role']]} ({percent(r['n_tokens'] / count)} of the tokens)"
         for r in named
     ]
-    if len(named) < len(roles):
+    if abs(rest) >= ROUNDING:
         parts.append(f"{signed(rest, 4) if cancels else percent(rest / total)} elsewhere")
     over = _token_pairs(tokens, document["n_pairs"])
     text = f"Of the chosen answers' log-prob change of {signed(total, 4)} nats{over}, {', '.join(parts)}."

@@ -129,6 +129,6 @@ def test_a_share_of_tokens_says_whose_and_what_is_left(tmp_path: Path) -> None:
         writer.write("pairs", pair_rows(step, [total], [total], 3, ids=["p2"]), split="more")
     document = explain(load_run(run.path))
     text = next(t for t in said(document, 2) if t.startswith("Of the chosen answers'"))
-    assert "change of -4 nats (2 of 3 pairs with token records at both steps), -5.00 at the first token" in text
-    assert "+1.00 in the beginning that both answers share (33 % of the tokens)" in text
+    assert "change of -4 nats (2 of 3 pairs with token records at both steps), -5 at the first token" in text
+    assert "+1 in the beginning that both answers share (33 % of the tokens)." in text
     assert "all of it and more is there (125 %: the tokens before it rose)" in " ".join(said(document, 2))

@@ -103,12 +103,13 @@ def _of_training(ctx: CheckContext, t: Thresholds) -> Outcome | None:
             continue
         if ctx.reference_free:
             raise Missing("the rewards hold no reference (they are beta times the log-prob itself)")
-        first_step = min(float(s.steps[0]) for s in (loss, chosen) if s is not None)
+        logged = [s for s in (loss, chosen) if s is not None]
+        first_step = min(float(s.steps[0]) for s in logged)
         evidence: dict[str, Any] = {"split": split}
         if ctx.info.steps_are_stated:
             evidence["first_step"] = first_step
         at_once = _nothing_moved(ctx, split, first_step, evidence)
-        late = not at_once and _may_have_learned(ctx, loss if chosen is None else chosen, loss, first_step, t)
+        late = not at_once and _may_have_learned(ctx, logged[0], loss, first_step, t)
         learned = not at_once and loss is not None and _early_loss(loss, t) < ctx.start.value
         learns = learned or (not at_once and loss is not None and _early_loss(loss, t, half=True) < ctx.start.value)
         return _of_rewards(ctx, split, at_once, late, (learned, learns), t, evidence) or _of_loss(

@@ -235,7 +235,7 @@ def test_rewards_far_from_0_in_a_late_first_row_whose_loss_lies_above_the_start(
 
 
 def test_rows_that_learn_meanwhile_are_no_wrong_reference(means, finding):
-    """Six first rows around ln 2 (median 0.694) of which the last three lie below it (median 0.63): the level of chosen,
+    """Six first rows around ln 2 (median 0.694), the last three below it (median 0.63): the level of chosen,
     -0.22, was learned."""
     loss = [0.751, 0.717, 0.671, 0.744, 0.632, 0.532, *np.linspace(0.5, 0.2, 24)]
     chosen = [-0.02, -0.23, -0.37, -0.36, -0.18, -0.18, *np.linspace(-0.4, -2.5, 24)]
