@@ -192,10 +192,10 @@ class PairRows:
     def frame(self, split: str, rows: Rows, sides: tuple[str, ...]) -> pd.DataFrame:
         """Some of a split's rows, of which each pair and side stands once, as a step's frame: pairs that have every one
         of `sides`."""
-        return self.splits[split].frame(rows, sides, self._uses_loss_logp)
+        return self.splits[split].frame(rows, sides, self.uses_loss_logp)
 
     @property
-    def _uses_loss_logp(self) -> bool:
+    def uses_loss_logp(self) -> bool:
         """Whether the loss is computed from other log-probs than the sums (LD-DPO)."""
         return bool(self.run.info.loss and self.run.info.loss.ld_alpha)
 

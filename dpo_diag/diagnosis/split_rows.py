@@ -7,8 +7,9 @@ values stand once per pair and side. Time and memory follow the rows, however ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from dpo_diag.records.tables import REFERENCE_COLUMNS
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+IntT = TypeVar("IntT", np.int32, np.int64)
 Rows = slice | IntArray
 """Places of rows of a `SplitRows`, ascending in pair and side."""
 
@@ -96,28 +98,52 @@ class SplitRows:
         Args:
             with_loss_logp: whether the loss is computed from log-probs of its own; else they are the sums.
         """
-        places = [self._places(rows, SIDES.index(side)) for side in sides]
-        if not places:
+        if not sides:
             return pd.DataFrame({letter: pd.Series(dtype=np.float64) for letter in "ab"})
-        pairs = [self.pair[at] for at in places]
-        common = pairs[0]
-        if len(pairs) == 2 and not np.array_equal(pairs[0], pairs[1]):
-            common, first, second = np.intersect1d(pairs[0], pairs[1], assume_unique=True, return_indices=True)
-            places = [_take(places[0], first), _take(places[1], second)]
+        places, common = self._with_every_side(rows, sides, self.pair)
+        return self._filled(places, common, sides, with_loss_logp, self._index(common))
+
+    def all_steps(self, sides: Sequence[str], with_loss_logp: bool) -> tuple[IntArray, IntArray, pd.DataFrame]:
+        """Every step's `frame` below the one before, of one step or a thousand at once: (step, pair (index in `ids`),
+        frame), a row each."""
+        step = np.repeat(np.arange(self.steps.size), np.diff(self.bounds))
+        places, common = self._with_every_side(slice(0, self.pair.size), sides, step * self.ids.size + self.pair)
+        step, pair = np.divmod(common, max(self.ids.size, 1))
+        return self.steps[step], pair, self._filled(places, pair, sides, with_loss_logp, None)
+
+    def _with_every_side(
+        self, rows: Rows, sides: Sequence[str], of: npt.NDArray[IntT]
+    ) -> tuple[list[Rows], npt.NDArray[IntT]]:
+        """(places of each side's rows, what each is `of`) over those of which every side has a row; `of` ascends."""
+        places = [self._places(rows, SIDES.index(side)) for side in sides]
+        found = [of[at] for at in places]
+        if len(found) == 1 or np.array_equal(found[0], found[1]):
+            return places, found[0]
+        common, first, second = np.intersect1d(found[0], found[1], assume_unique=True, return_indices=True)
+        return [_take(places[0], first), _take(places[1], second)], common
+
+    def _filled(
+        self,
+        places: Sequence[Rows],
+        pairs: npt.NDArray[np.integer],
+        sides: Sequence[str],
+        with_loss_logp: bool,
+        index: pd.Index[str] | None,
+    ) -> pd.DataFrame:
         columns = _columns(tuple(sides))
-        block = np.full((len(columns), common.size), np.nan)
+        block = np.full((len(columns), pairs.size), np.nan)
         row = dict(zip(columns, block, strict=True))
         for side, at in zip(sides, places, strict=True):
             for name, values in self.values.items():
                 row[f"{side}_{name}"][:] = values[at]
             for name, values in self.reference.items():
-                row[f"{side}_{_reference_name(name)}"][:] = values[common, SIDES.index(side)]
+                row[f"{side}_{_reference_name(name)}"][:] = values[pairs, SIDES.index(side)]
             if not with_loss_logp:
                 row[f"{side}_loss_logp"][:] = row[f"{side}_sum_logp"]
                 row[f"{side}_ref_loss_logp"][:] = row[f"{side}_ref"]
             letter = "ab"[SIDES.index(side)]
             row[letter][:] = row[f"{side}_loss_logp"] - row[f"{side}_ref_loss_logp"]
-        return pd.DataFrame(block.T, index=self._index(common), columns=columns, copy=False)
+        return pd.DataFrame(block.T, index=index, columns=columns, copy=False)
 
     def _places(self, rows: Rows, side: int) -> Rows:
         """Of some rows those of one side."""
@@ -178,9 +204,15 @@ def _columns(sides: tuple[str, ...]) -> pd.Index[str]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_splits(run: Run) -> dict[str, SplitRows]:
-    """split -> its pair rows, of a run that has any; every file of the table is read once."""
-    table = run.arrow("pairs", [*_KEY, *VALUES])
+def read_splits(
+    run: Run, steps: Iterable[int] | None = None, splits: Iterable[str] | None = None
+) -> dict[str, SplitRows]:
+    """split -> its pair rows, of a run that has any; every file of the table is read once.
+
+    Args:
+        steps, splits: only the policy's rows of these, and of the step whose policy is the reference.
+    """
+    table = _read(run, steps, splits)
     names, split = _coded(table, "split")
     ids, pair = _coded(table, "pair_id")
     role, side = (_known(table, name, order) for name, order in (("role", ("policy", "ref")), ("side", SIDES)))
@@ -195,6 +227,17 @@ def read_splits(run: Run) -> dict[str, SplitRows]:
         key = Keys(step[rows], of_pair[pair[rows]], side[rows], role[rows] == 1)
         found[name] = _split(run, name, ids.take(own), key, {c: _floats(table, c)[rows] for c in recorded})
     return found
+
+
+def _read(run: Run, steps: Iterable[int] | None, splits: Iterable[str] | None) -> pa.Table:
+    columns = [*_KEY, *VALUES]
+    if steps is None:
+        return run.arrow("pairs", columns, splits=splits)
+    base = run.info.reference.step
+    wanted, splits = {*steps, *(() if base is None else (base,))}, None if splits is None else list(splits)
+    policy = run.arrow("pairs", columns, wanted, splits, ["policy"])
+    # A reference row stands once, at whatever step it was written.
+    return pa.concat_tables([policy, run.arrow("pairs", columns, None, splits, ["ref"])]).unify_dictionaries()
 
 
 class Keys:

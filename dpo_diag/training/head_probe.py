@@ -24,7 +24,7 @@ class HeadProbe:
     32,768, a top-k per tile instead), and is taken for the policy alone.
 
     Price, measured by benchmarks/step.py on one CPU thread: a step of a 0.5M-parameter model (vocabulary
-    768, 79 ms) takes 1 % more with greedy_logp and 2 % more with top5; of one forward through the head (8 pairs, 40
+    768, 79 ms) takes 1 % more with greedy_logp and 2 % more with top5; of one forward through TRL's head (8 pairs, 40
     positions) greedy_logp takes 0.2 ms, lost in the noise with 49,152 tokens, and top5 6 % (0.55 of 8.7 ms) with 768
     and 4 to 6 % (about 25 of 547 ms) with 49,152. Not measured on a GPU.
     """

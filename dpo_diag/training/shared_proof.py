@@ -33,7 +33,7 @@ SUM_TOLERANCE = (1e-3, 1e-5)
 LOSS_TOLERANCE = 1e-4
 """Of the loss, or of its share where it is larger than 1."""
 GRADIENT_TOLERANCE = 1e-3
-"""Of a gradient's element, as a share of the largest element of all. Right ways differ by 1e-5, wrong ones by 0.1."""
+"""Of a gradient's element, as a share of the largest element of all. Right ways differ by 1e-5, wrong ones by 0.07."""
 _SINGLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 

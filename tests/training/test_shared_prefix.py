@@ -246,6 +246,7 @@ def test_right_architectures(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore:The following:RuntimeWarning")
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_architectures_with_an_adapter(tmp_path: Path, name: str) -> None:
     assert_right(of_architecture(tmp_path, name, adapter=True))
