@@ -9,16 +9,12 @@ Prints a short table of each question and saves the full frames as CSV files in 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
 
-from dpo_diag import load_run
-from dpo_diag.diagnosis.aligned import align
-from dpo_diag.diagnosis.decompose.loss import loss_spec, split_losses
-from dpo_diag.diagnosis.decompose.perplexity import pair_contributions, rank_pairs, split_perplexity
-from dpo_diag.diagnosis.decompose.tokens import by_role
-from dpo_diag.diagnosis.pair_rows import step_name
+import dpo_diag
 
 
 def main() -> None:
@@ -31,47 +27,64 @@ def main() -> None:
     args = parser.parse_args()
 
     # 1. Which rows: the fixed set, the reference (or its first step) and its last step, the pairs that stand at both.
-    run = load_run(args.run)
-    aligned = align(run, args.from_step, args.to_step, args.split)
-    pairs = aligned.pairs
-    steps = f"{step_name(aligned.from_step)} to {step_name(aligned.to_step)}"
-    print(f"{run.name}: {aligned.split}, {steps}, {len(pairs)} pairs\n")
+    run = dpo_diag.load_run(args.run)
+    found = run.explain(args.from_step, args.to_step, args.split)
+    if found.pairs.empty:
+        sys.exit(f"{args.run} holds no pair records: dpo-diag explain {args.run} says what its log tells")
+    print(f"{run.name}: {found['split']}, {found['from_step']} to {found['to_step']}, {found['n_pairs']} pairs\n")
     frames: dict[str, pd.DataFrame] = {}
 
-    # 2. Through which side the loss moved (means over pairs; the two parts add up to the change).
-    spec, why_not = loss_spec(run)
-    if spec is None:
-        print(f"loss: not applicable: {why_not}\n")
+    # 2. How the pairs' loss, margin and perplexity went on, step by step (means and quartiles over pairs).
+    pairs = run.pairs_wide(splits=[found["split"]])
+    values = ["loss", "margin", "chosen_ce", "rejected_ce"]
+    frames["steps"] = pairs.groupby("step")[values].describe(percentiles=[0.25, 0.5, 0.75])
+    print(pairs.groupby("step")[values].mean().round(4).to_string(), "\n")
+
+    # 3. Through which side the loss moved (means over pairs; the two parts add up to the change).
+    loss = found["loss"]
+    if "not_applicable" in loss:
+        print(f"loss: not applicable: {loss['not_applicable']}\n")
     else:
-        frames["loss"] = split_losses(spec, pairs).assign(pair_id=pairs["pair_id"])
-        print(frames["loss"].drop(columns="pair_id").mean().round(5).to_string(), "\n")
+        parts = ["from", "to", "delta", "chosen_part", "rejected_part", "residual"]
+        frames["loss"] = pd.DataFrame([{part: loss[part] for part in parts}])
+        print(frames["loss"].T[0].round(5).to_string(), "\n")
 
-    # 3. Why each perplexity moved, for each side, per token (or per byte where no tokens were counted).
-    sides = aligned.responses
-    if "chosen" not in sides:
-        raise SystemExit(f"perplexity: not applicable: {aligned.unit_and_note[1]}")
-    splits = {(side, name): row for side, a in sides.items() for name, row in split_perplexity(*a.args).items()}
-    frames["perplexity"] = pd.DataFrame(splits).T.rename_axis(["side", "perplexity"]).reset_index()
-    print(frames["perplexity"].round(4).to_string(index=False), "\n")
+    # 4. Why each perplexity moved, for each side, per token (or per byte where no tokens were counted).
+    perplexity = found["perplexity"]
+    if "not_applicable" in perplexity:
+        print(f"perplexity: not applicable: {perplexity['not_applicable']}\n")
+    else:
+        rows = [
+            {"side": side, "perplexity": name, **of[name]}
+            for side, of in perplexity.items()
+            for name in ("ppl_token", "ppl_seq_mean", "ppl_seq_geomean")
+        ]
+        names = ["side", "perplexity", "from", "to", "dlog", "level", "dispersion", "length_weight", "residual"]
+        frames["perplexity"] = pd.DataFrame(rows)[names]
+        print(frames["perplexity"].round(4).to_string(index=False), "\n")
 
-    # 4. In which pairs: share_of_rise and its running sum.
-    arrays = sides["chosen"]
-    parts = pair_contributions(*arrays.args).assign(pair_id=pairs.loc[arrays.keep, "pair_id"].to_numpy())
-    frames["pairs"] = rank_pairs(parts)
-    columns = ["pair_id", "share_of_rise", "cumulative_share", "ce_from", "ce_to"]
-    print(frames["pairs"][columns].head(10).round(4).to_string(index=False), "\n")
+    # 5. In which pairs: share_of_rise and its running sum (found.texts() has what they say).
+    frames["pairs"] = found.pairs
+    shown = ["pair_id", "share_of_rise", "cumulative_share", "chosen_ce_from", "chosen_ce_to"]
+    print(found.pairs.reindex(columns=shown).head(10).round(4).to_string(index=False), "\n")
 
-    # 5. In which tokens, by their role in the alignment of chosen and rejected.
-    if aligned.tokens is not None:
-        frames["tokens_by_role"] = by_role(aligned.tokens)
+    # 6. In which tokens, by their role in the alignment of chosen and rejected.
+    tokens = found["tokens"]
+    if "not_applicable" in tokens:
+        print(f"tokens: not applicable: {tokens['not_applicable']}\n")
+    else:
+        frames["tokens_by_role"] = pd.DataFrame(tokens["by_role"])
         print(frames["tokens_by_role"].round(4).to_string(index=False), "\n")
 
     out = args.out or args.run / "analysis"
     out.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
-        frame.to_csv(out / f"{name}.csv", index=False)
+        frame.to_csv(out / f"{name}.csv", index=name == "steps")
     print(f"wrote {', '.join(f'{name}.csv' for name in frames)} to {out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except dpo_diag.DiagError as error:
+        sys.exit(str(error))

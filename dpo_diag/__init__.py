@@ -9,17 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpo_diag.records import Run, RunWriter, load_run, load_runs
+    from dpo_diag.errors import DiagError
+    from dpo_diag.frames import Run, Runs, load_run, load_runs
+    from dpo_diag.records import RunWriter
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "RunWriter", "__version__", "load_run", "load_runs"]
+__all__ = ["DiagError", "Run", "RunWriter", "Runs", "__version__", "load_run", "load_runs"]
 
 
 def __getattr__(name: str) -> Any:
     # `dpo-diag --help` imports this package too, and must not wait for pandas.
     if name in __all__:
-        from dpo_diag import records
+        from dpo_diag import errors, frames, records
 
-        return getattr(records, name)
+        home = {"DiagError": errors, "RunWriter": records}.get(name, frames)
+        return getattr(home, name)
     raise AttributeError(f"module 'dpo_diag' has no attribute {name!r}")

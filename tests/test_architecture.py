@@ -17,7 +17,7 @@ GROUND = {
     "rows", "stats", "styled", "text", "thresholds",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
-RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review"}
+RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review", "frames"}
 SHARED = {"tracking", "serving"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "hydra", "omegaconf", "wandb"}
 

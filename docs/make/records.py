@@ -30,7 +30,7 @@ def page() -> str:
     parts = [head("Record columns", "dpo_diag/records/schemas.py and run_info.py"), _ABOUT]
     for declared in (*TABLES.values(), CHES, ANSWER_LOGPS):
         parts += [f"## {declared.name}", _where(declared)]
-        parts.append(table(("column", "type", "null", "meaning"), _columns(declared)))
+        parts.append(table(("column", "type", "null", "unit", "meaning"), _columns(declared)))
     rows = ((code(f.name), code(_type(f.type)), f.unit or "", f.meaning) for f in declared_fields())
     return joined(*parts, "## run.json", table(("field", "type", "unit", "meaning"), rows))
 
@@ -61,8 +61,8 @@ def _where(declared: Table) -> str:
     return f"{place}. One row per ({', '.join(f'`{c}`' for c in declared.key)}).\n"
 
 
-def _columns(declared: Table) -> Iterator[tuple[str, str, str, str]]:
+def _columns(declared: Table) -> Iterator[tuple[str, str, str, str, str]]:
     for column in declared.columns:
         type_ = str(column.type).partition("<")[0].replace("dictionary", "string, as categories")
         shown = f"list of {column.type.value_type}" if type_ == "list" else type_
-        yield code(column.name), shown, "may be" if column.nullable else "never", column.meaning
+        yield code(column.name), shown, "may be" if column.nullable else "never", column.unit or "", column.meaning

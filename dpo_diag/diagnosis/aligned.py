@@ -12,6 +12,7 @@ Byte-level perplexities are smaller numbers (a token has about four bytes) and c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -31,6 +32,11 @@ TRAIN_WINDOW_PAIRS = 64
 """Training batches hold other pairs at every step; explained against the reference, the newest this many are taken."""
 _NAMED = 20
 """Pairs that are named where some are left out."""
+
+
+def unit_that_covers(covered: Mapping[str, int]) -> str | None:
+    """The unit of `COUNTS` that counts more responses, tokens first where both count as many; None where none does."""
+    return max(COUNTS, key=lambda unit: covered[unit]) if any(covered.values()) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,12 +180,13 @@ class Aligned:
             )
             for unit, column in COUNTS.items()
         }
-        if not any(covered.values()):
+        unit = unit_that_covers(covered)
+        if unit is None:
             return None, "the records hold neither token counts nor bytes of the responses"
-        if covered["token"] >= covered["byte"]:
-            return "token", None
+        if unit == "token":
+            return unit, None
         lacking = "token counts are missing for some responses" if covered["token"] else "no token counts are recorded"
-        return "byte", f"{lacking}: perplexities are per UTF-8 byte, not per token"
+        return unit, f"{lacking}: perplexities are per UTF-8 byte, not per token"
 
     @property
     def unit(self) -> str | None:

@@ -77,8 +77,8 @@ class Explanation:
 
     def texts(self, pair_ids: Sequence[str]) -> pd.DataFrame:
         """`pair_id`, `prompt`, `chosen`, `rejected` of some pairs, in their order; null where not recorded."""
-        texts = self.aligned.run.texts if self.aligned is not None else pd.DataFrame(columns=TEXTS)
-        return pd.DataFrame({"pair_id": list(pair_ids)}).merge(texts[TEXTS], on="pair_id", how="left")
+        texts = self.aligned.run.texts if self.aligned is not None else pd.DataFrame(columns=TEXTS, dtype="str")
+        return pd.DataFrame({"pair_id": list(pair_ids)}, dtype="str").merge(texts[TEXTS], on="pair_id", how="left")
 
     def tokens(self, pair_ids: Sequence[str]) -> pd.DataFrame:
         """Token by token for some pairs (see `decompose.tokens.token_rows`); empty without token records."""

@@ -41,8 +41,8 @@ def step_name(step: Step) -> str:
 
 _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
-_KEPT_FRAMES = 8
-"""Step frames held at a time: enough for the checks, which come back to the first and the last step."""
+_KEPT_FRAMES = 3
+"""Step frames held at a time: the checks come back to the first and the last step."""
 
 
 class PairRows:
@@ -84,8 +84,9 @@ class PairRows:
 
     @cached_property
     def all(self) -> pd.DataFrame:
-        """Every policy row of every split, best split first (see `SplitRows.long`)."""
-        frames = [self.splits[name].long() for name in self.steps]
+        """Every policy row of every split, best split first (see `SplitRows.long`); of the reference its sums and token
+        counts."""
+        frames = [self.splits[name].long(reference=("sum_logp", "n_tokens")) for name in self.steps]
         if len(frames) < 2:
             return frames[0] if frames else self.run.pairs
         stacked = pd.concat([frame.drop(columns=CATEGORIES) for frame in frames], ignore_index=True)
@@ -192,10 +193,10 @@ class PairRows:
     def frame(self, split: str, rows: Rows, sides: tuple[str, ...]) -> pd.DataFrame:
         """Some of a split's rows, of which each pair and side stands once, as a step's frame: pairs that have every one
         of `sides`."""
-        return self.splits[split].frame(rows, sides, self._uses_loss_logp)
+        return self.splits[split].frame(rows, sides, self.uses_loss_logp)
 
     @property
-    def _uses_loss_logp(self) -> bool:
+    def uses_loss_logp(self) -> bool:
         """Whether the loss is computed from other log-probs than the sums (LD-DPO)."""
         return bool(self.run.info.loss and self.run.info.loss.ld_alpha)
 

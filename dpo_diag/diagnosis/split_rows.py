@@ -7,8 +7,9 @@ values stand once per pair and side. Time and memory follow the rows, however ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from dpo_diag.records.tables import REFERENCE_COLUMNS
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+IntT = TypeVar("IntT", np.int32, np.int64)
 Rows = slice | IntArray
 """Places of rows of a `SplitRows`, ascending in pair and side."""
 
@@ -96,28 +98,52 @@ class SplitRows:
         Args:
             with_loss_logp: whether the loss is computed from log-probs of its own; else they are the sums.
         """
-        places = [self._places(rows, SIDES.index(side)) for side in sides]
-        if not places:
+        if not sides:
             return pd.DataFrame({letter: pd.Series(dtype=np.float64) for letter in "ab"})
-        pairs = [self.pair[at] for at in places]
-        common = pairs[0]
-        if len(pairs) == 2 and not np.array_equal(pairs[0], pairs[1]):
-            common, first, second = np.intersect1d(pairs[0], pairs[1], assume_unique=True, return_indices=True)
-            places = [_take(places[0], first), _take(places[1], second)]
+        places, common = self._with_every_side(rows, sides, self.pair)
+        return self._filled(places, common, sides, with_loss_logp, self._index(common))
+
+    def all_steps(self, sides: Sequence[str], with_loss_logp: bool) -> tuple[IntArray, IntArray, pd.DataFrame]:
+        """Every step's `frame` below the one before, of one step or a thousand at once: (step, pair (index in `ids`),
+        frame), a row each."""
+        step = np.repeat(np.arange(self.steps.size), np.diff(self.bounds))
+        places, common = self._with_every_side(slice(0, self.pair.size), sides, step * self.ids.size + self.pair)
+        step, pair = np.divmod(common, max(self.ids.size, 1))
+        return self.steps[step], pair, self._filled(places, pair, sides, with_loss_logp, None)
+
+    def _with_every_side(
+        self, rows: Rows, sides: Sequence[str], of: npt.NDArray[IntT]
+    ) -> tuple[list[Rows], npt.NDArray[IntT]]:
+        """(places of each side's rows, what each is `of`) over those of which every side has a row; `of` ascends."""
+        places = [self._places(rows, SIDES.index(side)) for side in sides]
+        found = [of[at] for at in places]
+        if len(found) == 1 or np.array_equal(found[0], found[1]):
+            return places, found[0]
+        common, first, second = np.intersect1d(found[0], found[1], assume_unique=True, return_indices=True)
+        return [_take(places[0], first), _take(places[1], second)], common
+
+    def _filled(
+        self,
+        places: Sequence[Rows],
+        pairs: npt.NDArray[np.integer],
+        sides: Sequence[str],
+        with_loss_logp: bool,
+        index: pd.Index[str] | None,
+    ) -> pd.DataFrame:
         columns = _columns(tuple(sides))
-        block = np.full((len(columns), common.size), np.nan)
+        block = np.full((len(columns), pairs.size), np.nan)
         row = dict(zip(columns, block, strict=True))
         for side, at in zip(sides, places, strict=True):
             for name, values in self.values.items():
                 row[f"{side}_{name}"][:] = values[at]
             for name, values in self.reference.items():
-                row[f"{side}_{_reference_name(name)}"][:] = values[common, SIDES.index(side)]
+                row[f"{side}_{_reference_name(name)}"][:] = values[pairs, SIDES.index(side)]
             if not with_loss_logp:
                 row[f"{side}_loss_logp"][:] = row[f"{side}_sum_logp"]
                 row[f"{side}_ref_loss_logp"][:] = row[f"{side}_ref"]
             letter = "ab"[SIDES.index(side)]
             row[letter][:] = row[f"{side}_loss_logp"] - row[f"{side}_ref_loss_logp"]
-        return pd.DataFrame(block.T, index=self._index(common), columns=columns, copy=False)
+        return pd.DataFrame(block.T, index=index, columns=columns, copy=False)
 
     def _places(self, rows: Rows, side: int) -> Rows:
         """Of some rows those of one side."""
@@ -134,9 +160,9 @@ class SplitRows:
             self._last_index = pairs, self.ids.take(pairs)
         return self._last_index[1]
 
-    def long(self, rows: Rows = slice(None)) -> pd.DataFrame:
+    def long(self, rows: Rows = slice(None), reference: Sequence[str] = REFERENCE_COLUMNS) -> pd.DataFrame:
         """A row per step, pair and side: `step`, `split`, `pair_id`, `side` (categories but for the step), `VALUES` and
-        the reference's as `ref_*`."""
+        the reference's columns as `ref_*`."""
         pair, side = self.pair[rows], self.side[rows]
         unknown = np.full(pair.size, np.nan)
         columns = {
@@ -147,7 +173,7 @@ class SplitRows:
             **{name: self.values[name][rows] if name in self.values else unknown for name in VALUES},
             **{
                 f"ref_{name}": self.reference[name][pair, side] if name in self.reference else unknown
-                for name in REFERENCE_COLUMNS
+                for name in reference
             },
         }
         return pd.DataFrame(columns, copy=False)
@@ -178,14 +204,21 @@ def _columns(sides: tuple[str, ...]) -> pd.Index[str]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_splits(run: Run) -> dict[str, SplitRows]:
-    """split -> its pair rows, of a run that has any; every file of the table is read once."""
-    table = run.arrow("pairs", [*_KEY, *VALUES])
+def read_splits(
+    run: Run, steps: Iterable[int] | None = None, splits: Iterable[str] | None = None
+) -> dict[str, SplitRows]:
+    """split -> its pair rows, of a run that has any; every file of the table is read once.
+
+    Args:
+        steps, splits: only the policy's rows of these, and of the step whose policy is the reference.
+    """
+    table = _read(run, steps, splits)
     names, split = _coded(table, "split")
     ids, pair = _coded(table, "pair_id")
     role, side = (_known(table, name, order) for name, order in (("role", ("policy", "ref")), ("side", SIDES)))
     step = table.column("step").to_numpy()
-    recorded = [name for name in VALUES if table.column(name).null_count < table.num_rows]
+    columns = {name: of for name in VALUES if (of := table.column(name)).null_count < table.num_rows}
+    del table  # what is not recorded, and the keys' text, would stand beside the arrays until the end
     found = {}
     for code, name in enumerate(names):
         rows = np.flatnonzero((split == code) & (role >= 0) & (side >= 0))
@@ -193,8 +226,19 @@ def read_splits(run: Run) -> dict[str, SplitRows]:
         of_pair = np.zeros(ids.size, dtype=np.int32)
         of_pair[own] = np.arange(own.size, dtype=np.int32)
         key = Keys(step[rows], of_pair[pair[rows]], side[rows], role[rows] == 1)
-        found[name] = _split(run, name, ids.take(own), key, {c: _floats(table, c)[rows] for c in recorded})
+        found[name] = _split(run, name, ids.take(own), key, rows, columns, last=code == len(names) - 1)
     return found
+
+
+def _read(run: Run, steps: Iterable[int] | None, splits: Iterable[str] | None) -> pa.Table:
+    columns = [*_KEY, *VALUES]
+    if steps is None:
+        return run.arrow("pairs", columns, splits=splits)
+    base = run.info.reference.step
+    wanted, splits = {*steps, *(() if base is None else (base,))}, None if splits is None else list(splits)
+    policy = run.arrow("pairs", columns, wanted, splits, ["policy"])
+    # A reference row stands once, at whatever step it was written.
+    return pa.concat_tables([policy, run.arrow("pairs", columns, None, splits, ["ref"])]).unify_dictionaries()
 
 
 class Keys:
@@ -218,7 +262,10 @@ class Keys:
         return order[np.append(~again, True)] if order.size else order, order[:-1][again]
 
 
-def _split(run: Run, name: str, ids: pd.Index[str], key: Keys, values: dict[str, FloatArray]) -> SplitRows:
+def _split(
+    run: Run, name: str, ids: pd.Index[str], key: Keys, rows: IntArray, columns: dict[str, pa.ChunkedArray], last: bool
+) -> SplitRows:
+    """A split from its rows of the table's columns, which the last one takes away one by one."""
     policy, twice = key.last(np.flatnonzero(~key.reference))
     reference, twice_ref = key.last(np.flatnonzero(key.reference))
     counts: Counter[int | None] = Counter(key.step[twice].tolist())
@@ -230,13 +277,13 @@ def _split(run: Run, name: str, ids: pd.Index[str], key: Keys, values: dict[str,
     # A reference row stands once, whatever step it was written at: of several the first.
     reference = np.sort(reference)
     reference = reference[np.unique(key.response[reference], return_index=True)[1]]
-    of_reference = {}
-    for column in REFERENCE_COLUMNS:
-        if column in values and not np.isnan(known := values[column][reference]).all():
+    values, of_reference = {}, {}
+    for column in [*columns]:
+        of_table = _floats(columns.pop(column) if last else columns[column])
+        values[column] = of_table[rows[policy]]
+        if column in REFERENCE_COLUMNS and not np.isnan(known := of_table[rows[reference]]).all():
             of_reference[column] = np.full((ids.size, 2), np.nan)
             of_reference[column][key.pair[reference], key.side[reference]] = known
-    for column in [*values]:
-        values[column] = values[column][policy]
     return SplitRows(name, ids, key.step[policy], key.pair[policy], key.side[policy], values, of_reference, counts)
 
 
@@ -264,6 +311,6 @@ def _one_chunk(table: pa.Table, column: str) -> pa.DictionaryArray:
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _floats(table: pa.Table, column: str) -> FloatArray:
-    values: FloatArray = table.column(column).to_numpy().astype(np.float64, copy=False)
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    values: FloatArray = column.to_numpy().astype(np.float64, copy=False)
     return values

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dpo_diag.records.reader import Run, load_run, load_runs
+from dpo_diag.records.reader import Run, load_run
 
 if TYPE_CHECKING:
     from dpo_diag.records.pair_id import make_pair_id
     from dpo_diag.records.writer import RunWriter
 
-__all__ = ["Run", "RunWriter", "load_run", "load_runs", "make_pair_id"]
+__all__ = ["Run", "RunWriter", "load_run", "make_pair_id"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@ at once.
 
 from __future__ import annotations
 
-import glob as globbing
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -150,17 +149,11 @@ class Run:
         splits: Iterable[str] | None = None,
         roles: Iterable[str] | None = None,
     ) -> pd.DataFrame:
-        """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Text columns are strings,
-        except in `tokens`, whose ids stay categorical for the sake of memory."""
-        import pyarrow as pa
+        """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Whole numbers and truth values
+        that may be unknown are `Int32`, `Int64`, `boolean`; text is `str`, in `tokens` categories for memory's sake."""
+        from dpo_diag.records.tables import to_frame
 
-        arrow = self.arrow(table, columns, steps, splits, roles)
-        if table != "tokens":
-            for i, field in enumerate(arrow.schema):
-                if pa.types.is_dictionary(field.type):
-                    arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
-        frame: pd.DataFrame = arrow.to_pandas()
-        return frame
+        return to_frame(self.arrow(table, columns, steps, splits, roles), keep_categories=table == "tokens")
 
     def _distinct(self, table: str, keep: Literal["first", "last"] = "last") -> pd.DataFrame:
         """Every row of a table once: of rows with one key the last (or the first) that was written."""
@@ -184,14 +177,9 @@ class Run:
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """One policy row per response token, the reference's joined as `ref_logp`. May be large: see `read`."""
-        from dpo_diag.records.tables import REFERENCE_KEY
+        from dpo_diag.records.tables import join_reference_tokens
 
-        frame = self._distinct("tokens")
-        key = [*REFERENCE_KEY, "position"]
-        reference = frame.loc[frame["role"] == "ref", [*key, "logp"]].drop_duplicates(key)
-        policy = frame.loc[frame["role"] == "policy"]
-        joined = policy.merge(reference.rename(columns={"logp": "ref_logp"}), on=key, how="left")
-        return joined.sort_values(["step", "split", "pair_id", "side", "position"], kind="stable", ignore_index=True)
+        return join_reference_tokens(self._distinct("tokens"))
 
     @cached_property
     def outputs(self) -> pd.DataFrame:
@@ -222,48 +210,3 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
         return Run(downloaded(str(path)))
     return Run(path)
-
-
-class Runs(list[Run]):
-    """Several runs; `.history .pairs .tokens .outputs` stack their frames with a `run` column."""
-
-    def _stack(self, table: str) -> pd.DataFrame:
-        import pandas as pd
-
-        frames = [getattr(run, table).assign(run=run.name) for run in self]
-        stacked: pd.DataFrame = pd.concat(frames, ignore_index=True)
-        return stacked
-
-    @property
-    def history(self) -> pd.DataFrame:
-        return self._stack("history")
-
-    @property
-    def pairs(self) -> pd.DataFrame:
-        return self._stack("pairs")
-
-    @property
-    def tokens(self) -> pd.DataFrame:
-        return self._stack("tokens")
-
-    @property
-    def outputs(self) -> pd.DataFrame:
-        return self._stack("outputs")
-
-
-def load_runs(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Runs:
-    """Open every run that a glob (or a list of paths) names; folders without run.json are passed over.
-
-    Raises:
-        DiagError: no run found.
-    """
-    if isinstance(pattern, (str, os.PathLike)):
-        paths = sorted(globbing.glob(str(pattern), recursive=True))
-    else:
-        paths = [str(p) for p in pattern]
-    runs = Runs(Run(p) for p in paths if (Path(p) / RUN_FILE).is_file())
-    if not runs:
-        raise DiagError(
-            "no run found", where=pattern, hint="name run folders or a glob over them, e.g. 'runs/sql_dpo/*/*'"
-        )
-    return runs

@@ -17,12 +17,13 @@ EVAL_SPLIT = "eval"
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its arrow type, its unit or meaning, and whether a source may leave it null."""
+    """One column: its arrow type, its meaning, whether a source may leave it null, and the unit of a quantity."""
 
     name: str
     type: pa.DataType
     meaning: str
     nullable: bool = True
+    unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ _STEP = Column(
     pa.int64(),
     "optimizer steps done when the row was measured, 0 = before training; split train: the step that used the batch",
     False,
+    unit="optimizer steps",
 )
 _SPLIT = Column(
     "split", _CATEGORY, "train (training batches), eval or eval_<name> (fixed sets), or an import's name", False
@@ -74,7 +76,7 @@ HISTORY = Table(
     ("step", "split", "name"),
     (
         _STEP,
-        Column("epoch", pa.float64(), "passes over the training set"),
+        Column("epoch", pa.float64(), "passes over the training set", unit="epochs"),
         _SPLIT,
         Column(
             "name",
@@ -97,15 +99,25 @@ PAIRS = Table(
         _ROLE,
         _PAIR,
         _SIDE,
-        Column("sum_logp", pa.float64(), "nats: sum over the response's tokens of log p(token)"),
-        Column("n_tokens", pa.int32(), "response tokens that the loss counts"),
-        Column("n_bytes", pa.int32(), "UTF-8 bytes of those tokens' text"),
-        Column("n_truncated", pa.int32(), "response tokens cut off before the model saw them"),
-        Column("top1", pa.float64(), "share of response tokens whose target is the model's first choice"),
-        Column("top5", pa.float64(), "share of response tokens whose target is among the model's first five choices"),
-        Column("entropy_sum", pa.float64(), "nats: sum over response positions of the next-token entropy"),
-        Column("greedy_logp_sum", pa.float64(), "nats: sum over response positions of the largest log-prob"),
-        Column("loss_logp", pa.float64(), "nats: the log-prob that the loss used, where it is not sum_logp (ld_alpha)"),
+        Column("sum_logp", pa.float64(), "sum over the response's tokens of log p(token)", unit="nats"),
+        Column("n_tokens", pa.int32(), "response tokens that the loss counts", unit="tokens"),
+        Column("n_bytes", pa.int32(), "UTF-8 bytes of those tokens' text", unit="bytes"),
+        Column("n_truncated", pa.int32(), "response tokens cut off before the model saw them", unit="tokens"),
+        Column("top1", pa.float64(), "share of response tokens whose target is the model's first choice", unit="share"),
+        Column(
+            "top5",
+            pa.float64(),
+            "share of response tokens whose target is among the model's first five choices",
+            unit="share",
+        ),
+        Column("entropy_sum", pa.float64(), "sum over response positions of the next-token entropy", unit="nats"),
+        Column("greedy_logp_sum", pa.float64(), "sum over response positions of the largest log-prob", unit="nats"),
+        Column(
+            "loss_logp",
+            pa.float64(),
+            "the log-prob that the loss used, where it is not sum_logp (ld_alpha)",
+            unit="nats",
+        ),
         Column("weight", pa.float64(), "factor on this pair's loss (WPO), on both sides' rows"),
     ),
 )
@@ -121,10 +133,10 @@ TOKENS = Table(
         _SIDE,
         Column("position", pa.int32(), "0 = first response token", False),
         Column("token_id", pa.int32(), "vocabulary id of the target", False),
-        Column("logp", pa.float32(), "nats: log p(target | prompt, earlier response tokens)", False),
-        Column("entropy", pa.float32(), "nats: entropy of the next-token distribution"),
+        Column("logp", pa.float32(), "log p(target | prompt, earlier response tokens)", False, unit="nats"),
+        Column("entropy", pa.float32(), "entropy of the next-token distribution", unit="nats"),
         Column("is_top1", pa.bool_(), "the target is the model's first choice"),
-        Column("logp_no_prompt", pa.float32(), "nats: log p(target | earlier response tokens alone)"),
+        Column("logp_no_prompt", pa.float32(), "log p(target | earlier response tokens alone)", unit="nats"),
     ),
 )
 
@@ -142,10 +154,10 @@ OUTPUTS = Table(
         Column("text", pa.string(), "what the model wrote, special tokens removed", False),
         Column("token_ids", pa.list_(pa.int32()), "the new tokens"),
         Column("finish_reason", _CATEGORY, "stop (end token) | length"),
-        Column("n_tokens", pa.int32(), "new tokens, the end token included"),
-        Column("sum_logp", pa.float64(), "nats: log-prob of the new tokens under the model that wrote them"),
-        Column("entropy_sum", pa.float64(), "nats: entropy summed over the new tokens' positions"),
-        Column("correct", pa.float64(), "checker's verdict in [0, 1]; null without a checker"),
+        Column("n_tokens", pa.int32(), "new tokens, the end token included", unit="tokens"),
+        Column("sum_logp", pa.float64(), "log-prob of the new tokens under the model that wrote them", unit="nats"),
+        Column("entropy_sum", pa.float64(), "entropy summed over the new tokens' positions", unit="nats"),
+        Column("correct", pa.float64(), "checker's verdict in [0, 1]; null without a checker", unit="share"),
         Column(
             "decoding_hash", _CATEGORY, "hash of the decoding settings: answers of different hashes are not compared"
         ),
@@ -186,8 +198,8 @@ CHES = SideTable(
         Column("pair_id", pa.string(), "content hash of prompt, chosen, rejected", False),
         Column("ches", pa.float64(), "CHES (Razin et al. 2024, arXiv 2410.08847) under the reference, before training"),
         Column("ln_ches", pa.float64(), "the same per token of both answers"),
-        Column("n_chosen", pa.float64(), "response tokens of chosen"),
-        Column("n_rejected", pa.float64(), "response tokens of rejected"),
+        Column("n_chosen", pa.float64(), "response tokens of chosen", unit="tokens"),
+        Column("n_rejected", pa.float64(), "response tokens of rejected", unit="tokens"),
         Column("split", pa.string(), "the set", False),
     ),
     "ches.csv",
@@ -205,7 +217,7 @@ ANSWER_LOGPS = SideTable(
         Column("of_step", pa.int64(), "its step", False),
         Column("prompt_id", pa.string(), "id of the fixed prompt", False),
         Column("sample", pa.int64(), "0 = greedy or first sample", False),
-        Column("sum_logp", pa.float64(), "nats: log-prob of an answer under a model that did not write it"),
+        Column("sum_logp", pa.float64(), "log-prob of an answer under a model that did not write it", unit="nats"),
     ),
     "answer_logps.parquet",
     ("model", "step", "of_model", "of_step", "prompt_id", "sample"),

@@ -142,3 +142,31 @@ def join_reference(pairs: pd.DataFrame) -> pd.DataFrame:
     renamed = reference[[*REFERENCE_KEY, *REFERENCE_COLUMNS]].rename(columns={c: f"ref_{c}" for c in REFERENCE_COLUMNS})
     joined = policy.merge(renamed, on=REFERENCE_KEY, how="left", validate="many_to_one")
     return joined.sort_values(["step", "split", "pair_id", "side"], kind="stable", ignore_index=True)
+
+
+def join_reference_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Raw token rows (policy and reference) to policy rows with the reference's `ref_logp`; see `join_reference`."""
+    key = [*REFERENCE_KEY, "position"]
+    reference = tokens.loc[tokens["role"] == "ref", [*key, "logp"]].drop_duplicates(key)
+    policy = tokens.loc[tokens["role"] == "policy"]
+    joined = policy.merge(reference.rename(columns={"logp": "ref_logp"}), on=key, how="left")
+    return joined.sort_values(["step", "split", "pair_id", "side", "position"], kind="stable", ignore_index=True)
+
+
+_MAY_BE_UNKNOWN: Mapping[pa.DataType, Any] = {
+    pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(),
+}  # fmt: skip
+
+
+def to_frame(rows: pa.Table, keep_categories: bool = False) -> pd.DataFrame:
+    """Rows as a DataFrame whose types follow the schema, whatever is null in them: whole numbers and truth values that
+    a source may leave null are pandas' nullable ones, text is `str` or, if asked, categories."""
+    if not keep_categories:
+        for i, field in enumerate(rows.schema):
+            if pa.types.is_dictionary(field.type):
+                rows = rows.set_column(i, field.name, rows.column(i).cast(pa.string()))
+    frame: pd.DataFrame = rows.to_pandas()
+    for field in rows.schema:
+        if field.nullable and field.type in _MAY_BE_UNKNOWN:
+            frame[field.name] = _MAY_BE_UNKNOWN[field.type].__from_arrow__(rows.column(field.name))
+    return frame

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 
 from dpo_diag.training.batch import PADDING
 
@@ -56,3 +57,16 @@ def mark_padding(entry: torch.Tensor, first: int, remainder: int) -> None:
     """
     rows = entry if entry.dim() == 1 else entry[:, 1]
     rows[max(remainder - first, 0) :] = PADDING
+
+
+def remainder_of(loader: Any) -> int:
+    """Examples of an epoch's last batch, over all processes, that are not repeated; 0 or less where none is.
+
+    accelerate 1.15 forgets it (-1) of a loader that skips what a resumed run has seen: its sampler has no batch size.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, SkipBatchSampler) or loader._drop_last:
+        return int(loader.remainder)
+    own = sampler.batch_sampler
+    processes = 1 if getattr(own, "split_batches", False) else getattr(own, "num_processes", 1)
+    return int(len(loader.dataset) % (own.batch_size * processes))

@@ -27,7 +27,7 @@ from dpo_diag.records.splits import Role
 from dpo_diag.text import percent, takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
-from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding
+from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
@@ -100,10 +100,10 @@ class Recording:
         before = state.active_dataloader
         samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         loader = before if state.active_dataloader is None else state.active_dataloader  # a stream's has no truth value
-        if samples and self.accelerator.num_processes > 1 and loader.end_of_dataloader and loader.remainder > 0:
+        if samples and self.accelerator.num_processes > 1 and loader.end_of_dataloader and remainder_of(loader) > 0:
             entry = samples[-1].get(self.carried[0])
             if torch.is_tensor(entry):
-                mark_padding(entry, self.accelerator.process_index * len(entry), loader.remainder)
+                mark_padding(entry, self.accelerator.process_index * len(entry), remainder_of(loader))
         return samples, items
 
     @property

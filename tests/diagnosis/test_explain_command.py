@@ -131,7 +131,7 @@ def test_analysis_script_saves_its_frames(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", str(script), str(run.path), "--out", str(tmp_path / "out")],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
-    assert "wrote loss.csv, perplexity.csv, pairs.csv" in done.stdout
+    assert "wrote steps.csv, loss.csv, perplexity.csv, pairs.csv" in done.stdout
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     assert pairs["cumulative_share"].iloc[-1] == pytest.approx(1.0)
 

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpo_diag import load_runs
 from dpo_diag.errors import DiagError
-from dpo_diag.records import RunWriter, load_run, load_runs
+from dpo_diag.records import RunWriter, load_run
 from dpo_diag.records.schemas import TABLES
 
 
