@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -43,6 +44,11 @@ dpo-diag report RUN                     everything on one page
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
+def _default(value: object) -> Any:
+    """A default as help shows it; None for none."""
+    return None if value is False or value is None else str(value)
+
+
 def make_app() -> App:
     """The commands as one application; no command's module is imported."""
     app = App(
@@ -51,8 +57,8 @@ def make_app() -> App:
         help=ABOUT,
         help_format="plaintext",
         help_flags=["--help", "-h"],
-        # A flag is set by its name alone; there is no --no-json.
-        default_parameter=Parameter(negative=()),
+        # A flag is set by its name alone: there is no --no-json, and that it is off by default goes without saying.
+        default_parameter=Parameter(negative=(), show_default=_default),
         suppress_keyboard_interrupt=False,  # main says that it was interrupted
     )
     for name, (target, help_line) in COMMANDS.items():
