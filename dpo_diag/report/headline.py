@@ -9,8 +9,8 @@ from typing import Any
 
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
-from dpo_diag.diagnosis.narrative import stretch
 from dpo_diag.diagnosis.pair_intervals import counted
+from dpo_diag.diagnosis.said import stretch
 from dpo_diag.report.section import Context
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 from dpo_diag.thresholds import defaults
