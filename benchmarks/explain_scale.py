@@ -1,153 +1,165 @@
-"""How explain scales with token rows: rows, seconds, peak memory, beside the same work done the naive way in pandas.
+"""What the analyst's commands cost, and how it grows: CPU seconds, peak memory, and the exponent of cost against size.
 
-    python benchmarks/explain_scale.py                      # 1 and 10 million rows, 20 checkpoints
-    python benchmarks/explain_scale.py --rows 1e6,1e7,1e8 --checkpoints 20 --no-naive
+    python benchmarks/explain_scale.py                       # the example run, and every way in which a run grows
+    python benchmarks/explain_scale.py --only pairs,tokens   # some of them
+    python benchmarks/explain_scale.py --run RUN             # explain (twice), outputs and report of a run of yours
 
-Each measurement runs in a fresh process, so that peak memory (resident set, from the kernel) is that measurement's own.
-The runs are synthetic: per-checkpoint files as a trained run has them, pairs that share a prefix and a suffix.
-The naive way reads all token rows into one DataFrame, merges first and last checkpoint and groups by role.
+Each command is a process of its own with one thread; the middle of `--repeat` measurements is shown. Sizes are doubled;
+the exponent is log2 of the last two costs' ratio, less what the smallest run costs anyway (Python, the imports). 1 is
+linear. Runs are synthetic (`benchmarks/synthetic.py`) but for the example.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
+import math
+import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # as a file, too
 
-from dpo_diag import RunWriter, load_run
+from benchmarks.synthetic import write_run  # noqa: E402
 
-TOKENS = 250
-"""Tokens of an answer."""
-
-
-def write_run(path: Path, rows: int, checkpoints: int, seed: int = 0) -> int:
-    """A run with about `rows` token rows over `checkpoints` steps; returns how many it wrote."""
-    rng = np.random.default_rng(seed)
-    n_pairs = max(2, rows // (2 * TOKENS * checkpoints))
-    ids = np.array([f"{i:016x}" for i in range(n_pairs)])
-    chosen = rng.integers(3, 49152, (n_pairs, TOKENS), dtype=np.int32)
-    rejected = chosen.copy()
-    rejected[:, 60:110] = rng.integers(3, 49152, (n_pairs, 50), dtype=np.int32)
-    tokens = np.stack([chosen, rejected], axis=1)
-    tokens[:, :, -1] = 2
-    base = -rng.exponential(0.5, tokens.shape)
-    drift = np.zeros(tokens.shape)
-    drift[:, 0, 60:] = -0.1 * rng.random((n_pairs, TOKENS - 60))
-    drift[:, 1, 60:] = -0.8 * rng.random((n_pairs, TOKENS - 60))
-    side = np.array(["chosen", "rejected"])
-    frame_ids = pd.Categorical.from_codes(np.repeat(np.arange(n_pairs), 2 * TOKENS), categories=list(ids))
-    frame_sides = pd.Categorical.from_codes(np.tile(np.repeat([0, 1], TOKENS), n_pairs), categories=list(side))
-    writer, written = RunWriter(path), 0
-    for k in range(checkpoints):
-        logp = (base + drift * (k / max(checkpoints - 1, 1))).astype(np.float32)
-        frame = pd.DataFrame(
-            {
-                "step": k * 10, "split": "eval", "role": "policy", "pair_id": frame_ids, "side": frame_sides,
-                "position": np.tile(np.arange(TOKENS), 2 * n_pairs), "token_id": tokens.ravel(), "logp": logp.ravel(),
-                "entropy": rng.random(logp.size, dtype=np.float32), "is_top1": logp.ravel() > -0.5,
-            }
-        )  # fmt: skip
-        writer.write("tokens", frame, split="eval")
-        written += len(frame)
-        sums = logp.astype(np.float64).sum(axis=2)
-        for role in ("policy", "ref") if k == 0 else ("policy",):
-            pairs = pd.DataFrame(
-                {
-                    "step": k * 10, "split": "eval", "role": role, "pair_id": np.repeat(ids, 2),
-                    "side": np.tile(side, n_pairs), "sum_logp": sums.ravel(), "n_tokens": TOKENS, "n_bytes": 4 * TOKENS,
-                }
-            )  # fmt: skip
-            writer.write("pairs", pairs, split=f"eval.{role}")
-    writer.update(loss={"types": ["sigmoid"], "beta": 0.1}, tokenizer={"eos_token_id": 2})
-    writer.finish()
-    return written
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
 
 
-def streamed(path: Path) -> float:
-    """dpo_diag's own explanation; returns the chosen log-prob change at and after the first difference, in nats."""
-    from dpo_diag.diagnosis import explain
+class Cost(NamedTuple):
+    """CPU seconds (user and system) and the largest resident set in GiB of one process."""
 
-    document = explain(load_run(path))
-    found = document["tokens"]["chosen_after_first_difference"]
-    return float(found["delta_at"] + found["delta_after"])
+    cpu: float
+    gib: float
 
 
-def naive(path: Path) -> float:
-    """The same number and the same role sums from one big DataFrame: read all, merge, group."""
-    frame = pd.concat([pd.read_parquet(p) for p in sorted((path / "tokens").glob("*.parquet"))], ignore_index=True)
-    for column in ("split", "role", "pair_id", "side"):
-        frame[column] = frame[column].astype(str)
-    key = ["pair_id", "side", "position"]
-    wide = frame.pivot_table(
-        index=["pair_id", "position"], columns=["step", "side"], values="token_id", aggfunc="first"
+def run_command(*arguments: str) -> Cost:
+    """One `dpo-diag` command in a process of its own; a usage error is a result like another."""
+    command = [sys.executable, "-m", "dpo_diag.commands.diag", *arguments]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env={**os.environ, **ONE_THREAD}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    first = wide[0]["chosen"].ne(wide[0]["rejected"]).groupby(level="pair_id").idxmax().map(lambda at: at[1])
-    frame["after"] = frame["position"] >= frame["pair_id"].map(first)
-    frame["logp"] = frame["logp"].astype("float64")
-    by_role = frame.groupby(["step", "side", "after"])["logp"].agg(["sum", "size"])
-    steps = sorted(frame["step"].unique())
-    start, end = (frame.loc[frame["step"] == s].set_index(key)["logp"] for s in (steps[0], steps[-1]))
-    assert len(by_role) and start.index.equals(end.index)
-    total: pd.Series = by_role["sum"]
-    return float(total[steps[-1], "chosen", True] - total[steps[0], "chosen", True])
+    said = process.stderr.read().decode() if process.stderr else ""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 2):
+        raise SystemExit(f"{' '.join(arguments)} failed: {said.strip()[-500:]}")
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)
 
 
-def measure(path: Path, way: str) -> dict[str, Any]:
-    """Seconds, peak memory and the answer of one way, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", way, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"
-        return {**dict.fromkeys(("seconds", "cpu", "gib", "answer"), float("nan")), "failed": reason}
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def measured(repeat: int, *arguments: str) -> Cost:
+    """The middle of several measurements; the largest memory."""
+    costs = [run_command(*arguments) for _ in range(repeat)]
+    return Cost(median(c.cpu for c in costs), max(c.gib for c in costs))
 
 
-def worker(way: str, path: Path) -> None:
-    began, cpu = time.perf_counter(), time.process_time()
-    answer = {"streamed": streamed, "naive": naive}[way](path)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "gib": peak, "answer": answer}))
+def show(name: str, cost: Cost, exponent: str = "") -> None:
+    print(f"{name:<52} {cost.cpu:>8.2f} {cost.gib:>9.2f} {exponent:>9}", flush=True)
+
+
+def of_a_run(repeat: int, run: Path, folder: Path) -> None:
+    """Every command on one run; the explanation twice."""
+    (run / "findings.json").unlink(missing_ok=True)
+    show(f"explain {run.name}, first", measured(repeat, "explain", str(run), "--no-write"))
+    run_command("explain", str(run))
+    show(f"explain {run.name}, unchanged again", measured(repeat, "explain", str(run)))
+    show(f"outputs {run.name}", measured(repeat, "outputs", str(run)))
+    show(f"report {run.name}", measured(repeat, "report", str(run), "--out", str(folder / "report.html")))
+
+
+def starts(repeat: int, folder: Path) -> None:
+    show("python -c pass", Cost(_python(), 0.0))
+    for call in (
+        ["--help"],
+        ["ppl", "2.3"],
+        ["nosuch"],
+        ["explain", "no/such/run", "nosuch=1"],
+        ["outputs", "--nosuch"],
+    ):
+        show(f"dpo-diag {' '.join(call)}", measured(repeat, *call))
+
+
+def _python() -> float:
+    before = os.times()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def example(repeat: int, folder: Path) -> None:
+    of_a_run(repeat, REPOSITORY / "runs" / "example", folder)
+
+
+def looks(repeat: int, folder: Path) -> None:
+    of_a_run(repeat, write_run(folder / "600_prompts_9_looks", pairs=600, steps=9, tokens=30, prompts=600), folder)
+
+
+Part = Callable[[int, Path], None]
+
+
+def growing(command: str, what: str, sizes: list[int], write: Callable[[Path, int], Path]) -> Part:
+    """A command on runs of several sizes, the first of which shows what it costs anyway."""
+
+    def measure(repeat: int, folder: Path) -> None:
+        options = ["--no-write"] if command == "explain" else []
+        found: list[tuple[int, float]] = []
+        least = 0.0
+        for size in sizes:
+            run = write(folder / f"{what.replace(' ', '_')}_{size}", size)
+            cost = measured(repeat, command, str(run), *options)
+            found.append((size, cost.cpu - least))
+            least = least or cost.cpu
+            exponent = ""
+            if len(found) > 2 and found[-2][1] > 0 < found[-1][1]:
+                (small, before), (large, after) = found[-2:]
+                exponent = f"{math.log(after / before) / math.log(large / small):.2f}"
+            show(f"{command}, {size:,} {what}", cost, exponent)
+
+    return measure
+
+
+PARTS: dict[str, Part] = {
+    "starts": starts,
+    "example": example,
+    "looks": looks,
+    "evaluations": growing(
+        "explain", "evaluations of 100 pairs", [2, 100, 200, 400], lambda p, n: write_run(p, pairs=100, steps=n)
+    ),
+    "pairs": growing(
+        "explain", "pairs at 20 evaluations", [100, 25_000, 50_000, 100_000],
+        lambda p, n: write_run(p, pairs=n, steps=20),
+    ),
+    "tokens": growing(
+        "explain", "token rows at 20 evaluations", [20_000, 2_500_000, 5_000_000, 10_000_000],
+        lambda p, n: write_run(p, pairs=n // 10_000, steps=20, tokens=250),
+    ),
+    "outputs": growing(
+        "outputs", "prompts at 20 looks", [20, 2_500, 5_000, 10_000],
+        lambda p, n: write_run(p, pairs=20, steps=20, prompts=n),
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="1e6,1e7", help="token rows, comma separated")
-    parser.add_argument("--checkpoints", type=int, default=20)
-    parser.add_argument("--rows-per-checkpoint", type=float, help="fix the size of a checkpoint; rows set their number")
-    parser.add_argument("--no-naive", action="store_true", help="leave the pandas way out")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of each, of which the middle is shown")
+    parser.add_argument("--run", type=Path, help="a run of yours instead")
     parser.add_argument("--folder", type=Path, help="where to write the synthetic runs (default: a temporary folder)")
-    parser.add_argument("--worker", nargs=2, metavar=("WAY", "RUN"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        worker(args.worker[0], Path(args.worker[1]))
-        return
+    if unknown := set(args.only.split(",")) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    print(f"{'':<52} {'CPU s':>8} {'peak GiB':>9} {'exponent':>9}")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        print(f"{'rows':>12} {'checkpoints':>11} {'way':>9} {'seconds':>8} {'CPU s':>7} {'peak GiB':>9}  answer")
-        for text in args.rows.split(","):
-            rows, checkpoints = int(float(text)), args.checkpoints
-            if args.rows_per_checkpoint:
-                checkpoints = max(2, round(rows / args.rows_per_checkpoint))
-            path = Path(folder) / f"run_{rows}"
-            written = write_run(path, rows, checkpoints)
-            for way in ("streamed",) if args.no_naive else ("streamed", "naive"):
-                result = measure(path, way)
-                times = f"{result['seconds']:>8.2f} {result['cpu']:>7.2f} {result['gib']:>9.2f}"
-                print(
-                    f"{written:>12,} {checkpoints:>11} {way:>9} {times}  "
-                    f"{result['answer']:.6f} {result.get('failed', '')}",
-                    flush=True,
-                )
+        if args.run:
+            of_a_run(args.repeat, args.run, Path(folder))
+            return
+        for name in args.only.split(","):
+            PARTS[name](args.repeat, Path(folder))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 from pandas.api.types import union_categoricals
 
+from dpo_diag.diagnosis.said import REFERENCE as REFERENCE
+from dpo_diag.diagnosis.said import Step as Step
+from dpo_diag.diagnosis.said import step_name as step_name
 from dpo_diag.diagnosis.split_rows import CATEGORIES, VALUES, Rows, SplitRows, read_splits
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, is_per_token, pair_losses
@@ -29,20 +32,10 @@ from dpo_diag.records.tables import REFERENCE_COLUMNS
 from dpo_diag.thresholds import load_thresholds
 
 FloatArray = npt.NDArray[np.float64]
-REFERENCE = "ref"
-"""Instead of a step: the reference model itself."""
-Step = int | str
-
-
-def step_name(step: Step) -> str:
-    """ "step 40", or "the reference"."""
-    return "the reference" if step == REFERENCE else f"step {step}"
-
-
 _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
-_KEPT_FRAMES = 8
-"""Step frames held at a time: enough for the checks, which come back to the first and the last step."""
+_KEPT_FRAMES = 3
+"""Step frames held at a time: the checks come back to the first and the last step."""
 
 
 class PairRows:
@@ -84,8 +77,9 @@ class PairRows:
 
     @cached_property
     def all(self) -> pd.DataFrame:
-        """Every policy row of every split, best split first (see `SplitRows.long`)."""
-        frames = [self.splits[name].long() for name in self.steps]
+        """Every policy row of every split, best split first (see `SplitRows.long`); of the reference its sums and token
+        counts."""
+        frames = [self.splits[name].long(reference=("sum_logp", "n_tokens")) for name in self.steps]
         if len(frames) < 2:
             return frames[0] if frames else self.run.pairs
         stacked = pd.concat([frame.drop(columns=CATEGORIES) for frame in frames], ignore_index=True)

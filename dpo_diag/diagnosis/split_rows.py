@@ -160,9 +160,9 @@ class SplitRows:
             self._last_index = pairs, self.ids.take(pairs)
         return self._last_index[1]
 
-    def long(self, rows: Rows = slice(None)) -> pd.DataFrame:
+    def long(self, rows: Rows = slice(None), reference: Sequence[str] = REFERENCE_COLUMNS) -> pd.DataFrame:
         """A row per step, pair and side: `step`, `split`, `pair_id`, `side` (categories but for the step), `VALUES` and
-        the reference's as `ref_*`."""
+        the reference's columns as `ref_*`."""
         pair, side = self.pair[rows], self.side[rows]
         unknown = np.full(pair.size, np.nan)
         columns = {
@@ -173,7 +173,7 @@ class SplitRows:
             **{name: self.values[name][rows] if name in self.values else unknown for name in VALUES},
             **{
                 f"ref_{name}": self.reference[name][pair, side] if name in self.reference else unknown
-                for name in REFERENCE_COLUMNS
+                for name in reference
             },
         }
         return pd.DataFrame(columns, copy=False)
@@ -217,7 +217,8 @@ def read_splits(
     ids, pair = _coded(table, "pair_id")
     role, side = (_known(table, name, order) for name, order in (("role", ("policy", "ref")), ("side", SIDES)))
     step = table.column("step").to_numpy()
-    recorded = [name for name in VALUES if table.column(name).null_count < table.num_rows]
+    columns = {name: of for name in VALUES if (of := table.column(name)).null_count < table.num_rows}
+    del table  # what is not recorded, and the keys' text, would stand beside the arrays until the end
     found = {}
     for code, name in enumerate(names):
         rows = np.flatnonzero((split == code) & (role >= 0) & (side >= 0))
@@ -225,7 +226,7 @@ def read_splits(
         of_pair = np.zeros(ids.size, dtype=np.int32)
         of_pair[own] = np.arange(own.size, dtype=np.int32)
         key = Keys(step[rows], of_pair[pair[rows]], side[rows], role[rows] == 1)
-        found[name] = _split(run, name, ids.take(own), key, {c: _floats(table, c)[rows] for c in recorded})
+        found[name] = _split(run, name, ids.take(own), key, rows, columns, last=code == len(names) - 1)
     return found
 
 
@@ -261,7 +262,10 @@ class Keys:
         return order[np.append(~again, True)] if order.size else order, order[:-1][again]
 
 
-def _split(run: Run, name: str, ids: pd.Index[str], key: Keys, values: dict[str, FloatArray]) -> SplitRows:
+def _split(
+    run: Run, name: str, ids: pd.Index[str], key: Keys, rows: IntArray, columns: dict[str, pa.ChunkedArray], last: bool
+) -> SplitRows:
+    """A split from its rows of the table's columns, which the last one takes away one by one."""
     policy, twice = key.last(np.flatnonzero(~key.reference))
     reference, twice_ref = key.last(np.flatnonzero(key.reference))
     counts: Counter[int | None] = Counter(key.step[twice].tolist())
@@ -273,13 +277,13 @@ def _split(run: Run, name: str, ids: pd.Index[str], key: Keys, values: dict[str,
     # A reference row stands once, whatever step it was written at: of several the first.
     reference = np.sort(reference)
     reference = reference[np.unique(key.response[reference], return_index=True)[1]]
-    of_reference = {}
-    for column in REFERENCE_COLUMNS:
-        if column in values and not np.isnan(known := values[column][reference]).all():
+    values, of_reference = {}, {}
+    for column in [*columns]:
+        of_table = _floats(columns.pop(column) if last else columns[column])
+        values[column] = of_table[rows[policy]]
+        if column in REFERENCE_COLUMNS and not np.isnan(known := of_table[rows[reference]]).all():
             of_reference[column] = np.full((ids.size, 2), np.nan)
             of_reference[column][key.pair[reference], key.side[reference]] = known
-    for column in [*values]:
-        values[column] = values[column][policy]
     return SplitRows(name, ids, key.step[policy], key.pair[policy], key.side[policy], values, of_reference, counts)
 
 
@@ -307,6 +311,6 @@ def _one_chunk(table: pa.Table, column: str) -> pa.DictionaryArray:
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _floats(table: pa.Table, column: str) -> FloatArray:
-    values: FloatArray = table.column(column).to_numpy().astype(np.float64, copy=False)
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    values: FloatArray = column.to_numpy().astype(np.float64, copy=False)
     return values

@@ -149,8 +149,8 @@ class Run:
         splits: Iterable[str] | None = None,
         roles: Iterable[str] | None = None,
     ) -> pd.DataFrame:
-        """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Whole numbers and truth values
-        that may be unknown are `Int32`, `Int64`, `boolean`; text is `str`, in `tokens` categories for memory's sake."""
+        """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Text columns are strings,
+        except in `tokens`, whose ids stay categorical for the sake of memory."""
         from dpo_diag.records.tables import to_frame
 
         return to_frame(self.arrow(table, columns, steps, splits, roles), keep_categories=table == "tokens")

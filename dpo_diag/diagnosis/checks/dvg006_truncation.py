@@ -47,7 +47,8 @@ def truncation(ctx: CheckContext, t: Thresholds) -> Outcome:
 
 
 def _cut_responses(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any], reasons: dict[str, str]) -> bool:
-    counted = pairs[pairs["n_truncated"].notna()].drop_duplicates(["split", "pair_id", "side"])
+    counts = pairs[["split", "pair_id", "side", "n_truncated"]].dropna(subset="n_truncated")
+    counted = counts.drop_duplicates(["split", "pair_id", "side"])
     if counted.empty:
         return False
     cut = counted["n_truncated"] > 0

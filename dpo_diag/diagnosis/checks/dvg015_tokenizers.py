@@ -19,7 +19,8 @@ from dpo_diag.thresholds import Thresholds
 def tokenizers(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Compares the tokenizers' fingerprints, and the token counts of the same responses."""
     names = _fingerprints(ctx.info)
-    counted = ctx.pairs.rows[ctx.pairs.rows["n_tokens"].notna()]
+    counts = ["split", "pair_id", "side", "n_tokens", "n_truncated", "ref_n_tokens"]
+    counted = ctx.pairs.rows[counts].dropna(subset="n_tokens")
     if counted.empty and not names:
         raise Missing("neither a tokenizer nor token counts are recorded")
     evidence: dict[str, Any] = {"tokenizers": names}
@@ -61,7 +62,9 @@ def _bits_per_byte(pairs: pd.DataFrame) -> dict[str, float]:
     """split@step -> bits per byte of chosen, of the first and the last set measured in full."""
     values = {
         f"{split}@{step}": bits_per_byte(rows["sum_logp"], rows["n_bytes"])
-        for (split, step), rows in pairs[pairs["side"] == "chosen"].groupby(["split", "step"])
+        for (split, step), rows in pairs.loc[
+            pairs["side"] == "chosen", ["split", "step", "sum_logp", "n_bytes"]
+        ].groupby(["split", "step"])
         if rows["n_bytes"].notna().all()
     }
     return {key: values[key] for key in [*values][:1] + [*values][-1:]}

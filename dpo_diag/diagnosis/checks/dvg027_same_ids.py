@@ -24,8 +24,7 @@ _ROUNDING = 1e-4
 
 def same_ids(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Asks run.json which ids were shared, and holds the logged means of each set against its recorded pairs."""
-    table = ctx.run.arrow("pairs", ["step", "split", "pair_id", "side", "sum_logp", "n_tokens"], roles=["policy"])
-    rows = ctx.window.of(table.to_pandas().astype({"split": str, "side": str}))
+    rows = ctx.pairs.rows
     if rows.empty:
         raise Missing("the run holds no pairs")
     lost, more = _lost(ctx.logged.rows, rows)
@@ -65,8 +64,9 @@ def _lost(logged: pd.DataFrame, rows: pd.DataFrame) -> tuple[list[dict[str, Any]
     lost: list[dict[str, Any]] = []
     more: dict[str, int] = {}
     means = logged[logged["name"].isin(("ce/chosen", "ce/rejected")) & logged["weight"].gt(0)]
-    values = rows.assign(ce=ce(rows["sum_logp"], rows["n_tokens"]))
-    values = values.drop_duplicates(["split", "step", "side", "pair_id"])
+    if means.empty:
+        return lost, more
+    values = rows[["split", "step", "side"]].assign(ce=ce(rows["sum_logp"], rows["n_tokens"]))
     recorded = {key: of.to_numpy() for key, of in values.groupby(["split", "step", "side"], observed=True)["ce"]}
     columns = (means[name].tolist() for name in ("split", "step", "name", "value", "weight"))
     seen = set(zip(means["split"], means["step"], strict=True))

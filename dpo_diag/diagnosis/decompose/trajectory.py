@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.diagnosis.aligned import COUNTS, Aligned, side_arrays
-from dpo_diag.diagnosis.decompose.loss import summarise
+from dpo_diag.diagnosis.decompose.loss import finite_pairs, split_losses
 from dpo_diag.diagnosis.decompose.perplexity import perplexity_intervals
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
-from dpo_diag.diagnosis.pair_rows import two_steps
+from dpo_diag.diagnosis.pair_rows import column_at, needed_columns, two_steps
+from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 from dpo_diag.records import metrics
 from dpo_diag.stats import Interval
@@ -87,10 +88,10 @@ def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
         if spec is not None:
             row |= _loss_step(spec, now if last is None else last, now)
         if len(aligned.sides) == 2:
-            change = [now[f"{s}_sum_logp"] - start[f"{s}_sum_logp"] for s in aligned.sides]
+            change = [now[c].to_numpy() - start[c].to_numpy() for c in (f"{s}_sum_logp" for s in aligned.sides)]
             row["both_fell"] = metrics.quadrants(change[0], change[1]).both_fell
         rows.append(row)
-        chosen.append(float(now["chosen_sum_logp"].mean()) if "chosen" in aligned.sides else math.nan)
+        chosen.append(_mean(now["chosen_sum_logp"]) if "chosen" in aligned.sides else math.nan)
         last = now
     frame = pd.DataFrame(rows, columns=None if rows else ["step"])
     steps = [row["step"] for row in rows]
@@ -100,14 +101,14 @@ def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
 def _levels(now: pd.DataFrame, sides: tuple[str, ...], unit: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for letter in "ab":
-        row[f"{letter}_mean"] = float(now[letter].mean()) if letter in now else math.nan
+        row[f"{letter}_mean"] = _mean(now[letter]) if letter in now else math.nan
     for side in sides:
-        tokens = now[f"{side}_n_tokens"]
-        total = float(tokens.sum())
-        hits = float((now[f"{side}_top1"] * tokens).sum(skipna=False))
+        tokens = now[f"{side}_n_tokens"].to_numpy()
+        total = float(np.nansum(tokens))
+        hits = float((now[f"{side}_top1"].to_numpy() * tokens).sum())
         row[f"top1_{side}"] = hits / total if total else math.nan
         for name, column in _PER_TOKEN.items():
-            row[f"{name}_{side}"] = float(now[f"{side}_{column}"].sum(skipna=False)) / total if total else math.nan
+            row[f"{name}_{side}"] = float(now[f"{side}_{column}"].to_numpy().sum()) / total if total else math.nan
         if unit is None:
             continue
         s, n = now[f"{side}_sum_logp"].to_numpy(), now[f"{side}_{COUNTS[unit]}"].to_numpy()
@@ -117,16 +118,26 @@ def _levels(now: pd.DataFrame, sides: tuple[str, ...], unit: str | None) -> dict
     return row
 
 
+def _mean(values: pd.Series[float]) -> float:
+    """The mean of the known values; NaN for none."""
+    known = values.to_numpy()
+    n = known.size - int(np.isnan(known).sum())
+    return float(np.nansum(known)) / n if n else math.nan
+
+
 def _loss_step(spec: LossSpec, before: pd.DataFrame, now: pd.DataFrame) -> dict[str, Any]:
-    summary, _ = summarise(spec, two_steps(before, now))
-    if "not_applicable" in summary:
+    """One stretch of the loss's way, between two frames of the same pairs."""
+    names = [name for side in needed_columns(spec) for name in side]
+    pairs = pd.DataFrame({column_at(n, when): of[n].to_numpy() for when, of in ((0, before), (1, now)) for n in names})
+    finite = finite_pairs(spec, pairs)
+    try:
+        rows = split_losses(spec, pairs if finite.all() else pairs.loc[finite]) if finite.any() else None
+    except DiagError:
+        rows = None
+    if rows is None:
         return {"loss": math.nan, "loss_chosen_part": math.nan, "loss_rejected_part": math.nan, "loss_pairs": 0}
-    return {
-        "loss": summary["to"],
-        "loss_chosen_part": summary["chosen_part"],
-        "loss_rejected_part": summary["rejected_part"],
-        "loss_pairs": summary["n_pairs"],
-    }
+    parts = {"loss": "loss_to", "loss_chosen_part": "chosen_part", "loss_rejected_part": "rejected_part"}
+    return {name: _mean(rows[column]) for name, column in parts.items()} | {"loss_pairs": len(rows)}
 
 
 def _sums(frame: pd.DataFrame) -> dict[str, Any]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dpo_diag.diagnosis.checks.shared.check import WORST, ratio
 from dpo_diag.diagnosis.checks.shared.chosen_change import BEST, ChosenChange
 from dpo_diag.diagnosis.checks.shared.chosen_means import of_fixed_set, of_training
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
-from dpo_diag.diagnosis.checks.shared.pairs import finite_sums
 from dpo_diag.paired import t_test
 from dpo_diag.records.metrics import quadrants
 from dpo_diag.stats import LEAST_FOR_T, corrected_for
@@ -65,7 +62,7 @@ def _of_pairs(ctx: CheckContext, t: Thresholds) -> list[ChosenChange]:
             "pairs_that_fell_most": list(after.index[np.argsort(da)[:WORST]]),
         },
     )
-    from_best = _of_pairs_from_best(ctx, before.index, t)
+    from_best = _of_pairs_from_best(ctx, t)
     return [whole] if from_best is None else [whole, from_best]
 
 
@@ -74,19 +71,18 @@ def _known_fall(ctx: CheckContext, fell: bool) -> bool | None:
     return None if fell and ctx.info.loss is None else fell
 
 
-def _of_pairs_from_best(ctx: CheckContext, pair_ids: Any, t: Thresholds) -> ChosenChange | None:
+def _of_pairs_from_best(ctx: CheckContext, t: Thresholds) -> ChosenChange | None:
     """From the step where chosen stood highest; None where that is the first or the last."""
     pairs, steps = ctx.pairs, ctx.pairs.steps
-    frames = [pairs.at(step) for step in steps]
-    for frame in frames:
-        pair_ids = pair_ids.intersection(frame.index[finite_sums(frame)])
-    if len(pair_ids) < LEAST_FOR_T or len(steps) < LEAST_FOR_T:
+    if len(steps) < LEAST_FOR_T:
         return None
-    chosen = np.array([frame.loc[pair_ids, "chosen_sum_logp"].to_numpy() for frame in frames])
+    pair_ids, chosen = pairs.chosen_along
+    if len(pair_ids) < LEAST_FOR_T:
+        return None
     best = int(chosen.mean(axis=1).argmax())
     if best in (0, len(steps) - 1):
         return None
-    at_best, at_last = frames[best].loc[pair_ids], frames[-1].loc[pair_ids]
+    at_best, at_last = (pairs.at(steps[i]).loc[pair_ids] for i in (best, -1))
     a0, b0 = pairs.ratios(at_best)
     a1, b1 = pairs.ratios(at_last)
     losses = [float(np.nanmean(pairs.losses(frame))) for frame in (at_best, at_last)]

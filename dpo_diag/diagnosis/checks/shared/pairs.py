@@ -100,8 +100,23 @@ class FixedPairs:
         """The set's frame at a step, with both sides (see `diagnosis.pair_rows`); where no token of a side was counted
         its bytes stand in."""
         frame = self._pairs.at(self.split, step, SIDES)
-        uncounted = [side for side in SIDES if frame[f"{side}_n_tokens"].isna().all()]
-        return frame.assign(**{f"{side}_n_tokens": frame[f"{side}_n_bytes"] for side in uncounted})
+        uncounted = [side for side in SIDES if np.isnan(frame[f"{side}_n_tokens"].to_numpy()).all()]
+        return (
+            frame.assign(**{f"{side}_n_tokens": frame[f"{side}_n_bytes"] for side in uncounted}) if uncounted else frame
+        )
+
+    @cached_property
+    def chosen_along(self) -> tuple[pd.Index[str], FloatArray]:
+        """(the pairs whose sums are finite at every step, ascending; their chosen sums, (steps, pairs))."""
+        pairs, sums = None, []
+        for step in self.steps:
+            frame = self.at(step)
+            finite = pd.Series(frame["chosen_sum_logp"].to_numpy()[keep := finite_sums(frame)], frame.index[keep])
+            pairs = finite.index if pairs is None or pairs.equals(finite.index) else pairs.intersection(finite.index)
+            sums.append(finite)
+        if pairs is None:
+            return pd.Index([], dtype="str"), np.zeros((0, 0))
+        return pairs, np.array([of.to_numpy() if of.index.equals(pairs) else of.loc[pairs].to_numpy() for of in sums])
 
     def change(self, first: Step | None = None, last: Step | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The same pairs at two steps (by default the first and the last), rows aligned, sums finite.
@@ -140,16 +155,17 @@ class FixedPairs:
 
     def has_reference(self, frame: pd.DataFrame) -> bool:
         """Whether the reference's sums of all pairs of the frame are recorded."""
-        return bool(frame[[f"{side}_ref" for side in SIDES]].notna().to_numpy().all())
+        return not any(np.isnan(frame[f"{side}_ref"].to_numpy()).any() for side in SIDES)
 
     def ratios(self, frame: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
         """Log-ratios a, b (nats) of chosen and rejected to the reference; without reference rows, to the first step."""
+        sums = [frame[name].to_numpy() for name in SUMS]
         if self.has_reference(frame):
-            base = frame[[f"{side}_ref" for side in SIDES]].to_numpy()
+            base = [frame[f"{side}_ref"].to_numpy() for side in SIDES]
         else:
-            base = self.at(self.steps[0]).reindex(frame.index)[SUMS].to_numpy()
-        a, b = (frame[SUMS].to_numpy() - base).T
-        return a, b
+            start = self.at(self.steps[0]).reindex(frame.index)
+            base = [start[name].to_numpy() for name in SUMS]
+        return sums[0] - base[0], sums[1] - base[1]
 
     def since_start(self, frame: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
         """Like `ratios`, but to the policy's own first step where the reference is not what it started from."""
@@ -186,5 +202,5 @@ class FixedPairs:
 
 def finite_sums(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Which pairs have finite sums on both sides, shape (pairs,)."""
-    finite: npt.NDArray[np.bool_] = np.isfinite(frame[SUMS].to_numpy()).all(axis=1)
+    finite: npt.NDArray[np.bool_] = np.logical_and(*(np.isfinite(frame[name].to_numpy()) for name in SUMS))
     return finite
