@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag import records
+from dpo_diag.records.remote import at_hand
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,5 +162,9 @@ class Run(records.Run):
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run folder; raises DiagError for anything that is not one."""
-    return Run(path)
+    """Open a run folder, or one behind a URL that fsspec opens (its records are brought here first).
+
+    Raises:
+        DiagError: anything that is not one.
+    """
+    return Run(at_hand(path))

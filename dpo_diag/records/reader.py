@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
 from dpo_diag.records.parts import steady, visible
-from dpo_diag.records.remote import is_url
+from dpo_diag.records.remote import at_hand
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,8 +205,4 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         DiagError: anything that is not one.
     """
-    if is_url(path):
-        from dpo_diag.records.remote import downloaded
-
-        return Run(downloaded(str(path)))
-    return Run(path)
+    return Run(at_hand(path))
