@@ -1,14 +1,18 @@
-"""Entry points of the Hydra apps: what they need is an extra, and its absence is one line."""
+"""Entry points of the Hydra apps: what they need is an extra, and its absence is one line; help needs none of it."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
+from dpo_diag.commands.app_help import asks_for_help, help_text
 from dpo_diag.extras import of_import_error
 
 
 def _run(name: str) -> int:
+    if asks_for_help(sys.argv[1:]):
+        print(help_text(f"dpo-{name}"))
+        return 0
     try:
         return int(importlib.import_module(f"dpo_diag.commands.{name}").main())
     except ModuleNotFoundError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -32,7 +33,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """name -> (module:function below this package, one line of help)."""
 
+ABOUT = """Why did the DPO loss fall while perplexity rose, and did the model get better?
+
+dpo-diag explain trainer_state.json     a log: the verdict in 15 lines
+dpo-diag outputs RUN                    what got worse, answer by answer
+dpo-diag report RUN                     everything on one page
+
+--debug shows tracebacks; completion: dpo-diag --install-completion"""
+
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def _default(value: object) -> Any:
+    """A default as help shows it; None for none."""
+    return None if value is False or value is None else str(value)
 
 
 def make_app() -> App:
@@ -40,14 +54,16 @@ def make_app() -> App:
     app = App(
         name="dpo-diag",
         version=__version__,
-        help="Why did the DPO loss fall while perplexity rose, and did the model get better? --debug shows tracebacks.",
+        help=ABOUT,
+        help_format="plaintext",
         help_flags=["--help", "-h"],
-        # A flag is set by its name alone; there is no --no-json.
-        default_parameter=Parameter(negative=()),
+        # A flag is set by its name alone: there is no --no-json, and that it is off by default goes without saying.
+        default_parameter=Parameter(negative=(), show_default=_default),
         suppress_keyboard_interrupt=False,  # main says that it was interrupted
     )
     for name, (target, help_line) in COMMANDS.items():
         app.command(f"dpo_diag.commands.{target}", name=name, help=help_line)
+    app.register_install_completion_command(add_to_startup=False)
     return app
 
 

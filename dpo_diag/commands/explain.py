@@ -108,7 +108,10 @@ def explain(
     if full or top is not None:
         from dpo_diag.diagnosis.printed import render_document
 
-        print(render_document(document, 10 if top is None else top), *([f"\n{where}"] if where else []), sep="\n")
+        width = terminal_width() if sys.stdout.isatty() else None
+        print(render_document(document, 10 if top is None else top, width))
+        if where:
+            print(f"\n{where}")
         say_next(following)
     else:
         print_short(document, following)

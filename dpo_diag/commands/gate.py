@@ -55,7 +55,7 @@ def gate(
         print(to_json({"run": run, "passed": not failed, "rules": rules_told, "next": following}))
     else:
         rows = [[o.status.upper() if o.status == "failed" else o.status, o.name, o.reason] for o in outcomes]
-        print(table(["", "rule", "why"], rows, terminal_width(unknown=160, least=100)))
+        print(table(["", "rule", "why"], rows, terminal_width(unknown=160)))
         print(", ".join(f"{sum(o.status == s for o in outcomes)} {s}" for s in ("passed", "failed", "skipped")))
         say_next(following)
     return 1 if failed else 0

@@ -6,6 +6,7 @@ Heavy imports (torch, trl) stay inside the jobs, so that `--help`, `--cfg job` a
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import shutil
@@ -116,10 +117,30 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> None:
         arguments += ["hydra.output_subdir=null", f"hydra.run.dir={quoted(scratch)}"]
     sys.argv = [name, *arguments]
     errors: list[DiagError] = []
+    folders: list[Path] = []
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
-    app(_collecting(job, errors))()
+    app(_collecting(job, errors, folders))()
     if errors:
+        for folder in folders:
+            remove_if_bare(folder)
         raise errors[0]
+
+
+def remove_if_bare(folder: Path) -> None:
+    """Remove a run folder that holds no more than what Hydra wrote before the job began, and its empty parents: a
+    mistake that was found before anything was done leaves nothing behind."""
+    if not folder.is_dir() or any(p.name != ".hydra" and p.suffix != ".log" for p in folder.iterdir()):
+        return
+    for handler in list(logging.root.handlers):  # Hydra's log of the job is open
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.resolve()):
+            logging.root.removeHandler(handler)
+            handler.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in (folder.parent, folder.parent.parent):
+        try:
+            parent.rmdir()
+        except OSError:
+            return
 
 
 def _resumed(arguments: list[str]) -> list[str]:
@@ -144,7 +165,7 @@ def _resumed(arguments: list[str]) -> list[str]:
     return [*kept, f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder.resolve()))}"]
 
 
-def _collecting(job: Job, errors: list[DiagError]) -> Job:
+def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
     """In a single run keep a DiagError for `run_app`, where it becomes one line; Hydra would add lines of its own.
 
     A multirun's job raises, so that the launcher counts it as failed and goes on with the others.
@@ -157,6 +178,7 @@ def _collecting(job: Job, errors: list[DiagError]) -> Job:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             errors.append(error)
+            folders.append(Path(HydraConfig.get().runtime.output_dir))
             return None
 
     return guarded

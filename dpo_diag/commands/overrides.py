@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Iterable
 
@@ -10,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from dpo_diag.commands.schema_keys import keys_below
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.errors import did_you_mean
 
@@ -19,7 +19,7 @@ _SHELLS = '"$`\\!'
 
 def valid_keys(schema: type = Config) -> dict[str, list[str]]:
     """Dotted prefix -> keys below it, from the schema; prefixes whose keys are free are absent."""
-    keys = _keys_below(schema, "")
+    keys = keys_below(schema)
     keys[""] += [p.name for p in conf_dir().iterdir() if p.is_dir()] + ["hydra"]
     return keys
 
@@ -37,16 +37,6 @@ def plain_value(text: str) -> str:
         return raw
     value = None if override.is_sweep_override() else override.value()
     return value if isinstance(value, str) else raw
-
-
-def _keys_below(schema: type, prefix: str) -> dict[str, list[str]]:
-    keys: dict[str, list[str]] = {prefix: []}
-    for f in dataclasses.fields(schema):
-        keys[prefix].append(f.name)
-        default = f.default_factory() if callable(f.default_factory) else None
-        if dataclasses.is_dataclass(default):
-            keys |= _keys_below(type(default), f"{prefix}.{f.name}" if prefix else f.name)
-    return keys
 
 
 def quoted_paths(arguments: list[str]) -> list[str]:

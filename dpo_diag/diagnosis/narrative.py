@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
 from dpo_diag.diagnosis.pair_intervals import counted, counted_about
-from dpo_diag.diagnosis.pair_rows import REFERENCE, step_name
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, REFERENCE, stretch
 from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import arrow, capital, interval, moved, number, percent, plural, safe, same, signed
 
@@ -23,8 +23,6 @@ WEIGHING = {
     "ppl_seq_geomean": "with every answer weighing the same (ppl_seq_geomean)",
     "ppl_seq_mean": "as the mean of the answers' perplexities (ppl_seq_mean)",
 }
-ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG012", "DVG018", "DVG019", "DVG025"})
-"""Checks whose advice the remedies give with this run's numbers: not given twice."""
 NAMED_PAIRS = 3
 EXCLUDED = {"nan": "NaN", "empty": "without a token", "no_count": "of unknown length"}
 """Why an answer is left out of a perplexity, in words."""
@@ -45,17 +43,6 @@ def narrate(document: dict[str, Any]) -> list[dict[str, Any]]:
         {"heading": heading, "sentences": [sentence.document() for sentence in sentences]}
         for heading, sentences in zip(HEADINGS, sections, strict=True)
     ]
-
-
-def stretch(document: Mapping[str, Any]) -> str:
-    """What was compared: "the reference to step 80"."""
-    first, last = document["from_step"], document["to_step"]
-    if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
-        return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
-    # A page may be drawn from findings that an older version wrote.
-    if (word := document.get("step_word", "step")) != "step":
-        return f"{word} {first} to {last}"
-    return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
 
 
 def _what_happened(document: dict[str, Any]) -> list[Sentence]:

@@ -20,6 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 from pandas.api.types import union_categoricals
 
+from dpo_diag.diagnosis.said import REFERENCE as REFERENCE
+from dpo_diag.diagnosis.said import Step as Step
+from dpo_diag.diagnosis.said import step_name as step_name
 from dpo_diag.diagnosis.split_rows import CATEGORIES, VALUES, Rows, SplitRows, read_splits
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, is_per_token, pair_losses
@@ -29,16 +32,6 @@ from dpo_diag.records.tables import REFERENCE_COLUMNS
 from dpo_diag.thresholds import load_thresholds
 
 FloatArray = npt.NDArray[np.float64]
-REFERENCE = "ref"
-"""Instead of a step: the reference model itself."""
-Step = int | str
-
-
-def step_name(step: Step) -> str:
-    """ "step 40", or "the reference"."""
-    return "the reference" if step == REFERENCE else f"step {step}"
-
-
 _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
 _KEPT_FRAMES = 3

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.cells import cell_len
+
+from dpo_diag.diagnosis.causes import ROUNDING
+from dpo_diag.styled import wrap
 from dpo_diag.text import arrow, table
 
 WIDTH = 160
 """Cells of a table's line: a perplexity's seven numbers beside its name need more than 100."""
 
 
-def render_document(document: dict[str, Any], top: int = 10) -> str:
-    """Narrative first, then loss, perplexities, pairs and checks as tables."""
+def render_document(document: dict[str, Any], top: int = 10, width: int | None = None) -> str:
+    """Narrative first, then loss, perplexities, pairs and checks as tables.
+
+    Args:
+        width: cells of a terminal to wrap at; None for a file: sentences stay whole, tables take up to `WIDTH`.
+    """
+    text = _document(document, top, width or WIDTH)
+    if width is None:
+        return text
+    return "\n".join(part for line in text.splitlines() for part in _hanging(line, width))
+
+
+def _hanging(line: str, width: int) -> list[str]:
+    """A line that is too long as several, the further ones two cells further in."""
+    indent = len(line) - len(line.lstrip(" "))
+    if cell_len(line) <= width or not line.strip():
+        return [line]
+    first, *rest = wrap(line.strip(), width - indent - 2)
+    return [" " * indent + first, *(" " * (indent + 2) + part for part in rest)]
+
+
+def _document(document: dict[str, Any], top: int, room: int) -> str:
     blocks = [f"{document['run']} ({document['kind']})", _narrative(document["narrative"])]
     loss = document["loss"]
     if loss.get("chosen_part") is not None:
-        names = ["from", "to", "delta", "chosen_part", "rejected_part", "residual"]
-        blocks.append(table(["loss", *names], [["mean", *[loss[n] for n in names]]], WIDTH))
+        names = ["from", "to", "delta", "chosen_part", "rejected_part"]
+        names += ["residual"] * (abs(loss.get("residual") or 0.0) > ROUNDING)
+        blocks.append(table(["loss", *names], [["mean", *[loss[n] for n in names]]], room))
     rows = []
     for side, section in document["perplexity"].items():
         if not isinstance(section, dict):
@@ -28,22 +53,31 @@ def render_document(document: dict[str, Any], top: int = 10) -> str:
                          row.get("length_weight"), row["residual"]])  # fmt: skip
     if rows:
         unit = f"perplexity per {document['unit']}" if document.get("unit") else "perplexity"
-        blocks.append(table([unit, "from", "to", "dlog", "level", "dispersion", "length", "residual"], rows, WIDTH))
+        header = [unit, "from", "to", "dlog", "level", "dispersion", "length", "residual"]
+        # The parts add up exactly; what is left is a sum's rounding, and no column of its own.
+        exact = all(abs(row[-1] or 0.0) <= ROUNDING for row in rows)
+        blocks.append(table(header[:-1] if exact else header, [row[:-1] if exact else row for row in rows], room))
     values = document.get("means", {}).get("values", {})
     if values:
         rows = [[name, e["from"], e["to"], e["delta"]] for name, e in values.items()]
-        blocks.append(table(["mean", "from", "to", "delta"], rows, WIDTH))
+        blocks.append(table(["mean", "from", "to", "delta"], rows, room))
     roles = (document.get("tokens") or {}).get("by_role")
     if roles:
         names = ["n_tokens", "delta", "share", "mean_delta"]
         blocks.append(
-            table(["tokens", *names], [[f"{r['side']} {r['role']}", *[r[n] for n in names]] for r in roles], WIDTH)
+            table(["tokens", *names], [[f"{r['side']} {r['role']}", *[r[n] for n in names]] for r in roles], room)
         )
     if document["pairs"] and top > 0:
         names = ["share_of_rise", "cumulative_share", "chosen_ce_from", "chosen_ce_to", "chosen_delta_logp",
                  "rejected_delta_logp", "loss_delta"]  # fmt: skip
-        rows = [[p["pair_id"], *[p.get(n) for n in names], p.get("chosen_text") or ""] for p in document["pairs"][:top]]
-        blocks.append(table(["pair", *names, "chosen"], rows, WIDTH))
+        shown = document["pairs"][:top]
+        if room < WIDTH:  # no room for all: the text names the pair
+            names = ["share_of_rise", "chosen_ce_from", "chosen_ce_to"]
+            rows = [[p.get("chosen_text") or p["pair_id"], *[p.get(n) for n in names]] for p in shown]
+            blocks.append(table(["pair", *names], rows, room))
+        else:
+            rows = [[p["pair_id"], *[p.get(n) for n in names], p.get("chosen_text") or ""] for p in shown]
+            blocks.append(table(["pair", *names, "chosen"], rows, room))
     if document["checks"]:
         order = {"speaks": 0, "silent": 1, "not_applicable": 2}
         listed = sorted(document["checks"], key=lambda c: (order[c["outcome"]], c["code"]))

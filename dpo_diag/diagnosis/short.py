@@ -16,8 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from dpo_diag.diagnosis.causes import quoted
-from dpo_diag.diagnosis.checks.shared.check import CAVEAT
-from dpo_diag.diagnosis.narrative import ANSWERED_BY_REMEDIES, stretch
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
 from dpo_diag.text import both_ends, capital, percent, plural, safe, signed

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_diag.diagnosis.checks.shared.check import CAVEAT
 from dpo_diag.diagnosis.evidence import TASK_KINDS
 from dpo_diag.diagnosis.measure import Measure
+from dpo_diag.diagnosis.said import CAVEAT
 from dpo_diag.ends import LEAST_ROWS
 from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import capital, plural, some

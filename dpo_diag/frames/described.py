@@ -39,7 +39,7 @@ def _rows(run: Run, table: str) -> Iterator[tuple[str, str, str | None, str, str
             yield str(name), str(values.dtype), *_of_metric(str(name))
         return
     declared = PAIRS_WIDE if table == PAIRS_WIDE.name else TABLES[table]
-    frame = to_frame(declared.schema.empty_table(), keep_categories=table in ("tokens", PAIRS_WIDE.name))
+    frame = to_frame(declared.schema.empty_table(), keep_categories=table in ("tokens", PAIRS_WIDE.name), nullable=True)
     if table in _JOINED:
         frame = _JOINED[table](frame)
     by_name = {c.name: c for c in declared.columns}

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag import records
+from dpo_diag.records.remote import at_hand
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,22 @@ class Run(records.Run):
     `.compare_outputs()`;
     `.describe()` says what every column is.
     """
+
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        steps: Iterable[int] | None = None,
+        splits: Iterable[str] | None = None,
+        roles: Iterable[str] | None = None,
+    ) -> pd.DataFrame:
+        """Rows of a table as a DataFrame, filtered while reading; raw, i.e. reference rows are rows and nothing is
+        joined. Whole numbers and truth values that may be unknown are `Int32`, `Int64`, `boolean`; text is `str`, in
+        `tokens` categories for memory's sake."""
+        from dpo_diag.records.tables import to_frame
+
+        rows = self.arrow(table, columns, steps, splits, roles)
+        return to_frame(rows, keep_categories=table == "tokens", nullable=True)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -103,7 +120,7 @@ class Run(records.Run):
         from dpo_diag.diagnosis import explain_run
         from dpo_diag.frames.findings import Findings
 
-        return Findings(explain_run(self, from_step, to_step, split, thresholds))
+        return Findings(explain_run(records.Run(self.path), from_step, to_step, split, thresholds))
 
     def compare_outputs(self, baseline: str | int | None = None, to_step: int | None = None) -> Comparison:
         """What the checkpoints wrote to the fixed prompts, compared: frames `changed`, `changes`, `tags`, `behaviours`,
@@ -119,7 +136,7 @@ class Run(records.Run):
         """
         from dpo_diag.outputs.compare import comparison
 
-        return comparison(self, baseline=baseline, to_step=to_step)
+        return comparison(records.Run(self.path), baseline=baseline, to_step=to_step)
 
     def describe(self, table: str | None = None) -> pd.DataFrame:
         """What each column is, one row per column: `table`, `column`, `dtype`, `unit`, `meaning`; of metrics also which
@@ -145,5 +162,9 @@ class Run(records.Run):
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run folder; raises DiagError for anything that is not one."""
-    return Run(path)
+    """Open a run folder, or one behind a URL that fsspec opens (its records are brought here first).
+
+    Raises:
+        DiagError: anything that is not one.
+    """
+    return Run(at_hand(path))

@@ -21,7 +21,7 @@ def tokens_with_text(run: Run, steps: Iterable[int] | None, splits: Iterable[str
     policy = run.arrow("tokens", None, steps, wanted, ["policy"])
     # A reference row stands once, at whatever step it was written.
     reference = run.arrow("tokens", None, None, wanted, ["ref"])
-    raw = to_frame(pa.concat_tables([policy, reference]).unify_dictionaries(), keep_categories=True)
+    raw = to_frame(pa.concat_tables([policy, reference]).unify_dictionaries(), keep_categories=True, nullable=True)
     rows = join_reference_tokens(raw.drop_duplicates(list(TABLES["tokens"].key), keep="last"))
     if rows.empty:
         raise DiagError(

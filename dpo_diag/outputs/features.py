@@ -86,7 +86,7 @@ def features(frame: pd.DataFrame, stances: Stances | None = None) -> pd.DataFram
                 "truncated": float(reason == "length") if isinstance(reason, str) else math.nan,
                 "language_switch": math.nan if script is None or asked is None else float(script != asked),
                 "valid_format": math.nan if wanted is None else own[wanted],
-                "entropy": float(math.nan if entropy is None else entropy) / n if n and n > 0 else math.nan,
+                "entropy": float(math.nan if entropy is None else entropy) / n if pd.notna(n) and n > 0 else math.nan,
             }
         )
     columns = [*MEANS, "loop_words", "refusal_hits", "hedge_hits", "script", "kind"]

@@ -79,13 +79,13 @@ def _names(folder: Path) -> set[str]:
 
 def visible(folder: Path) -> list[tuple[Part, Path]]:
     """`listed` without the files that a merged one replaces."""
-    import pyarrow.parquet as pq
-
     found = listed(folder)
     hidden: set[str] = set()
     for part, path in found:
         # Only where one of its range is there too need a merged file be asked.
         if part.is_merged and any(_may_replace(part, other) for other, _ in found):
+            import pyarrow.parquet as pq  # who asks whether a table has rows waits for it only here
+
             merged = Merged.of(pq.read_schema(path))
             hidden.update(merged.replaces if merged else ())
     return [(part, path) for part, path in found if path.name not in hidden]

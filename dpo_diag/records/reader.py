@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
 from dpo_diag.records.parts import steady, visible
-from dpo_diag.records.remote import is_url
+from dpo_diag.records.remote import at_hand
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,8 +149,8 @@ class Run:
         splits: Iterable[str] | None = None,
         roles: Iterable[str] | None = None,
     ) -> pd.DataFrame:
-        """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Whole numbers and truth values
-        that may be unknown are `Int32`, `Int64`, `boolean`; text is `str`, in `tokens` categories for memory's sake."""
+        """Rows of a table as a DataFrame, filtered while reading; raw (see `arrow`). Text columns are strings,
+        except in `tokens`, whose ids stay categorical for the sake of memory."""
         from dpo_diag.records.tables import to_frame
 
         return to_frame(self.arrow(table, columns, steps, splits, roles), keep_categories=table == "tokens")
@@ -205,8 +205,4 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         DiagError: anything that is not one.
     """
-    if is_url(path):
-        from dpo_diag.records.remote import downloaded
-
-        return Run(downloaded(str(path)))
-    return Run(path)
+    return Run(at_hand(path))

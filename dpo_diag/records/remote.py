@@ -82,11 +82,18 @@ def download(url: str, folder: Path) -> Path:
     return folder
 
 
-def downloaded(url: str) -> Path:
-    """A run's records in a folder of this process, which is removed at its end."""
+def at_hand(path: str | os.PathLike[str]) -> Path:
+    """A run's folder on this machine: the path as it is; of a URL, a folder of this process with its records, which is
+    removed at the process's end.
+
+    Raises:
+        DiagError: a URL where no run lies.
+    """
+    if not is_url(path):
+        return Path(path)
     folder = Path(tempfile.mkdtemp(prefix="dpo-diag-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return download(url, folder)
+    return download(str(path), folder)
 
 
 def _listed(fs: Any, path: str) -> list[str]:

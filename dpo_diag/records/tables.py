@@ -158,15 +158,20 @@ _MAY_BE_UNKNOWN: Mapping[pa.DataType, Any] = {
 }  # fmt: skip
 
 
-def to_frame(rows: pa.Table, keep_categories: bool = False) -> pd.DataFrame:
-    """Rows as a DataFrame whose types follow the schema, whatever is null in them: whole numbers and truth values that
-    a source may leave null are pandas' nullable ones, text is `str` or, if asked, categories."""
+def to_frame(rows: pa.Table, keep_categories: bool = False, nullable: bool = False) -> pd.DataFrame:
+    """Rows as a DataFrame.
+
+    Args:
+        keep_categories: text that repeats stays categories; else it is `str`.
+        nullable: whole numbers and truth values that may be null are pandas' nullable ones, whatever is null
+            in them; else they are floats and objects where something is.
+    """
     if not keep_categories:
         for i, field in enumerate(rows.schema):
             if pa.types.is_dictionary(field.type):
                 rows = rows.set_column(i, field.name, rows.column(i).cast(pa.string()))
     frame: pd.DataFrame = rows.to_pandas()
     for field in rows.schema:
-        if field.nullable and field.type in _MAY_BE_UNKNOWN:
+        if nullable and field.nullable and field.type in _MAY_BE_UNKNOWN:
             frame[field.name] = _MAY_BE_UNKNOWN[field.type].__from_arrow__(rows.column(field.name))
     return frame

@@ -9,8 +9,8 @@ from typing import Any
 
 from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
-from dpo_diag.diagnosis.narrative import stretch
 from dpo_diag.diagnosis.pair_intervals import counted
+from dpo_diag.diagnosis.said import stretch
 from dpo_diag.report.section import Context
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 from dpo_diag.thresholds import defaults
@@ -77,7 +77,7 @@ def headline(context: Context) -> Headline:
     parts = narrative(document)
     confidence = verdict.get("confidence")
     return Headline(
-        run=run.path.name or str(run.path),
+        run=run.info.name or run.path.name or str(run.path),
         subtitle=" · ".join(_about(context)),
         label=title,
         harm=harm,
@@ -91,15 +91,19 @@ def headline(context: Context) -> Headline:
 
 
 def _about(context: Context) -> list[str]:
-    """Kind, model, steps, split, pairs, day and an unusual status, as far as they are known."""
+    """Beta, learning rate, kind, model, steps, split, pairs, folder, day and an unusual status, as far as known."""
     document, info = context.document, context.run.info
     compared = None not in (document.get("from_step"), document.get("to_step"))
+    lr = info.training.learning_rate
     known = [
+        f"β {info.beta:g}" if info.beta is not None else "",
+        f"learning rate {lr:g}" if lr is not None else "",
         info.kind,
         info.model.name if info.model is not None else "",
         stretch(document) if compared else "",
         f"split {document['split']}" if document.get("split") else "",
         counted(document["n_pairs"], document.get("n_prompts")) if document.get("n_pairs") else "",
+        context.run.path.name if info.name not in (None, context.run.path.name) else "",
         str(info.created or "")[:10],
         "" if info.status == "finished" else info.status,
     ]

@@ -110,6 +110,8 @@ def test_a_multirun_gives_two_whole_runs_and_the_last_line_is_a_folder(own: list
     runs = sorted((tmp_path / "runs" / "run").glob("*/*/run.json"))
     assert [json.loads(r.read_text())["loss"]["beta"] for r in runs] == [0.1, 2.0]
     assert Path(done.stdout.splitlines()[-1]) == runs[-1].parent
+    assert done.stderr.splitlines()[-1] == f"next: dpo-diag sweep {runs[-1].parent.parent}"
+    assert "loss.beta" in done.stderr and done.stderr.count("next: dpo-diag outputs") == 2
     assert all((r.parent / "findings.json").is_file() for r in runs)
 
 

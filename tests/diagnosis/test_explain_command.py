@@ -13,9 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from builders import SIGMOID, build_run, pair_rows
+from rich.cells import cell_len
 
 from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
+from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.printed import render_document
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = {0: ([-5.0] * 12, [-5.0] * 12), 9: ([-6.0] * 12, [-9.0] * 12)}
@@ -144,3 +147,16 @@ def test_no_torch_behind_the_command(tmp_path: Path) -> None:
         "sys.exit(1 if {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules) else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_terminal_gets_the_full_text_wrapped_and_no_table_is_broken() -> None:
+    """At 80 cells nothing is wider, at a file's width sentences are whole; the numbers are the same."""
+    document = explain(REPOSITORY / "runs" / "example")
+    narrow, wide = render_document(document, 3, 80), render_document(document, 3)
+    assert max(map(cell_len, narrow.splitlines())) <= 80 < max(map(cell_len, wide.splitlines()))
+    sentences = [s["text"] for section in document["narrative"] for s in section["sentences"]]
+    assert all(f"  {sentence}\n" in wide for sentence in sentences)
+    flat = " ".join(narrow.split())
+    assert all(sentence in flat for sentence in sentences)
+    assert any(line.split()[:3] == ["ppl_token", "chosen", "1.327"] for line in narrow.splitlines())
+    assert next(line for line in narrow.splitlines() if line.startswith("ppl_seq_mean chosen")).endswith("–")

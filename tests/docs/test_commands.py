@@ -126,9 +126,10 @@ def _known(words: Sequence[str]) -> int:
         assert set(re.findall(r"[\w-]+", words[2])) <= set(extras)
     elif program == "dpo-diag":
         assert words[1] in COMMANDS
-    elif program in ("torchrun", "dpo-train"):
-        given = [word for word in words if re.match(r"[a-z_.]+=", word)]
-        assert explain_override([word for word in given if not word.startswith("resume=")], SCHEMAS["config"]) is None
+    elif program in ("torchrun", "accelerate", "dpo-train", "dpo-score", "dpo-generate"):
+        given = [word for word in words if re.match(r"[a-z_.]+=", word) and not word.startswith("resume=")]
+        (app,) = {word.rpartition("-")[2].rpartition(".")[2] for word in words} & {"train", "score", "generate"}
+        assert explain_override(given, SCHEMAS[{"train": "config"}.get(app, app)]) is None
     else:
         assert program in {"pip", "pre-commit"}, words
     return 0

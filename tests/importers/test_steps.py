@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpo_diag.diagnosis import explain
-from dpo_diag.diagnosis.narrative import stretch
+from dpo_diag.diagnosis.said import stretch
 from tests.importers.conftest import Importing
 from tests.importers.forms import banner, console, frame, lines, log, state, summary, training
 from tests.importers.reading import steps, value

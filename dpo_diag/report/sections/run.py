@@ -17,13 +17,26 @@ TEMPLATE = """{% if alerts %}{{ ui.table(alerts) }}{% endif %}{{ ui.table(fields
 
 
 def build(context: Context) -> Mapping[str, Any]:
-    """run.json flattened to dotted keys; secrets stay out even if a writer let one in."""
+    """run.json flattened to dotted keys, what was trained first; secrets stay out even if a writer let one in."""
     alerts = context.run.alerts
-    fields = pd.DataFrame(_flat(without_secrets(context.run.meta)), columns=["field", "value"])
+    meta = without_secrets(context.run.meta)
+    ordered = {key: meta[key] for key in sorted(meta, key=_place)}
+    fields = pd.DataFrame(_flat(ordered), columns=["field", "value"])
     return {
         "alerts": table(alerts[["step", "code", "message"]], "what the live guards said") if len(alerts) else None,
         "fields": table(fields, "run.json"),
     }
+
+
+_FIRST = ("name", "kind", "status", "loss", "beta", "training", "data", "splits", "model", "reference")
+_LAST = ("packages", "git_commit", "created", "ended", "schema_version")
+
+
+def _place(key: str) -> int:
+    """What a reader of a run looks for first: the loss, how it was trained and on what; versions of packages last."""
+    if key in _LAST:
+        return len(_FIRST) + 1 + _LAST.index(key)
+    return _FIRST.index(key) if key in _FIRST else len(_FIRST)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -30,7 +30,6 @@ LISTED = 50
 """Steps, pairs or lines that a list in the evidence holds at most."""
 WORST = 5
 """Pairs that are named as the worst ones."""
-CAVEAT = "likelihoods alone cannot say whether this is harm: compare outputs or a task score"
 
 
 class Missing(Exception):

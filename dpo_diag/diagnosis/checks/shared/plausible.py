@@ -60,7 +60,9 @@ class Implausible:
 def find_implausible(logged: Logged, start: Start, t: Thresholds) -> list[Implausible]:
     """Every logged metric that leaves its bounds, with its likely cause."""
     found = []
-    names = logged.rows[~logged.rows["derived"].eq(True)]  # null where the source does not say
+    names = logged.rows[
+        ~logged.rows["derived"].eq(True).fillna(False).astype(bool)
+    ]  # null where the source does not say
     for split, name in sorted(set(zip(names["split"], names["name"], strict=True))):
         metric = metric_of(name)
         if metric is None:

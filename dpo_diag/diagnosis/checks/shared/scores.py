@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpo_diag.diagnosis import evidence
-from dpo_diag.diagnosis.checks.shared.check import CAVEAT, Missing
+from dpo_diag.diagnosis.checks.shared.check import Missing
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.measure import Measure
+from dpo_diag.diagnosis.said import CAVEAT
 from dpo_diag.thresholds import Thresholds
 
 READS = ("confidence_scores", "least_for_interval", "verdict.benign_margin", "verdict.least_harm")

@@ -1,0 +1,29 @@
+"""Words that a finding, its explanation and whatever prints it share. Imports nothing: printing waits for no table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+REFERENCE = "ref"
+"""Instead of a step: the reference model itself."""
+Step = int | str
+CAVEAT = "likelihoods alone cannot say whether this is harm: compare outputs or a task score"
+ANSWERED_BY_REMEDIES = frozenset({"DVG001", "DVG002", "DVG003", "DVG004", "DVG012", "DVG018", "DVG019", "DVG025"})
+"""Checks whose advice the remedies give with this run's numbers: not given twice."""
+
+
+def step_name(step: Step) -> str:
+    """ "step 40", or "the reference"."""
+    return "the reference" if step == REFERENCE else f"step {step}"
+
+
+def stretch(document: Mapping[str, Any]) -> str:
+    """What was compared: "the reference to step 80"."""
+    first, last = document["from_step"], document["to_step"]
+    if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
+        return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
+    # A page may be drawn from findings that an older version wrote.
+    if (word := document.get("step_word", "step")) != "step":
+        return f"{word} {first} to {last}"
+    return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
