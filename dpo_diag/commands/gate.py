@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_gate, say_next
-from dpo_diag.text import table, terminal_width, to_json
+from dpo_diag.text import safe, terminal_width, to_json
 from dpo_diag.thresholds import parse_threshold
+
+if TYPE_CHECKING:
+    from dpo_diag.gate.judge import Outcome
 
 
 def gate(
@@ -54,8 +58,20 @@ def gate(
         rules_told = [o.document() for o in outcomes]
         print(to_json({"run": run, "passed": not failed, "rules": rules_told, "next": following}))
     else:
-        rows = [[o.status.upper() if o.status == "failed" else o.status, o.name, o.reason] for o in outcomes]
-        print(table(["", "rule", "why"], rows, terminal_width(unknown=160)))
+        # A log of CI is no terminal and wraps by itself; what failed, and by how much, is never cut.
+        width = terminal_width() if sys.stdout.isatty() else None
+        print("\n".join(line for o in outcomes for line in _told(o, width)))
         print(", ".join(f"{sum(o.status == s for o in outcomes)} {s}" for s in ("passed", "failed", "skipped")))
         say_next(following)
     return 1 if failed else 0
+
+
+def _told(outcome: Outcome, width: int | None) -> list[str]:
+    """One rule's line and its reason below, wrapped at `width` if that is not None."""
+    from dpo_diag.styled import wrap
+
+    status = outcome.status.upper() if outcome.status == "failed" else outcome.status
+    head, reason = f"{status:<7}  {safe(outcome.name, one_line=True)}", safe(outcome.reason, one_line=True)
+    indent = " " * 9
+    lines = [reason] if width is None else wrap(reason, width - len(indent))
+    return [head, *(indent + line for line in lines if line)]

@@ -287,6 +287,9 @@ def test_command_exit_status_table_junit_and_json(tmp_path: Path, capsys: pytest
     assert diag.main(["gate", str(path), "--rules", str(rules), "--junit", str(xml)]) == 1
     out = capsys.readouterr().out
     assert "FAILED" in out and "1 passed, 1 failed, 0 skipped" in out and "\x1b" not in out
+    # Not a terminal: a reason is one whole line, whatever its length.
+    reason = Gate(path, None).judge_all(load_rules(rules))[0].reason
+    assert len(reason) > 60 and f"         {reason}\n" in out
     suite = ElementTree.parse(xml).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert suite[0].get("name") == "acc <<U+001B>[0m>" and suite[0][0].tag == "failure"
