@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+try:
+    from absl import logging as absl_logging
+except ImportError:  # it comes with tensorboard
+    pass
+else:
+    # absl's handler keeps the stderr of its first import, here a file of pytest's. Hydra closes all handlers when it
+    # sets up its log, and absl's closes its stream with it unless that is stderr itself.
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
