@@ -96,7 +96,8 @@ class SharedPrefix:
             self.info = found
             self._told(found)
             if found.way == "plain":
-                logger.warning(f"shared prefix: off, the usual way is taken: {found.reason}")
+                # A later proof is one process's own, whose answer no other one knows.
+                logger.warning(f"shared prefix: off, the usual way is taken: {found.reason}", main_process_only=first)
 
     def _packed(self, inputs: Mapping[str, Any]) -> PackedBatch | None:
         batch = packed_batch(inputs)

@@ -92,9 +92,9 @@ def compare(
             both ways draw the "same", because the other one draws in the same places.
     """
     policy = models[0]
-    parameters = [p for p in policy.parameters() if p.requires_grad]
     try:
         with _apart(trainer, models), _float32(models):
+            parameters = [p for p in policy.parameters() if p.requires_grad]
             policy.train()
             with untouched_random_state():
                 before = _random_states()
@@ -110,7 +110,8 @@ def compare(
     except torch.OutOfMemoryError:
         return _plain("the memory does not hold a comparison in float32")
     except (DiagError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        return _plain(f"{_name(policy)} cannot be asked in this way: {str(error).splitlines()[0][:200]}")
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        return _plain(f"{_name(policy)} cannot be asked in this way: {why[:200]}")
     reason = "with dropout: compared without" if drawn and draws == "leave out" else None
     return _judged(usual, other, own, theirs, way, reason)
 
@@ -219,7 +220,7 @@ def _apart(trainer: Any, models: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _float32(models: Sequence[Any]) -> Iterator[None]:
-    """Weights, products and autocast of the models in float32; the very same tensors as before on leaving."""
+    """Weights, products and autocast of the models in float32: copies of the weights, which do not know of this."""
     # accelerate wraps a model's forward in autocast.
     wrapped = [(m, m.forward) for m in models if "_original_forward" in vars(m)]
     with ExitStack() as stack:

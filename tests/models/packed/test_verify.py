@@ -119,6 +119,31 @@ def test_in_float32_the_model_is_its_exact_self_even_when_it_fails() -> None:
         assert torch.equal(exact, model.float()(ids).logits)
 
 
+def test_in_float32_weights_keep_who_listens_to_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DDP's reducer does, at the node that accumulates it; and where the memory holds one of two copies, neither
+    stays."""
+    model = torch.nn.Linear(2, 2).bfloat16()
+    weight, heard = model.weight, []
+    node = weight.expand_as(weight).grad_fn.next_functions[0][0]
+    node.register_hook(lambda *_: heard.append(1))
+    with in_float32(model, backward=True):
+        assert model.weight.dtype == torch.float32 and model.weight.requires_grad
+    weight.sum().backward()
+    assert heard == [1] and model.weight is weight
+    whole, copied = torch.Tensor.float, []
+
+    def full(t: torch.Tensor) -> torch.Tensor:
+        if copied:
+            raise torch.OutOfMemoryError("no room")
+        copied.append(t)
+        return whole(t)
+
+    monkeypatch.setattr(torch.Tensor, "float", full)
+    with pytest.raises(torch.OutOfMemoryError), in_float32(model):
+        pass
+    assert copied and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(9)), st.integers(1, 90), st.integers(1, 5), st.integers(0, 198))
 def test_order_budget_and_padding_change_nothing(order: list[int], tokens: int, batch: int, pad: int) -> None:
