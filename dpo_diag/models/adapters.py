@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.config import PeftConfig
@@ -104,3 +106,17 @@ def swap_adapter(model: Any, path: str) -> bool:
         return False
     set_peft_model_state_dict(model, weights)
     return True
+
+
+def only_adds(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether a saved adapter leaves the weights of the model under it as they are, so that it can be taken off again:
+    not where weights of the model itself were trained and saved (`modules_to_save`, biases, embeddings: peft's `unload`
+    keeps those), nor where starting the adapter changes them (PiSSA, OLoRA, ...) or doubles layers."""
+    from safetensors import safe_open
+
+    file = Path(path) / "adapter_model.safetensors"
+    starts_apart = config.get("init_lora_weights", True) in (True, False, "gaussian", "orthogonal")
+    if not file.is_file() or not starts_apart or config.get("layer_replication"):
+        return False
+    with safe_open(file, "pt") as tensors:
+        return all(".lora_" in name for name in tensors.keys())  # noqa: SIM118 - not iterable

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.models.adapters import swap_adapter
+from dpo_diag.models.adapters import only_adds, swap_adapter
 from dpo_diag.models.hub import check_name
 from dpo_diag.models.loading import check_device, choose_dtype, load_model
 from dpo_diag.models.smollm2 import smollm2_folder
@@ -180,10 +180,14 @@ class Loader:
 
     def _base_named(self, name: str) -> Any:
         """The model of that name without adapters: the one in memory, if it is that."""
-        if self._shared is not None and self._shared.adapter is not None:
-            self._shared = _Shared(self._shared.name, self._shared.model.unload())
-        if self._shared is None or self._shared.name != name:
-            self._shared = None
+        now, self._shared = self._shared, None
+        if now is not None and now.name == name:
+            if now.adapter is None:
+                self._shared = now
+            elif now.only_adds:
+                self._shared = _Shared(name, now.model.unload())
+        del now
+        if self._shared is None:
             _free()
             self._shared = _Shared(name, self._plain(name))
         return self._shared.model
@@ -192,22 +196,25 @@ class Loader:
         from peft import PeftModel
 
         base, config = adapter_base(checkpoint), adapter_config(checkpoint)
-        now = self._shared
-        fits = now is not None and (now.name, now.adapter) == (base, config)
-        if now is None or not fits or not swap_adapter(now.model, checkpoint.path):
-            adapted: Any = PeftModel.from_pretrained(self._base_named(base), checkpoint.path)
+        fits = self._shared is not None and (self._shared.name, self._shared.adapter) == (base, config)
+        if self._shared is None or not fits or not swap_adapter(self._shared.model, checkpoint.path):
+            model = self._base_named(base)
+            self._shared = None  # no base any more, should the adapter not fit on it
+            adapted: Any = PeftModel.from_pretrained(model, checkpoint.path)
             adapted.eval()
-            now = self._shared = _Shared(base, adapted, config)
-        return now.model
+            self._shared = _Shared(base, adapted, config, only_adds(checkpoint.path, config))
+        return self._shared.model
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """A model in memory under its name, and the configuration of the adapter that is on it."""
+    """A model in memory under its name, the configuration of the adapter that is on it, and whether the model under
+    that is as it was."""
 
     name: str
     model: Any
     adapter: dict[str, Any] | None = None
+    only_adds: bool = True
 
 
 def adapter_base(checkpoint: Checkpoint) -> str:

@@ -228,3 +228,46 @@ def test_adapters_share_their_base_and_have_it_as_reference(
     (tmp_path / "checkpoint-1" / "adapter_config.json").write_text("{}")
     with pytest.raises(DiagError, match="does not name its base"):
         module.adapter_base(Checkpoint(str(tmp_path / "checkpoint-1")))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("trained", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "pissa"}])
+def test_the_model_under_an_adapter_is_itself_again(folders: Path, tmp_path: Path, trained: dict[str, Any]) -> None:
+    """A trained copy of the head or of biases, which peft's `unload` keeps, and PiSSA's start, which takes the largest
+    part of a weight away: neither stands in the base afterwards."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folders / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **trained)
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.add_(0.5)
+    model.save_pretrained(tmp_path / "adapter")
+    ids, loader = torch.tensor([[3, 4, 5, 6]]), Loader(**CPU)
+    seen = []
+    for path in (folders / "base", tmp_path / "adapter", folders / "base"):
+        with loader.open(Checkpoint(str(path)), keep=True) as (opened, _), torch.no_grad():
+            seen.append(opened(ids).logits)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning", "ignore:Found missing:UserWarning")
+def test_an_adapter_that_does_not_fit_leaves_nothing_behind(folders: Path, tmp_path: Path) -> None:
+    """Its file holds rank 3, its configuration says 2: the next adapter gets a base without traces of it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for rank in (2, 3):
+        base = AutoModelForCausalLM.from_pretrained(folders / "base")
+        config = LoraConfig(r=rank, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        get_peft_model(base, config).save_pretrained(tmp_path / str(rank))
+    said = (tmp_path / "2" / "adapter_config.json").read_text()
+    (tmp_path / "3" / "adapter_config.json").write_text(said)
+    loader = Loader(**CPU)
+    with pytest.raises(RuntimeError, match="size mismatch"), loader.open(Checkpoint(str(tmp_path / "3"))):
+        pass
+    with loader.open(Checkpoint(str(folders / "base"))) as (model, _):
+        assert not any("lora" in name for name, _ in model.named_modules())
