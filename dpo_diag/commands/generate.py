@@ -36,7 +36,7 @@ def job(cfg: DictConfig) -> str:
         from dpo_diag.inference.launch import run_shared
         from dpo_diag.inference.shared_work import GenerateJob
 
-        work = GenerateJob.of(names, prompts, decoding, batch_size=config.batch_size)
+        work = GenerateJob.of(names, prompts, decoding, batch_size=config.batch_size, loading=vars(config.loader))
         if not run_shared(work, place.out, place.folder, loader, place.launch, say=say):
             return place.out
     if config.across:

@@ -53,7 +53,7 @@ def job(cfg: DictConfig) -> str:
         from dpo_diag.inference.launch import run_shared
         from dpo_diag.inference.shared_work import ScoreJob
 
-        work = ScoreJob.of(names, pairs, settings=settings, say=say, **set_)
+        work = ScoreJob.of(names, pairs, settings=settings, loading=vars(config.loader), say=say, **set_)
         if not run_shared(work, place.out, place.folder, loader, place.launch, say=say):
             return place.out
     source.write_report(place.folder)

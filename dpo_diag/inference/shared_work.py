@@ -36,6 +36,7 @@ from dpo_diag.models.held import HeldLoader
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.files import RUN_FILE, to_label
 from dpo_diag.records.given_ids import GivenIds
+from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.side_tables import read_side_table
 from dpo_diag.records.splits import Role, role_from_name
@@ -100,6 +101,8 @@ class ScoreJob:
     facts: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     """Of run.json's SplitInfo: what ids that the rows bring stand for."""
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """The loader's settings: with others, what was measured is not taken again."""
 
     @classmethod
     def of(
@@ -140,7 +143,9 @@ class ScoreJob:
                 done -= {(REFERENCE, 0)}
         todo = [c for c in self.checkpoints if (c.model, _step(c)) not in done]
         policy = self.policy.path if self.policy else None
-        return work_list(todo, [row["pair_id"] for row in self.pairs], size, {**self.settings, "tokens_of": policy})
+        deciding = {**self.settings, "tokens_of": policy, "loading": dict(self.loading)}
+        # Ids that the rows bring say nothing of their content.
+        return work_list(todo, [f"{row['pair_id']} {pair_id_of(row)}" for row in self.pairs], size, deciding)
 
     def measure(self, item: Item, folder: Path, loader: HeldLoader) -> None:
         rows, loader.policy = self.pairs[item.first : item.last], self.policy
@@ -205,6 +210,8 @@ class GenerateJob:
     prompts: list[Prompt]
     decoding: Decoding
     batch_size: int = 32
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """As ScoreJob's."""
     kind: str = "generate"
 
     @classmethod
@@ -214,8 +221,10 @@ class GenerateJob:
 
     def items(self, out: Path, size: int) -> list[Item]:
         done = answered(Run(out), self.decoding) if (out / RUN_FILE).is_file() else set()
-        settings = {"decoding": self.decoding.to_dict(), "prompts": prompts_hash(self.prompts)}
-        every = work_list(self.checkpoints, [p.id for p in self.prompts], size, settings)
+        deciding = {
+            "decoding": self.decoding.to_dict(), "prompts": prompts_hash(self.prompts), "loading": dict(self.loading)
+        }  # fmt: skip
+        every = work_list(self.checkpoints, [p.id for p in self.prompts], size, deciding)
         return [item for item in every if self._missing(item, done)]
 
     def _missing(self, item: Item, done: set[tuple[str, int, str]]) -> list[Prompt]:

@@ -40,7 +40,7 @@ def work_list(
     checkpoints: Sequence[Checkpoint], ids: Sequence[str], size: int, settings: Mapping[str, Any]
 ) -> list[Item]:
     """Every checkpoint x every `size` rows. A file's name holds a hash of all that decides what is in it: the
-    checkpoint, the rows' ids, the settings; what was measured otherwise is not taken for it."""
+    checkpoint, the rows (by `ids`), the settings; what was measured otherwise is not taken for it."""
     items = []
     for checkpoint in checkpoints:
         for first in range(0, len(ids), size):

@@ -168,6 +168,18 @@ def test_other_settings_and_other_pairs_take_no_part_for_theirs(models: Path, tm
     assert len(names) == 15 and not names & {item.name for item in other.items(tmp_path, 2)}
     fewer = ScoreJob.of([str(models / "checkpoint-*")], PAIRS[1:], reference=str(models / "ref"), settings=SETTINGS)
     assert not names & {item.name for item in fewer.items(tmp_path, 2)}
+    half = ScoreJob.of(
+        [str(models / "checkpoint-*")], PAIRS, reference=str(models / "ref"), settings=SETTINGS,
+        loading={"dtype": "bfloat16"},
+    )  # fmt: skip
+    assert not names & {item.name for item in half.items(tmp_path, 2)}
+    named = [{**pair, "pair_id": f"mine-{i}"} for i, pair in enumerate(PAIRS)]
+    changed = [{**pair, "chosen": f"{pair['chosen']}!"} for pair in named]
+    before, after = (
+        {i.name for i in ScoreJob.of([str(models / "checkpoint-10")], rows, settings=SETTINGS).items(tmp_path, 2)}
+        for rows in (named, changed)
+    )
+    assert len(before) == len(after) == 5 and not before & after
     assert names == {item.name for item in score_job(models).items(tmp_path, 2)}
 
 
