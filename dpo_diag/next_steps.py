@@ -51,7 +51,7 @@ def override(key: str, value: str | os.PathLike[str]) -> str:
 
 
 def after_import(run: str | os.PathLike[str]) -> list[str]:
-    """An import or a training without explanation: explain."""
+    """An import, a fetched run or a training without explanation: explain."""
     return [line("dpo-diag", "explain", run)]
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_import, say_next
 from dpo_diag.text import to_json
 
 MODEL = "smollm2"
@@ -46,9 +47,10 @@ def _run(url: str, out: Path, *, json: bool) -> int:
     if out.exists() and any(out.iterdir()):
         raise DiagError("the folder is not empty", where=out, hint="name another one with --out", usage=True)
     folder = download(url, out)
+    following = after_import(folder)
     if json:
-        print(to_json({"run": str(folder), "next": f"dpo-diag explain {folder}"}))
+        print(to_json({"run": str(folder), "next": following}))
     else:
-        print(f"next: dpo-diag explain {folder}", file=sys.stderr)
+        say_next(following, sys.stderr)
         print(folder)
     return 0

@@ -36,7 +36,7 @@ _ASIDE = re.compile(r" \([^()]*[ ,][^()]*\)")
 _COMPARED = re.compile(r" \((?:from|first to last|the mean of)[^()]*\)")
 """What was compared: the first line says so."""
 _CLAUSE = re.compile(r"(?:; |: |, |\. )")
-QUOTE = 36
+QUOTE = 26
 """Characters that name a pair."""
 SCORE_TOLD = frozenset({"DVG025"})
 """Checks that say of a score what its row says."""
@@ -314,13 +314,18 @@ def _setting(remedy: Mapping[str, Any]) -> str:
 
 
 def _pairs(document: Mapping[str, Any]) -> list[str]:
-    """How many pairs carry the change of chosen perplexity, and the first of them by its text."""
+    """How many pairs carry the rise of chosen perplexity, where it rose, and the first of them by its text."""
     first = next(iter(document["pairs"]), None)
     if first is None or (first["chosen_delta_logp"] or 0.0) >= 0:
         return []
     few, text = document.get("concentration"), first.get("chosen_text")
     begin = text if not text or len(text) <= QUOTE else f"{text[: QUOTE - 1].rstrip()}…"
     name = quoted(begin) if begin else safe(first["pair_id"], one_line=True)
-    if few and few["pairs"] and few["of"] >= document["thresholds"]["least_for_interval"]:
-        return [f"{few['pairs']} of {few['of']} carry {percent(few['share'])} of it; first {name}"]
-    return [f"{name} lost most: {signed(first['chosen_delta_logp'])} nats"]
+    lost = f"{signed(first['chosen_delta_logp'])} nats"
+    if few is None:  # then the pairs stand in the order of what they lost
+        return [f"{name} lost most: {lost}"]
+    limits, rise = document["thresholds"], document["perplexity"]["chosen"]["ppl_seq_mean"]["dlog"]
+    # Of few pairs, or of a net change that is next to none, shares say nothing.
+    if few["pairs"] and few["of"] >= limits["least_for_interval"] and rise >= limits["verdict.least_dlog"]:
+        return [f"{few['pairs']} of {few['of']} carry {percent(few['share'])} of chosen's rise; first {name}"]
+    return [f"chosen log-prob of {name}: {lost}"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from dpo_diag.diagnosis import explain
-from dpo_diag.diagnosis.short import LINES, _fits, _Item, _table, short_lines
+from dpo_diag.diagnosis.short import LINES, _fits, _Item, _pairs, _table, short_lines
 from dpo_diag.importers import import_path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def test_a_harmful_run_says_so_with_its_scores_and_what_to_try(documents: dict[s
     assert "execution_accuracy (held_out)     0.713   0.600  -0.113  95 %: -0.187 to -0.040" in said
     assert 'loss_type=["sigmoid", "sft"]' in said and "beta=0.2 in TRL" in said
     assert "DVG025" not in said  # a score that fell stands in the table
-    assert '"SELECT miles FROM flight WHERE mile…"' in said and "55fd82dfb03b23c7" not in said
+    assert '"SELECT miles FROM flight…"' in said and "55fd82dfb03b23c7" not in said
 
 
 def test_what_cannot_be_told_is_not_called_sure(documents: dict[str, dict[str, Any]]) -> None:
@@ -104,3 +104,22 @@ def test_a_table_too_wide_loses_the_intervals_before_the_numbers() -> None:
     assert _table(rows, 100)[1] == "a name of more than thirty letters   0.713  0.600  -0.113  95 %: -0.187 to -0.040"
     assert _table(rows, 60)[1] == "a name of more than thirty letters   0.713  0.600  -0.113"
     assert _table([], 60) == []
+
+
+@pytest.mark.parametrize(
+    ("few", "rise", "said"),
+    [
+        ({"pairs": 3, "of": 40, "share": 0.5}, 0.2, ["3 of 40 carry 50 % of chosen's rise; first a"]),
+        ({"pairs": 3, "of": 40, "share": 0.5}, 0.001, ["chosen log-prob of a: -2 nats"]),
+        ({"pairs": 3, "of": 4, "share": 0.5}, 0.2, ["chosen log-prob of a: -2 nats"]),
+        (None, 0.2, ["a lost most: -2 nats"]),
+    ],
+)
+def test_shares_are_of_a_rise_that_there_is(few: dict[str, Any] | None, rise: float, said: list[str]) -> None:
+    """Of four pairs, or where rises and falls cancel, a share says nothing; the first pair need not have lost most."""
+    document = {
+        "pairs": [{"pair_id": "a", "chosen_delta_logp": -2.0}], "concentration": few,
+        "perplexity": {"chosen": {"ppl_seq_mean": {"dlog": rise}}},
+        "thresholds": {"least_for_interval": 10, "verdict.least_dlog": 0.01},
+    }  # fmt: skip
+    assert _pairs(document) == said
