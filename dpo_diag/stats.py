@@ -214,12 +214,7 @@ def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, float]:
     rho, free = float(np.corrcoef(ranks(a), ranks(b))[1, 0]), a.size - 2
     with np.errstate(divide="ignore"):
         t = rho * np.sqrt(np.maximum(free / np.float64((rho + 1) * (1 - rho)), 0))
-    return rho, t_test(float(t), free)
-
-
-def t_test(t: float, degrees: float) -> float:
-    """Two-sided p-value of Student's t."""
-    return float(2 * special.stdtr(degrees, -abs(t)))
+    return rho, t_p_value(float(t), 1.0, free)
 
 
 # --- two samples ------------------------------------------------------------------------------------------------------

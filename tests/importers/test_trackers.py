@@ -274,13 +274,17 @@ def mlflow_database(path: Path, runs: dict[str, str | None]) -> Path:
 
 
 def test_mlflow_s_database(tmp_path: Path, imported: Importing) -> None:
-    """A number that is NaN was NaN; a deleted run is none; the file stays alone in its folder."""
+    """A number that is NaN was NaN, the largest float was infinite; a deleted run is none; the file stays alone."""
     (tmp_path / "db").mkdir()
     path = mlflow_database(tmp_path / "db" / "mlflow.db", {"a1": "mine"})
+    with closing(sqlite3.connect(path)) as db, db:
+        largest = (-sys.float_info.max,)
+        db.execute("UPDATE metrics SET value = ? WHERE key = 'rewards/chosen' AND step = 20", largest)
     result, run = imported(path)
     assert (result["format"], result["read"], run.info.beta) == ("mlflow_db", 3, 0.2)
     assert (value(run, "loss", 10), value(run, "loss", 30), value(run, "rewards/chosen", 30)) == (0.69, 0.5, -0.3)
     assert math.isnan(value(run, "loss", 20))
+    assert value(run, "rewards/chosen", 20) == -math.inf
     assert [p.name for p in path.parent.iterdir()] == ["mlflow.db"]
 
 

@@ -20,7 +20,7 @@ from dpo_diag.diagnosis.decompose.alignment import edit_distance
 from dpo_diag.diagnosis.token_rows import TokenLayout
 from dpo_diag.records.schemas import CHES
 from dpo_diag.records.side_tables import read_side_table
-from dpo_diag.stats import rank_correlation, ranks, t_test
+from dpo_diag.stats import rank_correlation, ranks, t_p_value
 
 LEAST_PAIRS = 10
 """Below this many pairs no correlation is given."""
@@ -99,7 +99,7 @@ def partial_spearman(x: npt.ArrayLike, y: npt.ArrayLike, control: npt.ArrayLike)
     if abs(rho) == 1.0:
         return rho, 0.0
     t = rho * math.sqrt((n - 3) / (1 - rho * rho))
-    return rho, t_test(t, n - 3)
+    return rho, t_p_value(t, 1.0, n - 3)
 
 
 def rank_correlations(features: pd.DataFrame, outcome: npt.ArrayLike, length: str = "n_chosen") -> list[dict[str, Any]]:

@@ -1,12 +1,14 @@
 """MLflow's database (sqlite: mlflow.db, mlruns.db): tables runs, metrics and params.
 
-MLflow keeps every value that was logged: a number that is NaN was NaN, and stands as 0 with `is_nan`.
+MLflow keeps every value that was logged: a number that is NaN was NaN, and stands as 0 with `is_nan`; an infinite one
+stands as the largest float.
 """
 
 from __future__ import annotations
 
 import math
 import sqlite3
+import sys
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
@@ -48,7 +50,7 @@ def _read(connection: sqlite3.Connection, path: Path, options: Options) -> Parse
     parsed.store.may_fill = False
     take(parsed, [taken], taken)
     points = [
-        (int(step), str(key), math.nan if is_nan else float(value))
+        (int(step), str(key), math.nan if is_nan else _as_logged(float(value)))
         for step, key, value, is_nan in connection.execute(
             "SELECT step, key, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY timestamp", (names[taken],)
         )
@@ -60,6 +62,10 @@ def _read(connection: sqlite3.Connection, path: Path, options: Options) -> Parse
     parsed.n_rows = parsed.n_read = parsed.store.rows
     parsed.details["points"] = len(points)
     return parsed
+
+
+def _as_logged(value: float) -> float:
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
 
 
 register(
