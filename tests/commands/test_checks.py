@@ -35,7 +35,10 @@ def test_a_page_holds_why_thresholds_and_both_answers(capsys: pytest.CaptureFixt
 def test_json_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checks", "DVG016", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["thresholds"] == {"spike_mads": 6.0, "spike_window": 7.0, "spike_min_share": 0.2}
+    assert document["thresholds"] == {
+        "spike_mads": 6.0, "spike_window": 7.0, "spike_min_share": 0.2, "spike_min_rows": 10.0,
+        "spike_false_logs": 0.01, "spike_upper_quantile": 0.9, "spike_tail_factor": 1.5,
+    }  # fmt: skip
     assert [document["examples"][k]["outcome"] for k in ("speaks", "silent")] == ["speaks", "silent"]
 
 
