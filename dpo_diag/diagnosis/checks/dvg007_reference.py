@@ -12,10 +12,10 @@ from dpo_diag.diagnosis.checks import register
 from dpo_diag.diagnosis.checks.shared.check import WORST, Check, Missing, Outcome, cannot_tell, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
+from dpo_diag.diagnosis.checks.shared.first_rows import early_excess, early_noise, movement, n_early
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.plausible import multiple_of_start
-from dpo_diag.ends import QUARTER
-from dpo_diag.stats import LEAST_FOR_T, FloatArray, Interval, noise_sd, t_interval
+from dpo_diag.stats import LEAST_FOR_T, FloatArray
 from dpo_diag.text import number
 from dpo_diag.thresholds import Thresholds
 
@@ -140,7 +140,7 @@ def _may_have_learned(ctx: CheckContext, rows: Series, loss: Series | None, firs
 
 def _early_loss(loss: Series, t: Thresholds, half: bool = False) -> float:
     """Where the loss of the first rows, or of their second half, lies; of one batch alone it says little."""
-    rows = loss.values[: _early(t)]
+    rows = loss.values[: n_early(t)]
     return float(np.median(rows[rows.size // 2 :] if half else rows))
 
 
@@ -157,7 +157,7 @@ def _of_rewards(
     learned, learns = learning
     logged = {name: ctx.logged.find(name, split) for name in ("rewards/chosen", "rewards/rejected")}
     rewards = {name: series.values for name, series in logged.items() if series is not None}
-    moved = {name: _movement(values, at_once, t) for name, values in rewards.items()}
+    moved = {name: movement(values, at_once, t) for name, values in rewards.items()}
     for name, values in rewards.items():
         # The first steps of a run that learns fast move both sides alike, and one of them soon no more.
         first, allowed = float(values[0]), max(moved.values()) if learned else moved[name]
@@ -169,10 +169,10 @@ def _of_rewards(
                 **evidence,
             )
     for name, values in rewards.items():
-        level = float(values[: _early(t)].mean())
-        if not (late or learns) and values.size > _early(t) and abs(level) > _level_allowed(values, t):
+        level = float(values[: n_early(t)].mean())
+        if not (late or learns) and values.size > n_early(t) and abs(level) > _level_allowed(values, t):
             return speaks(
-                f"{name} is {level:.3g} over the first {_early(t)} rows, whose loss lies above its start, and hardly "
+                f"{name} is {level:.3g} over the first {n_early(t)} rows, whose loss lies above its start, and hardly "
                 "moves: the policy did not start at its reference",
                 **evidence,
             )
@@ -181,10 +181,10 @@ def _of_rewards(
 
 def _level_allowed(values: FloatArray, t: Thresholds) -> float:
     """How far from 0 the first rows' mean may lie: a multiple of their own drift, and of their noise."""
-    rows = _early(t)
+    rows = n_early(t)
     half = rows // 2
     drift = abs(float(values[half:rows].mean() - values[:half].mean()))
-    noise = _noise(values, t) / math.sqrt(rows)
+    noise = early_noise(values, t) / math.sqrt(rows)
     least = t["reference_tolerance_reward"]
     return max(least, t["reference_movement_factor"] * drift, t["reference_movement_sds"] * noise)
 
@@ -216,7 +216,7 @@ def _of_loss(
     elif (k := multiple_of_start(first, start.value, t)) is not None:
         return _of_multiple(ctx, first, k, evidence, t)
     elif start.known:
-        above = _early_excess(loss.values, start.value, t)
+        above = early_excess(loss.values, start.value, t)
         if above is not None:
             evidence["early_loss_above_start"] = above
             if above.low > tolerance:
@@ -224,7 +224,7 @@ def _of_loss(
                     f"the first rows' loss lies {above} above {start.value:.4f}, where a run from its reference starts",
                     **evidence,
                 )
-    away, allowed = preference - start.value, _movement(loss.values, at_once, t)
+    away, allowed = preference - start.value, movement(loss.values, at_once, t)
     evidence |= {
         "first_loss": first, "expected_first_loss": start.value, "expected_because": start.reason,
         "left_after_nll": away, "allowed_loss": allowed,
@@ -288,46 +288,6 @@ def _of_multiple(ctx: CheckContext, first: float, k: int, evidence: dict[str, An
             return cannot_tell(reason, **evidence)
     advice = f"divide the logged loss by {k}; if the gradient is scaled too, the rate acts {k} times as large"
     return replace(speaks(reason, "warning", **evidence), try_next=(advice,))
-
-
-def _early(t: Thresholds) -> int:
-    """How many first rows are looked at."""
-    return int(t["reference_early_rows"])
-
-
-def _noise(values: FloatArray, t: Thresholds) -> float:
-    """The noise of the first rows alone: a learning curve grows noisier as it goes."""
-    return noise_sd(values[: int(t["reference_noise_rows"])])
-
-
-def _movement(values: FloatArray, at_once: bool, t: Thresholds) -> float:
-    """How far the first row may be from the reference: a multiple of what the next rows move, and of their noise."""
-    if at_once:
-        return 0.0
-    if values.size < LEAST_FOR_T:
-        return math.inf
-    step = float(np.abs(np.diff(values[: _early(t)])).max())
-    return max(t["reference_movement_factor"] * step, t["reference_movement_sds"] * _noise(values, t))
-
-
-def _early_excess(values: FloatArray, start: float, t: Thresholds) -> Interval | None:
-    """How far the first quarter of the loss stands above the start, where it can only have begun there; else None.
-
-    A run that leaves its reference and then diverges begins at the start (its first row is near it, its early rows
-    rise): both are excluded. A run that learns stands below.
-    """
-    early = values[: max(_early(t), int(values.size * QUARTER))]
-    if early.size < _early(t):
-        return None
-    k, sd = early.size // 2, noise_sd(early)
-    rising = float(early[k:].mean() - early[:k].mean()) > sd * math.sqrt(2 / k)
-    at_start = abs(float(early[0]) - start) <= max(t["reference_at_start_sds"] * sd, t["reference_tolerance_loss"])
-    if rising or at_start:
-        return None
-    # The noise around the trend, not the spread with it: the early rows may fall.
-    excess = t_interval(early - start, t["confidence"])
-    half = (excess.high - excess.value) * sd / float(early.std(ddof=1)) if early.std() > 0 else 0.0
-    return replace(excess, low=excess.value - half, high=excess.value + half)
 
 
 register(
