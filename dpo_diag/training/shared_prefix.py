@@ -111,8 +111,11 @@ class SharedPrefix:
         batch = self._packed(inputs)
         if batch is None:
             return None
-        self._proved = max(self._proved, batch.longest)
-        return prove(self._trainer, self._models, inputs, loss_of, self.applied, accept_draws=self.mode == "on")
+        draws = self.mode == "on"
+        found = prove(self._trainer, self._models, inputs, loss_of, self.applied, accept_draws=draws)
+        if found is not None:
+            self._proved = max(self._proved, batch.longest)
+        return found
 
     def _reaches_further(self, inputs: Mapping[str, Any]) -> bool:
         """Whether this batch is the first with a sequence beyond a window of a model."""
