@@ -210,5 +210,5 @@ def test_the_legend_says_where_numbers_are_those_of_training_batches(
         True: pytest.approx(0.2), False: 0.5,
     }  # fmt: skip
     assert main(["sweep", f"{tmp_path}/*"]) == 0
-    legend = capsys.readouterr().out.splitlines()[-1]
+    legend = capsys.readouterr().out.splitlines()[-2]  # the next command stands last
     assert legend.startswith("loss and perplexities: last evaluation (of ") and "only_training: mean of" in legend
