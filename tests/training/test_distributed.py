@@ -64,10 +64,10 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def launch(folder: Path, processes: int, batch: int, timeout: int = 280) -> subprocess.Popen[str]:
+def launch(folder: Path, processes: int, batch: int, source: str = SCRIPT) -> subprocess.Popen[str]:
     folder.mkdir()
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
+    script.write_text(source.format(tests=str(Path(__file__).parents[1])))
     command = [sys.executable]
     if processes > 1:
         # Not `accelerate launch --cpu --num_processes 2`: accelerate 1.15 starts a single process for it.

@@ -4,9 +4,6 @@ done then is said."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from dpo_diag import load_run
 from dpo_diag.training.carrying import remainder_of
 
-from .test_distributed import OF_A_PROCESS, finished, free_port, ours
+from .test_distributed import OF_A_PROCESS, finished, launch, ours
 
 SCRIPT = """
 import json, sys
@@ -71,21 +68,6 @@ trainer.accelerator.end_training()
 """
 
 
-def launch(folder: Path, processes: int, batch: int) -> subprocess.Popen[str]:
-    folder.mkdir()
-    script = folder / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    with (folder / "console.txt").open("w") as log:
-        return subprocess.Popen(
-            [*command, str(script), str(folder), str(batch)], env=environment, stdout=log, stderr=log, text=True
-        )
-
-
 @pytest.mark.slow
 def test_fsdp2_on_two_processes_measures_what_one_process_does(tmp_path: Path) -> None:
     """Full weights with a reference of their own, LoRA with the adapter off, and full weights resumed in the middle of
@@ -93,7 +75,7 @@ def test_fsdp2_on_two_processes_measures_what_one_process_does(tmp_path: Path) -
     evaluation at 3 follows an update in which the repeated example has two shares. Prompts are not shared, fixed
     prompts not answered: each is one line."""
     both = tmp_path / "one", tmp_path / "two"
-    processes = launch(both[0], 1, 4), launch(both[1], 2, 2)
+    processes = launch(both[0], 1, 4, SCRIPT), launch(both[1], 2, 2, SCRIPT)
     one, two = (finished(*started) for started in zip(processes, both, strict=True))
     for a, b in zip(one, two, strict=True):
         assert [row["step"] for row in a] == [row["step"] for row in b] == [0, 2, 3, 3, 3][-len(a) :]
