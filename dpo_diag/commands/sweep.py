@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_sweep, say_next
+from dpo_diag.records.job_folders import run_folders
 from dpo_diag.text import MISSING, bracket, frame_for_csv, number, records, safe, signed, some, table, to_json
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def sweep(
         json: one JSON document on standard output, nothing else there.
         csv: write the table of runs as CSV, too.
     """
+    run_folders(runs)  # a mistyped path is answered before anything heavy is imported
     from dpo_diag.diagnosis.sweep import sweep as collect
 
     collected = collect(runs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob as globbing
 import hashlib
 import math
 import os
@@ -22,6 +21,7 @@ from dpo_diag.ends import ends_of
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.job_folders import run_folders
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.text import to_json
 from dpo_diag.thresholds import defaults
@@ -149,7 +149,7 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         DiagError: nothing found.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-    folders, strangers = _folders(patterns)
+    folders, strangers = run_folders(patterns)
     rows, failed = [], []
     for folder in folders:
         if not (folder / RUN_FILE).is_file():
@@ -166,37 +166,7 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
             rows.append(_Row(str(folder), given, same, values))
         except DiagError as error:
             failed.append({"run": str(folder), "why": str(error)})
-    if not rows and not failed:
-        raise DiagError(
-            "no run found",
-            where=", ".join(map(str, patterns)),
-            got=f"no run in {', '.join(strangers[:3])}" if strangers else None,
-            hint="name run folders, a multirun's folder or a glob, e.g. 'runs/sql_dpo/*/*'",
-        )
     return _tables(rows, failed, strangers)
-
-
-def _folders(patterns: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[str]]:
-    """Folders of runs, each once however it was named, and what was named but is, holds and lies in no run."""
-    named = sorted({Path(p) for text in patterns for p in globbing.glob(str(text), recursive=True)})
-    found: dict[Path, Path] = {}
-    others = []
-    for path in named:
-        jobs = [path] if _is_run(path) else sorted(p for p in path.glob("*") if _is_run(p))
-        found |= {job.resolve(): found.get(job.resolve(), job) for job in jobs}
-        if not jobs and not path.is_file():
-            others.append(path)
-    absolute = [path.resolve() for path in others]
-    strangers = [
-        str(path)
-        for path, whole in zip(others, absolute, strict=True)
-        if not any(run.is_relative_to(whole) or whole.is_relative_to(run) for run in found)
-    ]
-    return sorted(found.values()), strangers
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RUN_FILE).is_file() or (folder / ".hydra").is_dir()
 
 
 def _tables(rows: list[_Row], failed: list[dict[str, str]], not_runs: list[str]) -> Sweep:
