@@ -141,6 +141,11 @@ def after_sweep(runs: Sequence[str]) -> list[str]:
     return [line("dpo-diag", "explain", runs[0])] if runs else []
 
 
+def after_diff(run: str | os.PathLike[str]) -> list[str]:
+    """Two runs compared: why the second one is what it is."""
+    return [line("dpo-diag", "explain", run)]
+
+
 # --- where checkpoints lie --------------------------------------------------------------------------------------------
 
 
