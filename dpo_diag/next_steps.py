@@ -163,6 +163,11 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
     return lines
 
 
+def after_diff(run: str | os.PathLike[str]) -> list[str]:
+    """Two runs compared: why the second one is what it is."""
+    return [line("dpo-diag", "explain", run)]
+
+
 # --- where checkpoints lie --------------------------------------------------------------------------------------------
 
 
