@@ -306,7 +306,7 @@ class TestFailures:
 
     def test_prompts_that_do_not_fit_leave_the_pairs(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         own = probe.Probe(PROBE, prompts=PROMPTS, out=tmp_path / "run", decoding={"max_new_tokens": 200})
-        with pytest.raises(DiagError, match="prompts were not answered; .*do not fit the model"):
+        with pytest.raises(DiagError, match=r"prompts were not answered; .*do not fit the model"):
             own.score(make_model(1), tokenizer, 0)
         assert len(load_run(tmp_path / "run").pairs) == 2 * len(PROBE)
 
