@@ -221,7 +221,7 @@ def end_of_multirun(folder: Path, error: BaseException | None = None) -> int:
     Raises:
         whatever ended it before its first job began.
     """
-    from dpo_diag.commands.sweep import ending
+    from dpo_diag.commands.sweep_end import ending
     from dpo_diag.diagnosis.sweep_jobs import jobs_of
 
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit))

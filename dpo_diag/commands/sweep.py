@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_multirun, after_sweep, say_next
+from dpo_diag.next_steps import after_sweep, say_next
 from dpo_diag.text import frame_for_csv, records, terminal_width, to_json
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def sweep(
     from dpo_diag.diagnosis.sweep import sweep as collect
 
     collected = collect(runs)
+    from dpo_diag.commands.sweep_end import verdicts
+
     found = {} if no_verdicts else verdicts(collected)
     if csv:
         _write_csv(_with_verdicts(collected.runs, found), csv)
@@ -67,35 +69,7 @@ def sweep(
     return 0 if len(collected.runs) and not (watch and collected.unfinished) else 1
 
 
-def ending(folder: Path) -> None:
-    """What a multirun prints at its end, on standard error; nothing where no job came as far as a record."""
-    from dpo_diag.commands.sweep_text import lines
-    from dpo_diag.diagnosis.sweep import sweep as collect
-
-    collected = collect([folder])
-    width = terminal_width(unknown=80)
-    print("", *lines(collected, width, verdicts(collected)), sep="\n", file=sys.stderr)
-    say_next(after_multirun(folder, failed=bool(collected.unfinished)), sys.stderr)
-
-
-def verdicts(collected: Sweep) -> dict[str, dict[str, Any]]:
-    """Run -> the verdict of its explanation: the one that lies in its folder where that is still true, else a new one;
-    a run that cannot be explained has none."""
-    from dpo_diag.commands.findings import made_from, read_findings
-    from dpo_diag.diagnosis import explain
-
-    found = {}
-    for name in collected.runs["run"] if len(collected.runs) else ():
-        run = Path(str(name))
-        try:
-            explained = read_findings(run, made_from(run)) or explain(run)
-        except DiagError:
-            continue
-        found[str(name)] = {key: explained["verdict"][key] for key in ("label", "harm", "headline")}
-    return found
-
-
-def document(collected: Sweep, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def document(collected: Sweep, found: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """{"runs": [every job: run, job, overrides, status, reason, log, verdict, and of a completed one its row],
     "groups": [...], "constant", "before", "ranked_by", "apart", "failed", "not_runs"}; NaN is null, an override that is
     a number is one, and one that a run does not have is null."""
@@ -104,7 +78,7 @@ def document(collected: Sweep, found: dict[str, dict[str, Any]]) -> dict[str, An
     for job in collected.jobs:
         about = job.document()
         about["overrides"] = {name: _typed_value(value) for name, value in about["overrides"].items()}
-        told.append({**rows.get(about["run"], {}), **about, "verdict": found.get(about["run"])})
+        told.append({**rows.get(about["run"], {}), **about, "verdict": (found or {}).get(about["run"])})
     return {
         "runs": told,
         "groups": [_typed(row) for row in records(collected.groups)],

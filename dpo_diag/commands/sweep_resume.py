@@ -35,7 +35,7 @@ def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
     Raises:
         DiagError: the sweep still runs, no such job, or a secret that no record holds is needed.
     """
-    from dpo_diag.commands.sweep import ending
+    from dpo_diag.commands.sweep_end import ending
     from dpo_diag.diagnosis.sweep_jobs import jobs_of
 
     require("hydra", "running jobs again")
