@@ -127,6 +127,11 @@ def after_report(run: Run) -> list[str]:
     return [line("dpo-diag", "explain", run.path, "--full")]
 
 
+def after_report_of_two(run: str | os.PathLike[str], against: str | os.PathLike[str]) -> list[str]:
+    """The same comparison in the terminal, with its JSON."""
+    return [line("dpo-diag", "diff", against, run)]
+
+
 def after_review(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "review", run, "--results")]
 
