@@ -55,9 +55,12 @@ def panels(names: Iterable[str], *, apart: bool = False) -> list[Panel]:
     order = {name: i for i, name in enumerate(METRICS)}
     grouped: dict[str, dict[str, str]] = {}
     units: dict[str, Metric] = {}
-    for name in sorted(given, key=lambda n: (order.get(n, order.get(n.partition("/")[0], len(order))), n)):
-        metric, side = metric_of(name), _side(name)
-        if metric is None or metric.unit == COUNTER or name.startswith(SCORE):
+    # What is of whole pairs or of the optimiser comes before what is of one side: the loss first.
+    known = [(metric.sides, order.get(n, order.get(n.partition("/")[0], 0)), n, metric)
+             for n in given if (metric := metric_of(n)) is not None]  # fmt: skip
+    for _, _, name, metric in sorted(known, key=lambda one: one[:3]):
+        side = _side(name)
+        if metric.unit == COUNTER or name.startswith(SCORE):
             continue
         base = name.removesuffix(f"/{side}") if side else name
         key = name if apart else base

@@ -124,10 +124,10 @@ def test_a_log_draws_all_that_it_has_in_the_metric_tables_words(tmp_path: Path) 
     run = history_run(tmp_path, [*rows, (3, "train", "nll_loss", 1.0, 1)])
     drawn = curves.small_charts(run.history, "eval", {"loss", "logps/chosen", "logps/rejected"}, "step")
     assert [one.title for one in drawn] == [
-        "Entropy, nats/token", "Reward, nats", "Reward margin, nats", "Reward accuracy, share", "Gradient norm",
-        "Learning rate",
+        "Reward, nats", "Reward margin, nats", "Reward accuracy, share", "Gradient norm", "Learning rate",
+        "Entropy, nats/token",
     ]  # fmt: skip
-    rewards, margins = str(drawn[1].chart), str(drawn[2].chart)
+    rewards, margins = str(drawn[0].chart), str(drawn[1].chart)
     assert 'class="line chosen thin"' in rewards and 'class="line rejected thin"' in rewards
     assert '"n":"chosen, training"' in rewards.replace('": ', '":')
     values = json.loads(margins.partition('class="values">')[2].partition("</script>")[0])

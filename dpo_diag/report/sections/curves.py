@@ -83,6 +83,7 @@ def build(context: Context) -> Mapping[str, Any]:
             evaluated.rename(columns={"step": word}), "loss, perplexities and scores",
             formats={word: number, "n": number},
         ),
+        **({} if len(parting) else {"title": "The curves", "lead": "Whatever the log holds."}),
         "more": more,
         "fold": run.has("pairs"),
         "splits": split_text(split, batches),
