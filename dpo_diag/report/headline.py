@@ -103,7 +103,7 @@ def was_set(context: Context) -> list[str]:
     known = [
         f"loss {' + '.join(names)}" if names else f"loss like {info.loss_like}" if info.loss_like else "",
         f"β {info.beta:g}" if info.beta is not None else "",
-        f"lr {lr:g}" if lr is not None else f"lr up to {logged:g}" if logged > 0 else "",
+        f"lr {lr:g}" if lr is not None else f"lr up to {logged:.3g}" if logged > 0 else "",
     ]
     return [piece for piece in known if piece]
 

@@ -15,7 +15,7 @@ from dpo_diag.report.plots import Series, line_chart, line_values
 from dpo_diag.report.svg import NARROW, chart
 from dpo_diag.text import capital, number
 
-HEIGHT = 150
+HEIGHT, POINTS = 150, 160
 LOGARITHMIC = ("ratio", "norm")
 """Units of which a factor says more than a difference."""
 COUNTER = "tokens"
@@ -107,7 +107,14 @@ def lines_of(history: pd.DataFrame, panel: Panel, split: str | None) -> list[Ser
 def draw(panel: Panel, lines: Sequence[Series], word: str, x_range: tuple[float, float] | None = None) -> Drawn:
     """The panel as a chart that fits a narrow window, and two beside each other in a wide one."""
     picture = line_chart(
-        lines, width=NARROW, height=HEIGHT, log=panel.log, description=panel.title, x_label=word, x_range=x_range
+        lines,
+        width=NARROW,
+        height=HEIGHT,
+        log=panel.log,
+        description=panel.title,
+        x_label=word,
+        x_range=x_range,
+        points=POINTS,
     )
     named = [Series(s.label or panel.title, s.x, s.y, s.kind, s.low, s.high) for s in lines]
-    return Drawn(panel.title, chart(picture, line_values(named, word)))
+    return Drawn(panel.title, chart(picture, line_values(named, word, points=POINTS)))
