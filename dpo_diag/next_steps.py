@@ -23,6 +23,8 @@ PAIRS = "PAIRS.jsonl"
 """Stands for the file of pairs where no record names it."""
 PROMPTS = "general_en"
 """The shipped prompts: asked where the user's own are not known."""
+CHECKPOINTS = "CHECKPOINTS"
+"""Stands for the checkpoints where none are found beside the records."""
 _PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
 """What a Hydra override takes without quotes."""
 _STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
@@ -155,6 +157,31 @@ def after_sweep(runs: Sequence[str]) -> list[str]:
     return [line("dpo-diag", "explain", runs[0])] if runs else []
 
 
+def that_would_tell(run: Run) -> list[tuple[str, str]]:
+    """(what it would tell, the command line) of what a run does not record: its pairs, its answers, what people prefer.
+
+    An imported run stays as the log has it: both measurements go into one new run beside it.
+    """
+    lines = []
+    if not (run.has("pairs") and run.has("outputs")):
+        named = override("checkpoints", _checkpoints_of(run) or CHECKPOINTS)
+        out = override("out", f"{run.path}-scored" if run.kind == "imported" else run.path)
+        if not run.has("pairs"):
+            lines.append(("which pairs and tokens carry the change, and the exact splits of loss and perplexity",
+                          line("dpo-score", named, override("data.path", PAIRS), out)))  # fmt: skip
+        if not run.has("outputs"):
+            lines.append(("what the model writes now, which alone can call a change harmful",
+                          line("dpo-generate", named, override("prompts.path", PROMPTS), out)))  # fmt: skip
+    elif not (run.path / "review").is_dir():
+        lines.append(("which answers people prefer", line("dpo-diag", "review", run.path)))
+    return lines
+
+
+def after_diff(run: str | os.PathLike[str]) -> list[str]:
+    """Two runs compared: why the second one is what it is."""
+    return [line("dpo-diag", "explain", run)]
+
+
 # --- where checkpoints lie --------------------------------------------------------------------------------------------
 
 
@@ -168,9 +195,12 @@ def checkpoints_beside(log: Path) -> str | None:
 
 
 def _checkpoints_of(run: Run) -> str | None:
-    """Those that a training saved, or beside the model that was scored."""
+    """Those that a training saved, beside the model that was scored, or beside the log that was imported."""
     if (own := _glob(run.path / "checkpoints")) is not None:
         return own
+    for file in run.info.source.files if run.info.kind == "imported" else ():
+        if (beside := checkpoints_beside(Path(file))) is not None:
+            return beside
     name = run.info.model.name if run.info.kind == "scored" else None
     return _glob(Path(name).parent) if name and Path(name).is_dir() else None
 

@@ -191,17 +191,21 @@ def scored_already(run: Run, split: str) -> set[tuple[str, int]]:
 def write_scores(
     writer: RunWriter, run: Run, pairs: pd.DataFrame, tokens: pd.DataFrame, ches: pd.DataFrame | None, role: str,
     step: int, split: str,
-) -> None:  # fmt: skip
-    """What was measured of one checkpoint; a policy's history needs the reference's rows to be there."""
+) -> dict[str, float]:  # fmt: skip
+    """What was measured of one checkpoint; a policy's history needs the reference's rows to be there. Returns that
+    history by name; {} for a reference."""
+    rows: list[dict[str, Any]] = []
     label = split if role == POLICY else f"{split}-ref"
     writer.write("tokens", tokens, split=label)
     if role == POLICY:
         reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
-        writer.write("history", history_rows(pairs, reference, step, split, run.info.loss), split=split)
+        rows = history_rows(pairs, reference, step, split, run.info.loss)
+        writer.write("history", rows, split=split)
     if ches is not None:
         write_side_table(writer.path, CHES, ches.assign(split=split))
     # Pairs last: they say that a checkpoint is done.
     writer.write("pairs", pairs, split=label)
+    return {row["name"]: row["value"] for row in rows}
 
 
 def _shared_tokenizer(

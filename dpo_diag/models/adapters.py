@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,28 @@ def swap_adapter(model: Any, path: str) -> bool:
         return False
     set_peft_model_state_dict(model, weights)
     return True
+
+
+@contextmanager
+def reference_adapter(model: Any) -> Iterator[None]:
+    """A PEFT model as its own reference: with the adapter called "ref" that TRL keeps of a start that had one already,
+    else with its adapters off. Which weights take gradients is as before on leaving: PEFT forgets those that were
+    frozen by hand."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    active = model.active_adapter
+    try:
+        if "ref" in model.peft_config:
+            model.set_adapter("ref")
+            try:
+                yield
+            finally:
+                model.set_adapter(active)
+        else:
+            with model.disable_adapter():
+                yield
+    finally:
+        for parameter, gradient in trained:
+            parameter.requires_grad_(gradient)
 
 
 def only_adds(path: str, config: Mapping[str, Any]) -> bool:

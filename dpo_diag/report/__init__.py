@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dpo_diag.report.html import write_report
+from dpo_diag.report.run_page import write_report
 
 __all__ = ["write_report"]

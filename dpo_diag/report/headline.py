@@ -15,8 +15,8 @@ from dpo_diag.report.section import Context
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 from dpo_diag.thresholds import defaults
 
-HAPPENED, CHANGE = "What happened", "What to change"
-"""Headings of the narrative that have a place of their own in the page."""
+CHANGE = "What to change"
+"""The heading of the narrative that has a section of its own."""
 HARM = {
     "harmful": ("Harmful", "bad"),
     "benign": ("Benign", "good"),
@@ -49,9 +49,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Headline:
-    """The top of the page as text."""
+    """The top of the page as text: whose run it is, what was set, the verdict, the numbers."""
 
     run: str
+    set: tuple[str, ...]
     subtitle: str
     label: str
     harm: str
@@ -59,7 +60,6 @@ class Headline:
     confidence: str
     text: str
     facts: tuple[Fact, ...]
-    happened: str
     details: tuple[Part, ...]
 
 
@@ -78,6 +78,7 @@ def headline(context: Context) -> Headline:
     confidence = verdict.get("confidence")
     return Headline(
         run=run.info.name or run.path.name or str(run.path),
+        set=tuple(was_set(context)),
         subtitle=" · ".join(_about(context)),
         label=title,
         harm=harm,
@@ -85,19 +86,28 @@ def headline(context: Context) -> Headline:
         confidence=percent(confidence) if isinstance(confidence, (int, float)) else str(confidence or ""),
         text=text,
         facts=tuple(facts(context)),
-        happened=" ".join(s for part in parts if part.heading == HAPPENED for s in part.sentences),
-        details=tuple(part for part in parts if part.heading not in (HAPPENED, CHANGE)),
+        details=tuple(part for part in parts if part.heading != CHANGE),
     )
 
 
-def _about(context: Context) -> list[str]:
-    """Beta, learning rate, kind, model, steps, split, pairs, folder, day and an unusual status, as far as known."""
-    document, info = context.document, context.run.info
-    compared = None not in (document.get("from_step"), document.get("to_step"))
+def was_set(context: Context) -> list[str]:
+    """What an experiment is told by: loss, beta, learning rate, as far as known."""
+    info = context.run.info
+    names = [*(info.loss.types if info.loss is not None else info.loss_names)]
     lr = info.training.learning_rate
     known = [
+        f"loss {' + '.join(names)}" if names else "",
         f"β {info.beta:g}" if info.beta is not None else "",
-        f"learning rate {lr:g}" if lr is not None else "",
+        f"lr {lr:g}" if lr is not None else "",
+    ]
+    return [piece for piece in known if piece]
+
+
+def _about(context: Context) -> list[str]:
+    """Kind, model, steps, split, pairs, folder, day and an unusual status, as far as known."""
+    document, info = context.document, context.run.info
+    compared = None not in (document.get("from_step"), document.get("to_step"))
+    known = [
         info.kind,
         info.model.name if info.model is not None else "",
         stretch(document) if compared else "",
@@ -131,7 +141,7 @@ def facts(context: Context) -> list[Fact]:
         note = signed(loss["to"] - loss["from"])
         if loss.get("from_is"):
             note = f"{note}, {loss['from_is']} to {loss['to_is']}"
-        shown.append(Fact("loss", number(loss["from"]), number(loss["to"]), note, "loss"))
+        shown.append(Fact(context.loss_label, number(loss["from"]), number(loss["to"]), note, "loss"))
     chosen = (document.get("perplexity") or {}).get("chosen") or {}
     name = next((p for p in ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
     if name and chosen[name].get("from") is not None:

@@ -68,5 +68,5 @@ def _two_digits(value: Any) -> str:
 
 SECTIONS.add("reviews", Section(
     title="What people said", lead="Two checkpoints' answers side by side, judged blind.",
-    order=90, build=build, template=TEMPLATE,
+    order=7, build=build, template=TEMPLATE,
 ))  # fmt: skip
