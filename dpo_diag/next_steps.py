@@ -75,8 +75,9 @@ def after_interrupt(run: Path) -> list[str]:
     return after_import(run)
 
 
-def after_multirun(folder: str | os.PathLike[str]) -> list[str]:
-    return [line("dpo-diag", "sweep", folder)]
+def after_multirun(folder: str | os.PathLike[str], failed: bool = False) -> list[str]:
+    """Several runs: side by side; run again what did not complete."""
+    return [line("dpo-diag", "sweep", folder, *(["--resume"] if failed else []))]
 
 
 def after_tracking(places: Mapping[str, Mapping[str, Any]], run: str | os.PathLike[str]) -> list[str]:
@@ -140,6 +141,11 @@ def after_report(run: Run) -> list[str]:
     return [line("dpo-diag", "explain", run.path, "--full")]
 
 
+def after_report_of_two(run: str | os.PathLike[str], against: str | os.PathLike[str]) -> list[str]:
+    """The same comparison in the terminal, with its JSON."""
+    return [line("dpo-diag", "diff", against, run)]
+
+
 def after_review(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "review", run, "--results")]
 
@@ -152,9 +158,12 @@ def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
     return [line("dpo-diag", "report" if passed else "explain", run)]
 
 
-def after_sweep(runs: Sequence[str]) -> list[str]:
-    """The first run of the table."""
-    return [line("dpo-diag", "explain", runs[0])] if runs else []
+def after_sweep(runs: Sequence[str], again: str | os.PathLike[str] | None = None) -> list[str]:
+    """What did not complete, where it can be run `again`; the best run and how it differs from the next one."""
+    following = [] if again is None else after_multirun(again, failed=True)
+    if len(runs) > 1:
+        return [*following, line("dpo-diag", "diff", runs[1], runs[0])]
+    return [*following, *(line("dpo-diag", "explain", run) for run in runs)]
 
 
 def that_would_tell(run: Run) -> list[tuple[str, str]]:

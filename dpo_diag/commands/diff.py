@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,28 +36,11 @@ def diff(
     found = compare_runs(load_run(run_a), load_run(run_b), split, step)
     following = after_diff(run_b)
     if json:
-        print(to_json({**document(found), "next": following}, indent=2))
+        print(to_json({**found.document(), "next": following}, indent=2))
         return 0
     print("\n".join(lines(found, terminal_width(unknown=80), top)))
     say_next(following)
     return 0
-
-
-def document(found: TwoRuns) -> dict[str, Any]:
-    """The whole comparison; NaN is null."""
-    level = found.intervals.level if found.aligned is not None else None
-    return {
-        "a": str(found.runs[0].path), "b": str(found.runs[1].path), "split": found.split, "steps": list(found.steps),
-        "differences": [asdict(d) for d in found.differences],
-        "parts": [asdict(p) for p in found.partings],
-        "level": level,
-        "changes": [
-            {"name": c.name, "unit": c.unit, "a": c.a, "b": c.b, "change": c.change.value,
-             "interval": c.change.bounds, "n": c.change.n} for c in found.changes
-        ],
-        "scores": [m.document(found.thresholds) for m in found.scores],
-        "pairs": found.pairs, "answers": found.answers, "notes": list(found.notes),
-    }  # fmt: skip
 
 
 def lines(found: TwoRuns, width: int, top: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from dpo_diag.outputs.answers import POLICY, alike
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.metrics import PERPLEXITIES, ce
 from dpo_diag.stats import Interval
+from dpo_diag.text import plain
 from dpo_diag.thresholds import Thresholds, load_thresholds
 
 OUTCOMES = ("lost", "won", "right", "wrong", "other", "alike")
@@ -217,6 +218,22 @@ class TwoRuns:
         order = table["outcome"].map(OUTCOMES.index)
         ordered: pd.DataFrame = table.drop(columns="decoding_hash").iloc[order.argsort(kind="stable")]
         return ordered.reset_index(drop=True)
+
+    def document(self) -> dict[str, Any]:
+        """The whole comparison; NaN is null."""
+        document: dict[str, Any] = plain({
+            "a": str(self.runs[0].path), "b": str(self.runs[1].path), "split": self.split, "steps": list(self.steps),
+            "differences": [asdict(d) for d in self.differences],
+            "parts": [asdict(p) for p in self.partings],
+            "level": self.intervals.level if self.aligned is not None else None,
+            "changes": [
+                {"name": c.name, "unit": c.unit, "a": c.a, "b": c.b, "change": c.change.value,
+                 "interval": c.change.bounds, "n": c.change.n} for c in self.changes
+            ],
+            "scores": [m.document(self.thresholds) for m in self.scores],
+            "pairs": self.pairs, "answers": self.answers, "notes": list(self.notes),
+        })  # fmt: skip
+        return document
 
 
 def other_tokenizer(a: Run, b: Run) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,13 @@ class ScoredReference:
 
 
 def reference_rows(
-    run_folder: str | os.PathLike[str], encoded: PairTokens, tokenizer: PreTrainedTokenizerBase
-) -> ScoredReference:
+    run_folder: str | os.PathLike[str], encoded: PairTokens, tokenizer: PreTrainedTokenizerBase,
+    ids_there: Mapping[str, str] | None = None,
+) -> ScoredReference:  # fmt: skip
     """The reference's rows of a run for these pairs; those of the policy where the run scored a single model.
+
+    Args:
+        ids_there: pair_id -> the id that the run knows the pair by; None for the same.
 
     Raises:
         DiagError: the run lacks a pair, was scored under another tokenizer or template, or cut responses elsewhere.
@@ -48,6 +53,8 @@ def reference_rows(
     if known not in (None, own):
         raise refused("another tokenizer or chat template", known, own, "score the reference with this tokenizer")
     role, rows = _one_model(run)
+    if ids_there is not None:
+        rows["pair_id"] = rows["pair_id"].map({there: here for here, there in ids_there.items()})
     wanted = {pair.pair_id for pair in encoded.pairs}
     rows = rows[rows["pair_id"].isin(wanted)].drop_duplicates(["pair_id", "side"])
     if lacking := wanted - set(rows["pair_id"]):
@@ -69,6 +76,8 @@ def reference_rows(
                     "score it with the same max_length and truncation_mode",
                 )  # fmt: skip
     tokens = run.read("tokens", roles=[role], splits=sorted(set(rows["split"].astype(str))))
+    if ids_there is not None:
+        tokens["pair_id"] = tokens["pair_id"].astype(str).map({there: here for here, there in ids_there.items()})
     tokens = tokens[tokens["pair_id"].isin(wanted)].drop_duplicates(["pair_id", "side", "position"])
     document = to_document(run.info)
     described = document.get("reference" if role == REFERENCE else "model", {})

@@ -131,6 +131,28 @@ def reference_adapter(model: Any) -> Iterator[None]:
             parameter.requires_grad_(gradient)
 
 
+def split_weights(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(weights of the model under its adapters, by their names there; the active adapter's own weights).
+
+    The first are what the model had before PEFT was put around it; the second are empty for a model without adapter.
+    """
+    if not hasattr(model, "peft_config"):
+        return model.state_dict(), {}
+    from peft import get_peft_model_state_dict
+
+    base = {}
+    for name, tensor in model.state_dict().items():
+        plain = name.removeprefix("base_model.model.")
+        saved_apart = ".modules_to_save." in plain or any(part.startswith(_ADAPTERS) for part in plain.split("."))
+        if not saved_apart and not plain.startswith("prompt_encoder."):
+            base[plain.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+    return base, get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+
+
+_ADAPTERS = ("lora_", "ia3_", "vera_", "boft_", "oft_", "hada_", "lokr_", "adalora_", "vblora_", "randlora_", "miss_")
+"""Before the names of what PEFT adds beside a layer."""
+
+
 def only_adds(path: str, config: Mapping[str, Any]) -> bool:
     """Whether a saved adapter leaves the weights of the model under it as they are, so that it can be taken off again:
     not where weights of the model itself were trained and saved (`modules_to_save`, biases, embeddings: peft's `unload`

@@ -4,17 +4,20 @@ baseline's. Reads the document of `dpo_diag.outputs.compare`, which orders and j
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from dpo_diag.outputs.answers import POLICY, Checkpoint
 from dpo_diag.outputs.diff import Piece, word_diff
 from dpo_diag.outputs.phrases import held
 from dpo_diag.outputs.selection import standing
 from dpo_diag.report.text import clean, one_line
-from dpo_diag.text import plural
+from dpo_diag.text import plural, records
 
 BUDGET = 2_400_000
 """Characters of answers on a page: what 200 prompts x 20 checkpoints may take of the 5 MB that a page may weigh."""
@@ -121,6 +124,52 @@ def prompts(comparison: Mapping[str, Any], phrases: Sequence[Mapping[str, Any]] 
     )
 
 
+OF_TWO = {"lost": "regression", "won": "gain", "wrong": "both_wrong", "right": "both_right", "other": "unjudged"}
+"""Outcome of `diagnosis.two_runs` -> standing."""
+
+
+def of_two(answers: pd.DataFrame, names: tuple[str, str]) -> Prompts:
+    """The prompts to which two runs gave other answers, both answers beside each other.
+
+    Args:
+        answers: of `diagnosis.two_runs.TwoRuns`, in its order; not empty.
+        names: what the runs are called.
+    """
+    differing = records(answers.loc[answers["outcome"] != "alike"])
+    limit = text_limit([str(row[f"text_{x}"]) for row in differing for x in "ab"])
+    texts = [_prompt_text(row) for row in differing]
+    shared = shared_beginning(texts)
+    cards: list[Card] = []
+    for row, text in zip(differing, texts, strict=True):
+        old, new = (clean(row[f"text_{x}"], limit) for x in "ab")
+        both = (
+            (names[0], row["correct_a"], [Piece("same", old)], old),
+            (names[1], row["correct_b"], word_diff(old, new), new),
+        )
+        stands = OF_TWO[row["outcome"]]
+        cards.append(
+            Card(
+                standing=stands, changed="yes", in_tags="", in_phrases="", rank=SHORT.get(stands, "other text"),
+                title=one_line((text[shared:] or text)[:110], None), text=text, tags="", reference="", marks="",
+                is_open=len(cards) < OPEN,
+                answers=tuple(Answer(n, _verdict(c), pieces if words else ()) for n, c, pieces, words in both),
+            )
+        )  # fmt: skip
+    alike = len(answers) - len(cards)
+    counts = Counter(card.standing for card in cards)
+    judged = any(card.standing != "unjudged" for card in cards)
+    summary = f"{plural(len(answers), 'prompt')} under the same decoding: {alike} answers alike, {len(cards)} different"
+    if judged:
+        summary += f"; {counts['regression']} right in {names[0]} and wrong in {names[1]}, {counts['gain']} the reverse"
+    standings = _choices(LABELS, (card.standing for card in cards)) if judged else ()
+    return Prompts(tuple(cards), standings, (), (), (), names[0], f"{summary}.")
+
+
+def _verdict(correct: Any) -> str:
+    unknown = correct is None or math.isnan(correct)
+    return "" if unknown else " ✓ right" if correct >= 0.5 else " ✗ wrong"
+
+
 def _choices(labels: Mapping[str, str], values: Iterable[str]) -> tuple[Choice, ...]:
     """The values that some card has, in the order of the labels."""
     counts = Counter(values)
@@ -202,10 +251,9 @@ def by_checkpoint(entry: Mapping[str, Any]) -> dict[Checkpoint, Mapping[str, Any
 
 
 def _answer(answer: Mapping[str, Any], base: str | None, limit: int, is_base: bool) -> Answer:
-    text, correct = clean(answer["text"], limit), answer.get("correct")
+    text = clean(answer["text"], limit)
     pieces = [Piece("same", text)] if base is None or is_base else word_diff(base, text)
-    verdict = "" if correct is None else " ✓ right" if correct >= 0.5 else " ✗ wrong"
-    return Answer(looks_text(answer["looks"]), verdict, pieces if text else ())
+    return Answer(looks_text(answer["looks"]), _verdict(answer.get("correct")), pieces if text else ())
 
 
 def looks_text(looks: Sequence[Mapping[str, Any]]) -> str:

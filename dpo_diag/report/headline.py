@@ -11,6 +11,8 @@ from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.diagnosis.said import stretch
+from dpo_diag.records.metric_table import label_of, side_of
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.report.section import Context
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 from dpo_diag.thresholds import defaults
@@ -24,6 +26,8 @@ HARM = {
     "cannot_tell": ("Cannot tell from likelihoods alone", "open"),
 }
 """The verdict's `harm` -> what the page calls it, and its style."""
+LOGGED = ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen")
+"""Means of a log among the numbers, where it holds no pairs."""
 SCORES = 2
 """Task scores among the numbers."""
 
@@ -92,13 +96,14 @@ def headline(context: Context) -> Headline:
 
 def was_set(context: Context) -> list[str]:
     """What an experiment is told by: loss, beta, learning rate, as far as known."""
-    info = context.run.info
+    info, history = context.run.info, context.run.history
     names = [*(info.loss.types if info.loss is not None else info.loss_names)]
     lr = info.training.learning_rate
+    logged = history.loc[history["name"] == "learning_rate", "value"].max()
     known = [
-        f"loss {' + '.join(names)}" if names else "",
+        f"loss {' + '.join(names)}" if names else f"loss like {info.loss_like}" if info.loss_like else "",
         f"β {info.beta:g}" if info.beta is not None else "",
-        f"lr {lr:g}" if lr is not None else "",
+        f"lr {lr:g}" if lr is not None else f"lr up to {logged:g}" if logged > 0 else "",
     ]
     return [piece for piece in known if piece]
 
@@ -147,6 +152,7 @@ def facts(context: Context) -> list[Fact]:
     if name and chosen[name].get("from") is not None:
         ends, note = chosen[name], f"{name}, log {signed(chosen[name]['dlog'])}"
         shown.append(Fact("chosen perplexity", *both_ends(ends["from"], ends["to"]), note, "chosen"))
+    shown += _logged(document)
     shown += _scores(context)
     quadrants = document.get("quadrants") or {}
     both = quadrants.get("both_fell")
@@ -154,6 +160,19 @@ def facts(context: Context) -> list[Fact]:
         fell = percent(both + quadrants.get("rejected_rose", 0.0))
         note = f"{percent(both)} fell on both sides"
         shown.append(Fact("pairs whose chosen answer fell", "", fell, note, "rejected"))
+    return shown
+
+
+def _logged(document: Mapping[str, Any]) -> list[Fact]:
+    """Of a run that holds means only, where its rewards and log-probs went."""
+    means = document.get("means") or {}
+    values, shown = means.get("values") or {}, []
+    for name in LOGGED:
+        ends = values.get(name)
+        if ends is None or name in means["withheld"] or None in (ends["from"], ends["to"]):
+            continue
+        kind = side_of(name) or next((side for side in SIDES if name.endswith(f"/{side}")), "loss")
+        shown.append(Fact(label_of(name), *both_ends(ends["from"], ends["to"], 3), signed(ends["delta"]), kind))
     return shown
 
 

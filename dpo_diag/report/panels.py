@@ -55,9 +55,12 @@ def panels(names: Iterable[str], *, apart: bool = False) -> list[Panel]:
     order = {name: i for i, name in enumerate(METRICS)}
     grouped: dict[str, dict[str, str]] = {}
     units: dict[str, Metric] = {}
-    for name in sorted(given, key=lambda n: (order.get(n, order.get(n.partition("/")[0], len(order))), n)):
-        metric, side = metric_of(name), _side(name)
-        if metric is None or metric.unit == COUNTER or name.startswith(SCORE):
+    # What is of whole pairs or of the optimiser comes before what is of one side: the loss first.
+    known = [(metric.sides, order.get(n, order.get(n.partition("/")[0], 0)), n, metric)
+             for n in given if (metric := metric_of(n)) is not None]  # fmt: skip
+    for _, _, name, metric in sorted(known, key=lambda one: one[:3]):
+        side = _side(name)
+        if metric.unit == COUNTER or name.startswith(SCORE):
             continue
         base = name.removesuffix(f"/{side}") if side else name
         key = name if apart else base
@@ -72,14 +75,15 @@ def _side(name: str) -> str | None:
 
 
 def _panel(lines: dict[str, str], metric: Metric, apart: bool) -> Panel:
-    label, side = metric.label, _side(next(iter(lines)))
-    for word in ("{side} ", *(f"{s} " for s in SIDES)):
-        label = label.replace(word, f"{side} " if apart and side else "")
+    sides = [side for name in lines if (side := _side(name))]
+    label = metric.label.replace("{side} ", "")
+    for side in sides:
+        label = label.removeprefix(f"{side} ")
     several = len(lines) > 1
+    if sides and (apart or not several):
+        label = f"{sides[0]} {label}"
+    unit = "" if metric.unit in label or metric.unit == "ratio" else f", {metric.unit}"
     named = {name: (line or "both") if several else "" for name, line in lines.items()}
-    unit = "" if f"({metric.unit})" in label or metric.unit in label else f", {metric.unit}"
-    if not several and not apart and side:
-        label = f"{side} {label}"
     return Panel(capital(label) + unit, named, metric.unit in LOGARITHMIC)
 
 

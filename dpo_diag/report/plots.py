@@ -222,7 +222,8 @@ def _names(series: Sequence[Series], across: Scale, up: Scale, top: float, botto
     parts = []
     for (s, x, y), place in zip(ends, places, strict=True):
         path = f"M{x + 5:.1f} {y:.1f}L{across.end + 8:.1f} {place:.1f}"
-        parts.append(element("path", d=path, class_=f"lead {s.kind}"))
+        early = " early" if across.end - x > 20 else ""  # no stretch of the line itself
+        parts.append(element("path", d=path, class_=f"lead {s.kind}{early}"))
         parts.append(element("text", s.label, x=across.end + 11, y=place + 4, class_=f"name {s.kind}"))
         if s.note:
             parts.append(element("text", s.note, x=across.end + 11, y=place + 18, class_="note"))

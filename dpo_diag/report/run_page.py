@@ -66,16 +66,18 @@ def printed_document(run: Run, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw(name: str, section: Section, context: Context) -> Drawn:
-    body, missing = Markup(), ""
+    missing = ""
     try:
         if section.needs:
             context.require(section.needs)
-        body = fragment(section.template, section.build(context))
+        shown = section.build(context)
+        title, lead = (str(shown.get(key, getattr(section, key))) for key in ("title", "lead"))
+        return Drawn(name, title, lead, fragment(section.template, shown), "")
     except NothingToSay:
         pass
     except NotApplicable as reason:
         missing = str(reason)
-    return Drawn(name, section.title, section.lead, body, missing)
+    return Drawn(name, section.title, section.lead, Markup(), missing)
 
 
 def write_report(

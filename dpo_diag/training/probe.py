@@ -19,6 +19,7 @@ from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import begin_note, generate
 from dpo_diag.inference.prompts import Prompt, load_prompts, prompts_hash, to_prompts
+from dpo_diag.inference.reference_store import open_store, reference_key
 from dpo_diag.inference.score_run import refuse_other_pairs, scored_already, write_scores
 from dpo_diag.inference.scoring import PairTokens, score_pairs
 from dpo_diag.losses import LossSpec
@@ -31,7 +32,7 @@ from dpo_diag.models.wrapped import as_it_stands, inner_model, is_sharded
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.given_ids import GivenIds
-from dpo_diag.records.run_info import PrefixInfo, Status
+from dpo_diag.records.run_info import PrefixInfo, ReferenceKey, Status
 from dpo_diag.records.splits import Role
 from dpo_diag.training.describe import describe_policy
 from dpo_diag.training.probe_reference import Measured, ProbeReference, Reference
@@ -66,6 +67,8 @@ class Probe:
         batch_size: responses in one forward, and answers written at once.
         shared_prefix: as for `score_pairs`.
         record_tokens: pairs whose tokens are kept: those with the smallest ids, the same at every step.
+        reference_store: a folder where references' rows are kept for other trainings and scorings, and taken from where
+            model, adapter, tokenizer, template and cut are the same; weights are read once for it.
         autocast: the precision that training computes in, where that is not the weights' own.
         say: gets a line about what was decided.
 
@@ -89,6 +92,7 @@ class Probe:
         batch_size: int = 16,
         shared_prefix: SharedPrefix = "auto",
         record_tokens: int = 256,
+        reference_store: str | os.PathLike[str] | None = None,
         autocast: torch.dtype | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -109,6 +113,8 @@ class Probe:
         self.prompts_from = os.fspath(prompts) if isinstance(prompts, (str, os.PathLike)) else None
         self.prompts = load_prompts(self.prompts_from) if self.prompts_from else to_prompts(prompts or ())  # type: ignore[arg-type]
         self.reference = ProbeReference(reference, split)
+        self.store = open_store(reference_store)
+        self._key: ReferenceKey | None = None
         self.writer: RunWriter | None = None
         """Rank 0's, once the folder is open; None on every other process."""
         self._opened = False
@@ -264,8 +270,14 @@ class Probe:
     ) -> Measured | None:
         """The reference's rows, once; None where they are recorded or there is none."""
 
-        def measure(reference: Any, everyone: bool) -> Measured:
-            share = self._share(encoded, sharded) if everyone else (encoded, self.prompts)
+        rank, alone = place()[0], replace(encoded, pairs=[])
+
+        def look_up(reference: Any, kind: str) -> Measured | None:
+            return None if rank else self._stored(reference, tokenizer, encoded, kind)
+
+        def measure(reference: Any, everyone: bool, stored: Measured | None) -> Measured:
+            wanted = encoded if stored is None else alone  # answers are not in the store
+            share = self._share(wanted, sharded) if everyone else (wanted, self.prompts)
             with as_it_stands(reference, self.autocast if everyone else None):
                 return self._measured(reference, tokenizer, share, 0, REFERENCE, everyone)
 
@@ -274,15 +286,38 @@ class Probe:
             return None
         if kind == "start":
             found: Measured | None = policy.as_reference()
+            together(lambda: look_up(model, kind))
         elif kind == "adapter":
-            found = self._joined(together(lambda: self.reference.adapter_off(model, measure)), sharded)
+            stored = together(lambda: look_up(model, kind))[0]
+            measured = together(lambda: self.reference.adapter_off(model, lambda m: measure(m, True, stored)))
+            found = self._joined(measured, sharded).with_rows_of(stored)
         else:
+
+            def other(reference: Any) -> Measured:
+                stored = look_up(reference, kind)
+                return measure(reference, False, stored).with_rows_of(stored)
+
             # Another model is loaded by rank 0 alone: memory beside the one that trains is scarce.
-            found = together(lambda: None if place()[0] else self.reference.other(model, encoded, tokenizer, measure))[
-                0
-            ]
+            found = together(lambda: None if rank else self.reference.other(model, encoded, tokenizer, other))[0]
         self.reference.known = True
         return found
+
+    def _stored(self, model: Any, tokenizer: Any, encoded: PairTokens, kind: str) -> Measured | None:
+        """The reference's rows out of the store; None, and the key to keep them under, where it has none that fit."""
+        if self.store is None or is_sharded(model):
+            return None
+        self._key = reference_key(
+            model, tokenizer, self.max_length, self.truncation_mode, adapter_off=kind == "adapter",
+            autocast=None if kind == "model" else self.autocast,
+        )  # fmt: skip
+        if kind == "start":
+            return None  # measured already
+        found, why = self.store.find(self._key, encoded, tokenizer, self.rows)
+        self.say(why)
+        if found is None:
+            return None
+        self._key = None
+        return Measured(found.pairs.assign(split=self.split), found.tokens.assign(split=self.split))
 
     def _joined(self, parts: Sequence[Measured], sharded: bool) -> Measured:
         """The parts of all processes as one, in the order of the pairs and prompts."""
@@ -308,6 +343,10 @@ class Probe:
                 writer.write("outputs", reference.outputs, split=REFERENCE)
             write_scores(writer, Run(writer.path), reference.pairs, reference.tokens, None, REFERENCE, 0, self.split)
         writer.update(reference=self.reference.describe())
+        if reference is not None and self.store is not None and self._key is not None:
+            described = self.reference.describe()
+            self.store.put(self._key, reference.pairs, reference.tokens, described, tokenizer, self.rows)
+            self._key = None
         if policy.outputs is not None:
             writer.write("outputs", policy.outputs, split=POLICY)
         return write_scores(writer, Run(writer.path), policy.pairs, policy.tokens, None, POLICY, step, self.split)

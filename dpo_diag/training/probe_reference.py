@@ -22,8 +22,8 @@ from dpo_diag.records.schemas import TABLES
 
 Reference = str | os.PathLike[str] | Literal[False] | None
 Kind = Literal["start", "adapter", "model", "records"]
-Measure = Callable[[Any, bool], "Measured"]
-"""(model, whether every process takes part) -> what was measured of it."""
+Measure = Callable[[Any], "Measured"]
+"""What is measured of a model."""
 
 
 def _none(table: str) -> pd.DataFrame:
@@ -57,6 +57,10 @@ class Measured:
             next((part.way for part in parts if part.way is not None), None),
             next((part.unanswered for part in parts if part.unanswered is not None), None),
         )
+
+    def with_rows_of(self, stored: Measured | None) -> Measured:
+        """Its answers, and the rows that were taken from a store instead."""
+        return self if stored is None else replace(self, pairs=stored.pairs, tokens=stored.tokens)
 
     def as_reference(self) -> Measured:
         """The same rows as the reference's."""
@@ -115,7 +119,7 @@ class ProbeReference:
     def adapter_off(self, model: Any, measure: Measure) -> Measured:
         """The model without its adapter."""
         with reference_adapter(model):
-            return measure(model, True)
+            return measure(model)
 
     def other(self, model: Any, encoded: PairTokens, tokenizer: Any, measure: Measure) -> Measured:
         """The rows of a run that was scored before, or of a model that is loaded for it.
@@ -140,7 +144,7 @@ class ProbeReference:
                     got=f"{theirs} embeddings", hint="take a reference of the same family",
                 )  # fmt: skip
             self._facts = {"kind": "named model", **describe_model(reference, name, fingerprint=False)}
-            return measure(reference, False)
+            return measure(reference)
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json's `reference`, as far as they are known here."""
