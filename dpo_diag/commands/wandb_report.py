@@ -38,8 +38,8 @@ def wandb_report(
     """
     if save == json:
         raise DiagError("say what to do with the report", expected="--save, or --json for its spec", usage=True)
-    from dpo_diag.diagnosis.sweep import overrides
     from dpo_diag.diagnosis.sweep import sweep as collect
+    from dpo_diag.diagnosis.sweep_jobs import overrides
     from dpo_diag.records.tracked import tracked_places
     from dpo_diag.report.wandb_report import Told, build_report, save_report, spec_of
 

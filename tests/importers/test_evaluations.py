@@ -43,7 +43,7 @@ def lm_eval(folder: Path, right: int, **more: Any) -> Path:
     rows = [
         {
             "doc_id": i, "target": "yes", "filter": "none", "metrics": ["acc", "acc_norm"], "doc_hash": f"{i}" * 64,
-            "arguments": {f"gen_args_{c}": {"arg_0": f"Q{i}", "arg_1": f" {word}"} for c, word in enumerate(("yes", "no"))},
+            "arguments": {f"gen_args_{c}": {"arg_0": f"Q{i}", "arg_1": f" {w}"} for c, w in enumerate(("yes", "no"))},
             "filtered_resps": [["-0.1" if i < right else "-0.7", "False"], ["-0.5", "False"]],
             "acc": float(i < right), "acc_norm": 0.5,
         }
