@@ -22,7 +22,7 @@ from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.report.answers import of_two
 from dpo_diag.report.headline import headline
 from dpo_diag.report.html import page, write_page
-from dpo_diag.report.panels import Drawn, draw, panels
+from dpo_diag.report.panels import SmallChart, draw, panels
 from dpo_diag.report.plots import Series
 from dpo_diag.report.run_page import explained, printed_document
 from dpo_diag.report.section import Context
@@ -192,7 +192,7 @@ def pairs_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
 class Overlaid:
     """The curves over each other: the charts, of which rows they are made, and whether some were left out."""
 
-    charts: list[Drawn]
+    charts: list[SmallChart]
     rows: str
     left_out: bool
 
