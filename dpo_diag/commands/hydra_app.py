@@ -30,6 +30,7 @@ from dpo_diag.commands.overrides import explain_override, plain_value, quoted, q
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import say_next
 
 T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
@@ -83,8 +84,9 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
         print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{name}: interrupted", file=sys.stderr)
+        say_next(getattr(stop, "__notes__", []), sys.stderr)
         return 130
 
 

@@ -23,18 +23,18 @@ def job(cfg: DictConfig) -> str:
 
     try:
         folder = train(config, folder)
-    except KeyboardInterrupt:
         if is_main_process():
-            say_next(after_interrupt(folder), sys.stderr)
-        raise
-    if is_main_process():
-        from dpo_diag.commands.after_run import explain_and_report
+            from dpo_diag.commands.after_run import explain_and_report
 
-        following = explain_and_report(
-            folder, explain=config.explain, report=config.report, thresholds=config.checks
-        )  # fmt: skip
-        say_next(following, sys.stderr)
-        print(folder, flush=True)
+            following = explain_and_report(
+                folder, explain=config.explain, report=config.report, thresholds=config.checks
+            )  # fmt: skip
+            say_next(following, sys.stderr)
+            print(folder, flush=True)
+    except KeyboardInterrupt as stop:
+        for line in after_interrupt(folder) if is_main_process() else ():
+            stop.add_note(line)  # printed last, by run_app
+        raise
     return str(folder)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.config import Config, check
 from dpo_diag.data.pairs import to_dataset
@@ -23,8 +22,9 @@ from dpo_diag.records.files import write_json
 from dpo_diag.tracking import TRACKERS
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.checkpoint_folders import last_checkpoint
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
-from dpo_diag.training.progress import shorten_progress
+from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.tracker_callback import TrackerCallback
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
@@ -73,6 +73,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         trainer.train(resume_from_checkpoint=resume)
         status = "finished"
     finally:
+        end_progress(trainer)
         if tracker is not None:
             tracker.close(status)
     if main:
@@ -155,13 +156,13 @@ def score_by_tag(
 
 
 def _checkpoint(folder: Path) -> str:
-    last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    last = last_checkpoint(folder / "checkpoints")
     if last is None:
         raise DiagError(
-            "nothing to resume from", where=folder / "checkpoints", got="no checkpoint",
+            "nothing to resume from", where=folder / "checkpoints", got="no whole checkpoint",
             hint="start again, with trainer.save_steps so that checkpoints are written",
         )  # fmt: skip
-    return str(last)
+    return last
 
 
 def _write_vocabulary(folder: Path, tokenizer: Any) -> None:
