@@ -53,12 +53,15 @@ class ScoreConfig(CheckpointsConfig):
     """dpo-score: checkpoints x preference pairs. `hold_out=false` scores every pair, not only the held-out share.
 
     `shared_prefix`: auto computes a prompt once for its responses, in rows of `row_tokens` tokens, where the model was
-    proved to allow it before the first batch; on insists; off computes it with each response.
+    proved to allow it before the first batch; on insists; off computes it with each response. `reference_store`: a
+    folder where the reference's rows are kept, and taken from where model, adapter, tokenizer, template and cut are the
+    same.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     reference: str | None = None
+    reference_store: str | None = None
     split: str = "eval"
     hold_out: bool = False
     max_length: int | None = 1024

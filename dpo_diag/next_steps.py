@@ -24,6 +24,8 @@ PROMPTS = "general_en"
 """The shipped prompts: asked where the user's own are not known."""
 RUN, LOG, MODEL = "RUN", "LOG", "OTHER_MODEL"
 """Stand for what a command that was given neither cannot know."""
+CHECKPOINTS = "CHECKPOINTS"
+"""Stands for the checkpoints where none are found beside the records."""
 _PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
 """What a Hydra override takes without quotes."""
 _STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
@@ -76,8 +78,9 @@ def after_interrupt(folder: Path) -> list[str]:
     return after_import(folder) if run is not None else []
 
 
-def after_multirun(folder: str | os.PathLike[str]) -> list[str]:
-    return [line("dpo-diag", "sweep", folder)]
+def after_multirun(folder: str | os.PathLike[str], failed: bool = False) -> list[str]:
+    """Several runs: side by side; run again what did not complete."""
+    return [line("dpo-diag", "sweep", folder, *(["--resume"] if failed else []))]
 
 
 def after_tracking(where: Mapping[str, Any], run: str | os.PathLike[str]) -> list[str]:
@@ -126,6 +129,11 @@ def after_report(run: Run) -> list[str]:
     return [line("dpo-diag", "explain", run.path, "--full")]
 
 
+def after_report_of_two(run: str | os.PathLike[str], against: str | os.PathLike[str]) -> list[str]:
+    """The same comparison in the terminal, with its JSON."""
+    return [line("dpo-diag", "diff", against, run)]
+
+
 def after_review(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "review", run, "--results")]
 
@@ -138,16 +146,44 @@ def after_play(run: Run) -> list[str]:
     """Judge answers blind where the run holds some, else let its checkpoints write some."""
     if run.has("outputs"):
         return [line("dpo-diag", "review", run.path)]
-    return _generate(_checkpoints_of(run) or "CHECKPOINTS", run.path)
+    return _generate(_checkpoints_of(run) or CHECKPOINTS, run.path)
 
 
 def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
     return [line("dpo-diag", "report" if passed else "explain", run)]
 
 
-def after_sweep(runs: Sequence[str]) -> list[str]:
-    """The first run of the table."""
-    return [line("dpo-diag", "explain", runs[0])] if runs else []
+def after_sweep(runs: Sequence[str], again: str | os.PathLike[str] | None = None) -> list[str]:
+    """What did not complete, where it can be run `again`; the best run and how it differs from the next one."""
+    following = [] if again is None else after_multirun(again, failed=True)
+    if len(runs) > 1:
+        return [*following, line("dpo-diag", "diff", runs[1], runs[0])]
+    return [*following, *(line("dpo-diag", "explain", run) for run in runs)]
+
+
+def that_would_tell(run: Run) -> list[tuple[str, str]]:
+    """(what it would tell, the command line) of what a run does not record: its pairs, its answers, what people prefer.
+
+    An imported run stays as the log has it: both measurements go into one new run beside it.
+    """
+    lines = []
+    if not (run.has("pairs") and run.has("outputs")):
+        named = override("checkpoints", _checkpoints_of(run) or CHECKPOINTS)
+        out = override("out", f"{run.path}-scored" if run.kind == "imported" else run.path)
+        if not run.has("pairs"):
+            lines.append(("which pairs and tokens carry the change, and the exact splits of loss and perplexity",
+                          line("dpo-score", named, override("data.path", PAIRS), out)))  # fmt: skip
+        if not run.has("outputs"):
+            lines.append(("what the model writes now, which alone can call a change harmful",
+                          line("dpo-generate", named, override("prompts.path", PROMPTS), out)))  # fmt: skip
+    elif not (run.path / "review").is_dir():
+        lines.append(("which answers people prefer", line("dpo-diag", "review", run.path)))
+    return lines
+
+
+def after_diff(run: str | os.PathLike[str]) -> list[str]:
+    """Two runs compared: why the second one is what it is."""
+    return [line("dpo-diag", "explain", run)]
 
 
 def _generate(checkpoints: str, run: Path) -> list[str]:
@@ -213,9 +249,12 @@ def checkpoints_beside(log: Path) -> str | None:
 
 
 def _checkpoints_of(run: Run) -> str | None:
-    """Those that a training saved, or beside the model that was scored."""
+    """Those that a training saved, beside the model that was scored, or beside the log that was imported."""
     if (own := _glob(run.path / "checkpoints")) is not None:
         return own
+    for file in run.info.source.files if run.info.kind == "imported" else ():
+        if (beside := checkpoints_beside(Path(file))) is not None:
+            return beside
     name = run.info.model.name if run.info.kind == "scored" else None
     return _glob(Path(name).parent) if name and Path(name).is_dir() else None
 

@@ -35,7 +35,8 @@ _HIDDEN_RANGES = (
     (0x110BD, 0x110BD), (0x110CD, 0x110CD), (0x13430, 0x1345F), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A),
     (0xE0000, 0xE0FFF),
 )  # fmt: skip
-_HIDDEN = re.compile("[" + "".join(f"{re.escape(chr(a))}-{re.escape(chr(b))}" for a, b in _HIDDEN_RANGES) + "]")
+HIDDEN = re.compile("[" + "".join(f"{re.escape(chr(a))}-{re.escape(chr(b))}" for a, b in _HIDDEN_RANGES) + "]")
+"""A character that a reader cannot see, or that acts on what displays it."""
 # U+FE0E and U+FE0F choose between text and emoji form and are everyday; a run of them carries hidden bits.
 _SELECTORS = re.compile("([\ufe0e\ufe0f])([\ufe0e\ufe0f]+)")
 _MARKS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
@@ -185,7 +186,7 @@ def visible(text: str) -> str:
 
     More than six combining marks on one another (they can cover the lines around them) are cut to six and counted.
     """
-    text = _HIDDEN.sub(lambda m: f"<U+{ord(m.group()):04X}>", text)
+    text = HIDDEN.sub(lambda m: f"<U+{ord(m.group()):04X}>", text)
     text = _SELECTORS.sub(lambda m: m.group(1) + "".join(f"<U+{ord(c):04X}>" for c in m.group(2)), text)
     return _STACKED.sub(lambda m: f"{m.group(1)}<+{len(m.group(2))} marks>", text)
 

@@ -113,6 +113,13 @@ def test_the_right_wing_names_no_heavy_package() -> None:
     assert sorted((m, n) for m, n in named - allowed if n in HEAVY) == []
 
 
+def test_the_callback_and_the_probe_name_no_trl() -> None:
+    """They bear any version of it: they stand in trainers that pin their own."""
+    for module in ("dpo_diag.training.diag_callback", "dpo_diag.training.probe"):
+        named = {(m, n) for m in {module, *reached(module)} for n in imports(m) if n.split(".")[0] == "trl"}
+        assert named == set()
+
+
 def test_every_room_has_its_place() -> None:
     assert {room(m) for m in FILES} - {""} == GROUND | LEFT | RIGHT | SHARED | {"commands"}
 

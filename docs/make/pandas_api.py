@@ -22,7 +22,7 @@ def page() -> str:
     """The page in Markdown."""
     parts = [head("pandas API", "the docstrings of dpo_diag"), _ABOUT]
     parts += [_function(f"dpo_diag.{f.__name__}", f, "##") for f in (dpo_diag.load_run, dpo_diag.load_runs)]
-    for kind in (dpo_diag.Run, dpo_diag.Runs, dpo_diag.RunWriter):
+    for kind in (dpo_diag.Run, dpo_diag.Runs, dpo_diag.RunWriter, dpo_diag.Probe):
         parts.append(f"## {kind.__name__}\n\n{_text(inspect.getdoc(kind) or '')}")
         parts += _members(kind)
     return joined(*parts)

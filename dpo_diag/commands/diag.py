@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_log:import_log", "turn another trainer's log or sums into a run"),
     "track": ("track:track", "send a finished run's records to W&B or trackio"),
     "sweep": ("sweep:sweep", "one table over several runs"),
+    "diff": ("diff:diff", "two runs: what differs, where they part, what came of it"),
     "review": ("review:review", "read two checkpoints' answers side by side, blind, and judge them"),
     "play": ("play:play", "type a prompt, see several checkpoints' answers side by side"),
     "gate": ("gate:gate", "rules over a run for CI: exit status, JUnit XML, one table"),

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,16 +26,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpo_diag.commands.hydra_callback import BEGUN
 from dpo_diag.commands.overrides import explain_override, plain_value, quoted, quoted_paths
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import say_next
+from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
+from dpo_diag.records.run_info import ended_by
 
 T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
 SCHEMAS: dict[str, type] = {"config": Config, "score": ScoreConfig, "generate": GenerateConfig}
 """conf/NAME.yaml -> its schema, known to Hydra as base_NAME."""
+log = logging.getLogger(__name__)
 _RESUME = re.compile(r"\+{0,2}resume=")
 
 
@@ -70,8 +75,7 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
         with _full_errors():
-            _run(name, config_name, job, [a for a in arguments if a != "--debug"])
-        return 0
+            return _run(name, config_name, job, [a for a in arguments if a != "--debug"])
     except DiagError as error:
         if debug:
             raise
@@ -102,7 +106,7 @@ def _full_errors() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> None:
+def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     register()
     arguments = quoted_paths(_resumed(arguments))
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
@@ -121,11 +125,21 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> None:
     errors: list[DiagError] = []
     folders: list[Path] = []
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)
-    app(_collecting(job, errors, folders))()
+    try:
+        app(_collecting(job, errors, folders))()
+    except BaseException as error:
+        # A sweeper that asks for a failed job's value gets its error, after the others have run.
+        if not BEGUN:
+            raise
+        return end_of_multirun(BEGUN.pop(), error)
+    if BEGUN:
+        return end_of_multirun(BEGUN.pop())
     if errors:
         for folder in folders:
-            remove_if_bare(folder)
+            if not (folder.parent / SWEEP_FILE).is_file():  # there a job that failed is told with its log
+                remove_if_bare(folder)
         raise errors[0]
+    return 0
 
 
 def remove_if_bare(folder: Path) -> None:
@@ -170,17 +184,71 @@ def _resumed(arguments: list[str]) -> list[str]:
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
     """In a single run keep a DiagError for `run_app`, where it becomes one line; Hydra would add lines of its own.
 
-    A multirun's job raises, so that the launcher counts it as failed and goes on with the others.
+    A multirun's job raises, so that the launcher counts it as failed and goes on with the others. Either way the job's
+    own log gets the reason while it is open, with the traceback of what is no mistake of the user's.
     """
 
     def guarded(cfg: DictConfig) -> Any:
-        try:
+        hydra_cfg = HydraConfig.get()
+        folder, several = Path(hydra_cfg.runtime.output_dir), hydra_cfg.mode == RunMode.MULTIRUN
+        if not is_main_process():
             return job(cfg)
-        except DiagError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+        begin_job(folder, int(hydra_cfg.job.num) if several else None)
+        try:
+            value = job(cfg)
+        except BaseException as error:
+            failed, reason = isinstance(error, Exception), ended_by(error)[1]
+            told = str(error) if isinstance(error, DiagError) else reason
+            end_job(folder, "failed" if failed else "interrupted", told)
+            if several and isinstance(error, Exception):
+                log.error("failed: %s", error, exc_info=None if isinstance(error, DiagError) else error)
+            if several or not isinstance(error, DiagError):
                 raise
             errors.append(error)
-            folders.append(Path(HydraConfig.get().runtime.output_dir))
+            folders.append(folder)
             return None
+        end_job(folder, "completed")
+        return value
 
     return guarded
+
+
+def end_of_multirun(folder: Path, error: BaseException | None = None) -> int:
+    """Print the runs side by side on standard error (standard output ends with the last run's folder), what became of
+    each job, and the next command; returns the exit status: 1 where a job did not complete, 130 where it was stopped.
+
+    Args:
+        error: what ended the sweeper: a failed job's own, already told, or another, which is told or raised here.
+
+    Raises:
+        whatever ended it before its first job began.
+    """
+    from dpo_diag.commands.sweep_end import ending
+    from dpo_diag.diagnosis.sweep_jobs import jobs_of
+
+    stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+    end_plan(folder, "interrupted" if stopped else "completed" if error is None else "failed")
+    jobs = jobs_of([folder])[0]
+    begun = [job for job in jobs if job.folder.is_dir()]
+    mistaken = isinstance(error, DiagError) and error.usage and not any((j.folder / RUN_FILE).is_file() for j in begun)
+    if error is not None and (not begun or mistaken):
+        for job in begun:
+            remove_if_bare(job.folder)
+        remove_bare_multirun(folder)
+        raise error
+    ending(folder)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    failed = [job for job in jobs if job.status != "completed"]
+    if error is not None and not any(job.status == "failed" for job in failed):
+        raise error
+    return 1 if failed else 0
+
+
+def remove_bare_multirun(folder: Path) -> None:
+    """Remove a multirun's folder in which no job is left, and its empty parents."""
+    if folder.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()

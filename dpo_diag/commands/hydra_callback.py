@@ -1,40 +1,49 @@
-"""Hydra callback: a failed job of a multirun leaves its reason in its own log (by default that log stays empty), and
-its end shows the table of its runs."""
+"""Hydra callback: the beginning of a multirun leaves word of every job that it will run."""
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_multirun, say_next
+from dpo_diag.records.jobs import Plan, plan_of, this_process, without_secret_values, write_plan
 
-log = logging.getLogger(__name__)
+BEGUN: list[Path] = []
+"""Folders of the multiruns of this process that have begun and whose end was not told yet, see `hydra_app`."""
+_OF_THE_MULTIRUN = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode",
+                    "hydra.run.")  # fmt: skip
 
 
-class LogFailure(Callback):
-    """One line for a mistake that a user can correct, the traceback for anything else."""
+class KeepPlan(Callback):
+    """Writes sweep.json; a multirun that goes on in a folder keeps what was planned there first."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Called in the worker that ran the job, while its log is open."""
-        if job_return.status != JobStatus.FAILED:
-            return
-        error = job_return._return_value
-        log.error("failed: %s", error, exc_info=None if isinstance(error, DiagError) else error)
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(str(config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)  # a storage of a sweeper's may lie there
+        BEGUN.append(folder)
+        before = plan_of(folder)
+        write_plan(folder, _plan(config) if before is None else replace(before, state=this_process()))
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """The runs side by side on standard error: standard output ends with the last run's folder."""
-        folder = str(config.hydra.sweep.dir)
-        from dpo_diag.commands.sweep import lines
-        from dpo_diag.diagnosis.sweep import sweep
 
-        try:
-            print("", *lines(sweep([folder])), sep="\n", file=sys.stderr)
-        except DiagError:  # no job came as far as a run: each said why
-            return
-        say_next(after_multirun(folder), sys.stderr)
+def _plan(config: DictConfig) -> Plan:
+    sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    assert isinstance(sweeper, dict)
+    task = [str(t) for t in config.hydra.overrides.task]
+    jobs = None
+    if str(sweeper["_target_"]).endswith(".BasicSweeper"):
+        given = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *task]
+        overrides = OverridesParser.create().parse_overrides(given)
+        jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(overrides, None)[0])
+    hydra = [str(t) for t in config.hydra.overrides.hydra if not str(t).lstrip("+~").startswith(_OF_THE_MULTIRUN)]
+    return Plan(
+        Path(sys.argv[0]).name, without_secret_values(sys.argv[1:]), os.getcwd(),
+        None if jobs is None else tuple(map(without_secret_values, jobs)),
+        tuple(hydra), sweeper.get("n_trials"), this_process(),
+    )  # fmt: skip

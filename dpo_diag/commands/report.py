@@ -1,4 +1,4 @@
-"""`dpo-diag report`: one self-contained HTML file about a run; its path alone on the last line."""
+"""`dpo-diag report`: one self-contained HTML file about a run, or about two; its path alone on the last line."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import time
 import webbrowser
 from pathlib import Path
 
-from dpo_diag.next_steps import after_report, say_next
+from dpo_diag.next_steps import after_report, after_report_of_two, say_next
 from dpo_diag.records import load_run
 
 
-def report(run: Path, /, *, out: Path | None = None, open_less: bool = False) -> int:
-    """One self-contained HTML file about a run.
+def report(run: Path, /, *, against: Path | None = None, out: Path | None = None, open_less: bool = False) -> int:
+    """One self-contained HTML file about a run, or about two side by side.
 
     Args:
         run: a run folder.
-        out: where to write (default: RUN/report.html).
+        against: another run to hold it against: what differs, both verdicts, paired intervals, curves, answers.
+        out: where to write (default: RUN/report.html, or RUN/report-against-NAME.html).
         open_less: only write the file; do not offer it to a browser.
     """
-    opened = load_run(run)
-    from dpo_diag.report import write_report
+    opened, other = load_run(run), None if against is None else load_run(against)
+    from dpo_diag.report import write_report, write_two_runs
 
     started = time.monotonic()
     print("reading the records, explaining, comparing the outputs ...", file=sys.stderr)
-    path = write_report(opened, out)
+    path = write_report(opened, out) if other is None else write_two_runs(opened, other, out)
     size = path.stat().st_size / 1e6
     print(f"{size:.1f} MB in {time.monotonic() - started:.1f} s; it loads nothing from a network", file=sys.stderr)
     # Opened where a person sits: never in a pipe, in CI, or without a display.
     if not open_less and sys.stdout.isatty() and sys.stdin.isatty():
         webbrowser.open(path.resolve().as_uri())
-    say_next(after_report(opened), sys.stderr)
+    following = after_report(opened) if other is None else after_report_of_two(opened.path, other.path)
+    say_next(following, sys.stderr)
     print(path)
     return 0

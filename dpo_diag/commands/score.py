@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
+from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import say_next
 
 
@@ -48,8 +49,16 @@ def job(cfg: DictConfig) -> str:
     if place.launch is None:
         from dpo_diag.inference.score_run import score_checkpoints
 
-        score_checkpoints(names, pairs, place.folder, loader=loader, say=say, **set_, **settings)
+        score_checkpoints(
+            names, pairs, place.folder, loader=loader, say=say, reference_store=config.reference_store, **set_,
+            **settings,
+        )  # fmt: skip
     else:
+        if config.reference_store is not None:
+            raise DiagError(
+                "a reference store is written by one process", where="reference_store", got="several", usage=True,
+                hint="fill it in one process first, or leave it out",
+            )  # fmt: skip
         from dpo_diag.inference.launch import run_shared
         from dpo_diag.inference.shared_work import ScoreJob
 

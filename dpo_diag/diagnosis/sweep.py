@@ -1,40 +1,27 @@
-"""Several runs in one table: what was overridden, how each ended, and what holds over the seeds."""
+"""Several runs in one table: what was overridden, where each began and ended, and what holds over the seeds."""
 
 from __future__ import annotations
 
-import glob as globbing
-import hashlib
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from dpo_diag.diagnosis.evidence import score_curves
-from dpo_diag.diagnosis.logged import measured_split, metric_rows
-from dpo_diag.diagnosis.pair_rows import PairRows
-from dpo_diag.ends import ends_of
+from dpo_diag.diagnosis.evidence import ScoreCurve
+from dpo_diag.diagnosis.sweep_jobs import Job, jobs_of
+from dpo_diag.diagnosis.sweep_rank import Ranking, ranking
+from dpo_diag.diagnosis.sweep_values import ENDINGS, setting_of, values_of
 from dpo_diag.errors import DiagError
-from dpo_diag.records import Run, load_run
-from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.secrets import without_secrets
-from dpo_diag.text import to_json
-from dpo_diag.thresholds import defaults
+from dpo_diag.records import load_run
+from dpo_diag.text import same
 
 SEED = "seed"
-METRICS = {
-    "loss": "loss",
-    "ppl_seq_mean/chosen": "chosen_ppl_seq_mean",
-    "ppl_seq_mean/rejected": "rejected_ppl_seq_mean",
-    "pairs/both_fell": "both_fell",
-    "rewards/accuracies": "reward_accuracy",
-}
-"""Metric -> column: each run's last value on its evaluation split, of training batches the mean of the last rows."""
+NOT_AVERAGED = ("_n", "_low", "_high", *ENDINGS)
+"""Endings of columns that no mean over seeds is taken of."""
 
 
 @dataclass(frozen=True)
@@ -42,169 +29,107 @@ class Sweep:
     """Runs side by side.
 
     Attributes:
-        runs: one row per finished run: run, one column per overridden parameter, origin (trained, scored, imported),
-            data (a hash of the measured set's pairs), step, split, batches (whether the metrics are those of training
-            batches: no evaluation is recorded), the metrics, and per task score NAME its value, NAME_n,
-            NAME_low, NAME_high (over its questions), and NAME_change since its first evaluation, with its interval in
-            NAME_change_low and NAME_change_high (that of the explanation).
+        runs: one row per completed run: run, one column per overridden parameter, origin (trained, scored, imported),
+            data (a hash of the measured set's pairs), the values of `sweep_values.values_of`, rank and the distance to
+            the best (see `sweep_rank.ranking`).
         groups: one row per setting, i.e. the runs that differ in nothing but their seed: the parameters, origin, data,
             step, runs, and per value its mean, low and high over those runs (the range, not an interval); pooled n of
             the scores.
         constant: parameters that every run has alike.
-        failed: run and why.
-        apart: what beside the overridden parameters makes two runs no seeds of one another -> the values.
+        jobs: every job, completed or not.
+        apart: what makes two runs of the same overridden parameters no seeds of one another -> its values.
         not_runs: folders that were named and hold no run.
+        before: column -> value before training, of what all runs began with alike; {} where there is none.
+        ranking: what the ranks were given by, and what was not ranked.
+        curves: run -> its task scores along the run.
     """
 
     runs: pd.DataFrame
     groups: pd.DataFrame
     constant: dict[str, str]
-    failed: list[dict[str, str]] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     apart: dict[str, list[str]] = field(default_factory=dict)
     not_runs: list[str] = field(default_factory=list)
+    before: dict[str, float] = field(default_factory=dict)
+    ranking: Ranking = field(default_factory=Ranking)
+    curves: dict[str, list[ScoreCurve]] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """Jobs that did not complete."""
+        return [job for job in self.jobs if job.status != "completed"]
+
+    @property
+    def ranked(self) -> pd.DataFrame:
+        """`runs`, the best first, those without a rank last."""
+        return self.runs.sort_values("rank", kind="stable", ignore_index=True) if len(self.runs) else self.runs
+
+    @property
+    def parameters(self) -> list[str]:
+        """Columns of what was overridden and differs."""
+        return list(self.runs.columns[1 : self.runs.columns.get_loc("origin")]) if len(self.runs) else []
+
+    @property
+    def scores(self) -> list[str]:
+        """Columns of task scores."""
+        return [c for c in self.runs.columns if c.endswith("]") and f"{c}_n" in self.runs]
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A finished run: what was overridden, what else makes it the same setting as another, its last values."""
+class Row:
+    """A completed run: what was overridden, what else makes it the same setting as another, its values and scores."""
 
     folder: str
     given: dict[str, str]
     setting: dict[str, str]
     values: dict[str, Any]
-
-
-def overrides(folder: Path) -> dict[str, str]:
-    """The command line's overrides as Hydra kept them: name -> value as written; {} where there are none."""
-    file = folder / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        return {}
-    try:
-        lines = yaml.safe_load(file.read_text(encoding="utf-8")) or []
-    except yaml.YAMLError as error:
-        raise DiagError("the overrides cannot be read", where=file, got=error, hint="restore or remove it") from error
-    pairs = (str(line).lstrip("+~").partition("=") for line in lines)
-    return {k: str(v) for k, v in without_secrets({name: value for name, _, value in pairs}).items()}
-
-
-def _last(rows: pd.DataFrame, batches: bool) -> float:
-    """The last value; of training batches, one of which is noise, the mean of the last rows (`ends.ends_of`)."""
-    last = float(rows["value"].iloc[-1])
-    return ends_of(rows["value"], batches=batches).end if math.isfinite(last) else last
-
-
-def final_values(run: Run) -> dict[str, Any]:
-    """A run's last values: step, METRICS on its evaluation split (as logged, else from the pair records), and the task
-    scores with n and interval."""
-    history, pairs = run.history, PairRows(run)
-    split = measured_split(run) or next(iter(pairs.steps), None)
-    steps = [*history.loc[history["split"] == split, "step"], *pairs.steps.get(split or "", ())]
-    batches = split is not None and run.role(split) == "train"
-    values: dict[str, Any] = {"step": int(max(steps)) if steps else None, "split": split, "batches": batches}
-    for name, column in METRICS.items():
-        rows = pd.DataFrame() if split is None else metric_rows(pairs, name, split)
-        values[column] = _last(rows, batches) if len(rows) else math.nan
-    for curve in score_curves(run):
-        score, interval = float(curve.values[-1]), curve.value_at(-1, defaults())
-        column = f"{curve.name}[{curve.split}]"
-        values |= {column: score, f"{column}_n": float(interval.n or curve.n[-1])}
-        values |= {f"{column}_low": interval.low, f"{column}_high": interval.high}
-        if (since := curve.change(None, None, defaults())) is not None:
-            change = since.change
-            values |= {f"{column}_change": change.value, f"{column}_change_low": change.low}
-            values |= {f"{column}_change_high": change.high}
-    return values
-
-
-def setting(run: Run, split: str | None, step: int | None, hydra: bool) -> dict[str, str]:
-    """What two runs have in common that differ in their seed alone, beside the overrides: origin, data, last step,
-    model, loss and the trainer's arguments. Pairs that nothing names are a data set of the run's own, unless Hydra's
-    overrides (`hydra`) describe the run."""
-    info = run.info
-    known = info.splits.get(split or "")
-    # Where the source is known, a seed may draw another held-out set from it.
-    sources = [info.data.get("fingerprint"), (info.data.get("held_out_source") or {}).get("fingerprint")]
-    data = "+".join(str(s)[:16] for s in sources if s) or (known.fingerprint if known is not None else None)
-    if data is None and split is not None:
-        ids = sorted(set(run.read("pairs", ["pair_id"], splits=[split])["pair_id"]))
-        data = hashlib.sha256("".join(map(str, ids)).encode()).hexdigest()[:16] if ids else None
-    arguments = {k: v for k, v in vars(info.training).items() if k not in ("seed", "data_seed") and v is not None}
-    return {
-        "origin": str(run.kind),
-        "data": data or ("" if hydra else f"not known ({run.name})"),
-        "step": str(step),
-        "model": str(info.model.name or ""),
-        "loss": to_json(info.loss.to_dict()) if info.loss is not None else str(info.loss_reason or ""),
-        "training": to_json(arguments),
-    }
+    curves: list[ScoreCurve]
 
 
 def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Sweep:
     """Read the runs that a glob, or a list of globs and folders, names; of a multirun's folder its jobs.
 
-    A folder that Hydra made but that holds no finished run counts as failed, with the reason; one that is no run at all
-    is named among `not_runs`.
+    A job that did not complete is told among `jobs` alone, with the reason; a folder that is no run at all is named
+    among `not_runs`.
 
     Raises:
         DiagError: nothing found.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-    folders, strangers = _folders(patterns)
-    rows, failed = [], []
-    for folder in folders:
-        if not (folder / RUN_FILE).is_file():
-            failed.append({"run": str(folder), "why": "no run.json: it ended before the first record"})
-            continue
+    found, strangers = jobs_of(patterns)
+    rows, jobs = [], []
+    for job in found:
         try:
-            run = load_run(folder)
-            status = str(run.info.status)
-            if status != "finished":
-                failed.append({"run": str(folder), "why": f"status {status}"})
-                continue
-            given, values = overrides(folder), final_values(run)
-            same = setting(run, values["split"], values["step"], (folder / ".hydra").is_dir())
-            rows.append(_Row(str(folder), given, same, values))
+            if job.status == "completed":
+                run = load_run(job.folder)
+                values, curves = values_of(run)
+                same_as = setting_of(run, values["split"], values["step"], (job.folder / ".hydra").is_dir())
+                rows.append(Row(str(job.folder), job.overrides, same_as, values, curves))
+            jobs.append(job)
         except DiagError as error:
-            failed.append({"run": str(folder), "why": str(error)})
-    if not rows and not failed:
+            jobs.append(Job(job.folder, "failed", job.num, str(error), None, job.overrides))
+    if not jobs:
         raise DiagError(
             "no run found",
             where=", ".join(map(str, patterns)),
             got=f"no run in {', '.join(strangers[:3])}" if strangers else None,
             hint="name run folders, a multirun's folder or a glob, e.g. 'runs/sql_dpo/*/*'",
         )
-    return _tables(rows, failed, strangers)
+    return _tables(rows, jobs, strangers)
 
 
-def _folders(patterns: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[str]]:
-    """Folders of runs, each once however it was named, and what was named but is, holds and lies in no run."""
-    named = sorted({Path(p) for text in patterns for p in globbing.glob(str(text), recursive=True)})
-    found: dict[Path, Path] = {}
-    others = []
-    for path in named:
-        jobs = [path] if _is_run(path) else sorted(p for p in path.glob("*") if _is_run(p))
-        found |= {job.resolve(): found.get(job.resolve(), job) for job in jobs}
-        if not jobs and not path.is_file():
-            others.append(path)
-    absolute = [path.resolve() for path in others]
-    strangers = [
-        str(path)
-        for path, whole in zip(others, absolute, strict=True)
-        if not any(run.is_relative_to(whole) or whole.is_relative_to(run) for run in found)
-    ]
-    return sorted(found.values()), strangers
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RUN_FILE).is_file() or (folder / ".hydra").is_dir()
-
-
-def _tables(rows: list[_Row], failed: list[dict[str, str]], not_runs: list[str]) -> Sweep:
+def _tables(rows: list[Row], jobs: list[Job], not_runs: list[str]) -> Sweep:
     names = list(dict.fromkeys(name for row in rows for name in row.given))
-    varied = [n for n in names if n == SEED or len({row.given.get(n) for row in rows}) > 1]
+    # A job that failed was set differently, too.
+    all_given = [row.given for row in rows] + [job.overrides for job in jobs if job.overrides]
+    varied = [n for n in names if n == SEED or len({given.get(n) for given in all_given}) > 1]
     constant = {n: rows[0].given[n] for n in names if n not in varied}
-    apart = {key: list(dict.fromkeys(row.setting[key] for row in rows)) for key in (rows[0].setting if rows else ())}
-    apart = {key: values for key, values in apart.items() if len(values) > 1}
+    by = [n for n in varied if n != SEED]
+    apart = {
+        key: list(dict.fromkeys(row.setting[key] for row in rows))
+        for key in (rows[0].setting if rows else ())
+        if _differs(rows, by, key)
+    }
     frame = pd.DataFrame(
         [
             {"run": row.folder, **{n: row.given.get(n, "") for n in varied}, "origin": row.setting["origin"],
@@ -212,9 +137,32 @@ def _tables(rows: list[_Row], failed: list[dict[str, str]], not_runs: list[str])
             for row in rows
         ]
     )  # fmt: skip
-    by = [n for n in varied if n != SEED]
-    same = pd.DataFrame([{key: row.setting[key] for key in apart} for row in rows], index=frame.index)
-    return Sweep(frame, group_runs(frame, by, same), constant, failed, apart, not_runs)
+    alike = pd.DataFrame([{key: row.setting[key] for key in apart} for row in rows], index=frame.index)
+    groups = group_runs(frame, by, alike)
+    frame, ranks = ranking(
+        frame, [row.curves for row in rows], [f"{r.setting['data']} {r.setting['tokenizer']}" for r in rows]
+    )
+    curves = {row.folder: row.curves for row in rows}
+    return Sweep(frame, groups, constant, jobs, apart, not_runs, common_start(frame), ranks, curves)
+
+
+def _differs(rows: list[Row], by: list[str], key: str) -> bool:
+    """Whether two runs of the same overrides differ in something else."""
+    first: dict[tuple[str | None, ...], str] = {}
+    return any(
+        first.setdefault(tuple(row.given.get(n) for n in by), row.setting[key]) != row.setting[key] for row in rows
+    )
+
+
+def common_start(runs: pd.DataFrame) -> dict[str, float]:
+    """Column -> its value before training, of those that every run that knows it began with alike; {} where the runs
+    know of no start or began with something else."""
+    out = {}
+    for column in [c.removesuffix("_start") for c in runs.columns if c.endswith("_start")]:
+        known = runs[f"{column}_start"].dropna().astype(float).tolist()
+        if known and len(known) == int(runs[column].notna().sum()) and all(same(known[0], v) for v in known):
+            out[column] = known[0]
+    return out
 
 
 def group_runs(runs: pd.DataFrame, by: list[str], same: pd.DataFrame) -> pd.DataFrame:
@@ -226,8 +174,8 @@ def group_runs(runs: pd.DataFrame, by: list[str], same: pd.DataFrame) -> pd.Data
     """
     if runs.empty:
         return pd.DataFrame()
-    about = {"run", "step", "split", "batches", "origin", "data", SEED, *by}
-    values = [c for c in runs.columns if c not in about and not c.endswith(("_n", "_low", "_high"))]
+    about = {"run", "step", "split", "batches", "origin", "data", "rank", SEED, *by}
+    values = [c for c in runs.columns if c not in about and not c.endswith(NOT_AVERAGED)]
     keys = [runs[name] for name in by] + [same[name].rename(f"_{name}") for name in same]
     grouped = [rows for _, rows in runs.groupby(keys, sort=False, dropna=False)] if keys else [runs]
     out = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import yaml
 
-from dpo_diag.diagnosis.sweep import overrides
+from dpo_diag.diagnosis.sweep_jobs import overrides
 from dpo_diag.frames.run import Run
 
 Value = bool | int | float | str | None

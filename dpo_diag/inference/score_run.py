@@ -50,6 +50,7 @@ def score_checkpoints(
     tokens: bool = True,
     no_prompt: bool = False,
     ches: bool = False,
+    reference_store: str | os.PathLike[str] | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
@@ -70,14 +71,18 @@ def score_checkpoints(
         max_length, truncation_mode: as for `PairTokens.of`.
         batch_size, shared_prefix, row_tokens, tokens, no_prompt: as for `score_pairs`.
         ches: also compute CHES under the reference and write it to the run's `ches.csv`, which the explanation reads.
+        reference_store: a folder where references' rows are kept and taken from (see `reference_store.ReferenceStore`);
+            not with `ches` or `no_prompt`, which need the model.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
 
     Raises:
         DiagError: no pair left, another set of pairs under the same split in `out`.
     """
+    from dpo_diag.inference.reference_store import open_store, reference_key
     from dpo_diag.inference.scoring import score_pairs
+    from dpo_diag.models.loading import describe_model
 
-    loader, given = loader or Loader(), GivenIds()
+    loader, given, store = loader or Loader(), GivenIds(), open_store(reference_store)
     rows = with_ids(pairs, given)
     once = _Once(rows, max_length, truncation_mode)
     if note := given.note():
@@ -111,15 +116,26 @@ def score_checkpoints(
                 if role == REFERENCE:
                     tokenizer = _shared_tokenizer(loader, models, tokenizer, say)
                 encoded, proof = once.encoded(tokenizer), once.proved(model, tokenizer)
-                scores = score_pairs(
-                    model, encoded, step=step, split=split, role=role, batch_size=batch_size,
-                    shared_prefix=proof or shared_prefix, row_tokens=row_tokens, tokens=tokens, no_prompt=no_prompt,
-                    hidden=hidden, progress=progress,
-                )  # fmt: skip
-                once.remember(model, tokenizer, scores.proved)
-                facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
-            if proof is None and (note := scores.proved.note()):
-                say(f"    {note}")
+                scores = key = None
+                if store is not None and role == REFERENCE and not (hidden or no_prompt):
+                    key = reference_key(model, tokenizer, max_length, truncation_mode)
+                    scores, why = store.scores(key, encoded, tokenizer, rows, split)
+                    say(f"    {why}")
+                if scores is None:
+                    scores = score_pairs(
+                        model, encoded, step=step, split=split, role=role, batch_size=batch_size,
+                        shared_prefix=proof or shared_prefix, row_tokens=row_tokens, tokens=tokens,
+                        no_prompt=no_prompt, hidden=hidden, progress=progress,
+                    )  # fmt: skip
+                    once.remember(model, tokenizer, scores.proved)
+                    facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
+                    if key is not None and store is not None:
+                        described = describe_model(model, checkpoint.path, fingerprint=False)
+                        store.put(key, scores.pairs, scores.tokens, described, tokenizer, rows)
+                    if proof is None and (note := scores.proved.note()):
+                        say(f"    {note}")
+                else:
+                    facts_of_model = _described(model, once.description(tokenizer), checkpoint, None)
             write_scores(writer, run, scores.pairs, scores.tokens, scores.ches, role, step, split)
             writer.update(**facts_of_model)
             if encoded.dropped:
@@ -191,17 +207,21 @@ def scored_already(run: Run, split: str) -> set[tuple[str, int]]:
 def write_scores(
     writer: RunWriter, run: Run, pairs: pd.DataFrame, tokens: pd.DataFrame, ches: pd.DataFrame | None, role: str,
     step: int, split: str,
-) -> None:  # fmt: skip
-    """What was measured of one checkpoint; a policy's history needs the reference's rows to be there."""
+) -> dict[str, float]:  # fmt: skip
+    """What was measured of one checkpoint; a policy's history needs the reference's rows to be there. Returns that
+    history by name; {} for a reference."""
+    rows: list[dict[str, Any]] = []
     label = split if role == POLICY else f"{split}-ref"
     writer.write("tokens", tokens, split=label)
     if role == POLICY:
         reference = run.read("pairs", ["pair_id", "side", "sum_logp"], splits=[split], roles=[REFERENCE])
-        writer.write("history", history_rows(pairs, reference, step, split, run.info.loss), split=split)
+        rows = history_rows(pairs, reference, step, split, run.info.loss)
+        writer.write("history", rows, split=split)
     if ches is not None:
         write_side_table(writer.path, CHES, ches.assign(split=split))
     # Pairs last: they say that a checkpoint is done.
     writer.write("pairs", pairs, split=label)
+    return {row["name"]: row["value"] for row in rows}
 
 
 def _shared_tokenizer(
@@ -229,13 +249,14 @@ def refuse_other_pairs(run: Run, rows: Sequence[Row], split: str) -> None:
 
 
 def _described(
-    model: PreTrainedModel, tokenizer: dict[str, Any], checkpoint: Checkpoint, proved: Proved
+    model: PreTrainedModel, tokenizer: dict[str, Any], checkpoint: Checkpoint, proved: Proved | None
 ) -> dict[str, Any]:
     """Fields of run.json."""
     from dpo_diag.models.loading import describe_model
 
     described = describe_model(model, checkpoint.path, fingerprint=False)
-    described["shared_prefix"] = PrefixInfo(proved.way.name, proved.difference, dict(proved.refused))
+    if proved is not None:
+        described["shared_prefix"] = PrefixInfo(proved.way.name, proved.difference, dict(proved.refused))
     own = (
         {"reference": ReferenceInfo(**described)}
         if checkpoint.model == REFERENCE

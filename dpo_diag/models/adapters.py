@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,50 @@ def swap_adapter(model: Any, path: str) -> bool:
         return False
     set_peft_model_state_dict(model, weights)
     return True
+
+
+@contextmanager
+def reference_adapter(model: Any) -> Iterator[None]:
+    """A PEFT model as its own reference: with the adapter called "ref" that TRL keeps of a start that had one already,
+    else with its adapters off. Which weights take gradients is as before on leaving: PEFT forgets those that were
+    frozen by hand."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    active = model.active_adapter
+    try:
+        if "ref" in model.peft_config:
+            model.set_adapter("ref")
+            try:
+                yield
+            finally:
+                model.set_adapter(active)
+        else:
+            with model.disable_adapter():
+                yield
+    finally:
+        for parameter, gradient in trained:
+            parameter.requires_grad_(gradient)
+
+
+def split_weights(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(weights of the model under its adapters, by their names there; the active adapter's own weights).
+
+    The first are what the model had before PEFT was put around it; the second are empty for a model without adapter.
+    """
+    if not hasattr(model, "peft_config"):
+        return model.state_dict(), {}
+    from peft import get_peft_model_state_dict
+
+    base = {}
+    for name, tensor in model.state_dict().items():
+        plain = name.removeprefix("base_model.model.")
+        saved_apart = ".modules_to_save." in plain or any(part.startswith(_ADAPTERS) for part in plain.split("."))
+        if not saved_apart and not plain.startswith("prompt_encoder."):
+            base[plain.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+    return base, get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+
+
+_ADAPTERS = ("lora_", "ia3_", "vera_", "boft_", "oft_", "hada_", "lokr_", "adalora_", "vblora_", "randlora_", "miss_")
+"""Before the names of what PEFT adds beside a layer."""
 
 
 def only_adds(path: str, config: Mapping[str, Any]) -> bool:

@@ -53,14 +53,17 @@ class Head:
             raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
         self.vocabulary = int(self.module.weight.shape[0])
         self.scale, self.softcap = _scale_and_softcap(getattr(model, "config", None))
+        # A shard is whole inside of the model's forward alone: only the logits made there can be had.
+        self._is_shard = hasattr(self.module.weight, "device_mesh")
         # Anything but a plain layer in memory (an adapter on it, quantised or off-loaded weights) is called as it is.
         self.is_tiled = (
             type(self.module) is torch.nn.Linear
             and not hasattr(self.module, "_hf_hook")
             and self.module.weight.device.type == "cpu"
+            and not self._is_shard
         )
         self._kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
-        self._own_logits = False
+        self._own_logits = self._is_shard
 
     @property
     def positions(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
@@ -147,10 +148,15 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
     About a second for a gigabyte. The same checkpoint loaded in another dtype is another model, and has another one.
     """
+    return weights_fingerprint(model.state_dict())
+
+
+def weights_fingerprint(weights: Mapping[str, Any]) -> str:
+    """The same for weights by their names."""
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")

@@ -122,6 +122,13 @@ def contains(text: str, phrase: str) -> bool:
     return bool(wanted) and _needle(wanted) in searchable(sentences(text[:MAX_TEXT]))
 
 
+def held(text: str, phrases: Sequence[str]) -> list[int]:
+    """Places of the phrases that a text holds (see `contains`); the text is read once."""
+    known = searchable(sentences(text[:MAX_TEXT]))
+    wanted = [tuple(word.form for part in sentences(phrase) for word in part) for phrase in phrases]
+    return [i for i, gram in enumerate(wanted) if gram and _needle(gram) in known]
+
+
 def _needle(gram: Gram) -> str:
     return "\x1f" + "\x1f".join(gram) + "\x1f"
 

@@ -16,7 +16,21 @@ OUTCOMES = ("regression", "gain", "changed", "unchanged")
 """From the baseline to the target: right -> wrong (or a lower share of right), wrong -> right, another text of the same
 correctness (or of an unknown one), the same text. In the order in which they are worth reading."""
 
+STANDINGS = ("regression", "gain", "both_wrong", "both_right")
+"""Of judged answers: what moved, or what both are."""
+
 Answer = Mapping[str, Any]
+
+
+def standing(before: Answer | None, after: Answer | None) -> str | None:
+    """One of STANDINGS for the two answers to a prompt; None where one is missing or not judged."""
+    moved = outcome(before, after)
+    if before is None or after is None or moved in ("regression", "gain"):
+        return moved
+    old, new = (answer.get("correct") for answer in (before, after))
+    if old is None or new is None or math.isnan(old) or math.isnan(new):
+        return None
+    return "both_right" if new >= 0.5 else "both_wrong"
 
 
 def outcome(before: Answer | None, after: Answer | None) -> str | None:

@@ -95,6 +95,20 @@ class ReferenceStart:
 
 
 @dataclass(frozen=True)
+class ReferenceKey:
+    """What decides a reference's log-probs of a pair: where all of it is the same, they are taken from records."""
+
+    model: str | None = declared("SHA-256 over the weights under an adapter: names, types, shapes, bytes")
+    revision: str | None = declared("commit on the hub")
+    adapter: str | None = declared("SHA-256 over the adapter's weights; null for none, or one that is switched off")
+    tokenizer: str | None = declared("SHA-256 over rules, vocabulary, special tokens, chat template")
+    template: str | None = declared("hash of the chat template; null for none")
+    max_length: int | None = declared("prompt and response are cut to this; null for no limit", "tokens")
+    truncation_mode: str | None = declared("which end is kept")
+    autocast: str | None = declared("type that its products were rounded to; null for the weights' own")
+
+
+@dataclass(frozen=True)
 class ReferenceInfo(ModelInfo):
     """The reference, against which log-ratios are taken."""
 
@@ -104,6 +118,7 @@ class ReferenceInfo(ModelInfo):
     start: ReferenceStart | None = declared("whether the policy equalled it before the first step")
     source: str | None = declared("imports: the rows that hold the reference's log-probs")
     tokenizer: TokenizerInfo | None = declared("its tokenizer, where it is not the policy's")
+    key: ReferenceKey | None = declared("what decides its log-probs, where a reference store is used")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.diagnosis.said import stretch
+from dpo_diag.records.metric_table import label_of, side_of
+from dpo_diag.records.schemas import SIDES
 from dpo_diag.report.section import Context
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 from dpo_diag.thresholds import defaults
 
-HAPPENED, CHANGE = "What happened", "What to change"
-"""Headings of the narrative that have a place of their own in the page."""
+CHANGE = "What to change"
+"""The heading of the narrative that has a section of its own."""
 HARM = {
     "harmful": ("Harmful", "bad"),
     "benign": ("Benign", "good"),
@@ -24,6 +26,8 @@ HARM = {
     "cannot_tell": ("Cannot tell from likelihoods alone", "open"),
 }
 """The verdict's `harm` -> what the page calls it, and its style."""
+LOGGED = ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen")
+"""Means of a log among the numbers, where it holds no pairs."""
 SCORES = 2
 """Task scores among the numbers."""
 
@@ -49,9 +53,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Headline:
-    """The top of the page as text."""
+    """The top of the page as text: whose run it is, what was set, the verdict, the numbers."""
 
     run: str
+    set: tuple[str, ...]
     subtitle: str
     label: str
     harm: str
@@ -59,7 +64,6 @@ class Headline:
     confidence: str
     text: str
     facts: tuple[Fact, ...]
-    happened: str
     details: tuple[Part, ...]
 
 
@@ -78,6 +82,7 @@ def headline(context: Context) -> Headline:
     confidence = verdict.get("confidence")
     return Headline(
         run=run.info.name or run.path.name or str(run.path),
+        set=tuple(was_set(context)),
         subtitle=" · ".join(_about(context)),
         label=title,
         harm=harm,
@@ -85,19 +90,29 @@ def headline(context: Context) -> Headline:
         confidence=percent(confidence) if isinstance(confidence, (int, float)) else str(confidence or ""),
         text=text,
         facts=tuple(facts(context)),
-        happened=" ".join(s for part in parts if part.heading == HAPPENED for s in part.sentences),
-        details=tuple(part for part in parts if part.heading not in (HAPPENED, CHANGE)),
+        details=tuple(part for part in parts if part.heading != CHANGE),
     )
 
 
+def was_set(context: Context) -> list[str]:
+    """What an experiment is told by: loss, beta, learning rate, as far as known."""
+    info, history = context.run.info, context.run.history
+    names = [*(info.loss.types if info.loss is not None else info.loss_names)]
+    lr = info.training.learning_rate
+    logged = history.loc[history["name"] == "learning_rate", "value"].max()
+    known = [
+        f"loss {' + '.join(names)}" if names else f"loss like {info.loss_like}" if info.loss_like else "",
+        f"β {info.beta:g}" if info.beta is not None else "",
+        f"lr {lr:g}" if lr is not None else f"lr up to {logged:g}" if logged > 0 else "",
+    ]
+    return [piece for piece in known if piece]
+
+
 def _about(context: Context) -> list[str]:
-    """Beta, learning rate, kind, model, steps, split, pairs, folder, day and an unusual status, as far as known."""
+    """Kind, model, steps, split, pairs, folder, day and an unusual status, as far as known."""
     document, info = context.document, context.run.info
     compared = None not in (document.get("from_step"), document.get("to_step"))
-    lr = info.training.learning_rate
     known = [
-        f"β {info.beta:g}" if info.beta is not None else "",
-        f"learning rate {lr:g}" if lr is not None else "",
         info.kind,
         info.model.name if info.model is not None else "",
         stretch(document) if compared else "",
@@ -131,12 +146,13 @@ def facts(context: Context) -> list[Fact]:
         note = signed(loss["to"] - loss["from"])
         if loss.get("from_is"):
             note = f"{note}, {loss['from_is']} to {loss['to_is']}"
-        shown.append(Fact("loss", number(loss["from"]), number(loss["to"]), note, "loss"))
+        shown.append(Fact(context.loss_label, number(loss["from"]), number(loss["to"]), note, "loss"))
     chosen = (document.get("perplexity") or {}).get("chosen") or {}
     name = next((p for p in ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
     if name and chosen[name].get("from") is not None:
         ends, note = chosen[name], f"{name}, log {signed(chosen[name]['dlog'])}"
         shown.append(Fact("chosen perplexity", *both_ends(ends["from"], ends["to"]), note, "chosen"))
+    shown += _logged(document)
     shown += _scores(context)
     quadrants = document.get("quadrants") or {}
     both = quadrants.get("both_fell")
@@ -144,6 +160,19 @@ def facts(context: Context) -> list[Fact]:
         fell = percent(both + quadrants.get("rejected_rose", 0.0))
         note = f"{percent(both)} fell on both sides"
         shown.append(Fact("pairs whose chosen answer fell", "", fell, note, "rejected"))
+    return shown
+
+
+def _logged(document: Mapping[str, Any]) -> list[Fact]:
+    """Of a run that holds means only, where its rewards and log-probs went."""
+    means = document.get("means") or {}
+    values, shown = means.get("values") or {}, []
+    for name in LOGGED:
+        ends = values.get(name)
+        if ends is None or name in means["withheld"] or None in (ends["from"], ends["to"]):
+            continue
+        kind = side_of(name) or next((side for side in SIDES if name.endswith(f"/{side}")), "loss")
+        shown.append(Fact(label_of(name), *both_ends(ends["from"], ends["to"], 3), signed(ends["delta"]), kind))
     return shown
 
 

@@ -1,5 +1,5 @@
-"""The four kinds of plot that the report draws. Each takes plain numbers and gives an SVG; what to draw is decided in
-`displays`. Told apart without colour too: every series has its own dash and marker, and its name stands at its end.
+"""Lines and bars. Each takes plain numbers and gives an SVG; what to draw is decided by whoever draws. Told apart
+without colour too: every series has its own dash and marker, and its name stands at its end.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,8 @@ DRAWABLE = 1e300
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `kind` is its style (loss, train, chosen, rejected, score, score2, ref), `low` and `high` an interval,
+    """One line: `kind` is its style (loss, train, chosen, rejected, score, score2, ref, run-a, run-b; with " thin"
+    behind it for training batches beside evaluations, which get no name), `low` and `high` an interval,
     `note` what stands under its name at its end."""
 
     label: str
@@ -35,6 +37,11 @@ class Series:
     low: npt.NDArray[np.float64] | None = None
     high: npt.NDArray[np.float64] | None = None
     note: str = ""
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it is noise behind the other lines: no marks."""
+        return self.kind == "train" or self.kind.endswith(" thin")
 
 
 def thin(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], limit: int = MAX_POINTS) -> npt.NDArray[np.int64]:
@@ -55,7 +62,7 @@ def thin(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], limit: int = MA
 def marker(kind: str, x: float, y: float, size: float = 3.5) -> Markup:
     """A series' own shape: circle, square, triangle, diamond."""
     name = f"mark {kind}"
-    if kind == "chosen":
+    if kind in ("chosen", "run-b"):
         return element("rect", x=x - size, y=y - size, width=2 * size, height=2 * size, class_=name)
     if kind == "rejected":
         s = size * 1.25
@@ -76,6 +83,33 @@ def _path(points: Sequence[tuple[float, float]], finite: npt.NDArray[np.bool_]) 
             parts.append(f"{'L' if pen else 'M'}{x:.1f} {y:.1f}")
         pen = bool(ok)
     return "".join(parts)
+
+
+def line_values(series: Sequence[Series], word: str = "step", write: Callable[[float], str] = number) -> dict[str, Any]:
+    """What a chart of these lines shows under a pointer (see `svg.chart`): of every drawn point its step, its value as
+    it is printed, and its height where the printed form is no plain number."""
+    lines = []
+    for s in series:
+        keep = thin(s.x, s.y)
+        texts = [_with_interval(s, i, write) for i in keep]
+        line: dict[str, Any] = {"n": s.label, "k": s.kind, "x": s.x[keep].tolist(), "t": texts}
+        if any(not _is_plain(text) for text in texts):
+            line["y"] = [float(f"{v:.5g}") for v in s.y[keep]]
+        lines.append(line)
+    return {"word": word, "lines": lines}
+
+
+def _with_interval(s: Series, i: int, write: Callable[[float], str]) -> str:
+    text = write(float(s.y[i]))
+    known = s.low is not None and s.high is not None and math.isfinite(s.low[i]) and math.isfinite(s.high[i])
+    return f"{text} ({write(float(s.low[i]))} to {write(float(s.high[i]))})" if known else text  # type: ignore[index]
+
+
+def _is_plain(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def line_chart(
@@ -122,7 +156,12 @@ def line_chart(
     ticks = (log_ticks if log else linear_ticks)(low, high, 4 if height < 170 else 5)
     tick_texts = [tick(t) for t in ticks]
     left = max(12 + max(text_width(t) for t in tick_texts), 48.0)
-    names = right if right is not None else 18 + max(text_width(t) for s in series for t in (s.label, s.note))
+    names = (
+        right
+        if right is not None
+        else 18
+        + max((text_width(t) for s in series if not s.kind.endswith(" thin") for t in (s.label, s.note)), default=0.0)
+    )
     names = min(names, width * 0.44)
     bottom = 24 if show_x else 10
     across = Scale(float(xs.min()), float(xs.max()), left, width - names)
@@ -140,7 +179,7 @@ def line_chart(
         y = up(level)
         parts.append(element("line", x1=left, x2=width - names, y1=y, y2=y, class_="level"))
     for s in series:
-        parts.append(_line(s, across, up, x_label))
+        parts.append(_line(s, across, up))
     parts.append(_names(series, across, up, 14, height - bottom))
     if show_x:
         parts.append(element("line", x1=left, x2=width - names, y1=height - bottom, y2=height - bottom, class_="axis"))
@@ -149,10 +188,10 @@ def line_chart(
             if value == int(value) or xs.max() - xs.min() < 3:
                 text = f"{x_label} {tick_text(value)}" if i == 0 else tick_text(value)
                 parts.append(element("text", text, x=across(value), y=height - bottom + 16, class_="tick mid"))
-    return picture(width, height, join(parts), description)
+    return picture(width, height, join(parts), description, (across, up))
 
 
-def _line(s: Series, across: Scale, up: Scale, x_label: str) -> Markup:
+def _line(s: Series, across: Scale, up: Scale) -> Markup:
     parts = []
     if s.low is not None and s.high is not None:
         ok = np.isfinite(s.low) & np.isfinite(s.high)
@@ -165,12 +204,8 @@ def _line(s: Series, across: Scale, up: Scale, x_label: str) -> Markup:
     finite = np.isfinite(y)
     points = [(across(a), up.clamped(b) if ok else 0.0) for a, b, ok in zip(x, y, finite, strict=True)]
     parts.append(element("path", d=_path(points, finite), class_=f"line {s.kind}"))
-    if len(x) <= 40 and s.kind != "train":
-        for (px, py), ok, step, value in zip(points, finite, x, y, strict=True):
-            if ok:
-                shape = marker(s.kind, px, py)
-                title = element("title", f"{x_label} {number(step)}: {s.label} {number(value)}")
-                parts.append(Markup("<g>{}{}</g>").format(title, shape))
+    if len(x) <= 40 and not s.is_thin:
+        parts += [marker(s.kind, px, py) for (px, py), ok in zip(points, finite, strict=True) if ok]
     for step in x[~finite][:20]:
         parts.append(element("text", "✕", x=across(float(step)), y=up.end + 4, class_=f"lost mid {s.kind}"))
     return join(parts)
@@ -180,14 +215,15 @@ def _names(series: Sequence[Series], across: Scale, up: Scale, top: float, botto
     ends = []
     for s in series:
         ok = np.flatnonzero(np.isfinite(s.y))
-        if len(ok):
+        if len(ok) and not s.kind.endswith(" thin"):
             ends.append((s, across(float(s.x[ok[-1]])), up.clamped(float(s.y[ok[-1]]))))
     gap = 30 if any(s.note for s, _, _ in ends) else 15
     places = spread([y for _, _, y in ends], gap, top, bottom - gap + 15)
     parts = []
     for (s, x, y), place in zip(ends, places, strict=True):
         path = f"M{x + 5:.1f} {y:.1f}L{across.end + 8:.1f} {place:.1f}"
-        parts.append(element("path", d=path, class_=f"lead {s.kind}"))
+        early = " early" if across.end - x > 20 else ""  # no stretch of the line itself
+        parts.append(element("path", d=path, class_=f"lead {s.kind}{early}"))
         parts.append(element("text", s.label, x=across.end + 11, y=place + 4, class_=f"name {s.kind}"))
         if s.note:
             parts.append(element("text", s.note, x=across.end + 11, y=place + 18, class_="note"))
@@ -262,11 +298,10 @@ def bar_chart(
             if not math.isfinite(bar.start + bar.end):
                 continue
             first, last = sorted((across(bar.start), across(bar.end)))
-            title = element("title", f"{row.label}: {bar.text}")
-            rect = element(
-                "rect", x=first, y=middle - 8, width=max(last - first, 1.5), height=16, class_=f"bar {bar.kind}"
+            tip, long = f"{row.label}: {bar.text}", max(last - first, 1.5)
+            parts.append(
+                element("rect", x=first, y=middle - 8, width=long, height=16, class_=f"bar {bar.kind}", data_tip=tip)
             )
-            parts.append(Markup("<g>{}{}</g>").format(title, rect))
         if row.total is not None and math.isfinite(row.total):
             x = across(row.total)
             parts.append(element("line", x1=x, x2=x, y1=middle - 10, y2=middle + 10, class_="total"))

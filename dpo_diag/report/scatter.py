@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -24,6 +26,27 @@ def limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     low, high = min(low, 0.0), max(high, 0.0)
     pad = max((high - low) * 0.11, 1e-6)
     return float(low - pad), float(high + pad)
+
+
+def drawn_dots(chosen: npt.NDArray[np.float64], rejected: npt.NDArray[np.float64], labels: list[str]) -> list[int]:
+    """Which pairs are drawn: those known on both sides, evenly thinned, then the labelled ones."""
+    ok = np.flatnonzero(np.isfinite(chosen) & np.isfinite(rejected)).tolist()
+    plain = [i for i in ok if not labels[i]]
+    if len(plain) > MAX_DOTS:
+        plain = [plain[i] for i in np.linspace(0, len(plain) - 1, MAX_DOTS).astype(int)]
+    return [*plain, *(i for i in ok if labels[i])]
+
+
+def dot_values(
+    chosen: npt.NDArray[np.float64], rejected: npt.NDArray[np.float64], labels: list[str], names: list[str]
+) -> dict[str, Any]:
+    """What the drawn pairs show under a pointer (see `svg.chart`): each by its name, named ones by their number too."""
+    points = []
+    for i in drawn_dots(chosen, rejected, labels):
+        a, b = float(chosen[i]), float(rejected[i])
+        name = f"{labels[i]}. {names[i]}" if labels[i] else names[i]
+        points.append([float(f"{a:.5g}"), float(f"{b:.5g}"), f"{name}\nchosen {signed(a)}, rejected {signed(b)} nats"])
+    return {"points": points}
 
 
 def quadrant_scatter(
@@ -60,18 +83,13 @@ def quadrant_scatter(
         parts.append(element("text", tick(value), x=across.start - 6, y=up(value) + 4, class_="tick end"))
     parts.append(element("line", x1=x0, x2=x0, y1=up.end, y2=up.start, class_="level"))
     parts.append(element("line", x1=across.start, x2=across.end, y1=y0, y2=y0, class_="level"))
-    ok = np.isfinite(chosen) & np.isfinite(rejected)
-    plain = [int(i) for i in np.flatnonzero(ok) if not labels[i]]
-    if len(plain) > MAX_DOTS:
-        plain = [plain[i] for i in np.linspace(0, len(plain) - 1, MAX_DOTS).astype(int)]
-    for i in plain:
-        parts.append(_dot(across, up, float(chosen[i]), float(rejected[i])))
-    for i in (int(i) for i in np.flatnonzero(ok) if labels[i]):
+    shown = drawn_dots(chosen, rejected, labels)
+    parts += [_dot(across, up, float(chosen[i]), float(rejected[i])) for i in shown if not labels[i]]
+    for i in (i for i in shown if labels[i]):
         x, y = across.clamped(float(chosen[i])), up.clamped(float(rejected[i]))
-        title = element("title", f"pair {labels[i]}: chosen {signed(chosen[i])}, rejected {signed(rejected[i])} nats")
         ring = element("circle", cx=x, cy=y, r=8, class_="named")
         text = element("text", labels[i], x=x, y=y + 3.5, class_="namedtext mid")
-        parts.append(Markup("<g>{}{}{}</g>").format(title, ring, text))
+        parts += [ring, text]
     parts.append(_corners(shares, across, up, narrow))
     parts.append(element("text", "Δ chosen, nats →", x=across.end, y=height - 6, class_="tick end"))
     parts.append(
@@ -79,7 +97,7 @@ def quadrant_scatter(
             "text", "Δ rejected, nats →", x=14, y=up.end, class_="tick end", transform=f"rotate(-90 14 {up.end:.0f})"
         )
     )
-    return picture(width, height, join(parts), description)
+    return picture(width, height, join(parts), description, (across, up))
 
 
 def _dot(across: Scale, up: Scale, x: float, y: float) -> Markup:

@@ -27,6 +27,10 @@ class NotApplicable(Exception):
     """The run cannot fill a section; the text is the reason, without a full stop."""
 
 
+class NothingToSay(NotApplicable):
+    """The run could fill a section, and there is nothing to put in it: the page leaves it out without a word."""
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """One run with what is known about it: explained once, compared once.
@@ -50,6 +54,15 @@ class Context:
         """The split whose curves are shown: the explained one, if its history was recorded."""
         return measured_split(self.run, self.document.get("split")) or self.document.get("split")
 
+    @property
+    def loss_label(self) -> str:
+        """What people call the run's loss: "DPO loss" for the sigmoid's and where nothing names it, "ipo loss"."""
+        info = self.run.info
+        names = list(info.loss.types if info.loss is not None else info.loss_names)
+        if info.method == "sft":
+            return "SFT loss"
+        return "DPO loss" if names in ([], ["sigmoid"]) else f"{' + '.join(names)} loss"
+
     def require(self, part: str) -> Any:
         """A part of the document.
 
@@ -69,8 +82,10 @@ class Section:
 
     Attributes:
         title, lead: its heading, and the line under it.
-        order: its place in the page; the built-in sections stand at 10, 20, ...
-        build: what the template shows, by name. Raises NotApplicable where the run lacks it.
+        order: its place in the page; what it writes at 5, the curves at 10, then 20, 30, ...; from 90 on below what
+            the run cannot tell.
+        build: what the template shows, by name; a `title` or `lead` among it takes the place of the section's own.
+            Raises NotApplicable where the run lacks it.
         template: jinja2 text, escaped as every template here; `ui` holds the macros of templates/macros.html, and
             `number`, `signed`, `percent` and `clean` are filters.
         needs: a key of the explain document without which there is nothing to show; "" for none.

@@ -1,16 +1,17 @@
-"""Small hand-written SVG: scales, ticks, elements. No script, no style attribute (the page's CSP forbids both):
-colour comes from classes of the page's style sheet, so that light and dark need one drawing.
+"""Small hand-written SVG: scales, ticks, elements. No style attribute (the page's CSP forbids it): colour comes from
+classes of the page's style sheet, so that light and dark need one drawing. What a pointer shows is data beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
-from dpo_diag.report.text import clean
+from dpo_diag.report.text import clean, data_block
 
 WIDE, NARROW = 860, 344
 CHARACTER = 7.4
@@ -32,25 +33,6 @@ def element(name: str, body: str | Markup = "", **attributes: object) -> Markup:
 
 def join(parts: Iterable[Markup]) -> Markup:
     return Markup("").join(parts)
-
-
-def picture(width: float, height: float, body: Markup, description: str) -> Markup:
-    """The svg element, announced to a screen reader as one image with its description (a table has the rest)."""
-    return element(
-        "svg",
-        body,
-        viewBox=f"0 0 {width:g} {height:g}",
-        width=width,
-        height=height,
-        role="img",
-        aria_label=description,
-        class_="plot",
-    )
-
-
-def responsive(draw: Callable[[int], Markup]) -> Markup:
-    """Two drawings of one plot, for a wide and a narrow window: type keeps its size, the style sheet shows one."""
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(WIDE), draw(NARROW))
 
 
 @dataclass(frozen=True)
@@ -76,6 +58,49 @@ class Scale:
         """As a call, kept inside the pixels."""
         first, last = sorted((self.start, self.end))
         return min(max(self(value), first), last)
+
+
+def picture(
+    width: float, height: float, body: Markup, description: str, axes: tuple[Scale, Scale] | None = None
+) -> Markup:
+    """The svg element, announced to a screen reader as one image with its description (a table has the rest).
+
+    Args:
+        axes: across and up, where the page's script shows values (see `chart`): `data-frame` names their ends as low,
+            high, first and last pixel, each, and 1 for a logarithmic one up.
+    """
+    ends = [v for axis in axes or () for v in (axis.low, axis.high, axis.start, axis.end)]
+    frame = " ".join(f"{v:.8g}" for v in [*ends, float(axes[1].log)]) if axes else None
+    return element(
+        "svg",
+        body,
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=width,
+        height=height,
+        role="img",
+        aria_label=description,
+        class_="plot",
+        data_frame=frame,
+    )
+
+
+def chart(drawings: Markup, hover: Mapping[str, Any] | None = None) -> Markup:
+    """One chart: its drawings, and the values that the page's script shows under a pointer, a finger or the arrow keys.
+
+    Args:
+        hover: "word" and "lines" (see `plots.line_values`), or "points" ([x, y, text]); None for a chart whose marks
+            carry their text themselves (`data-tip`).
+    """
+    values = Markup("")
+    if hover is not None:
+        values = Markup('<script type="application/json" class="values">{}</script>').format(data_block(hover))
+    return Markup('<div class="chart">{}{}</div>').format(drawings, values)
+
+
+def responsive(draw: Callable[[int], Markup], hover: Mapping[str, Any] | None = None) -> Markup:
+    """Two drawings of one chart, for a wide and a narrow window: type keeps its size, the style sheet shows one."""
+    both = Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(WIDE), draw(NARROW))
+    return chart(both, hover)
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:

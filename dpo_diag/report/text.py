@@ -6,11 +6,12 @@ markupsafe, and the page's CSP lets no foreign script or style run.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from markupsafe import Markup
 
-from dpo_diag.text import cut, number, visible
+from dpo_diag.text import HIDDEN, cut, number, to_json, visible
 
 MAX_CHARS = 4_000
 """Characters of one text that the page shows."""
@@ -31,6 +32,20 @@ def finalize(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     return clean(value, None) if isinstance(value, str) else ("" if value is None else value)
+
+
+def data_block(document: Any) -> Markup:
+    """Strict JSON for the inside of a script element of a page: what could end the element or act on whoever reads the
+    page's source is `\\uXXXX` there, so that the parsed document is the same."""
+    return Markup(_NOT_IN_A_SCRIPT.sub(_escaped, to_json(document)))
+
+
+_NOT_IN_A_SCRIPT = re.compile(f"[<>&]|{HIDDEN.pattern}")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    units = found.group().encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
 def exact(value: Any) -> str:

@@ -14,16 +14,22 @@ from dpo_diag.records.run_info import AdapterInfo, TrainingInfo
 
 def describe_trainer(trainer: Any) -> dict[str, Any]:
     """Fields of run.json that every trainer knows: trainer, model, tokenizer, training."""
-    arguments = _attributes(trainer.args, TrainingInfo)
+    arguments = describe_arguments(trainer.args)
     return {
         "trainer": type(trainer).__name__,
-        "model": _describe_policy(trainer.accelerator.unwrap_model(trainer.model)),
+        "model": describe_policy(trainer.accelerator.unwrap_model(trainer.model)),
         "tokenizer": describe_tokenizer(trainer._tokenizer),
         "training": arguments | {"world_size": trainer.accelerator.num_processes},
     }
 
 
-def _describe_policy(model: Any) -> dict[str, Any]:
+def describe_arguments(arguments: Any) -> dict[str, Any]:
+    """Fields of run.json's `training` that a trainer's arguments have."""
+    return _attributes(arguments, TrainingInfo)
+
+
+def describe_policy(model: Any) -> dict[str, Any]:
+    """For run.json's `model`: the policy with its adapter, not wrapped."""
     base = model.get_base_model() if is_peft_model(model) else model
     name = str(getattr(model.config, "_name_or_path", "") or type(base).__name__)
     # A fingerprint would read every weight; the job, which loads the model itself, has one.

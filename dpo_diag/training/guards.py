@@ -83,11 +83,20 @@ class Guards:
                 f"{batch.loss:.4g}",
                 {"loss": batch.loss, "pair_ids": pair_ids, "step": step},
             )
+        self._take(batch.loss, step)
+
+    def logged(self, loss: float, step: int) -> None:
+        """Judge a loss of which only the trainer's log tells."""
+        if not math.isfinite(loss):
+            self._speak("non_finite_loss", f"loss is {loss} in the log of step {step}", {"loss": loss, "step": step})
+        self._take(loss, step)
+
+    def _take(self, loss: float, step: int) -> None:
         if step != self._step:
             self.end()
             self._step = step
-        if math.isfinite(batch.loss):
-            self._current.append(batch.loss)
+        if math.isfinite(loss):
+            self._current.append(loss)
 
     def end(self) -> None:
         """Judge the step that has ended (it may have had several batches) against those before it."""

@@ -17,8 +17,6 @@ from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
-from dpo_diag.records import load_run
-from dpo_diag.records.files import write_json
 from dpo_diag.tracking import TRACKERS
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
@@ -26,6 +24,7 @@ from dpo_diag.training.checkpoint_folders import last_checkpoint
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.tracker_callback import TrackerCallback
+from dpo_diag.training.vocabulary import write_vocabulary
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -77,7 +76,7 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
         if tracker is not None:
             tracker.close(status)
     if main:
-        _write_vocabulary(folder, inputs.policy.tokenizer)
+        write_vocabulary(folder, inputs.policy.tokenizer)
     return folder
 
 
@@ -163,14 +162,6 @@ def _checkpoint(folder: Path) -> str:
             hint="start again, with trainer.save_steps so that checkpoints are written",
         )  # fmt: skip
     return last
-
-
-def _write_vocabulary(folder: Path, tokenizer: Any) -> None:
-    """vocab.json, {"id": "text"} of the token ids in tokens/, so that a report shows words where no tokenizer is."""
-    table = load_run(folder).arrow("tokens", ["token_id"])
-    if table.num_rows:
-        ids = sorted(table.column("token_id").unique().to_pylist())
-        write_json(folder / "vocab.json", {str(i): tokenizer.decode([i]) for i in ids})
 
 
 def git_commit() -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from dpo_diag import load_run
 from dpo_diag.commands.diag import COMMANDS, main
 from dpo_diag.commands.hydra_app import SCHEMAS, register, run_app, to_config
 from dpo_diag.commands.overrides import explain_override
@@ -60,10 +61,15 @@ def test_python_runs(page: Page, workbench: Path, tmp_path: Path, monkeypatch: p
     """With the three names that a script of one's own has: model, args, data."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "example").symlink_to(workbench / "runs" / "example")
+    for name in ("pairs.jsonl", "prompts.jsonl", "org"):
+        (tmp_path / name).symlink_to(workbench / name)
     monkeypatch.chdir(tmp_path)
     for block in (b for b in page.blocks if b.language == "python"):
-        names = _script(workbench / "org" / "model") if "DPOTrainer" in block.text else {}
+        names = _script(workbench / "org" / "model") if "DPOTrainer(" in block.text else {}
         exec(compile(block.text, page.name, "exec"), names)
+    # A callback swallows what goes wrong in it: the run that it wrote tells.
+    for run in map(load_run, {*(tmp_path / "runs").iterdir()} - {tmp_path / "runs" / "example"}):
+        assert run.info.status == "finished" and run.alerts["message"].tolist() == []
 
 
 def _is_shell(block: Block) -> bool:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dpo_diag import RunWriter, load_run
 from dpo_diag.commands.diag import main
+
+INPUTS = Path(__file__).resolve().parents[1] / "golden" / "inputs"
 
 
 def test_report_prints_its_path_alone_on_the_last_line(
@@ -75,3 +81,32 @@ def test_training_batches_alone_are_explained_and_reported(tmp_path: Path) -> No
     writer.finish()
     assert main(["report", str(tmp_path / "r")]) == 0
     assert "the reference to step 2" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_logs_report_draws_it_and_says_in_one_box_what_would_tell_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoints lie beside it: the commands name them; nothing of what a log cannot have is an empty section."""
+    shutil.copytree(INPUTS / "trl_displaced", tmp_path / "out")
+    (tmp_path / "out" / "checkpoint-40").mkdir()
+    run = tmp_path / "theirs"
+    assert main(["import", str(tmp_path / "out" / "trainer_state.json"), "--out", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    capsys.readouterr()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="([a-z]+)"', page)[:2] == ["verdict", "curves"]
+    assert not {"loss", "quadrants", "pairs", "outputs"} & set(re.findall(r'<section id="([a-z]+)"', page))
+    titles = re.findall(r"<h3>([^<]*)</h3>", page)
+    logged = {row["name"].partition("/")[0] for row in load_run(run).history.to_dict("records")}
+    assert {"rewards", "logps", "grad_norm"} <= logged
+    assert {"Loss, nats per pair", "Reward margin, nats", "Reward accuracy, share", "Gradient norm"} <= set(titles)
+    assert page.count('<section id="unknown"') == 1
+    box = page.partition('<section id="unknown"')[2].partition("</section>")[0]
+    commands = [shlex.split(html.unescape(line)) for line in re.findall(r"<code>([^<]*)</code></pre>", box)]
+    where, out = f"checkpoints={tmp_path / 'out' / 'checkpoint'}*", f"out={run}-scored"
+    assert commands == [
+        ["dpo-score", where, "data.path=PAIRS.jsonl", out],
+        ["dpo-generate", where, "prompts.path=general_en", out],
+    ]
+    names = re.findall(r"<dt>([^<]*)</dt>", page.partition('<dl class="facts">')[2].partition("</dl>")[0])
+    assert names[0].endswith("loss") and "chosen reward" in names

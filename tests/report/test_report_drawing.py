@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from dpo_diag.report.plots import Bar, BarRow, Series, bar_chart, line_chart, thin
-from dpo_diag.report.scatter import limits, quadrant_scatter
+from dpo_diag.report.plots import Bar, BarRow, Series, bar_chart, line_chart, line_values, thin
+from dpo_diag.report.scatter import dot_values, limits, quadrant_scatter
 from dpo_diag.report.svg import Scale, element, linear_ticks, log_ticks, spread
 from dpo_diag.report.text import ratio, tick
 
@@ -135,10 +135,34 @@ def test_the_scatter_marks_named_pairs_and_shares() -> None:
     drawn = quadrant_scatter(
         np.array([-2.0, 1.0, np.nan]), np.array([-1.0, -2.0, 1.0]), ["1", "", ""], shares, width=860, description="d"
     )
-    assert "pair 1: chosen -2, rejected -1 nats" in drawn
+    assert re.search(r'data-frame="[-\d. e]+"', drawn)
     assert drawn.count('class="dot wanted"') == 1
     assert drawn.count("50 %") == 2
 
 
 def test_the_picture_is_markup() -> None:
     assert isinstance(line_chart([line([1, 2])], width=860, height=200, description="<b>"), Markup)
+
+
+def test_what_a_pointer_shows_is_what_is_printed() -> None:
+    """As `number` prints it, with an interval where there is one; heights only where the text is no number."""
+    x = np.array([0.0, 20.0])
+    score = Series("acc", x, np.array([0.5, 0.25]), "score", np.array([0.4, np.nan]), np.array([0.6, np.nan]))
+    lost = Series("loss", x, np.array([0.693147, np.nan]), "loss")
+    values = line_values([score, lost], "row")
+    assert values["word"] == "row"
+    assert values["lines"][0] == {
+        "n": "acc", "k": "score", "x": [0.0, 20.0], "t": ["0.5000 (0.4000 to 0.6000)", "0.2500"], "y": [0.5, 0.25],
+    }  # fmt: skip
+    assert values["lines"][1]["t"] == ["0.6931", "NaN"]
+    assert "y" not in line_values([Series("loss", x, np.array([0.693147, 2.0]), "loss")])["lines"][0]
+
+
+def test_pairs_are_shown_by_their_names_the_numbered_ones_last() -> None:
+    points = dot_values(np.array([-2.0, 1.0, np.nan]), np.array([-1.0, -2.0, 1.0]), ["1", "", ""], ["a", "b", "c"])
+    assert points == {
+        "points": [
+            [1.0, -2.0, "b\nchosen +1, rejected -2 nats"],
+            [-2.0, -1.0, "1. a\nchosen -2, rejected -1 nats"],
+        ]
+    }

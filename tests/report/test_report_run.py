@@ -9,6 +9,7 @@ import pytest
 
 from dpo_diag.diagnosis import Explanation, explain_run
 from dpo_diag.report.headline import headline
+from dpo_diag.report.run_page import render
 from dpo_diag.report.section import Context
 from dpo_diag.report.sections import run as section
 from tests.diagnosis.builders import build_run
@@ -23,37 +24,49 @@ def context(folder: Path, facts: dict[str, Any]) -> Context:
 
 
 @pytest.mark.parametrize(
-    ("facts", "title", "begins"),
+    ("facts", "title", "was_set"),
     [
-        ({"name": "sql_dpo", "training": {"learning_rate": 2e-4}}, "sql_dpo", "β 0.1 · learning rate 0.0002 · trained"),
-        ({}, "2026-01-02", "β 0.1 · trained"),
+        (
+            {"name": "sql_dpo", "training": {"learning_rate": 2e-4}}, "sql_dpo",
+            ("loss sigmoid", "β 0.1", "lr 0.0002"),
+        ),
+        ({}, "2026-01-02", ("loss sigmoid", "β 0.1")),
     ],
-)
+)  # fmt: skip
 def test_the_experiment_and_what_was_set_are_on_top(
-    facts: dict[str, Any], title: str, begins: str, tmp_path: Path
+    facts: dict[str, Any], title: str, was_set: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The folder is named too where it is not the title."""
-    top = headline(context(tmp_path / "2026-01-02", facts))
-    assert top.run == title
-    assert top.subtitle.startswith(begins)
+    made = context(tmp_path / "2026-01-02", facts)
+    top = headline(made)
+    assert (top.run, top.set) == (title, was_set)
+    assert top.subtitle.startswith("trained · ")
     assert top.subtitle.count("2026-01-02") == ("name" in facts)
+    page = render(made.run, made.explanation, {"not_applicable": "the run has no outputs"})
+    assert f"<title>{title} · {' · '.join(was_set)}: dpo-diag report</title>" in page
+    assert page.index("<h1") < page.index(was_set[0], page.index("<h1")) < page.index('class="verdict"')
 
 
-def test_the_run_opens_with_loss_and_training_and_ends_with_versions(tmp_path: Path) -> None:
+def test_the_run_opens_with_loss_data_rate_and_what_was_trained(tmp_path: Path) -> None:
     facts = {
-        "packages": {"torch": "2"}, "model": {"name": "m"}, "training": {"learning_rate": 2e-4}, "name": "sql_dpo",
-        "data": {"fingerprint": "f"},
+        "packages": {"torch": "2", "trl": "1.16.0"}, "name": "sql_dpo", "trainer": "DPOTrainer",
+        "model": {"name": "m", "n_trainable": 10, "n_parameters": 1000, "dtype": "float32",
+                  "adapter": {"type": "LORA", "r": 64, "lora_alpha": 256.0, "lora_dropout": 0.05}},
+        "training": {"learning_rate": 2e-4, "lr_scheduler_type": "cosine", "warmup_steps": 5,
+                     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "max_steps": 80},
+        "data": {"path": "pairs.jsonl", "n_pairs": 620, "n_train": 496, "n_eval": 124},
+        "reference": {"kind": "adapter switched off"},
     }  # fmt: skip
-    rows = section.build(context(tmp_path, facts))["fields"].rows
-    keys = [row[0].text for row in rows]
-    wanted = [
-        "name",
-        "kind",
-        "loss.types",
-        "training.learning_rate",
-        "data.fingerprint",
-        "model.name",
-        "packages.torch",
+    built = section.build(context(tmp_path, facts))
+    assert built["facts"] == [
+        ("Loss", "sigmoid, β 0.1"),
+        ("Data", "pairs.jsonl: 620 pairs, 496 to train on, 124 to evaluate"),
+        ("Learning rate", "0.0002, cosine, 5 warm-up steps"),
+        ("Trained", "m, LORA, r 64, α 256, dropout 0.05, 10 of 1,000 parameters, float32"),
+        ("Reference", "adapter switched off"),
+        ("Batch", "8 pairs × 2 accumulated, 80 steps"),
+        ("Trainer", "DPOTrainer, trl 1.16.0"),
     ]
-    assert [key for key in keys if key in wanted] == wanted
+    keys = [row[0].text for row in built["fields"].rows]
     assert keys[-1] == "schema_version"
+    assert keys.index("loss.types") < keys.index("packages.torch")

@@ -21,7 +21,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter, load_run, make_pair_id
 from dpo_diag.report import answers, tokens, vocabulary
 from dpo_diag.report.headline import headline
-from dpo_diag.report.html import draw
+from dpo_diag.report.run_page import compared, draw
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable
 from dpo_diag.report.sections import checks, curves, loss, outputs, pairs, perplexity, quadrants
 
@@ -98,13 +98,43 @@ def test_a_line_that_starts_at_zero_or_nan_has_no_ratio(tmp_path: Path) -> None:
             (0, "eval", "loss", math.nan, 4),
             (1, "eval", "loss", 0.5, 4),
             (2, "eval", "loss", 0.25, 4),
+            (1, "eval", "ppl_token/chosen", 2.0, 4),
+            (2, "eval", "ppl_token/chosen", 3.0, 4),
             (0, "h", "score/acc", 0.0, 4),
             (1, "h", "score/acc", 0.5, 4),
         ],
     )
     parting = curves.parting_frame(curves.curves_frame(run, "eval"))
-    assert set(parting["line"]) == {"DPO loss"}
-    assert parting["ratio"].tolist()[1:] == [1.0, 0.5]
+    assert set(parting["line"]) == {"DPO loss", "chosen perplexity"}
+    assert parting["ratio"].tolist()[1:] == [1.0, 0.5, 1.0, 1.5]
+
+
+def test_one_line_alone_parts_from_nothing(tmp_path: Path) -> None:
+    run = history_run(tmp_path, [(s, "eval", "loss", v, 4) for s, v in ((0, 0.7), (1, 0.5))])
+    assert curves.parting_frame(curves.curves_frame(run, "eval")).empty
+
+
+def test_a_log_draws_all_that_it_has_in_the_metric_tables_words(tmp_path: Path) -> None:
+    """Loss and log-probs stand above; both rewards are one chart, the counter and unknown names are none; a metric of
+    one row is no line. Training batches beside evaluations are thin."""
+    names = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "entropy", "grad_norm",
+             "learning_rate", "num_tokens", "my/own", "loss", "logps/chosen", "logps/rejected")  # fmt: skip
+    rows = [(s, "train", name, 0.5 + s, 1) for s in (1, 2, 3) for name in names]
+    rows += [(s, "eval", name, 0.4 + s, 9) for s in (2, 3) for name in ("loss", "rewards/margins")]
+    run = history_run(tmp_path, [*rows, (3, "train", "nll_loss", 1.0, 1)])
+    drawn = curves.small_charts(run.history, "eval", {"loss", "logps/chosen", "logps/rejected"}, "step")
+    assert [one.title for one in drawn] == [
+        "Reward, nats", "Reward margin, nats", "Reward accuracy, share", "Gradient norm", "Learning rate",
+        "Entropy, nats/token",
+    ]  # fmt: skip
+    rewards, margins = str(drawn[0].chart), str(drawn[1].chart)
+    assert 'class="line chosen thin"' in rewards and 'class="line rejected thin"' in rewards
+    assert '"n":"chosen, training"' in rewards.replace('": ', '":')
+    values = json.loads(margins.partition('class="values">')[2].partition("</script>")[0])
+    assert [(line["n"], line["x"], line["t"]) for line in values["lines"]] == [
+        ("Reward margin, nats", [2.0, 3.0], ["2.400", "3.400"]),
+        ("training", [1.0, 2.0, 3.0], ["1.500", "2.500", "3.500"]),
+    ]
 
 
 def test_the_loss_waterfall_joins_start_and_end() -> None:
@@ -247,9 +277,9 @@ def test_token_changes_and_texts_from_the_answer(tmp_path: Path) -> None:
 
 def test_a_pair_is_drawn_with_its_change_token_by_token(tmp_path: Path) -> None:
     """Chosen CE of the first pair: 4 nats over 2 tokens before, 6 after."""
-    made, ids = context(tmp_path)
+    made, _ = context(tmp_path)
     drawn = draw("pairs", SECTIONS["pairs"], made).body
-    assert f"1. {ids[0]}" in drawn
+    assert "1. ab" in drawn
     assert '<span class="tok d3 glued"><span class="t">b</span><b>-2.5</b></span>' in drawn
     row = pairs.build(made)["overview"].rows[0]
     assert [cell.text for cell in row[2:]] == ["2", "3", "-2", "-3"]
@@ -308,46 +338,90 @@ def outputs_run(folder: Path, rows: list[tuple[int, str, str, str, str]]) -> Any
     return load_run(folder)
 
 
-def test_changed_answers_come_first_and_equal_ones_fold(tmp_path: Path) -> None:
+def judged_run(folder: Path, judged: dict[str, tuple[int, int]]) -> Any:
+    """Prompts answered at steps 0 and 9, each right (1) or wrong (0) there; the text says which."""
+    writer = RunWriter(folder)
+    rows = [
+        {"step": step, "model": "policy", "prompt_id": name, "sample": 0, "prompt": f"ask {name}", "decoding_hash": "g",
+         "text": f"SELECT {correct}", "correct": float(correct), "tags": [f"kind{len(name)}", "source=x"]}
+        for name, both in judged.items() for step, correct in zip((0, 9), both, strict=True)
+    ]  # fmt: skip
+    writer.write("outputs", rows)
+    return load_run(folder)
+
+
+def test_regressions_come_first_and_every_filter_has_its_counts(tmp_path: Path) -> None:
+    run = judged_run(tmp_path, {"a": (1, 1), "b": (0, 0), "cc": (0, 1), "d": (1, 0), "e": (1, 0)})
+    found = answers.prompts(compared(run))
+    assert [(c.standing, c.changed, c.rank, c.marks) for c in found.cards] == [
+        ("regression", "yes", "right → wrong", "✓✗"),
+        ("regression", "yes", "right → wrong", "✓✗"),
+        ("gain", "yes", "wrong → right", "✗✓"),
+        ("both_right", "no", "both right", "✓✓"),
+        ("both_wrong", "no", "both wrong", "✗✗"),
+    ]
+    assert [(c.value, c.n) for c in found.standings] == [
+        ("regression", 2), ("gain", 1), ("both_wrong", 1), ("both_right", 1),
+    ]  # fmt: skip
+    assert [(c.label, c.n) for c in found.changed] == [("changed", 3), ("same", 2)]
+    assert [(c.label, c.n) for c in found.tags] == [("kind1", 4), ("kind2", 1)]  # key=value tags are fields
+    assert [c.in_tags for c in found.cards] == ["0", "0", "1", "0", "0"]
+    assert found.summary == (
+        "step 0 against step 9: 3 of 5 answers changed; 2 went from right to wrong, 1 from wrong to right."
+    )
+    drawn = section("outputs", {}, compared(run), run)
+    assert 'data-standing="regression" data-changed="yes" data-tags="0" open' in drawn
+    assert "SELECT <del>1</del><ins>0</ins>" in drawn
+
+
+def test_a_phrase_is_asked_for_where_the_last_answer_holds_it(tmp_path: Path) -> None:
+    run = judged_run(tmp_path, {"a": (1, 1), "b": (1, 0)})
+    found = answers.prompts(compared(run), [{"phrase": "select 1"}, {"phrase": "select 0"}])
+    assert [(c.label, c.n) for c in found.phrases] == [("select 1", 1), ("select 0", 1)]
+    assert {c.title: c.in_phrases for c in found.cards} == {"ask b": "1", "ask a": "0"}
+
+
+def test_answers_that_nobody_judged_have_no_outcome_filter(tmp_path: Path) -> None:
     run = outputs_run(
         tmp_path,
         [(s, "policy", "a", "same", "g") for s in (0, 5, 9)]
         + [(0, "policy", "b", "old", "g"), (5, "policy", "b", "new", "g"), (9, "policy", "b", "new", "g")]
-        + [(0, "ref", "b", "old", "g"), (9, "policy", "c", "sampled", "other")],
+        + [(0, "ref", "b", "old", "g"), (0, "ref", "a", "same", "g")],
     )
-    frame = answers.answers_frame(run)
-    assert frame[["prompt_id", "model", "step", "last_step", "text", "changes"]].to_numpy().tolist() == [
-        ["b", "ref", 0, 0, "old", 1],
-        ["b", "policy", 0, 0, "old", 1],
-        ["b", "policy", 5, 9, "new", 1],
-        ["a", "policy", 0, 9, "same", 0],
-    ]
-    drawn = section("outputs", {}, run=run)
-    assert "1 of 2 prompts got another answer" in drawn
+    found = answers.prompts(compared(run))
+    assert [(c.standing, c.rank) for c in found.cards] == [("unjudged", "changed"), ("unjudged", "same")]
+    assert found.standings == ()
+    drawn = section("outputs", {}, compared(run), run)
     assert "<del>old</del><ins>new</ins>" in drawn
-    assert "steps 5–9" in drawn
+    assert "ref, step 0<b>" in drawn and "steps 5, 9<b>" in drawn
+    assert "Outcome" not in drawn
 
 
-def test_a_system_turn_that_all_prompts_share_is_no_title() -> None:
+def test_answers_of_another_decoding_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = outputs_run(
+        tmp_path,
+        [(s, "policy", "b", f"text {s}", "g") for s in (0, 5)] + [(9, "policy", "b", "sampled", "other")],
+    )
+    document = compared(run)
+    assert document["steps"] == [0, 5]
+    drawn = section("outputs", {}, document, run)
+    assert "Left out: 1 answer that another decoding setting gave." in drawn
+    assert "sampled" not in drawn
+
+
+def test_a_system_turn_that_all_prompts_share_is_no_title(tmp_path: Path) -> None:
     head = "<s>system\nYou are a helpful assistant with a long description of itself</s>\n<s>user\n"
-    rows = [
-        {"prompt_id": i, "prompt": f"{head}{asked}</s>", "tags": "", "reference": None, "model": "policy", "step": 0,
-         "last_step": 0, "text": "x", "correct": math.nan, "changes": 0}
-        for i, asked in (("a", "What is 7 x 8?"), ("b", "Where is Oslo?"))
-    ]  # fmt: skip
-    both = answers.prompts(pd.DataFrame(rows)).same
-    assert [p.title for p in both] == ["What is 7 x 8?</s>", "Where is Oslo?</s>"]
-    assert all("long description" in p.text for p in both)
-    alone = answers.prompts(pd.DataFrame(rows[:1])).same[0]
-    assert alone.title.startswith("<s>system You are")  # nothing to share with
+    asked = [f"{head}What is 7 x 8?</s>", f"{head}Where is Oslo?</s>"]
+    assert {text[answers.shared_beginning(asked) :] for text in asked} == {"What is 7 x 8?</s>", "Where is Oslo?</s>"}
+    assert answers.shared_beginning(asked[:1]) == 0  # nothing to share with
 
 
 def test_the_answers_stay_inside_the_pages_budget() -> None:
-    frame = pd.DataFrame({"text": ["x" * 10_000] * 4_000})
-    limit = answers.text_limit(frame)
+    texts = ["x" * 10_000] * 4_000
+    limit = answers.text_limit(texts)
     assert limit == 250
     assert 2 * 4_000 * limit <= answers.BUDGET
-    assert answers.text_limit(frame.head(2)) == 2_000
+    assert answers.text_limit(texts[:2]) == 2_000
 
 
 def test_many_short_answers_are_all_there_and_too_many_are_counted(
@@ -356,19 +430,20 @@ def test_many_short_answers_are_all_there_and_too_many_are_counted(
     """150 prompts with two answers of 6 characters cost 150 * 2 * (12 + 300) = 93,600 of 3.8 million; of 50,000, 80."""
     rows = [(s, "policy", f"q{i:04d}", f"look {s}", "g") for i in range(150) for s in range(2)]
     run = outputs_run(tmp_path, rows)
-    drawn = section("outputs", {}, run=run)
+    document = compared(run)
+    drawn = section("outputs", {}, document, run=run)
     assert drawn.count('class="card prompt"') == 150
     assert "left out" not in drawn
     monkeypatch.setattr(answers, "BUDGET", 40_000)
     monkeypatch.setattr(answers, "ROOM", 10_000)
-    drawn = section("outputs", {}, run=run)
+    drawn = section("outputs", {}, document, run=run)
     assert drawn.count('class="card prompt"') == 80
     assert "The last 70 prompts are left out for the page&#39;s size." in drawn
 
 
 def test_a_megabyte_line_is_cut(tmp_path: Path) -> None:
     run = outputs_run(tmp_path, [(0, "policy", "a", "x" * 2_000_000, "g"), (1, "policy", "a", "y" * 2_000_000, "g")])
-    assert len(section("outputs", {}, run=run)) < 20_000
+    assert len(section("outputs", {}, compared(run), run=run)) < 20_000
 
 
 def test_checks_that_speak_come_first_by_severity(made_explanation: Explanation) -> None:
@@ -449,8 +524,9 @@ def test_the_headline_says_a_thing_once(made_run: Path, made_explanation: Explan
     blocks = [{"heading": "What happened", "sentences": [{"text": verdict["text"]}, {"text": "More."}]}]
     document = {**made_explanation.document, "verdict": verdict, "narrative": blocks}
     top = headline(Context(load_run(made_run), replace(made_explanation, document=document), {}))
-    assert (top.label, top.text, top.happened) == ("The loss fell", "It is harm: x.", "More.")
-    assert [f.name for f in top.facts][:3] == ["loss", "chosen perplexity", "execution accuracy, held out"]
+    assert (top.label, top.text) == ("The loss fell", "It is harm: x.")
+    assert [part.sentences for part in top.details] == [("More.",)]
+    assert [f.name for f in top.facts][:3] == ["DPO loss", "chosen perplexity", "execution accuracy, held out"]
     assert np.isclose(float(top.facts[0].before), 0.6931)
 
 
@@ -462,6 +538,12 @@ def test_a_section_that_cannot_be_built_says_why() -> None:
         "x", replace(SECTIONS["loss"], needs="", build=build), Context(None, Explanation({}, None, NO_PAIRS), {})
     )
     assert (drawn.body, drawn.missing) == ("", "there is nothing to say")
+
+
+def test_a_section_without_anything_to_say_is_not_named(made_run: Path, made_explanation: Explanation) -> None:
+    made = Context(load_run(made_run), replace(made_explanation, document={"remedies": [], "narrative": []}), {})
+    drawn = draw("change", SECTIONS["change"], made)
+    assert (drawn.body, drawn.missing) == ("", "")
 
 
 PLUGIN = """
@@ -486,4 +568,4 @@ def test_a_plugin_adds_a_section_from_one_file(made_run: Path, tmp_path: Path) -
     subprocess.run([sys.executable, "-c", code, str(made_run), str(page)], env=environment, check=True, timeout=120)
     text = page.read_text()
     assert "<p>60 pairs &lt;b&gt;&lt;U+202E&gt;</p>" in text
-    assert re.findall('<section id="([a-z]+)"', text)[4:7] == ["quadrants", "count", "pairs"]
+    assert re.findall('<section id="([a-z]+)"', text)[5:8] == ["quadrants", "count", "pairs"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_diag.report.headline import CHANGE, narrative
-from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
+from dpo_diag.report.section import SECTIONS, Context, NothingToSay, Section
 
 TEMPLATE = """<ul class="advice">{% for item in proposals %}<li>{{ item|clean }}</li>{% endfor %}</ul>"""
 
@@ -16,8 +16,7 @@ def build(context: Context) -> Mapping[str, Any]:
     parts = [part for part in narrative(context.document) if part.heading == CHANGE]
     proposals = [s for part in parts for s in part.sentences if not s.startswith("DVG")]
     if not proposals:
-        context.require("remedies")
-        raise NotApplicable("the explanation proposes no change")
+        raise NothingToSay("the explanation proposes no change")
     return {"proposals": proposals}
 
 

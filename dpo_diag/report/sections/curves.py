@@ -1,9 +1,11 @@
-"""Where loss, perplexities and the task score part: each against its own start, then in absolute values."""
+"""Where loss, perplexities and the task score part: each against its own start, then in absolute values; then a small
+chart of all else that was logged."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,16 @@ from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.records import Run
 from dpo_diag.records.schemas import TRAIN_SPLIT
-from dpo_diag.report.plots import Series, line_chart
+from dpo_diag.report.panels import Drawn, draw, lines_of, panels
+from dpo_diag.report.plots import Series, line_chart, line_values
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
-from dpo_diag.report.svg import responsive
+from dpo_diag.report.svg import NARROW, responsive
 from dpo_diag.report.tables import table
 from dpo_diag.report.text import ratio
 from dpo_diag.text import arrow, capital, number, signed
 from dpo_diag.thresholds import defaults
 
-LOSS, CHOSEN = "DPO loss", "chosen perplexity"
+CHOSEN = "chosen perplexity"
 PERPLEXITIES = ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean")
 """The first one that was logged is drawn: H2O LLM Studio's, which people know, before the others."""
 PANELS = {
@@ -39,25 +42,37 @@ TEMPLATE = """
 {% if parting %}
 {% call ui.figure("Each line against its own first value. " ~ parting_text, [parting]) %}{{ plot }}{% endcall %}
 {% endif %}
+{% if panels %}
 <figure>
 {% for title, drawing in panels %}<h3>{{ title }}</h3>{{ drawing }}{% endfor %}
 {{ ui.numbers(numbers) }}
 </figure>
-<p class="small">Evaluation split: {{ split }}.</p>
+{% endif %}
+{% if more %}
+{% if fold %}
+<details class="numbers more"><summary>{{ more|length }} more charts: all else that was logged</summary>
+{% endif %}
+{{ ui.grid(more) }}
+{% if fold %}</details>{% endif %}
+{% endif %}
+<p class="small">{{ splits }}</p>
 """
 
 
 def build(context: Context) -> Mapping[str, Any]:
-    """What the template shows."""
-    frame = curves_frame(context.run, context.split, context.document.get("trajectory") or [])
-    if frame.empty:
+    """What the template shows: the parting, the panels that it is made of, and a small chart of all else."""
+    run, split, word = context.run, context.split, context.run.info.step_word
+    frame = curves_frame(run, split, context.document.get("trajectory") or [], context.loss_label)
+    more = small_charts(run.history, split, set(frame["measure"]), word)
+    if frame.empty and not more:
         raise NotApplicable("the run has no history of a loss, a perplexity or a score")
     steps = {"from": context.document.get("from_step"), "to": context.document.get("to_step")}
     marks = [(step, name) for name, step in steps.items() if isinstance(step, int)]
-    parting, word = parting_frame(frame), context.run.info.step_word
+    parting = parting_frame(frame)
     evaluated = frame.loc[frame["kind"] != "train"].drop(columns=["panel", "kind"])
+    batches = bool((run.history["split"] == TRAIN_SPLIT).any()) and split != TRAIN_SPLIT
     return {
-        "plot": draw_parting(parting, word),
+        "plot": draw_parting(parting, word) if len(parting) else None,
         "parting_text": parting_text(parting),
         "parting": table(
             parting.drop(columns="kind").rename(columns={"step": word}), "change since the first measurement",
@@ -68,8 +83,29 @@ def build(context: Context) -> Mapping[str, Any]:
             evaluated.rename(columns={"step": word}), "loss, perplexities and scores",
             formats={word: number, "n": number},
         ),
-        "split": context.split or "none",
+        **({} if len(parting) else {"title": "The curves", "lead": "Whatever the log holds."}),
+        "more": more,
+        "fold": run.has("pairs"),
+        "splits": split_text(split, batches),
     }  # fmt: skip
+
+
+def split_text(split: str | None, batches: bool) -> str:
+    """Which rows the lines are made of."""
+    if split == TRAIN_SPLIT:
+        return "All lines are means of training batches: no evaluation is logged."
+    beside = "; thin lines: training batches" if batches else ""
+    return f"Evaluation split: {split or 'none'}{beside}."
+
+
+def small_charts(history: pd.DataFrame, split: str | None, drawn: set[str], word: str) -> list[Drawn]:
+    """A small chart of every metric that the history holds at two steps or more and that is not drawn already."""
+    rows = history.loc[history["split"].isin([split, TRAIN_SPLIT]) & ~history["name"].isin(list(drawn))]
+    counts = rows.loc[rows["value"].notna()].groupby(["name", "split"], observed=True).size()
+    known = {str(name) for name, _ in counts.index[counts >= 2]}
+    found = [(panel, lines_of(rows, panel, split)) for panel in panels(known)]
+    reach = (float(rows["step"].min()), float(rows["step"].max())) if len(rows) else None
+    return [draw(panel, lines, word, reach) for panel, lines in found if lines]
 
 
 SECTIONS.add("curves", Section(
@@ -82,14 +118,19 @@ SECTIONS.add("curves", Section(
 # --- what is drawn ----------------------------------------------------------------------------------------------------
 
 
-def curves_frame(run: Run, split: str | None, trajectory: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
+def curves_frame(
+    run: Run, split: str | None, trajectory: Iterable[Mapping[str, Any]] = (), loss: str = "DPO loss"
+) -> pd.DataFrame:
     """Long frame of what the panels draw: panel (a key of PANELS), line, kind (its style), step, value, low and high
     (a score's 95 % interval over its questions), n, measure (the history's name), split. What the history lacks (a
     scored run has none) comes from the explanation's `trajectory`. Empty where neither has anything.
+
+    Args:
+        loss: what the loss is called.
     """
     history = run.history
     own = _completed(history.loc[history["split"] == split], split, trajectory)
-    parts = [_part(own, "loss", LOSS, "loss", "loss")]
+    parts = [_part(own, "loss", loss, "loss", "loss")]
     if split != TRAIN_SPLIT:
         batches = history.loc[history["split"] == TRAIN_SPLIT]
         parts.append(_part(batches, "loss", "training batches", "train", "loss"))
@@ -140,16 +181,17 @@ def _completed(rows: pd.DataFrame, split: str | None, trajectory: Iterable[Mappi
 def parting_frame(curves: pd.DataFrame) -> pd.DataFrame:
     """Loss, chosen perplexity and scores as ratios to their first finite value: line, kind, step, ratio, value.
 
-    Left out: lines of one point, and lines whose first value is not positive (no ratio to it means anything).
+    Left out: lines of one point, and lines whose first value is not positive (no ratio to it means anything). Empty
+    where fewer than two are left: nothing parts from anything.
     """
     parts = []
-    wanted = curves["line"].isin([LOSS, CHOSEN]) | (curves["panel"] == "score")
+    wanted = (curves["kind"] == "loss") | (curves["line"] == CHOSEN) | (curves["panel"] == "score")
     for _, rows in curves.loc[wanted].groupby("line", sort=False):
         finite = rows["value"][np.isfinite(rows["value"])].tolist()
         if len(finite) >= 2 and finite[0] > 0:
             parts.append(rows.assign(ratio=rows["value"] / finite[0]))
     columns = ["line", "kind", "step", "ratio", "value"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True)[columns] if len(parts) > 1 else pd.DataFrame(columns=columns)
 
 
 def parting_text(parting: pd.DataFrame) -> str:
@@ -178,21 +220,22 @@ def draw_parting(parting: pd.DataFrame, word: str) -> Markup:
     start = 0.0 if log else 1.0
     write: Callable[[float], str] = ratio if log else per_cent
 
-    def draw(width: int) -> Markup:
-        lines = []
-        for line, rows in parting.groupby("line", sort=False):
-            values = rows["ratio"].to_numpy(dtype=float) - start
-            note = write(float(values[np.isfinite(values)][-1]))
-            label, note = (str(line), f"{note} since the start") if width > 500 else (_short(str(line)), note)
-            lines.append(
-                Series(label, rows["step"].to_numpy(dtype=float), values, str(rows["kind"].iloc[0]), note=note)
-            )
+    lines = []
+    for line, rows in parting.groupby("line", sort=False):
+        values = rows["ratio"].to_numpy(dtype=float) - start
+        note = f"{write(float(values[np.isfinite(values)][-1]))} since the start"
+        steps = rows["step"].to_numpy(dtype=float)
+        lines.append(Series(str(line), steps, values, str(rows["kind"].iloc[0]), note=note))
+
+    def picture(width: int) -> Markup:
+        narrow = [replace(s, label=_narrow(s.label), note=s.note.removesuffix(" since the start")) for s in lines]
         return line_chart(
-            lines, width=width, height=320, log=log, x_label=word, tick=write, level=1.0 - start,
+            narrow if width <= NARROW else lines, width=width, height=320, log=log, x_label=word, tick=write,
+            level=1.0 - start,
             description="Change since the first measurement: " + parting_text(parting),
         )  # fmt: skip
 
-    return responsive(draw)
+    return responsive(picture, line_values(lines, word, write))
 
 
 def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]], word: str) -> tuple[str, Markup]:
@@ -204,28 +247,35 @@ def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]], w
         title = f"{capital(score_label(measures[0], 'eval'))}, with 95 % interval"
     all_steps = (float(curves["step"].min()), float(curves["step"].max()))
 
-    def draw(width: int) -> Markup:
-        narrow = width < 500
-        lines = []
-        for line, part in rows.groupby("line", sort=False):
-            steps, values, low, high = (part[c].to_numpy(dtype=float) for c in ("step", "value", "low", "high"))
-            finite = values[np.isfinite(values)]
-            label = _short(str(line)) if narrow or len(str(line)) > 26 else _plain(str(line))
-            note = number(finite[-1], 3) if len(finite) else "NaN"
-            lines.append(Series(label, steps, values, str(part["kind"].iloc[0]), low, high, note))
+    lines = []
+    for line, part in rows.groupby("line", sort=False):
+        steps, values, low, high = (part[c].to_numpy(dtype=float) for c in ("step", "value", "low", "high"))
+        finite = values[np.isfinite(values)]
+        note = number(finite[-1], 3) if len(finite) else "NaN"
+        lines.append(Series(_plain(str(line)), steps, values, str(part["kind"].iloc[0]), low, high, note))
+
+    def picture(width: int) -> Markup:
+        narrow = width <= NARROW
         return line_chart(
-            lines, width=width, height=190, log=panel == "perplexity", marks=marks, description=title,
+            [replace(s, label=_short(s.label) if narrow or len(s.label) > 26 else s.label) for s in lines],
+            width=width, height=190, log=panel == "perplexity", marks=marks, description=title,
             right=130.0 if narrow else 230.0, x_range=all_steps, x_label=word,
         )  # fmt: skip
 
-    return title, responsive(draw)
+    return title, responsive(picture, line_values(lines, word))
 
 
 def _plain(line: str) -> str:
-    return line.replace(" perplexity", "").replace(" log-prob", "").replace(LOSS, "evaluation")
+    return line.replace(" perplexity", "").replace(" log-prob", "")
 
 
 def _short(line: str) -> str:
-    plain = _plain(line).replace("training batches", "training")
+    plain = line.replace("training batches", "training")
     plain = plain.split(", ")[-1]  # a score's split tells more than its name, which is in the title
     return plain if len(plain) <= 15 else plain[:14] + "…"
+
+
+def _narrow(line: str) -> str:
+    """A line's name in a narrow window: a score's without its split."""
+    plain = line.split(", ")[0]
+    return plain if len(plain) <= 18 else plain[:17] + "…"

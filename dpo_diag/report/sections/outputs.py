@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpo_diag.report.answers import answers_frame, prompts
+from dpo_diag.report.answers import prompts
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.tables import Table, table
 from dpo_diag.stats import LEVEL
@@ -16,63 +16,27 @@ from dpo_diag.text import MISSING, number, percent, plural, signed
 PHRASE = 0.05
 """Phrases above this false discovery rate are not shown."""
 TEMPLATE = """
-{% macro prompt(p) %}
-{% set after %}
-{% if p.tags %} <span class="tag">{{ p.tags }}</span>{% endif %}
-{% if p.marks %} <span class="strip" title="right or wrong, answer by answer">{{ p.marks }}</span>{% endif %}
-{% endset %}
-{% call ui.card(p.rank, p.title, after, open=p.is_open, kind="prompt") %}
-<pre class="asked">{{ p.text }}</pre>
-{% if p.reference %}<p class="small">Reference answer: <code>{{ p.reference }}</code></p>{% endif %}
-<ol class="answers">
-{% for a in p.answers %}
-<li><span class="at">{{ a.at }}<b>{{ a.verdict }}</b></span><div class="ans">
-{%- for piece in a.pieces -%}
-{%- if piece.kind == "added" %}<ins>{{ piece.text }}</ins>
-{%- elif piece.kind == "removed" %}<del>{{ piece.text }}</del>
-{%- else %}{{ piece.text }}{% endif -%}
-{%- else -%}<i>empty</i>{%- endfor -%}
-</div></li>
-{% endfor %}
-</ol>
-{% endcall %}
-{% endmacro %}
-{% if not_applicable %}
-<p class="na">Phrases, tags and behaviours: not applicable. {{ not_applicable|clean }}</p>
-{% endif %}
 {% if sentence %}<p><b>{{ sentence|clean }}</b></p>{% endif %}
+<p>{{ answered.summary }}</p>
+{% if note %}<p class="small">{{ note }}</p>{% endif %}
+{{ ui.answers(answered) }}
 {% for title, t in tables %}<h3>{{ title }}</h3>{{ ui.table(t) }}{% endfor %}
 {% if no_phrase_grew %}<p class="small">No phrase grew beyond chance (false discovery rate 5 %).</p>{% endif %}
-<p>{{ answered.summary }}</p>
-<p class="tools"><label>Find <input type="search" id="find" placeholder="text or tag"></label>
-<button type="button" id="open-all">Open all</button> <button type="button" id="close-all">Close all</button>
-<span id="found" role="status"></span></p>
-<p class="small">Against the answer before: <ins>added</ins> <del>removed</del>.</p>
-<div id="answers">
-{% for p in answered.changed %}{{ prompt(p) }}{% endfor %}
-{% if answered.same %}
-<details id="same"><summary>{{ answered.same|length }} prompts got the same answer throughout</summary>
-{% for p in answered.same %}{{ prompt(p) }}{% endfor %}
-</details>
-{% endif %}
-</div>
 """
 
 
 def build(context: Context) -> Mapping[str, Any]:
-    """One sentence, the tables that have rows, and the answers."""
-    frame = answers_frame(context.run)
-    if frame.empty:
-        raise NotApplicable(
-            "the run has no outputs: name fixed prompts when training, or generate from its checkpoints"
-        )
+    """One sentence, the answers with their filters, and the tables that have rows."""
     comparison = context.comparison
+    if not comparison.get("prompts"):
+        raise NotApplicable(str(comparison.get("not_applicable") or "the run has no outputs"))
+    grown = grown_phrases(comparison)
     return {
-        "not_applicable": comparison.get("not_applicable"),
         "sentence": comparison.get("sentence"),
+        "note": comparison.get("note"),
         "tables": comparison_tables(comparison),
-        "no_phrase_grew": comparison.get("phrases") is not None and phrases_frame(comparison).empty,
-        "answered": prompts(frame),
+        "no_phrase_grew": comparison.get("phrases") is not None and not grown,
+        "answered": prompts(comparison, grown),
     }
 
 
@@ -122,13 +86,16 @@ def tags_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
     return _frame(rows, ["tag", "metric", "n", "value", "the others", "gap"])
 
 
+def grown_phrases(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the comparison's phrases that grew beyond chance."""
+    return [r for r in comparison.get("phrases") or [] if r.get("q") is None or r["q"] <= PHRASE]
+
+
 def phrases_frame(comparison: Mapping[str, Any]) -> pd.DataFrame:
     """The phrases that more answers hold than before, strongest first: phrase, answers before and after, n, shares in
     the training answers, q (false discovery rate). Only those under 5 %."""
     rows = [
-        {**r, "in chosen": r.get("in_chosen"), "in rejected": r.get("in_rejected")}
-        for r in comparison.get("phrases") or []
-        if r.get("q") is None or r["q"] <= PHRASE
+        {**r, "in chosen": r.get("in_chosen"), "in rejected": r.get("in_rejected")} for r in grown_phrases(comparison)
     ]
     return _frame(rows, ["phrase", "before", "after", "n", "in chosen", "in rejected", "q"])
 
@@ -161,6 +128,6 @@ def _interval(row: Mapping[str, Any], value: str, low: str, high: str, write: Ca
 
 
 SECTIONS.add("outputs", Section(
-    title="What it writes", lead="Loss is the alarm, outputs are the steering wheel: read them before you decide.",
-    order=80, build=build, template=TEMPLATE,
+    title="What it writes", lead="The model's own answers, what went wrong first: read them before you decide.",
+    order=5, build=build, template=TEMPLATE,
 ))  # fmt: skip

@@ -19,7 +19,7 @@ from dpo_diag.text import number, percent, signed
 
 TEXT_CHARS = 1_500
 COLUMNS = {
-    "pair_id": "pair", "share_of_rise": "share of the rise", "chosen_ce_from": "chosen CE before",
+    "pair_id": "pair, by its chosen answer", "share_of_rise": "share of the rise", "chosen_ce_from": "chosen CE before",
     "chosen_ce_to": "after", "chosen_delta_logp": "Δ chosen, nats", "rejected_delta_logp": "Δ rejected, nats",
 }  # fmt: skip
 """Column of the explanation's pairs -> what the table calls it."""
@@ -78,6 +78,8 @@ class Card:
 
 def build(context: Context) -> Mapping[str, Any]:
     """A table of the named pairs, then one card each."""
+    if not context.document.get("pairs"):
+        context.require("quadrants")  # it knows why there are none
     named = pd.DataFrame(context.require("pairs")[:NAMED])
     ids = [str(i) for i in named["pair_id"]]
     # The document's rows are made for reading; the numbers of every aligned pair are in `explanation.pairs`.
@@ -100,7 +102,8 @@ def build(context: Context) -> Mapping[str, Any]:
         if tokens["text"].isna().any():
             note = f"Tokens are shown by id: there is no {VOCAB_FILE} or tokenizer.json, and the texts do not align."
     shown = [c for c in COLUMNS if c in pairs]
-    numbered = pairs[shown].assign(pair_id=[f"{i + 1}. {p}" for i, p in enumerate(ids)])
+    called = [one_line(row.get("chosen_text") or row["pair_id"], 60) for row in context.document["pairs"][:NAMED]]
+    numbered = pairs[shown].assign(pair_id=[f"{i + 1}. {name}" for i, name in enumerate(called)])
     formats = {"share_of_rise": _share, "chosen_delta_logp": signed, "rejected_delta_logp": signed}
     prompts = {str(row["pair_id"]): row["prompt"] for row in texts.to_dict("records")}
     return {
@@ -137,5 +140,5 @@ def _card(row: Mapping[Any, Any], prompt: Any, answers: Mapping[tuple[str, str],
 SECTIONS.add("pairs", Section(
     title="The pairs that carry it",
     lead="Each token stands over its change of log-prob in nats: -0.7 halves its probability; a dot is under 0.05.",
-    order=50, needs="pairs", build=build, template=TEMPLATE,
+    order=50, build=build, template=TEMPLATE,
 ))  # fmt: skip

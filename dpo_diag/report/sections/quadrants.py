@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from dpo_diag.report.scatter import MAX_DOTS, quadrant_scatter
+from dpo_diag.report.scatter import MAX_DOTS, dot_values, quadrant_scatter
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.svg import responsive
 from dpo_diag.report.tables import table
+from dpo_diag.report.text import one_line
 from dpo_diag.text import number, percent, signed
 
 NAMED = 10
@@ -41,9 +42,11 @@ def build(context: Context) -> Mapping[str, Any]:
     if len(changes) > MAX_DOTS:
         caption += f" {MAX_DOTS} pairs are drawn, evenly chosen; the named ones are all there."
     rows = [(NAMES[name], share, round(share * len(changes))) for name, share in shares.items()]
+    ranks = changes["rank"].tolist()
     return {
         "plot": responsive(
-            lambda w: quadrant_scatter(chosen, rejected, changes["rank"].tolist(), shares, width=w, description=caption)
+            lambda w: quadrant_scatter(chosen, rejected, ranks, shares, width=w, description=caption),
+            dot_values(chosen, rejected, ranks, _names(context, changes["pair_id"])),
         ),
         "caption": caption,
         "shares": table(
@@ -54,6 +57,12 @@ def build(context: Context) -> Mapping[str, Any]:
             changes, "change per pair", formats={"delta_chosen": signed, "delta_rejected": signed}, max_rows=100
         ),
     }  # fmt: skip
+
+
+def _names(context: Context, pair_ids: Iterable[Any]) -> list[str]:
+    """The beginning of each pair's chosen answer, or its id where that is not recorded."""
+    texts = {str(pair["pair_id"]): pair.get("chosen_text") for pair in context.document["pairs"]}
+    return [one_line(texts.get(str(i)) or i, 48) for i in pair_ids]
 
 
 def changes_frame(context: Context) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
+from dpo_diag.report.section import SECTIONS, Context, NotApplicable, NothingToSay, Section
 from dpo_diag.report.tables import Table, table
 from dpo_diag.review import results
 from dpo_diag.text import number
@@ -19,6 +19,8 @@ TEMPLATE = """<p class="small">{{ summary }}</p>{% for t in tables %}{{ ui.table
 
 def build(context: Context) -> Mapping[str, Any]:
     """The tables that have rows, the win rates first."""
+    if not context.run.has("outputs"):
+        raise NothingToSay("there are no answers to judge")
     reviewed = results(context.run)
     if reviewed.get("not_applicable"):
         raise NotApplicable(str(reviewed["not_applicable"]))
@@ -68,5 +70,5 @@ def _two_digits(value: Any) -> str:
 
 SECTIONS.add("reviews", Section(
     title="What people said", lead="Two checkpoints' answers side by side, judged blind.",
-    order=90, build=build, template=TEMPLATE,
+    order=7, build=build, template=TEMPLATE,
 ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the run was: run.json as a table, and what the live guards said."""
+"""What the run was: loss, data, learning rate, what was trained; then what live guards said, then all of run.json."""
 
 from __future__ import annotations
 
@@ -7,36 +7,131 @@ from typing import Any
 
 import pandas as pd
 
+from dpo_diag.records.run_info import RunInfo
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.report.section import SECTIONS, Context, Section
 from dpo_diag.report.tables import table
 from dpo_diag.report.text import clean
-from dpo_diag.text import number
+from dpo_diag.text import number, plural
 
-TEMPLATE = """{% if alerts %}{{ ui.table(alerts) }}{% endif %}{{ ui.table(fields) }}"""
+TEMPLATE = """{{ ui.fields(facts) }}{% if alerts %}{{ ui.table(alerts) }}{% endif %}{{ ui.numbers(fields) }}"""
+LAST = ("packages", "git_commit", "created", "ended", "schema_version")
 
 
 def build(context: Context) -> Mapping[str, Any]:
-    """run.json flattened to dotted keys, what was trained first; secrets stay out even if a writer let one in."""
+    """The facts, and run.json flattened to dotted keys, folded; secrets stay out even if a writer let one in."""
     alerts = context.run.alerts
     meta = without_secrets(context.run.meta)
-    ordered = {key: meta[key] for key in sorted(meta, key=_place)}
+    ordered = {key: meta[key] for key in sorted(meta, key=lambda k: LAST.index(k) if k in LAST else -1)}
     fields = pd.DataFrame(_flat(ordered), columns=["field", "value"])
     return {
+        "facts": told(context.run.info),
         "alerts": table(alerts[["step", "code", "message"]], "what the live guards said") if len(alerts) else None,
-        "fields": table(fields, "run.json"),
+        "fields": table(fields, f"all {len(fields)} fields of run.json"),
     }
 
 
-_FIRST = ("name", "kind", "status", "loss", "beta", "training", "data", "splits", "model", "reference")
-_LAST = ("packages", "git_commit", "created", "ended", "schema_version")
+def told(info: RunInfo) -> list[tuple[str, str]]:
+    """(name, value in words) of what a reader of a run looks for first: loss, data, learning rate, what was trained,
+    from what, how; what is not known is left out."""
+    rows = {
+        "Loss": _loss(info),
+        "Data": _data(info),
+        "Learning rate": _rate(info),
+        "Trained": _trained(info),
+        "Reference": _reference(info),
+        "Batch": _batch(info),
+        "Trainer": ", ".join(str(t) for t in (info.trainer or info.source.trainer, _version(info)) if t),
+        "Read from": ", ".join(clean(name, 200) for name in info.source.files[:4]),
+    }
+    return [(name, value) for name, value in rows.items() if value]
 
 
-def _place(key: str) -> int:
-    """What a reader of a run looks for first: the loss, how it was trained and on what; versions of packages last."""
-    if key in _LAST:
-        return len(_FIRST) + 1 + _LAST.index(key)
-    return _FIRST.index(key) if key in _FIRST else len(_FIRST)
+def _loss(info: RunInfo) -> str:
+    spec = info.loss
+    if spec is None:
+        like = f"not named; its means follow {info.loss_like}" if info.loss_like else ""
+        names = " + ".join(info.loss_names) or like
+        beta = f"β {info.beta:g}" if info.beta is not None else ""
+        return ", ".join(part for part in (names, beta) if part)
+    weighted = any(w != 1.0 for w in spec.weights)
+    parts = [
+        " + ".join(spec.types),
+        f"β {spec.beta:g}",
+        f"weights {', '.join(f'{w:g}' for w in spec.weights)}" if weighted else "",
+        f"label smoothing {spec.label_smoothing:g}" if spec.label_smoothing else "",
+        f"LD-DPO α {spec.ld_alpha:g}" if spec.ld_alpha is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _data(info: RunInfo) -> str:
+    data = info.data
+    counts = [("pairs", data.get("n_pairs")), ("to train on", data.get("n_train")), ("to evaluate", data.get("n_eval"))]
+    source = data.get("path") or data.get("source")
+    if isinstance(source, Mapping):
+        source = source.get("path") or source.get("name") or source.get("task")
+    sets = [f"{name} ({plural(of.n_pairs, 'pair')})" for name, of in info.splits.items() if of.n_pairs]
+    numbers = ", ".join(f"{number(n)} {what}" for what, n in counts if n is not None) or ", ".join(sets)
+    return ": ".join(part for part in (clean(source, 200) if source else "", numbers) if part)
+
+
+def _rate(info: RunInfo) -> str:
+    t = info.training
+    if t.learning_rate is None:
+        return ""
+    warm_up = f"{number(t.warmup_steps)} warm-up steps" if t.warmup_steps and t.warmup_steps >= 1 else ""
+    return ", ".join(p for p in (f"{t.learning_rate:g}", t.lr_scheduler_type, warm_up, t.optim) if p)
+
+
+def _trained(info: RunInfo) -> str:
+    model = info.model
+    n, of = model.n_trainable, model.n_parameters
+    if model.adapter is not None:
+        a = model.adapter
+        how = ", ".join(
+            part for part in (
+                a.type or "adapter",
+                f"r {a.r}" if a.r is not None else "",
+                f"α {a.lora_alpha:g}" if a.lora_alpha is not None else "",
+                f"dropout {a.lora_dropout:g}" if a.lora_dropout else "",
+            ) if part
+        )  # fmt: skip
+    else:
+        how = "all weights" if n is not None and n == of else ""
+    size = f"{n:,} of {of:,} parameters" if n is not None and of is not None and n != of else ""
+    size = size or (f"{of:,} parameters" if of is not None else "")
+    return ", ".join(p for p in (clean(model.name, 200) if model.name else "", how, size, model.dtype) if p)
+
+
+def _reference(info: RunInfo) -> str:
+    reference = info.reference
+    return ", ".join(clean(p, 200) for p in (reference.name, reference.kind) if p)
+
+
+def _batch(info: RunInfo) -> str:
+    t = info.training
+    if t.per_device_train_batch_size is None:
+        return ""
+    parts = [
+        f"{t.per_device_train_batch_size} pairs",
+        f"× {t.gradient_accumulation_steps} accumulated" if (t.gradient_accumulation_steps or 1) > 1 else "",
+        f"× {t.world_size} processes" if (t.world_size or 1) > 1 else "",
+    ]
+    epochs = f", {plural_epochs(t.num_train_epochs)}" if t.num_train_epochs and (t.max_steps or -1) < 0 else ""
+    steps = f", {t.max_steps} steps" if t.max_steps and t.max_steps > 0 else ""
+    return " ".join(part for part in parts if part) + (steps or epochs)
+
+
+def plural_epochs(n: float) -> str:
+    """ "1 epoch", "2.5 epochs"."""
+    return f"{n:g} epoch{'' if n == 1 else 's'}"
+
+
+def _version(info: RunInfo) -> str:
+    if info.source.trainer_version:
+        return info.source.trainer_version
+    return " ".join(f"{name} {info.packages[name]}" for name in ("trl",) if name in info.packages)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -52,5 +147,5 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 SECTIONS.add("run", Section(
-    title="The run", lead="As run.json has it.", order=100, build=build, template=TEMPLATE,
+    title="The run", lead="", order=100, build=build, template=TEMPLATE,
 ))  # fmt: skip

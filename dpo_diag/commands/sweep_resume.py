@@ -1,0 +1,141 @@
+"""`dpo-diag sweep DIR --resume`: what failed, was stopped or never began is run again, one job after the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from dpo_diag.errors import DiagError
+from dpo_diag.extras import require
+from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
+from dpo_diag.text import plural
+
+if TYPE_CHECKING:
+    from dpo_diag.diagnosis.sweep_jobs import Job
+
+EARLIER = "earlier"
+"""Folder in a sweep that keeps what failed jobs left, their logs among it, when they are run again from the start."""
+_REDACTED = "[redacted]"
+
+
+def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
+    """Run again what did not complete: from its last checkpoint where there is one, else from the start.
+
+    Args:
+        only: numbers of the jobs; None for all.
+
+    Returns: 0 where every job of the sweep completed, or every one of `only`; else 1.
+
+    Raises:
+        DiagError: the sweep still runs, no such job, or a secret that no record holds is needed.
+    """
+    from dpo_diag.commands.sweep_end import ending
+    from dpo_diag.diagnosis.sweep_jobs import jobs_of
+
+    require("hydra", "running jobs again")
+    plan = plan_of(folder)
+    assert plan is not None
+    jobs = jobs_of([folder])[0]
+    running = [job for job in jobs if job.status == "running" and (only is None or job.num in only)]
+    if running or (only is None and plan.state.alive() and plan.state.status == "running"):
+        raise DiagError(
+            "the sweep still runs", where=folder, got=f"{plural(len(running), 'running job')}",
+            hint=f"dpo-diag sweep {folder} --watch",
+        )  # fmt: skip
+    if plan.jobs is None:
+        return _go_on(folder, plan, jobs)
+    unknown = [n for n in only or () if n not in [job.num for job in jobs]]
+    if unknown:
+        raise DiagError("no such job", where=folder, got=unknown, expected=f"0 to {len(plan.jobs) - 1}", usage=True)
+    again = [job for job in jobs if job.status != "completed" and (only is None or job.num in only)]
+    if not again:
+        print(f"nothing to run again: {plural(len(jobs), 'job')} completed", file=sys.stderr)
+    if only is None:  # whoever follows the sweep sees that the rest will come
+        write_plan(folder, replace(plan, state=this_process()))
+    try:
+        for job in again:
+            _run_again(folder, plan, job)
+    finally:
+        if only is None:
+            end_plan(folder, "completed")
+    if only is None:
+        ending(folder)
+    now = [job for job in jobs_of([folder])[0] if only is None or job.num in only]
+    return 0 if all(job.status == "completed" for job in now) else 1
+
+
+def _run_again(folder: Path, plan: Plan, job: Job) -> None:
+    """One job in a process of its own; how it ends, it says in its folder."""
+    place = (folder / str(job.num) if job.status == "missing" else job.folder).resolve()
+    from dpo_diag.commands.overrides import quoted
+
+    if plan.app == "dpo-train" and any((place / "checkpoints").glob("checkpoint-*")):
+        arguments = [f"resume={quoted(str(place))}"]
+        how = "from its last checkpoint"
+    else:
+        overrides = _overrides(plan, job, place)
+        _put_aside(folder, place)
+        arguments = [*overrides, f"hydra.run.dir={quoted(str(place))}"]
+        how = "from the start"
+    print(f"job {job.num}, {job.status}: again {how}", file=sys.stderr, flush=True)
+    _call(plan, [*arguments, *plan.hydra])
+
+
+def _overrides(plan: Plan, job: Job, place: Path) -> list[str]:
+    """A job's own: as Hydra kept them; of one that never began as they were planned, where no secret is left out."""
+    kept = place / ".hydra" / "overrides.yaml"
+    if kept.is_file():
+        return [str(line) for line in yaml.safe_load(kept.read_text(encoding="utf-8")) or []]
+    assert plan.jobs is not None and job.num is not None
+    return list(_complete(plan.jobs[job.num]))
+
+
+def _complete(arguments: Sequence[str]) -> Sequence[str]:
+    lacking = [text.partition("=")[0] for text in arguments if _REDACTED in text]
+    if lacking:
+        raise DiagError("a secret is not kept, so this cannot be run again as it was", got=", ".join(lacking),
+                        hint="give it by its environment variable, and start the sweep anew")  # fmt: skip
+    return arguments
+
+
+def _put_aside(folder: Path, place: Path) -> None:
+    """Move what a job left behind, so that its records begin anew and its log stays readable."""
+    if not place.exists():
+        return
+    number = 1
+    while (aside := folder / EARLIER / f"{place.name}-{number}").exists():
+        number += 1
+    aside.parent.mkdir(exist_ok=True)
+    place.rename(aside)
+
+
+def _call(plan: Plan, arguments: Sequence[str]) -> int:
+    module = f"dpo_diag.commands.{plan.app.removeprefix('dpo-')}"
+    if plan.app not in ("dpo-train", "dpo-score", "dpo-generate"):
+        module = "dpo_diag.commands.train"  # started as `python -m`, or by a script of the user's own
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, cwd=plan.cwd if Path(plan.cwd).is_dir() else None, stdout=sys.stderr.fileno()
+    ).returncode
+
+
+def _go_on(folder: Path, plan: Plan, jobs: Sequence[Job]) -> int:
+    """A sweeper that draws its jobs (Optuna) goes on from its storage until as many completed as were asked for."""
+    from dpo_diag.commands.overrides import quoted
+
+    done = sum(job.status == "completed" for job in jobs)
+    left = (plan.n_trials or 0) - done
+    if left <= 0:
+        print(f"nothing to run again: {plural(done, 'job')} completed", file=sys.stderr)
+        return 0
+    round_ = 1 + len({job.name.partition("-")[0] for job in jobs if job.name.startswith("again")})
+    ours = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.n_trials")
+    kept = [a for a in _complete(plan.arguments) if not a.lstrip("+").startswith(ours)]
+    place = [f"hydra.sweep.dir={quoted(str(folder.resolve()))}", f"hydra.sweep.subdir=again{round_}-${{hydra.job.num}}"]
+    return 0 if _call(plan, [*kept, *place, f"hydra.sweeper.n_trials={left}"]) == 0 else 1

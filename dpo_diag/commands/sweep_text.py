@@ -1,0 +1,281 @@
+"""A sweep for a terminal: one table in blocks that fit its width, the jobs that did not complete, what numbers are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dpo_diag.styled import wrap
+from dpo_diag.text import MISSING, bracket, cut, number, records, safe, signed, some, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dpo_diag.diagnosis.sweep import Sweep
+    from dpo_diag.diagnosis.sweep_jobs import Job
+
+SHORT = {
+    "chosen_ppl_seq_mean": "chosen ppl",
+    "rejected_ppl_seq_mean": "rejected ppl",
+    "chosen_ce": "chosen CE",
+    "both_fell": "both fell",
+    "reward_accuracy": "reward acc",
+}
+BEFORE = "before"
+_REASON = 200
+"""Characters of why a job did not complete: the log holds all of it."""
+_WIDEST = 24
+"""Cells that one setting or name may take before it is cut."""
+Verdicts = Mapping[str, Mapping[str, Any]]
+"""Run folder -> the explanation's verdict."""
+
+
+def lines(collected: Sweep, width: int, verdicts: Verdicts | None = None) -> list[str]:
+    """The table of runs, the table of settings where seeds repeat, what is constant, every job that did not complete.
+
+    Args:
+        width: cells that no line passes, but for a path.
+        verdicts: of the runs, where they were explained.
+    """
+    out: list[str] = []
+    if collected.constant:
+        alike = ", ".join(f"{k}={v}" for k, v in collected.constant.items())
+        out += [*_wrapped(f"the same in all: {alike}", width), ""]
+    if len(collected.runs):
+        out += _runs(collected, width, verdicts or {})
+        about = [line for text in _about_ranks(collected) for line in _wrapped(text, width)]
+        out += ["", *about] if about else []
+        if len(collected.groups) < len(collected.runs):
+            out += ["", "over seeds: mean [lowest, highest]", *_groups(collected, width)]
+        if collected.apart:
+            text = f"no seeds of one another where they differ in: {'; '.join(_apart(collected.apart))}"
+            out += ["", *_wrapped(text, width)]
+    out += _unfinished(collected.jobs, width)
+    if collected.not_runs:
+        out += ["", *_wrapped(f"no run, left out: {some(collected.not_runs)}", width)]
+    return [*out, "", *_wrapped(_legend(collected), width)] if len(collected.runs) else out
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return [indent + line for line in wrap(safe(text, one_line=True), width - len(indent))]
+
+
+def blocks(header: Sequence[str], rows: Sequence[Sequence[Any]], keys: int, width: int) -> list[str]:
+    """A table as several below one another where one line does not hold it; the first `keys` columns stand in each."""
+    cells = [[header[i], *(number(row[i]) for row in rows)] for i in range(len(header))]
+    sizes = [
+        min(_WIDEST, max(map(len, column))) if i < keys else max(map(len, column)) for i, column in enumerate(cells)
+    ]
+    first = sum(sizes[:keys]) + 2 * keys
+    parts: list[list[int]] = [[]]
+    used = first
+    for i in range(keys, len(header)):
+        if parts[-1] and used + sizes[i] + 2 > width + 2:
+            parts.append([])
+            used = first
+        parts[-1].append(i)
+        used += sizes[i] + 2
+    out: list[str] = []
+    for part in parts:
+        columns = [*range(keys), *part]
+        shown = [[row[i] for i in columns] for row in rows]
+        out += [*([""] if out else []), *table([header[i] for i in columns], shown, width).splitlines()]
+    return out
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+
+def _runs(collected: Sweep, width: int, verdicts: Verdicts) -> list[str]:
+    """Settings and verdicts; each task score; the other values."""
+    frame = collected.ranked
+    parameters = [*collected.parameters, *_varying(frame, ["origin", "step"])]
+    rows, names = records(frame), short_runs(frame["run"].tolist())
+    of_each: list[list[Any]] = [[row["rank"], name] for name, row in zip(names, rows, strict=True)]
+    told = [verdicts.get(row["run"]) for row in rows]
+    settings = [
+        [*key, *(_cut(row[p]) for p in parameters),
+         *([MISSING if verdict is None else _verdict(verdict)] if verdicts else [])]
+        for key, row, verdict in zip(of_each, rows, told, strict=True)
+    ]  # fmt: skip
+    header = ["rank", "run"]
+    out = blocks([*header, *short_names(parameters), *(["verdict"] if verdicts else [])], settings, 2, width)
+    before: list[list[Any]] = [[None, BEFORE]] if collected.before else []
+    for score in collected.scores:
+        start = [[*key, _three(collected.before.get(score)), *([""] * 4)] for key in before]
+        own = [[*key, *_of_score(row, score)] for key, row in zip(of_each, rows, strict=True)]
+        columns = ["after", "95 %", "change", "95 %", "best"]
+        out += ["", score, *blocks([*header, *columns], [*start, *own], 2, width)]
+    shown = _metrics(frame)
+    if shown:
+        start = [[*key, *(collected.before.get(c) for c, _ in shown)] for key in before]
+        own = [[*key, *(row[c] for c, _ in shown)] for key, row in zip(of_each, rows, strict=True)]
+        out += ["", *blocks([*header, *(title for _, title in shown)], [*start, *own], 2, width)]
+    return out
+
+
+def _three(value: Any) -> str:
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def _of_score(row: Mapping[str, Any], score: str) -> list[str]:
+    """Value with its interval, change since the start with its interval, best with its step."""
+    best, at = row[f"{score}_best"], row[f"{score}_best_step"]
+    change = row.get(f"{score}_change")
+    return [
+        _three(row[score]),
+        bracket(row[f"{score}_low"], row[f"{score}_high"]),
+        MISSING if change is None else signed(change),
+        bracket(row.get(f"{score}_change_low"), row.get(f"{score}_change_high"), signed),
+        MISSING if best is None else f"{best:.3f} @{at:.0f}",
+    ]
+
+
+def _metrics(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    from dpo_diag.diagnosis.sweep_values import METRICS
+
+    return [(c, SHORT.get(c, c)) for c in METRICS.values() if c in frame and frame[c].notna().any()]
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    label, harm = str(verdict["label"]), str(verdict["harm"])
+    return label if harm in ("none", label) else f"{label}, {harm.replace('_', ' ')}"
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _WIDEST else "…" + text[1 - _WIDEST :]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Dotted names by their last parts, as few as tell them apart.
+
+    >>> short_names(["loss.beta", "trainer.args.seed", "seed"])
+    ['beta', 'args.seed', 'seed']
+    """
+    out = []
+    for name in names:
+        parts = name.split(".")
+        for n in range(1, len(parts) + 1):
+            short = ".".join(parts[-n:])
+            if sum(other == short or other.endswith(f".{short}") for other in names) == 1 or short == name:
+                break
+        out.append(short)
+    return out
+
+
+def short_runs(runs: Sequence[str]) -> list[str]:
+    """Run folders from the first part on that is not the same in all."""
+    paths = [os.path.abspath(r) for r in runs]
+    root = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
+    return [os.path.relpath(p, root) for p in paths]
+
+
+def _varying(frame: pd.DataFrame, columns: list[str]) -> list[str]:
+    return [c for c in columns if frame[c].nunique(dropna=False) > 1]
+
+
+# --- below the table --------------------------------------------------------------------------------------------------
+
+
+def _about_ranks(collected: Sweep) -> Iterator[str]:
+    by, score = collected.ranking.by, collected.ranking.score
+    if not by:
+        if collected.ranking.why_not and len(collected.runs) > 1:
+            yield f"not ranked: {collected.ranking.why_not}"
+        return
+    if len(collected.runs) < 2:
+        return
+    names = {"reward_accuracy": "reward accuracy", "chosen_ce_change": "the least rise of the chosen answers' CE"}
+    told = ", then ".join(names.get(column, column) for column in by)
+    yield f"ranked by {told}" + (f"; no rank: {collected.ranking.why_not}" if collected.ranking.why_not else "")
+    if score is None:
+        return
+    frame = collected.ranked
+    best, *others = short_runs(frame["run"].tolist())
+    apart: list[str] = []
+    near: list[str] = []
+    for name, row in zip(others, records(frame)[1:], strict=True):
+        low, high = row["to_best_low"], row["to_best_high"]
+        if row["to_best"] is not None and low is not None and high is not None:
+            (near if low <= 0 <= high else apart).append(name)
+    level = f"{100 * collected.ranking.level:.4g} %"
+    if near or apart:
+        over = "paired over the same questions" if collected.ranking.paired else "not paired"
+        yield (
+            f"{best} is best; {over} ({level} interval, not corrected for how many runs) it is "
+            + "; ".join([*([f"told apart from {some(apart, 8)}"] if apart else []),
+                         *([f"not told apart from {some(near, 8)}"] if near else [])])
+        )  # fmt: skip
+
+
+def _groups(collected: Sweep, width: int) -> list[str]:
+    frame = collected.groups
+    parameters = [*frame.columns[: frame.columns.get_loc("origin")], *_varying(frame, ["origin", "step"])]
+    values = [*_metrics(frame), *((s, s) for s in collected.scores)]
+
+    def over_seeds(row: dict[str, Any], name: str) -> str:
+        mean, low, high = (number(row[f"{name}{end}"], 3) for end in ("", "_low", "_high"))
+        n = row.get(f"{name}_n") or 0
+        return f"{mean} [{low}, {high}]" + (f" n={n:.0f}" if n > 0 else "")
+
+    rows = [
+        [*(_cut(row[p]) for p in parameters), row["runs"], *(over_seeds(row, v) for v, _ in values)]
+        for row in records(frame)
+    ]
+    header = [*short_names(parameters), "runs", *(title for _, title in values)]
+    return blocks(header, rows, len(parameters) + 1, width)
+
+
+def _apart(differing: dict[str, list[str]]) -> list[str]:
+    """What differs with its values, where they are short enough to read."""
+    named = {"origin", "step", "model"}
+    return [
+        f"{key} ({some(safe(v, one_line=True) for v in values)})" if key in named else key
+        for key, values in differing.items()
+    ]
+
+
+def _unfinished(jobs: Sequence[Job], width: int) -> Iterator[str]:
+    """How many completed, and each other one with its status, what was set, how far it came, why, where to look."""
+    rest = [job for job in jobs if job.status != "completed"]
+    if not rest:
+        return
+    yield ""
+    counts = {status: sum(job.status == status for job in jobs) for status in dict.fromkeys(j.status for j in jobs)}
+    yield f"{len(jobs)} jobs: " + ", ".join(f"{n} {status}" for status, n in counts.items())
+    names = short_runs([str(job.folder) for job in jobs])
+    named = dict.fromkeys(name for job in jobs for name in job.overrides)
+    differing = [name for name in named if len({job.overrides.get(name) for job in jobs}) > 1]
+    for name, job in zip(names, jobs, strict=True):
+        if job.status == "completed":
+            continue
+        given = " ".join(f"{k}={v}" for k, v in job.overrides.items() if k in differing)
+        told = "; ".join(t for t in (given, job.progress if job.status == "running" else "", job.reason) if t)
+        head = f"{name}  {job.status}" + (": " if told else "")
+        first, *more = _wrapped(head + cut(told, _REASON), width - 2)
+        yield from (f"  {first}", *(f"    {line}" for line in more))
+        if job.log is not None:
+            yield f"    log: {safe(job.log, one_line=True)}"
+
+
+def _legend(collected: Sweep) -> str:
+    """What the numbers are: of an evaluation, or of training batches where a run has none."""
+    runs = collected.runs
+    batches = list(runs.loc[runs["batches"], "run"])
+    training = "mean of the last logged training rows, no evaluation is recorded"
+    if batches and len(batches) == len(runs):
+        numbers = training
+    else:
+        numbers = "last evaluation" + (f" (of {some(batches, 3)}: {training})" if batches else "")
+    scores = "; 95 %: of a score over its questions, of its change since its first evaluation as explain gives it; "
+    scores += "best @step: of all evaluations"
+    return f"loss and perplexities: {numbers}{scores if collected.scores else ''}"
+
+
+def status_line(job: Job) -> str:
+    """One job in a line, for who follows a sweep."""
+    parts = [job.progress, job.reason]
+    told = "; ".join(p for p in parts if p)
+    return safe(f"{job.name}: {job.status}" + (f", {told}" if told else ""), one_line=True)

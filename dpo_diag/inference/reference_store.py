@@ -1,0 +1,170 @@
+"""Reference log-probs that were computed once, for whoever needs them again: training, scoring, a callback (trl 3985).
+
+A store is a folder; every entry is a run folder of its own that holds the rows of one reference, under the fingerprint
+of all that decides them. What does not fit is not used, and the reason is said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from dpo_diag.data.pairs import Row
+from dpo_diag.errors import DiagError
+from dpo_diag.inference.run_folders import added_to
+from dpo_diag.inference.scored_reference import ScoredReference, reference_rows
+from dpo_diag.models.adapters import split_weights
+from dpo_diag.models.loading import weights_fingerprint
+from dpo_diag.models.packed.verify import Proved
+from dpo_diag.models.packed.ways import Way
+from dpo_diag.models.tokenizers import describe_tokenizer, tokenizer_fingerprint
+from dpo_diag.records import Run
+from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.pair_id import content_hash, pair_id_of
+from dpo_diag.records.run_info import ReferenceKey
+from dpo_diag.records.schemas import EVAL_SPLIT
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from dpo_diag.inference.scoring import PairTokens, Scores
+
+_WORDS = {
+    "model": "the model's weights", "revision": "the revision", "adapter": "the adapter", "tokenizer": "the tokenizer",
+    "template": "the chat template", "max_length": "max_length", "truncation_mode": "truncation_mode",
+    "autocast": "autocast",
+}  # fmt: skip
+
+
+def reference_key(
+    model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str, *,
+    adapter_off: bool = False, autocast: torch.dtype | None = None,
+) -> ReferenceKey:  # fmt: skip
+    """The key of a model in memory as a reference. Reads every weight: about a second for a gigabyte.
+
+    Args:
+        model: not wrapped, not sharded.
+        adapter_off: the reference is the model under its adapter.
+        autocast: the type that its products are rounded to, where that is not the weights'.
+    """
+    base, adapter = split_weights(model)
+    template = getattr(tokenizer, "chat_template", None)
+    return ReferenceKey(
+        model=weights_fingerprint(base),
+        revision=getattr(model.config, "_commit_hash", None),
+        adapter=weights_fingerprint(adapter) if adapter and not adapter_off else None,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        template=content_hash(template) if template else None,
+        max_length=max_length,
+        truncation_mode=truncation_mode,
+        autocast=None if autocast is None else str(autocast).removeprefix("torch."),
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceStore:
+    """References' rows by their keys, in a folder that is made when it is first written to."""
+
+    folder: Path
+
+    def entry(self, key: ReferenceKey) -> Path:
+        """The run folder of a key."""
+        # A commit's name beside equal weights says nothing more.
+        return self.folder / content_hash({k: v for k, v in asdict(key).items() if k != "revision"})
+
+    def find(
+        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+    ) -> tuple[ScoredReference | None, str]:
+        """(the rows of these pairs or None, why not or where they are from).
+
+        Args:
+            rows: the pairs with their ids; the store knows them by their content, whatever ids they bring.
+        """
+        entry = self.entry(key)
+        if not (entry / RUN_FILE).is_file():
+            return None, self._nearest(key)
+        content = content_ids(rows)
+        try:
+            found = reference_rows(entry, encoded, tokenizer, content)
+        except DiagError as error:
+            return None, str(error)
+        return found, f"the reference is taken from {entry}"
+
+    def scores(
+        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
+        split: str,
+    ) -> tuple[Scores | None, str]:  # fmt: skip
+        """`find`, as what scoring the reference on a split would have given."""
+        from dpo_diag.inference.scoring import Scores
+
+        found, why = self.find(key, encoded, tokenizer, rows)
+        if found is None:
+            return None, why
+        pairs, tokens = (frame.assign(split=split) for frame in (found.pairs, found.tokens))
+        return Scores(pairs, tokens, None, Proved(Way())), why
+
+    def put(
+        self, key: ReferenceKey, pairs: pd.DataFrame, tokens: pd.DataFrame, described: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
+    ) -> None:  # fmt: skip
+        """Keep rows in the reference's role; pairs that the entry holds already stay as they are."""
+        content = content_ids(rows)
+        with added_to(self.entry(key)) as (writer, _):
+            there = set(Run(writer.path).read("pairs", ["pair_id"])["pair_id"])
+            frames = []
+            for frame in (tokens, pairs):
+                ids = frame["pair_id"].map(content)
+                new = frame.assign(pair_id=ids, split=EVAL_SPLIT)[~ids.isin(there)]
+                frames.append(new)
+            kept = {f.name for f in fields(ReferenceKey)}
+            writer.update(
+                reference={**described, "key": {k: v for k, v in asdict(key).items() if k in kept}},
+                tokenizer=describe_tokenizer(tokenizer), logps="sum",
+            )  # fmt: skip
+            label = f"ref-{content_hash(sorted(set(frames[1]['pair_id'])))}"
+            for table, frame in zip(("tokens", "pairs"), frames, strict=True):
+                writer.write(table, frame, split=label)
+
+    def _nearest(self, key: ReferenceKey) -> str:
+        """Why nothing fits: by the entry that has most in common."""
+        best: tuple[int, list[str]] | None = None
+        for file in sorted(self.folder.glob(f"*/{RUN_FILE}")):
+            other = Run(file.parent).info.reference.key
+            if other is None:
+                continue
+            unlike = unlike_parts(key, other)
+            if best is None or len(unlike) < best[0]:
+                best = len(unlike), unlike
+        if best is None:
+            return f"the reference store {self.folder} is empty"
+        return f"nothing in the reference store {self.folder} fits: {'; '.join(best[1])}"
+
+
+def unlike_parts(key: ReferenceKey, other: ReferenceKey) -> list[str]:
+    """What two keys do not share, a few words each: here, and there."""
+    parts = []
+    for name, words in _WORDS.items():
+        here, there = getattr(key, name), getattr(other, name)
+        if name == "revision" or here == there or (name == "tokenizer" and key.template != other.template):
+            continue
+        plain = name in ("max_length", "truncation_mode", "autocast")
+        parts.append(
+            f"{words} is {here} here and {there} there" if plain else f"{words} differ{'' if name == 'model' else 's'}"
+        )
+    return parts
+
+
+def content_ids(rows: Sequence[Row]) -> dict[str, str]:
+    """pair_id -> the id that the pair's content gives it."""
+    return {row["pair_id"]: pair_id_of(row) for row in rows}
+
+
+def open_store(folder: str | os.PathLike[str] | None) -> ReferenceStore | None:
+    """The store of a folder; None for None."""
+    return None if folder is None else ReferenceStore(Path(folder).expanduser())

@@ -1,0 +1,182 @@
+"""How the jobs of a multirun went: what each says of itself while it runs, and what the multirun was meant to run.
+
+`.hydra/job.json` in a job's folder, from before its first line to its end: a process that was killed leaves "running"
+behind with the process's number, which is then nobody's. `sweep.json` in the multirun's folder names every job that it
+will run, so that one that never began is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from dpo_diag.errors import DiagError
+from dpo_diag.records.files import write_json
+from dpo_diag.records.secrets import without_secrets
+
+JOB_FILE = Path(".hydra") / "job.json"
+SWEEP_FILE = "sweep.json"
+Ended = Literal["running", "completed", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What a job says of itself.
+
+    Attributes:
+        status: running from its beginning on, until its own end.
+        num: its number in the multirun; None for a single run.
+        error: of a failed one, in a line.
+        host, pid, process_began: the process that ran it; the last one tells it from a later process of that number
+            (Linux: clock ticks since boot), None where the system does not say.
+        began, ended: ISO 8601, UTC.
+    """
+
+    status: Ended
+    num: int | None = None
+    error: str | None = None
+    host: str = ""
+    pid: int = 0
+    process_began: int | None = None
+    began: str = ""
+    ended: str | None = None
+
+    def alive(self) -> bool | None:
+        """Whether the process that says it runs is there; None on another machine, where that cannot be seen."""
+        if self.host != socket.gethostname():
+            return None
+        return process_began(self.pid) == self.process_began if self.process_began is not None else _exists(self.pid)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a multirun was asked to do.
+
+    Attributes:
+        app: dpo-train, dpo-score or dpo-generate.
+        arguments: its command line; secrets are left out.
+        cwd: where it was called: relative paths of the overrides begin there.
+        jobs: each job's overrides; None where a sweeper draws them as it goes (Optuna).
+        hydra: overrides of Hydra's own that a single job needs too.
+        n_trials: of a sweeper that draws: how many jobs it will run; None where that is not known.
+        state: the process that runs it.
+    """
+
+    app: str
+    arguments: tuple[str, ...]
+    cwd: str
+    jobs: tuple[tuple[str, ...], ...] | None
+    hydra: tuple[str, ...]
+    n_trials: int | None
+    state: JobState
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def this_process(num: int | None = None) -> JobState:
+    """A job that begins here and now."""
+    return JobState("running", num, None, socket.gethostname(), os.getpid(), process_began(os.getpid()), now())
+
+
+def process_began(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where there is none, or the system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# --- a job ------------------------------------------------------------------------------------------------------------
+
+
+def begin_job(folder: Path, num: int | None) -> None:
+    """Say that a job runs; one that is run again keeps its number."""
+    before = job_state(folder)
+    known = num if num is not None or before is None else before.num
+    write_json(folder / JOB_FILE, asdict(this_process(known)))
+
+
+def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
+    """Say how it ended; nothing where the folder is gone."""
+    state = job_state(folder)
+    if state is not None:
+        write_json(folder / JOB_FILE, asdict(replace(state, status=status, error=error, ended=now())))
+
+
+def job_state(folder: Path) -> JobState | None:
+    """What a job's folder says; None where it says nothing."""
+    document = _read(folder / JOB_FILE)
+    return None if document is None else JobState(**document)
+
+
+# --- a multirun -------------------------------------------------------------------------------------------------------
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    write_json(folder / SWEEP_FILE, asdict(plan))
+
+
+def end_plan(folder: Path, status: Ended) -> None:
+    """Say that a multirun ended; nothing where there is no plan."""
+    plan = plan_of(folder)
+    if plan is not None:
+        write_plan(folder, replace(plan, state=replace(plan.state, status=status, ended=now())))
+
+
+def plan_of(folder: Path) -> Plan | None:
+    """What a multirun's folder says it was asked to do; None for any other folder.
+
+    Raises:
+        DiagError: the file is of another form.
+    """
+    document = _read(folder / SWEEP_FILE)
+    if document is None:
+        return None
+    jobs = document["jobs"]
+    return Plan(
+        document["app"], tuple(document["arguments"]), document["cwd"],
+        None if jobs is None else tuple(tuple(job) for job in jobs),
+        tuple(document["hydra"]), document["n_trials"], JobState(**document["state"]),
+    )  # fmt: skip
+
+
+def without_secret_values(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Overrides KEY=VALUE, those of keys that look like a secret's with their value replaced."""
+    out = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        name = key.lstrip("+~").rpartition(".")[2]
+        kept: Mapping[str, Any] = without_secrets({name: value})
+        out.append(f"{key}{equals}{kept[name]}")
+    return tuple(out)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DiagError("cannot be read", where=file, got=error, hint="remove it") from error
+    if not isinstance(document, dict):
+        raise DiagError("cannot be read", where=file, got=type(document).__name__, expected="an object")
+    return document

@@ -1,0 +1,217 @@
+"""Two runs on one page: what differs, both verdicts, what came of it over the same pairs and questions, the curves over
+each other, and both answers where they differ. The comparison itself is `diagnosis.two_runs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpo_diag.diagnosis import Explanation
+from dpo_diag.diagnosis.differences import AREAS, Difference
+from dpo_diag.diagnosis.two_runs import Change, TwoRuns, compare_runs, other_tokenizer
+from dpo_diag.records import Run, load_run
+from dpo_diag.records.metric_table import label_of, metric_of
+from dpo_diag.report.answers import of_two
+from dpo_diag.report.headline import headline
+from dpo_diag.report.html import page, write_page
+from dpo_diag.report.panels import Drawn, draw, panels
+from dpo_diag.report.plots import Series
+from dpo_diag.report.run_page import explained, printed_document
+from dpo_diag.report.section import Context
+from dpo_diag.report.tables import Table, table
+from dpo_diag.report.text import one_line
+from dpo_diag.text import bracket, capital, number, percent, plural, signed, some, to_json
+
+AGAINST_FILE = "report-against-{}.html"
+LETTERS = "ab"
+PAIRS_SHOWN = 20
+VALUE_CHARS = 48
+"""Characters of a value that differs (a fingerprint's first ones tell as much as all)."""
+OF_THE_TEXTS = ("ratio", "nats/token")
+"""Units that only the same texts under the same tokenizer make comparable."""
+APART = "{what}: logged perplexities and cross-entropies of the two runs are not held against each other"
+
+
+def write_two_runs(
+    run: Run | str | os.PathLike[str], against: Run | str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write the page of a run (b) held against another (a) and return its path.
+
+    Args:
+        path: where to write; RUN/report-against-NAME.html if None.
+
+    Raises:
+        DiagError: a run cannot be read, or the file cannot be written.
+    """
+    b, a = (r if isinstance(r, Run) else load_run(r) for r in (run, against))
+    target = Path(path) if path is not None else b.path / AGAINST_FILE.format(a.path.absolute().name)
+    return write_page(render_two(compare_runs(a, b), (explained(a), explained(b))), target)
+
+
+def render_two(found: TwoRuns, explanations: tuple[Explanation, Explanation]) -> str:
+    """The page's text."""
+    contexts = [Context(run, of, {}) for run, of in zip(found.runs, explanations, strict=True)]
+    names = called(*found.runs)
+    apart = incomparable(found)
+    curves = curves_over_each_other(contexts, names, apart is not None)
+    return page(
+        "two_runs.html",
+        {
+            "names": names,
+            "heads": [headline(context) for context in contexts],
+            "apart": apart,
+            "notes": [*found.notes],
+            "differences": differences_table(found.differences, names),
+            "alone": said_by_one(found.differences, names),
+            "partings": partings_table(found),
+            "changes": changes_table(found, names),
+            "changes_note": changes_note(found),
+            "scores": [m.told(found.thresholds) for m in found.scores],
+            "curves": curves,
+            "pairs": pairs_table(found, names),
+            "answered": of_two(found.answers, names) if len(found.answers) else None,
+        },
+        {
+            "two-runs": found.document(),
+            **{
+                f"explanation-{letter}": printed_document(context.run, context.document)
+                for letter, context in zip(LETTERS, contexts, strict=True)
+            },
+        },
+    )
+
+
+def called(a: Run, b: Run) -> tuple[str, str]:
+    """What the page calls the runs: by the names in their configurations where those differ, else by their folders."""
+    names = [r.info.name or r.path.absolute().name for r in (a, b)]
+    if names[0] == names[1] and a.path.resolve() == b.path.resolve():
+        names = [f"{name} ({letter})" for name, letter in zip(names, LETTERS, strict=True)]
+    elif names[0] == names[1]:
+        folders = [r.path.absolute() for r in (a, b)]
+        root = os.path.commonpath(folders)
+        names = [os.path.relpath(folder, root) for folder in folders]
+    return names[0], names[1]
+
+
+def incomparable(found: TwoRuns) -> str | None:
+    """Why the logged perplexities of the two runs must not be held against each other; None where they may."""
+    if other_tokenizer(*found.runs):
+        return APART.format(what="The tokenizers differ")
+    if found.aligned is None:
+        return APART.format(what="The runs share no measured pairs")
+    left = found.aligned.coverage["only_from"] + found.aligned.coverage["only_to"]
+    return APART.format(what=f"{plural(left, 'pair')} are in one of the two sets only") if left else None
+
+
+def differences_table(differing: list[Difference], names: tuple[str, str]) -> Table | None:
+    """What both say and say differently: area, name, both values; the configuration first."""
+    rows = [(d.area, d.name, _value(d.a), _value(d.b)) for d in differing if d.a is not None and d.b is not None]
+    frame = pd.DataFrame(rows, columns=["", "name", *names])
+    return table(frame, f"what differs: {', '.join(AREAS)}") if rows else None
+
+
+def said_by_one(differing: list[Difference], names: tuple[str, str]) -> list[tuple[str, str]]:
+    """(whose, "name = value, ...") of what one run alone says."""
+    lone = ([d for d in differing if d.b is None], [d for d in differing if d.a is None])
+    return [
+        (f"Only {name} says", some((f"{d.name} = {_value(d.a if d.b is None else d.b)}" for d in of), 6))
+        for name, of in zip(names, lone, strict=True)
+        if of
+    ]
+
+
+def _value(value: Any) -> str:
+    text = to_json(value) if isinstance(value, (list, Mapping, bool)) else number(value)
+    return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]}…"
+
+
+def partings_table(found: TwoRuns) -> Table | None:
+    """From which step on each kind of record differs."""
+    rows = [
+        (f"{p.what} {p.split}".strip(), "alike" if p.step is None else f"step {p.step}",
+         f"at all {plural(p.shared, 'shared step')}" if p.step is None else f"{p.n_different} of {p.n}: {p.text}")
+        for p in found.partings
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["record", "differs from", "what"])
+    return table(frame, "where they part") if rows else None
+
+
+def changes_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
+    """The quantities over the pairs of both, each with its paired interval."""
+    rows = [
+        (_quantity(c), number(c.a), number(c.b), signed(c.change.value),
+         bracket(c.change.low, c.change.high, signed), c.change.n)
+        for c in found.changes
+    ]  # fmt: skip
+    columns = ["quantity", *names, "change", f"{percent(found.intervals.level)} interval", "n"]
+    return table(pd.DataFrame(rows, columns=columns), "over the pairs of both runs, paired") if rows else None
+
+
+def _quantity(change: Change) -> str:
+    """With the unit of this comparison: per byte where the tokenizers differ."""
+    label = capital(label_of(change.name)) if metric_of(change.name) else change.name
+    return f"{label.partition(' (')[0]}, {change.unit}"
+
+
+def changes_note(found: TwoRuns) -> str:
+    """Over what the changes are; "" where there are none."""
+    if found.aligned is None:
+        return ""
+    counted = found.intervals.counted(found.aligned.pairs["pair_id"])
+    at = " and ".join(run.info.at(step) for run, step in zip(found.runs, found.steps, strict=True) if step is not None)
+    return f"Over {counted} of {found.split}, at {at}."
+
+
+def pairs_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
+    """The pairs whose chosen answer's cross-entropy differs most."""
+    pairs = found.pairs
+    sides = [s for s in ("chosen", "rejected") if f"{s}_change" in pairs]
+    if pairs.empty or not pairs[[f"{s}_change" for s in sides]].abs().gt(0).any(axis=None):
+        return None
+    head = pairs.head(PAIRS_SHOWN)
+    texts = [one_line(t if isinstance(t, str) else i, 70) for t, i in zip(head["chosen"], head["pair_id"], strict=True)]
+    frame = pd.DataFrame({"pair, by its chosen answer": texts})
+    for side in sides:
+        for letter, name in zip(LETTERS, names, strict=True):
+            frame[f"{side} CE, {name}"] = head[f"{side}_ce_{letter}"].to_numpy()
+        frame[f"change {side}"] = head[f"{side}_change"].to_numpy()
+    formats: dict[str, Callable[[Any], str]] = {f"change {side}": signed for side in sides}
+    return table(frame, "pairs that differ most, cross-entropy in nats per token", formats=formats)
+
+
+def curves_over_each_other(contexts: list[Context], names: tuple[str, str], apart: bool) -> list[Drawn]:
+    """One small chart per metric that both runs logged: both lines on the same axes, of evaluations where both have
+    them, else of training batches.
+
+    Args:
+        apart: leave out what only the same texts make comparable.
+    """
+    histories = []
+    for context in contexts:
+        history = context.run.history
+        histories.append(history.loc[history["split"] == context.split])
+    shared = set(map(str, histories[0]["name"])) & set(map(str, histories[1]["name"]))
+    if apart:
+        shared = {name for name in shared if (m := metric_of(name)) is None or m.unit not in OF_THE_TEXTS}
+    found = []
+    words = {context.run.info.step_word for context in contexts}
+    reach = [float(edge) for h in histories if len(h) for edge in (h["step"].min(), h["step"].max())]
+    for panel in panels(shared, apart=True):
+        (metric,) = panel.names
+        lines = []
+        for letter, name, history in zip(LETTERS, names, histories, strict=True):
+            own = history.loc[history["name"] == metric].sort_values("step")
+            x, y = (own[c].to_numpy(dtype=float) for c in ("step", "value"))
+            if np.isfinite(y).any():
+                note = number(y[np.isfinite(y)][-1], 3)
+                lines.append(Series(one_line(name, 14), x, y, f"run-{letter}", note=note))
+        if lines:
+            x_range = (min(reach), max(reach)) if reach else None
+            found.append(draw(panel, lines, "step" if words == {"step"} else "row", x_range))
+    return found
