@@ -122,7 +122,8 @@ def test_what_follows_a_gate_and_a_table() -> None:
     assert next_steps.after_gate("r", False) == ["dpo-diag explain r"]
     assert next_steps.after_gate("r", True) == ["dpo-diag report r"]
     assert next_steps.after_multirun("m/2026") == ["dpo-diag sweep m/2026"]
-    assert next_steps.after_sweep(["a b", "c"]) == ["dpo-diag explain 'a b'"] and next_steps.after_sweep([]) == []
+    assert next_steps.after_sweep(["a b"]) == ["dpo-diag explain 'a b'"] and next_steps.after_sweep([]) == []
+    assert next_steps.after_sweep(["a b", "c"], "m") == ["dpo-diag sweep m --resume", "dpo-diag diff c 'a b'"]
 
 
 def test_what_follows_a_look_at_a_machine_a_model_or_a_check(

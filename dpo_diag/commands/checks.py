@@ -39,7 +39,7 @@ def checks(
     else:
         rows = [(check.code, *map(say, (check.title, check.severity, check.needs))) for check in all_checks()]
         print(table(("code", "title", "severity", "needs"), rows, terminal_width(unknown=150)))
-    if not json:
-        # A page and a table may go into a file.
-        say_next(after_checks(FIRST if write is None and code is None else None), sys.stderr)
+        say_next(after_checks(FIRST))
+    if not json and (write is not None or code is not None):
+        say_next(after_checks(), sys.stderr)  # a page may go into a file
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,7 +243,7 @@ def _scores(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return ranked[:SCORES]
 
 
-def _table(rows: Sequence[tuple[str, ...]], width: int, say: Catalogue) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]], width: int, say: Callable[[str], str]) -> list[str]:
     """Aligned lines; the first column gives way where they do not fit, then the intervals."""
     if not rows:
         return []
