@@ -75,14 +75,15 @@ def _side(name: str) -> str | None:
 
 
 def _panel(lines: dict[str, str], metric: Metric, apart: bool) -> Panel:
-    label, side = metric.label, _side(next(iter(lines)))
-    for word in ("{side} ", *(f"{s} " for s in SIDES)):
-        label = label.replace(word, f"{side} " if apart and side else "")
+    sides = [side for name in lines if (side := _side(name))]
+    label = metric.label.replace("{side} ", "")
+    for side in sides:
+        label = label.removeprefix(f"{side} ")
     several = len(lines) > 1
+    if sides and (apart or not several):
+        label = f"{sides[0]} {label}"
+    unit = "" if metric.unit in label or metric.unit == "ratio" else f", {metric.unit}"
     named = {name: (line or "both") if several else "" for name, line in lines.items()}
-    unit = "" if f"({metric.unit})" in label or metric.unit in label else f", {metric.unit}"
-    if not several and not apart and side:
-        label = f"{side} {label}"
     return Panel(capital(label) + unit, named, metric.unit in LOGARITHMIC)
 
 

@@ -228,7 +228,12 @@ def draw_parting(parting: pd.DataFrame, word: str) -> Markup:
         lines.append(Series(str(line), steps, values, str(rows["kind"].iloc[0]), note=note))
 
     def picture(width: int) -> Markup:
-        narrow = [replace(s, label=_narrow(s.label), note=s.note.removesuffix(" since the start")) for s in lines]
+        short = [_narrow(s.label) for s in lines]
+        narrow = [
+            # Two scores of one name are told apart by their splits.
+            replace(s, label=name if short.count(name) == 1 else _short(s.label), note=s.note.partition(" since")[0])
+            for s, name in zip(lines, short, strict=True)
+        ]
         return line_chart(
             narrow if width <= NARROW else lines, width=width, height=320, log=log, x_label=word, tick=write,
             level=1.0 - start,
