@@ -28,6 +28,8 @@ CHECKPOINTS = "CHECKPOINTS"
 """Stands for the checkpoints where none are found beside the records."""
 _PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
 """What a Hydra override takes without quotes."""
+_READ_AS_ELSE = re.compile(r"null|true|false|[+-]?(nan|inf|[\d._]+(e[+-]?[\d_]+)?)", re.ASCII | re.IGNORECASE)
+"""What Hydra takes for no text without quotes: nothing, a truth value, a number (1_000 too)."""
 _STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
 
 
@@ -43,11 +45,12 @@ def line(*words: str | os.PathLike[str]) -> str:
 
 
 def override(key: str, value: str | os.PathLike[str]) -> str:
-    """KEY=VALUE for Hydra, whose quotes are other ones than the shell's."""
+    """KEY=VALUE for Hydra, whose quotes are other ones than the shell's; the value is read as this very text."""
     text = os.fspath(value)
-    if _PLAIN_VALUE.fullmatch(text):
+    if _PLAIN_VALUE.fullmatch(text) and not _READ_AS_ELSE.fullmatch(text):
         return f"{key}={text}"
-    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", text)
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r"\\+$", r"\g<0>\g<0>", re.sub(r"(\\*)'", r"\1\1\\'", literal))
     return f"{key}='{escaped}'"
 
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from dpo_diag import RunWriter, load_run, next_steps
 from dpo_diag.commands.diag import main
@@ -90,10 +92,18 @@ def test_checkpoints_beside_a_log_are_scored_and_asked(tmp_path: Path, capsys: p
     assert next_steps.checkpoints_beside(tmp_path) is None
 
 
-@pytest.mark.parametrize("path", ["plain/run-1", "a b/it's", "läufe/β", "x,y=[1]", "C:\\runs\\new", "end\\'"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "plain/run-1", "a b/it's", "läufe/β", "x,y=[1]", "C:\\runs\\new", "end\\'", "null", "True", "1_000", "2026",
+        "1.", "-1e5", "+INF", "nan", "a${b}", "${now:%Y}", "C:\\${x}", "'${y}\\\\", "$HOME", "1:2", "1_000/a",
+    ],
+)  # fmt: skip
 def test_an_override_holds_what_it_was_given(path: str) -> None:
+    """As the shell, Hydra and OmegaConf read it."""
     (word,) = shlex.split(next_steps.line(next_steps.override("resume", path)))
     assert plain_value(word) == path
+    assert OmegaConf.create({"k": OverridesParser.create().parse_override(word).value()}).k == path
     assert explain_override([word], SCHEMAS["config"]) is None
 
 

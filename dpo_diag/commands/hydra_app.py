@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.commands.hydra_callback import BEGUN
-from dpo_diag.commands.overrides import explain_override, plain_value, quoted, quoted_paths
+from dpo_diag.commands.overrides import explain_override, plain_value, quoted_paths
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import say_next
+from dpo_diag.next_steps import override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
 from dpo_diag.records.run_info import ended_by
@@ -120,7 +120,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
         scratch = tempfile.mkdtemp(prefix="dpo-diag-rank-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        arguments += ["hydra.output_subdir=null", f"hydra.run.dir={quoted(scratch)}"]
+        arguments += ["hydra.output_subdir=null", override("hydra.run.dir", scratch)]
     sys.argv = [name, *arguments]
     errors: list[DiagError] = []
     folders: list[Path] = []
@@ -178,7 +178,7 @@ def _resumed(arguments: list[str]) -> list[str]:
             usage=True,
         )  # fmt: skip
     kept = [a for a in (*map(str, OmegaConf.load(saved)), *arguments) if not _RESUME.match(a)]
-    return [*kept, f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder.resolve()))}"]
+    return [*kept, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:

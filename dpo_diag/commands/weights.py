@@ -28,6 +28,10 @@ def weights(
         ranks: effective ranks of all weights, also large ones; --no-ranks: of none (default: of the small ones).
         json: one JSON document on standard output.
     """
+    from dpo_diag.models.weight_files import Weights
+
+    for path in (a, b):
+        Weights(path)  # what is mistyped is answered before anything heavy is imported
     from dpo_diag.inference.weights import compare_weights
 
     change = compare_weights(a, b, ranks=ranks)
