@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
 """Stands for the file of pairs where no record names it."""
@@ -65,8 +66,7 @@ def after_import(run: str | os.PathLike[str]) -> list[str]:
 def after_training(run: Run, document: Mapping[str, Any] | None = None) -> list[str]:
     """A training or a scoring, explained (`document`) or not; what its tracker only wrote is sent first."""
     following = after_import(run.path) if document is None else after_explain(run.path, document)
-    where = run.meta.get("tracking") or {}
-    return [*(after_tracking(where, run.path) if where.get("mode") == "offline" else []), *following]
+    return [*_syncs(tracked_places(run.meta.get("tracking")), run.path), *following]
 
 
 def after_interrupt(folder: Path) -> list[str]:
@@ -86,11 +86,25 @@ def after_multirun(folder: str | os.PathLike[str], failed: bool = False) -> list
     return [line("dpo-diag", "sweep", folder, *(["--resume"] if failed else []))]
 
 
-def after_tracking(where: Mapping[str, Any], run: str | os.PathLike[str]) -> list[str]:
-    """Sent later, where the tracker only wrote files; else the report."""
-    if where.get("kind") == "wandb" and where.get("mode") == "offline":
-        return [line("wandb", "sync", Path(run) / str(where["folder"]))]
-    return [line("dpo-diag", "report", run)]
+def after_tracking(places: Mapping[str, Mapping[str, Any]], run: str | os.PathLike[str]) -> list[str]:
+    """Sent later, where a tracker only wrote files; else the report.
+
+    Args:
+        places: kind -> where the run is (`records.tracked`).
+    """
+    return _syncs(places, run) or [line("dpo-diag", "report", run)]
+
+
+def _syncs(places: Mapping[str, Mapping[str, Any]], run: str | os.PathLike[str]) -> list[str]:
+    """The commands that send what trackers wrote offline."""
+    found = []
+    for kind, where in places.items():
+        folders = where.get("folders") or [where.get("folder")]
+        if kind == "wandb" and where.get("mode") == "offline" and all(folders):
+            found.append(line("wandb", "sync", *(Path(run) / str(folder) for folder in folders)))
+        if kind == "swanlab" and where.get("mode") == "offline" and where.get("folder"):
+            found.append(line("swanlab", "sync", Path(run) / str(where["folder"])))
+    return found
 
 
 # --- after a run was read ---------------------------------------------------------------------------------------------

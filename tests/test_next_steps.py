@@ -122,8 +122,11 @@ def test_after_an_interrupt_resume_or_read_what_is_there(tmp_path: Path) -> None
 
 def test_an_offline_tracker_is_sent_first(tmp_path: Path) -> None:
     where = {"kind": "wandb", "mode": "offline", "folder": "wandb/offline-run-1"}
-    assert next_steps.after_tracking(where, "my run") == ["wandb sync 'my run/wandb/offline-run-1'"]
-    assert next_steps.after_tracking({**where, "mode": "online"}, "r") == ["dpo-diag report r"]
+    assert next_steps.after_tracking({"wandb": where}, "my run") == ["wandb sync 'my run/wandb/offline-run-1'"]
+    assert next_steps.after_tracking({"wandb": {**where, "mode": "online"}}, "r") == ["dpo-diag report r"]
+    resumed = {**where, "folders": ["wandb/offline-run-1", "wandb/offline-run-2"]}
+    places = {"tensorboard": {"folder": "tensorboard"}, "wandb": resumed}
+    assert next_steps.after_tracking(places, "r") == ["wandb sync r/wandb/offline-run-1 r/wandb/offline-run-2"]
     example = load_run(REPOSITORY / "runs" / "example")
     assert next_steps.after_training(example) == [f"dpo-diag explain {example.path}"]
 

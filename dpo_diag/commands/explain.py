@@ -234,9 +234,11 @@ def _watch(
     request: _Request, interval: float, rules: list[tuple[str, frozenset[str]]], *, json: bool, write: bool
 ) -> int:
     """Explain whenever the records change, print what changed; ends when run.json says that the run ended."""
+    from dpo_diag.commands.news import tell_news, webhook_of
     from dpo_diag.diagnosis.printed import render_change
 
     path, seen, before = request.path, None, None
+    webhook = webhook_of(path)
     while True:
         now = _signature(path) if path.exists() else None
         if now is not None and now != seen:
@@ -252,7 +254,9 @@ def _watch(
                 if write and request.is_run:
                     write_findings(path, document, identity)
                 print(to_json(document) if json else render_change(before, document), flush=True)
+                tell_news(webhook, before, document)
                 before = document
         if before is not None and (path / RUN_FILE).is_file() and load_run(path).info.status != "running":
+            webhook.finish()
             return _status(before, rules)
         time.sleep(interval)

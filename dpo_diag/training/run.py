@@ -57,6 +57,7 @@ class Recording:
         tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
+        also_alert: takes the step, the code and the message of each alert of the live guards, too.
     """
 
     monitor: Monitor
@@ -66,6 +67,7 @@ class Recording:
     tell: Callable[[str], None] = staticmethod(logger.warning)
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
+    also_alert: Callable[[int, str, str], None] | None = None
     _looked = False
 
     # ---- from the data set to the measurement ----
@@ -114,8 +116,11 @@ class Recording:
 
         def alert(code: str, message: str, evidence: Mapping[str, Any]) -> None:
             logger.warning(f"{code}: {message}")
+            step = int(evidence.get("step", self.state.global_step))
             if self.monitor.recorder is not None:
-                self.monitor.recorder.alert(int(evidence.get("step", self.state.global_step)), code, message, evidence)
+                self.monitor.recorder.alert(step, code, message, evidence)
+            if self.also_alert is not None:
+                self.also_alert(step, code, message)
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
 
