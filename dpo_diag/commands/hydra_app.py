@@ -32,7 +32,7 @@ from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import has_plugin, require_plugin
-from dpo_diag.next_steps import override
+from dpo_diag.next_steps import override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
 from dpo_diag.records.run_info import ended_by
@@ -104,8 +104,9 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
         print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{name}: interrupted", file=sys.stderr)
+        say_next(getattr(stop, "__notes__", []), sys.stderr)
         return 130
 
 

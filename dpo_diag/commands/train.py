@@ -38,9 +38,9 @@ def job(cfg: DictConfig) -> str | float | tuple[float, ...]:
 
     try:
         folder = train(config, folder, read=read)
-    except KeyboardInterrupt:
-        if is_main_process():
-            say_next(after_interrupt(folder), sys.stderr)
+    except KeyboardInterrupt as stop:
+        for line in after_interrupt(folder) if is_main_process() else ():
+            stop.add_note(line)  # printed last, by run_app
         raise
     if is_main_process():
         say_next(following, sys.stderr)
