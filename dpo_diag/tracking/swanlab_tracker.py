@@ -58,6 +58,8 @@ class SwanlabTracker:
                 config=without_secrets(dict(config)),
                 mode=options.mode,
                 log_dir=str(place),
+                # A command line may hold a token; a sweep's jobs share one console.
+                settings=swanlab.Settings(probe={"runtime": False}, terminal={"proxy_type": "none"}),
                 id=options.earlier.get("id") if options.mode == "online" else None,
                 resume="allow" if options.earlier.get("id") and options.mode == "online" else None,
             )
