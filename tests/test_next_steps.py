@@ -11,7 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from dpo_diag import load_run, next_steps
+from dpo_diag import RunWriter, load_run, next_steps
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.hydra_app import SCHEMAS
 from dpo_diag.commands.overrides import explain_override, plain_value
@@ -108,9 +108,16 @@ def test_an_override_holds_what_it_was_given(path: str) -> None:
 
 
 def test_after_an_interrupt_resume_or_read_what_is_there(tmp_path: Path) -> None:
+    """Nothing is recorded yet; a run without a checkpoint; one with; one that was trained to its end."""
+    assert next_steps.after_interrupt(tmp_path) == []
+    writer = RunWriter(tmp_path, kind="trained")
     assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]
     (tmp_path / "checkpoints" / "checkpoint-20").mkdir(parents=True)
+    assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]  # stopped while it was written
+    (tmp_path / "checkpoints" / "checkpoint-20" / "trainer_state.json").write_text("{}")
     assert next_steps.after_interrupt(tmp_path) == [f"dpo-train resume={tmp_path}"]
+    writer.finish()
+    assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]
 
 
 def test_an_offline_tracker_is_sent_first(tmp_path: Path) -> None:
@@ -128,5 +135,34 @@ def test_what_follows_a_gate_and_a_table() -> None:
     assert next_steps.after_gate("r", False) == ["dpo-diag explain r"]
     assert next_steps.after_gate("r", True) == ["dpo-diag report r"]
     assert next_steps.after_multirun("m/2026") == ["dpo-diag sweep m/2026"]
-    assert next_steps.after_sweep(["a b", "c"]) == ["dpo-diag diff c 'a b'"] and next_steps.after_sweep([]) == []
-    assert next_steps.after_sweep(["a b"]) == ["dpo-diag explain 'a b'"]
+    assert next_steps.after_sweep(["a b"]) == ["dpo-diag explain 'a b'"] and next_steps.after_sweep([]) == []
+    assert next_steps.after_sweep(["a b", "c"], "m") == ["dpo-diag sweep m --resume", "dpo-diag diff c 'a b'"]
+
+
+def test_what_follows_a_look_at_a_machine_a_model_or_a_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other checkpoint of the training where one lies beside, first for the last and last for the others; the files
+    of a command are in the next one, and what it was not given stands in capitals."""
+    for step in (20, 100, 60):
+        (tmp_path / "my run" / f"checkpoint-{step}").mkdir(parents=True)
+    first, last = (str(tmp_path / "my run" / f"checkpoint-{step}") for step in (20, 100))
+    text = tmp_path / "long.txt"
+    for model, other in ((first, last), (last, first), ("org/model", "OTHER_MODEL")):
+        assert next_steps.after_longppl(model, text) == [next_steps.line("dpo-diag", "longppl", other, text)]
+    (line,) = next_steps.after_weights(first, last)
+    assert shlex.split(line)[1] == f"checkpoints=['{first}','{last}']"
+    run(line)
+    run(next_steps.after_fetch("smollm2")[0])
+    assert next_steps.after_doctor(Path("a run"), True) == ["dpo-diag explain 'a run'"]
+    assert next_steps.after_doctor(Path("a run"), False) == ["dpo-diag doctor 'a run'"]
+    monkeypatch.setattr(next_steps, "find_spec", lambda name: None)
+    assert next_steps.after_doctor(None, True) == ["dpo-diag explain LOG"]
+    example = load_run(REPOSITORY / "runs" / "example")
+    assert next_steps.after_play(example) == [f"dpo-diag review {example.path}"]
+    for arguments in (["checks"], ["checks", "DVG001"], ["ppl", "2.3"], ["import", "--formats"]):
+        assert main(arguments) == 0
+        captured = capsys.readouterr()
+        (told,) = named(captured.out + captured.err)
+        assert main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["next"] == [told]

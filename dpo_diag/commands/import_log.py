@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_import, say_next
+from dpo_diag.next_steps import after_formats, after_import, say_next
 from dpo_diag.text import safe, table, to_json
 
 
@@ -159,6 +159,7 @@ def _print_formats(as_json: bool) -> int:
             ],
             "names": [a._asdict() for a in ALIASES],
             "step_keys": list(STEP_KEYS),
+            "next": after_formats(),
         }
         print(to_json(document))
         return 0
@@ -168,4 +169,5 @@ def _print_formats(as_json: bool) -> int:
     print(table(("trainer", "version", "source", "ours", "meaning"), ALIASES, 400))
     print(f"\nStep columns, best first: {', '.join(STEP_KEYS)}")
     print(f"Generic table (--as pairs): {COLUMNS}")
+    say_next(after_formats())
     return 0

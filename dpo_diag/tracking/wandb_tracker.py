@@ -150,9 +150,8 @@ class WandbTracker:
 
 def _has_key() -> bool:
     """Whether wandb knows a key; `wandb.init` would ask for one, and wait for the answer."""
-    from wandb.sdk.lib import wbauth
-
     import wandb
+    from wandb.sdk.lib import wbauth
 
     host = wandb.setup().settings.base_url
     return wbauth.authenticate_session(host=host, source="dpo-diag", prompt=False) is not None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.config import Config, check
 from dpo_diag.data.pairs import to_dataset
@@ -21,8 +20,9 @@ from dpo_diag.models.decoding import Decoding
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.checkpoint_folders import last_checkpoint
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
-from dpo_diag.training.progress import shorten_progress
+from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.tracker_callback import TrackerCallback
 from dpo_diag.training.vocabulary import write_vocabulary
 
@@ -83,6 +83,7 @@ def train(
             if read is not None:
                 read(folder)
     finally:
+        end_progress(trainer)
         if tracker is not None:
             tracker.close(status)
     return folder
@@ -163,13 +164,13 @@ def score_by_tag(
 
 
 def _checkpoint(folder: Path) -> str:
-    last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    last = last_checkpoint(folder / "checkpoints")
     if last is None:
         raise DiagError(
-            "nothing to resume from", where=folder / "checkpoints", got="no checkpoint",
+            "nothing to resume from", where=folder / "checkpoints", got="no whole checkpoint",
             hint="start again, with trainer.save_steps so that checkpoints are written",
         )  # fmt: skip
-    return str(last)
+    return last
 
 
 def git_commit() -> str | None:
