@@ -56,7 +56,9 @@ def trainer_of(folder: Path, run: Path, tokenizer: PreTrainedTokenizerFast) -> D
     )  # fmt: skip
 
 
-def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_killed_and_resumed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
     """SIGKILL in step 8, checkpoints at 2, 4 and 6: rows of step 7 are on disk, are removed and written anew."""
     out, run = tmp_path / "out", tmp_path / "run"
     script = tmp_path / "script.py"
@@ -70,6 +72,7 @@ def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
 
     resumed = trainer_of(out, run, tokenizer)
     resumed.train(resume_from_checkpoint=True)
+    assert capsys.readouterr().err.splitlines()[-1] == f"next: dpo-diag explain {run}"
     whole = trainer_of(tmp_path / "out2", tmp_path / "run2", tokenizer)
     whole.train()
     a, b = load_run(run), load_run(tmp_path / "run2")
