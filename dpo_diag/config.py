@@ -230,6 +230,19 @@ class TaskConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What a sweeper that searches (hydra/sweeper=optuna) is told of each run.
+
+    `objective`: a metric's name as the records have it (score/execution_accuracy), `@SPLIT` behind it for one split,
+    `change:` before it for its change since the start; several in a list. `direction`: maximize or minimize, one for
+    each; null: whichever the metric table calls better.
+    """
+
+    objective: Any = None
+    direction: Any = None
+
+
+@dataclass
 class Config:
     """The whole configuration of dpo-train."""
 
@@ -249,6 +262,7 @@ class Config:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     checks: dict[str, Any] = field(default_factory=dict)
 
 

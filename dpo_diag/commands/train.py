@@ -13,12 +13,16 @@ from dpo_diag.config import Config, check
 from dpo_diag.next_steps import after_interrupt, say_next
 
 
-def job(cfg: DictConfig) -> str:
-    """One training; returns the run folder."""
+def job(cfg: DictConfig) -> str | float | tuple[float, ...]:
+    """One training; returns the run folder, or the values of `sweep.objective` where it names some."""
     from hydra.core.hydra_config import HydraConfig
 
     config = to_config(cfg, Config)
     check(config)
+    from dpo_diag.diagnosis.objective import objectives, values
+
+    # Before the training: a name that no run records is a mistake then, and hours later only a pity.
+    wanted = objectives(config.sweep.objective, config.sweep.direction, config.prompts.kind, config.task.kind)
     folder = Path(HydraConfig.get().runtime.output_dir)
     named_by_hydra(config)
     from dpo_diag.training.job import train
@@ -41,6 +45,10 @@ def job(cfg: DictConfig) -> str:
     if is_main_process():
         say_next(following, sys.stderr)
         print(folder, flush=True)
+    if wanted:
+        from dpo_diag.records import load_run
+
+        return values(wanted, load_run(folder))
     return str(folder)
 
 
