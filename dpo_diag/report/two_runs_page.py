@@ -33,7 +33,7 @@ from dpo_diag.text import bracket, capital, number, percent, plural, signed, som
 AGAINST_FILE = "report-against-{}.html"
 LETTERS = "ab"
 PAIRS_SHOWN = 20
-VALUE_CHARS = 48
+VALUE_CHARS = 32
 """Characters of a value that differs (a fingerprint's first ones tell as much as all)."""
 APART = "{what}: their logged perplexities, cross-entropies and log-probs are not held against each other"
 
