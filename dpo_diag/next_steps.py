@@ -183,16 +183,17 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
 
     An imported run stays as the log has it: both measurements go into one new run beside it.
     """
-    lines = []
-    if not (run.has("pairs") and run.has("outputs")):
-        named = override("checkpoints", _checkpoints_of(run) or CHECKPOINTS)
-        out = override("out", f"{run.path}-scored" if run.kind == "imported" else run.path)
-        if not run.has("pairs"):
-            lines.append(("which pairs and tokens carry the change, and the exact splits of loss and perplexity",
-                          line("dpo-score", named, override("data.path", PAIRS), out)))  # fmt: skip
-        if not run.has("outputs"):
-            lines.append(("what the model writes now, which alone can call a change harmful",
-                          line("dpo-generate", named, override("prompts.path", PROMPTS), out)))  # fmt: skip
+    known, lines = _checkpoints_of(run) or CHECKPOINTS, []
+    out = Path(f"{run.path}-scored") if run.kind == "imported" else run.path
+    if not run.has("pairs"):
+        named = override("checkpoints", known), override("data.path", PAIRS), override("out", out)
+        lines.append(
+            ("which pairs and tokens carry the change, and the exact splits of loss and perplexity",
+             line("dpo-score", *named))
+        )  # fmt: skip
+    if not run.has("outputs"):
+        (asked,) = _generate(known, out)
+        lines.append(("what the model writes now, which alone can call a change harmful", asked))
     elif not (run.path / "review").is_dir():
         lines.append(("which answers people prefer", line("dpo-diag", "review", run.path)))
     return lines

@@ -114,3 +114,10 @@ def test_a_logs_report_draws_it_and_says_in_one_box_what_would_tell_more(
     ]
     names = re.findall(r"<dt>([^<]*)</dt>", page.partition('<dl class="facts">')[2].partition("</dl>")[0])
     assert names[0].endswith("loss") and "chosen reward" in names
+
+
+def test_a_log_is_imported_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = shutil.copy(INPUTS / "trl_displaced" / "trainer_state.json", tmp_path / "my log.json")
+    assert main(["report", str(log)]) == 1
+    said = capsys.readouterr().err
+    assert f"hint: dpo-diag import '{log}' --out RUN, then dpo-diag report RUN" in said

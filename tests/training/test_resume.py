@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 from dpo_diag.training import DiagDPOTrainer, recorder
 from training.tiny import arguments, make_model, make_pairs, make_tokenizer
 
-recorder.FLUSH_SECONDS = 0.0
+recorder.FLUSH_SECONDS = {seconds}
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -56,17 +56,19 @@ def trainer_of(folder: Path, run: Path, tokenizer: PreTrainedTokenizerFast) -> D
     )  # fmt: skip
 
 
-def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """SIGKILL in step 8, checkpoints at 2, 4 and 6: rows of step 7 are on disk, are removed and written anew."""
+@pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), (3600.0, 6)])
+def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, seconds: float, written: int) -> None:
+    """SIGKILL in step 8, checkpoints at 2, 4 and 6: rows of step 7 are on disk, are removed and written anew; or they
+    wait for their file when the run is killed."""
     out, run = tmp_path / "out", tmp_path / "run"
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), run=str(run), out=str(out)))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), run=str(run), out=str(out), seconds=seconds))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     half = load_run(run)
     assert half.meta["status"] == "running"
-    assert set(half.pairs.loc[half.pairs["split"] == "train", "step"]) == {1, 2, 3, 4, 5, 6, 7}
+    assert set(half.pairs.loc[half.pairs["split"] == "train", "step"]) == {*range(1, written + 1)}
 
     resumed = trainer_of(out, run, tokenizer)
     resumed.train(resume_from_checkpoint=True)
