@@ -20,9 +20,9 @@ from dpo_diag.diagnosis.sweep_values import METRICS
 from dpo_diag.diagnosis.sweep_words import SHORT, about_ranks, legend, short_names, short_runs, verdict_words
 from dpo_diag.records import load_run
 from dpo_diag.report.html import page, write_page
-from dpo_diag.report.panels import HEIGHT, Drawn, draw, panels
-from dpo_diag.report.plots import Series, line_chart, line_values
-from dpo_diag.report.svg import NARROW, chart, responsive
+from dpo_diag.report.panels import Panel, SmallChart, draw, panels
+from dpo_diag.report.plots import Series
+from dpo_diag.report.svg import responsive
 from dpo_diag.report.sweep_plots import Axis, Point, category_axis, number_axis, parallel, plane
 from dpo_diag.report.tables import Table, table
 from dpo_diag.report.text import one_line
@@ -218,7 +218,7 @@ def front(collected: Sweep, names: Sequence[str]) -> Markup | None:
     return responsive(lambda width: plane(points, start, *labels, width=width, description=text), hover)
 
 
-def curves(collected: Sweep, names: Sequence[str]) -> list[Drawn]:
+def curves(collected: Sweep, names: Sequence[str]) -> list[SmallChart]:
     """One small chart per metric and task score with a line for each run; thin ones but for the best."""
     shown = [(name, load_run(row["run"])) for name, row in zip(names, records(collected.ranked), strict=True)][:MANY]
     lines: dict[str, list[Series]] = {}
@@ -236,13 +236,8 @@ def curves(collected: Sweep, names: Sequence[str]) -> list[Drawn]:
             note = number(y[-1], 3) if top else ""
             lines.setdefault(key, []).append(Series(one_line(name, 14), x, y, kind, note=note))
     scores = [
-        Drawn(key.removeprefix("score/").replace("_", " ").replace("@", ", "), _of_score(key, of))
-        for key, of in lines.items() if key.startswith("score/")
-    ]  # fmt: skip
+        draw(Panel(score_label(name, where).capitalize(), {}, False), of, "step")
+        for (name, _, where), of in ((key.partition("@"), of) for key, of in lines.items() if "@" in key)
+    ]
     wanted = [name for name in METRICS if name in lines]
     return [*scores, *(draw(panel, lines[next(iter(panel.names))], "step") for panel in panels(wanted, apart=True))]
-
-
-def _of_score(title: str, lines: Sequence[Series]) -> Markup:
-    picture = line_chart(lines, width=NARROW, height=HEIGHT, description=title)
-    return chart(picture, line_values(lines))
