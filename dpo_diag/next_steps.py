@@ -21,6 +21,7 @@ from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
 """Stands for the file of pairs where no record names it."""
+OWN_PROMPTS = "PROMPTS.jsonl"
 PROMPTS = "general_en"
 """The shipped prompts: asked where the user's own are not known."""
 RUN, LOG, MODEL = "RUN", "LOG", "OTHER_MODEL"
@@ -131,7 +132,7 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
         return [line("dpo-diag", "outputs", path)]
     known = _checkpoints_of(run)
     if known is not None and document["verdict"]["harm"] == "cannot_tell":
-        return _generate(known, path)
+        return _generate(known, run)
     return [line("dpo-diag", "report", path)]
 
 
@@ -163,7 +164,7 @@ def after_play(run: Run) -> list[str]:
     """Judge answers blind where the run holds some, else let its checkpoints write some."""
     if run.has("outputs"):
         return [line("dpo-diag", "review", run.path)]
-    return _generate(_checkpoints_of(run) or CHECKPOINTS, run.path)
+    return _generate(_checkpoints_of(run) or CHECKPOINTS, run)
 
 
 def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
@@ -204,8 +205,10 @@ def after_diff(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "explain", run)]
 
 
-def _generate(checkpoints: str, run: Path) -> list[str]:
-    named = override("checkpoints", checkpoints), override("prompts.path", PROMPTS), override("out", run)
+def _generate(checkpoints: str, run: Run) -> list[str]:
+    """The shipped prompts are messages: what has no chat template needs prompts as text."""
+    prompts = OWN_PROMPTS if run.info.tokenizer.chat_template is False else PROMPTS
+    named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", run.path)
     return [line("dpo-generate", *named)]
 
 
