@@ -205,7 +205,7 @@ def after_diff(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "explain", run)]
 
 
-def _generate(checkpoints: str, run: Run, out: str | os.PathLike[str] | None = None) -> list[str]:
+def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
     """The shipped prompts are messages: what has no chat template needs prompts as text."""
     prompts = OWN_PROMPTS if run.info.tokenizer.chat_template is False else PROMPTS
     named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", out or run.path)
