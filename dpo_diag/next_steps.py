@@ -211,8 +211,7 @@ def after_diff(run: str | os.PathLike[str]) -> list[str]:
 
 
 def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
-    """The shipped prompts are messages: what has no chat template needs prompts as text. `out`: where the answers go;
-    default into the run itself."""
+    """The shipped prompts are messages: what has no chat template needs prompts as text."""
     prompts = OWN_PROMPTS if run.info.tokenizer.chat_template is False else PROMPTS
     named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", out or run.path)
     return [line("dpo-generate", *named)]
