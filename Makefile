@@ -21,7 +21,7 @@ $(BIN)/python:
 
 $(VENV)/.ready: $(BIN)/python pyproject.toml requirements.lock
 	$(BIN)/python -m pip install -q -c requirements.lock "$(TORCH)"
-	$(BIN)/python -m pip install -q -c requirements.lock -e ".[train]"
+	$(BIN)/python -m pip install -q -c requirements.lock -e ".[train,review]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

@@ -5,8 +5,9 @@
     python benchmarks/explain_scale.py --run RUN             # explain (twice), outputs and report of a run of yours
 
 Each command is a process of its own with one thread; the middle of `--repeat` measurements is shown. Sizes are doubled;
-the exponent is log2 of the last two costs' ratio, less what the smallest run costs anyway (Python, the imports). 1 is
-linear. Runs are synthetic (`benchmarks/synthetic.py`) but for the example.
+the exponent is the slope of the cost's logarithm over that of the size, over all sizes but the smallest, whose cost
+(Python, the imports) is taken off the others: between the last two alone a tenth of a second of noise makes 0.3 of it
+where a command takes three seconds. 1 is linear. Runs are synthetic (`benchmarks/synthetic.py`) but for the example.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -98,6 +99,14 @@ def looks(repeat: int, folder: Path) -> None:
     of_a_run(repeat, write_run(folder / "600_prompts_9_looks", pairs=600, steps=9, tokens=30, prompts=600), folder)
 
 
+def _slope(found: list[tuple[int, float]]) -> float:
+    """Of log cost over log size, least squares; NaN where a cost is lost in what the smallest run costs."""
+    if any(cost <= 0 for _, cost in found):
+        return math.nan
+    sizes, costs = ([math.log(value) for value in values] for values in zip(*found, strict=True))
+    return linear_regression(sizes, costs).slope
+
+
 Part = Callable[[int, Path], None]
 
 
@@ -113,10 +122,7 @@ def growing(command: str, what: str, sizes: list[int], write: Callable[[Path, in
             cost = measured(repeat, command, str(run), *options)
             found.append((size, cost.cpu - least))
             least = least or cost.cpu
-            exponent = ""
-            if len(found) > 2 and found[-2][1] > 0 < found[-1][1]:
-                (small, before), (large, after) = found[-2:]
-                exponent = f"{math.log(after / before) / math.log(large / small):.2f}"
+            exponent = f"{_slope(found[1:]):.2f}" if len(found) == len(sizes) else ""
             show(f"{command}, {size:,} {what}", cost, exponent)
 
     return measure

@@ -163,15 +163,25 @@ class GuardsConfig:
 
 @dataclass
 class TrackingConfig:
-    """Mirror of the records: `kind` none, wandb or trackio; `mode` offline or online."""
+    """Mirror of the records.
 
-    kind: str = "none"
+    Attributes:
+        kind: none, wandb, mlflow, tensorboard, trackio, webhook, a plugin's, or several: [wandb,mlflow].
+        mode: offline (files in the run folder), online or disabled.
+        group, job_type: of a sweep's runs; null takes the sweep's folder and the experiment.
+        start_timeout, finish_timeout: seconds that a service may take before the run goes on without it.
+    """
+
+    kind: Any = "none"
     mode: str = "offline"
     project: str = "dpo_diag"
     entity: str | None = None
     group: str | None = None
+    job_type: str | None = None
     name: str | None = None
     tags: list[str] = field(default_factory=list)
+    start_timeout: float = 10.0
+    finish_timeout: float = 30.0
 
 
 @dataclass
@@ -220,6 +230,19 @@ class TaskConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What a sweeper that searches (hydra/sweeper=optuna) is told of each run.
+
+    `objective`: a metric's name as the records have it (score/execution_accuracy), `@SPLIT` behind it for one split,
+    `change:` before it for its change since the start; several in a list. `direction`: maximize or minimize, one for
+    each; null: whichever the metric table calls better.
+    """
+
+    objective: Any = None
+    direction: Any = None
+
+
+@dataclass
 class Config:
     """The whole configuration of dpo-train."""
 
@@ -239,6 +262,7 @@ class Config:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     checks: dict[str, Any] = field(default_factory=dict)
 
 
@@ -297,6 +321,12 @@ def check(config: Config) -> None:
     for extra in config.probes.extra:
         if extra not in EXTRA_METRICS:
             raise _wrong("probes.extra", extra, f"some of {', '.join(EXTRA_METRICS)}")
+    kind = config.tracking.kind
+    if not (isinstance(kind, str) or (isinstance(kind, list) and all(isinstance(k, str) for k in kind))):
+        raise _wrong("tracking.kind", kind, "a tracker's name, or several: [wandb,mlflow]")
+    for key in ("start_timeout", "finish_timeout"):
+        if getattr(config.tracking, key) <= 0:
+            raise _wrong(f"tracking.{key}", getattr(config.tracking, key), "seconds, more than 0")
     for guard in config.guards.stop:
         if guard not in GUARDS:
             raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")

@@ -23,15 +23,25 @@ EXTRA_OF = {
     ),
     "fsspec": "remote",
     "gguf": "gguf",
+    "mlflow": "mlflow",
     "ray": "ray",
     **dict.fromkeys(("fastapi", "gradio", "uvicorn"), "review"),
     "sacrebleu": "text-metrics",
+    "swanlab": "swanlab",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "wandb": "wandb",
     "wandb_workspaces": "wandb-report",
 }  # fmt: skip
 """Name of an importable package -> the extra that installs it."""
+PLUGINS = {
+    "hydra/sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
+    "hydra/launcher=joblib": ("hydra_joblib_launcher", "joblib"),
+    "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "submitit"),
+    "hydra/launcher=submitit_slurm": ("hydra_submitit_launcher", "submitit"),
+    "hydra/launcher=ray": ("hydra_ray_launcher", "ray-launcher"),
+}
+"""Override of Hydra's -> its plugin's module in hydra_plugins, and the extra that installs it."""
 
 
 def install_hint(package: str) -> str:
@@ -65,6 +75,19 @@ def require(package: str, what: str) -> None:
     """
     if not is_installed(package):
         raise missing(package, what)
+
+
+def has_plugin(module: str) -> bool:
+    """Whether a plugin of Hydra's is installed, by its module in hydra_plugins."""
+    return is_installed("hydra_plugins") and is_installed(f"hydra_plugins.{module}")
+
+
+def require_plugin(override: str) -> None:
+    """Raise a DiagError that names the extra, where an override asks for a plugin of Hydra's that is not installed."""
+    plugin, extra = PLUGINS.get(override, ("", ""))
+    if plugin and not has_plugin(plugin):
+        hint = f'pip install "{installed_from()}[{extra}]"'
+        raise DiagError(f"{override} needs {plugin.replace('_', '-')}, which is not installed", hint=hint)
 
 
 def missing(package: str, what: str) -> DiagError:

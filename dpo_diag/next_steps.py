@@ -17,15 +17,21 @@ from typing import Any, TextIO
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
 """Stands for the file of pairs where no record names it."""
+OWN_PROMPTS = "PROMPTS.jsonl"
 PROMPTS = "general_en"
 """The shipped prompts: asked where the user's own are not known."""
+RUN, LOG, MODEL = "RUN", "LOG", "OTHER_MODEL"
+"""Stand for what a command that was given neither cannot know."""
 CHECKPOINTS = "CHECKPOINTS"
 """Stands for the checkpoints where none are found beside the records."""
 _PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
 """What a Hydra override takes without quotes."""
+_READ_AS_ELSE = re.compile(r"null|true|false|[+-]?(nan|inf|[\d._]+(e[+-]?[\d_]+)?)", re.ASCII | re.IGNORECASE)
+"""What Hydra takes for no text without quotes: nothing, a truth value, a number (1_000 too)."""
 _STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
 
 
@@ -41,11 +47,12 @@ def line(*words: str | os.PathLike[str]) -> str:
 
 
 def override(key: str, value: str | os.PathLike[str]) -> str:
-    """KEY=VALUE for Hydra, whose quotes are other ones than the shell's."""
+    """KEY=VALUE for Hydra, whose quotes are other ones than the shell's; the value is read as this very text."""
     text = os.fspath(value)
-    if _PLAIN_VALUE.fullmatch(text):
+    if _PLAIN_VALUE.fullmatch(text) and not _READ_AS_ELSE.fullmatch(text):
         return f"{key}={text}"
-    escaped = re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", text)
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r"\\+$", r"\g<0>\g<0>", re.sub(r"(\\*)'", r"\1\1\\'", literal))
     return f"{key}='{escaped}'"
 
 
@@ -60,19 +67,19 @@ def after_import(run: str | os.PathLike[str]) -> list[str]:
 def after_training(run: Run, document: Mapping[str, Any] | None = None) -> list[str]:
     """A training or a scoring, explained (`document`) or not; what its tracker only wrote is sent first."""
     following = after_import(run.path) if document is None else after_explain(run.path, document)
-    where = run.meta.get("tracking") or {}
-    return [*(after_tracking(where, run.path) if where.get("mode") == "offline" else []), *following]
+    return [*_syncs(tracked_places(run.meta.get("tracking")), run.path), *following]
 
 
-def after_generate(run: str | os.PathLike[str]) -> list[str]:
-    return [line("dpo-diag", "outputs", run)]
-
-
-def after_interrupt(run: Path) -> list[str]:
-    """A stopped training: resume it where a checkpoint was written, else explain what was recorded."""
-    if any((run / "checkpoints").glob("checkpoint-*")):
-        return [line("dpo-train", override("resume", run))]
-    return after_import(run)
+def after_interrupt(folder: Path) -> list[str]:
+    """A stopped training: resume it where a whole checkpoint was written, else explain what was recorded, if any."""
+    run = _run_of(folder)
+    if (
+        run is not None
+        and run.info.status != "finished"
+        and any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
+    ):
+        return [line("dpo-train", override("resume", folder))]
+    return after_import(folder) if run is not None else []
 
 
 def after_multirun(folder: str | os.PathLike[str], failed: bool = False) -> list[str]:
@@ -80,11 +87,25 @@ def after_multirun(folder: str | os.PathLike[str], failed: bool = False) -> list
     return [line("dpo-diag", "sweep", folder, *(["--resume"] if failed else []))]
 
 
-def after_tracking(where: Mapping[str, Any], run: str | os.PathLike[str]) -> list[str]:
-    """Sent later, where the tracker only wrote files; else the report."""
-    if where.get("kind") == "wandb" and where.get("mode") == "offline":
-        return [line("wandb", "sync", Path(run) / str(where["folder"]))]
-    return [line("dpo-diag", "report", run)]
+def after_tracking(places: Mapping[str, Mapping[str, Any]], run: str | os.PathLike[str]) -> list[str]:
+    """Sent later, where a tracker only wrote files; else the report.
+
+    Args:
+        places: kind -> where the run is (`records.tracked`).
+    """
+    return _syncs(places, run) or [line("dpo-diag", "report", run)]
+
+
+def _syncs(places: Mapping[str, Mapping[str, Any]], run: str | os.PathLike[str]) -> list[str]:
+    """The commands that send what trackers wrote offline."""
+    found = []
+    for kind, where in places.items():
+        folders = where.get("folders") or [where.get("folder")]
+        if kind == "wandb" and where.get("mode") == "offline" and all(folders):
+            found.append(line("wandb", "sync", *(Path(run) / str(folder) for folder in folders)))
+        if kind == "swanlab" and where.get("mode") == "offline" and where.get("folder"):
+            found.append(line("swanlab", "sync", Path(run) / str(where["folder"])))
+    return found
 
 
 # --- after a run was read ---------------------------------------------------------------------------------------------
@@ -111,8 +132,7 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
         return [line("dpo-diag", "outputs", path)]
     known = _checkpoints_of(run)
     if known is not None and document["verdict"]["harm"] == "cannot_tell":
-        return [line("dpo-generate", override("checkpoints", known), override("prompts.path", PROMPTS),
-                     override("out", path))]  # fmt: skip
+        return _generate(known, run)
     return [line("dpo-diag", "report", path)]
 
 
@@ -140,6 +160,13 @@ def after_results(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "report", run)]
 
 
+def after_play(run: Run) -> list[str]:
+    """Judge answers blind where the run holds some, else let its checkpoints write some."""
+    if run.has("outputs"):
+        return [line("dpo-diag", "review", run.path)]
+    return _generate(_checkpoints_of(run) or CHECKPOINTS, run)
+
+
 def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
     return [line("dpo-diag", "report" if passed else "explain", run)]
 
@@ -157,16 +184,17 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
 
     An imported run stays as the log has it: both measurements go into one new run beside it.
     """
-    lines = []
-    if not (run.has("pairs") and run.has("outputs")):
-        named = override("checkpoints", _checkpoints_of(run) or CHECKPOINTS)
-        out = override("out", f"{run.path}-scored" if run.kind == "imported" else run.path)
-        if not run.has("pairs"):
-            lines.append(("which pairs and tokens carry the change, and the exact splits of loss and perplexity",
-                          line("dpo-score", named, override("data.path", PAIRS), out)))  # fmt: skip
-        if not run.has("outputs"):
-            lines.append(("what the model writes now, which alone can call a change harmful",
-                          line("dpo-generate", named, override("prompts.path", PROMPTS), out)))  # fmt: skip
+    known, lines = _checkpoints_of(run) or CHECKPOINTS, []
+    out = Path(f"{run.path}-scored") if run.kind == "imported" else run.path
+    if not run.has("pairs"):
+        named = override("checkpoints", known), override("data.path", PAIRS), override("out", out)
+        lines.append(
+            ("which pairs and tokens carry the change, and the exact splits of loss and perplexity",
+             line("dpo-score", *named))
+        )  # fmt: skip
+    if not run.has("outputs"):
+        (asked,) = _generate(known, out)
+        lines.append(("what the model writes now, which alone can call a change harmful", asked))
     elif not (run.path / "review").is_dir():
         lines.append(("which answers people prefer", line("dpo-diag", "review", run.path)))
     return lines
@@ -175,6 +203,58 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
 def after_diff(run: str | os.PathLike[str]) -> list[str]:
     """Two runs compared: why the second one is what it is."""
     return [line("dpo-diag", "explain", run)]
+
+
+def _generate(checkpoints: str, run: Run) -> list[str]:
+    """The shipped prompts are messages: what has no chat template needs prompts as text."""
+    prompts = OWN_PROMPTS if run.info.tokenizer.chat_template is False else PROMPTS
+    named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", run.path)
+    return [line("dpo-generate", *named)]
+
+
+# --- after a machine, a model or a check was looked at ----------------------------------------------------------------
+
+
+def after_doctor(run: Path | None, sound: bool) -> list[str]:
+    """What was looked at is used; where something failed, its hint comes first and then another look."""
+    if not sound:
+        return [line("dpo-diag", "doctor", *([run] if run is not None else []))]
+    if run is not None:
+        return after_import(run)
+    return [line("dpo-diag", "demo")] if find_spec("trl") is not None else after_import(LOG)
+
+
+def after_checks(code: str | None = None) -> list[str]:
+    """The page of a check after the table of all; a run after a page."""
+    return [line("dpo-diag", "checks", code)] if code is not None else after_import(RUN)
+
+
+def after_weights(a: str, b: str) -> list[str]:
+    """What the change of the weights did to the pairs."""
+    return [line("dpo-score", f"checkpoints=[{override('', a)[1:]},{override('', b)[1:]}]",
+                 override("data.path", PAIRS))]  # fmt: skip
+
+
+def after_longppl(model: str, file: Path) -> list[str]:
+    """The same text under the other end of the training whose checkpoint this is."""
+    folder, other = Path(model), MODEL
+    if folder.is_dir() and _STEPPED.fullmatch(folder.name):
+        beside = sorted((p for p in folder.parent.iterdir() if p.is_dir() and _STEPPED.fullmatch(p.name)), key=_step)
+        if others := [p for p in beside if p.name != folder.name]:
+            other = os.fspath(others[0] if folder.name == beside[-1].name else others[-1])
+    return [line("dpo-diag", "longppl", other, file)]
+
+
+def after_fetch(model: str) -> list[str]:
+    return [line("dpo-train", f"experiment={model}_dpo", "data=jsonl", override("data.path", PAIRS))]
+
+
+def after_ppl() -> list[str]:
+    return after_import(LOG)
+
+
+def after_formats() -> list[str]:
+    return [line("dpo-diag", "import", LOG)]
 
 
 # --- where checkpoints lie --------------------------------------------------------------------------------------------
@@ -205,6 +285,10 @@ def _glob(folder: Path) -> str | None:
         return None
     stems = {m.group(1) for p in folder.iterdir() if p.is_dir() and (m := _STEPPED.fullmatch(p.name))}
     return str(folder / f"{min(stems)}*") if stems else None
+
+
+def _step(folder: Path) -> int:
+    return int(re.findall(r"\d+", folder.name)[-1])
 
 
 def _run_of(path: Path) -> Run | None:

@@ -5,11 +5,17 @@ Colour never says anything alone: without it the lines are the same text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+_HAN = "\u3000-\u30ff\u3400-\u9fff\uff00-\uffef"
+_PIECE = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+|\s+")
+_CLOSES = "，。；：、）》”！？"
+"""What stands at no line's beginning."""
 _PLAIN = Console(color_system=None)
 _COLOURED = Console(color_system="standard", force_terminal=True, no_color=False)
 
@@ -19,7 +25,29 @@ def wrap(text: str, columns: int) -> list[str]:
 
     Newlines of the text stay; [""] for an empty text.
     """
-    return [line.plain for line in wrapped(Text(text), columns)]
+    if not re.search(rf"[{_HAN}]", text):
+        return [line.plain for line in wrapped(Text(text), columns)]
+    return [line for paragraph in text.split("\n") for line in _wrap_han(paragraph, columns)]
+
+
+def _wrap_han(text: str, columns: int) -> list[str]:
+    """Chinese has no blanks: a line may end behind any letter, but none begins with a closing mark."""
+    pieces: list[str] = []
+    for piece in _PIECE.findall(text):
+        if pieces and (piece in _CLOSES or pieces[-1].endswith("（")):
+            pieces[-1] += piece
+        else:
+            pieces.append(piece)
+    lines = [""]
+    for piece in pieces:
+        fits = cell_len(lines[-1]) + cell_len(piece.rstrip()) <= columns
+        if not fits and cell_len(piece) > columns:  # a path or an id, longer than a line
+            lines += [line.plain for line in Text(piece).wrap(_PLAIN, columns)]
+        elif not fits:
+            lines.append(piece.lstrip())
+        else:
+            lines[-1] += piece
+    return [line.rstrip() for line in lines]
 
 
 def wrapped(text: Text, columns: int) -> list[Text]:

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from dpo_diag import load_run, next_steps
+from dpo_diag import RunWriter, load_run, next_steps
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.hydra_app import SCHEMAS
 from dpo_diag.commands.overrides import explain_override, plain_value
@@ -90,23 +92,51 @@ def test_checkpoints_beside_a_log_are_scored_and_asked(tmp_path: Path, capsys: p
     assert next_steps.checkpoints_beside(tmp_path) is None
 
 
-@pytest.mark.parametrize("path", ["plain/run-1", "a b/it's", "läufe/β", "x,y=[1]", "C:\\runs\\new", "end\\'"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "plain/run-1", "a b/it's", "läufe/β", "x,y=[1]", "C:\\runs\\new", "end\\'", "null", "True", "1_000", "2026",
+        "1.", "-1e5", "+INF", "nan", "a${b}", "${now:%Y}", "C:\\${x}", "'${y}\\\\", "$HOME", "1:2", "1_000/a",
+    ],
+)  # fmt: skip
 def test_an_override_holds_what_it_was_given(path: str) -> None:
+    """As the shell, Hydra and OmegaConf read it."""
     (word,) = shlex.split(next_steps.line(next_steps.override("resume", path)))
     assert plain_value(word) == path
+    assert OmegaConf.create({"k": OverridesParser.create().parse_override(word).value()}).k == path
     assert explain_override([word], SCHEMAS["config"]) is None
 
 
 def test_after_an_interrupt_resume_or_read_what_is_there(tmp_path: Path) -> None:
+    """Nothing is recorded yet; a run without a checkpoint; one with; one that was trained to its end."""
+    assert next_steps.after_interrupt(tmp_path) == []
+    writer = RunWriter(tmp_path, kind="trained")
     assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]
     (tmp_path / "checkpoints" / "checkpoint-20").mkdir(parents=True)
+    assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]  # stopped while it was written
+    (tmp_path / "checkpoints" / "checkpoint-20" / "trainer_state.json").write_text("{}")
     assert next_steps.after_interrupt(tmp_path) == [f"dpo-train resume={tmp_path}"]
+    writer.finish()
+    assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]
+
+
+def test_prompts_that_are_messages_are_named_for_chat_models_only(tmp_path: Path) -> None:
+    """The shipped prompts need a chat template; where the run's tokenizer has none, one's own stand in capitals."""
+    writer = RunWriter(tmp_path, kind="trained")
+    for template, prompts in ((True, "general_en"), (False, "PROMPTS.jsonl")):
+        writer.update(tokenizer={"chat_template": template})
+        (line,) = next_steps.after_play(load_run(tmp_path))
+        assert line == f"dpo-generate checkpoints=CHECKPOINTS prompts.path={prompts} out={tmp_path}"
+    run(line)
 
 
 def test_an_offline_tracker_is_sent_first(tmp_path: Path) -> None:
     where = {"kind": "wandb", "mode": "offline", "folder": "wandb/offline-run-1"}
-    assert next_steps.after_tracking(where, "my run") == ["wandb sync 'my run/wandb/offline-run-1'"]
-    assert next_steps.after_tracking({**where, "mode": "online"}, "r") == ["dpo-diag report r"]
+    assert next_steps.after_tracking({"wandb": where}, "my run") == ["wandb sync 'my run/wandb/offline-run-1'"]
+    assert next_steps.after_tracking({"wandb": {**where, "mode": "online"}}, "r") == ["dpo-diag report r"]
+    resumed = {**where, "folders": ["wandb/offline-run-1", "wandb/offline-run-2"]}
+    places = {"tensorboard": {"folder": "tensorboard"}, "wandb": resumed}
+    assert next_steps.after_tracking(places, "r") == ["wandb sync r/wandb/offline-run-1 r/wandb/offline-run-2"]
     example = load_run(REPOSITORY / "runs" / "example")
     assert next_steps.after_training(example) == [f"dpo-diag explain {example.path}"]
 
@@ -115,4 +145,34 @@ def test_what_follows_a_gate_and_a_table() -> None:
     assert next_steps.after_gate("r", False) == ["dpo-diag explain r"]
     assert next_steps.after_gate("r", True) == ["dpo-diag report r"]
     assert next_steps.after_multirun("m/2026") == ["dpo-diag sweep m/2026"]
-    assert next_steps.after_sweep(["a b", "c"]) == ["dpo-diag explain 'a b'"] and next_steps.after_sweep([]) == []
+    assert next_steps.after_sweep(["a b"]) == ["dpo-diag explain 'a b'"] and next_steps.after_sweep([]) == []
+    assert next_steps.after_sweep(["a b", "c"], "m") == ["dpo-diag sweep m --resume", "dpo-diag diff c 'a b'"]
+
+
+def test_what_follows_a_look_at_a_machine_a_model_or_a_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other checkpoint of the training where one lies beside, first for the last and last for the others; the files
+    of a command are in the next one, and what it was not given stands in capitals."""
+    for step in (20, 100, 60):
+        (tmp_path / "my run" / f"checkpoint-{step}").mkdir(parents=True)
+    first, last = (str(tmp_path / "my run" / f"checkpoint-{step}") for step in (20, 100))
+    text = tmp_path / "long.txt"
+    for model, other in ((first, last), (last, first), ("org/model", "OTHER_MODEL")):
+        assert next_steps.after_longppl(model, text) == [next_steps.line("dpo-diag", "longppl", other, text)]
+    (line,) = next_steps.after_weights(first, last)
+    assert shlex.split(line)[1] == f"checkpoints=['{first}','{last}']"
+    run(line)
+    run(next_steps.after_fetch("smollm2")[0])
+    assert next_steps.after_doctor(Path("a run"), True) == ["dpo-diag explain 'a run'"]
+    assert next_steps.after_doctor(Path("a run"), False) == ["dpo-diag doctor 'a run'"]
+    monkeypatch.setattr(next_steps, "find_spec", lambda name: None)
+    assert next_steps.after_doctor(None, True) == ["dpo-diag explain LOG"]
+    example = load_run(REPOSITORY / "runs" / "example")
+    assert next_steps.after_play(example) == [f"dpo-diag review {example.path}"]
+    for arguments in (["checks"], ["checks", "DVG001"], ["ppl", "2.3"], ["import", "--formats"]):
+        assert main(arguments) == 0
+        captured = capsys.readouterr()
+        (told,) = named(captured.out + captured.err)
+        assert main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["next"] == [told]

@@ -1,6 +1,7 @@
 """The README's picture, light and dark: the head of the report of runs/example. `python -m docs.make.picture`
 
-Needs the extra `dev` and a Chromium on the PATH. The verdict's sentences are left out, because the README says them.
+Needs the extra `dev` and a Chromium on the PATH. The verdict's sentences are left out, because the README says them,
+and all answers but the first.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH, SCALE, COLOURS, MAX_BYTES = 960, 2, 64, 150_000
 SHORT = """
-  .skip, nav, #verdict > p:not(.harm), #verdict details, #curves .lead, #curves figcaption, #curves details,
-  #curves figure ~ * { display: none !important }
+  .skip, nav, #verdict > p:not(.harm), #verdict details, #outputs > :not(h2, #answers), #answers > details ~ details,
+  #curves .lead, #curves figcaption, #curves details, #curves figure ~ * { display: none !important }
   body { padding-block: 1rem 0 !important }
 """
-"""What is left of the page: whose run it is, the verdict, its numbers, and the first curves."""
+"""What is left of the page: whose run it is, the verdict, its numbers, the first answer, and the first curves."""
 
 
 def main() -> None:

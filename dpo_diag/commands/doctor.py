@@ -18,6 +18,7 @@ from dpo_diag import __version__
 from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import install_hint, is_installed
+from dpo_diag.next_steps import after_doctor, say_next
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.text import to_json
 
@@ -43,16 +44,19 @@ def doctor(run: Path | None = None, /, *, quick: bool = False, json: bool = Fals
     machine = check_machine(quick=quick)
     about_run = _of_run(run) if run is not None else []
     failed = any(finding.outcome == FAIL for finding in [*machine, *about_run])
+    following = after_doctor(run, not failed)
     if json:
         of_run = run and {"path": str(run), "findings": [finding.to_dict() for finding in about_run]}
         findings = [finding.to_dict() for finding in machine]
-        print(to_json({"ok": not failed, "version": __version__, "machine": findings, "run": of_run}, indent=2))
+        document = {"ok": not failed, "version": __version__, "machine": findings, "run": of_run, "next": following}
+        print(to_json(document, indent=2))
         return 1 if failed else 0
     _print("this machine", machine)
     if run is not None:
         _print(str(run), about_run)
     counts = {outcome: sum(f.outcome == outcome for f in [*machine, *about_run]) for outcome in (OK, WARN, FAIL)}
     print(f"{counts[OK]} ok, {counts[WARN]} to look at, {counts[FAIL]} failed")
+    say_next(following)
     return 1 if failed else 0
 
 

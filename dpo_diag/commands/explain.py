@@ -20,6 +20,7 @@ from dpo_diag.records.files import RUN_FILE
 from dpo_diag.registry import plugins
 from dpo_diag.text import takes_styles, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
+from dpo_diag.translated import Catalogue, catalogue
 
 
 def explain(
@@ -31,6 +32,7 @@ def explain(
     split: str | None = None,
     json: bool = False,
     full: bool = False,
+    lang: str | None = None,
     top: int | None = None,
     fail_on: list[str] | None = None,
     watch: bool = False,
@@ -57,6 +59,7 @@ def explain(
         split: which set (default: a fixed evaluation set).
         json: one JSON document on standard output, nothing else there.
         full: everything: how sure, why, which pairs, every number.
+        lang: language of what is printed, en or zh (default: DPO_DIAG_LANG, else en); --json is English.
         top: with --full: pairs in the table (default: 10).
         fail_on: exit 1 when harmful, or when checks speak: speaks:DVG001,DVG011.
         watch: follow a growing run or log and say what changed.
@@ -75,6 +78,7 @@ def explain(
     """
     from dpo_diag.losses import names_of
 
+    say = catalogue(lang)
     rules = [rule for text in fail_on or () for rule in _rules(text)]
     if destination and watch:
         raise DiagError("--destination loads models and does not go with --watch", usage=True)
@@ -109,23 +113,23 @@ def explain(
         from dpo_diag.diagnosis.printed import render_document
 
         width = terminal_width() if sys.stdout.isatty() else None
-        print(render_document(document, 10 if top is None else top, width))
+        print(render_document(document, 10 if top is None else top, width, say))
         if where:
             print(f"\n{where}")
         say_next(following)
     else:
-        print_short(document, following)
+        print_short(document, following, say)
         if where:
             print(where, file=sys.stderr)
     return _status(document, rules)
 
 
-def print_short(document: Mapping[str, Any], following: Sequence[str]) -> None:
-    """The explanation in 15 lines, as wide as the terminal; of a file 80 cells."""
+def print_short(document: Mapping[str, Any], following: Sequence[str] = (), say: Catalogue | None = None) -> None:
+    """The explanation in 15 lines, as wide as the terminal; of a file 80 cells. `say`: by default DPO_DIAG_LANG's."""
     from dpo_diag.diagnosis.short import short_lines
     from dpo_diag.styled import rendered
 
-    lines = short_lines(document, terminal_width(unknown=80), following)
+    lines = short_lines(document, terminal_width(unknown=80), following, say or catalogue())
     print(*rendered(lines, takes_styles(sys.stdout)), sep="\n", flush=True)
 
 
@@ -230,9 +234,11 @@ def _watch(
     request: _Request, interval: float, rules: list[tuple[str, frozenset[str]]], *, json: bool, write: bool
 ) -> int:
     """Explain whenever the records change, print what changed; ends when run.json says that the run ended."""
+    from dpo_diag.commands.news import tell_news, webhook_of
     from dpo_diag.diagnosis.printed import render_change
 
     path, seen, before = request.path, None, None
+    webhook = webhook_of(path)
     while True:
         now = _signature(path) if path.exists() else None
         if now is not None and now != seen:
@@ -248,7 +254,9 @@ def _watch(
                 if write and request.is_run:
                     write_findings(path, document, identity)
                 print(to_json(document) if json else render_change(before, document), flush=True)
+                tell_news(webhook, before, document)
                 before = document
         if before is not None and (path / RUN_FILE).is_file() and load_run(path).info.status != "running":
+            webhook.finish()
             return _status(before, rules)
         time.sleep(interval)

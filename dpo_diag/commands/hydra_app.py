@@ -27,10 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.commands.hydra_callback import BEGUN
-from dpo_diag.commands.overrides import explain_override, plain_value, quoted, quoted_paths
+from dpo_diag.commands.overrides import explain_override, plain_value, quoted_paths
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
+from dpo_diag.extras import has_plugin, require_plugin
+from dpo_diag.next_steps import override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
 from dpo_diag.records.run_info import ended_by
@@ -47,6 +49,18 @@ def register() -> None:
     """Make the schemas known to Hydra under the names that the root files begin with."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"base_{name}", node=schema)
+    OmegaConf.register_new_resolver("objective_directions", _directions, replace=True)
+    if has_plugin("hydra_optuna_sweeper"):
+        from dpo_diag.commands import optuna_sweeper
+
+        optuna_sweeper.register()
+
+
+def _directions(names: Any, given: Any, prompts: str, task: str) -> Any:
+    """What a sweeper is to do with each objective, see `optuna_sweeper`."""
+    from dpo_diag.diagnosis.objective import directions
+
+    return directions(names, given, prompts, task)
 
 
 def to_config(cfg: DictConfig, schema: type[T] = Config) -> T:  # type: ignore[assignment]
@@ -83,13 +97,24 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
+        if (origin := _origin(error)) is not None:
+            print(f"{name}: {origin}", file=sys.stderr)
+            return 2
         # What Hydra says of a wrong type stands in the cause.
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
         print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{name}: interrupted", file=sys.stderr)
+        say_next(getattr(stop, "__notes__", []), sys.stderr)
         return 130
+
+
+def _origin(error: BaseException | None) -> DiagError | None:
+    """The DiagError that Hydra and OmegaConf wrapped into errors of their own; None where there is none."""
+    while error is not None and not isinstance(error, DiagError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager
@@ -107,6 +132,8 @@ def _full_errors() -> Iterator[None]:
 def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     register()
     arguments = quoted_paths(_resumed(arguments))
+    for argument in arguments:
+        require_plugin(argument)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):
@@ -118,7 +145,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
         scratch = tempfile.mkdtemp(prefix="dpo-diag-rank-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        arguments += ["hydra.output_subdir=null", f"hydra.run.dir={quoted(scratch)}"]
+        arguments += ["hydra.output_subdir=null", override("hydra.run.dir", scratch)]
     sys.argv = [name, *arguments]
     errors: list[DiagError] = []
     folders: list[Path] = []
@@ -176,7 +203,7 @@ def _resumed(arguments: list[str]) -> list[str]:
             usage=True,
         )  # fmt: skip
     kept = [a for a in (*map(str, OmegaConf.load(saved)), *arguments) if not _RESUME.match(a)]
-    return [*kept, f"resume={quoted(str(folder))}", f"hydra.run.dir={quoted(str(folder.resolve()))}"]
+    return [*kept, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_import, say_next
+from dpo_diag.next_steps import after_formats, after_import, say_next
 from dpo_diag.text import safe, table, to_json
 
 
 def import_log(
     *paths: str,
     out: Path | None = None,
+    into: Path | None = None,
     as_name: Annotated[str | None, Parameter(name="--as")] = None,
     formats: bool = False,
     loss: str | None = None,
@@ -30,6 +31,7 @@ def import_log(
     logging_steps: int | None = None,
     split: str | None = None,
     run: str | None = None,
+    step: int | None = None,
     scores: Path | None = None,
     texts: Path | None = None,
     json: bool = False,
@@ -39,6 +41,7 @@ def import_log(
     Args:
         paths: log, archive, checkpoint or output folder, W&B run; several of one run.
         out: run folder to write (default: runs/imported/NAME).
+        into: a run that an evaluation's results are added to (lm-evaluation-harness, Inspect).
         as_name: format; recognised if absent (see --formats).
         formats: print the formats and the table of names, and stop.
         loss: loss type, or several joined by commas: sigmoid, ipo, kto, orpo, simpo, cpo, sigmoid,sft, ...
@@ -53,7 +56,8 @@ def import_log(
         logging_steps: optimizer steps between two rows of a log without steps.
         split: split of rows that name none (per-pair tables and scores; default: eval).
         run: which run of a project that holds several (trackio, W&B).
-        scores: task scores: rows of step, name, value, n (JSON lines or CSV).
+        step: of an evaluation's results whose model and path name no checkpoint.
+        scores: task scores: rows of step, name, value, n (JSON lines or CSV), or an evaluation's results.
         texts: pairs (prompt, chosen, rejected) in the order of an array's prompts.
         json: one JSON document on standard output.
     """
@@ -82,10 +86,11 @@ def import_log(
         logging_steps=logging_steps,
         split=split,
         run=run,
+        step=step,
         scores=scores,
         texts=texts,
     )
-    result = import_path(list(paths), out, as_name, options)
+    result = import_path(list(paths), out, as_name, options, into)
     following = after_import(result["run"])
     if json:
         print(to_json({**result, "next": following}))
@@ -154,6 +159,7 @@ def _print_formats(as_json: bool) -> int:
             ],
             "names": [a._asdict() for a in ALIASES],
             "step_keys": list(STEP_KEYS),
+            "next": after_formats(),
         }
         print(to_json(document))
         return 0
@@ -163,4 +169,5 @@ def _print_formats(as_json: bool) -> int:
     print(table(("trainer", "version", "source", "ours", "meaning"), ALIASES, 400))
     print(f"\nStep columns, best first: {', '.join(STEP_KEYS)}")
     print(f"Generic table (--as pairs): {COLUMNS}")
+    say_next(after_formats())
     return 0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.text import number, plain, safe, table, to_json
+from dpo_diag.next_steps import after_longppl, say_next
+from dpo_diag.text import number, plain, safe, table, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
 
@@ -65,7 +66,7 @@ def longppl(
     request = Request(model, file, truncation, window, max_tokens, evaluator, batch_size, device, out)
     document = plain(measure(request, values["key_tokens.gain"], values["key_tokens.floor"]))
     if json:
-        print(to_json(document))
+        print(to_json({**document, "next": after_longppl(model, file)}))
         return 0
     names = ("longppl", "ppl", "ppl_long", "ppl_short")
     of_key, of_all, whole, short = ("not defined" if document[n] is None else number(document[n]) for n in names)
@@ -79,7 +80,8 @@ def longppl(
     shown = sorted(document["key_tokens"], key=lambda k: k["short"] - k["long"])[:top]
     if shown:
         rows = [[f'"{safe(k["text"], one_line=True)}"', k["position"], k["long"], k["short"]] for k in shown]
-        print("\n" + table(["key token", "position", "log p long", "log p short"], rows))
+        print("\n" + table(["key token", "position", "log p long", "log p short"], rows, terminal_width(unknown=80)))
+    say_next(after_longppl(model, file))
     return 0
 
 

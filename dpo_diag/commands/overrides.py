@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -36,7 +37,9 @@ def plain_value(text: str) -> str:
     except HydraException:
         return raw
     value = None if override.is_sweep_override() else override.value()
-    return value if isinstance(value, str) else raw
+    if not isinstance(value, str):
+        return raw
+    return re.sub(r"(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)  # as OmegaConf reads it
 
 
 def quoted_paths(arguments: list[str]) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from threading import Thread
 
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_play, say_next
 
 
 def play(
@@ -46,9 +49,7 @@ def play(
         raise DiagError("no memory to load a model into", where="--memory", got=memory, usage=True)
     if max_new_tokens < 1:
         raise DiagError("no tokens to write", where="--max-new-tokens", got=max_new_tokens, usage=True)
-    from dpo_diag.inference.play import Playground
-    from dpo_diag.models.cache import ModelCache, default_budget
-    from dpo_diag.models.run_checkpoints import checkpoints_of, choose
+    from dpo_diag.models.run_checkpoints import checkpoints_of, choose, start_not_here
 
     for entry in also:
         if not entry.partition("=")[2]:
@@ -57,6 +58,10 @@ def play(
     chosen = choose(known, steps)
     named = {entry.partition("=")[0] for entry in also}
     chosen += [c for c in known if c not in chosen and c.model in named]
+    print("loading torch and gradio ...", file=sys.stderr, flush=True)
+    from dpo_diag.inference.play import Playground
+    from dpo_diag.models.cache import ModelCache, default_budget
+
     budget = default_budget() if memory is None else int(memory * 10**9)
     models = ModelCache(budget, device=device, dtype=dtype)
     from transformers.utils import logging
@@ -65,13 +70,18 @@ def play(
     from dpo_diag.serving.loopback import serve
 
     logging.disable_progress_bar()
-    app = play_app(Playground(chosen, models, max_new_tokens=max_new_tokens, chat=not plain), opened)
+    playground = Playground(chosen, models, max_new_tokens=max_new_tokens, chat=not plain)
+    app = play_app(playground, opened)
+    if steps is None and (note := start_not_here(opened, chosen)):
+        print(f"note: {note}")
     print(f"{', '.join(c.label for c in chosen)}; at most {budget / 10**9:.3g} GB of weights at a time")
+    Thread(target=playground.load_ahead, daemon=True).start()
     serve(
         app,
         port=port,
         browser=not no_browser,
         say=lambda url: print(f"open {url}\nCtrl-C ends it", flush=True),
     )
-    models.close()
+    playground.close()
+    say_next(after_play(opened))
     return 0

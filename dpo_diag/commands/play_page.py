@@ -7,6 +7,7 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.play import Answer, Playground, Token
+from dpo_diag.models.checkpoints import REFERENCE, Checkpoint
 from dpo_diag.records import Run
 from dpo_diag.serving.gradio_page import Function, gradio_app
 from dpo_diag.serving.loopback import App
@@ -15,6 +16,8 @@ from dpo_diag.text import plain, visible
 STATIC = Path(__file__).parent / "static"
 MAX_PROMPT = 50_000
 EXAMPLES = 30
+STARTS = ("frozen copy", "adapter switched off")
+"""Kinds of reference that are the policy before training."""
 
 
 def examples(run: Run) -> list[str]:
@@ -24,6 +27,12 @@ def examples(run: Run) -> list[str]:
     prompts = run.read("outputs", ["prompt"])["prompt"].dropna().unique()
     step = max(1, len(prompts) // EXAMPLES)
     return [str(p) for p in prompts[::step][:EXAMPLES] if len(p) <= MAX_PROMPT]
+
+
+def _is(checkpoint: Checkpoint, run: Run) -> str:
+    """What a checkpoint is, where its name does not say so."""
+    is_start = checkpoint.model == REFERENCE and run.info.reference.kind in STARTS
+    return "before training" if is_start else ""
 
 
 def _token(token: Token) -> dict[str, Any]:
@@ -62,20 +71,26 @@ class Calls:
         return {
             "run": visible(self.run.name),
             "names": [visible(c.label) for c in self.playground.checkpoints],
+            "is": [_is(c, self.run) for c in self.playground.checkpoints],
             "examples": self._examples,
             "max_new_tokens": self.playground.decoding.max_new_tokens,
             **self._memory(),
         }
 
     def _memory(self) -> dict[str, Any]:
-        models = self.playground.models
+        models, loading = self.playground.models, self.playground.loading
         return {
             "memory": {
                 "loaded": [visible(c.label) for c in models.loaded],
                 "bytes": models.size,
                 "budget": models.budget,
-            }
+            },
+            "loading": visible(loading.label) if loading is not None else None,
         }
+
+    def loaded(self, _: dict[str, Any]) -> dict[str, Any]:
+        """What is in memory, and what is being loaded."""
+        return self._memory()
 
     def ask(self, call: dict[str, Any]) -> dict[str, Any]:
         """One checkpoint's answer: {"index", "prompt", "raw"} -> the answer."""
@@ -108,5 +123,5 @@ def _prompt(call: dict[str, Any]) -> str:
 def play_app(playground: Playground, run: Run) -> App:
     """The page as an ASGI application, still without its guard (`dpo_diag.serving.loopback.serve` adds it)."""
     calls = Calls(playground, run)
-    functions: list[Function] = [calls.start, calls.ask, calls.compare]
+    functions: list[Function] = [calls.start, calls.loaded, calls.ask, calls.compare]
     return gradio_app("dpo-diag play", STATIC, "play", functions, "dpo-diag play")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpo_diag.diagnosis.decompose.loss_level import compare_levels, loss_level
+from dpo_diag.next_steps import after_ppl, say_next
 from dpo_diag.text import arrow, table, to_json
 
 
@@ -19,7 +20,8 @@ def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: boo
     levels = [loss_level(value, vocab_size) for value in values]
     changes = compare_levels(values)
     if json:
-        print(to_json(levels[0] if len(levels) == 1 else {"levels": levels, "changes": changes}))
+        document = levels[0] if len(levels) == 1 else {"levels": levels, "changes": changes}
+        print(to_json({**document, "next": after_ppl()}))
         return 0
     names = ["loss", "perplexity", "bits_per_token", "uniform_loss", "share_of_uniform"]
     header = ["loss", "perplexity", "bits per token", "uniform loss", "share of uniform"]
@@ -32,4 +34,5 @@ def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: boo
               f" (times {change['ppl_ratio']:.3g})")  # fmt: skip
     print("\nand it does not mean:")
     print("\n".join(f"  {text}" for text in levels[0]["does_not_mean"]))
+    say_next(after_ppl())
     return 0

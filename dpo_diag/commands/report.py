@@ -7,7 +7,8 @@ import time
 import webbrowser
 from pathlib import Path
 
-from dpo_diag.next_steps import after_report, after_report_of_two, say_next
+from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_report, after_report_of_two, line, say_next
 from dpo_diag.records import load_run
 
 
@@ -20,6 +21,10 @@ def report(run: Path, /, *, against: Path | None = None, out: Path | None = None
         out: where to write (default: RUN/report.html, or RUN/report-against-NAME.html).
         open_less: only write the file; do not offer it to a browser.
     """
+    for path in (run, against):
+        if path is not None and path.is_file():
+            hint = f"{line('dpo-diag', 'import', path, '--out', 'RUN')}, then {line('dpo-diag', 'report', 'RUN')}"
+            raise DiagError("a report is of a run folder", got=f"a file, {path}", hint=hint)
     opened, other = load_run(run), None if against is None else load_run(against)
     from dpo_diag.report import write_report, write_two_runs
 

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_results, after_review, say_next
 from dpo_diag.records import Run, load_run
-from dpo_diag.text import to_json
+from dpo_diag.text import terminal_width, to_json
 
 if TYPE_CHECKING:
     from dpo_diag.review.items import Item
@@ -124,6 +124,6 @@ def _results(opened: Run, as_json: bool) -> int:
     if as_json:
         print(to_json({**document, "next": after_results(opened.path)}))
     else:
-        print("\n".join(lines(document)))
+        print("\n".join(lines(document, terminal_width(unknown=80))))
         say_next(after_results(opened.path))
     return 0

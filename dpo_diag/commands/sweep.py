@@ -46,6 +46,9 @@ def sweep(
         from dpo_diag.commands.sweep_watch import follow
 
         follow(runs, interval)
+    from dpo_diag.diagnosis.sweep_jobs import some_jobs_of
+
+    some_jobs_of(runs)  # a mistyped path is answered before anything heavy is imported
     from dpo_diag.diagnosis.sweep import sweep as collect
 
     collected = collect(runs)

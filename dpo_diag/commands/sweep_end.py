@@ -38,5 +38,8 @@ def verdicts(collected: Sweep) -> dict[str, dict[str, Any]]:
             explained = read_findings(run, made_from(run)) or explain(run)
         except DiagError:
             continue
+        except Exception as error:  # whatever is wrong with one run's explanation must not hide what became of the jobs
+            print(f"{run}: not explained: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
         found[str(name)] = {key: explained["verdict"][key] for key in ("label", "harm", "headline")}
     return found

@@ -13,6 +13,7 @@ import yaml
 
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
+from dpo_diag.next_steps import override
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
 from dpo_diag.text import plural
 
@@ -73,15 +74,13 @@ def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
 def _run_again(folder: Path, plan: Plan, job: Job) -> None:
     """One job in a process of its own; how it ends, it says in its folder."""
     place = (folder / str(job.num) if job.status == "missing" else job.folder).resolve()
-    from dpo_diag.commands.overrides import quoted
-
     if plan.app == "dpo-train" and any((place / "checkpoints").glob("checkpoint-*")):
-        arguments = [f"resume={quoted(str(place))}"]
+        arguments = [override("resume", place)]
         how = "from its last checkpoint"
     else:
         overrides = _overrides(plan, job, place)
         _put_aside(folder, place)
-        arguments = [*overrides, f"hydra.run.dir={quoted(str(place))}"]
+        arguments = [*overrides, override("hydra.run.dir", place)]
         how = "from the start"
     print(f"job {job.num}, {job.status}: again {how}", file=sys.stderr, flush=True)
     _call(plan, [*arguments, *plan.hydra])
@@ -127,8 +126,6 @@ def _call(plan: Plan, arguments: Sequence[str]) -> int:
 
 def _go_on(folder: Path, plan: Plan, jobs: Sequence[Job]) -> int:
     """A sweeper that draws its jobs (Optuna) goes on from its storage until as many completed as were asked for."""
-    from dpo_diag.commands.overrides import quoted
-
     done = sum(job.status == "completed" for job in jobs)
     left = (plan.n_trials or 0) - done
     if left <= 0:
@@ -137,5 +134,5 @@ def _go_on(folder: Path, plan: Plan, jobs: Sequence[Job]) -> int:
     round_ = 1 + len({job.name.partition("-")[0] for job in jobs if job.name.startswith("again")})
     ours = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.n_trials")
     kept = [a for a in _complete(plan.arguments) if not a.lstrip("+").startswith(ours)]
-    place = [f"hydra.sweep.dir={quoted(str(folder.resolve()))}", f"hydra.sweep.subdir=again{round_}-${{hydra.job.num}}"]
+    place = [override("hydra.sweep.dir", folder.resolve()), f"hydra.sweep.subdir=again{round_}-${{hydra.job.num}}"]
     return 0 if _call(plan, [*kept, *place, f"hydra.sweeper.n_trials={left}"]) == 0 else 1

@@ -1,11 +1,14 @@
-"""`dpo-diag track`: send a finished run's records to W&B or trackio; optionally save a W&B report over them."""
+"""`dpo-diag track`: send a run's records to trackers; what they hold already is not sent again."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
+
+from dpo_diag.commands.findings import made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_tracking, say_next
 from dpo_diag.records import Run, load_run
@@ -16,70 +19,74 @@ def track(
     run: Path,
     /,
     *,
-    kind: str = "wandb",
+    to: Annotated[list[str] | None, Parameter(name=["--to", "--kind"], consume_multiple=True)] = None,
     mode: Literal["offline", "online"] = "offline",
     project: str = "dpo_diag",
     entity: str | None = None,
     group: str | None = None,
     name: str | None = None,
-    report: bool = False,
-    report_spec: Path | None = None,
 ) -> int:
-    """Send a finished run's records to a tracker; optionally save a W&B report over them.
+    """Send a run's records to trackers; what they hold already is not sent again.
 
     Args:
         run: a run folder.
-        kind: the tracker: wandb, trackio, or a plugin's.
+        to: the trackers: wandb (default), mlflow, tensorboard, trackio, or a plugin's.
         mode: of wandb: write files only, or send.
         project: the project there.
-        entity: W&B team or user; needed with --report.
+        entity: W&B team or user.
         group: W&B group (default: WANDB_RUN_GROUP).
-        name: the run's name there (default: a unique one from its folder).
-        report: save a W&B report, too (with --mode online).
-        report_spec: write the W&B report's spec as JSON; needs no network.
+        name: the run's name there (default: the one that it has there, or a unique one from its folder).
     """
-    opened = load_run(run)
-    if (report or report_spec) and not entity:
-        raise DiagError("a W&B report needs an entity", hint="add --entity TEAM", usage=True)
-    if report and (kind != "wandb" or mode != "online"):
-        hint = "--kind wandb --mode online, or --report-spec FILE"
-        raise DiagError("a report is saved online", hint=hint, usage=True)
+    from dpo_diag.records.tracked import tracked_places
     from dpo_diag.records.writer import annotate
-    from dpo_diag.tracking import make_tracker, mirror
+    from dpo_diag.tracking import Session, is_sent, kinds_of, mirror
 
-    tracker = make_tracker(kind, project=project, mode=mode, entity=entity, group=group)
-    where = mirror(opened, tracker, name)
-    if tracker.failures:
-        hint = "check the service, then repeat"
-        raise DiagError("the run was not mirrored whole", got=tracker.failures[0], hint=hint)
-    annotate(opened.path, tracking=where)
-    if entity and (report or report_spec):
-        _report(opened, project, entity, group, spec=report_spec, save=report)
-    say_next(after_tracking(where, run), sys.stderr)
-    print(to_json(where))
+    opened = load_run(run)
+    kinds = kinds_of([k for word in to or ["wandb"] for k in word.split(",")])
+    earlier = tracked_places(opened.meta.get("tracking"))
+    _explained(opened)
+    held = [k for k in kinds if k in earlier and earlier[k].get("mode") in (None, mode) and is_sent(opened, k)]
+    session = Session(
+        [k for k in kinds if k not in held], opened.path, earlier, mode=mode, project=project, entity=entity,
+        group=group,
+    )  # fmt: skip
+    places = mirror(opened, session, name) if session.trackers else {}
+    if session.failures:
+        kind, (reason, *_) = next(iter(session.failures.items()))
+        later = places[kind].get("send")
+        hint = later or f"check the service, then repeat: dpo-diag track {run} --to {kind}"
+        _note(opened, {**earlier, **{k: p for k, p in places.items() if "id" in p or not p.get("failed")}}, annotate)
+        raise DiagError(f"{kind} did not take the whole run", got=reason, hint=hint)
+    _note(opened, {**earlier, **places}, annotate)
+    for kind in held:
+        print(f"{kind}: nothing new since it was sent", file=sys.stderr)
+    shown = {kind: places.get(kind) or earlier[kind] for kind in kinds}
+    for kind, tracker_sent in session.sent.items():
+        if missed := tracker_sent.missed(opened):
+            print(f"{kind}: not sent, since later rows were there before: {', '.join(missed)}", file=sys.stderr)
+    say_next(after_tracking(shown, run), sys.stderr)
+    print(to_json(shown))
     return 0
 
 
-def _report(opened: Run, project: str, entity: str, group: str | None, *, spec: Path | None, save: bool) -> None:
-    from dpo_diag.diagnosis import explain
-    from dpo_diag.diagnosis.logged import measured_split
-    from dpo_diag.report.wandb_report import build_report, save_report, write_spec
+def _note(run: Run, places: dict[str, Any], annotate: Any) -> None:
+    if places:
+        annotate(run.path, tracking=places)
 
-    history = opened.history
-    scores = history.loc[history["name"].str.startswith("score/"), ["split", "name"]].drop_duplicates()
+
+def _explained(run: Run) -> None:
+    """Verdict, checks and page belong to what a tracker shows: made where the run has none of its own."""
+    from dpo_diag.diagnosis import explain_run
+    from dpo_diag.report import write_report
+
+    identity = made_from(run.path)
+    if (run.path / "findings.json").is_file() and (run.path / "report.html").is_file():
+        return
     try:
-        explanation = dict(explain(opened))
-    except DiagError:
-        explanation = {}
-    report = build_report(
-        project,
-        entity,
-        explanation=explanation,
-        split=measured_split(opened, explanation.get("split")) or "eval",
-        scores=[f"{split}/{name}" for split, name in scores.itertuples(index=False, name=None)],
-        group=group,
-    )
-    if spec:
-        print(write_spec(report, spec))
-    if save:
-        print(save_report(report))
+        explanation = explain_run(run)
+    except DiagError as error:
+        print(f"sent without a verdict: {error}", file=sys.stderr)
+        return
+    if read_findings(run.path, identity) is None:
+        write_findings(run.path, explanation.document, identity)
+    write_report(run, explanation=explanation)

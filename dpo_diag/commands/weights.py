@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from dpo_diag.next_steps import after_weights, say_next
 from dpo_diag.text import records, table, terminal_width, to_json
 
 
@@ -27,13 +28,18 @@ def weights(
         ranks: effective ranks of all weights, also large ones; --no-ranks: of none (default: of the small ones).
         json: one JSON document on standard output.
     """
+    from dpo_diag.models.weight_files import Weights
+
+    for path in (a, b):
+        Weights(path)  # what is mistyped is answered before anything heavy is imported
     from dpo_diag.inference.weights import compare_weights
 
     change = compare_weights(a, b, ranks=ranks)
     tensors = change.tensors.sort_values(["relative", "change"], ascending=False, na_position="last")
     if json:
         print(to_json({"a": a, "b": b, "layers": change.layers, "tensors": tensors, "only_a": change.only_a,
-                       "only_b": change.only_b, "other_shape": change.other_shape, "notes": change.notes}))  # fmt: skip
+                       "only_b": change.only_b, "other_shape": change.other_shape, "notes": change.notes,
+                       "next": after_weights(a, b)}))  # fmt: skip
         return 0
     print(f"{int((change.tensors['change'] > 0).sum())} of {len(change.tensors)} weights changed")
     for note in change.notes:
@@ -55,4 +61,5 @@ def weights(
     shown = ["tensor", "shape", "change", "relative", "effective_rank", "max_rank", "top_share"]
     print("\nMost changed (top_share: of the squared change along its first direction)")
     print(table(shown, [[r[c] for c in shown] for r in records(tensors.head(top))], width))
+    say_next(after_weights(a, b))
     return 0

@@ -69,7 +69,7 @@ class PairRows:
     def prompts(self) -> pd.Series | None:
         """pair_id -> number of its prompt (text, and what else the model is shown beside it), of the pairs whose prompt
         is recorded; None where no two of them share one. An empty prompt is none: nothing is shared there."""
-        texts = self.run.read("texts", ["pair_id", "prompt", "beside"]).drop_duplicates("pair_id")
+        texts = self.run.texts
         known = texts[texts["prompt"].fillna("").str.strip() != ""].set_index("pair_id")
         if not known[["prompt", "beside"]].duplicated().any():
             return None

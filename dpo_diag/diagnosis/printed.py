@@ -9,18 +9,22 @@ from rich.cells import cell_len
 from dpo_diag.diagnosis.causes import ROUNDING
 from dpo_diag.styled import wrap
 from dpo_diag.text import arrow, table
+from dpo_diag.translated import Catalogue, catalogue
 
 WIDTH = 160
 """Cells of a table's line: a perplexity's seven numbers beside its name need more than 100."""
 
 
-def render_document(document: dict[str, Any], top: int = 10, width: int | None = None) -> str:
+def render_document(
+    document: dict[str, Any], top: int = 10, width: int | None = None, say: Catalogue | None = None
+) -> str:
     """Narrative first, then loss, perplexities, pairs and checks as tables.
 
     Args:
         width: cells of a terminal to wrap at; None for a file: sentences stay whole, tables take up to `WIDTH`.
+        say: the language of the narrative; None for English.
     """
-    text = _document(document, top, width or WIDTH)
+    text = _document(document, top, width or WIDTH, say or catalogue("en"))
     if width is None:
         return text
     return "\n".join(part for line in text.splitlines() for part in _hanging(line, width))
@@ -35,8 +39,8 @@ def _hanging(line: str, width: int) -> list[str]:
     return [" " * indent + first, *(" " * (indent + 2) + part for part in rest)]
 
 
-def _document(document: dict[str, Any], top: int, room: int) -> str:
-    blocks = [f"{document['run']} ({document['kind']})", _narrative(document["narrative"])]
+def _document(document: dict[str, Any], top: int, room: int, say: Catalogue) -> str:
+    blocks = [f"{document['run']} ({say(document['kind'])})", _narrative(document["narrative"], say)]
     loss = document["loss"]
     if loss.get("chosen_part") is not None:
         names = ["from", "to", "delta", "chosen_part", "rejected_part"]
@@ -84,13 +88,14 @@ def _document(document: dict[str, Any], top: int, room: int) -> str:
         silent = [c["code"] for c in listed if c["outcome"] == "silent"]
         speaks = [f"{c['code']} ({c['severity']})" for c in listed if c["outcome"] == "speaks"]
         lines = [f"speak, see Why: {', '.join(speaks) or 'none'}", f"silent: {', '.join(silent) or 'none'}"]
-        lines += [f"{c['code']} not applicable: {c['reason']}" for c in listed if c["outcome"] == "not_applicable"]
+        lines += [f"{c['code']} not applicable: {say(c['reason'])}" for c in listed if c["outcome"] == "not_applicable"]
         blocks.append("checks\n" + "\n".join(f"  {line}" for line in lines))
     return "\n\n".join(blocks)
 
 
-def _narrative(narrative: list[dict[str, Any]]) -> str:
-    return "\n\n".join("\n".join([s["heading"], *(f"  {x['text']}" for x in s["sentences"])]) for s in narrative)
+def _narrative(narrative: list[dict[str, Any]], say: Catalogue) -> str:
+    parts = ([say(s["heading"]), *(f"  {say(x['text'])}" for x in s["sentences"])] for s in narrative)
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def render_change(before: dict[str, Any] | None, now: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from dpo_diag.diagnosis.causes import quoted
 from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
-from dpo_diag.text import both_ends, capital, percent, plural, safe, signed
+from dpo_diag.text import both_ends, percent, plural, safe, signed
+from dpo_diag.translated import Catalogue, catalogue
 
 LINES = 15
 WIDEST = 100
@@ -31,11 +32,11 @@ LEFT_OUT = ("pairs", "why", "do", "why")
 """What goes where the lines do not suffice: the last of these, in this order."""
 _LABEL = 6
 HARM_STYLES = {"harmful": "bold red", "benign": "bold green", "none": "bold green", "cannot_tell": "bold yellow"}
-_ASIDE = re.compile(r" \([^()]*[ ,][^()]*\)")
+_ASIDE = re.compile(r" \([^()]*[ ,][^()]*\)|（[^（）]*[ ，][^（）]*）")
 """A bracket with more than a name in it."""
 _COMPARED = re.compile(r" \((?:from|first to last|the mean of)[^()]*\)")
 """What was compared: the first line says so."""
-_CLAUSE = re.compile(r"(?:; |: |, |\. )")
+_CLAUSE = re.compile(r"(?:; |: |, |\. |；|：|，|。)")
 QUOTE = 26
 """Characters that name a pair."""
 SCORE_TOLD = frozenset({"DVG025"})
@@ -52,33 +53,38 @@ class _Item:
     style: str = ""
 
 
-def short_lines(document: Mapping[str, Any], width: int = 80, following: Sequence[str] = ()) -> list[Text]:
+def short_lines(
+    document: Mapping[str, Any], width: int = 80, following: Sequence[str] = (), say: Catalogue | None = None
+) -> list[Text]:
     """The explanation as at most `LINES` lines of at most `width` cells, the commands that follow last.
 
     Args:
         following: the next commands; each takes a line, however long, so that it can be copied.
+        say: the texts' language; None for English.
     """
-    width = min(width, WIDEST)
+    width, say = min(width, WIDEST), say or catalogue("en")
     verdict = document["verdict"]
-    head = _head(document, width)
-    told = _Item("", f"{verdict['headline']} {_harm(verdict)}", style=HARM_STYLES[verdict["harm"]])
+    head = _head(document, width, say)
+    told = _Item("", say(f"{verdict['headline']} {_harm(verdict)}"), style=HARM_STYLES[verdict["harm"]])
     told.lines = min(len(wrap(told.text, width)), VERDICT_LINES)
-    numbers = _table(_rows(document), width)
+    numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
     room = LINES - 1 - len(numbers) - len(following)
-    parts = {"why": _reasons(document), "do": _changes(document), "pairs": _pairs(document)}
+    parts = {"why": _reasons(document, say), "do": _changes(document, say), "pairs": list(map(say, _pairs(document)))}
     for name in LEFT_OUT:
         if told.lines + sum(map(len, parts.values())) > room:
             parts[name] = parts[name][:-1]
-    items = [told, *(_Item(name * (not i), text) for name, texts in parts.items() for i, text in enumerate(texts))]
+    items = [told, *(_Item(say(name) * (not i), text) for name, texts in parts.items() for i, text in enumerate(texts))]
     _share(items, width, room)
     lines = [Text(head, style="bold"), *_lines(told, width), *(Text(line) for line in numbers)]
     for item in items[1:]:
         lines += _lines(item, width)
-    return [*lines, *_commands(following)]
+    return [*lines, *_commands(following, say("next"))]
 
 
-def _commands(following: Sequence[str]) -> list[Text]:
-    return [Text.assemble((f"{'next' * (not i):<{_LABEL}}", "bold"), (c, "cyan")) for i, c in enumerate(following)]
+def _commands(following: Sequence[str], label: str) -> list[Text]:
+    return [
+        Text.assemble((set_cell_size(label * (not i), _LABEL), "bold"), (c, "cyan")) for i, c in enumerate(following)
+    ]
 
 
 def _share(items: Sequence[_Item], width: int, room: int) -> None:
@@ -95,7 +101,7 @@ def _lines(item: _Item, width: int) -> list[Text]:
     rows = wrap(_fits(item, width, item.lines), width - indent)
     if not indent:
         return [Text(row, style=item.style) for row in rows]
-    return [Text.assemble((f"{item.label * (not i):<{indent}}", "bold"), row) for i, row in enumerate(rows)]
+    return [Text.assemble((set_cell_size(item.label * (not i), indent), "bold"), row) for i, row in enumerate(rows)]
 
 
 def _fits(item: _Item, width: int, lines: int) -> str:
@@ -119,18 +125,18 @@ def _forms(text: str) -> Iterator[str]:
         yield body + tail
     for mark in reversed(list(_CLAUSE.finditer(body))):
         if mark.start() > len(body) / 3 and _closed(body[: mark.start()]):
-            yield body[: mark.start()] + ("." if mark.group() == ". " else "") + tail
+            yield body[: mark.start()] + ({". ": ".", "。": "。"}.get(mark.group(), "")) + tail
 
 
 def _closed(text: str) -> bool:
     """Whether no bracket and no quotation is open at its end."""
-    return text.count('"') % 2 == 0 and all(text.count(a) == text.count(b) for a, b in ("()", "[]"))
+    return text.count('"') % 2 == 0 and all(text.count(a) == text.count(b) for a, b in ("()", "[]", "（）"))
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
-def _head(document: Mapping[str, Any], width: int) -> str:
+def _head(document: Mapping[str, Any], width: int, say: Catalogue) -> str:
     """The run, what it is, what was compared; of a long path its end."""
     loss = document["loss"]
     if document["n_pairs"] is not None:
@@ -142,10 +148,11 @@ def _head(document: Mapping[str, Any], width: int) -> str:
         what = f"{document['split']}, {stretch(document)}"
     else:
         what = "nothing to compare"
-    run, room = safe(document["run"], one_line=True), width - len(f" ({document['kind']}): {what}")
+    what, kind = say(what), say(document["kind"])
+    run, room = safe(document["run"], one_line=True), width - cell_len(f" ({kind}): {what}")
     if cell_len(run) > max(room, 12):
         run = f"…{run[-max(room, 12) + 1 :]}"
-    line = f"{run} ({document['kind']}): {what}"
+    line = f"{run} ({kind}): {what}"
     return line if cell_len(line) <= width else f"{set_cell_size(line, width - 1).rstrip()}…"
 
 
@@ -236,12 +243,11 @@ def _scores(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return ranked[:SCORES]
 
 
-def _table(rows: Sequence[Row], width: int) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]], width: int, say: Callable[[str], str]) -> list[str]:
     """Aligned lines; the first column gives way where they do not fit, then the intervals."""
     if not rows:
         return []
-    header: Row = ("", "before", "after", "change", "")
-    cells = [header, *rows]
+    cells = [("", say("before"), say("after"), say("change"), ""), *rows]
     sizes = [max(cell_len(row[i]) for row in cells) for i in range(5)]
     name = min(sizes[0], width - sum(sizes[1:]) - 8)
     if name < min(sizes[0], 24):
@@ -251,7 +257,8 @@ def _table(rows: Sequence[Row], width: int) -> list[str]:
     for what, before, after, change, bounds in cells:
         shown = safe(what, one_line=True)
         shown = shown if cell_len(shown) <= name else f"{set_cell_size(shown, name - 1)}…"
-        numbers = f"{before:>{sizes[1]}}  {after:>{sizes[2]}}  {change:>{sizes[3]}}  {bounds}"
+        right = (" " * (size - cell_len(v)) + v for v, size in zip((before, after, change), sizes[1:4], strict=True))
+        numbers = f"{'  '.join(right)}  {bounds}"
         lines.append(f"{set_cell_size(shown, name)}  {numbers}".rstrip())
     return lines
 
@@ -265,11 +272,11 @@ def _findings(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*(of[code] for code in causes), *sorted(spoken, key=lambda c: rank[c["severity"]])]
 
 
-def _reasons(document: Mapping[str, Any]) -> list[str]:
+def _reasons(document: Mapping[str, Any], say: Catalogue) -> list[str]:
     """Why, the verdict's own cause first, then through which side, then what else was found."""
     told = [f for f in _findings(document) if not (f["code"] in SCORE_TOLD and _scores(document))]
-    texts = [f"{capital(_reason(finding))} ({finding['code']})" for finding in told]
-    side = _through_which_side(document)
+    texts = [f"{say.begin(say(_reason(finding)))} ({finding['code']})" for finding in told]
+    side = say(_through_which_side(document))
     return [*texts[:1], *([side] if side else []), *texts[1:]][:REASONS]
 
 
@@ -292,10 +299,11 @@ def _through_which_side(document: Mapping[str, Any]) -> str:
     return ""
 
 
-def _changes(document: Mapping[str, Any]) -> list[str]:
+def _changes(document: Mapping[str, Any], say: Catalogue) -> list[str]:
     """What to change: the remedies with this run's numbers, then the first advice of each check that speaks."""
-    texts = ["Nothing has to change: what was measured did not get worse"] * (document["verdict"]["harm"] == "benign")
-    texts += [f"{capital(r['name'])}: {_setting(r)}" for r in document["remedies"]]
+    nothing = "Nothing has to change: what was measured did not get worse"
+    texts = [say(nothing)] * (document["verdict"]["harm"] == "benign")
+    texts += [f"{say.begin(say(r['name']))}: {say(_setting(r))}" for r in document["remedies"]]
     given = tuple(r["name"] for r in document["remedies"])
     for check in _findings(document):
         if check["outcome"] != "speaks" or (given and check["code"] in ANSWERED_BY_REMEDIES):
@@ -303,8 +311,8 @@ def _changes(document: Mapping[str, Any]) -> list[str]:
         if check["severity"] == "info" and texts:
             continue
         advice = next((line for line in check["try"] if not line.startswith(given or ("\0",))), None)
-        if advice and capital(advice) not in texts:
-            texts.append(capital(safe(advice, one_line=True)))
+        if advice and (text := say.begin(say(safe(advice, one_line=True)))) not in texts:
+            texts.append(text)
     return texts[:CHANGES]
 
 

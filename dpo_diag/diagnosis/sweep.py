@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.evidence import ScoreCurve
-from dpo_diag.diagnosis.sweep_jobs import Job, jobs_of
+from dpo_diag.diagnosis.sweep_jobs import Job, some_jobs_of
 from dpo_diag.diagnosis.sweep_rank import Ranking, ranking
 from dpo_diag.diagnosis.sweep_values import ENDINGS, setting_of, values_of
 from dpo_diag.errors import DiagError
@@ -96,7 +96,7 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         DiagError: nothing found.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-    found, strangers = jobs_of(patterns)
+    found, strangers = some_jobs_of(patterns)
     rows, jobs = [], []
     for job in found:
         try:
@@ -108,13 +108,6 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
             jobs.append(job)
         except DiagError as error:
             jobs.append(Job(job.folder, "failed", job.num, str(error), None, job.overrides))
-    if not jobs:
-        raise DiagError(
-            "no run found",
-            where=", ".join(map(str, patterns)),
-            got=f"no run in {', '.join(strangers[:3])}" if strangers else None,
-            hint="name run folders, a multirun's folder or a glob, e.g. 'runs/sql_dpo/*/*'",
-        )
     return _tables(rows, jobs, strangers)
 
 

@@ -6,7 +6,7 @@ import glob as globbing
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +69,23 @@ class Job:
             "run": str(self.folder), "job": self.num, "overrides": dict(self.overrides), "status": self.status,
             "reason": self.reason or None, "log": None if self.log is None else str(self.log), "step": self.step,
         }  # fmt: skip
+
+
+def some_jobs_of(patterns: Sequence[str | os.PathLike[str]]) -> tuple[list[Job], list[str]]:
+    """As `jobs_of`.
+
+    Raises:
+        DiagError: no job is named.
+    """
+    jobs, strangers = jobs_of(patterns)
+    if not jobs:
+        raise DiagError(
+            "no run found",
+            where=", ".join(map(str, patterns)),
+            got=f"no run in {', '.join(strangers[:3])}" if strangers else None,
+            hint="name run folders, a multirun's folder or a glob, e.g. 'runs/sql_dpo/*/*'",
+        )
+    return jobs, strangers
 
 
 def jobs_of(patterns: Iterable[str | os.PathLike[str]]) -> tuple[list[Job], list[str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
-from dpo_diag.gate.judged import JudgedRun
 from dpo_diag.registry import Registry
-from dpo_diag.stats import Interval
+
+if TYPE_CHECKING:
+    from dpo_diag.gate.judged import JudgedRun
+    from dpo_diag.stats import Interval
 
 Rule = Mapping[str, Any]
 LIMITS = ("min", "max", "max_drop", "max_rise")
@@ -90,6 +92,8 @@ def check_number(rule: Rule, key: str, where: str) -> None:
 
 def unknown_interval(value: float, n: int = 0) -> Interval:
     """A number whose interval is unknown."""
+    from dpo_diag.stats import Interval  # numpy: rules are read without
+
     return Interval(value, math.nan, math.nan, n, "unknown")
 
 

@@ -15,7 +15,8 @@ from dpo_diag.importers.formats.wandb_run import is_run_path
 from dpo_diag.importers.log_format import FORMATS, Head, LogFormat, detect, register
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.scores import read_scores
-from dpo_diag.importers.writing import write_run
+from dpo_diag.importers.task_results import RESULTS, check_apart
+from dpo_diag.importers.writing import add_results, write_run
 from dpo_diag.records.text_files import Skipped
 
 __all__ = ["FORMATS", "Head", "LogFormat", "Options", "Parsed", "default_out", "import_path", "register"]
@@ -26,6 +27,7 @@ def import_path(
     out: str | Path | None = None,
     as_name: str | None = None,
     options: Options | None = None,
+    into: str | Path | None = None,
 ) -> dict[str, Any]:
     """Import a file, a folder or several of one run; returns what `dpo-diag import --json` prints.
 
@@ -33,6 +35,7 @@ def import_path(
         path: log file, archive, checkpoint or output folder, W&B run (`entity/project/run`), or several of them.
         out: run folder to write; `runs/imported/<name>` if None.
         as_name: name of the format (a key of `FORMATS`); recognised if None.
+        into: a run that evaluation results are added to, instead of a run of their own.
         options: loss, beta and what else the source does not say.
 
     Raises:
@@ -50,11 +53,23 @@ def import_path(
         if options.run is not None and not any(source.run for source in sources):
             where, expected = f"--run, {paths[0]}", "a source that holds several runs"
             raise DiagError("the log names no runs", where=where, got=options.run, expected=expected, usage=True)
+        check_apart(sources)
         # Where two sources hold a value, the one with more digits is kept.
         sources.sort(key=lambda source: FORMATS[source.format].rounding)
-        scores = read_scores(options.scores, skipped, options.split) if options.scores else None
+        scores = None
+        if options.scores is not None and _is_results(options.scores):
+            sources += _read(options.scores, None, options, Path(scratch) / "scores", skipped)
+        elif options.scores is not None:
+            scores = read_scores(options.scores, skipped, options.split)
         sources[0].skipped.extend(skipped)
+        if into is not None:
+            return add_results(Path(into), sources)
         return write_run(Path(out) if out else default_out(paths[0]), sources, options, scores)
+
+
+def _is_results(path: Path) -> bool:
+    """Whether scores are results of an evaluation harness, not rows of step, name, value, n."""
+    return path.is_dir() or is_zip(path) or (path.is_file() and detect(path).name in RESULTS)
 
 
 def default_out(path: Path) -> Path:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+import pyarrow as pa
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.text_files import PIECE, Skipped
 
 MAX_ZIP_BYTES = 8 << 30
 MAX_ZIP_FILES = 10_000
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError, pa.ArrowInvalid)
+"""What reading a damaged member raises."""
+ZSTANDARD = 93
+"""The method's number in a zip archive."""
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+"""Before each member; its last two numbers are the sizes of name and extra field behind it."""
 
 
 def is_zip(path: Path) -> bool:
@@ -39,10 +49,26 @@ def unzip(path: Path, target: Path, skipped: Skipped) -> None:
             destination = target.joinpath(*name.parts)
             try:
                 destination.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, destination.open("wb") as out:
+                with _opened(archive, member) as source, destination.open("wb") as out:
                     left = member.file_size
                     while left > 0 and (piece := source.read(min(PIECE, left))):
                         out.write(piece)
                         left -= len(piece)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+            except BROKEN as error:
                 skipped.add(None, f"an archive member cannot be read: {error}", file=str(name))
+
+
+def _opened(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A member's content. Zstandard is what Inspect compresses with, and Python's own reader cannot before 3.14."""
+    if member.compress_type != ZSTANDARD or member.flag_bits & 1:
+        return archive.open(member)
+    file = archive.fp
+    assert file is not None
+    file.seek(member.header_offset)
+    header = file.read(LOCAL_HEADER.size)
+    if len(header) < LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile("no header where the directory says one")
+    name_size, extra_size = LOCAL_HEADER.unpack(header)[-2:]
+    file.seek(name_size + extra_size, 1)
+    packed = file.read(member.compress_size)
+    return cast(IO[bytes], pa.CompressedInputStream(pa.BufferReader(packed), "zstd"))

@@ -44,6 +44,7 @@ class Options:
     logging_steps: int | None = None
     split: str | None = None
     run: str | None = None
+    step: int | None = None
     scores: Path | None = None
     texts: Path | None = None
 
@@ -134,7 +135,7 @@ class Parsed:
         trainer, version: who wrote it, as far as it shows; keys of the alias table.
         store: its log rows; empty for a source of pairs.
         history: finished history rows (step, split, name, value, ...) that a source of pairs brings.
-        pairs, texts: rows of those tables.
+        pairs, texts, outputs: rows of those tables.
         steps, steps_from: where the rows' steps come from, for run.json and in words.
         run: name of the run that was taken, in a source that names its runs.
         n_rows: rows that the source holds, read or not; `n_read`: rows that were taken.
@@ -151,6 +152,7 @@ class Parsed:
     history: pd.DataFrame | None = None
     pairs: pd.DataFrame | None = None
     texts: pd.DataFrame | None = None
+    outputs: pd.DataFrame | None = None
     facts: Facts = field(default_factory=Facts)
     steps: StepsSource | None = None
     run: str | None = None

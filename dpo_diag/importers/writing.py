@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from dpo_diag.importers.decisions import Decisions, decide
 from dpo_diag.importers.merged import History, Key
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.scope import check_scope
-from dpo_diag.records.files import part_of
+from dpo_diag.records.adding import added_to
+from dpo_diag.records.files import RUN_FILE, part_of
 from dpo_diag.records.run_info import ModelInfo, SourceInfo
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.splits import role_from_name
@@ -60,6 +62,43 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
         raise
 
 
+def add_results(run: Path, sources: list[Parsed]) -> dict[str, Any]:
+    """Add scores and answers of an evaluation to a run; the same results again replace themselves.
+
+    Returns: what `dpo-diag import --json` prints.
+
+    Raises:
+        DiagError: no run, or a source that is more than results.
+    """
+    if not (run / RUN_FILE).is_file():
+        raise DiagError("not a run folder", where=run, got="no run.json", usage=True)
+    if logs := [s for s in sources if s.history is None or s.store.rows or s.pairs is not None]:
+        got = f"{logs[0].files[0].name}, {logs[0].format}"
+        raise DiagError(
+            "only results of an evaluation are added to a run", got=got, hint="leave out --into", usage=True
+        )
+    with added_to(run) as (writer, _):
+        for source in sources:
+            assert source.history is not None
+            _write_finished(writer, source.history, _label(source, source.history))
+            if source.outputs is not None:
+                writer.write("outputs", source.outputs, _label(source, source.outputs))
+    return {
+        "run": str(run), "format": sources[0].format, "rows": sum(s.n_rows for s in sources),
+        "read": sum(s.n_read for s in sources), "skipped": [row for s in sources for row in s.skipped.listed],
+        "merged": [str(f) for s in sources for f in s.files], "skipped_count": sum(s.skipped.count for s in sources),
+        "duplicates": 0, "summary_rows": 0, "trainer": sources[0].trainer, "trainer_version": sources[0].version,
+        "steps_from": sources[0].steps_from, "beta": None, "notes": [n for s in sources for n in s.notes],
+    }  # fmt: skip
+
+
+def _label(source: Parsed, rows: pd.DataFrame) -> str:
+    """A file's name for these questions of this harness: measured again at the same step, they take its place."""
+    columns = ["split", "name"] if "split" in rows else ["prompt_id"]
+    content = rows[columns].drop_duplicates().to_csv(index=False)
+    return f"{source.format}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
 def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: pd.DataFrame | None) -> dict[str, Any]:
     history = History(sources)
     decided = decide(sources, history, options)
@@ -69,10 +108,12 @@ def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: p
     means = (batch_means(s.pairs, decided.loss, logged) for s in sources if s.pairs is not None)
     for rows in (*finished, *(m for m in means if m is not None)):
         _write_finished(writer, rows)
-    for source in sources:
+    for number, source in enumerate(sources):
         for table, frame in (("pairs", source.pairs), ("texts", source.texts)):
             for split, part in frame.groupby("split", sort=True) if frame is not None else ():
                 writer.write(table, part.reset_index(drop=True), str(split))
+        if source.outputs is not None:
+            writer.write("outputs", source.outputs, f"{source.format}-{number}")
         for split, facts in source.splits.items():
             writer.describe_split(split, role_from_name(split), **facts)
     skipped = Skipped()
@@ -163,13 +204,13 @@ def _write_history(writer: RunWriter, history: History, derived: Mapping[Key, pd
         writer.write("history", frame, "all" if part == 0 else f"all{part}")
 
 
-def _write_finished(writer: RunWriter, rows: pd.DataFrame) -> None:
+def _write_finished(writer: RunWriter, rows: pd.DataFrame, label: str | None = None) -> None:
     """Scores and other finished history rows, beside the log's own."""
     taken = len(list((writer.path / "history").glob("*.parquet")))
     rows = rows.copy()
     if "weight" in rows:
         rows["weight"] = rows["weight"].astype(object).where(rows["weight"].notna(), None)
-    writer.write("history", rows, f"extra{taken}" if taken else "extra")
+    writer.write("history", rows, label or (f"extra{taken}" if taken else "extra"))
 
 
 def _source_info(sources: list[Parsed], history: History, decided: Decisions, options: Options) -> SourceInfo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,27 @@ class Playground:
         self.decoding = Decoding(max_new_tokens=max_new_tokens)
         self._answers: OrderedDict[tuple[Checkpoint, str, bool], Answer] = OrderedDict()
         self._lock = threading.Lock()
+        self.loading: Checkpoint | None = None
+        self._ended = threading.Event()
+
+    def load_ahead(self) -> None:
+        """Load the checkpoints in their order, as many as memory takes, so that the first question waits for none;
+        `loading` is the one at hand. What cannot be loaded says so when it is asked."""
+        try:
+            for checkpoint in self.checkpoints:
+                self.loading = checkpoint
+                with self._lock, suppress(DiagError), _in_one_line(checkpoint):
+                    if self._ended.is_set() or not self.models.fits(checkpoint):
+                        return
+                    self.models.open(checkpoint)
+        finally:
+            self.loading = None
+
+    def close(self) -> None:
+        """Load no more, and drop what is loaded."""
+        self._ended.set()
+        with self._lock:
+            self.models.close()
 
     def answer(self, checkpoint: Checkpoint, prompt: str, raw: bool = False) -> Answer:
         """The checkpoint's greedy answer with its own token log-probs.

@@ -19,7 +19,6 @@ from dpo_diag.models.packed.rows import ROW_TOKENS
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import measure, pair_sums
-from dpo_diag.records.pair_id import content_hash
 from dpo_diag.records.run_info import ModelInfo, PrefixInfo, ReferenceInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.side_tables import read_side_table, write_side_table
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dpo_diag.inference.scoring import PairTokens
-    from dpo_diag.models.packed.verify import Proved, SharedPrefix
+    from dpo_diag.models.packed.verify import Proofs, Proved, SharedPrefix
 
 
 def score_checkpoints(
@@ -52,6 +51,7 @@ def score_checkpoints(
     ches: bool = False,
     reference_store: str | os.PathLike[str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    proofs: Proofs | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -74,6 +74,7 @@ def score_checkpoints(
         reference_store: a folder where references' rows are kept and taken from (see `reference_store.ReferenceStore`);
             not with `ches` or `no_prompt`, which need the model.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
+        proofs: how shared prompts may be computed, as far as that was proved before; what is proved here is added.
 
     Raises:
         DiagError: no pair left, another set of pairs under the same split in `out`.
@@ -81,10 +82,11 @@ def score_checkpoints(
     from dpo_diag.inference.reference_store import open_store, reference_key
     from dpo_diag.inference.scoring import score_pairs
     from dpo_diag.models.loading import describe_model
+    from dpo_diag.models.packed.verify import Proofs
 
     loader, given, store = loader or Loader(), GivenIds(), open_store(reference_store)
     rows = with_ids(pairs, given)
-    once = _Once(rows, max_length, truncation_mode)
+    once = _Once(rows, max_length, truncation_mode, proofs or Proofs())
     if note := given.note():
         say(f"note: {note}")
     models = models_to_score(as_checkpoints(checkpoints), reference)
@@ -127,7 +129,8 @@ def score_checkpoints(
                         shared_prefix=proof or shared_prefix, row_tokens=row_tokens, tokens=tokens,
                         no_prompt=no_prompt, hidden=hidden, progress=progress,
                     )  # fmt: skip
-                    once.remember(model, tokenizer, scores.proved)
+                    if proof is None:
+                        once.remember(model, tokenizer, scores.proved)
                     facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
                     if key is not None and store is not None:
                         described = describe_model(model, checkpoint.path, fingerprint=False)
@@ -146,12 +149,11 @@ def score_checkpoints(
 
 class _Once:
     """What the checkpoints of a scoring share is made once: the pairs' tokens, a tokenizer's description, the proof of
-    how shared prompts may be computed (which hangs on the architecture and the pairs, not on the weights)."""
+    how shared prompts may be computed."""
 
-    def __init__(self, rows: Sequence[Row], max_length: int | None, truncation_mode: str) -> None:
-        self._rows, self._limits = rows, (max_length, truncation_mode)
+    def __init__(self, rows: Sequence[Row], max_length: int | None, truncation_mode: str, proofs: Proofs) -> None:
+        self._rows, self._limits, self._proofs = rows, (max_length, truncation_mode), proofs
         self._tokenizers: dict[int, tuple[PreTrainedTokenizerBase, PairTokens, dict[str, Any]]] = {}
-        self._proved: dict[tuple[str, int], Proved] = {}
 
     def _of(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, PairTokens, dict[str, Any]]:
         from dpo_diag.inference.scoring import PairTokens
@@ -170,17 +172,12 @@ class _Once:
         return self._of(tokenizer)[2]
 
     def proved(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Proved | None:
-        return self._proved.get((_architecture(model), id(tokenizer)))
+        encoded = self.encoded(tokenizer)
+        return self._proofs.known(model, encoded.pad_id, encoded.spans)
 
     def remember(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, proved: Proved) -> None:
-        self._proved[_architecture(model), id(tokenizer)] = proved
-
-
-def _architecture(model: PreTrainedModel) -> str:
-    """All that decides how a model computes, but for its weights."""
-    modules = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
-    config = {key: str(value) for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-    return content_hash([modules, config, model.config._attn_implementation, str(model.dtype), str(model.device)])
+        encoded = self.encoded(tokenizer)
+        self._proofs.add(model, encoded.pad_id, encoded.spans, proved)
 
 
 def models_to_score(

@@ -45,6 +45,16 @@ class PairTokens:
     begin: list[int]
     pad_id: int
 
+    @property
+    def places(self) -> list[tuple[EncodedPair, str]]:
+        """(pair, side) of every response, in the order of the rows."""
+        return [(pair, side) for pair in self.pairs for side in SIDES]
+
+    @property
+    def spans(self) -> list[Span]:
+        """The responses behind their prompts, in the order of `places`."""
+        return [Span(pair.prompt[side], pair.response[side]) for pair, side in self.places]
+
     @classmethod
     def of(
         cls,
@@ -122,8 +132,7 @@ def score_pairs(
     """
     from tqdm.auto import tqdm
 
-    places = [(pair, side) for pair in encoded.pairs for side in SIDES]
-    spans = [Span(pair.prompt[side], pair.response[side]) for pair, side in places]
+    places, spans = encoded.places, encoded.spans
     bare = [Span(encoded.begin, span.response) for span in spans] if no_prompt and tokens else []
     if isinstance(shared_prefix, Proved):
         proved = shared_prefix

@@ -42,6 +42,9 @@ from dpo_diag.records.side_tables import read_side_table
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import to_document
 
+_SIZES = ("batch_size", "row_tokens")
+"""Settings of a scoring that move its numbers by rounding alone: parts of other sizes are taken as they are."""
+
 
 class Job(Protocol):
     """Work of one kind: sent to every worker once.
@@ -143,7 +146,8 @@ class ScoreJob:
                 done -= {(REFERENCE, 0)}
         todo = [c for c in self.checkpoints if (c.model, _step(c)) not in done]
         policy = self.policy.path if self.policy else None
-        deciding = {**self.settings, "tokens_of": policy, "loading": dict(self.loading)}
+        settings = {name: value for name, value in self.settings.items() if name not in _SIZES}
+        deciding = {**settings, "tokens_of": policy, "loading": dict(self.loading)}
         # Ids that the rows bring say nothing of their content.
         return work_list(todo, [f"{row['pair_id']} {pair_id_of(row)}" for row in self.pairs], size, deciding)
 
@@ -151,8 +155,8 @@ class ScoreJob:
         rows, loader.policy = self.pairs[item.first : item.last], self.policy
         try:
             score_checkpoints(
-                [item.checkpoint], rows, folder, reference=False, split=self.split, loader=loader, progress=False,
-                **self.settings,
+                [item.checkpoint], rows, folder, reference=False, split=self.split, loader=loader,
+                proofs=loader.proofs, progress=False, **self.settings,
             )  # fmt: skip
         except DiagError as error:
             if error.what != "no pair to score":
@@ -221,6 +225,8 @@ class GenerateJob:
 
     def items(self, out: Path, size: int) -> list[Item]:
         done = answered(Run(out), self.decoding) if (out / RUN_FILE).is_file() else set()
+        # Not `batch_size`, which moves an answer by rounding alone: a start with smaller batches, after one that ran
+        # out of memory, takes the finished parts.
         deciding = {
             "decoding": self.decoding.to_dict(), "prompts": prompts_hash(self.prompts), "loading": dict(self.loading)
         }  # fmt: skip

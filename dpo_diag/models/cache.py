@@ -54,6 +54,10 @@ class ModelCache:
         """Bytes of weights in memory."""
         return sum(loaded.size for loaded in self._models.values())
 
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """Whether it is in memory, or can be loaded without another one having to go."""
+        return checkpoint in self._models or not self._models or self.size + self._expected(checkpoint) <= self.budget
+
     def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """(model, tokenizer), valid until the next call."""
         loaded = self._models.get(checkpoint)

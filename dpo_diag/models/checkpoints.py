@@ -174,9 +174,15 @@ class Loader:
             yield model, tokenizer
         finally:
             del model
-            if not keep and not checkpoint.is_adapter:
-                self._shared = None
-            _free()
+            if keep or checkpoint.is_adapter:
+                _free()
+            else:
+                self.drop()
+
+    def drop(self) -> None:
+        """Forget the model in memory."""
+        self._shared = None
+        _free()
 
     def _base_named(self, name: str) -> Any:
         """The model of that name without adapters: the one in memory, if it is that."""

@@ -1,8 +1,5 @@
-"""A model's output embedding: the hidden states that it sees, and the logits of chosen positions, tile by tile.
-
-On a CPU the logits of all positions and the whole vocabulary are more than its caches hold, and every pass over them
-costs as much as making them. So they are made in tiles that stay in the cache and are forgotten when they are read.
-"""
+"""A model's output embedding: the hidden states that it sees, and the logits of chosen positions, tile by tile
+(`models.head_tiles`)."""
 
 from __future__ import annotations
 
@@ -15,15 +12,17 @@ import torch
 from torch.nn import functional as F
 
 from dpo_diag.errors import DiagError
+from dpo_diag.models import head_tiles
 from dpo_diag.models.batches import device_of, forward_parameters
+from dpo_diag.models.head_tiles import Shape, Tile, Tiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_LOGITS = 64 * 2**20
 """Logits held at once where there are no tiles (elements): 256 MB in float32."""
-TILE_POSITIONS, TILE_TOKENS = 256, 1024
-"""A tile on a CPU: 1 MB in float32, half of a usual second-level cache."""
+_TOGETHER = 128
+"""Positions whose tokens' logits are one product, of which the diagonal is read."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Seen:
 
     Attributes:
         hidden: the states that the head sees there, (positions, width).
-        logits: the model's own logits there, (positions, vocabulary); None where `Head.tiles(hidden)` gives them.
+        logits: the model's own logits there, (positions, vocabulary); None where the head gives them (`Head.tiles`).
     """
 
     hidden: torch.Tensor
@@ -52,7 +51,7 @@ class Head:
         if self.module is None:
             raise DiagError("the model has no output embedding", got=type(model).__name__, expected="a causal LM")
         self.vocabulary = int(self.module.weight.shape[0])
-        self.scale, self.softcap = _scale_and_softcap(getattr(model, "config", None))
+        self.shape = Shape(*_scale_and_softcap(getattr(model, "config", None)), in_own_type=True)
         # A shard is whole inside of the model's forward alone: only the logits made there can be had.
         self._is_shard = hasattr(self.module.weight, "device_mesh")
         # Anything but a plain layer in memory (an adapter on it, quantised or off-loaded weights) is called as it is.
@@ -64,11 +63,6 @@ class Head:
         )
         self._kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in forward_parameters(model) else {}
         self._own_logits = self._is_shard
-
-    @property
-    def positions(self) -> int:
-        """Positions that `tiles` takes at a time."""
-        return TILE_POSITIONS if self.is_tiled else max(1, MAX_LOGITS // self.vocabulary)
 
     def see(self, where: torch.Tensor, **inputs: Any) -> Seen:
         """One forward.
@@ -99,33 +93,34 @@ class Head:
             return self.see(where, **inputs)
         return Seen(kept[0], None)
 
-    def tiles(self, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first token, logits of it and the next ones in float32), over the vocabulary; a tile is the caller's to
-        change, until the next one comes."""
-        if not self.is_tiled:
-            yield 0, self._shaped(self.module(hidden))
+    def tiles(self, seen: Seen) -> Iterator[Tile]:
+        """The logits there, over the whole vocabulary; a tile is the caller's to change, until the next one comes."""
+        if self.is_tiled and seen.logits is None:
+            hidden, module = seen.hidden, self.module
+            yield from Tiles(hidden, module.weight, module.bias, hidden.dtype, self.shape, 2 * head_tiles.TILE)
             return
-        for first in range(0, self.vocabulary, TILE_TOKENS):
-            yield first, self.columns(hidden, slice(first, first + TILE_TOKENS))
+        step = max(1, MAX_LOGITS // self.vocabulary)
+        for first in range(0, len(seen.hidden), step):
+            rows = slice(first, min(first + step, len(seen.hidden)))
+            part = Seen(seen.hidden[rows], None if seen.logits is None else seen.logits[rows].clone())
+            logits = self.logits(part)
+            yield Tile(rows, slice(0, logits.shape[1]), logits, torch.empty_like(logits))
 
     def logits(self, seen: Seen) -> torch.Tensor:
         """Logits over the whole vocabulary in float32, (positions, vocabulary): for a few positions."""
-        if seen.logits is not None:
-            return seen.logits.float()
-        return torch.cat([tile for _, tile in self.tiles(seen.hidden)], dim=1)
+        return (self.shape.apply(self.module(seen.hidden)) if seen.logits is None else seen.logits).float()
 
-    def columns(self, hidden: torch.Tensor, tokens: slice | torch.Tensor) -> torch.Tensor:
-        """Logits of some tokens in float32, (positions, tokens), of a head that comes in tiles."""
-        bias = self.module.bias
-        product = F.linear(hidden, self.module.weight[tokens], None if bias is None else bias[tokens])
-        return self._shaped(product)
-
-    def _shaped(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.scale != 1:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.float()
+    def of_tokens(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Each position's logit of one token in float32, (positions,), of a head that comes in tiles: mostly the very
+        number that its tile holds."""
+        found = []
+        for first in range(0, len(tokens), _TOGETHER):
+            rows = slice(first, first + _TOGETHER)
+            own = tokens[rows]
+            bias = None if self.module.bias is None else self.module.bias[own]
+            product = F.linear(hidden[rows], self.module.weight[own], bias).diagonal()
+            found.append(self.shape.apply(product).float())
+        return torch.cat(found)
 
     @contextmanager
     def _takes(self, take: Any) -> Iterator[None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.models.checkpoints import REFERENCE, Checkpoint, Loader
+from dpo_diag.models.packed.verify import Proofs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +25,8 @@ class HeldLoader(Loader):
     policy: Checkpoint | None = None
     held: Checkpoint | None = None
     """The checkpoint whose model is in memory."""
+    proofs: Proofs = field(default_factory=Proofs)
+    """How shared prompts may be computed by the models that were loaded."""
     _stack: ExitStack = field(default_factory=ExitStack)
     _value: Any = None
 
@@ -32,15 +35,21 @@ class HeldLoader(Loader):
         return super().tokenizer_of(self.policy if checkpoint.model == REFERENCE and self.policy else checkpoint)
 
     @contextmanager
-    def open(self, checkpoint: Checkpoint, **options: Any) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-        """(model, tokenizer); on leaving they stay, until another checkpoint is opened."""
+    def open(
+        self, checkpoint: Checkpoint, *, keep: bool = True
+    ) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """(model, tokenizer); on leaving they stay, until another checkpoint is opened, and as its base even then."""
         if checkpoint != self.held:
-            self.release()
-            self._value = self._stack.enter_context(super().open(checkpoint, **options))
+            self._leave()
+            self._value = self._stack.enter_context(super().open(checkpoint, keep=True))
             self.held = checkpoint
         yield self._value
 
-    def release(self) -> None:
-        """Free the model."""
+    def _leave(self) -> None:
         self._value = self.held = None
         self._stack.close()
+
+    def release(self) -> None:
+        """Free the model."""
+        self._leave()
+        self.drop()

@@ -70,6 +70,15 @@ def checkpoints_of(run: Run, also: Sequence[str] = ()) -> list[Checkpoint]:
     return sorted(places.values(), key=lambda c: (c.model == POLICY, c.model != REFERENCE, c.step, c.model))
 
 
+def start_not_here(run: Run, known: Sequence[Checkpoint]) -> str:
+    """Why the model before training is not among the checkpoints, and how to name it; "" where it is."""
+    if any(c.model == REFERENCE or c.step == 0 for c in known):
+        return ""
+    reference = run.info.reference
+    where = reference.folder or reference.name
+    return f"the model before training is not on this machine{f' ({where})' if where else ''}; --also ref=PATH names it"
+
+
 def choose(known: Sequence[Checkpoint], steps: str | None, limit: int = 4) -> list[Checkpoint]:
     """The checkpoints that a user names (`0,20,ref`), in that order; None for the first, the last and some between.
 
@@ -119,13 +128,14 @@ def _policies(run: Run) -> list[Checkpoint]:
 
 def _reference(run: Run, own: Sequence[Checkpoint]) -> str | None:
     """Folder of the model before training, if it is on this machine."""
-    names = [run.info.reference.name, *(adapter_base(c) for c in own if c.is_adapter)]
+    names = [run.info.reference.folder, run.info.reference.name, *(adapter_base(c) for c in own if c.is_adapter)]
     folders = (_folder(run, name) for name in dict.fromkeys(names))
     return next((str(folder) for folder in folders if folder is not None), None)
 
 
 def _folder(run: Run, name: str | None) -> Path | None:
-    """The model folder of a recorded name: absolute, or relative to here or to a folder above the run."""
+    """The model folder of a recorded name: absolute, relative to here or to a folder above the run, or in the cache of
+    the hub's."""
     if not name:
         return None
     if name == NAME:
@@ -138,4 +148,16 @@ def _folder(run: Run, name: str | None) -> Path | None:
         folder = root / name
         if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             return folder
-    return None
+    return _downloaded(name)
+
+
+def _downloaded(name: str) -> Path | None:
+    """The folder of a hub model in this machine's cache; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None

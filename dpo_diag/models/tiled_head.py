@@ -1,21 +1,17 @@
-"""The LM head in tiles that stay in the cache: log-probs of given tokens and what else their distributions say.
-
-On a CPU a head is bound by its passes over the logits rather than by its products. A tile of `TILE` logits is made,
-read and forgotten while it lies in the cache; the backward pass makes it again. Sums are float32, relative to the
-running maximum of each position, so that no term is larger than 1. The (positions, vocabulary) logits never exist.
+"""The LM head in tiles (`models.head_tiles`): log-probs of given tokens and what else their distributions say, with a
+gradient. The backward pass makes each tile again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 
-TILE = 2**17
-"""Logits of a tile: half a megabyte in float32, so that two of them fit the second-level cache."""
-COLUMNS = 1024
-"""Tokens of the vocabulary in a tile."""
+from dpo_diag.models import head_tiles
+from dpo_diag.models.head_tiles import Shape, Sums, Tiles
+
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "greedy_logp", "is_top5")
 """What can be asked for beside the log-probs."""
 _TIE = 1e-5
@@ -61,55 +57,9 @@ def tiled_head(
         softcap: logits are softcap · tanh(logits / softcap).
     """
     values = _TiledHead.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, frozenset(outputs), temperature, scale, softcap
+        hidden, weight, bias, targets, frozenset(outputs), Shape(scale, softcap, temperature)
     )
     return HeadOutputs(*values)
-
-
-class _Tiles:
-    """The tiles of one product, column after column: their logits in float32, in a buffer that the next one takes."""
-
-    def __init__(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, factor: float,
-        softcap: float | None, inverse_temperature: float,
-    ) -> None:  # fmt: skip
-        self.hidden, self.weight, self.bias, self.dtype = hidden.to(dtype), weight, bias, dtype
-        self.factor, self.softcap, self.inverse_temperature = factor, softcap, inverse_temperature
-        n, vocabulary = len(hidden), len(weight)
-        self.columns = min(vocabulary, COLUMNS)
-        self.rows = max(1, min(n, TILE // self.columns))
-        self._product = hidden.new_empty((self.rows, self.columns), dtype=dtype)
-        self._logits = (
-            self._product if dtype == torch.float32 else hidden.new_empty(self._product.shape, dtype=torch.float32)
-        )
-        self.spare = torch.empty_like(self._logits)
-
-    def __iter__(self) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(rows, columns, the tile's logits, a buffer of its shape, the weight's rows) of each tile. With a cap the
-        buffer holds its tanh."""
-        for first in range(0, len(self.weight), self.columns):
-            columns = slice(first, min(first + self.columns, len(self.weight)))
-            weight = self.weight[columns].to(self.dtype)
-            width = len(weight)
-            bias = None if self.bias is None else self.bias[columns].to(self.dtype)
-            for top in range(0, len(self.hidden), self.rows):
-                rows = slice(top, min(top + self.rows, len(self.hidden)))
-                n = rows.stop - top
-                # A full buffer's corner has gaps between its rows: the narrower tile takes a stretch of its own.
-                product, logits, spare = (
-                    b.view(-1)[: n * width].view(n, width) for b in (self._product, self._logits, self.spare)
-                )
-                torch.mm(self.hidden[rows], weight.t(), out=product)
-                if bias is not None:
-                    product.add_(bias)
-                if logits is not product:
-                    logits.copy_(product)
-                if self.factor != 1.0:
-                    logits.mul_(self.factor)
-                if self.softcap is not None:
-                    torch.div(logits, self.softcap, out=spare).tanh_()
-                    torch.mul(spare, self.softcap * self.inverse_temperature, out=logits)
-                yield rows, columns, logits, spare, weight
 
 
 class _TiledHead(torch.autograd.Function):
@@ -118,68 +68,52 @@ class _TiledHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor,
-        outputs: frozenset[str], temperature: float, scale: float, softcap: float | None,
+        outputs: frozenset[str], shape: Shape,
     ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
         device = hidden.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden.dtype
         ctx.dtype = dtype if dtype.itemsize <= 4 else torch.float32
-        ctx.scaling = (scale if softcap is not None else scale / temperature, softcap, 1 / temperature)
+        ctx.shape = shape
         n, vocabulary = len(hidden), len(weight)
 
         def zeros(name: str, value: float = 0.0) -> torch.Tensor | None:
             return hidden.new_full((n,), value, dtype=torch.float32) if name in outputs else None
 
-        largest = hidden.new_full((n,), -torch.inf, dtype=torch.float32)
-        total, target_logit = torch.zeros_like(largest), torch.zeros_like(largest)
-        # Σ e (z - max), Σ e², Σ z, the largest logit of an earlier token, tokens above the target.
-        weighted, squares, logit_sum = zeros("entropy"), zeros("log_sum_sq_probs"), zeros("mean_logits")
-        earlier, above = zeros("is_top1", -torch.inf), zeros("is_top5")
+        sums = Sums(n, device, entropy="entropy" in outputs, squares="log_sum_sq_probs" in outputs)
+        target_logit = hidden.new_zeros(n, dtype=torch.float32)
+        # Σ z, the largest logit of an earlier token, tokens above the target.
+        logit_sum, earlier, above = zeros("mean_logits"), zeros("is_top1", -torch.inf), zeros("is_top5")
         bar = None
         if above is not None:
-            bar = _target_logits(hidden.to(ctx.dtype), weight, bias, targets, ctx.scaling)
+            bar = _target_logits(hidden.to(ctx.dtype), weight, bias, targets, shape)
             bar += _TIE * bar.abs().clamp(min=1)
-        tiles = _Tiles(hidden, weight, bias, ctx.dtype, *ctx.scaling)
-        for rows, columns, z, spare, _ in tiles:
-            before = largest[rows]
-            local = targets[rows] - columns.start
-            inside = ((local >= 0) & (local < z.shape[1])).nonzero().squeeze(1)
+        for tile in Tiles(hidden, weight, bias, ctx.dtype, shape, head_tiles.TILE):
+            rows, z = tile.rows, tile.logits
+            inside, at = tile.of(targets)
             if len(inside):
-                at = local[inside]
                 target_logit[rows].index_copy_(0, inside, z[inside, at])
                 if earlier is not None:
                     first = torch.arange(z.shape[1], device=device) < at.unsqueeze(1)
                     own = z[inside].masked_fill_(~first, -torch.inf).amax(1)
-                    earlier[rows].index_copy_(0, inside, torch.maximum(before[inside], own))
+                    earlier[rows].index_copy_(0, inside, torch.maximum(sums.largest[rows][inside], own))
             if logit_sum is not None:
                 logit_sum[rows] += z.sum(1)
             if above is not None:
                 assert bar is not None
-                above[rows] += torch.gt(z, bar[rows].unsqueeze(1), out=spare).sum(1)
-            now = torch.maximum(before, z.amax(1))
-            z.sub_(now.unsqueeze(1))
-            e = torch.exp(z, out=spare)
-            shrink = torch.exp(before - now)
-            if weighted is not None:
-                # The sum so far, relative to the new maximum; nothing where there was none.
-                shift = torch.where(before == -torch.inf, 0.0, before - now)
-                weighted[rows] = shrink * (weighted[rows] + shift * total[rows]) + torch.mul(e, z, out=z).sum(1)
-            total[rows] = shrink * total[rows] + e.sum(1)
-            if squares is not None:
-                squares[rows] = shrink * shrink * squares[rows] + torch.mul(e, e, out=z).sum(1)
-            largest[rows] = now
-        log_total = total.log()
-        log_z = largest + log_total
-        entropy = None if weighted is None else log_total - weighted / total
-        ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropy)
+                above[rows] += torch.gt(z, bar[rows].unsqueeze(1), out=tile.spare).sum(1)
+            sums.add(tile)
+        log_z = sums.log_z
+        entropy = sums.entropy.float() if "entropy" in outputs else None
+        ctx.save_for_backward(hidden, weight, bias, targets, log_z.float(), entropy)
         values = (
-            target_logit - log_z,
+            (target_logit - log_z).float(),
             entropy,
-            None if squares is None else squares.log() - 2 * log_total,
+            sums.log_sum_sq_probs.float() if "log_sum_sq_probs" in outputs else None,
             None if logit_sum is None else logit_sum / vocabulary,
-            None if earlier is None else (target_logit >= largest) & (target_logit > earlier),
-            -log_total if "greedy_logp" in outputs else None,
+            None if earlier is None else (target_logit >= sums.largest) & (target_logit > earlier),
+            -sums.log_total.float() if "greedy_logp" in outputs else None,
             None if above is None else above < 5,
         )
         ctx.mark_non_differentiable(*(v for v in values[2:] if v is not None))
@@ -196,18 +130,18 @@ class _TiledHead(torch.autograd.Function):
             hidden, targets, log_z, of_logp = hidden[used], targets[used], log_z[used], of_logp[used]
             if of_entropy is not None:
                 entropy, of_entropy = entropy[used], of_entropy[used]
-        factor, softcap, inverse_temperature = ctx.scaling
-        slope = factor if softcap is None else factor * inverse_temperature
+        slope = ctx.shape.factor / ctx.shape.temperature
         to_hidden, to_weight, to_bias = (
             torch.zeros(of.shape, dtype=torch.float32, device=of.device) if needed else None
             for of, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         )
-        tiles = _Tiles(hidden, weight, bias, ctx.dtype, *ctx.scaling)
+        tiles = Tiles(hidden, weight, bias, ctx.dtype, ctx.shape, head_tiles.TILE)
         whole = tiles.hidden.float()
-        for rows, columns, z, spare, part in tiles:
-            tanh = spare.clone() if softcap is not None else None
+        for tile in tiles:
+            rows, columns, z = tile.rows, tile.columns, tile.logits
+            tanh = tile.spare.clone() if ctx.shape.softcap is not None else None
             z.sub_(log_z[rows].unsqueeze(1))
-            p = torch.exp(z, out=spare)
+            p = torch.exp(z, out=tile.spare)
             # d log p(target) / d z = [target] - p; d entropy / d z = -p (log p + entropy)
             grad = of_logp[rows]
             if of_entropy is not None:
@@ -215,9 +149,8 @@ class _TiledHead(torch.autograd.Function):
                 p.mul_(weights.add_(grad.unsqueeze(1)).neg_())
             else:
                 p.mul_(-grad.unsqueeze(1))
-            local = targets[rows] - columns.start
-            inside = ((local >= 0) & (local < p.shape[1])).nonzero().squeeze(1)
-            p[inside, local[inside]] += grad[inside]
+            inside, at = tile.of(targets)
+            p[inside, at] += grad[inside]
             if tanh is not None:
                 p.mul_(tanh.square_().neg_().add_(1))
             if slope != 1.0:
@@ -225,7 +158,8 @@ class _TiledHead(torch.autograd.Function):
             if ctx.dtype != torch.float32:
                 p = p.to(ctx.dtype).float()  # as a product in that type would see it
             if to_hidden is not None:
-                to_hidden[rows].addmm_(p, part.float())
+                assert tile.weight is not None
+                to_hidden[rows].addmm_(p, tile.weight.float())
             if to_weight is not None:
                 to_weight[columns].addmm_(p.t(), whole[rows])
             if to_bias is not None:
@@ -238,18 +172,13 @@ class _TiledHead(torch.autograd.Function):
             None if to_hidden is None else to_hidden.to(hidden.dtype),
             None if to_weight is None else to_weight.to(weight.dtype),
             None if to_bias is None else to_bias.to(bias.dtype),
-            None, None, None, None, None,
+            None, None, None,
         )  # fmt: skip
 
 
 def _target_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor,
-    scaling: tuple[float, float | None, float],
-) -> torch.Tensor:  # fmt: skip
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, shape: Shape
+) -> torch.Tensor:
     """(positions,) the targets' logits, but for rounding those of the tiles."""
-    factor, softcap, inverse_temperature = scaling
     logits = (hidden.float() * weight[targets].float()).sum(1)
-    if bias is not None:
-        logits += bias[targets].float()
-    logits *= factor
-    return logits if softcap is None else torch.tanh(logits / softcap) * (softcap * inverse_temperature)
+    return shape.apply(logits if bias is None else logits + bias[targets].float())

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from dpo_diag.models.head import Head, Seen
+from dpo_diag.models.head_tiles import Sums
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -70,13 +71,8 @@ def token_scores(
         n_likeliest: also give so many likeliest choices at each position.
         hidden: also give the sums of the hidden states.
     """
-    blocks = []
-    for at in range(0, len(targets), head.positions):
-        own = slice(at, at + head.positions)
-        logits = None if seen.logits is None else seen.logits[own]
-        blocks.append(_block(head, seen.hidden[own], logits, targets[own], n_likeliest))
-    numbers = _Numbers(*(torch.cat(parts).cpu() for parts in zip(*blocks, strict=True)))
-    logp, entropy, greedy, rank = (values.numpy() for values in numbers[:4])
+    numbers = _numbers(head, seen, targets, n_likeliest)
+    logp, entropy, greedy, rank = (values.cpu().numpy() for values in numbers[:4])
     ids, logps = numbers.likeliest.tolist(), numbers.likeliest_logp.tolist()
     scores, at = [], 0
     for n in lengths.tolist():
@@ -88,52 +84,33 @@ def token_scores(
     return scores
 
 
-def _block(
-    head: Head, hidden: torch.Tensor, logits: torch.Tensor | None, target: torch.Tensor, n_likeliest: int
-) -> _Numbers:
-    """The numbers of a few positions, from the tiles of their logits.
+def _numbers(head: Head, seen: Seen, targets: torch.Tensor, n_likeliest: int) -> _Numbers:
+    """The numbers of all positions, from the tiles of their logits.
 
-    Sums are taken relative to the largest logit so far, within a tile in float32 and over tiles in float64:
-    log Σ exp z = m + log s and H = log s - x / s, with m = max z, s = Σ exp(z - m), x = Σ (z - m) exp(z - m).
     A rank counts logits above the target's, which only its own tile holds. It is made once more beforehand; where the
     two are not equal to the last bit, the position is counted again from its whole row.
     """
-    n = len(hidden)
-    whole = logits is not None or not head.is_tiled
-    guess = None if whole else head.columns(hidden, target).diagonal()[:, None].contiguous()
-    new = hidden.new_zeros
-    own, largest = new((n, 1), dtype=torch.float32), new((n, 1), dtype=torch.float32).fill_(-torch.inf)
-    s, x = new((n, 1), dtype=torch.float64), new((n, 1), dtype=torch.float64)
-    rank = new((n, 1), dtype=torch.int64)
-    best, best_ids = new((n, 0), dtype=torch.float32), new((n, 0), dtype=torch.int64)
-    for first, z in head.tiles(hidden) if logits is None else [(0, logits.float())]:
-        here = ((target >= first) & (target < first + z.shape[1])).nonzero().squeeze(1)
-        own[here, 0] = z[here, target[here] - first]
+    n, new = len(targets), seen.hidden.new_zeros
+    guess = head.of_tokens(seen.hidden, targets) if seen.logits is None and head.is_tiled else None
+    sums, own = Sums(n, seen.hidden.device), new(n, dtype=torch.float32)
+    rank = new(n, dtype=torch.int64)
+    best = new((n, min(n_likeliest, head.vocabulary)), dtype=torch.float32).fill_(-torch.inf)
+    best_ids = new(best.shape, dtype=torch.int64)
+    for tile in head.tiles(seen):
+        rows, z = tile.rows, tile.logits
+        inside, at = tile.of(targets)
+        own[rows].index_copy_(0, inside, z[inside, at])
         # Written as floats, a comparison and its sum take a third of the time that bools do.
-        above = torch.gt(z, own if guess is None else guess, out=torch.empty_like(z))
-        rank += above.sum(1, keepdim=True).long()
+        above = torch.gt(z, (own if guess is None else guess)[rows, None], out=tile.spare)
+        rank[rows] += above.sum(1).long()
         if n_likeliest:
-            top = torch.cat([best, z], dim=1).topk(min(n_likeliest, best.shape[1] + z.shape[1]), dim=1)
-            ids = torch.arange(first, first + z.shape[1], device=z.device).expand(n, -1)
-            best, best_ids = top.values, torch.cat([best_ids, ids], dim=1).gather(1, top.indices)
-        before, largest = largest, torch.maximum(largest, z.amax(1, keepdim=True))
-        shift = (before - largest).double()
-        d = torch.sub(z, largest, out=above)
-        e = torch.exp(d, out=z) if logits is None else torch.exp(d)
-        kept = shift.exp()
-        if first:
-            x = (x + shift * s) * kept
-            s = s * kept
-        s = s + e.sum(1, keepdim=True)
-        terms = torch.mul(e, d, out=d)
-        added = terms.sum(1, keepdim=True)
-        if added.isnan().any():  # a logit of -inf: exp(-inf) * -inf is no number, and such a token adds nothing
-            added = terms.nan_to_num_(nan=0.0).sum(1, keepdim=True)
-        x = x + added
-    if guess is not None and (again := (own != guess).squeeze(1)).any():
-        rows = head.logits(Seen(hidden[again], None))
-        rank[again] = (rows > rows.gather(1, target[again, None])).sum(1, keepdim=True)
-    log_s = s.log()
-    total = largest.double() + log_s
-    logp, entropy, greedy = (values.squeeze(1) for values in (own - total, log_s - x / s, -log_s))
-    return _Numbers(logp, entropy, greedy, rank.squeeze(1), best_ids, best - total)
+            top = torch.cat([best[rows], z], dim=1).topk(best.shape[1], dim=1)
+            ids = torch.arange(tile.columns.start, tile.columns.stop, device=z.device).expand(len(z), -1)
+            best_ids[rows] = torch.cat([best_ids[rows], ids], dim=1).gather(1, top.indices)
+            best[rows] = top.values
+        sums.add(tile)
+    if guess is not None and (again := own != guess).any():
+        whole = head.logits(Seen(seen.hidden[again], None))
+        rank[again] = (whole > whole.gather(1, targets[again, None])).sum(1)
+    log_z = sums.log_z
+    return _Numbers(own - log_z, sums.entropy, -sums.log_total, rank, best_ids, best - log_z[:, None])

@@ -6,14 +6,15 @@ moment, a reader sees each row once, and the next writer removes what is left. N
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import MERGED, Part, part_of, write_parquet
@@ -27,8 +28,10 @@ FEW = 16
 """As many are merged at its end."""
 LARGE = 4 << 20
 """Bytes of a file that is merged no further: a file of tokens of this size has about a million rows."""
-LOCK = ".records.lock"
-"""In the run folder, while files are merged: two writers of one rank (an evaluation beside a training) do not."""
+LOCK = ".records.r{rank}.lock"
+"""In the run folder, while files change: two writers of one rank (a scoring beside a training) take turns."""
+PATIENCE = 30.0
+"""Seconds that a writer waits for its turn: a merge takes less than one. Then it writes all the same."""
 
 
 class Parts:
@@ -42,27 +45,28 @@ class Parts:
 
     def __init__(self, run: Path, table: Table, rank: int) -> None:
         self.folder, self.table, self.rank = run / table.name, table, rank
-        self._lock = FileLock(run / LOCK)
+        self._lock = FileLock(run / LOCK.format(rank=rank))
         self._homes: dict[str, Path] = {}
         """Name of a part -> the merged file that holds it."""
         self._closed: set[str] = set()
         """Names of the files that are not merged."""
         self._due = MANY
-        self._looked = False
+        self._seen: set[str] | None = None
+        """Names of the merged files that `_homes` knows."""
 
     def write(self, part: Part, rows: pa.Table) -> Path:
         """Write one part, in place of one of the same name, wherever that stands now; returns the file."""
         path = self.folder / part.name
-        if not self._looked or (part.name in self._closed and not path.exists()):
-            self._look()
-        if part.name in self._homes:
-            with self._lock:
+        with self._alone(PATIENCE):
+            # What another writer merged would hide a file of the same name.
+            if self._seen != self._merged_names():
                 self._look()
+            if part.name in self._homes:
                 return self._written_again(part, rows)
-        write_parquet(path, rows)
-        self._closed.add(part.name)
-        if len(self._closed) >= self._due:
-            self.merge()
+            write_parquet(path, rows)
+            self._closed.add(part.name)
+            if len(self._closed) >= self._due:
+                self.merge()
         return path
 
     def merge(self, *, at_end: bool = False) -> None:
@@ -75,8 +79,10 @@ class Parts:
         self._due = len(self._closed) + MANY
         if len(self._own()) < least:
             return
-        # Another writer at it, a full disk, a damaged file: the rows are where they were.
-        with suppress(Timeout, OSError, pa.ArrowException, DiagError), self._lock.acquire(blocking=False):
+        # A full disk, a damaged file: the rows are where they were.
+        with self._alone(0.0) as alone, suppress(OSError, pa.ArrowException, DiagError):
+            if not alone:
+                return  # another writer is at it
             self._look()
             files = [(part, path, path.stat().st_size) for part, path in self._own()]
             small = [file for file in files if file[2] < LARGE]
@@ -90,14 +96,27 @@ class Parts:
         """Remove the rows of later steps."""
         if not self._own():
             return
-        with self._lock:
+        with self._alone(PATIENCE):
             self._look()
             for part, path in self._own():
                 if part.last <= step:
                     continue
                 blocks = [] if part.first > step else [_cut(name, rows, step) for name, rows in self._blocks(path)]
-                self._replace([(name, rows) for name, rows in blocks if rows.num_rows], [path])
+                self._replace(blocks, [path])
             self._look()
+
+    @contextmanager
+    def _alone(self, seconds: float) -> Iterator[bool]:
+        """Whether no other writer of this rank changes files meanwhile: not known where the system has no locks."""
+        try:
+            self._lock.acquire(timeout=seconds)
+        except (OSError, NotImplementedError):  # of which filelock's Timeout is one
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._lock.release()
 
     # ---- one change ----
 
@@ -107,29 +126,41 @@ class Parts:
         return self._replace([*blocks, (part.name, rows)], [home])
 
     def _replace(self, blocks: list[tuple[str, pa.Table]], old: list[Path]) -> Path:
-        """A new merged file of these blocks takes the place of `old`; returns it (the last of `old` for no blocks)."""
+        """A new merged file of these blocks takes the place of `old`; returns it (the last of `old` for no rows)."""
+        blocks = [(name, rows) for name, rows in blocks if rows.num_rows]
         # First what could not be removed before, and which the files that go now have hidden.
         gone = [n for path in old for n in _merged(path).replaces if (self.folder / n).exists()]
         gone += [path.name for path in old]
         path = old[-1]
-        if blocks:
-            parts = [part for name, _ in blocks if (part := part_of(Path(name)))]
+        if not blocks:
+            # Without a new file to hide it, one that cannot be removed would be seen again.
+            while gone and self._removed(gone[0]):
+                gone.pop(0)
+        if gone:
+            parts = [part for name in [n for n, _ in blocks] or gone if (part := part_of(Path(name)))]
             number = 1 + max((p.number for p, _ in listed(self.folder) if p.rank == self.rank), default=0)
             first, last = min(p.first for p in parts), max(p.last for p in parts)
             path = self.folder / Part(first, last, f"{MERGED}{number}", self.rank).name
             merged = Merged(tuple((name, rows.num_rows) for name, rows in blocks), tuple(gone))
-            table = pa.concat_tables([rows for _, rows in blocks]).unify_dictionaries()
+            tables = [rows for _, rows in blocks] or [self.table.schema.empty_table()]
+            table = pa.concat_tables(tables).unify_dictionaries()
             write_parquet(path, table.replace_schema_metadata(merged.to_footer()), to_disk=True)
             self._homes |= {name: path for name, _ in blocks}
         self._remove(gone)
+        self._seen = self._merged_names()
         return path
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
-            try:
-                (self.folder / name).unlink(missing_ok=True)
-            except PermissionError:
-                continue  # where a file that is being read cannot be removed: it is hidden, and goes next time
+            self._removed(name)
+
+    def _removed(self, name: str) -> bool:
+        """Whether a file is gone now: one that is being read cannot be removed everywhere, and goes next time."""
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except PermissionError:
+            return False
+        return True
 
     # ---- what is there ----
 
@@ -146,7 +177,15 @@ class Parts:
                 merged = _merged(path)
                 self._remove(there.intersection(merged.replaces))
                 self._homes |= dict.fromkeys((*merged.replaces, *(name for name, _ in merged.blocks)), path)
-        self._looked = True
+        self._seen = self._merged_names()
+
+    def _merged_names(self) -> set[str]:
+        """Of this rank, by their names alone."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return set()
+        return {n for n in names if f".{MERGED}" in n and n.endswith(f".r{self.rank}.parquet")}
 
     def _blocks(self, path: Path) -> list[tuple[str, pa.Table]]:
         """(name of a part, its rows) in a file."""

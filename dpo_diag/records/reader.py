@@ -188,9 +188,14 @@ class Run:
         return frame.sort_values(["step", "model", "prompt_id", "sample"], kind="stable", ignore_index=True)
 
     @cached_property
+    def texts_of_splits(self) -> pd.DataFrame:
+        """Texts of the pairs, one row per split and pair_id."""
+        return self.read("texts")
+
+    @cached_property
     def texts(self) -> pd.DataFrame:
         """Texts of the pairs, one row per pair_id."""
-        return self.read("texts").drop_duplicates(["pair_id"], ignore_index=True)
+        return self.texts_of_splits.drop_duplicates(["pair_id"], ignore_index=True)
 
     @cached_property
     def alerts(self) -> pd.DataFrame:

@@ -55,6 +55,7 @@ class ModelInfo:
     """A model: the policy, or one that was scored."""
 
     name: str | None = declared("folder or hub name")
+    folder: str | None = declared("where its weights lay on the machine that trained, if its name does not say so")
     revision: str | None = declared("commit on the hub")
     architecture: str | None = declared("class name in transformers")
     n_parameters: int | None = declared("all parameters", "count")

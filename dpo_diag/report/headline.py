@@ -11,8 +11,8 @@ from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.pair_intervals import counted
 from dpo_diag.diagnosis.said import stretch
-from dpo_diag.records.metric_table import label_of, side_of
-from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.metric_table import label_of
+from dpo_diag.report.panels import side_in
 from dpo_diag.report.section import Context
 from dpo_diag.text import both_ends, capital, interval, number, percent, signed
 from dpo_diag.thresholds import defaults
@@ -103,7 +103,7 @@ def was_set(context: Context) -> list[str]:
     known = [
         f"loss {' + '.join(names)}" if names else f"loss like {info.loss_like}" if info.loss_like else "",
         f"β {info.beta:g}" if info.beta is not None else "",
-        f"lr {lr:g}" if lr is not None else f"lr up to {logged:g}" if logged > 0 else "",
+        f"lr {lr:g}" if lr is not None else f"lr up to {logged:.3g}" if logged > 0 else "",
     ]
     return [piece for piece in known if piece]
 
@@ -171,8 +171,8 @@ def _logged(document: Mapping[str, Any]) -> list[Fact]:
         ends = values.get(name)
         if ends is None or name in means["withheld"] or None in (ends["from"], ends["to"]):
             continue
-        kind = side_of(name) or next((side for side in SIDES if name.endswith(f"/{side}")), "loss")
-        shown.append(Fact(label_of(name), *both_ends(ends["from"], ends["to"], 3), signed(ends["delta"]), kind))
+        both = both_ends(ends["from"], ends["to"], 3)
+        shown.append(Fact(label_of(name), *both, signed(ends["delta"]), side_in(name) or "loss"))
     return shown
 
 

@@ -15,7 +15,7 @@ from dpo_diag.report.plots import Series, line_chart, line_values
 from dpo_diag.report.svg import NARROW, chart
 from dpo_diag.text import capital, number
 
-HEIGHT = 150
+HEIGHT, POINTS = 150, 160
 LOGARITHMIC = ("ratio", "norm")
 """Units of which a factor says more than a difference."""
 COUNTER = "tokens"
@@ -38,7 +38,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SmallChart:
     """A panel as a page shows it."""
 
     title: str
@@ -59,7 +59,7 @@ def panels(names: Iterable[str], *, apart: bool = False) -> list[Panel]:
     known = [(metric.sides, order.get(n, order.get(n.partition("/")[0], 0)), n, metric)
              for n in given if (metric := metric_of(n)) is not None]  # fmt: skip
     for _, _, name, metric in sorted(known, key=lambda one: one[:3]):
-        side = _side(name)
+        side = side_in(name)
         if metric.unit == COUNTER or name.startswith(SCORE):
             continue
         base = name.removesuffix(f"/{side}") if side else name
@@ -69,20 +69,26 @@ def panels(names: Iterable[str], *, apart: bool = False) -> list[Panel]:
     return [_panel(lines, units[key], apart) for key, lines in grouped.items()]
 
 
-def _side(name: str) -> str | None:
+def side_in(name: str) -> str | None:
+    """The side that a history name names, those included that the metric table holds as a metric of their own.
+
+    >>> [side_in(name) for name in ("ce/chosen", "rewards/rejected", "rewards/margins", "pairs/chosen_fell", "loss")]
+    ['chosen', 'rejected', None, None, None]
+    """
     last = name.rpartition("/")[2]
     return side_of(name) or (last if last in SIDES and name != last else None)
 
 
 def _panel(lines: dict[str, str], metric: Metric, apart: bool) -> Panel:
-    label, side = metric.label, _side(next(iter(lines)))
-    for word in ("{side} ", *(f"{s} " for s in SIDES)):
-        label = label.replace(word, f"{side} " if apart and side else "")
+    sides = [side for name in lines if (side := side_in(name))]
+    label = metric.label.replace("{side} ", "")
+    for side in sides:
+        label = label.removeprefix(f"{side} ")
     several = len(lines) > 1
+    if sides and (apart or not several):
+        label = f"{sides[0]} {label}"
+    unit = "" if metric.unit in label or metric.unit == "ratio" else f", {metric.unit}"
     named = {name: (line or "both") if several else "" for name, line in lines.items()}
-    unit = "" if f"({metric.unit})" in label or metric.unit in label else f", {metric.unit}"
-    if not several and not apart and side:
-        label = f"{side} {label}"
     return Panel(capital(label) + unit, named, metric.unit in LOGARITHMIC)
 
 
@@ -95,18 +101,25 @@ def lines_of(history: pd.DataFrame, panel: Panel, split: str | None) -> list[Ser
         for name, label in panel.names.items():
             own = rows.loc[rows["name"] == name]
             if own["value"].notna().any():
-                kind = label if label in SIDES else _side(name) or "loss"
-                kind = kind if kind in SIDES else "loss"
-                where = f"{label or 'training batches'}, training" if thin and label else "training" if thin else label
+                side = side_in(name)
+                kind = side if side in SIDES else "loss"
+                called = ", ".join(word for word in (label, "training" if thin else "") if word)
                 x, y = (own[c].to_numpy(dtype=float) for c in ("step", "value"))
-                drawn.append(Series(where, x, y, f"{kind}{thin}", note="" if thin else number(y[-1], 3)))
+                drawn.append(Series(called, x, y, f"{kind}{thin}", note="" if thin else number(y[-1], 3)))
     return drawn
 
 
-def draw(panel: Panel, lines: Sequence[Series], word: str, x_range: tuple[float, float] | None = None) -> Drawn:
+def draw(panel: Panel, lines: Sequence[Series], word: str, x_range: tuple[float, float] | None = None) -> SmallChart:
     """The panel as a chart that fits a narrow window, and two beside each other in a wide one."""
     picture = line_chart(
-        lines, width=NARROW, height=HEIGHT, log=panel.log, description=panel.title, x_label=word, x_range=x_range
+        lines,
+        width=NARROW,
+        height=HEIGHT,
+        log=panel.log,
+        description=panel.title,
+        x_label=word,
+        x_range=x_range,
+        points=POINTS,
     )
     named = [Series(s.label or panel.title, s.x, s.y, s.kind, s.low, s.high) for s in lines]
-    return Drawn(panel.title, chart(picture, line_values(named, word)))
+    return SmallChart(panel.title, chart(picture, line_values(named, word, points=POINTS)))

@@ -85,18 +85,24 @@ def _path(points: Sequence[tuple[float, float]], finite: npt.NDArray[np.bool_]) 
     return "".join(parts)
 
 
-def line_values(series: Sequence[Series], word: str = "step", write: Callable[[float], str] = number) -> dict[str, Any]:
+def line_values(
+    series: Sequence[Series], word: str = "step", write: Callable[[float], str] = number, points: int = MAX_POINTS
+) -> dict[str, Any]:
     """What a chart of these lines shows under a pointer (see `svg.chart`): of every drawn point its step, its value as
     it is printed, and its height where the printed form is no plain number."""
     lines = []
     for s in series:
-        keep = thin(s.x, s.y)
+        keep = thin(s.x, s.y, points)
         texts = [_with_interval(s, i, write) for i in keep]
-        line: dict[str, Any] = {"n": s.label, "k": s.kind, "x": s.x[keep].tolist(), "t": texts}
+        line: dict[str, Any] = {"n": s.label, "k": s.kind, "x": [_whole(x) for x in s.x[keep]], "t": texts}
         if any(not _is_plain(text) for text in texts):
             line["y"] = [float(f"{v:.5g}") for v in s.y[keep]]
         lines.append(line)
     return {"word": word, "lines": lines}
+
+
+def _whole(x: float) -> float | int:
+    return int(x) if x == int(x) else float(x)
 
 
 def _with_interval(s: Series, i: int, write: Callable[[float], str]) -> str:
@@ -126,6 +132,7 @@ def line_chart(
     show_x: bool = True,
     right: float | None = None,
     x_range: tuple[float, float] | None = None,
+    points: int = MAX_POINTS,
 ) -> Markup:
     """Lines over steps with their names at their ends.
 
@@ -136,6 +143,7 @@ def line_chart(
         marks: vertical lines (step, name).
         right: px kept for the names; found from their length if None.
         x_range: steps that the axis covers at least, so that panels under one another share it.
+        points: of one line at most, about; `line_values` takes the same.
     """
     series = [replace(s, y=np.where(np.abs(s.y) < DRAWABLE, s.y, np.nan)) for s in series]
     finite_y = [v for s in series for part in (s.y, s.low, s.high) if part is not None for v in part[np.isfinite(part)]]
@@ -179,7 +187,7 @@ def line_chart(
         y = up(level)
         parts.append(element("line", x1=left, x2=width - names, y1=y, y2=y, class_="level"))
     for s in series:
-        parts.append(_line(s, across, up))
+        parts.append(_line(s, across, up, points))
     parts.append(_names(series, across, up, 14, height - bottom))
     if show_x:
         parts.append(element("line", x1=left, x2=width - names, y1=height - bottom, y2=height - bottom, class_="axis"))
@@ -191,7 +199,7 @@ def line_chart(
     return picture(width, height, join(parts), description, (across, up))
 
 
-def _line(s: Series, across: Scale, up: Scale) -> Markup:
+def _line(s: Series, across: Scale, up: Scale, points: int) -> Markup:
     parts = []
     if s.low is not None and s.high is not None:
         ok = np.isfinite(s.low) & np.isfinite(s.high)
@@ -199,13 +207,13 @@ def _line(s: Series, across: Scale, up: Scale) -> Markup:
         base = [f"{across(x):.1f} {up.clamped(v):.1f}" for x, v in zip(s.x[ok][::-1], s.low[ok][::-1], strict=True)]
         if top:
             parts.append(element("path", d="M" + "L".join(top + base) + "Z", class_=f"band {s.kind}"))
-    keep = thin(s.x, s.y)
+    keep = thin(s.x, s.y, points)
     x, y = s.x[keep], s.y[keep]
     finite = np.isfinite(y)
-    points = [(across(a), up.clamped(b) if ok else 0.0) for a, b, ok in zip(x, y, finite, strict=True)]
-    parts.append(element("path", d=_path(points, finite), class_=f"line {s.kind}"))
+    places = [(across(a), up.clamped(b) if ok else 0.0) for a, b, ok in zip(x, y, finite, strict=True)]
+    parts.append(element("path", d=_path(places, finite), class_=f"line {s.kind}"))
     if len(x) <= 40 and not s.is_thin:
-        parts += [marker(s.kind, px, py) for (px, py), ok in zip(points, finite, strict=True) if ok]
+        parts += [marker(s.kind, px, py) for (px, py), ok in zip(places, finite, strict=True) if ok]
     for step in x[~finite][:20]:
         parts.append(element("text", "✕", x=across(float(step)), y=up.end + 4, class_=f"lost mid {s.kind}"))
     return join(parts)

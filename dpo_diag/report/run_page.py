@@ -71,7 +71,7 @@ def draw(name: str, section: Section, context: Context) -> Drawn:
         if section.needs:
             context.require(section.needs)
         shown = section.build(context)
-        title, lead = (str(shown.get(key, getattr(section, key))) for key in ("title", "lead"))
+        title, lead = (str(shown.get(f"section_{key}", getattr(section, key))) for key in ("title", "lead"))
         return Drawn(name, title, lead, fragment(section.template, shown), "")
     except NothingToSay:
         pass

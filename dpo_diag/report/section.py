@@ -84,8 +84,8 @@ class Section:
         title, lead: its heading, and the line under it.
         order: its place in the page; what it writes at 5, the curves at 10, then 20, 30, ...; from 90 on below what
             the run cannot tell.
-        build: what the template shows, by name; a `title` or `lead` among it takes the place of the section's own.
-            Raises NotApplicable where the run lacks it.
+        build: what the template shows, by name; a `section_title` or `section_lead` among it takes the place of the
+            section's own. Raises NotApplicable where the run lacks it.
         template: jinja2 text, escaped as every template here; `ui` holds the macros of templates/macros.html, and
             `number`, `signed`, `percent` and `clean` are filters.
         needs: a key of the explain document without which there is nothing to show; "" for none.

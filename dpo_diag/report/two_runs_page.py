@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from dpo_diag.diagnosis.differences import AREAS, Difference
 from dpo_diag.diagnosis.two_runs import Change, TwoRuns, compare_runs, other_tokenizer
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.metric_table import label_of, metric_of
+from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.report.answers import of_two
 from dpo_diag.report.headline import headline
 from dpo_diag.report.html import page, write_page
-from dpo_diag.report.panels import Drawn, draw, panels
+from dpo_diag.report.panels import SmallChart, draw, panels
 from dpo_diag.report.plots import Series
 from dpo_diag.report.run_page import explained, printed_document
 from dpo_diag.report.section import Context
@@ -31,11 +33,9 @@ from dpo_diag.text import bracket, capital, number, percent, plural, signed, som
 AGAINST_FILE = "report-against-{}.html"
 LETTERS = "ab"
 PAIRS_SHOWN = 20
-VALUE_CHARS = 48
+VALUE_CHARS = 32
 """Characters of a value that differs (a fingerprint's first ones tell as much as all)."""
-OF_THE_TEXTS = ("ratio", "nats/token")
-"""Units that only the same texts under the same tokenizer make comparable."""
-APART = "{what}: logged perplexities and cross-entropies of the two runs are not held against each other"
+APART = "{what}: their logged perplexities, cross-entropies and log-probs are not held against each other"
 
 
 def write_two_runs(
@@ -59,13 +59,14 @@ def render_two(found: TwoRuns, explanations: tuple[Explanation, Explanation]) ->
     contexts = [Context(run, of, {}) for run, of in zip(found.runs, explanations, strict=True)]
     names = called(*found.runs)
     apart = incomparable(found)
-    curves = curves_over_each_other(contexts, names, apart is not None)
+    heads = [headline(context) for context in contexts]
     return page(
         "two_runs.html",
         {
             "names": names,
-            "heads": [headline(context) for context in contexts],
+            "heads": heads,
             "apart": apart,
+            "apart_above": apart and all(any("perplexity" in fact.name for fact in head.facts) for head in heads),
             "notes": [*found.notes],
             "differences": differences_table(found.differences, names),
             "alone": said_by_one(found.differences, names),
@@ -73,7 +74,7 @@ def render_two(found: TwoRuns, explanations: tuple[Explanation, Explanation]) ->
             "changes": changes_table(found, names),
             "changes_note": changes_note(found),
             "scores": [m.told(found.thresholds) for m in found.scores],
-            "curves": curves,
+            "curves": curves_over_each_other(contexts, names, apart is not None),
             "pairs": pairs_table(found, names),
             "answered": of_two(found.answers, names) if len(found.answers) else None,
         },
@@ -118,7 +119,9 @@ def differences_table(differing: list[Difference], names: tuple[str, str]) -> Ta
 
 def said_by_one(differing: list[Difference], names: tuple[str, str]) -> list[tuple[str, str]]:
     """(whose, "name = value, ...") of what one run alone says."""
-    lone = ([d for d in differing if d.b is None], [d for d in differing if d.a is None])
+    # How a log was read says nothing of the training.
+    told = [d for d in differing if not d.name.startswith("source.")]
+    lone = ([d for d in told if d.b is None], [d for d in told if d.a is None])
     return [
         (f"Only {name} says", some((f"{d.name} = {_value(d.a if d.b is None else d.b)}" for d in of), 6))
         for name, of in zip(names, lone, strict=True)
@@ -185,33 +188,38 @@ def pairs_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
     return table(frame, "pairs that differ most, cross-entropy in nats per token", formats=formats)
 
 
-def curves_over_each_other(contexts: list[Context], names: tuple[str, str], apart: bool) -> list[Drawn]:
-    """One small chart per metric that both runs logged: both lines on the same axes, of evaluations where both have
+@dataclass(frozen=True)
+class Overlaid:
+    """The curves over each other: the charts, of which rows they are made, and whether some were left out."""
+
+    charts: list[SmallChart]
+    rows: str
+    left_out: bool
+
+
+def curves_over_each_other(contexts: list[Context], names: tuple[str, str], apart: bool) -> Overlaid:
+    """One small chart per metric that both runs logged: both lines on the same axes, of evaluations where a run has
     them, else of training batches.
 
     Args:
-        apart: leave out what only the same texts make comparable.
+        apart: leave out the likelihoods of one side, which only the same texts and tokens make comparable.
     """
-    histories = []
-    for context in contexts:
-        history = context.run.history
-        histories.append(history.loc[history["split"] == context.split])
-    shared = set(map(str, histories[0]["name"])) & set(map(str, histories[1]["name"]))
-    if apart:
-        shared = {name for name in shared if (m := metric_of(name)) is None or m.unit not in OF_THE_TEXTS}
-    found = []
-    words = {context.run.info.step_word for context in contexts}
-    reach = [float(edge) for h in histories if len(h) for edge in (h["step"].min(), h["step"].max())]
-    for panel in panels(shared, apart=True):
+    histories = [(c.run.history, c.split) for c in contexts]
+    known = [set(h.loc[h["split"].isin([split, TRAIN_SPLIT]), "name"].map(str)) for h, split in histories]
+    shared = known[0] & known[1]
+    kept = {name for name in shared if not (apart and (m := metric_of(name)) is not None and m.sides)}
+    charts, words = [], {context.run.info.step_word for context in contexts}
+    for panel in panels(kept, apart=True):
         (metric,) = panel.names
         lines = []
-        for letter, name, history in zip(LETTERS, names, histories, strict=True):
+        for letter, name, (history, split) in zip(LETTERS, names, histories, strict=True):
             own = history.loc[history["name"] == metric].sort_values("step")
+            own = own.loc[own["split"] == (split if (own["split"] == split).any() else TRAIN_SPLIT)]
             x, y = (own[c].to_numpy(dtype=float) for c in ("step", "value"))
             if np.isfinite(y).any():
-                note = number(y[np.isfinite(y)][-1], 3)
-                lines.append(Series(one_line(name, 14), x, y, f"run-{letter}", note=note))
+                lines.append(Series(one_line(name, 14), x, y, f"run-{letter}", note=number(y[np.isfinite(y)][-1], 3)))
         if lines:
-            x_range = (min(reach), max(reach)) if reach else None
-            found.append(draw(panel, lines, "step" if words == {"step"} else "row", x_range))
-    return found
+            charts.append(draw(panel, lines, "step" if words == {"step"} else "row"))
+    splits = [split or "none" for _, split in histories]
+    rows = f"split {splits[0]}" if splits[0] == splits[1] else f"split {splits[0]} against {splits[1]}"
+    return Overlaid(charts, rows, any(m.unit != "tokens" for name in shared - kept if (m := metric_of(name))))

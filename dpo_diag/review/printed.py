@@ -5,21 +5,24 @@ from __future__ import annotations
 from textwrap import indent
 from typing import Any
 
-from dpo_diag.text import bracket, plural, safe, signed, table
+from dpo_diag.styled import wrap
+from dpo_diag.text import arrow, bracket, plural, safe, signed, table
 
-COLUMNS = 140
 ROWS = 12
+CONCLUSIONS = 3
+"""Comparisons that are put into words, those of most items."""
+COLUMNS = 80
 
 
-def _section(title: str, header: list[str], rows: list[list[Any]]) -> list[str]:
-    return ["", title, indent(table(header, rows, COLUMNS, digits=3), "  ")] if rows else []
+def _section(title: str, header: list[str], rows: list[list[Any]], columns: int) -> list[str]:
+    made = indent(table(header, rows, columns - 2, digits=3), "  ")
+    return ["", *wrap(title, columns), made] if rows else []
 
 
 def _comparisons(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return [
         [c["a"], c["b"], c["win_rate"], bracket(c["low"], c["high"]), c["n"],
-         f"{c['a_wins']}/{c['b_wins']}/{c['ties']}/{c['both_bad']}", c["p"], c["q"],
-         None if c["of"] is None else f"{c['differ']} of {c['of']}"]
+         f"{c['a_wins']}/{c['b_wins']}/{c['ties']}/{c['both_bad']}", c["q"]]
         for c in rows
     ]  # fmt: skip
 
@@ -30,34 +33,40 @@ def _agreement(rows: list[dict[str, Any]]) -> list[list[Any]]:
     ]
 
 
-_COMPARISONS = ["A", "B", "B's win rate", "95 % (Wilson)", "items", "A/B/tie/both bad", "p", "q", "answers differ"]
-_AGREEMENT = ["reviewers", "shared items", "equal", "Cohen's kappa", "95 %"]
+_COMPARISONS = ["A", "B", "B wins", "95 %", "items", "A/B/tie/bad", "q"]
+_AGREEMENT = ["reviewers", "shared items", "equal", "kappa", "95 %"]
+_OF_COMPARISONS = "ties and both bad count half; Wilson's interval; q: sign test"
 
 
-def lines(document: dict[str, Any]) -> list[str]:
-    """The document of `dpo_diag.review.results` as lines."""
+def lines(document: dict[str, Any], columns: int = COLUMNS) -> list[str]:
+    """The document of `dpo_diag.review.results` as lines of at most `columns` cells: first what it comes to."""
     out = [
         f"{safe(document['run'], one_line=True)}: {plural(document['n_verdicts'], 'verdict')} on "
         f"{plural(document['n_items'], 'item')} by {plural(len(document['reviewers']), 'reviewer')}"
     ]
     if "not_applicable" in document:
         out.append(document["not_applicable"])
-    out += _section("Win rate (ties and both bad count half; several reviewers of an item are averaged)", _COMPARISONS,
-                    _comparisons(document["comparisons"][:ROWS]))  # fmt: skip
+    for c in document["comparisons"][:CONCLUSIONS]:
+        out += wrap(safe(c["conclusion"], one_line=True), columns)
+    out += _section(f"Win rate ({_OF_COMPARISONS})", _COMPARISONS, _comparisons(document["comparisons"][:ROWS]),
+                    columns)  # fmt: skip
     if len(document["comparisons"]) > ROWS:
         out.append(f"  and {len(document['comparisons']) - ROWS} pairs of checkpoints with fewer items: see --json")
-    out += _ranking(document["ranking"])
+    out += _ranking(document["ranking"], columns)
     out += _section(
         "Behaviours (share of answers that show them)",
-        ["behaviour", "A", "B", "A shows", "B shows", "change", "95 %", "q", ""],
-        [[b["behaviour"], b["a"], b["b"], b["a_shows"], b["b_shows"], signed(b["delta"]), bracket(b["low"], b["high"]),
-          b["q"], b["moved"]] for b in document["behaviours"]],
+        ["behaviour", "A → B", "share", "change, 95 %", "q", ""],
+        [[b["behaviour"], f"{b['a']} → {b['b']}", arrow(b["a_shows"], b["b_shows"], 2),
+          f"{signed(b['delta'], 2)} {bracket(b['low'], b['high'], signed)}", b["q"], b["moved"]]
+         for b in document["behaviours"]],
+        columns,
     )  # fmt: skip
-    out += _section("Agreement", _AGREEMENT, _agreement(document["agreement"]))
+    out += _section("Agreement (Cohen's kappa)", _AGREEMENT, _agreement(document["agreement"]), columns)
     judge = document["judge"]
     if "not_applicable" not in judge:
-        out += _section("Judge models: win rate (not counted above)", _COMPARISONS, _comparisons(judge["comparisons"]))
-        out += _section("Judge models: agreement", _AGREEMENT, _agreement(judge["agreement"]))
+        told = _comparisons(judge["comparisons"])
+        out += _section("Judge models: win rate (not counted above)", _COMPARISONS, told, columns)
+        out += _section("Judge models: agreement", _AGREEMENT, _agreement(judge["agreement"]), columns)
         if not judge["agreement"]:
             out.append("  no person judged the same items: how far the judge can be trusted is unknown")
     if document["stale"]:
@@ -73,7 +82,7 @@ def lines(document: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ranking(ranking: dict[str, Any]) -> list[str]:
+def _ranking(ranking: dict[str, Any], columns: int) -> list[str]:
     """Of three checkpoints or more: two are ranked by their win rate."""
     rows = ranking.get("looks", [])
     if len(rows) < 3:
@@ -85,6 +94,7 @@ def _ranking(ranking: dict[str, Any]) -> list[str]:
         ["checkpoint", "ability", "95 %", "comparisons", *(["group"] if several else [])],
         [[x["look"], signed(x["ability"]), bracket(x["low"], x["high"], signed), x["n"],
           *([x["group"] + 1] if several else [])] for x in rows],
+        columns,
     )  # fmt: skip
     note = "  checkpoints of different groups were never compared, even indirectly: do not rank across groups"
     return out + ([note] if several else [])

@@ -19,6 +19,7 @@ from dpo_diag.paired import mcnemar, paired_change
 from dpo_diag.records import Run, load_run
 from dpo_diag.review import judgements
 from dpo_diag.review.agreement import cohen_kappa
+from dpo_diag.review.conclusion import conclude
 from dpo_diag.review.items import differing, digest
 from dpo_diag.review.judgements import JUDGE, PERSON, SKIP, Judgement
 from dpo_diag.review.ranking import bradley_terry, groups
@@ -42,7 +43,7 @@ def results(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
         comparisons: [{"a", "b", "a_model", "a_step", "b_model", "b_step", "n" (items), "n_verdicts", "a_wins",
             "b_wins", "ties", "both_bad" (verdicts), "win_rate" (of b, ties half, mean over items), "low", "high"
             (Wilson 95 %; null for few items), "p" (two-sided sign test over items that are no tie), "q" (corrected for
-            all comparisons), "differ", "of" (prompts whose answers
+            all comparisons), "preferred", "more", "conclusion" (see `conclude`), "differ", "of" (prompts whose answers
             differ, of all that both answered; null if unknown), "by_tag": [{"tag", "n", "win_rate", "low", "high"}]}];
         ranking: {"looks": [{"look", "model", "step", "ability", "low", "high" (nats against the average checkpoint),
             "n", "group"}], best first, "groups", "prior"} or {"not_applicable"};
@@ -187,6 +188,7 @@ def _comparisons(run: Run, rows: Sequence[Judgement], tags: dict[str, list[str]]
         )  # fmt: skip
     for comparison, q in zip(comparisons, false_discovery([c["p"] for c in comparisons]), strict=True):
         comparison["q"] = float(q)
+        comparison |= conclude(comparison)
     return sorted(comparisons, key=lambda c: (-c["n"], c["a_step"], c["b_step"]))
 
 

@@ -1,40 +1,37 @@
-"""Replay a finished run's records into a tracker: for runs that were not tracked live, scored or imported."""
+"""Replay a run's records into trackers: for runs that were not tracked live, scored or imported, and for what they have
+more since they were tracked."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from dpo_diag.records import Run
 from dpo_diag.text import plain
-from dpo_diag.tracking.base import Tracker, metric_name, unique_name
+from dpo_diag.thresholds import defaults
+from dpo_diag.tracking.base import flat, unique_name
+from dpo_diag.tracking.session import Session
 
-NOT_CONFIG = ("packages", "tracking")
+NOT_CONFIG = ("packages", "tracking", "checks")
+FIRST = ("loss", "trainer", "data", "model", "peft", "seed", "name")
+"""Groups of the config that people compare runs by."""
 
 
-def mirror(run: Run, tracker: Tracker, name: str | None = None) -> dict[str, Any]:
-    """Send history (in step order, one call per step), outputs, and the end; returns what `start` returned.
+def mirror(run: Run, session: Session, name: str | None = None) -> dict[str, dict[str, Any]]:
+    """Send history (in step order, one call per step), outputs, findings, and the end; returns what `start` returned.
 
     Args:
-        name: the run's name there; None makes a unique one from the folder.
+        name: the run's name there; None takes the one it has there, or makes a unique one from the folder.
 
     The config is the composed Hydra config where the run has one, with run.json beside it under `run`.
     """
-    where = tracker.start(run_config(run), name or unique_name(run.path), run.path)
-    history = run.history
-    named = history.assign(name=[metric_name(s, n) for s, n in zip(history["split"], history["name"], strict=True)])
-    for step in sorted(named["step"].unique().tolist()):
-        rows = named.loc[named["step"] == step]
-        values = dict(zip(rows["name"], rows["value"].astype(float), strict=True))
-        epochs = rows["epoch"].dropna()
-        if len(epochs):
-            values["train/epoch"] = float(epochs.iloc[-1])
-        tracker.log(step, values)
-    if run.has("outputs"):
-        tracker.log_outputs(run.outputs)
-    tracker.finish(run.info.status or "finished")
-    return where
+    known = next((t.options.earlier.get("name") for t in session.trackers.values() if t.options.earlier), None)
+    session.start(run_config(run), name or known or unique_name(run.path))
+    session.send_rest(run)
+    session.close(run.info.status or "finished")
+    return session.places
 
 
 def run_config(run: Run) -> dict[str, Any]:
@@ -45,4 +42,19 @@ def run_config(run: Run) -> dict[str, Any]:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
         config = loaded if isinstance(loaded, dict) else {}
     meta = {k: v for k, v in run.meta.items() if k not in NOT_CONFIG}
-    return {**config, "run": plain(meta)}
+    return {**shown_config(config), "run": plain(meta)}
+
+
+def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed config in the order in which people read it: what runs are compared by first; of the thresholds of
+    checks only those that differ from the defaults."""
+    ordered = {key: config[key] for key in FIRST if key in config}
+    ordered |= {key: value for key, value in config.items() if key not in ordered and key not in NOT_CONFIG}
+    if "trainer" in ordered and isinstance(ordered["trainer"], Mapping) and "learning_rate" in ordered["trainer"]:
+        ordered["trainer"] = {"learning_rate": ordered["trainer"]["learning_rate"], **ordered["trainer"]}
+    if isinstance(config.get("loss"), Mapping) and "beta" in config["loss"]:
+        ordered["loss"] = {"beta": config["loss"]["beta"], **config["loss"]}
+    usual = defaults()
+    checks = config.get("checks")
+    other = {k: v for k, v in flat(checks if isinstance(checks, Mapping) else {}).items() if usual.get(k) != v}
+    return {**ordered, "checks": other} if other else ordered

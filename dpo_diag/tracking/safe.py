@@ -1,4 +1,4 @@
-"""A tracker that cannot stop a run: the first failure is logged, the following ones are not."""
+"""A tracker that cannot stop a run, nor hold it: the first failure is logged, the following ones are not."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.tracking.base import TRACKERS, Tracker, TrackerOptions
+from dpo_diag.tracking.bounded import Bounded, TooSlow
+from dpo_diag.tracking.findings import Findings
 
 LOG = logging.getLogger("dpo_diag.tracking")
 PATIENCE = 3
-"""Failures in a row after which a tracker is not called again: a dead service may cost minutes a call."""
+"""Failures in a row after which a tracker is not called again: a dead service may cost seconds a call."""
+CALL_LIMIT = 10.0
+"""Seconds that a call between start and finish may take."""
+GRACE = 15.0
+"""Seconds beyond start_timeout and finish_timeout that a client which keeps them itself has for what is local."""
 
 
 class SafeTracker:
-    """Passes every call on; a failure (any Exception, a missing package too) is logged once as a warning.
+    """Passes every call on, each bounded in time; a failure (any Exception, a missing package too) is logged once.
 
-    Logged, not warned: under `-W error` a Python warning would itself stop the run. After a failed start, and after
-    `PATIENCE` failures in a row, nothing is passed on but `finish`.
+    Logged, not warned: under `-W error` a Python warning would itself stop the run. After a failed start, after
+    `PATIENCE` failures in a row, and after a call that did not return, nothing is passed on but `finish`, where it can.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, options: TrackerOptions | None = None, kind: str | None = None) -> None:
+        self.tracker, self.options = tracker, options or TrackerOptions()
+        self.kind = kind or type(tracker).__name__
         self.failures: list[str] = []
+        self.where: dict[str, Any] = {}
+        self._bounded = Bounded()
         self._started = False
         self._in_a_row = 0
 
@@ -36,44 +45,64 @@ class SafeTracker:
         def call() -> None:
             where.update(self.tracker.start(config, run_name, folder))
 
-        self._started = self._try("start", call)
-        return where if self._started else {"kind": type(self.tracker).__name__, "failed": self.failures[-1]}
+        self._started = self._try("start", call, self.options.start_timeout + GRACE)
+        self.where = where if self._started else {"kind": self.kind, "failed": self.failures[-1]}
+        if self._started and where.get("failed"):
+            self._warn(where["failed"])
+        return self.where
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        if self.active:
-            self._try("log", lambda: self.tracker.log(step, values))
+    def log(self, step: int, values: Mapping[str, float]) -> bool:
+        """Whether the tracker took it; likewise below."""
+        return self.active and self._try("log", lambda: self.tracker.log(step, values))
 
-    def log_outputs(self, outputs: pd.DataFrame) -> None:
-        if self.active:
-            self._try("log the outputs", lambda: self.tracker.log_outputs(outputs))
+    def log_outputs(self, outputs: pd.DataFrame) -> bool:
+        return self.active and self._try("log the outputs", lambda: self.tracker.log_outputs(outputs))
+
+    def log_findings(self, findings: Findings) -> bool:
+        """Nothing to do for a tracker that cannot show them."""
+        call = getattr(self.tracker, "log_findings", None)
+        return self.active and (call is None or self._try("log the findings", lambda: call(findings)))
+
+    def alert(self, step: int, title: str, text: str, level: str = "warn") -> bool:
+        """Nothing to do for a tracker that has no alerts."""
+        call = getattr(self.tracker, "alert", None)
+        return self.active and (call is None or self._try("send an alert", lambda: call(step, title, text, level)))
 
     def finish(self, status: str = "finished") -> None:
         if self._started:
             self._started = False
-            self._try("finish", lambda: self.tracker.finish(status))
+            if not self._bounded.stuck:
+                self._try("finish", lambda: self.tracker.finish(status), self.options.finish_timeout + GRACE)
+        self._bounded.end()
+
+    @property
+    def started(self) -> bool:
+        """Whether it is open."""
+        return self._started
 
     @property
     def active(self) -> bool:
         """Whether calls are still passed on."""
-        return self._started and self._in_a_row < PATIENCE
+        return self._started and self._in_a_row < PATIENCE and not self._bounded.stuck
 
-    def _try(self, what: str, call: Callable[[], None]) -> bool:
+    def _try(self, what: str, call: Callable[[], None], limit: float | None = None) -> bool:
         try:
-            call()
+            self._bounded(call, CALL_LIMIT if limit is None else limit)
         except Exception as error:  # the whole point: whatever a service raises, the training goes on
-            reason = " ".join(f"could not {what}: {type(error).__name__}: {error}".split())
-            if not self.failures:
-                LOG.warning("tracking failed, the run goes on and its records are complete: %s", reason)
-            self.failures.append(reason)
+            reason = " ".join(str(error).split()) or "no reason given"
+            kind = "" if isinstance(error, TooSlow) else f"{type(error).__name__}: "
+            self._warn(f"could not {what}: {kind}{reason}")
             self._in_a_row += 1
             return False
         self._in_a_row = 0
         return True
 
-
-def safe(tracker: Tracker) -> SafeTracker:
-    """The tracker, unable to stop a run."""
-    return tracker if isinstance(tracker, SafeTracker) else SafeTracker(tracker)
+    def _warn(self, reason: str) -> None:
+        if self.where.get("send"):
+            reason = f"{reason}; later: {self.where['send']}"
+        if not self.failures:
+            LOG.warning("tracking failed, the run goes on and its records are complete: %s", reason)
+        self.failures.append(reason)
 
 
 def make_tracker(
@@ -84,10 +113,17 @@ def make_tracker(
     entity: str | None = None,
     group: str | None = None,
     tags: Sequence[str] = (),
+    job_type: str | None = None,
+    start_timeout: float = 10.0,
+    finish_timeout: float = 30.0,
+    earlier: Mapping[str, Any] | None = None,
 ) -> SafeTracker:
     """A tracker that cannot stop a run; the arguments are those of conf/tracking (all but `name`, see `start`).
 
     Raises:
         DiagError: no tracker of that name is registered.
     """
-    return safe(TRACKERS[kind](TrackerOptions(project, mode, entity, group, tuple(tags))))
+    options = TrackerOptions(
+        project, mode, entity, group, tuple(tags), job_type, start_timeout, finish_timeout, earlier or {}
+    )
+    return SafeTracker(TRACKERS[kind](options), options, kind)

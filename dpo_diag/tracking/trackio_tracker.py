@@ -12,7 +12,8 @@ import pandas as pd
 
 from dpo_diag.extras import require
 from dpo_diag.records.secrets import without_secrets
-from dpo_diag.tracking.base import OUTPUTS, STEP, TRACKERS, TrackerOptions
+from dpo_diag.tracking.base import CHECKS, OUTPUTS, PAIRS, STEP, TRACKERS, TrackerOptions
+from dpo_diag.tracking.findings import Findings
 from dpo_diag.tracking.outputs_table import outputs_table
 
 
@@ -39,6 +40,7 @@ class TrackioTracker:
                 name=run_name,
                 group=self.options.run_group,
                 config=without_secrets(dict(config)),
+                resume="allow",
                 embed=False,
             )
         # trackio keeps one current run for the process: leave the user's own as it was (ours would also be finished
@@ -57,11 +59,26 @@ class TrackioTracker:
 
     def log_outputs(self, outputs: pd.DataFrame) -> None:
         """See `Tracker.log_outputs`; nothing without answers."""
+        self._table(OUTPUTS, outputs_table(outputs))
+
+    def log_findings(self, findings: Findings) -> None:
+        """What wandb would call a summary as one row, and two tables; trackio shows no page."""
+        self._run.log(dict(findings.summary))
+        self._table(CHECKS, findings.checks)
+        self._table(PAIRS, findings.pairs)
+
+    def _table(self, name: str, table: pd.DataFrame) -> None:
         import trackio
 
-        table = outputs_table(outputs)
         if len(table):
-            self._run.log({OUTPUTS: trackio.Table(dataframe=table)})
+            self._run.log({name: trackio.Table(dataframe=table)})
+
+    def alert(self, step: int, title: str, text: str, level: str = "warn") -> None:
+        """trackio's own alert, which its dashboard shows."""
+        import trackio
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the alert, which the training has said already
+            self._run.alert(title, text, level=trackio.AlertLevel[level.upper()])
 
     def finish(self, status: str = "finished") -> None:
         """See `Tracker.finish`; trackio keeps no status."""

@@ -20,7 +20,7 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.trained_tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
 from dpo_diag.records.given_ids import GivenIds
-from dpo_diag.records.run_info import SharedPrefixInfo
+from dpo_diag.records.run_info import PrefixInfo, SharedPrefixInfo
 from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
@@ -71,6 +71,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
 
     carried = (KEY,)
     attach = staticmethod(attach_ids)
+    _precompute_model_hash: str | None
 
     def __init__(
         self,
@@ -95,9 +96,10 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._handed = Handed((args[1] if len(args) > 1 else kwargs.get("ref_model")) is not None, reference_is_start)
         self._proven = False
         self._given_ids: dict[str, GivenIds] = {}
-        super().__init__(*args, **kwargs)
-        self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self._shared = SharedPrefix(self, shared_prefix, self._record_shared)
+        self._shared_reference = SharedPrefix(self, shared_prefix, lambda info: None, reference=True)
+        super().__init__(*args, **kwargs)  # which may compute the reference's log-probs
+        self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self._spec = trl_adapter.loss_spec(self)
         self._added = trl_adapter.added_types(self._spec)
         # TRL computes the types that it knows; the others are added to its number.
@@ -136,9 +138,27 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         say_left_out(dataset, prepared, dataset_name, PROMPT_FILLS)
         return prepared
 
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """As TRL's, into a cache of their own where prompts may be shared: "off" stays TRL's bit for bit."""
+        own = self._precompute_model_hash
+        if self._shared_reference.mode != "off":
+            self._precompute_model_hash = f"{own} shared prefix"
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._precompute_model_hash = own
+
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        """As TRL's, without the ids that ride in the batch."""
-        return super().compute_ref_log_probs(model, taken_out(inputs, self.carried)[0])
+        """As TRL's, without the ids that ride in the batch, and with each prompt once where that is the same."""
+        inputs, _ = taken_out(inputs, self.carried)
+        self._shared_reference.decide(inputs, self._reference_sums)
+        with self._shared_reference.loss(inputs, None):
+            return super().compute_ref_log_probs(model, inputs)
+
+    def _reference_sums(self, model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Their mean, and the reference's log-prob sum of each response."""
+        sums = torch.cat(super().compute_ref_log_probs(model, inputs)).double()
+        return sums.mean(), (sums,)
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         inputs, (ids,) = taken_out(inputs, self.carried)
@@ -197,11 +217,16 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
         known = super().describe()
+        reference, shared = trl_adapter.reference_of(self), self._shared_reference.info
+        if shared is not None and shared.way == "packed":
+            reference["shared_prefix"] = PrefixInfo("packed", shared.max_loss_diff)
+        elif shared is not None and self._shared_reference.mode != "off":
+            reference["shared_prefix"] = PrefixInfo("plain", refused={"packed": str(shared.reason)})
         return {
             **known,
             "training": known["training"] | {"shared_prefix": self._shared.info},
             "loss": self._spec,
-            "reference": trl_adapter.reference_of(self),
+            "reference": reference,
             "logps": "sum",
             "reference_free": False,
         }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean, median
 from typing import Any
-
-import numpy as np
 
 from dpo_diag.config import GUARDS
 from dpo_diag.errors import DiagError
@@ -102,18 +101,18 @@ class Guards:
         """Judge the step that has ended (it may have had several batches) against those before it."""
         if not self._current:
             return
-        loss, step = float(np.mean(self._current)), self._step
+        loss, step = fmean(self._current), self._step
         self._current = []
         if len(self._losses) >= self._limits["guards.spike_least_steps"]:
-            values = np.array(self._losses)
-            median = float(np.median(values))
-            mad = float(np.median(np.abs(values - median)))
-            bound = median + max(self._limits["guards.spike_mads"] * mad, self._limits["guards.spike_min"])
+            values = list(self._losses)
+            middle = median(values)
+            mad = median(abs(value - middle) for value in values)
+            bound = middle + max(self._limits["guards.spike_mads"] * mad, self._limits["guards.spike_min"])
             if loss > bound:
                 self._speak(
                     "loss_spike",
-                    f"loss {loss:.4g} in step {step}: the last {len(values)} steps have median {median:.4g} and median "
+                    f"loss {loss:.4g} in step {step}: the last {len(values)} steps have median {middle:.4g} and median "
                     f"absolute deviation {mad:.2g}, the bound is {bound:.4g}",
-                    {"loss": loss, "step": step, "median": median, "mad": mad, "bound": bound},
+                    {"loss": loss, "step": step, "median": middle, "mad": mad, "bound": bound},
                 )
         self._losses.append(loss)

@@ -130,6 +130,8 @@ def _task_dpo(config: Config, say: Callable[[str], None]) -> Inputs:
     # The cache's folder is this machine's; the name is the same everywhere.
     for part in ("model", "tokenizer", "reference"):
         policy.meta[part] = policy.meta.get(part, {}) | {"name": "sql_tiny (SFT)"}
+    for part in ("model", "reference"):
+        policy.meta[part]["folder"] = str(case.model_dir)
     train, held_out = ([_with_id(row) for row in rows] for rows in (case.train, case.held_out))
     data = {
         "source": {"task": "sql", "sft_seed": task.sft_seed, "data_seed": task.data_seed},

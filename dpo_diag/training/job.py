@@ -11,37 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers.trainer_utils import get_last_checkpoint
 
 from dpo_diag.config import Config, check
 from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
-from dpo_diag.tracking import TRACKERS
+from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.checkpoint_folders import last_checkpoint
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
-from dpo_diag.training.progress import shorten_progress
+from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.tracker_callback import TrackerCallback
 from dpo_diag.training.vocabulary import write_vocabulary
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def train(config: Config, folder: Path, say: Callable[[str], None] | None = None) -> Path:
+def train(
+    config: Config, folder: Path, say: Callable[[str], None] | None = None, read: Callable[[Path], None] | None = None
+) -> Path:
     """Train, measure, answer the fixed prompts; returns the run folder (rank 0's, on every rank).
 
     Args:
         config: checked here before anything is loaded.
         folder: the run folder; with `config.resume` one that holds checkpoints.
         say: gets one line before each long step; None prints to standard error.
+        read: what reads the finished records (explain, report), on rank 0; before the trackers close, which mirror what
+            it wrote, and whose services may be slow.
 
     Raises:
         DiagError: anything that cannot work, in one line, before long work where it can be known.
     """
     check(config)
-    TRACKERS[config.tracking.kind]  # a tracker that nobody registered ends the run here, not after the model is loaded
+    kinds = live_kinds(config.tracking.kind)
+    for kind in kinds:
+        TRACKERS[kind]  # a tracker that nobody registered ends the run here, not after the model is loaded
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     # The arguments bring up the process group, which tells every rank where rank 0 writes.
     arguments = (dpo_arguments if config.trainer.method == "dpo" else sft_arguments)(config, folder)
@@ -62,20 +68,24 @@ def train(config: Config, folder: Path, say: Callable[[str], None] | None = None
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
-    tracker = TrackerCallback(config, folder, trainer) if config.tracking.kind != "none" and main else None
+    tracker = TrackerCallback(config, folder, trainer) if kinds and main else None
     if tracker is not None:
         trainer.add_callback(tracker)
+        trainer.also_alert = tracker.alert
     resume = _checkpoint(folder) if config.resume else None
     say(f"{config.trainer.method.upper()} on {len(inputs.train)} examples, run folder {folder}")
     status = "failed"
     try:
         trainer.train(resume_from_checkpoint=resume)
         status = "finished"
+        if main:
+            write_vocabulary(folder, inputs.policy.tokenizer)
+            if read is not None:
+                read(folder)
     finally:
+        end_progress(trainer)
         if tracker is not None:
             tracker.close(status)
-    if main:
-        write_vocabulary(folder, inputs.policy.tokenizer)
     return folder
 
 
@@ -154,13 +164,13 @@ def score_by_tag(
 
 
 def _checkpoint(folder: Path) -> str:
-    last = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    last = last_checkpoint(folder / "checkpoints")
     if last is None:
         raise DiagError(
-            "nothing to resume from", where=folder / "checkpoints", got="no checkpoint",
+            "nothing to resume from", where=folder / "checkpoints", got="no whole checkpoint",
             hint="start again, with trainer.save_steps so that checkpoints are written",
         )  # fmt: skip
-    return str(last)
+    return last
 
 
 def git_commit() -> str | None:

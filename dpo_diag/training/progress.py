@@ -52,6 +52,15 @@ class ShortProgress(ProgressCallback):
             bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
 
 
+def end_progress(trainer: Any) -> None:
+    """Close the bars of a training that did not come to its end: they would write behind what is said last."""
+    for callback in trainer.callback_handler.callbacks:
+        for name in ("prediction_bar", "training_bar") if isinstance(callback, ProgressCallback) else ():
+            bar: Any = getattr(callback, name, None)
+            if bar is not None:
+                bar.close()
+
+
 def shorten_progress(trainer: Any) -> None:
     """Put `ShortProgress` in the place of what the trainer would print; without bars nothing is printed at all."""
     had_bar = any(isinstance(c, ProgressCallback) for c in trainer.callback_handler.callbacks)

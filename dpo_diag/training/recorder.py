@@ -22,10 +22,10 @@ from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
 from dpo_diag.text import to_json
 from dpo_diag.training.batch import Batch, BoolArray, TokenRows
 
-FLUSH_SECONDS = 2.0
-"""Training rows wait at most this long for their file at a log call: one file per step would cost more than the step
-of a small model. Saving, evaluating and ending always flush, so that only a killed run that is never resumed can lose
-them."""
+FLUSH_SECONDS = 10.0
+"""Training rows wait at most this long for their file at a log call: three files cost as much as a tenth of a small
+model's step. Evaluating, saving and ending flush; so a run that is killed and resumed lacks nothing, and one that is
+never resumed lacks the training rows of its last seconds."""
 TRAIN_TEXTS = 1000
 """Texts of training pairs that are kept (evaluation sets keep all): the data set itself is elsewhere."""
 _COUNTS = ("n_tokens", "n_bytes", "n_truncated")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
@@ -28,6 +27,7 @@ from dpo_diag.text import percent, takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
+from dpo_diag.training.checkpoint_folders import checkpoint_step, last_checkpoint
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
@@ -41,17 +41,6 @@ logger = get_logger(__name__)
 
 Recorded = RunWriter | str | os.PathLike[str] | None
 """Where a trainer records: a writer, or the path of a run folder; None for nowhere."""
-
-
-def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
-    """Optimizer steps done when a checkpoint folder was written, from its trainer_state.json."""
-    file = Path(checkpoint) / "trainer_state.json"
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, KeyError, ValueError) as error:
-        raise DiagError(
-            "the checkpoint does not say its step", where=file, got=error, hint="resume from a complete checkpoint"
-        ) from error
 
 
 def say_left_out(before: Any, after: Any, name: str, why: str) -> None:
@@ -68,6 +57,7 @@ class Recording:
         tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
+        also_alert: takes the step, the code and the message of each alert of the live guards, too.
     """
 
     monitor: Monitor
@@ -77,6 +67,7 @@ class Recording:
     tell: Callable[[str], None] = staticmethod(logger.warning)
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
+    also_alert: Callable[[int, str, str], None] | None = None
     _looked = False
 
     # ---- from the data set to the measurement ----
@@ -125,8 +116,11 @@ class Recording:
 
         def alert(code: str, message: str, evidence: Mapping[str, Any]) -> None:
             logger.warning(f"{code}: {message}")
+            step = int(evidence.get("step", self.state.global_step))
             if self.monitor.recorder is not None:
-                self.monitor.recorder.alert(int(evidence.get("step", self.state.global_step)), code, message, evidence)
+                self.monitor.recorder.alert(step, code, message, evidence)
+            if self.also_alert is not None:
+                self.also_alert(step, code, message)
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
 
@@ -218,7 +212,9 @@ class Recording:
 
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; opens the run, and closes it as finished, interrupted or failed."""
-        folder = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        last = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
+        # transformers itself would take a folder that was written half; without a whole one it says what it looked for.
+        folder = resume_from_checkpoint = last or resume_from_checkpoint
         self._resumed = (folder, checkpoint_step(folder)) if folder else None
         self._open(self._resume_step())
         # TRL's own switch puts the evaluation where it belongs: after every callback has begun, before the first step.
@@ -332,10 +328,11 @@ class Recording:
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         # Rows first: a run that is killed after this can resume from here without a gap.
         self.monitor.flush()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.monitor.window.tokens_seen = self._total_train_tokens
+        # Before the rest, whose last file says that the checkpoint is whole (see `last_checkpoint`).
         save_window(self.monitor.window, folder, self.accelerator.process_index)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
 
 def _means(lists: Mapping[str, list[float]]) -> dict[str, float]:

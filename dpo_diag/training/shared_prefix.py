@@ -39,16 +39,21 @@ _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "origin
 class SharedPrefix:
     """Whether and how a trainer's batches are packed.
 
+    Args:
+        told: called with `info` when it changes.
+        reference: of the reference's sums alone, without a gradient, as they are computed before a training.
+
     Attributes:
         info: what was decided, for run.json; None until the first batch was seen.
     """
 
-    def __init__(self, trainer: Any, mode: str, told: Callable[[SharedPrefixInfo], None]) -> None:
-        """`told` is called with `info` when it changes."""
+    def __init__(
+        self, trainer: Any, mode: str, told: Callable[[SharedPrefixInfo], None], *, reference: bool = False
+    ) -> None:
         if mode not in MODES:
             hint = did_you_mean(mode, MODES)
             raise DiagError("unknown shared_prefix", got=mode, expected=f"one of {', '.join(MODES)}", hint=hint)
-        self._trainer, self.mode, self._told = trainer, mode, told
+        self._trainer, self.mode, self._told, self._reference = trainer, mode, told, reference
         self.info = SharedPrefixInfo(way="plain", reason="off") if mode == "off" else None
         self._proved = 0  # tokens of the longest sequence that was compared
         self._until_backward: ExitStack | None = None
@@ -57,8 +62,11 @@ class SharedPrefix:
     def _models(self) -> list[Any]:
         """Policy and, where it is a model of its own, reference, without what distribution wraps around them."""
         trainer = self._trainer
-        both = [trainer.model, None if trainer.precompute_ref_logps else trainer.ref_model]
-        return [trainer.accelerator.unwrap_model(m) for m in both if m is not None]
+        if self._reference:
+            models = [trainer.ref_model or trainer.model]
+        else:
+            models = [trainer.model, None if trainer.precompute_ref_logps else trainer.ref_model]
+        return [trainer.accelerator.unwrap_model(m) for m in models if m is not None]
 
     @property
     def _configs(self) -> list[Any]:
@@ -67,27 +75,31 @@ class SharedPrefix:
     # ---- deciding ----
 
     def decide(self, inputs: Mapping[str, Any], loss_of: Loss) -> None:
-        """Before a loss is computed: prove what is not proved yet. Every rank must call it at its first batch.
+        """Before a loss is computed: prove what is not proved yet. Every rank must call it at each of its batches.
 
         Args:
             inputs: the batch as TRL has it.
             loss_of: what is trained on, from a model and a batch.
 
         Raises:
-            DiagError: the mode is "on", and it cannot be or is not right.
+            DiagError: the mode is "on", and it cannot be or is not right; then on every rank.
         """
-        if self.info is not None and (self.info.way == "plain" or not self._reaches_further(inputs)):
-            return
         first = self.info is None
-        reason = obstacle(self._trainer) if first else None
+        mine = first or self._reaches_further(inputs)
+        if not first and not self._anyone(mine):
+            return
+        found: SharedPrefixInfo | None = None
+        longest, reason = 0, obstacle(self._trainer) if first else None
         if reason is not None:
-            found: SharedPrefixInfo | None = SharedPrefixInfo(way="plain", reason=reason)
-        else:
-            found = self._try(inputs, loss_of)
-        if first and self._trainer.accelerator.num_processes > 1:
-            found = _worst([f for f in gather_object([found]) if f is not None])
+            found = SharedPrefixInfo(way="plain", reason=reason)
+        elif mine:
+            found, longest = self._try(inputs, loss_of)
+        if self._several:
+            answers = gather_object([(found, longest)])
+            found, longest = _worst([f for f, _ in answers if f is not None]), max(n for _, n in answers)
         if found is None:
             return  # nothing in this batch to prove it on
+        self._proved = max(self._proved, longest)
         if self.mode == "on" and found.way == "plain":
             raise DiagError(
                 "shared_prefix=on is not possible", got=found.reason, hint="shared_prefix=auto goes the usual way then"
@@ -96,8 +108,19 @@ class SharedPrefix:
             self.info = found
             self._told(found)
             if found.way == "plain":
-                # A later proof is one process's own, whose answer no other one knows.
-                logger.warning(f"shared prefix: off, the usual way is taken: {found.reason}", main_process_only=first)
+                what = "the reference's shared prefix" if self._reference else "shared prefix"
+                logger.warning(f"{what}: off, the usual way is taken: {found.reason}")
+
+    @property
+    def _several(self) -> bool:
+        return bool(self._trainer.accelerator.num_processes > 1)
+
+    def _anyone(self, mine: bool) -> bool:
+        """Whether a rank's batch asks for another proof. Ranks ask each other while there is a window to go beyond."""
+        if not self._several or not self._open_windows:
+            return mine
+        accelerator = self._trainer.accelerator
+        return bool(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum") > 0)
 
     def _packed(self, inputs: Mapping[str, Any]) -> PackedBatch | None:
         batch = packed_batch(inputs)
@@ -107,23 +130,29 @@ class SharedPrefix:
         routed = batch.places is None and any(hasattr(c, "output_router_logits") for c in self._configs)
         return None if routed else batch
 
-    def _try(self, inputs: Mapping[str, Any], loss_of: Loss) -> SharedPrefixInfo | None:
+    def _try(self, inputs: Mapping[str, Any], loss_of: Loss) -> tuple[SharedPrefixInfo | None, int]:
+        """(what was found, tokens of the longest sequence that it was found on)."""
         batch = self._packed(inputs)
         if batch is None:
-            return None
-        draws = self.mode == "on"
-        found = prove(self._trainer, self._models, inputs, loss_of, self.applied, accept_draws=draws)
-        if found is not None:
-            self._proved = max(self._proved, batch.longest)
-        return found
+            return None, 0
+        found = prove(
+            self._trainer, self._models, inputs, loss_of, self.applied, accept_draws=self.mode == "on",
+            gradient=not self._reference,
+        )  # fmt: skip
+        return found, 0 if found is None else batch.longest
+
+    @property
+    def _open_windows(self) -> list[int]:
+        """Windows of the models that no sequence which was compared reached beyond; the same on every rank."""
+        if self.info is None or self.info.way == "plain":
+            return []
+        windows = [w for c in self._configs for name in _WINDOWS if isinstance(w := getattr(c, name, None), int)]
+        return [w for w in windows if w >= self._proved]
 
     def _reaches_further(self, inputs: Mapping[str, Any]) -> bool:
         """Whether this batch is the first with a sequence beyond a window of a model."""
-        windows = [w for c in self._configs for name in _WINDOWS if isinstance(w := getattr(c, name, None), int)]
-        if not any(w >= self._proved for w in windows):
-            return False
-        longest = int(inputs["attention_mask"].sum(1).max())
-        return any(self._proved <= w < longest for w in windows)
+        windows = self._open_windows
+        return bool(windows) and int(inputs["attention_mask"].sum(1).max()) > min(windows)
 
     # ---- doing ----
 

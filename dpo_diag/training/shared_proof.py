@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -60,13 +60,14 @@ def obstacle(trainer: Any) -> str | None:
 
 def prove(
     trainer: Any, models: Sequence[Any], inputs: Mapping[str, Any], loss_of: Loss,
-    applied: Callable[[PackedBatch], AbstractContextManager[None]], accept_draws: bool,
+    applied: Callable[[PackedBatch], AbstractContextManager[None]], accept_draws: bool, gradient: bool = True,
 ) -> SharedPrefixInfo | None:  # fmt: skip
     """Loss and gradient of a few pairs, padded and packed.
 
     Args:
         models: those whose forwards are packed; the first is the policy.
         applied: in which models compute the packed batch.
+        gradient: False for a reference alone, of which the sums are compared, in the mode that it is in.
         accept_draws: a forward may draw random numbers (dropout); the comparison is then made without.
 
     Returns:
@@ -77,12 +78,13 @@ def prove(
     if isinstance(batch, str):
         return None
     draws: Draws = "leave out" if accept_draws else "refuse"
-    return compare(trainer, models, lambda m: loss_of(m, pairs), lambda: applied(batch), "packed", draws)
+    return compare(trainer, models, lambda m: loss_of(m, pairs), lambda: applied(batch), "packed", draws, gradient)
 
 
 def compare(
     trainer: Any, models: Sequence[Any], loss_of: Callable[[Any], tuple[torch.Tensor, Sums]],
     otherwise: Callable[[], AbstractContextManager[None]], way: Literal["packed", "head"], draws: Draws,
+    gradient: bool = True,
 ) -> SharedPrefixInfo:  # fmt: skip
     """Loss and gradient the usual way and `otherwise`, without a trace: `way` where they agree, else plain.
 
@@ -93,9 +95,9 @@ def compare(
     """
     policy = models[0]
     try:
-        with _apart(trainer, models), _float32(models):
-            parameters = [p for p in policy.parameters() if p.requires_grad]
-            policy.train()
+        with _apart(trainer, models), _float32(trainer.accelerator, models):
+            parameters = [p for p in policy.parameters() if p.requires_grad] if gradient else []
+            policy.train(gradient or policy.training)
             with untouched_random_state():
                 before = _random_states()
                 usual, own = _loss_and_gradient(policy, loss_of, parameters)
@@ -130,10 +132,10 @@ def _judged(
     right &= (
         loss <= LOSS_TOLERANCE * max(1.0, abs(usual[0])) and gradient <= GRADIENT_TOLERANCE
     )  # false where it is NaN
-    found = {"max_loss_diff": loss, "max_grad_diff": gradient}
+    gap = max(float((a - b).abs().max()) for a, b in zip(usual[1], other[1], strict=True))
+    found = {"max_loss_diff": loss, "max_grad_diff": gradient} if own else {"max_loss_diff": gap}
     if right:
         return SharedPrefixInfo(way=way, reason=reason, **found)
-    gap = max(float((a - b).abs().max()) for a, b in zip(usual[1], other[1], strict=True))
     return _plain(
         f"the quicker way is not right here: the loss differs by {number(loss)}, a response's log-prob by "
         f"{number(gap)}, the gradient by {number(gradient)} of its largest element", **found,
@@ -164,7 +166,9 @@ def _loss_and_gradient(
     """((loss, sums), gradient of each parameter that has one)."""
     with torch.enable_grad():
         loss, sums = loss_of(model)
-        if _reentrant(model):
+        if not parameters:
+            gradients: list[torch.Tensor | None] = []
+        elif _reentrant(model):
             gradients = _by_backward(loss, parameters)
         else:
             # Not backward(): hooks on accumulated gradients (DDP's reducer, optimisers inside it) must not see this.
@@ -219,7 +223,7 @@ def _apart(trainer: Any, models: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _float32(models: Sequence[Any]) -> Iterator[None]:
+def _float32(accelerator: Any, models: Sequence[Any]) -> Iterator[None]:
     """Weights, products and autocast of the models in float32: copies of the weights, which do not know of this."""
     # accelerate wraps a model's forward in autocast.
     wrapped = [(m, m.forward) for m in models if "_original_forward" in vars(m)]
@@ -227,6 +231,8 @@ def _float32(models: Sequence[Any]) -> Iterator[None]:
         stack.callback(torch.clear_autocast_cache)
         for model in models:
             stack.enter_context(in_float32(model, backward=True))
+        accelerator.autocast = lambda *_, **__: nullcontext()
+        stack.callback(delattr, accelerator, "autocast")
         torch.clear_autocast_cache()  # weights that it holds as bfloat16 belong to another graph
         for model, forward in wrapped:
             stack.callback(setattr, model, "forward", forward)

@@ -257,29 +257,24 @@ def read_pairs(
         # Virtual tokens of prompt tuning come first.
         return None if values is None else values.detach()[:, -length:]
 
-    def total(values: torch.Tensor | None) -> torch.Tensor | None:
-        if values is None:
-            return None
-        values = values if values.device.type == "mps" else values.double()
-        return values.masked_fill(~mask, 0).sum(1)
-
+    per_token: dict[str, torch.Tensor | None] = {"policy.n_tokens": mask}
     columns: dict[str, torch.Tensor | None] = {}
     for role, output, extra in (("policy", policy, tap.policy_extra), ("ref", tap.reference, tap.reference_extra)):
         if output is None:
             continue
         logp = tail(output.log_probs)
-        columns[f"{role}.sum_logp"] = total(logp)
-        columns[f"{role}.top1_hits"] = total(tail(output.is_top1))
-        columns[f"{role}.entropy_sum"] = total(tail(output.entropy))
-        columns[f"{role}.top5_hits"] = total(tail(extra.get("top5")))
-        columns[f"{role}.greedy_logp_sum"] = total(tail(extra.get("greedy_logp")))
+        per_token[f"{role}.sum_logp"] = logp
+        per_token[f"{role}.top1_hits"] = tail(output.is_top1)
+        per_token[f"{role}.entropy_sum"] = tail(output.entropy)
+        per_token[f"{role}.top5_hits"] = tail(extra.get("top5"))
+        per_token[f"{role}.greedy_logp_sum"] = tail(extra.get("greedy_logp"))
         if spec.ld_alpha is not None and logp is not None:
             columns[f"{role}.loss_logp"] = (logp.double() * ld_factors(mask, spec.ld_alpha)).sum(1)
-    columns["policy.logit_sum"] = total(tail(policy.mean_logits))
-    columns["policy.n_tokens"], columns["policy.n_seen"] = mask.sum(1), completion.sum(1)
+    per_token["policy.logit_sum"] = tail(policy.mean_logits)
+    columns["policy.n_seen"] = completion.sum(1)
     if byte_table is not None:
         table = byte_table if byte_table.device == targets.device else byte_table.to(targets.device)
-        columns["policy.n_bytes"] = total(table[targets.clamp(max=len(table) - 1)])
+        per_token["policy.n_bytes"] = table[targets.clamp(max=len(table) - 1)]
     if spec.use_weighting and policy.log_sum_sq_probs is not None:
         columns["log_weight"] = _log_weights(policy, mask)
     if trainer.precompute_ref_logps:
@@ -287,7 +282,9 @@ def read_pairs(
         columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
     if trainer.aux_loss_enabled and policy.aux_loss is not None:
         columns["aux_loss"] = policy.aux_loss
-    values = to_host(columns | {"loss": loss})
+    summed = {name: of for name, of in per_token.items() if of is not None}
+    values = to_host(columns | {"loss": loss, "sums": _masked_sums([*summed.values()], mask)})
+    values |= dict(zip(summed, values.pop("sums"), strict=True))
 
     aux = float(values.pop("aux_loss", np.zeros(1)).item())
     added = float(trainer.router_aux_loss_coef) * aux
@@ -325,6 +322,16 @@ def read_pairs(
             prompt_ids=[row[p].tolist() for row, p in zip(inputs["input_ids"][:n_pairs].cpu(), prompt, strict=True)],
         )
     return batch
+
+
+def _masked_sums(per_token: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """(columns, rows) sums of (rows, tokens) columns where `mask`, float64 (float32 on MPS, which has none): together,
+    since for a small batch each operation costs more than its numbers."""
+    kind = torch.float32 if mask.device.type == "mps" else torch.float64
+    block = torch.empty((len(per_token), *mask.shape), dtype=kind, device=mask.device)
+    for own, values in zip(block, per_token, strict=True):
+        own.copy_(values)
+    return block.masked_fill_(~mask, 0).sum(2)
 
 
 def _identify(

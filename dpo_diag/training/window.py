@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo_diag.records.files import replacing
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.gather import Accumulator
 
@@ -47,7 +48,8 @@ def save_window(window: Window, checkpoint: str | os.PathLike[str], rank: int) -
         arrays |= {"pair_ids": rows.pair_ids, "rows": rows.rows, "sides": rows.sides, "packed": rows.packed}
         arrays |= {"residual": window.open.residual, "added": float(window.open.added)}
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
-    with (Path(checkpoint) / f"{NAME}.r{rank}.npz").open("wb") as file:
+    place = Path(checkpoint) / f"{NAME}.r{rank}.npz"
+    with replacing(place) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
 
 

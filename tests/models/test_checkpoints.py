@@ -13,11 +13,12 @@ import torch
 from dpo_diag.errors import DiagError
 from dpo_diag.inference import scoring as inference
 from dpo_diag.inference.generate_run import generate_checkpoints
-from dpo_diag.inference.score_run import _architecture, score_checkpoints
+from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.losses import LossSpec
 from dpo_diag.models import checkpoints as module
 from dpo_diag.models.checkpoints import Checkpoint, Loader, find_checkpoints
 from dpo_diag.models.decoding import Decoding
+from dpo_diag.models.packed.verify import architecture
 from dpo_diag.records import load_run
 from dpo_diag.records.run_info import SplitInfo
 from tests.declared import assert_declared
@@ -69,7 +70,7 @@ def test_checkpoints_with_the_same_tokenizer_files_share_one(folders: Path, tmp_
         Loader(**CPU).open(Checkpoint(str(folders / "checkpoint-20"))) as (other, _),
     ):
         # What is proved of one holds for the other: the architecture is the same, the weights are not.
-        assert _architecture(one) == _architecture(other) != _architecture(make_model(num_hidden_layers=1))
+        assert architecture(one) == architecture(other) != architecture(make_model(num_hidden_layers=1))
     make_tokenizer(chat=False).save_pretrained(tmp_path)
     assert loader.tokenizer_of(Checkpoint(str(tmp_path))) is not first
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_diag.models import tiled_head as module
+from dpo_diag.models import head_tiles as module
 from dpo_diag.models.tiled_head import OUTPUTS, tiled_head
 
 

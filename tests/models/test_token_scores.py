@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_diag.models import head as module
+from dpo_diag.models import head_tiles as module
 from dpo_diag.models.head import Head, Seen
+from dpo_diag.models.head_tiles import Shape
 from dpo_diag.models.token_scores import token_scores
 from tests.inference.conftest import make_model
 
@@ -19,8 +20,8 @@ N, VOCABULARY = 40, 258
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """7 positions and 50 tokens: the last of each is smaller."""
-    monkeypatch.setattr(module, "TILE_POSITIONS", 7)
-    monkeypatch.setattr(module, "TILE_TOKENS", 50)
+    monkeypatch.setattr(module, "TILE", 7 * 50)
+    monkeypatch.setattr(module, "COLUMNS", 50)
 
 
 def material(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +41,7 @@ def test_numbers_of_a_float64_log_softmax(tiled: bool, scale: float, softcap: fl
     model = make_model()
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
     head = Head(model)
-    head.is_tiled, head.scale, head.softcap = tiled, scale, softcap
+    head.is_tiled, head.shape = tiled, Shape(scale, softcap, in_own_type=True)
     hidden, targets = material()
     own = scores_of(head, Seen(hidden, None), targets, n_likeliest=4, hidden=True)
     with torch.no_grad():
@@ -68,13 +69,8 @@ def test_a_rank_is_counted_again_where_the_targets_logit_was_guessed_wrong(monke
         logits = model.lm_head(hidden)
     expected = (logits > logits.gather(1, targets[:, None])).sum(-1).tolist()
     assert scores_of(head, Seen(hidden, None), targets).rank.tolist() == expected
-    columns = Head.columns
-
-    def rounded(self: Head, hidden: torch.Tensor, tokens: Any) -> torch.Tensor:
-        found = columns(self, hidden, tokens)
-        return found if isinstance(tokens, slice) else found - 1e-3
-
-    monkeypatch.setattr(Head, "columns", rounded)
+    of_tokens = Head.of_tokens
+    monkeypatch.setattr(Head, "of_tokens", lambda *args: of_tokens(*args) - 1e-3)
     assert scores_of(head, Seen(hidden, None), targets).rank.tolist() == expected
 
 

@@ -36,13 +36,21 @@ def test_ask_three_checkpoints(played_run: Path, tmp_path: Path) -> None:
             page.on("pageerror", lambda e: errors.append(str(e)))
             page.goto(url)
             page.wait_for_selector(".pl[data-ready]", timeout=WAIT)
-            assert "nothing yet" in page.inner_text("footer")
+            # All are loaded before anything is asked.
+            page.wait_for_function(
+                "/^Loaded: ref, step 10, step 20 \\([^;]*$/.test(document.querySelector('.pl footer').textContent)",
+                timeout=WAIT,
+            )
 
             # Keys only: the prompt has the focus.
             page.keyboard.type("Where is the station?")
             page.keyboard.press("Control+Enter")
             page.wait_for_selector(DONE, timeout=WAIT)
-            assert page.locator(".pl-answer h2").all_inner_texts() == ["ref", "step 10", "step 20"]
+            assert page.locator(".pl-answer h2").all_inner_texts() == [
+                "ref, before training",
+                "step 10",
+                "step 20",
+            ]
             assert "Loaded: step 10, step 20, ref" in page.inner_text("footer")
             # Random models agree on nothing: the others' tokens were all less likely under the reference.
             assert page.locator(".pl-answer:nth-child(1) [data-change]").count() == 0
@@ -57,6 +65,13 @@ def test_ask_three_checkpoints(played_run: Path, tmp_path: Path) -> None:
             assert "times likelier" in page.inner_text(".pl-detail")
             page.check("[data-part=numbers]")
             assert "%" in page.locator(".pl-answer:nth-child(2) .pl-number").first.inner_text()
+            # On a telephone nothing is wider than the page, and a number stays on its token's line.
+            page.set_viewport_size({"width": 390, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            assert page.evaluate("document.querySelector('[data-part=examples]').getBoundingClientRect().right") <= 390
+            lines = "[...document.querySelectorAll('.pl-kept')].map((e) => e.getClientRects().length)"
+            assert set(page.evaluate(lines)) == {1}
+            page.set_viewport_size({"width": 1280, "height": 800})
 
             page.reload()
             page.wait_for_selector(".pl[data-ready]", timeout=WAIT)

@@ -19,9 +19,10 @@ from dpo_diag.models.checkpoints import Checkpoint, Loader
 from dpo_diag.models.decoding import Written
 from dpo_diag.models.logps import score_tokens
 from dpo_diag.models.packed.rows import Span
-from dpo_diag.models.run_checkpoints import checkpoints_of, choose
+from dpo_diag.models.run_checkpoints import checkpoints_of, choose, start_not_here
 from dpo_diag.models.token_scores import TokenScores
 from dpo_diag.records import load_run
+from dpo_diag.records.writer import annotate
 from tests.inference.conftest import make_model, make_tokenizer
 
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -43,6 +44,37 @@ def test_checkpoints_of_a_run_and_their_names(played_run: Path) -> None:
     assert [c.label for c in also] == ["ref", "mine", "step 10", "step 20"]
     many = [Checkpoint(str(i), "policy", i) for i in range(10)]
     assert [c.step for c in choose(many, None)] == [0, 3, 6, 9]
+
+
+def test_the_start_is_found_where_the_run_says_that_it_lay(played_run: Path, tmp_path: Path) -> None:
+    """Under a name that is no folder, with the folder beside it; and told where that folder is gone."""
+    run = Path(shutil.copytree(played_run, tmp_path / "out" / "run"))
+    shutil.copytree(played_run.parent / "base", tmp_path / "cache" / "start")
+    annotate(run, reference={"kind": "frozen copy", "name": "tiny (SFT)", "folder": "cache/start"})
+    found = checkpoints_of(load_run(run))
+    assert [c.label for c in found] == ["ref", "step 10", "step 20"]
+    assert found[0].path == str(tmp_path / "cache" / "start")
+    assert start_not_here(load_run(run), found) == ""
+    shutil.rmtree(tmp_path / "cache")
+    left = checkpoints_of(load_run(run))
+    assert [c.label for c in left] == ["step 10", "step 20"]
+    assert "(cache/start); --also ref=PATH names it" in start_not_here(load_run(run), left)
+
+
+def test_what_fits_is_loaded_before_anything_is_asked(played_run: Path) -> None:
+    """All of three with room for all; of room for one the first, and nothing once the page was closed."""
+    ground = playground(played_run)
+    ground.load_ahead()
+    assert ground.models.loaded == ground.checkpoints and ground.loading is None
+    size = ground.models.size // 3
+    ground.close()
+    assert ground.models.loaded == []
+    ground.load_ahead()
+    assert ground.models.loaded == []
+    small = playground(played_run, budget=size)
+    small.load_ahead()
+    assert small.models.loaded == small.checkpoints[:1]
+    assert Calls(small, load_run(played_run)).loaded({})["loading"] is None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -365,3 +366,80 @@ def test_the_doctor_names_what_a_killed_writer_left(tmp_path: Path) -> None:
     said = {f.name: f.found for f in check_run(tmp_path / "r") if f.outcome != "fail"}
     assert said["history"] == "4 rows in 1 files, steps 1 to 4"
     assert said["leftovers"] == "1 files that a merged one replaced: history/00000001-00000001.train.r0.parquet"
+
+
+# ---- two writers of one rank, files that are open ----
+
+
+def test_a_part_that_another_writer_merged_is_written_again_where_it_stands(tmp_path: Path) -> None:
+    """Writer a knows of no merged file when b writes and merges 1 to 4; what a writes under one of these names for the
+    first time would be hidden by b's merged file, and takes its rows' place there."""
+    a = RunWriter(tmp_path / "r")
+    a.write("history", [row(9)], "train")
+    b = RunWriter(tmp_path / "r", resume_step=9)
+    for step in range(1, 5):
+        b.write("history", [row(step, 1.0)], "train")
+    b.merge()
+    a.write("history", [row(2, 5.0)], "train")
+    assert sorted(rows(tmp_path / "r")) == [(s, "loss", {2: 5.0, 9: 0.0}.get(s, 1.0)) for s in (1, 2, 3, 4, 9)]
+
+
+def test_what_is_written_is_written_in_ones_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file gets its name the rank's lock is taken, another rank's is not; one that never comes free is waited
+    for, and the row is written all the same."""
+    seen: list[Any] = []
+    write = merging.write_parquet
+
+    def looked(*args: Any, **kwargs: Any) -> None:
+        with FileLock(tmp_path / "r" / ".records.r1.lock", timeout=0), pytest.raises(Timeout):
+            FileLock(tmp_path / "r" / ".records.r0.lock").acquire(timeout=0)
+        seen.append(args)
+        write(*args, **kwargs)
+
+    writer = RunWriter(tmp_path / "r")
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "write_parquet", looked)
+        writer.write("history", [row(1)], "train")
+    assert len(seen) == 1
+    monkeypatch.setattr(merging, "PATIENCE", 0.0)
+    with FileLock(tmp_path / "r" / ".records.r0.lock"):
+        writer.write("history", [row(2)], "train")
+    assert [step for step, _, _ in rows(tmp_path / "r")] == [1, 2]
+
+
+def test_two_processes_write_the_same_steps(tmp_path: Path) -> None:
+    """Both write steps 1 to 40 and merge every 4 files: each step is there once."""
+    run = tmp_path / "r"
+    RunWriter(run)
+    script = WRITER.replace("RunWriter(run)", "RunWriter(run, resume_step=99)") + "write(run)"
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(run), "0"], env=environment()) for _ in range(2)]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert sorted(rows(run)) == [(s, "loss", float(s)) for s in range(1, 41)]
+
+
+def test_a_file_that_cannot_be_removed_is_cut_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file that is being read cannot be removed (Windows): steps 3 and 4 are cut from sight by a file without
+    rows, step 3 is written anew, and the next writer that can removes what was left."""
+    run = tmp_path / "r"
+    writer = RunWriter(run)
+    for step in (1, 2, 3):
+        writer.write("history", [row(step)], "train")
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        RunWriter(run, resume_step=1)
+        assert [step for step, _, _ in rows(run)] == [1]
+        RunWriter(run, resume_step=0)
+        assert rows(run) == []
+        writer = RunWriter(run, resume_step=0)
+        writer.write("history", [row(3, 7.0)], "train")
+        assert rows(run) == [(3, "loss", 7.0)]
+    assert len(names(run)) > 3
+    writer = RunWriter(run, resume_step=3)
+    writer.write("history", [row(4)], "train")
+    writer.finish()
+    assert rows(run) == [(3, "loss", 7.0), (4, "loss", 0.0)]
+    assert listed(run / "history") == visible(run / "history")

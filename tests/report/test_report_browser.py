@@ -14,7 +14,7 @@ from synthetic_run import make_explanation, make_run
 from dpo_diag import load_run
 from dpo_diag.diagnosis import Explanation
 from dpo_diag.records import RunWriter
-from dpo_diag.report import write_report
+from dpo_diag.report import write_report, write_two_runs
 from dpo_diag.report.run_page import compared, render
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
@@ -254,6 +254,18 @@ def test_a_table_beyond_the_edge_says_so_until_its_end(chromium: Any, report: Pa
     hero = page.locator("#curves .chart").first.locator("svg:visible text").all_text_contents()
     assert {"DPO loss", "chosen perplexity"} <= set(hero)
     page.context.close()
+
+
+def test_two_runs_fit_a_phone_and_a_desk(chromium: Any, judged: Path, made_run: Path, tmp_path: Path) -> None:
+    """Beside each other in a wide window, below each other in a narrow one; nothing sticks out, nothing complains."""
+    path = write_two_runs(made_run, judged.parent, tmp_path / "two.html")
+    for width, beside in ((1100, True), (390, False)):
+        page, requests, complaints = opened(chromium, path, viewport={"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        first, second = (page.locator(f".beside > .run-{x}").bounding_box() for x in "ab")
+        assert (abs(first["y"] - second["y"]) < 2) is beside
+        assert (complaints, requests) == ([], [path.as_uri()])
+        page.context.close()
 
 
 def test_it_reads_without_scripts_and_prints(chromium: Any, report: Path) -> None:

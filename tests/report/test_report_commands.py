@@ -26,11 +26,6 @@ def test_report_prints_its_path_alone_on_the_last_line(
     assert target.stat().st_size > 100_000
 
 
-def test_track_refuses_a_report_without_an_entity(made_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["track", str(made_run), "--report"]) == 2
-    assert "a W&B report needs an entity; hint: add --entity TEAM" in capsys.readouterr().err
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_track_notes_where_it_went_and_touches_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
@@ -40,10 +35,19 @@ def test_track_notes_where_it_went_and_touches_no_record(tmp_path: Path, capsys:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")}
     meta = load_run(tmp_path / "r").meta
     assert main(["track", str(tmp_path / "r"), "--name", "mine", "--project", "p"]) == 0
-    where = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    places = json.loads(told.out)
+    where = places["wandb"]
     assert (where["kind"], where["mode"], where["name"]) == ("wandb", "offline", "mine")
-    assert load_run(tmp_path / "r").meta == {**meta, "tracking": where}
+    assert load_run(tmp_path / "r").meta == {**meta, "tracking": places}
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before
+    folders = list((tmp_path / "r" / "wandb").glob("offline-run-*"))
+    assert f"next: wandb sync {folders[0]}" in told.err
+    assert main(["track", str(tmp_path / "r"), "--project", "p"]) == 0  # all of it is there
+    told = capsys.readouterr()
+    assert "wandb: nothing new since it was sent" in told.err
+    assert json.loads(told.out) == places
+    assert list((tmp_path / "r" / "wandb").glob("offline-run-*")) == folders
 
 
 @pytest.mark.parametrize("steps", [{0: -12.0}, {300: -12.0}])
@@ -110,3 +114,10 @@ def test_a_logs_report_draws_it_and_says_in_one_box_what_would_tell_more(
     ]
     names = re.findall(r"<dt>([^<]*)</dt>", page.partition('<dl class="facts">')[2].partition("</dl>")[0])
     assert names[0].endswith("loss") and "chosen reward" in names
+
+
+def test_a_log_is_imported_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = shutil.copy(INPUTS / "trl_displaced" / "trainer_state.json", tmp_path / "my log.json")
+    assert main(["report", str(log)]) == 1
+    said = capsys.readouterr().err
+    assert f"hint: dpo-diag import '{log}' --out RUN, then dpo-diag report RUN" in said

@@ -155,6 +155,8 @@ def test_what_a_pointer_shows_is_what_is_printed() -> None:
         "n": "acc", "k": "score", "x": [0.0, 20.0], "t": ["0.5000 (0.4000 to 0.6000)", "0.2500"], "y": [0.5, 0.25],
     }  # fmt: skip
     assert values["lines"][1]["t"] == ["0.6931", "NaN"]
+    long = Series("loss", np.arange(5000.0), np.sin(np.arange(5000.0)), "loss")
+    assert len(line_values([long], points=160)["lines"][0]["x"]) <= 162
     assert "y" not in line_values([Series("loss", x, np.array([0.693147, 2.0]), "loss")])["lines"][0]
 
 

@@ -21,6 +21,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter, load_run, make_pair_id
 from dpo_diag.report import answers, tokens, vocabulary
 from dpo_diag.report.headline import headline
+from dpo_diag.report.panels import panels
 from dpo_diag.report.run_page import compared, draw
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable
 from dpo_diag.report.sections import checks, curves, loss, outputs, pairs, perplexity, quadrants
@@ -75,6 +76,25 @@ def test_a_log_without_perplexities_shows_its_log_probs(tmp_path: Path) -> None:
     run = history_run(tmp_path, [(1, "train", "loss", 0.7, 4), (1, "train", "logps/chosen", -120.0, 4)])
     frame = curves.curves_frame(run, "train")
     assert frame[["panel", "value"]].to_numpy().tolist() == [["loss", 0.7], ["log-probs", -120.0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "apart", "titles"),
+    [
+        (["ce/chosen", "ce/rejected"], False, ["Cross-entropy (nats/token)"]),
+        (
+            ["ce/chosen", "ce/rejected"],
+            True,
+            ["Chosen cross-entropy (nats/token)", "Rejected cross-entropy (nats/token)"],
+        ),
+        (["rewards/rejected"], False, ["Rejected reward, nats"]),
+        (["pairs/chosen_fell"], False, ["Share of pairs where chosen fell"]),
+        (["entropy", "entropy/chosen"], False, ["Entropy, nats/token"]),
+        (["ppl_token/response", "score/x", "num_tokens", "own"], False, ["Response ppl_token"]),
+    ],
+)
+def test_a_panel_is_called_what_people_call_the_metric(names: list[str], apart: bool, titles: list[str]) -> None:
+    assert [panel.title for panel in panels(names, apart=apart)] == titles
 
 
 def test_a_scored_run_draws_the_explanations_own_values(tmp_path: Path) -> None:

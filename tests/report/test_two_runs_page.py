@@ -8,12 +8,15 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from dpo_diag import load_run
+from dpo_diag import RunWriter, load_run
 from dpo_diag.commands.diag import main
+from dpo_diag.diagnosis import Explanation
 from dpo_diag.diagnosis.two_runs import compare_runs
 from dpo_diag.report import two_runs_page, write_two_runs
+from dpo_diag.report.section import Context
 from tests.diagnosis.test_two_runs import LOSS, written
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -99,8 +102,6 @@ def test_both_lines_stand_on_one_pair_of_axes(two: tuple[Path, Path], tmp_path: 
 def perplexities(folder: Path, **facts: object) -> Path:
     """A run whose history holds a perplexity and a margin."""
     run = written(folder, {}, {}, 0.5, **facts)
-    from dpo_diag import RunWriter
-
     writer = RunWriter(run, resume_step=10**9)
     writer.write("history", [
         {"step": step, "split": "eval", "name": name, "value": 2.0 + step, "weight": 20}
@@ -119,26 +120,40 @@ def test_perplexities_of_other_tokenizers_are_not_held_against_each_other(tokeni
     curves = page.partition('<section id="curves"')[2]
     titles = re.findall(r"<h3>([^<]*)</h3>", curves)
     same = tokenizer == "t1"
-    assert ("Chosen ppl_token, ratio" in titles) is same
+    assert ("Chosen ppl_token" in titles) is same
     assert "Reward margin, nats" in titles
     assert (
-        "The tokenizers differ: logged perplexities and cross-entropies of the two runs are not held" in page
+        "The tokenizers differ: their logged perplexities, cross-entropies and log-probs are not held" in page
     ) is not same
 
 
-def test_runs_of_other_pairs_say_so(two: tuple[Path, Path], tmp_path: Path) -> None:
-    """Of two logs nothing says on which pairs they were measured: no table of changes, no perplexity over another."""
-    for name, run in zip(NAMES, two, strict=True):
+def test_of_two_logs_no_likelihood_of_one_side_is_drawn_over_another(tmp_path: Path) -> None:
+    """Nothing says on which pairs they were measured: no table of changes; margins and loss are drawn."""
+    for name in NAMES:
+        run = perplexities(tmp_path / name)
         shutil.copytree(run, tmp_path / "logs" / name, ignore=shutil.ignore_patterns("pairs", "outputs", "texts"))
-    page = shown(
-        write_two_runs(tmp_path / "logs" / "b", tmp_path / "logs" / "a", tmp_path / "p.html").read_text(
-            encoding="utf-8"
-        )
-    )
-    assert "The runs share no measured pairs: logged perplexities and cross-entropies of the two runs" in page
+    path = write_two_runs(tmp_path / "logs" / "b", tmp_path / "logs" / "a", tmp_path / "p.html")
+    page = shown(path.read_text(encoding="utf-8"))
+    assert page.count("The runs share no measured pairs: their logged perplexities, cross-entropies and log-probs") == 1
     assert "over the pairs of both runs" not in page
     assert "The runs share no measured set of pairs." in page
-    assert "Loss, nats" in page
+    assert re.findall(r"<h3>([^<]*)</h3>", page) == ["Loss, nats", "Reward margin, nats"]
+
+
+def test_a_metric_of_the_training_alone_is_drawn_beside_evaluations(tmp_path: Path) -> None:
+    """The learning rate stands in no evaluation: its rows are those of the training batches."""
+    runs = []
+    for name in NAMES:
+        writer = RunWriter(tmp_path / name)
+        rows = [(2, "eval", "loss", 0.6), (2, "train", "learning_rate", 1e-5), (4, "train", "learning_rate", 2e-5)]
+        writer.write("history", [dict(zip(("step", "split", "name", "value"), r, strict=True), weight=1) for r in rows])
+        writer.finish()
+        runs.append(load_run(tmp_path / name))
+    contexts = [Context(run, Explanation({}, None, pd.DataFrame()), {}) for run in runs]
+    found = two_runs_page.curves_over_each_other(contexts, NAMES, apart=False)
+    assert [c.title for c in found.charts] == ["Loss, nats", "Learning rate"]
+    assert (found.rows, found.left_out) == ("split eval", False)
+    assert '"t":["1e-05","2e-05"]' in str(found.charts[1].chart).replace(" ", "")
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dpo_diag.commands.diag import main
 from dpo_diag.records import RunWriter, load_run
 from dpo_diag.review import judgements, results
+from dpo_diag.review.conclusion import conclude
 from dpo_diag.review.items import choose_items
 from tests.review.builders import judgement, output_rows
 
@@ -29,6 +30,39 @@ def test_win_rate_by_hand(run_path: Path) -> None:
     assert document["reviewers"] == [{"reviewer": "ann", "kind": "person", "n": 5, "skipped": 1, "notes": []}]
     assert "not_applicable" not in document
     json.dumps(document, allow_nan=False)
+
+
+def test_the_conclusion_names_the_better_one_or_how_many_more_would_tell() -> None:
+    """12 of 20: Wilson's interval with z = 1.96 and z^2 / 20 = 0.1921 has its centre at (0.6 + 0.0960) / 1.1921 =
+    0.5839 and half of its width 1.96 sqrt(0.24 / 20 + 3.8415 / 1600) / 1.1921 = 0.1973: 39 % to 78 %. So the standard
+    error is 0.1973 / 1.96 = 0.1007, and 20 ((1.96 + 0.8416) 0.1007 / 0.1)^2 = 159.1 items tell a preference of 0.1:
+    140 more. 18 of 20: centre (0.9 + 0.0960) / 1.1921 = 0.8356, half 1.96 sqrt(0.09 / 20 + 0.0024) / 1.1921 = 0.1366.
+    """
+    said = {"a": "step 0", "b": "step 40", "n": 20, "q": 0.5, "differ": 24}
+    unclear = conclude({**said, "win_rate": 0.6})
+    assert (unclear["preferred"], unclear["more"]) == (None, 140)
+    assert unclear["conclusion"] == (
+        "Neither step 0 nor step 40 is preferred so far: step 40 won 60 % of 20 items (ties count half; 95 % interval "
+        "39 % to 78 %). About 140 more judgements would tell a preference of this size from none (power 80 %); the run "
+        "holds 4 more answers that differ."
+    )
+    clear = conclude({**said, "win_rate": 0.9, "q": 0.0004})
+    assert (clear["preferred"], clear["more"]) == ("step 40", 0)
+    assert clear["conclusion"] == (
+        "step 40 is preferred over step 0: it won 90 % of 20 items (ties count half; 95 % interval 70 % to 97 %)."
+    )
+    turned = conclude({**said, "win_rate": 0.1, "q": 0.0004})
+    assert turned["conclusion"].startswith("step 0 is preferred over step 40: it won 90 % of 20 items")
+    assert turned["conclusion"].endswith("95 % interval 70 % to 97 %).")
+    # Excluded by the interval, but not by the test that is corrected for all comparisons.
+    assert conclude({**said, "win_rate": 0.9, "q": 0.06})["preferred"] is None
+    few = conclude({**said, "n": 5, "win_rate": 0.6})
+    assert (few["preferred"], few["more"]) == (None, 3)
+    assert few["conclusion"].endswith("(ties count half); 3 more judgements at least give an interval.")
+    # An equal split has no size of its own: what 60 to 40 would take. 8 items: z^2 / 8 = 0.4802, half of the width
+    # 1.96 sqrt(0.25 / 8 + 3.8415 / 256) / 1.4802 = 0.2848, error 0.1453, 8 (2.8016 x 1.453)^2 = 132.6.
+    equal = conclude({**said, "n": 8, "win_rate": 0.5, "differ": None})
+    assert equal["more"] == 125 and "a preference of 60 % from none (power 80 %)." in equal["conclusion"]
 
 
 def test_two_reviewers_of_an_item_are_one_item(run_path: Path) -> None:

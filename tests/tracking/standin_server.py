@@ -34,14 +34,18 @@ class StandIn:
         runs: run name -> {"display", "project", "group", "config", "history": [row, ...], "exit": code or None}.
         files: upload path -> bytes.
         views: report specs saved, newest last.
+        fault: what is wrong with it from now on: "hang" (no answer while the server lives), 500, 401; None for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fault: str | int | None = None) -> None:
+        self.fault = fault
+        self._over = threading.Event()
         self.operations: list[str] = []
         self.unknown: list[dict[str, Any]] = []
         self.runs: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.views: list[dict[str, Any]] = []
+        self.alerts: list[dict[str, Any]] = []
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -50,6 +54,7 @@ class StandIn:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -96,9 +101,26 @@ class StandIn:
         run["display"] = variables.get("displayName") or run["display"]
         run["project"] = variables.get("project") or run["project"]
         run["group"] = variables.get("groupName") or run["group"]
+        run["job_type"] = variables.get("jobType") or run.get("job_type")
         if variables.get("config"):
             run["config"] = json.loads(variables["config"])
         return {"upsertBucket": {"bucket": self._run_node(name, variables), "inserted": True}}
+
+    def on_RunResumeStatus(self, variables: dict[str, Any], query: str) -> dict[str, Any]:
+        name = variables["name"]
+        if name not in self.runs:
+            return {"model": None}
+        run = self.runs[name]
+        bucket = {
+            "name": name, "summaryMetrics": "{}", "displayName": run["display"], "logLineCount": 0,
+            "historyLineCount": len(run["history"]), "eventsLineCount": 0, "historyTail": "[]", "eventsTail": "[]",
+            "config": json.dumps(run["config"]), "tags": [], "wandbConfig": "{}",
+        }  # fmt: skip
+        return {"model": {"id": "m", "name": run["project"], "entity": {"id": "e", "name": ENTITY}, "bucket": bucket}}
+
+    def on_NotifyScriptableRunAlert(self, variables: dict[str, Any], query: str) -> dict[str, Any]:
+        self.alerts.append(variables)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def on_ServerFeaturesQuery(self, variables: dict[str, Any], query: str) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
@@ -182,6 +204,8 @@ class StandIn:
         known = self.runs.setdefault(run, {"history": [], "exit": None})
         history = (body.get("files") or {}).get("wandb-history.jsonl") or {}
         known["history"] += [json.loads(line) for line in history.get("content") or []]
+        for line in ((body.get("files") or {}).get("wandb-summary.json") or {}).get("content") or []:
+            known["summary"] = json.loads(line)
         if body.get("complete"):
             known["exit"] = body.get("exitcode")
 
@@ -208,8 +232,18 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(payload)
 
+            def _fails(self) -> bool:
+                if outer.fault == "hang":
+                    outer._over.wait()
+                    self.close_connection = True
+                elif outer.fault is not None:
+                    self._reply({"errors": [{"message": "no"}]}, int(outer.fault))
+                return outer.fault is not None
+
             def do_POST(self) -> None:
                 body = json.loads(self._body() or b"{}")
+                if self._fails():
+                    return
                 if self.path.startswith("/graphql"):
                     self._reply({"data": outer.answer(body["query"], body.get("variables") or {})})
                 elif self.path.endswith("/file_stream"):
@@ -219,6 +253,8 @@ class StandIn:
                     self._reply({}, 404)
 
             def do_PUT(self) -> None:
+                if self._fails():
+                    return
                 outer.files[self.path.removeprefix("/put/")] = self._body()
                 self._reply({})
 

@@ -15,7 +15,7 @@ import pytest
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter
-from dpo_diag.tracking import make_tracker, metric_name, outputs_table, safe, unique_name
+from dpo_diag.tracking import SafeTracker, make_tracker, metric_name, outputs_table, unique_name
 from dpo_diag.tracking.safe import PATIENCE
 
 
@@ -82,7 +82,7 @@ class Failing:
 
 def test_a_failing_tracker_is_logged_once_and_then_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     inner = Failing("log", "finish")
-    tracker = safe(inner)
+    tracker = SafeTracker(inner)
     with caplog.at_level(logging.WARNING, "dpo_diag.tracking"):
         assert tracker.start({}, "r", ".") == {"kind": "failing"}
         for step in range(10):
@@ -98,7 +98,7 @@ def test_a_failing_tracker_is_logged_once_and_then_left_alone(caplog: pytest.Log
 
 def test_a_tracker_that_cannot_start_is_not_called_again() -> None:
     inner = Failing("start")
-    tracker = safe(inner)
+    tracker = SafeTracker(inner)
     where = tracker.start({}, "r", ".")
     tracker.log(0, {"train/loss": 0.7})
     tracker.finish()
@@ -108,7 +108,7 @@ def test_a_tracker_that_cannot_start_is_not_called_again() -> None:
 
 def test_one_failure_between_successes_does_not_end_the_tracking() -> None:
     inner = Failing("log_outputs")
-    tracker = safe(inner)
+    tracker = SafeTracker(inner)
     tracker.start({}, "r", ".")
     for step in range(5):
         tracker.log_outputs(answers([]))
@@ -122,13 +122,13 @@ def test_an_interrupt_is_no_failure_of_the_tracker() -> None:
         def log(self, step: int, values: Any) -> None:
             raise KeyboardInterrupt
 
-    tracker = safe(Interrupted())
+    tracker = SafeTracker(Interrupted())
     tracker.start({}, "r", ".")
     with pytest.raises(KeyboardInterrupt):
         tracker.log(0, {})
 
 
-@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+@pytest.mark.parametrize("kind", ["wandb", "trackio", "mlflow", "tensorboard"])
 def test_a_missing_package_stops_nothing(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     tracker = make_tracker(kind)
@@ -141,8 +141,8 @@ def test_a_missing_package_stops_nothing(kind: str, monkeypatch: pytest.MonkeyPa
 
 def test_no_tracking_does_nothing_and_an_unknown_kind_says_so() -> None:
     assert make_tracker("none").start({}, "r", ".") == {}
-    with pytest.raises(DiagError, match="unknown tracker; got mlflow; expected one of none, trackio, wandb"):
-        make_tracker("mlflow")
+    with pytest.raises(DiagError, match="unknown tracker; got mlfow; expected one of mlflow, none, "):
+        make_tracker("mlfow")
 
 
 PLUGIN = """
@@ -177,7 +177,7 @@ def test_a_plugin_adds_a_tracker_from_one_file(tmp_path: Path) -> None:
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
     }  # fmt: skip
     code = "from dpo_diag.commands.diag import main; import sys; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "track", str(tmp_path / "run"), "--kind", "file", "--project", "mine"]
+    command = [sys.executable, "-c", code, "track", str(tmp_path / "run"), "--to", "file", "--project", "mine"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"kind": "file", "project": "mine"}), done.stderr
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"file": {"kind": "file", "project": "mine"}}), done.stderr
     assert (tmp_path / "run" / "tracked.txt").read_text() == "3 eval/loss=0.5\nfinished\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,38 +14,13 @@ import pytest
 from standin_server import ENTITY, StandIn
 
 from dpo_diag import RunWriter, load_run
-from dpo_diag.tracking import make_tracker, mirror
+from dpo_diag.records.adding import added_to
+from dpo_diag.tracking import SafeTracker, Session, make_tracker, mirror
 from dpo_diag.tracking.mirror import run_config
+from dpo_diag.tracking.sent import Sent
 
 pytest.importorskip("wandb", reason="wandb is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """Steps 0 and 10 of two splits, answers at both, one NaN, a secret in the config."""
-    folder = tmp_path / "runs" / "case" / "0"
-    writer = RunWriter(folder)
-    writer.write(
-        "history",
-        [
-            {"step": 0, "split": "eval", "name": "loss", "value": 0.693, "weight": 4},
-            {"step": 10, "split": "eval", "name": "loss", "value": 0.5, "weight": 4},
-            {"step": 10, "split": "train", "name": "loss", "value": math.nan, "weight": 8, "epoch": 0.5},
-            {"step": 10, "split": "held_out", "name": "score/accuracy", "value": 0.25, "weight": 4},
-        ],
-        "eval",
-    )
-    rows = [
-        {"step": s, "model": "policy", "prompt_id": "q", "sample": 0, "prompt": "1+1?", "text": t}
-        for s, t in ((0, "2"), (10, "3"))
-    ]
-    writer.write("outputs", rows, "outputs")
-    writer.update(loss={"types": ["sigmoid"], "beta": 0.1}, data={"hub_token": "hf_secret"})
-    writer.finish()
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "config.yaml").write_text("trainer:\n  learning_rate: 1.0e-05\nhub_token: hf_secret\n")
-    return folder
 
 
 def offline_records(folder: Path) -> list[dict[str, Any]]:
@@ -57,15 +31,16 @@ def offline_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_mirrored_offline_reads_back_whole(run_folder: Path) -> None:
-    tracker = make_tracker("wandb", project="p", group="g", tags=["t"])
-    where = mirror(load_run(run_folder), tracker)
-    assert tracker.failures == []
+    session = Session(["wandb"], run_folder, project="p", group="g", tags=["t"], job_type="dpo")
+    where = mirror(load_run(run_folder), session)["wandb"]
+    assert session.failures == {}
     assert {k: where[k] for k in ("kind", "mode", "project")} == {"kind": "wandb", "mode": "offline", "project": "p"}
     assert where["folder"].startswith("wandb/offline-run-")
     assert where["name"].startswith("case-0-")
     records = offline_records(run_folder / where["folder"])
     started = next(r["run"] for r in records if r["type"] == "run")
     assert (started["project"], started["run_group"], started["tags"]) == ("p", "g", ["t"])
+    assert started["job_type"] == "dpo"
     config = started["config"]["update"]
     assert config["trainer"] == {"learning_rate": 1e-05}
     assert (config["run"]["loss"]["types"], config["run"]["loss"]["beta"]) == (["sigmoid"], 0.1)
@@ -81,11 +56,30 @@ def test_a_run_mirrored_offline_reads_back_whole(run_folder: Path) -> None:
     assert rows[1]["train/loss"] == "NaN"
     assert rows[1]["held_out/score/accuracy"] == 0.25
     assert rows[1]["train/epoch"] == 0.5
-    tables = list((run_folder / where["folder"]).glob("files/media/table/*.table.json"))
-    assert len(tables) == 1
-    table = json.loads(tables[0].read_text())
-    assert table["columns"] == ["prompt_id", "prompt", "tags", "reference", "step 0", "step 10"]
-    assert table["data"] == [["q", "1+1?", "", "", "2", "3"]]
+    media = run_folder / where["folder"] / "files" / "media"
+    tables = {p.name.split("_")[0]: json.loads(p.read_text()) for p in media.glob("table/*.table.json")}
+    assert sorted(tables) == ["checks", "outputs", "pairs"]
+    assert tables["outputs"]["columns"] == ["prompt_id", "prompt", "tags", "reference", "step 0", "step 10"]
+    assert tables["outputs"]["data"] == [["q", "1+1?", "", "", "2", "3"]]
+    assert tables["pairs"]["columns"] == ["pair_id", "share_of_rise", "prompt", "chosen", "rejected"]
+    assert tables["checks"]["data"][0] == ["DVG001", "speaks", "warning", "Displacement", "75 % fell"]
+    (page,) = media.glob("html/report*.html")
+    assert page.read_text() == "<h1>The report</h1>"
+    summary = {k: v for r in records if r["type"] == "summary" for k, v in r["summary"]["update"].items()}
+    assert (summary["diag/harm"], summary["best/eval/loss"]) == ("harmful", 0.5)
+
+
+def test_a_run_goes_on_under_its_id(run_folder: Path) -> None:
+    """Mirrored again after it grew: the same id in a further folder, only the new row, one command that sends both."""
+    first = mirror(load_run(run_folder), Session(["wandb"], run_folder))["wandb"]
+    with added_to(run_folder) as (writer, _):
+        writer.write("history", [{"step": 20, "split": "eval", "name": "loss", "value": 0.4, "weight": 4}], "later")
+    again = mirror(load_run(run_folder), Session(["wandb"], run_folder, {"wandb": first}))["wandb"]
+    assert (again["id"], again["name"]) == (first["id"], first["name"])
+    assert again["folders"] == [first["folder"], again["folder"]]
+    assert again["send"] == f"wandb sync {run_folder / first['folder']} {run_folder / again['folder']}"
+    rows = [r["history"]["item"] for r in offline_records(run_folder / again["folder"]) if r["type"] == "history"]
+    assert [r["eval/loss"] for r in rows if "eval/loss" in r] == [0.4]
 
 
 def test_two_trainings_in_one_process_are_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,47 +104,37 @@ def test_two_trainings_in_one_process_are_two_runs(tmp_path: Path, monkeypatch: 
 MIRROR = """
 import json, sys
 from dpo_diag import load_run
-from dpo_diag.tracking import make_tracker, mirror
-tracker = make_tracker("wandb", mode="online", entity="standin", project="p")
-where = mirror(load_run(sys.argv[1]), tracker, name="mine")
-print(json.dumps([where, tracker.failures]))
+from dpo_diag.tracking import Session, mirror
+session = Session(["wandb"], load_run(sys.argv[1]).path, mode="online", entity="standin", project="p", group="g")
+where = mirror(load_run(sys.argv[1]), session, name="mine")["wandb"]
+print(json.dumps([where, session.failures]))
 """
 
 
-def mirror_online(folder: Path, environment: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+def test_online_reaches_the_server(run_folder: Path) -> None:
     """In a process of its own: wandb keeps the server that it met first."""
-    command = [sys.executable, "-c", MIRROR, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+    with StandIn() as server:
+        command = [sys.executable, "-c", MIRROR, str(run_folder)]
+        environment = {**os.environ, **server.environment()}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     where, failures = json.loads(done.stdout)
-    return where, failures
-
-
-def test_online_reaches_the_server(run_folder: Path) -> None:
-    with StandIn() as server:
-        where, failures = mirror_online(run_folder, server.environment())
-    assert failures == []
+    assert failures == {}
     assert where["url"] == f"{server.url}/{ENTITY}/p/runs/{where['id']}"
     assert list(server.runs) == [where["id"]]
     received = server.runs[where["id"]]
-    assert (received["display"], received["project"], received["exit"]) == ("mine", "p", 0)
+    assert (received["display"], received["project"], received["group"], received["exit"]) == ("mine", "p", "g", 0)
     rows = [r for r in received["history"] if "eval/loss" in r]
     assert [(r["train/global_step"], r["eval/loss"]) for r in rows] == [(0, 0.693), (10, 0.5)]
     table = next(r["outputs"] for r in received["history"] if "outputs" in r)
     assert (table["_type"], table["nrows"], table["ncols"]) == ("table-file", 1, 6)
     sent = next(v for k, v in server.files.items() if k.startswith("files/media/table/outputs"))
     assert json.loads(sent)["data"] == [["q", "1+1?", "", "", "2", "3"]]
+    assert b"The report" in next(v for k, v in server.files.items() if k.startswith("files/media/html/report"))
+    assert received["summary"]["diag/harm"] == "harmful"
     assert "CommitArtifact" in server.operations
     everything = json.dumps(received) + "".join(v.decode(errors="replace") for v in server.files.values())
     assert "hf_secret" not in everything
-
-
-def test_a_server_that_is_not_there_stops_nothing(run_folder: Path) -> None:
-    with StandIn() as server:
-        environment = {**server.environment(), "WANDB_INIT_TIMEOUT": "2"}
-    where, failures = mirror_online(run_folder, environment)
-    assert len(failures) == 1
-    assert where["failed"].startswith("could not start: CommError")
 
 
 def test_trackio_keeps_scalars_and_the_table(run_folder: Path, tmp_path: Path) -> None:
@@ -158,11 +142,16 @@ def test_trackio_keeps_scalars_and_the_table(run_folder: Path, tmp_path: Path) -
     code = f"""
 import sys
 from dpo_diag import load_run
-from dpo_diag.tracking import make_tracker, mirror
-for _ in range(2):
-    tracker = make_tracker("trackio", project="p")
-    mirror(load_run({str(run_folder)!r}), tracker)
-    assert tracker.failures == [], tracker.failures
+from dpo_diag.tracking import Session, mirror
+run = load_run({str(run_folder)!r})
+for earlier in ({{}}, {{}}):
+    session = Session(["trackio"], run.path, earlier, project="p")
+    places = mirror(run, session)
+    assert session.failures == {{}}, session.failures
+session = Session(["trackio"], run.path, places, project="p")
+session.start({{}}, places["trackio"]["name"])
+session.alert(3, "loss_spike", "loss 9")
+session.close("finished")
 from trackio.sqlite_storage import SQLiteStorage
 import json
 names = SQLiteStorage.get_runs("p")
@@ -210,5 +199,7 @@ def test_an_empty_run_can_be_mirrored(tmp_path: Path) -> None:
 
     RunWriter(tmp_path / "r").finish("interrupted")
     tracker = Counting()
-    mirror(load_run(tmp_path / "r"), tracker)
+    session = Session([], tmp_path / "r")
+    session.trackers, session.sent = {"counting": SafeTracker(tracker)}, {"counting": Sent()}
+    mirror(load_run(tmp_path / "r"), session)
     assert tracker.calls == ["start", "interrupted"]

@@ -16,6 +16,7 @@ from dpo_diag import load_run
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter
 from dpo_diag.training import DiagDPOTrainer
+from dpo_diag.training.checkpoint_folders import last_checkpoint
 
 from .tiny import arguments, make_model, make_pairs
 
@@ -30,7 +31,7 @@ from transformers import TrainerCallback
 from dpo_diag.training import DiagDPOTrainer, recorder
 from training.tiny import arguments, make_model, make_pairs, make_tokenizer
 
-recorder.FLUSH_SECONDS = 0.0
+recorder.FLUSH_SECONDS = {seconds}
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -55,20 +56,29 @@ def trainer_of(folder: Path, run: Path, tokenizer: PreTrainedTokenizerFast) -> D
     )  # fmt: skip
 
 
-def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """SIGKILL in step 8, checkpoints at 2, 4 and 6: rows of step 7 are on disk, are removed and written anew."""
+@pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), (3600.0, 6)])
+def test_killed_and_resumed(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    seconds: float,
+    written: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SIGKILL in step 8, checkpoints at 2, 4 and 6: rows of step 7 are on disk, are removed and written anew; or they
+    wait for their file when the run is killed."""
     out, run = tmp_path / "out", tmp_path / "run"
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), run=str(run), out=str(out)))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), run=str(run), out=str(out), seconds=seconds))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     half = load_run(run)
     assert half.meta["status"] == "running"
-    assert set(half.pairs.loc[half.pairs["split"] == "train", "step"]) == {1, 2, 3, 4, 5, 6, 7}
+    assert set(half.pairs.loc[half.pairs["split"] == "train", "step"]) == {*range(1, written + 1)}
 
     resumed = trainer_of(out, run, tokenizer)
     resumed.train(resume_from_checkpoint=True)
+    assert capsys.readouterr().err.splitlines()[-1] == f"next: dpo-diag explain {run}"
     whole = trainer_of(tmp_path / "out2", tmp_path / "run2", tokenizer)
     whole.train()
     a, b = load_run(run), load_run(tmp_path / "run2")
@@ -127,6 +137,17 @@ def test_a_writer_at_another_step_than_the_checkpoint_is_refused(
     )  # fmt: skip
     with pytest.raises(DiagError, match=r"resumes at step 1.*checkpoint-2"):
         second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_a_checkpoint_that_was_written_half_is_not_resumed(tmp_path: Path) -> None:
+    """Stopped while it wrote step 100: the state that transformers writes last is absent, or half of it is there."""
+    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "absent") is None
+    for step, state in ((20, '{"global_step": 20}'), (9, '{"global_step": 9}'), (90, '{"global_st'), (100, "")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
 
 
 def test_a_failure_is_written_down(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
+from dpo_diag.records import RunWriter
+from dpo_diag.records.run_info import SharedPrefixInfo
 from dpo_diag.training import DiagDPOTrainer, shared_prefix, shared_proof
 from dpo_diag.training.packed_batch import packed_batch
 from tests.models.packed.architectures import RIGHT, VOCABULARY, WRONG, make
 
+from .test_distributed import finished, launch
 from .tiny import arguments, copies, make_model, make_pairs
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
@@ -380,6 +384,51 @@ def test_records_are_those_without(tmp_path: Path, tokenizer: PreTrainedTokenize
                 assert not different.any(), (table, column, a[column][different], b[column][different])
 
 
+# ---- the reference, before the training ----
+
+REFERENCES: dict[str, dict[str, Any]] = {
+    "a model": {}, "the model under the adapter": {"adapter": LoraConfig(**LORA)}, "bfloat16": {"bf16": True},
+    "LD-DPO": {"ld_alpha": 0.5},
+}  # fmt: skip
+
+
+def precomputed(folder: Path, tokenizer: Any, way: str, **options: Any) -> tuple[DiagDPOTrainer, np.ndarray]:
+    """A trainer, and the reference's log-probs that it made, (2, pairs)."""
+    trainer = trainer_of(folder / way, tokenizer, way, precompute_ref_log_probs=True, **options)
+    columns = [trainer.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
+    return trainer, np.array([list(map(float, column)) for column in columns])
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_reference_beforehand(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """TRL's own numbers but for rounding (in bfloat16 a hundredth of a sum), made from packed rows; `off` after it
+    takes none of them from the cache."""
+    options = {"max_steps": 2, **REFERENCES[name]}
+    auto, ours = precomputed(tmp_path, tokenizer, "auto", **options)
+    off, theirs = precomputed(tmp_path, tokenizer, "off", **options)
+    found = auto._shared_reference.info
+    assert found is not None and found.way == "packed" and found.max_loss_diff is not None
+    assert found.max_loss_diff <= 1e-4 and found.max_grad_diff is None
+    assert np.allclose(ours, theirs, rtol=2e-2 if name == "bfloat16" else 1e-5)
+    assert (ours != theirs).any()
+    for trainer, way in ((auto, "packed"), (off, None)):
+        writer = RunWriter(tmp_path / str(way) / "run")
+        writer.update(**trainer.describe())
+        prefix = load_run(writer.path).info.reference.shared_prefix
+        assert (prefix and prefix.way) == way
+
+
+def test_a_reference_that_cannot_be_packed_is_computed_as_ever(tmp_path: Path) -> None:
+    options = {"policy": without_dropout(make("BLOOM")), "reference": make("BLOOM"), "pairs": numbered_pairs()}
+    auto, ours = precomputed(tmp_path, numbers_tokenizer(), "auto", **options)
+    _, theirs = precomputed(tmp_path, numbers_tokenizer(), "off", **options)
+    assert (ours == theirs).all()
+    found = auto._shared_reference.info
+    assert found is not None and found.way == "plain"
+    with pytest.raises(DiagError, match="shared_prefix=on is not possible"):
+        precomputed(tmp_path, numbers_tokenizer(), "on", **options)
+
+
 # ---- when it is not done ----
 
 
@@ -483,6 +532,85 @@ def test_longer_than_a_window_is_proved_again(
     assert trainer.shared_prefix is not None
     assert trainer.shared_prefix.way == "plain"
     assert "is not right here" in str(trainer.shared_prefix.reason)
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_every_rank_hears_of_a_later_refusal(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks, of which this one's batches stay within the window of 99 tokens: it asks at each batch whether the
+    other one's does, proves nothing itself, and goes the usual way, or ends, when the other one refuses."""
+    trainer = trainer_of(tmp_path, tokenizer, mode)
+    batch = {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in shared_proof.KNOWN}
+    trainer.model.config.sliding_window = 99
+    shared, asked, told = trainer._shared, [0.0, 1.0, 1.0], [[(None, 120)], [(SharedPrefixInfo("plain", "no"), 130)]]
+    shared.decide(batch, trainer._loss_and_sums)
+    assert shared.info is not None and shared.info.way == "packed"
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda self: 2))
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda own, how: own + asked.pop(0))
+    monkeypatch.setattr(shared_prefix, "gather_object", lambda own: own + told.pop(0))
+    monkeypatch.setattr(shared_prefix, "prove", None)
+    shared.decide(batch, trainer._loss_and_sums)
+    assert (len(asked), len(told)) == (2, 2)
+    shared.decide(batch, trainer._loss_and_sums)  # the other one could not compare its batch
+    assert shared.info.way == "packed"
+    if mode == "on":
+        with pytest.raises(DiagError, match="shared_prefix=on is not possible; got no"):
+            shared.decide(batch, trainer._loss_and_sums)
+        return
+    shared.decide(batch, trainer._loss_and_sums)
+    assert (shared.info.way, shared.info.reason) == ("plain", "no")
+    shared.decide(batch, trainer._loss_and_sums)  # nobody asks any more
+    assert asked == [] and told == []
+
+
+BEYOND = """
+import json, sys
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {tests!r} + "/..")
+from pathlib import Path
+import pytest
+from transformers import AttentionInterface
+from dpo_diag.models.packed import attention
+from tests.models.packed.architectures import make
+from training.test_shared_prefix import numbered_pairs, numbers_tokenizer, trainer_of
+
+def forgets(*args, **kwargs):
+    return attention._attend(*args, **(kwargs | dict(sliding_window=None)))
+
+AttentionInterface._global_mapping[attention.IMPLEMENTATION] = forgets
+folder, mode = Path(sys.argv[1]), "on" if sys.argv[2] == "1" else "auto"
+short = dict(prompt="5 6 ", chosen="7", rejected="8 9")
+# Each rank takes every second pair: in step 2 rank 1 alone has one beyond the window of 8.
+trainer = trainer_of(
+    folder, numbers_tokenizer(), mode, policy=make("Mistral"), reference=make("Mistral"), max_steps=3,
+    pairs=[short] * 3 + [numbered_pairs()[0]] + [short] * 4, per_device_train_batch_size=1,
+    train_sampling_strategy="sequential", keywords=dict(recorder=folder / "run"),
+)
+try:
+    trainer.train()
+    found = [[trainer.shared_prefix.way, trainer.state.global_step]]
+except Exception as error:
+    found = [[type(error).__name__, trainer.state.global_step]]
+(folder / f"rank{{trainer.args.process_index}}.json").write_text(json.dumps(found))
+if trainer.args.process_index == 0:
+    (folder / "log.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_two_processes_one_of_which_refuses_later(tmp_path: Path, mode: str) -> None:
+    """An attention that forgets the window is found by rank 1 in step 2: both go the usual way from there, which
+    stands in run.json; with `on` both end."""
+    folder = tmp_path / mode
+    finished(launch(folder, 2, int(mode == "on"), BEYOND), folder)
+    for rank in (0, 1):
+        found = json.loads((folder / f"rank{rank}.json").read_text())
+        assert found == [["plain", 3] if mode == "auto" else ["DiagError", 1]]
+    recorded = load_run(folder / "run").info.training.shared_prefix
+    assert recorded is not None
+    assert recorded.way == ("plain" if mode == "auto" else "packed")
 
 
 # ---- one batch, packed ----

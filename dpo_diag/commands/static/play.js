@@ -4,7 +4,7 @@ const part = (name) => root.querySelector(`[data-part="${name}"]`);
 const GONE = "The server does not answer. Start dpo-diag play again and open its new address.";
 class Told extends Error {}
 const TWICE = Math.log(2), VISIBLE = 0.1, FULL = 2;
-let names = [], examples = [], busy = false, cards = [];
+let names = [], being = [], examples = [], busy = false, cards = [];
 
 function add(parent, tag, text, css) {
   const child = document.createElement(tag);
@@ -28,9 +28,33 @@ const known = (x) => x !== null && x !== undefined;
 const nats = (x) => (known(x) ? x.toFixed(2) : "?");
 const readable = (text) => JSON.stringify(text);
 
+// What is asked, and for how long: a model that is still being loaded takes a while.
+function waiting(what) {
+  const since = performance.now();
+  const show = () => {
+    const seconds = Math.floor((performance.now() - since) / 1000);
+    tell(what() + (seconds >= 2 ? ` ${seconds} s` : ""));
+  };
+  show();
+  const timer = setInterval(show, 500);
+  return () => clearInterval(timer);
+}
+
+let loading = null;
 function memory(state) {
+  loading = state.loading;
   const m = state.memory, gb = (x) => (x / 1e9 >= 0.1 ? `${(x / 1e9).toFixed(1)} GB` : `${(x / 1e6).toFixed(1)} MB`);
-  part("memory").textContent = `Loaded: ${m.loaded.join(", ") || "nothing yet"} (${gb(m.bytes)} of at most ${gb(m.budget)})`;
+  part("memory").textContent = `Loaded: ${m.loaded.join(", ") || "nothing yet"} (${gb(m.bytes)} of at most ${gb(m.budget)})` +
+    (loading ? `; loading ${loading}…` : "");
+}
+
+async function follow() {
+  try {
+    while (loading) {
+      await new Promise((done) => setTimeout(done, 500));
+      memory(await callServer("loaded", {}));
+    }
+  } catch {}
 }
 
 function describe(token) {
@@ -45,19 +69,30 @@ function describe(token) {
   return words.join("; ");
 }
 
+// A token's text, and at its last letter the arrow and the number, which no line break takes from it.
+function fillToken(span, token, arrow) {
+  const body = token.text.trimEnd(), blanks = token.text.slice(body.length), tail = body.match(/\S{0,8}$/)[0];
+  span.append(token.end ? "" : body.slice(0, body.length - tail.length));
+  const kept = add(span, "span", undefined, "pl-kept");
+  if (token.end) add(kept, "span", "■ end", "pl-end");
+  else if (body) kept.append(tail);
+  else add(kept, "span", blanks.includes("\n") ? "↵" : "␣", "pl-number");
+  if (arrow) add(kept, "span", arrow, "pl-arrow");
+  add(kept, "span", percent(token.logp), "pl-number");
+  add(span, "wbr");
+  if (!token.end) span.append(blanks);
+}
+
 function showToken(box, token, column, parts) {
   const span = add(box, "span", undefined, "pl-token");
-  span.textContent = token.end ? "" : token.text;
-  if (token.end) add(span, "span", "■ end", "pl-end");
   if (parts) span.classList.add("pl-parts");
   const change = column > 0 && known(token.base) && known(token.logp) ? token.logp - token.base : 0;
   if (Math.abs(change) >= VISIBLE) {
     span.classList.add(change > 0 ? "pl-up" : "pl-down");
     span.style.setProperty("--s", Math.min(1, Math.abs(change) / FULL));
     span.dataset.change = change.toFixed(3);
-    if (Math.abs(change) >= TWICE) add(span, "span", change > 0 ? "▲" : "▼", "pl-arrow");
   }
-  add(span, "span", percent(token.logp), "pl-number");
+  fillToken(span, token, Math.abs(change) < TWICE ? "" : change > 0 ? "▲" : "▼");
   span.title = describe(token);
   span.addEventListener("mouseenter", () => { part("detail").textContent = span.title; });
   span.addEventListener("click", () => {
@@ -67,10 +102,15 @@ function showToken(box, token, column, parts) {
   });
 }
 
+function heading(card, column) {
+  const title = add(card, "h2", names[column]);
+  if (being[column]) add(title, "span", `, ${being[column]}`, "pl-soft");
+}
+
 function showAnswer(answer, column, base) {
   const card = cards[column];
   card.replaceChildren();
-  add(card, "h2", answer.name);
+  heading(card, column);
   const facts = [`${answer.n_tokens} tokens`, answer.finish_reason === "stop" ? "ended by itself" : "cut off by the limit",
     `log-prob ${nats(answer.sum_logp)}`];
   if (column > 0 && known(answer.base_sum_logp)) facts.push(`under ${names[0]} ${nats(answer.base_sum_logp)}`);
@@ -102,22 +142,23 @@ async function ask() {
   // A prompt of the run's stands as its models saw it, chat template included.
   const call = { prompt, raw: examples.includes(prompt) };
   part("answers").replaceChildren();
-  cards = names.map((name) => {
+  cards = names.map((_, column) => {
     const card = add(part("answers"), "article", undefined, "pl-answer");
-    add(card, "h2", name);
+    heading(card, column);
     add(card, "div", "waiting…", "pl-soft");
     return card;
   });
   try {
     for (let i = 0; i < names.length; i++) {
-      tell(`Asking ${names[i]} (${i + 1} of ${names.length})…`);
-      const state = await callServer("ask", { ...call, index: i });
+      const asking = `Asking ${names[i]} (${i + 1} of ${names.length})…`;
+      const end = waiting(() => (loading ? `Loading ${loading}, then asking ${names[i]}…` : asking));
+      const state = await callServer("ask", { ...call, index: i }).finally(end);
       if (state.error) throw new Told(state.error);
       showAnswer(state.answer, i, null);
       memory(state);
     }
-    tell(`Comparing with ${names[0]}…`);
-    const state = await callServer("compare", call);
+    const end = waiting(() => `Comparing with ${names[0]}…`);
+    const state = await callServer("compare", call).finally(end);
     if (state.error) throw new Told(state.error);
     state.answers.forEach((answer, i) => showAnswer(answer, i, state.answers[0]));
     memory(state);
@@ -149,6 +190,7 @@ part("numbers").addEventListener("change", () => root.classList.toggle("pl-with-
 
 callServer("start", {}).then((state) => {
   names = state.names;
+  being = state.is;
   examples = state.examples;
   part("run").textContent = `${state.run}: ${names.join(", ")}; greedy, up to ${state.max_new_tokens} tokens`;
   part("base").textContent = names[0];
@@ -158,6 +200,7 @@ callServer("start", {}).then((state) => {
   });
   part("examples").hidden = !examples.length;
   memory(state);
+  follow();
   tell("");
   try { part("prompt").value = sessionStorage.getItem("dpo-diag-prompt") ?? ""; } catch {}
   root.setAttribute("aria-busy", "false");

@@ -21,7 +21,7 @@ PAIR = [*TEXT, "beside"]
 
 def faulty_pairs(ctx: CheckContext, t: Thresholds) -> Outcome:
     """Compares the texts of the pairs, up to spaces and case, and the pair_ids of training and held-out sets."""
-    texts = ctx.run.read("texts")
+    texts = ctx.run.texts_of_splits
     if texts.empty and ctx.pairs.rows["split"].nunique() < 2:
         raise Missing("neither texts nor the pairs of two splits are recorded")
     evidence: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -87,7 +87,7 @@ def _attend(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
+    sliding_window: int | Literal["of the module"] | None = "of the module",
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     packed: Layout | None = None,
@@ -101,6 +101,8 @@ def _attend(
         raise DiagError("a packed row is one sequence without a cache", got=tuple(query.shape))
     if not module.training:
         dropout = 0.0
+    if sliding_window == "of the module":  # Qwen2-MoE hands its window on in the mask alone, which nobody builds here
+        sliding_window = getattr(module, "sliding_window", None)
     outputs = []
     for segment in packed.segments:
         prompt = slice(segment.start, segment.start + segment.prompt)

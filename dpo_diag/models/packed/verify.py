@@ -9,8 +9,8 @@ wrong ones by some tenths; in bfloat16 rounding alone makes as much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,10 @@ from dpo_diag.models.head import Head
 from dpo_diag.models.packed.rows import Span, shared_prompts
 from dpo_diag.models.packed.ways import Name, Way
 from dpo_diag.models.token_scores import token_scores
+from dpo_diag.records.pair_id import content_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SharedPrefix = Literal["auto", "on", "off"]
 TOLERANCE, RELATIVE = 1e-3, 1e-5
@@ -48,6 +52,31 @@ class Proved:
             return None
         why = "; ".join(f"{name}: {reason}" for name, reason in self.refused)
         return f"shared prompts are not packed but {_WORDS[self.way.name]} ({why})"
+
+
+@dataclass
+class Proofs:
+    """What was proved in this process: it hangs on the architecture and on how long the spans are (a window shows only
+    beyond its length), not on the weights."""
+
+    _of: dict[tuple[str, int], tuple[Proved, int]] = field(default_factory=dict)
+
+    def known(self, model: PreTrainedModel, pad_id: int, spans: Sequence[Span]) -> Proved | None:
+        """What was found on spans as long as these; None where that is still to be proved."""
+        proved, longest = self._of.get((architecture(model), pad_id), (None, 0))
+        covers = proved is not None and (proved.way.name == "plain" or max(map(len, spans), default=0) <= longest)
+        return proved if covers else None
+
+    def add(self, model: PreTrainedModel, pad_id: int, spans: Sequence[Span], proved: Proved) -> None:
+        """What `prove` found on these spans."""
+        self._of[architecture(model), pad_id] = proved, max(map(len, spans), default=0)
+
+
+def architecture(model: PreTrainedModel) -> str:
+    """All that decides how a model computes, but for its weights."""
+    modules = [f"{name} {type(module).__name__}" for name, module in model.named_modules()]
+    config = {key: str(value) for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    return content_hash([modules, config, model.config._attn_implementation, str(model.dtype), str(model.device)])
 
 
 _WORDS = {"cached": "kept in the model's cache", "plain": "computed with every response"}

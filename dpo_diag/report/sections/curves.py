@@ -16,7 +16,7 @@ from dpo_diag.diagnosis.evidence import score_curves
 from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.records import Run
 from dpo_diag.records.schemas import TRAIN_SPLIT
-from dpo_diag.report.panels import Drawn, draw, lines_of, panels
+from dpo_diag.report.panels import SmallChart, draw, lines_of, panels
 from dpo_diag.report.plots import Series, line_chart, line_values
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, Section
 from dpo_diag.report.svg import NARROW, responsive
@@ -83,7 +83,7 @@ def build(context: Context) -> Mapping[str, Any]:
             evaluated.rename(columns={"step": word}), "loss, perplexities and scores",
             formats={word: number, "n": number},
         ),
-        **({} if len(parting) else {"title": "The curves", "lead": "Whatever the log holds."}),
+        **({} if len(parting) else {"section_title": "The curves", "section_lead": "Whatever was logged."}),
         "more": more,
         "fold": run.has("pairs"),
         "splits": split_text(split, batches),
@@ -98,7 +98,7 @@ def split_text(split: str | None, batches: bool) -> str:
     return f"Evaluation split: {split or 'none'}{beside}."
 
 
-def small_charts(history: pd.DataFrame, split: str | None, drawn: set[str], word: str) -> list[Drawn]:
+def small_charts(history: pd.DataFrame, split: str | None, drawn: set[str], word: str) -> list[SmallChart]:
     """A small chart of every metric that the history holds at two steps or more and that is not drawn already."""
     rows = history.loc[history["split"].isin([split, TRAIN_SPLIT]) & ~history["name"].isin(list(drawn))]
     counts = rows.loc[rows["value"].notna()].groupby(["name", "split"], observed=True).size()
@@ -228,7 +228,12 @@ def draw_parting(parting: pd.DataFrame, word: str) -> Markup:
         lines.append(Series(str(line), steps, values, str(rows["kind"].iloc[0]), note=note))
 
     def picture(width: int) -> Markup:
-        narrow = [replace(s, label=_narrow(s.label), note=s.note.removesuffix(" since the start")) for s in lines]
+        short = [_narrow(s.label) for s in lines]
+        narrow = [
+            # Two scores of one name are told apart by their splits.
+            replace(s, label=name if short.count(name) == 1 else _short(s.label), note=s.note.partition(" since")[0])
+            for s, name in zip(lines, short, strict=True)
+        ]
         return line_chart(
             narrow if width <= NARROW else lines, width=width, height=320, log=log, x_label=word, tick=write,
             level=1.0 - start,

@@ -62,7 +62,8 @@ def build(context: Context) -> Mapping[str, Any]:
 def _names(context: Context, pair_ids: Iterable[Any]) -> list[str]:
     """The beginning of each pair's chosen answer, or its id where that is not recorded."""
     texts = {str(pair["pair_id"]): pair.get("chosen_text") for pair in context.document["pairs"]}
-    return [one_line(texts.get(str(i)) or i, 48) for i in pair_ids]
+    names = (one_line(texts.get(str(i)) or i, None) for i in pair_ids)
+    return [name if len(name) <= 48 else f"{name[:47]}…" for name in names]
 
 
 def changes_frame(context: Context) -> pd.DataFrame:

@@ -20,7 +20,7 @@
     marks.forEach((m) => m.remove());
     marks = [];
   };
-  const say = (rows, x, y) => {
+  const say = (rows, x, y, picture) => {
     tip.replaceChildren(...rows.map(([text, kind]) => {
       const line = document.createElement("div");
       line.textContent = text;
@@ -30,8 +30,11 @@
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     const left = x + 14 + box.width > document.documentElement.clientWidth - 4 ? x - 14 - box.width : x + 14;
+    // In a narrow window there is no room beside the point: above the picture, and above the finger.
+    const narrow = document.documentElement.clientWidth < 500;
+    const top = narrow ? picture.getBoundingClientRect().top - box.height - 4 : y - box.height / 2;
     tip.style.left = `${Math.max(4, left) + window.scrollX}px`;
-    tip.style.top = `${Math.max(4, y - box.height / 2) + window.scrollY}px`;
+    tip.style.top = `${Math.max(4, top) + window.scrollY}px`;
   };
   const draw = (svg, name, attributes) => {
     const mark = document.createElementNS(SVG, name);
@@ -78,7 +81,7 @@
           draw(svg, "circle", { cx: x, cy: y, r: 4.5, class: `spot ${l.k}` });
         }
       }
-      say(rows, ...onPage(svg, x, y));
+      say(rows, ...onPage(svg, x, y), svg);
     };
     return {
       n: steps.length, show, first: steps.length - 1,
@@ -96,7 +99,7 @@
       const box = svg.dataset.frame.split(" ").map(Number);
       const x = Math.min(Math.max(frame.x(a), Math.min(box[2], box[3])), Math.max(box[2], box[3])), y = frame.y(b);
       draw(svg, "circle", { cx: x, cy: y, r: 6, class: "cross ring" });
-      say(text.split("\n").map((t, i) => [t, i ? "" : "at"]), ...onPage(svg, x, y));
+      say(text.split("\n").map((t, i) => [t, i ? "" : "at"]), ...onPage(svg, x, y), svg);
     },
     at: (svg, px, py) => {
       const frame = frameOf(svg);
@@ -115,7 +118,7 @@
       show: (svg, place) => {
         hide();
         const mark = shown()[place], box = mark.getBoundingClientRect();
-        say([[mark.dataset.tip, ""]], box.right, box.top + box.height / 2);
+        say([[mark.dataset.tip, ""]], box.right, box.top + box.height / 2, svg);
       },
       at: (svg, px, py, target) => shown().indexOf(target),
     };

@@ -70,6 +70,7 @@ function showSummary(s) {
   const box = part("summary");
   box.replaceChildren();
   if (!s.comparisons.length) add(box, "p", "No verdict but skips: there is nothing to count.");
+  s.comparisons.slice(0, 3).forEach((c) => add(box, "p", c.conclusion, "rv-conclusion"));
   if (s.comparisons.length) {
     add(box, "h2", "Win rate of B against A (ties count half, Wilson 95 % interval)");
     table(box, ["A", "B", "B's win rate", "95 %", "A / B / tie / both bad", "items"], s.comparisons.map((c) =>

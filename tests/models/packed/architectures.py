@@ -42,6 +42,9 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo": ("Olmo", BASE),
     "OLMo 2": ("Olmo2", BASE),
     "Qwen2-MoE": ("Qwen2Moe", _base(**EXPERTS, shared_expert_intermediate_size=16)),
+    "Qwen2-MoE sliding": ("Qwen2Moe", _base(
+        **EXPERTS, shared_expert_intermediate_size=16, use_sliding_window=True, sliding_window=WINDOW,
+        max_window_layers=1)),
     "Mixtral": ("Mixtral", _base(num_local_experts=4, num_experts_per_tok=2, head_dim=8)),
     "gpt-oss": ("GptOss", _base(head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW,
                                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0})),

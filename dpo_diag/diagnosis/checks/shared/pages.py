@@ -15,33 +15,39 @@ from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
 from dpo_diag.text import capital
 from dpo_diag.thresholds import defaults
+from dpo_diag.translated import Catalogue, catalogue
 
 _REASON = re.compile(r"^ *(\w+): +\S+ *# (.+)$", re.MULTILINE)
 _MADE = "<!-- made from {file} by dpo-diag checks --write: edit that file, not this one -->\n\n"
 
 
-def page(check: Check) -> str:
-    """The page in Markdown."""
+def page(check: Check, say: Catalogue | None = None) -> str:
+    """The page in Markdown; `say`: its language, for English None. Tables and examples are in English."""
+    say = say or catalogue("en")
+
+    def heading(text: str) -> str:
+        return f"## {say(text)}\n\n"
+
     sections = [
-        f"# {check.code} {check.title}",
-        check.says,
-        f"Severity: {check.severity}. Since version {check.since}.",
-        "## Why it matters\n\n" + check.why,
-        "## What it needs\n\n" + capital(check.needs) + ".",
-        "## What its evidence holds\n\n" + _table(("key", "meaning"), _evidence(check)),
+        f"# {check.code} {say(check.title)}",
+        say(check.says),
+        say(f"Severity: {check.severity}. Since version {check.since}."),
+        heading("Why it matters") + say(check.why),
+        heading("What it needs") + say(f"{capital(check.needs)}."),
+        heading("What its evidence holds") + _table(("key", "meaning"), _evidence(check)),
     ]
     thresholds = list(_thresholds(check))
     if thresholds:
         how = f"Set one for a run: `dpo-diag explain RUN {check.reads[0] if check.reads else thresholds[0][0]}=...`."
-        sections.append("## Thresholds\n\n" + _table(("name", "default", "why"), thresholds) + f"\n\n{how}")
+        sections.append(heading("Thresholds") + _table(("name", "default", "why"), thresholds) + f"\n\n{how}")
     sections += [
-        "## An example that speaks\n\n" + _example(check, check.bad),
-        "## An example that is silent\n\n" + _example(check, check.good),
-        "## Known false alarms\n\n" + _list(check.false_alarms),
-        "## What to try\n\n" + _list([str(line) for line in check.advice]),
+        heading("An example that speaks") + _example(check, check.bad),
+        heading("An example that is silent") + _example(check, check.good),
+        heading("Known false alarms") + _list([say(line) for line in check.false_alarms]),
+        heading("What to try") + _list([say(str(line)) for line in check.advice]),
     ]
     if check.sources:
-        sections.append("## Sources\n\n" + _list(check.sources))
+        sections.append(heading("Sources") + _list(check.sources))
     return "\n\n".join(sections) + "\n"
 
 
