@@ -193,7 +193,7 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
              line("dpo-score", *named))
         )  # fmt: skip
     if not run.has("outputs"):
-        (asked,) = _generate(known, out)
+        (asked,) = _generate(known, run, out)
         lines.append(("what the model writes now, which alone can call a change harmful", asked))
     elif not (run.path / "review").is_dir():
         lines.append(("which answers people prefer", line("dpo-diag", "review", run.path)))
@@ -205,10 +205,10 @@ def after_diff(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "explain", run)]
 
 
-def _generate(checkpoints: str, run: Run) -> list[str]:
+def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
     """The shipped prompts are messages: what has no chat template needs prompts as text."""
     prompts = OWN_PROMPTS if run.info.tokenizer.chat_template is False else PROMPTS
-    named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", run.path)
+    named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", out or run.path)
     return [line("dpo-generate", *named)]
 
 

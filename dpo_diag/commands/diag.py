@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "outputs": ("outputs:outputs", "what the checkpoints wrote for the fixed prompts, what got worse first"),
     "report": ("report:report", "one self-contained HTML file about a run"),
     "import": ("import_log:import_log", "turn another trainer's log or sums into a run"),
-    "track": ("track:track", "send a run's records to W&B, MLflow, TensorBoard or trackio"),
+    "track": ("track:track", "send a run's records to W&B, MLflow, SwanLab, TensorBoard or trackio"),
     "wandb-report": ("wandb_report:wandb_report", "a W&B report over tracked runs"),
     "sweep": ("sweep:sweep", "one table over several runs"),
     "diff": ("diff:diff", "two runs: what differs, where they part, what came of it"),
