@@ -91,7 +91,6 @@ def outputs(
     from dpo_diag.outputs.compare import comparison, to_document
     from dpo_diag.outputs.selection import selected
     from dpo_diag.outputs.terminal import Layout
-    from dpo_diag.styled import wrap
 
     c = comparison(
         opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
@@ -116,16 +115,23 @@ def outputs(
         max_chars=chars,
     )
     labels = _labels(c, shown_steps)
-    head = (
-        f"{document['run']}: {document['n_prompts']} prompts{_samples(document['n_samples'])}, "
-        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
-    )
-    for line in (head, document["sentence"], *_outcomes(document)):
-        print(*wrap(safe(line, one_line=True), columns), sep="\n")
+    print(*head(document, columns), sep="\n")
     _print_answers(entries, labels, shape, limit)
     _print_tables(document, columns)
     say_next(after_outputs(run))
     return 0
+
+
+def head(document: dict[str, Any], columns: int) -> list[str]:
+    """What was compared, and what became of it."""
+    from dpo_diag.styled import wrap
+
+    compared = (
+        f"{document['run']}: {document['n_prompts']} prompts{_samples(document['n_samples'])}, "
+        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
+    )
+    told = (compared, document["sentence"], *_outcomes(document))
+    return [row for line in told for row in wrap(safe(line, one_line=True), columns)]
 
 
 def _outcomes(document: dict[str, Any]) -> list[str]:

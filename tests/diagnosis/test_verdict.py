@@ -158,6 +158,9 @@ def test_likelihoods_alone_never_are_harm() -> None:
     decision = verdict(finding("DVG001"))
     assert (decision.harm, decision.because) == ("cannot_tell", ())
     assert "no outputs and no task score" in decision.text
+    # Outputs that are there are not denied.
+    asked = decide(Facts(checks=[finding("DVG001")], n_pairs=40, has_intervals=True, answers=True))
+    assert asked.harm_text == "Likelihoods alone do not say whether that is harm: nobody judged the recorded outputs."
 
 
 def test_a_score_that_fell_is_harm_and_is_cited() -> None:
