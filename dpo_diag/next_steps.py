@@ -200,6 +200,11 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
     return lines
 
 
+def after_submit(folder: str | os.PathLike[str], script: str | os.PathLike[str] | None = None) -> list[str]:
+    """A multirun sent to Slurm, or written for it (`script`): follow it."""
+    return [line("dpo-diag", "sweep", folder, "--watch") if script is None else line("sbatch", script)]
+
+
 def after_diff(run: str | os.PathLike[str]) -> list[str]:
     """Two runs compared: why the second one is what it is."""
     return [line("dpo-diag", "explain", run)]

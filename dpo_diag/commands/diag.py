@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "track": ("track:track", "send a run's records to W&B, MLflow, SwanLab, TensorBoard or trackio"),
     "wandb-report": ("wandb_report:wandb_report", "a W&B report over tracked runs"),
     "sweep": ("sweep:sweep", "one table over several runs"),
+    "submit": ("submit:submit", "send a multirun to Slurm as a job array"),
     "diff": ("diff:diff", "two runs: what differs, where they part, what came of it"),
     "review": ("review:review", "read two checkpoints' answers side by side, blind, and judge them"),
     "play": ("play:play", "type a prompt, see several checkpoints' answers side by side"),
