@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MOVED_ROWS = 12
 PHRASE_ROWS = 10
+ROOMY = 95
+"""Columns from which a change's mean and counts stand beside it: narrower, a table would cut numbers."""
 
 
 def outputs(
@@ -222,13 +224,14 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     )  # fmt: skip
     if not document["phrases"] and baseline != to:
         print("\nPhrase inflation: none beyond chance")
+    roomy = int(columns >= ROOMY)
     moved = sorted((b for b in at_target["behaviours"] if b["verdict"] != "unchanged"), key=lambda b: b["tag"] != ALL)
     section(
         f"Moved beyond chance (change: + is wanted; q: corrected for {plural(len(at_target['behaviours']), 'row')})",
-        ["behaviour", "tag", "mean", "change", level, "+/-/=", "q"],
-        [[b["behaviour"], b["tag"], arrow(b["before"], b["after"], 3),
+        ["behaviour", "tag", *["mean"] * roomy, "change", level, *["+/-/="] * roomy, "q"],
+        [[b["behaviour"], b["tag"], *[arrow(b["before"], b["after"], 3)] * roomy,
           signed(b["delta"], 2), bracket(b["low"], b["high"], signed),
-          f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"]] for b in moved[:MOVED_ROWS]],
+          *[f"{b['toward']}/{b['away']}/{b['unchanged']}"] * roomy, b["q"]] for b in moved[:MOVED_ROWS]],
     )  # fmt: skip
     if len(moved) > MOVED_ROWS:
         print(f"  ... {len(moved) - MOVED_ROWS} more in --json")
