@@ -18,6 +18,7 @@ KEY = ["step", "role", "pair_id", "side"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it trains the case's SFT model first
 def test_the_callback_has_the_records_of_our_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The held-out pairs as the probe set, the case's prompts as its prompts: sums equal to 1e-5 of them at every
     step that both measured, answers equal token by token, perplexities and margins in history likewise."""
