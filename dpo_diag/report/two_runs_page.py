@@ -198,7 +198,7 @@ def pairs_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
             frame[f"{side} CE, {name}"] = head[f"{side}_ce_{letter}"].to_numpy()
         frame[f"change {side}"] = head[f"{side}_change"].to_numpy()
     formats: dict[str, Callable[[Any], str]] = {f"change {side}": signed for side in sides}
-    own = [column for column in frame if " CE, " in str(column)]
+    own = [str(column) for column in frame if " CE, " in str(column)]
     return table(frame, "pairs that differ most, cross-entropy in nats per token", formats=formats, own=own)
 
 

@@ -185,7 +185,7 @@ def test_answers_are_sliced_searched_and_in_pages_of_fifty(chromium: Any, judged
     page.locator("#next").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    assert (shown.count(), found.inner_text()) == (30, "130 prompts, page 3 of 3")
+    assert (shown.count(), found.inner_text()) == (30, "130 prompts · Page 3 of 3")
     assert page.locator("#next").is_disabled()
     page.get_by_role("radio", name="regressions").check()
     assert (shown.count(), found.inner_text()) == (7, "7 of 130 prompts")
@@ -197,7 +197,7 @@ def test_answers_are_sliced_searched_and_in_pages_of_fifty(chromium: Any, judged
     page.get_by_role("button", name="Clear filters").click()
     assert found.inner_text() == "130 prompts · Page 1 of 3"
     page.get_by_role("combobox", name="Text").select_option(label="changed (65)")
-    assert found.inner_text() == "65 of 130 prompts, page 1 of 2"
+    assert found.inner_text() == "65 of 130 prompts · Page 1 of 2"
     page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".prompt:visible").count() == 65  # paper has all that was asked for, without the controls
