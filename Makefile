@@ -6,12 +6,13 @@ TORCH  := torch==2.13.0
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all lint types check docs pages picture clean help
+.PHONY: demo test test-all test-floor lint types check docs pages picture clean help
 
 help:
 	@echo "make demo      train the embedded text-to-SQL case, explain it, write its report"
 	@echo "make test      the default tests;  make test-all: the slow ones too"
 	@echo "make lint types check (lint + types + test)"
+	@echo "make test-floor  the callback on the oldest transformers and pandas that it bears, in .venv-floor"
 	@echo "make docs      the site in site/;  make pages picture: what docs/ holds that is made from the code"
 
 $(BIN)/python:
@@ -40,6 +41,11 @@ test: $(VENV)/.ready-dev
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
+test-floor: tests/floor/requirements.txt
+	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install -q -r tests/floor/requirements.txt
+	PYTHONPATH=. .venv-floor/bin/python -m pytest -q -p no:cacheprovider tests/floor
+
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +65,4 @@ picture: $(VENV)/.ready-dev
 	$(BIN)/python -m docs.make.picture
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-floor build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ def main() -> None:
     run = dpo_diag.load_run(args.run)
     found = run.explain(args.from_step, args.to_step, args.split)
     if found.pairs.empty:
-        sys.exit(f"{args.run} holds no pair records: dpo-diag explain {args.run} says what its log tells")
+        sys.exit(f"{args.run} holds no pairs at two steps: dpo-diag explain {args.run} says what its log tells")
     print(f"{run.name}: {found['split']}, {found['from_step']} to {found['to_step']}, {found['n_pairs']} pairs\n")
     frames: dict[str, pd.DataFrame] = {}
 

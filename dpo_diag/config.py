@@ -166,7 +166,7 @@ class TrackingConfig:
     """Mirror of the records.
 
     Attributes:
-        kind: none, wandb, mlflow, tensorboard, trackio, webhook, a plugin's, or several: [wandb,mlflow].
+        kind: none, wandb, mlflow, swanlab, tensorboard, trackio, webhook, a plugin's, or several: [wandb,mlflow].
         mode: offline (files in the run folder), online or disabled.
         group, job_type: of a sweep's runs; null takes the sweep's folder and the experiment.
         start_timeout, finish_timeout: seconds that a service may take before the run goes on without it.

@@ -21,6 +21,7 @@ from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
 """Stands for the file of pairs where no record names it."""
+OWN_PROMPTS = "PROMPTS.jsonl"
 PROMPTS = "general_en"
 """The shipped prompts: asked where the user's own are not known."""
 RUN, LOG, MODEL = "RUN", "LOG", "OTHER_MODEL"
@@ -138,7 +139,7 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
         return [line("dpo-diag", "outputs", path)]
     known = _checkpoints_of(run)
     if known is not None and document["verdict"]["harm"] == "cannot_tell":
-        return _generate(known, path)
+        return _generate(known, run)
     return [line("dpo-diag", "report", path)]
 
 
@@ -170,7 +171,7 @@ def after_play(run: Run) -> list[str]:
     """Judge answers blind where the run holds some, else let its checkpoints write some."""
     if run.has("outputs"):
         return [line("dpo-diag", "review", run.path)]
-    return _generate(_checkpoints_of(run) or CHECKPOINTS, run.path)
+    return _generate(_checkpoints_of(run) or CHECKPOINTS, run)
 
 
 def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
@@ -199,11 +200,16 @@ def that_would_tell(run: Run) -> list[tuple[str, str]]:
              line("dpo-score", *named))
         )  # fmt: skip
     if not run.has("outputs"):
-        (asked,) = _generate(known, out)
+        (asked,) = _generate(known, run, out)
         lines.append(("what the model writes now, which alone can call a change harmful", asked))
     elif not (run.path / "review").is_dir():
         lines.append(("which answers people prefer", line("dpo-diag", "review", run.path)))
     return lines
+
+
+def after_submit(folder: str | os.PathLike[str], script: str | os.PathLike[str] | None = None) -> list[str]:
+    """A multirun sent to Slurm, or written for it (`script`): follow it."""
+    return [line("dpo-diag", "sweep", folder, "--watch") if script is None else line("sbatch", script)]
 
 
 def after_diff(run: str | os.PathLike[str]) -> list[str]:
@@ -211,8 +217,10 @@ def after_diff(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "explain", run)]
 
 
-def _generate(checkpoints: str, run: Path) -> list[str]:
-    named = override("checkpoints", checkpoints), override("prompts.path", PROMPTS), override("out", run)
+def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
+    """The shipped prompts are messages: what has no chat template needs prompts as text."""
+    prompts = OWN_PROMPTS if run.info.tokenizer.chat_template is False else PROMPTS
+    named = override("checkpoints", checkpoints), override("prompts.path", prompts), override("out", out or run.path)
     return [line("dpo-generate", *named)]
 
 

@@ -16,8 +16,8 @@ from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 HOLE = "\0"
 GIVEN = re.compile(rf"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=(?!=)([\w{HOLE}]*)")
-NO_OVERRIDES = {"resume_step", "other", "mine"}
-"""An argument of a Python function, and names that checkpoints are given (`mine=PATH`)."""
+NO_OVERRIDES = {"resume_step", "tokenizer", "other", "mine"}
+"""Arguments of Python functions, and names that checkpoints are given (`mine=PATH`)."""
 
 
 @cache

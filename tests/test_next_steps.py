@@ -120,6 +120,16 @@ def test_after_an_interrupt_resume_or_read_what_is_there(tmp_path: Path) -> None
     assert next_steps.after_interrupt(tmp_path) == [f"dpo-diag explain {tmp_path}"]
 
 
+def test_prompts_that_are_messages_are_named_for_chat_models_only(tmp_path: Path) -> None:
+    """The shipped prompts need a chat template; where the run's tokenizer has none, one's own stand in capitals."""
+    writer = RunWriter(tmp_path, kind="trained")
+    for template, prompts in ((True, "general_en"), (False, "PROMPTS.jsonl")):
+        writer.update(tokenizer={"chat_template": template})
+        (line,) = next_steps.after_play(load_run(tmp_path))
+        assert line == f"dpo-generate checkpoints=CHECKPOINTS prompts.path={prompts} out={tmp_path}"
+    run(line)
+
+
 def test_an_offline_tracker_is_sent_first(tmp_path: Path) -> None:
     where = {"kind": "wandb", "mode": "offline", "folder": "wandb/offline-run-1"}
     assert next_steps.after_tracking({"wandb": where}, "my run") == ["wandb sync 'my run/wandb/offline-run-1'"]

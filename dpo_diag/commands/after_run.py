@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_diag.commands.explain import print_short
 from dpo_diag.commands.findings import made_from, write_findings
 from dpo_diag.next_steps import after_training
+from dpo_diag.text import terminal_width
 
 if TYPE_CHECKING:
     from dpo_diag.diagnosis import Explanation
@@ -51,3 +52,12 @@ def print_explanation(run: Run, thresholds: Mapping[str, Any] | None = None) -> 
     print()
     print_short(explanation.document)
     return explanation
+
+
+def print_comparison(run: Run) -> None:
+    """What became of the answers from the first checkpoint to the last, as `dpo-diag outputs` begins."""
+    from dpo_diag.commands.outputs import head
+    from dpo_diag.outputs.compare import comparison, to_document
+
+    print()
+    print(*head(to_document(run, comparison(run)), terminal_width(unknown=80)), sep="\n")

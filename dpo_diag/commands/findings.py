@@ -25,7 +25,7 @@ from dpo_diag.thresholds import defaults, load_thresholds
 
 FINDINGS = "findings.json"
 MADE_FROM = "made_from"
-_NOT_READ = (FINDINGS, "report.html", "checkpoints")
+_NOT_READ = (FINDINGS, "report.html", "checkpoints", "tracked.json", "wandb", "swanlab", "tensorboard")
 """What is in a run folder that no explanation reads."""
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy")
 

@@ -43,11 +43,15 @@ def job(cfg: DictConfig) -> str:
         from dpo_diag.inference.swapped_answers import score_swapped
 
         score_swapped(names, place.folder, loader=loader, batch_size=config.batch_size, say=say)
-    from dpo_diag.commands.after_run import print_explanation
+    from dpo_diag.commands.after_run import print_comparison, print_explanation
     from dpo_diag.records import load_run
 
-    document = print_explanation(load_run(place.folder)).document
-    following = after_explain(place.folder, document)
+    run = load_run(place.folder)
+    if run.has("pairs") or run.has("history"):
+        print_explanation(run)
+    else:
+        print_comparison(run)  # there is nothing but answers to explain
+    following = after_explain(place.folder, {})
     out = place.finish()
     # Of a run that goes to a bucket the folder here is a passing one.
     say_next([line.replace(str(place.folder), out) for line in following], sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_formats, after_import, say_next
-from dpo_diag.text import safe, table, to_json
+from dpo_diag.text import safe, table, terminal_width, to_json
 
 
 def import_log(
@@ -164,10 +165,21 @@ def _print_formats(as_json: bool) -> int:
         print(to_json(document))
         return 0
     print("Formats (--as NAME):")
-    print(table(("format", "what", "written by"), [(f.name, f.description, ", ".join(f.trainers)) for f in forms], 400))
+    print(_whole(("format", "what", "written by"), [(f.name, f.description, ", ".join(f.trainers)) for f in forms]))
     print("\nNames (a train/ or eval/ prefix sets the split; eval_<set>_<name> is the set's own split eval_<set>):")
-    print(table(("trainer", "version", "source", "ours", "meaning"), ALIASES, 400))
+    print(_whole(("trainer", "version", "source", "ours", "meaning"), ALIASES))
     print(f"\nStep columns, best first: {', '.join(STEP_KEYS)}")
     print(f"Generic table (--as pairs): {COLUMNS}")
     say_next(after_formats())
     return 0
+
+
+def _whole(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table of texts that are never cut: of a file as wide as they are, on a terminal each row wrapped by itself."""
+    if not sys.stdout.isatty():
+        return table(header, rows, 400)
+    from dpo_diag.styled import wrap
+
+    width = terminal_width() - 2
+    told = (wrap(safe(" | ".join(str(cell) for cell in row if cell), one_line=True), width) for row in (header, *rows))
+    return "\n".join("\n  ".join(lines) for lines in told)

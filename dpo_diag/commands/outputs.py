@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MOVED_ROWS = 12
 PHRASE_ROWS = 10
+ROOMY = 95
+"""Columns from which a change's mean and counts stand beside it: narrower, a table would cut numbers."""
 
 
 def outputs(
@@ -91,7 +93,6 @@ def outputs(
     from dpo_diag.outputs.compare import comparison, to_document
     from dpo_diag.outputs.selection import selected
     from dpo_diag.outputs.terminal import Layout
-    from dpo_diag.styled import wrap
 
     c = comparison(
         opened, baseline=baseline, to_step=to_step, models=models.split(",") if models else None, sample=sample,
@@ -116,16 +117,23 @@ def outputs(
         max_chars=chars,
     )
     labels = _labels(c, shown_steps)
-    head = (
-        f"{document['run']}: {document['n_prompts']} prompts{_samples(document['n_samples'])}, "
-        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
-    )
-    for line in (head, document["sentence"], *_outcomes(document)):
-        print(*wrap(safe(line, one_line=True), columns), sep="\n")
+    print(*head(document, columns), sep="\n")
     _print_answers(entries, labels, shape, limit)
     _print_tables(document, columns)
     say_next(after_outputs(run))
     return 0
+
+
+def head(document: dict[str, Any], columns: int) -> list[str]:
+    """What was compared, and what became of it."""
+    from dpo_diag.styled import wrap
+
+    compared = (
+        f"{document['run']}: {document['n_prompts']} prompts{_samples(document['n_samples'])}, "
+        f"steps {', '.join(map(str, document['steps'])) or 'none'}; {document['baseline']} against {document['to']}"
+    )
+    told = (compared, document["sentence"], *_outcomes(document))
+    return [row for line in told for row in wrap(safe(line, one_line=True), columns)]
 
 
 def _outcomes(document: dict[str, Any]) -> list[str]:
@@ -216,13 +224,14 @@ def _print_tables(document: dict[str, Any], columns: int) -> None:
     )  # fmt: skip
     if not document["phrases"] and baseline != to:
         print("\nPhrase inflation: none beyond chance")
+    roomy = int(columns >= ROOMY)
     moved = sorted((b for b in at_target["behaviours"] if b["verdict"] != "unchanged"), key=lambda b: b["tag"] != ALL)
     section(
         f"Moved beyond chance (change: + is wanted; q: corrected for {plural(len(at_target['behaviours']), 'row')})",
-        ["behaviour", "tag", "mean", "change", level, "+/-/=", "q"],
-        [[b["behaviour"], b["tag"], arrow(b["before"], b["after"], 3),
+        ["behaviour", "tag", *["mean"] * roomy, "change", level, *["+/-/="] * roomy, "q"],
+        [[b["behaviour"], b["tag"], *[arrow(b["before"], b["after"], 3)] * roomy,
           signed(b["delta"], 2), bracket(b["low"], b["high"], signed),
-          f"{b['toward']}/{b['away']}/{b['unchanged']}", b["q"]] for b in moved[:MOVED_ROWS]],
+          *[f"{b['toward']}/{b['away']}/{b['unchanged']}"] * roomy, b["q"]] for b in moved[:MOVED_ROWS]],
     )  # fmt: skip
     if len(moved) > MOVED_ROWS:
         print(f"  ... {len(moved) - MOVED_ROWS} more in --json")

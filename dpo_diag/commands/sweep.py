@@ -20,16 +20,25 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    runs: Annotated[list[str], Parameter(consume_multiple=True)], /, *, json: bool = False, csv: Path | None = None,
-    no_verdicts: bool = False, resume: bool = False, job: list[int] | None = None, watch: bool = False,
+    runs: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    json: bool = False,
+    csv: Path | None = None,
+    html: Path | None = None,
+    no_verdicts: bool = False,
+    resume: bool = False,
+    job: list[int] | None = None,
+    watch: bool = False,
     interval: float = 5.0,
-) -> int:  # fmt: skip
+) -> int:
     """Several runs side by side: before, after, best, verdict and rank; every job with its status.
 
     Args:
         runs: run folders, a multirun's folder, or a glob, e.g. 'runs/sql_dpo/*/*'.
         json: one JSON document on standard output, nothing else there.
         csv: write the table of runs as CSV, too.
+        html: write one page about the sweep, too: table, parallel coordinates, Pareto front, knobs, curves.
         no_verdicts: do not explain runs whose explanation is missing or outdated.
         resume: run again what failed, was stopped or never began: from its last checkpoint, where there is one.
         job: with --resume only the job of that number; may be given several times.
@@ -55,6 +64,10 @@ def sweep(
     from dpo_diag.commands.sweep_end import verdicts
 
     found = {} if no_verdicts else verdicts(collected)
+    if html:
+        from dpo_diag.report.sweep_page import write_sweep
+
+        write_sweep(collected, html, _name(runs), found, document(collected, found))
     if csv:
         _write_csv(_with_verdicts(collected.runs, found), csv)
     multirun = _multirun(runs)
@@ -66,8 +79,9 @@ def sweep(
         from dpo_diag.commands.sweep_text import lines
 
         print("\n".join(lines(collected, terminal_width(unknown=80), found)))
-        if csv:
-            print(csv)
+        for written in (csv, html):
+            if written:
+                print(written)
         say_next(following)
     return 0 if len(collected.runs) and not (watch and collected.unfinished) else 1
 
@@ -76,6 +90,8 @@ def document(collected: Sweep, found: Mapping[str, Mapping[str, Any]] | None = N
     """{"runs": [every job: run, job, overrides, status, reason, log, verdict, and of a completed one its row],
     "groups": [...], "constant", "before", "ranked_by", "apart", "failed", "not_runs"}; NaN is null, an override that is
     a number is one, and one that a run does not have is null."""
+    from dpo_diag.diagnosis.sweep_effects import effects, pareto
+
     rows = {row["run"]: _typed(row) for row in records(collected.runs)} if len(collected.runs) else {}
     told = []
     for job in collected.jobs:
@@ -85,6 +101,8 @@ def document(collected: Sweep, found: Mapping[str, Mapping[str, Any]] | None = N
     return {
         "runs": told,
         "groups": [_typed(row) for row in records(collected.groups)],
+        "knobs": [e.document() for e in effects(collected)] if len(collected.runs) else [],
+        "pareto": pareto(collected) if len(collected.runs) else [],
         "constant": {name: _typed_value(value) for name, value in collected.constant.items()},
         "before": collected.before or None, "ranked_by": list(collected.ranking.by),
         "not_ranked": collected.ranking.why_not or None,
@@ -92,6 +110,14 @@ def document(collected: Sweep, found: Mapping[str, Mapping[str, Any]] | None = N
         "failed": [{"run": str(j.folder), "status": j.status, "why": j.reason} for j in collected.unfinished],
         "not_runs": collected.not_runs,
     }  # fmt: skip
+
+
+def _name(runs: list[str]) -> str:
+    """What the page is called: the folder that was named and the one above it, which has the multirun's name."""
+    if len(runs) > 1 or any(c in runs[0] for c in "*?["):
+        return ", ".join(runs)
+    folder = Path(runs[0]).absolute()
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def _one_folder(runs: list[str], option: str) -> Path:

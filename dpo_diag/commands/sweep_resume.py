@@ -135,4 +135,8 @@ def _go_on(folder: Path, plan: Plan, jobs: Sequence[Job]) -> int:
     ours = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.n_trials")
     kept = [a for a in _complete(plan.arguments) if not a.lstrip("+").startswith(ours)]
     place = [override("hydra.sweep.dir", folder.resolve()), f"hydra.sweep.subdir=again{round_}-${{hydra.job.num}}"]
-    return 0 if _call(plan, [*kept, *place, f"hydra.sweeper.n_trials={left}"]) == 0 else 1
+    _call(plan, [*kept, *place, f"hydra.sweeper.n_trials={left}"])
+    from dpo_diag.diagnosis.sweep_jobs import jobs_of
+
+    # A trial that failed stays one: others took its place.
+    return 0 if sum(job.status == "completed" for job in jobs_of([folder])[0]) >= (plan.n_trials or 0) else 1

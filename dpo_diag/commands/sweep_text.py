@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dpo_diag.diagnosis.sweep_words import SHORT, about_ranks, legend, short_names, short_runs, verdict_words
 from dpo_diag.styled import wrap
 from dpo_diag.text import MISSING, bracket, cut, number, records, safe, signed, some, table
 
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from dpo_diag.diagnosis.sweep import Sweep
     from dpo_diag.diagnosis.sweep_jobs import Job
 
-SHORT = {
-    "chosen_ppl_seq_mean": "chosen ppl",
-    "rejected_ppl_seq_mean": "rejected ppl",
-    "chosen_ce": "chosen CE",
-    "both_fell": "both fell",
-    "reward_accuracy": "reward acc",
-}
 BEFORE = "before"
 _REASON = 200
 """Characters of why a job did not complete: the log holds all of it."""
@@ -44,7 +37,7 @@ def lines(collected: Sweep, width: int, verdicts: Verdicts | None = None) -> lis
         out += [*_wrapped(f"the same in all: {alike}", width), ""]
     if len(collected.runs):
         out += _runs(collected, width, verdicts or {})
-        about = [line for text in _about_ranks(collected) for line in _wrapped(text, width)]
+        about = [line for text in about_ranks(collected) for line in _wrapped(text, width)]
         out += ["", *about] if about else []
         if len(collected.groups) < len(collected.runs):
             out += ["", "over seeds: mean [lowest, highest]", *_groups(collected, width)]
@@ -54,7 +47,7 @@ def lines(collected: Sweep, width: int, verdicts: Verdicts | None = None) -> lis
     out += _unfinished(collected.jobs, width)
     if collected.not_runs:
         out += ["", *_wrapped(f"no run, left out: {some(collected.not_runs)}", width)]
-    return [*out, "", *_wrapped(_legend(collected), width)] if len(collected.runs) else out
+    return [*out, "", *_wrapped(legend(collected), width)] if len(collected.runs) else out
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
@@ -96,7 +89,7 @@ def _runs(collected: Sweep, width: int, verdicts: Verdicts) -> list[str]:
     told = [verdicts.get(row["run"]) for row in rows]
     settings = [
         [*key, *(_cut(row[p]) for p in parameters),
-         *([MISSING if verdict is None else _verdict(verdict)] if verdicts else [])]
+         *([MISSING if verdict is None else verdict_words(verdict)] if verdicts else [])]
         for key, row, verdict in zip(of_each, rows, told, strict=True)
     ]  # fmt: skip
     header = ["rank", "run"]
@@ -138,38 +131,9 @@ def _metrics(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return [(c, SHORT.get(c, c)) for c in METRICS.values() if c in frame and frame[c].notna().any()]
 
 
-def _verdict(verdict: Mapping[str, Any]) -> str:
-    label, harm = str(verdict["label"]), str(verdict["harm"])
-    return label if harm in ("none", label) else f"{label}, {harm.replace('_', ' ')}"
-
-
 def _cut(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _WIDEST else "…" + text[1 - _WIDEST :]
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Dotted names by their last parts, as few as tell them apart.
-
-    >>> short_names(["loss.beta", "trainer.args.seed", "seed"])
-    ['beta', 'args.seed', 'seed']
-    """
-    out = []
-    for name in names:
-        parts = name.split(".")
-        for n in range(1, len(parts) + 1):
-            short = ".".join(parts[-n:])
-            if sum(other == short or other.endswith(f".{short}") for other in names) == 1 or short == name:
-                break
-        out.append(short)
-    return out
-
-
-def short_runs(runs: Sequence[str]) -> list[str]:
-    """Run folders from the first part on that is not the same in all."""
-    paths = [os.path.abspath(r) for r in runs]
-    root = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
-    return [os.path.relpath(p, root) for p in paths]
 
 
 def _varying(frame: pd.DataFrame, columns: list[str]) -> list[str]:
@@ -177,37 +141,6 @@ def _varying(frame: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 # --- below the table --------------------------------------------------------------------------------------------------
-
-
-def _about_ranks(collected: Sweep) -> Iterator[str]:
-    by, score = collected.ranking.by, collected.ranking.score
-    if not by:
-        if collected.ranking.why_not and len(collected.runs) > 1:
-            yield f"not ranked: {collected.ranking.why_not}"
-        return
-    if len(collected.runs) < 2:
-        return
-    names = {"reward_accuracy": "reward accuracy", "chosen_ce_change": "the least rise of the chosen answers' CE"}
-    told = ", then ".join(names.get(column, column) for column in by)
-    yield f"ranked by {told}" + (f"; no rank: {collected.ranking.why_not}" if collected.ranking.why_not else "")
-    if score is None:
-        return
-    frame = collected.ranked
-    best, *others = short_runs(frame["run"].tolist())
-    apart: list[str] = []
-    near: list[str] = []
-    for name, row in zip(others, records(frame)[1:], strict=True):
-        low, high = row["to_best_low"], row["to_best_high"]
-        if row["to_best"] is not None and low is not None and high is not None:
-            (near if low <= 0 <= high else apart).append(name)
-    level = f"{100 * collected.ranking.level:.4g} %"
-    if near or apart:
-        over = "paired over the same questions" if collected.ranking.paired else "not paired"
-        yield (
-            f"{best} is best; {over} ({level} interval, not corrected for how many runs) it is "
-            + "; ".join([*([f"told apart from {some(apart, 8)}"] if apart else []),
-                         *([f"not told apart from {some(near, 8)}"] if near else [])])
-        )  # fmt: skip
 
 
 def _groups(collected: Sweep, width: int) -> list[str]:
@@ -258,20 +191,6 @@ def _unfinished(jobs: Sequence[Job], width: int) -> Iterator[str]:
         yield from (f"  {first}", *(f"    {line}" for line in more))
         if job.log is not None:
             yield f"    log: {safe(job.log, one_line=True)}"
-
-
-def _legend(collected: Sweep) -> str:
-    """What the numbers are: of an evaluation, or of training batches where a run has none."""
-    runs = collected.runs
-    batches = list(runs.loc[runs["batches"], "run"])
-    training = "mean of the last logged training rows, no evaluation is recorded"
-    if batches and len(batches) == len(runs):
-        numbers = training
-    else:
-        numbers = "last evaluation" + (f" (of {some(batches, 3)}: {training})" if batches else "")
-    scores = "; 95 %: of a score over its questions, of its change since its first evaluation as explain gives it; "
-    scores += "best @step: of all evaluations"
-    return f"loss and perplexities: {numbers}{scores if collected.scores else ''}"
 
 
 def status_line(job: Job) -> str:

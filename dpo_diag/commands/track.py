@@ -30,8 +30,8 @@ def track(
 
     Args:
         run: a run folder.
-        to: the trackers: wandb (default), mlflow, tensorboard, trackio, or a plugin's.
-        mode: of wandb: write files only, or send.
+        to: the trackers: wandb (default), mlflow, swanlab, tensorboard, trackio, or a plugin's.
+        mode: of wandb and swanlab: write files only, or send.
         project: the project there.
         entity: W&B team or user.
         group: W&B group (default: WANDB_RUN_GROUP).

@@ -164,6 +164,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
             has_intervals=intervals.units(ids) >= intervals.least,
             reference_free=context.reference_free,
             supervised=len(aligned.sides) < 2,
+            answers=run.has("outputs"),
         )
     )
     document = {
@@ -266,6 +267,7 @@ def _of_means(
             batches=means.windows,
             reference_free=context.reference_free,
             supervised=_supervised(run, means.values),
+            answers=run.has("outputs"),
         )
     )
     return {

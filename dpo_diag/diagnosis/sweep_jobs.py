@@ -150,7 +150,7 @@ def _missing(folder: Path, plan: Plan, found: list[Job]) -> list[Job]:
     waits = plan.state.status == "running" and plan.state.alive() is not False
     why = "not begun yet" if waits else "never begun: the sweep ended before it"
     return [
-        Job(folder / str(num), "missing", num, why, None, _named(given), waits=waits)
+        Job(folder / str(num), "missing", num, why, _log(folder / str(num)), _named(given), waits=waits)
         for num, given in enumerate(plan.jobs or ())
         if num not in began
     ]
@@ -219,7 +219,9 @@ def _last_step(run: Run) -> int | None:
 def _log(folder: Path) -> Path | None:
     """The newest log with anything in it: the job's own, or the launcher's."""
     own = [p for p in folder.glob("*.log") if p.stat().st_size]
-    launcher = [p for p in (folder.parent / ".submitit").glob(f"*_{folder.name}/*_log.err") if p.stat().st_size]
+    of_launchers = [*(folder.parent / ".submitit").glob(f"*_{folder.name}/*_log.err"),
+                    *folder.parent.glob(f"slurm-{folder.name}.out")]  # fmt: skip
+    launcher = [p for p in of_launchers if p.stat().st_size]
     return max([*own, *([] if own else launcher)], key=lambda p: p.stat().st_mtime, default=None)
 
 

@@ -178,6 +178,7 @@ class Facts:
         batches: whether they are of training batches.
         reference_free: whether the loss has no reference that the run could have missed.
         supervised: whether no preference was trained at all.
+        answers: whether outputs are recorded, judged or not.
     """
 
     checks: Sequence[Mapping[str, Any]]
@@ -188,6 +189,7 @@ class Facts:
     batches: bool = False
     reference_free: bool = False
     supervised: bool = False
+    answers: bool = False
 
 
 def causes(facts: Facts) -> list[tuple[Cause, Mapping[str, Any]]]:
@@ -233,8 +235,8 @@ class Verdict:
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
         return {
-            "label": self.label, "title": self.title or LABELS[self.label], "harm": self.harm, "confidence": self.confidence,
-            "text": self.text, "headline": self.headline, "harm_text": self.harm_text,
+            "label": self.label, "title": self.title or LABELS[self.label], "harm": self.harm,
+            "confidence": self.confidence, "text": self.text, "headline": self.headline, "harm_text": self.harm_text,
             "causes": [{"label": label, "code": code, "reason": reason} for label, code, reason in self.causes],
             "because": [
                 {"what": m.what, "split": m.split, "from": m.before, "to": m.after, "delta": m.change.value,
@@ -267,7 +269,7 @@ def decide(facts: Facts) -> Verdict:
     sentences = [f"{capital(title)}{more}."]
     that = "there is harm" if name in OPEN else "that is harm"
     cited = _cite([m for m, _ in because]) if because else ""
-    said, uncited = (_harm_text(harm, that, text, bool(facts.evidence)) for text in (cited, cited and None))
+    said, uncited = (_harm_text(harm, that, text, facts) for text in (cited, cited and None))
     # What was measured stands before what speaks of it.
     named = _named(facts, name, found)
     # One row that nobody measured besides says nothing of harm either way.
@@ -334,7 +336,7 @@ def _reason(finding: Mapping[str, Any]) -> str:
     return str(finding["reason"]).removeprefix("cannot tell: ").removesuffix(f"; {CAVEAT}").rstrip(".")
 
 
-def _harm_text(harm: str, that: str, cited: str | None, measured: bool) -> str:
+def _harm_text(harm: str, that: str, cited: str | None, facts: Facts) -> str:
     """The sentence about harm; `cited`: the measures that decided, "" for none, None to leave them unsaid."""
     behind = f": {cited}." if cited else "."
     if harm == "harmful":
@@ -345,9 +347,10 @@ def _harm_text(harm: str, that: str, cited: str | None, measured: bool) -> str:
         return "Nothing points to harm." if cited == "" else f"Nothing got worse{behind}"
     if cited != "":
         return f"Whether {that} is not known{behind}"
-    if measured:
+    if facts.evidence:
         return f"Whether {that} is not known from what was measured."
-    return f"Likelihoods alone do not say whether {that}: no outputs and no task score are recorded."
+    lacking = "nobody judged the recorded outputs" if facts.answers else "no outputs and no task score are recorded"
+    return f"Likelihoods alone do not say whether {that}: {lacking}."
 
 
 def _cite(because: list[Measure]) -> str:

@@ -152,6 +152,7 @@ def metrics_wide(history: pd.DataFrame) -> pd.DataFrame:
 
 def stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Frames of one kind below each other; categories stay categories, whichever each frame has."""
+    frames = [frame for frame in frames if len(frame)] or list(frames[:1])  # what has no row has no category either
     if len(frames) == 1:
         return frames[0]
     in_all = [str(c) for c in frames[0] if all(c in f and isinstance(f[c].dtype, pd.CategoricalDtype) for f in frames)]

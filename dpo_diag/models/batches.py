@@ -58,3 +58,11 @@ def forward_parameters(model: Any) -> set[str]:
     """Names of the arguments that the model's forward takes; those of the model below for a PEFT wrapper."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(type(base).forward).parameters)
+
+
+def empty_cache(config: Any) -> Any:
+    """A cache for the keys and values of a model of this configuration; transformers before 4.56 asks for none."""
+    from transformers import DynamicCache
+
+    takes_config = "config" in inspect.signature(DynamicCache.__init__).parameters
+    return DynamicCache(config=config) if takes_config else DynamicCache()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from dpo_diag.errors import DiagError
-from dpo_diag.models.batches import by_length, device_of, forward_parameters, padded, padding_id
+from dpo_diag.models.batches import by_length, device_of, empty_cache, forward_parameters, padded, padding_id
 from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records.pair_id import content_hash
 
@@ -251,11 +251,9 @@ class _Decoder:
 
     def decode(self, prompts: Sequence[Sequence[int]], prompt_ids: Sequence[str]) -> list[Written]:
         """Answers of all prompts, `answers_per_prompt` rows for each, in order."""
-        from transformers import DynamicCache
-
         each, limit = self.decoding.answers_per_prompt, self.decoding.max_new_tokens
         ids, mask = padded(prompts, self.pad_id, self.device, left=True)
-        cache = DynamicCache(config=self.model.config.get_text_config()) if self.cached else None
+        cache = empty_cache(self.model.config.get_text_config()) if self.cached else None
         logits, cache = self._step(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
         sampled = [self.decoding.is_sampled(s) for _ in prompts for s in range(each)]
         uniforms = torch.from_numpy(

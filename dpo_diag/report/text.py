@@ -6,9 +6,9 @@ markupsafe, and the page's CSP lets no foreign script or style run.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from markupsafe import Markup
@@ -40,7 +40,8 @@ def told_apart(names: Sequence[str], most: int) -> list[str]:
     shown = [one_line(name, None) for name in names]
     if all(len(name) <= most for name in shown):
         return shown
-    shared = os.path.commonprefix(shown)
+    alike = (len(set(letters)) == 1 for letters in zip(*shown, strict=False))
+    shared = shown[0][: sum(takewhile(bool, alike))]
     # Whole words, so that 0.1 is not told as 1; a name that is all of another's beginning stays itself.
     shared = shared[: max(map(shared.rfind, "-_/ ")) + 1]
     rest = [f"…{name[len(shared) :]}" if shared else name for name in shown]

@@ -16,6 +16,7 @@ from dpo_diag.records.secrets import without_secrets
 from dpo_diag.text import plain
 from dpo_diag.tracking.base import CHECKS, OUTPUTS, PAIRS, TRACKERS, TrackerOptions
 from dpo_diag.tracking.findings import Findings
+from dpo_diag.tracking.markdown import markdown
 from dpo_diag.tracking.outputs_table import outputs_table
 
 FOLDER = "tensorboard"
@@ -94,17 +95,6 @@ class TensorboardTracker:
 
         self._writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
         self._writer.flush()
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown; line ends and bars of its cells escaped."""
-
-    def row(cells: Any) -> str:
-        shown = ("" if c is None or c != c else f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells)
-        return "| " + " | ".join(s.replace("|", "\\|").replace("\n", " ⏎ ") for s in shown) + " |"
-
-    lines = [row(table.columns), row(["---"] * table.shape[1]), *(row(r) for r in table.itertuples(index=False))]
-    return "\n".join(lines)
 
 
 TRACKERS.add("tensorboard", TensorboardTracker)

@@ -134,6 +134,8 @@ def post(message: Mapping[str, Any], limit: float = LIMIT) -> None:
         error.close()
     except URLError as error:
         got = str(error.reason) or type(error.reason).__name__
+    except TimeoutError:
+        got = "timed out"
     except Exception as error:  # http.client's errors may hold the path, which is the secret
         got = type(error).__name__
     raise DiagError("the webhook took no alert", where=host, got=got, hint=f"check {VARIABLE}")

@@ -26,7 +26,7 @@ def evaluation_prefix(logs: dict[str, Any]) -> str | None:
 
 
 def evaluation_line(logs: dict[str, Any], step: int) -> str | None:
-    """The short line for an evaluation's logs, e.g. `step 10  eval  loss 0.682  chosen ppl_token 1.437`; None for others."""
+    """The short line for an evaluation's logs, `step 10  eval  loss 0.682  chosen ppl_token 1.437`; None for others."""
     prefix = evaluation_prefix(logs)
     if prefix is None:
         scores = [

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from dpo_diag import RunWriter
-from dpo_diag.commands.sweep_text import blocks, short_names
+from dpo_diag.commands.sweep_text import blocks
 from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.diagnosis.sweep_jobs import Job, jobs_of
+from dpo_diag.diagnosis.sweep_words import short_names
 from dpo_diag.records.files import write_json
 from dpo_diag.records.jobs import (
     JOB_FILE,

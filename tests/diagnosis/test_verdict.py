@@ -127,7 +127,7 @@ def test_one_row_has_nothing_to_compare_but_its_errors_count() -> None:
 
 
 def test_a_loss_that_rose_is_named_where_the_table_may_show_another_one() -> None:
-    """The training loss (DVG020), the held-out loss (DVG022), or the compared one itself (DVG009); in text and title."""
+    """The training loss (DVG020), the held-out loss (DVG022), or the compared one itself (DVG009); title too."""
     for code, title in (
         ("DVG020", "the training loss rose beyond its noise"),
         ("DVG022", "the held-out loss rose beyond its noise"),
@@ -171,6 +171,9 @@ def test_likelihoods_alone_never_are_harm() -> None:
     decision = verdict(finding("DVG001"))
     assert (decision.harm, decision.because) == ("cannot_tell", ())
     assert "no outputs and no task score" in decision.text
+    # Outputs that are there are not denied.
+    asked = decide(Facts(checks=[finding("DVG001")], n_pairs=40, has_intervals=True, answers=True))
+    assert asked.harm_text == "Likelihoods alone do not say whether that is harm: nobody judged the recorded outputs."
 
 
 def test_a_score_that_fell_is_harm_and_is_cited() -> None:

@@ -37,7 +37,10 @@ def test_they_use_the_public_api_alone(script: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "last_words"),
-    [("explain_divergence", "holds no pair records"), ("compare_outputs", "the run holds no answers to fixed prompts")],
+    [
+        ("explain_divergence", "holds no pairs"),
+        ("compare_outputs", "the run holds no answers to fixed prompts"),
+    ],
 )
 def test_a_log_ends_in_one_line(script: str, last_words: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dpo_diag import DiagError, Runs, load_runs
+from dpo_diag import DiagError, Runs, RunWriter, load_runs
 from tests.diagnosis.builders import build_run
 
 SUMS = {0: ([-18.0], [-24.0]), 7: ([-20.0], [-30.0])}
@@ -61,3 +61,13 @@ def test_runs_of_which_nothing_is_known(tmp_path: Path) -> None:
     assert [str(settings[c].dtype) for c in ("beta", "lr", "seed")] == ["float64", "float64", "Int64"]
     with pytest.raises(DiagError, match="no run found"):
         load_runs(str(tmp_path / "nothing*"))
+
+
+def test_a_log_beside_runs_with_pairs_adds_no_row_of_them(tmp_path: Path) -> None:
+    """A run of means only has no pair, and so no category that pairs could share."""
+    build_run(tmp_path / "a", SUMS)
+    RunWriter(tmp_path / "b", kind="imported").finish()
+    runs = load_runs(str(tmp_path / "*"))
+    wide = runs.pairs_wide()
+    assert len(wide) == len(load_runs(str(tmp_path / "a")).pairs_wide()) > 0
+    assert isinstance(wide["pair_id"].dtype, pd.CategoricalDtype) and set(wide["run"]) == {str(tmp_path / "a")}

@@ -18,7 +18,15 @@ TEXT_FORMATS = sorted(name for name, log_format in FORMATS.items() if log_format
 
 
 def test_the_formats_that_are_no_text_have_no_example() -> None:
-    assert sorted(set(FORMATS) - set(TEXT_FORMATS)) == ["mlflow", "mlflow_db", "ren", "tensorboard", "trackio", "wandb"]
+    assert sorted(set(FORMATS) - set(TEXT_FORMATS)) == [
+        "mlflow",
+        "mlflow_db",
+        "ren",
+        "swanlab",
+        "tensorboard",
+        "trackio",
+        "wandb",
+    ]
 
 
 @pytest.mark.parametrize("name", TEXT_FORMATS)

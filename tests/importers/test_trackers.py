@@ -9,6 +9,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,51 @@ def test_runs_of_mlflow_s_database_are_told_apart(tmp_path: Path, imported: Impo
     assert [value(imported(path, run=run_id)[1], "loss", 30) for run_id in ("a1", "b2", "c3")] == [0.5, 1.5, 2.5]
     with pytest.raises(DiagError, match="mine"):
         imported(path, run="no such")
+
+
+def swanlab_log(points: list[tuple[str, int, float]]) -> bytes:
+    """SwanLab's log by its definition: LevelDB frames of protobuf messages, fields in the order of their numbers."""
+
+    def field(number: int, kind: int, data: bytes) -> bytes:
+        size = bytes([len(data)]) if kind == 2 else b""
+        return bytes([number << 3 | kind]) + size + data
+
+    messages = [field(10, 2, field(1, 2, b"p") + field(4, 2, b"mine") + field(10, 2, b"abc"))]
+    for key, step, number in points:
+        scalar = field(1, 2, key.encode()) + (field(2, 0, bytes([step])) if step else b"")
+        value = field(1, 1, struct.pack("<d", number)) if number else b""
+        messages.append(field(1, 0, b"\x01") + field(13, 2, scalar + field(5, 2, value)))
+    data = struct.pack("<4sHB", b":SWL", 0xE1D6, 2)
+    for message in messages:
+        data += struct.pack("<IHB", zlib.crc32(message, zlib.crc32(b"\x01")), len(message), 1) + message
+    return data
+
+
+SWANLAB = [
+    ("train/loss", 10, 0.5),
+    ("train/loss", 20, math.nan),
+    ("eval/rewards/chosen", 0, 0.0),
+    ("eval/loss", 20, 0.4),
+]
+
+
+def test_swanlabs_log_is_read_without_swanlab(tmp_path: Path, imported: Importing) -> None:
+    """A step and a value of 0 are left out by protobuf, and are 0."""
+    folder = tmp_path / "swanlog" / "run-20261129_215059-abc"
+    (folder / "files").mkdir(parents=True)
+    (folder / "run-abc.swanlab").write_bytes(swanlab_log(SWANLAB))
+    (folder / "files" / "config.yaml").write_text("loss:\n  desc: ''\n  sort: 0\n  value:\n    beta: 0.25\n")
+    result, run = imported(tmp_path / "swanlog")
+    assert (result["format"], result["skipped"], result["beta"]) == ("swanlab", [], 0.25)
+    assert (value(run, "loss", 10), value(run, "loss", 20, "eval")) == (0.5, 0.4)
+    assert math.isnan(value(run, "loss", 20))
+    assert value(run, "rewards/chosen", 0, "eval") == 0.0
+    assert run.meta["source"]["details"]["run_name"] == "mine"
+
+
+def test_a_damaged_swanlab_log_gives_what_is_whole(tmp_path: Path, imported: Importing) -> None:
+    data = swanlab_log(SWANLAB)
+    (tmp_path / "run-abc.swanlab").write_bytes(data[:-5])
+    result, run = imported(tmp_path / "run-abc.swanlab")
+    assert [row["why"] for row in result["skipped"]] == ["the file ends inside a record"]
+    assert value(run, "loss", 10) == 0.5

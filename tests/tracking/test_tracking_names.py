@@ -128,7 +128,7 @@ def test_an_interrupt_is_no_failure_of_the_tracker() -> None:
         tracker.log(0, {})
 
 
-@pytest.mark.parametrize("kind", ["wandb", "trackio", "mlflow", "tensorboard"])
+@pytest.mark.parametrize("kind", ["wandb", "trackio", "mlflow", "swanlab", "tensorboard"])
 def test_a_missing_package_stops_nothing(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     tracker = make_tracker(kind)

@@ -1,4 +1,4 @@
-"""The real clients of MLflow and TensorBoard: what their stores hold afterwards, read back by other means than ours."""
+"""The real clients of MLflow, SwanLab and TensorBoard: what their stores hold, read back by other means than ours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dpo_diag import load_run
+from dpo_diag.importers import import_path
 from dpo_diag.tracking import Session, mirror
 
 ALERTED = """
@@ -120,3 +121,43 @@ def test_tensorboard_keeps_all_of_it_once(run_folder: Path) -> None:
     ]  # fmt: skip
     assert '"beta": 0.1' in texts["config"][1]
     assert "hf_secret" not in str(found)
+
+
+SWANLAB = """
+import json, sys
+from dpo_diag import load_run
+from dpo_diag.tracking import Session, is_sent
+run = load_run(sys.argv[1])
+session = Session(["swanlab"], run.path, project="p", group="g", job_type="dpo", tags=["t"])
+session.start({"loss": {"beta": 0.1}, "hub_token": "hf_secret"}, "mine")
+session.alert(3, "loss_spike", "loss 9")
+session.send_rest(run)
+session.close("finished")
+assert session.failures == {}, session.failures
+assert is_sent(run, "swanlab")
+print(json.dumps(session.places["swanlab"]))
+"""
+
+
+def test_swanlab_keeps_it_offline(run_folder: Path, tmp_path: Path) -> None:
+    """Its own log, which the import reads without SwanLab; nothing of its own on standard output."""
+    pytest.importorskip("swanlab", reason="swanlab is not installed")
+    command = [sys.executable, "-c", SWANLAB, str(run_folder)]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=180)
+    assert done.returncode == 0, done.stderr
+    where = json.loads(done.stdout)
+    assert {k: where[k] for k in ("kind", "mode", "name")} == {"kind": "swanlab", "mode": "offline", "name": "mine"}
+    place = run_folder / where["folder"]
+    assert where["send"] == f"swanlab sync {place}"
+    result = import_path(place, tmp_path / "back")
+    assert (result["format"], result["beta"], result["skipped"]) == ("swanlab", 0.1, [])
+    history = load_run(tmp_path / "back").history
+    losses = history.loc[(history["split"] == "eval") & (history["name"] == "loss")]
+    assert losses[["step", "value"]].to_numpy().tolist() == [[0, 0.693], [10, 0.5]]
+    texts = [p.read_text() for p in (place / "media").rglob("*.txt")]
+    assert "harmful" in texts
+    assert "warn: loss 9" in texts
+    assert any("| q | 1+1? |  |  | 2 | 3 |" in text for text in texts)
+    files = b"".join(p.read_bytes() for p in place.rglob("*") if p.is_file())
+    assert b"hf_secret" not in files

@@ -57,7 +57,13 @@ def trainer_of(folder: Path, run: Path, tokenizer: PreTrainedTokenizerFast) -> D
 
 
 @pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), (3600.0, 6)])
-def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, seconds: float, written: int) -> None:
+def test_killed_and_resumed(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    seconds: float,
+    written: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """SIGKILL in step 8, checkpoints at 2, 4 and 6: rows of step 7 are on disk, are removed and written anew; or they
     wait for their file when the run is killed."""
     out, run = tmp_path / "out", tmp_path / "run"
@@ -72,6 +78,7 @@ def test_killed_and_resumed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, 
 
     resumed = trainer_of(out, run, tokenizer)
     resumed.train(resume_from_checkpoint=True)
+    assert capsys.readouterr().err.splitlines()[-1] == f"next: dpo-diag explain {run}"
     whole = trainer_of(tmp_path / "out2", tmp_path / "run2", tokenizer)
     whole.train()
     a, b = load_run(run), load_run(tmp_path / "run2")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -19,7 +21,7 @@ from dpo_diag import load_run
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter
 from dpo_diag.records.run_info import SharedPrefixInfo
-from dpo_diag.training import DiagDPOTrainer, shared_prefix, shared_proof
+from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback, shared_prefix, shared_proof
 from dpo_diag.training.packed_batch import packed_batch
 from tests.models.packed.architectures import RIGHT, VOCABULARY, WRONG, make
 
@@ -462,6 +464,29 @@ def test_a_compiled_model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) ->
     assert "Liger" in str(shared_proof.obstacle(trainer))
     trainer.args.use_liger_kernel, trainer._is_vision_dataset = False, True
     assert shared_proof.obstacle(trainer) == "images are in the data"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_under_deepspeed_what_is_not_done_is_said(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, stage: int, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """An accelerator that says DeepSpeed: prompts go TRL's way at every stage, and fixed prompts are not answered where
+    the weights are sharded (stage 3); a line each."""
+    answers = FixedPromptCallback(lambda *a, **k: [{"prompt_id": "p", "sample": 0, "text": "x"}], ["p"])
+    trainer = trainer_of(tmp_path, tokenizer, "auto", keywords={"callbacks": [answers]})
+    batch = {k: v for k, v in next(iter(trainer.get_train_dataloader())).items() if k in shared_proof.KNOWN}
+    with monkeypatch.context() as patch:
+        deepspeed = property(lambda self: DistributedType.DEEPSPEED)
+        patch.setattr(type(trainer.accelerator), "distributed_type", deepspeed)
+        trainer._shared.decide(batch, trainer._loss_and_sums)
+    plugin = SimpleNamespace(zero_stage=stage)
+    monkeypatch.setattr(type(trainer.accelerator.state), "deepspeed_plugin", plugin, raising=False)
+    assert trainer.shared_prefix == SharedPrefixInfo("plain", "the model or its sequences are sharded")
+    assert bool(answers.answer(1)) == (stage < 3)
+    said = [r.message for r in caplog.records]
+    assert sum("shared prefix: off, the usual way is taken: the model or its sequences are sharded" in m for m in said)
+    assert any("fixed prompts are not answered" in m for m in said) == (stage == 3)
 
 
 def test_an_unknown_mode(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dpo_diag.models.batches import by_length, padded
+from dpo_diag.models.batches import by_length, empty_cache, padded
 from dpo_diag.models.head import Head, Seen
 from dpo_diag.models.packed.attention import forward_inputs, packed_attention
 from dpo_diag.models.packed.rows import ROW_TOKENS, IntArray, Span, pack, shared_prompts
@@ -84,8 +84,6 @@ def _plain(head: Head, spans: Sequence[Span], way: Way) -> Iterator[Read]:
 
 
 def _cached(head: Head, spans: Sequence[Span], way: Way) -> Iterator[Read]:
-    from transformers import DynamicCache
-
     bare = [i for i, span in enumerate(spans) if not span.prompt]
     for read in _plain(head, [spans[i] for i in bare], way):
         yield Read(tuple(bare[i] for i in read.spans), read.n_scored, read.targets, read.seen)
@@ -94,7 +92,7 @@ def _cached(head: Head, spans: Sequence[Span], way: Way) -> Iterator[Read]:
         for at in range(0, len(group) if prompt else 0, way.batch_size):
             own = group[at : at + way.batch_size]
             responses = [list(spans[i].response) for i in own]
-            cache = DynamicCache(config=head.model.config)
+            cache = empty_cache(head.model.config)
             last = torch.tensor([len(prompt) - 1], device=head.device)
             first = head.see(
                 last, input_ids=torch.tensor([prompt], device=head.device), past_key_values=cache, use_cache=True

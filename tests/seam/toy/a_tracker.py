@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import pandas as pd
 
-from dpo_diag.tracking import TRACKERS, TrackerOptions
+from dpo_diag.tracking import TRACKERS, Findings, TrackerOptions
 
 
 class FileTracker:
@@ -25,6 +25,9 @@ class FileTracker:
 
     def log_outputs(self, outputs: pd.DataFrame) -> None:
         print(len(outputs), "answers", file=self.file)
+
+    def log_findings(self, findings: Findings) -> None:
+        print("harm", findings.summary["diag/harm"], findings.report is not None, file=self.file)
 
     def finish(self, status: str = "finished") -> None:
         if self.file:

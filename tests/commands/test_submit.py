@@ -1,0 +1,80 @@
+"""A multirun as a Slurm job array, with an sbatch that runs the tasks here."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from dpo_diag.commands.diag import main
+from dpo_diag.records.jobs import plan_of
+
+TASK = ["task=sql", "model=task", "data=task", "prompts=task"]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `sbatch` that notes its arguments, prints a number as Slurm's does, and refuses a script that says so."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    program = place / "sbatch"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/sent\n'
+        'if grep -q "gres=moon" "$2"; then echo "sbatch: error: Invalid generic resource" >&2; exit 1; fi\n'
+        'echo "4711;cluster"\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path / "sent"
+
+
+def test_a_job_array_is_sent_and_its_jobs_wait(slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two betas and two seeds: tasks 0 to 3, two at a time; the sweep's folder knows all four before any begins."""
+    runs = tmp_path / "runs"
+    command = ["submit", "-m", *TASK, f"output_root={runs}", "name=x", "loss.beta=0.1,2", "seed=0,1",
+               "--sbatch", "time=02:00:00", "--sbatch", "gres=gpu:1", "--concurrent", "2"]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr()
+    folder = Path(said.out.strip())
+    assert folder.parent == runs / "x"
+    script = folder / "submit.sh"
+    assert slurm.read_text().strip() == f"--parsable {script}" and "Slurm job 4711" in said.err
+    lines = script.read_text().splitlines()
+    assert "#SBATCH --array=0-3%2" in lines and "#SBATCH --gres=gpu:1" in lines and "#SBATCH --time=02:00:00" in lines
+    assert lines[-1].endswith(f'sweep {folder} --resume --job "$SLURM_ARRAY_TASK_ID"')
+    assert said.err.splitlines()[-1] == f"next: dpo-diag sweep {folder} --watch"
+    plan = plan_of(folder)
+    assert plan is not None and plan.jobs is not None and plan.app == "dpo-train"
+    assert [job[-2:] for job in plan.jobs] == [(f"loss.beta={b}", f"seed={s}") for b in ("0.1", "2") for s in "01"]
+    assert main(["sweep", str(folder), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)["runs"]
+    assert [(r["job"], r["status"], r["reason"]) for r in told] == [(i, "missing", "not begun yet") for i in range(4)]
+
+
+def test_what_cannot_run_is_not_sent(slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that one job alone has wrong, an unknown key, a sweeper that draws, an option that is none."""
+    runs = f"output_root={tmp_path / 'runs'}"
+    for wrong, said in (
+        ("trainer.learning_rate=1e-4,-1", "trainer.learning_rate"), ("loss.bate=1", "unknown key"),
+        ("hydra/sweeper=optuna", "needs a process that waits"), ("loss.beta=much", "could not be converted"),
+    ):  # fmt: skip
+        assert main(["submit", *TASK, runs, wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["submit", *TASK, runs, "--sbatch", "a b=1"]) == 2
+    assert not slurm.exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_refusal_and_an_absent_sbatch_name_the_script(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = f"output_root={tmp_path / 'runs'}"
+    assert main(["submit", *TASK, runs, "name=a", "--sbatch", "gres=moon"]) == 1
+    assert "sbatch refused it" in (told := capsys.readouterr().err) and "Invalid generic resource" in told
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["submit", *TASK, runs, "name=b"]) == 1
+    assert "sbatch is not on this machine; hint: on the login node: sbatch " in capsys.readouterr().err
+    assert main(["submit", *TASK, runs, "name=c", "--dry-run"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].startswith("next: sbatch ")
