@@ -132,9 +132,12 @@ def test_a_loss_that_rose_is_named_where_the_table_may_show_another_one() -> Non
         ("DVG020", "the training loss rose beyond its noise"),
         ("DVG022", "the held-out loss rose beyond its noise"),
     ):
-        found = decide(Facts([finding(code)]))
+        found = decide(Facts([finding(code)], n_pairs=40, has_intervals=True))
         assert found.headline == f"{title.capitalize()}." and found.document()["title"] == title
-    assert decide(Facts([finding("DVG009", rose=True)])).headline == "The loss rose beyond its noise."
+    assert (
+        decide(Facts([finding("DVG009", rose=True)], n_pairs=40, has_intervals=True)).headline
+        == "The loss rose beyond its noise."
+    )
     also = decide(Facts([finding("DVG001", from_best=False), finding("DVG022")])).text
     assert "Also: the held-out loss rose beyond its noise (DVG022)." in also
 
