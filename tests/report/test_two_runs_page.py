@@ -166,7 +166,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_lines_are_named_by_what_tells_long_names_apart() -> None:
-    """Short names stay; of long ones what all begin with, up to a whole word, becomes an ellipsis; else the end goes."""
+    """Short names stay; of long ones what all begin with, up to a whole word, becomes "…"; else the end goes."""
     assert told_apart(["a", "b"], 14) == ["a", "b"]
     assert told_apart(["runs-with-beta-0.1", "runs-with-beta-0.5"], 14) == ["…0.1", "…0.5"]
     assert told_apart(["the same name (a)", "the same name (b)"], 14) == ["…(a)", "…(b)"]
