@@ -7,7 +7,8 @@
 Each command is a process of its own with one thread; the middle of `--repeat` measurements is shown. Sizes are doubled;
 the exponent is the slope of the cost's logarithm over that of the size, over all sizes but the smallest, whose cost
 (Python, the imports) is taken off the others: between the last two alone a tenth of a second of noise makes 0.3 of it
-where a command takes three seconds. 1 is linear. Runs are synthetic (`benchmarks/synthetic.py`) but for the example.
+where a command takes three seconds. 1 is linear; `flat`: not above what the smallest takes. Runs are synthetic
+(`benchmarks/synthetic.py`) but for the example.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def growing(command: str, what: str, sizes: list[int], write: Callable[[Path, in
             cost = measured(repeat, command, str(run), *options)
             found.append((size, cost.cpu - least))
             least = least or cost.cpu
-            exponent = f"{_slope(found[1:]):.2f}" if len(found) == len(sizes) else ""
+            slope = _slope(found[1:]) if len(found) == len(sizes) else None
+            exponent = "" if slope is None else "flat" if math.isnan(slope) else f"{slope:.2f}"
             show(f"{command}, {size:,} {what}", cost, exponent)
 
     return measure
