@@ -73,7 +73,7 @@ def after_training(run: Run, document: Mapping[str, Any] | None = None, reported
     following = after_import(run.path) if document is None else after_explain(run.path, document)
     if reported and following == [line("dpo-diag", "report", run.path)]:
         known = _checkpoints_of(run)
-        following = [line("dpo-diag", "explain", run.path, "--full")] if known is None else _generate(known, run.path)
+        following = [line("dpo-diag", "explain", run.path, "--full")] if known is None else _generate(known, run)
     return [*_syncs(tracked_places(run.meta.get("tracking")), run.path), *following]
 
 
