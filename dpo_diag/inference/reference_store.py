@@ -7,8 +7,8 @@ of all that decides them. What does not fit is not used, and the reason is said.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,18 @@ if TYPE_CHECKING:
     from dpo_diag.inference.scoring import PairTokens, Scores
 
 _WORDS = {
-    "model": "the model's weights", "revision": "the revision", "adapter": "the adapter", "tokenizer": "the tokenizer",
-    "template": "the chat template", "max_length": "max_length", "truncation_mode": "truncation_mode",
-    "autocast": "autocast",
+    "model": "the model's weights", "settings": "the model's configuration", "revision": "the revision",
+    "adapter": "the adapter", "tokenizer": "the tokenizer", "template": "the chat template",
+    "max_length": "max_length", "truncation_mode": "truncation_mode", "autocast": "autocast",
 }  # fmt: skip
+_NOT_COMPUTED = {
+    "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "return_dict", "output_attentions",
+    "output_hidden_states", "initializer_range", "id2label", "label2id", "problem_type", "gradient_checkpointing",
+}  # fmt: skip
+"""Of a model's configuration what decides no log-prob, or is told by the weights; ids of special tokens and dropouts
+neither."""
+_SCALES = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+"""Of an adapter's configuration what its weights do not tell."""
 
 
 def reference_key(
@@ -58,13 +66,30 @@ def reference_key(
     return ReferenceKey(
         model=weights_fingerprint(base),
         revision=getattr(model.config, "_commit_hash", None),
-        adapter=weights_fingerprint(adapter) if adapter and not adapter_off else None,
+        settings=_settings(model),
+        adapter=_adapter(model, adapter) if adapter and not adapter_off else None,
         tokenizer=tokenizer_fingerprint(tokenizer),
         template=content_hash(template) if template else None,
         max_length=max_length,
         truncation_mode=truncation_mode,
         autocast=None if autocast is None else str(autocast).removeprefix("torch."),
     )
+
+
+def _settings(model: Any) -> str:
+    """A hash of how a model uses its weights: the same ones under other rotary embeddings are another model."""
+    return content_hash({
+        name: str(value)
+        for name, value in model.config.to_dict().items()
+        if name not in _NOT_COMPUTED and not (name.startswith("_") or name.endswith("token_id") or "dropout" in name)
+    })  # fmt: skip
+
+
+def _adapter(model: Any, weights: Mapping[str, Any]) -> str:
+    """A hash of the active adapter: its weights, and what they are scaled by."""
+    active = [model.active_adapter] if isinstance(model.active_adapter, str) else model.active_adapter
+    scales = [{name: str(getattr(model.peft_config[of], name, None)) for name in _SCALES} for of in active]
+    return content_hash([weights_fingerprint(weights), scales])
 
 
 @dataclass(frozen=True)
@@ -79,12 +104,14 @@ class ReferenceStore:
         return self.folder / content_hash({k: v for k, v in asdict(key).items() if k != "revision"})
 
     def find(
-        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-    ) -> tuple[ScoredReference | None, str]:
+        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
+        tokens_of: Collection[str] = (),
+    ) -> tuple[ScoredReference | None, str]:  # fmt: skip
         """(the rows of these pairs or None, why not or where they are from).
 
         Args:
             rows: the pairs with their ids; the store knows them by their content, whatever ids they bring.
+            tokens_of: pairs whose tokens are wanted, too; those of others are not given.
         """
         entry = self.entry(key)
         if not (entry / RUN_FILE).is_file():
@@ -94,42 +121,44 @@ class ReferenceStore:
             found = reference_rows(entry, encoded, tokenizer, content)
         except DiagError as error:
             return None, str(error)
-        return found, f"the reference is taken from {entry}"
+        scored = found.pairs.loc[found.pairs["n_tokens"].fillna(0) > 0, "pair_id"]
+        wanted = set(tokens_of) & set(scored)
+        if lacking := wanted - set(found.tokens["pair_id"]):
+            return None, f"{entry} lacks the tokens of {len(lacking)} of {len(wanted)} pairs"
+        tokens = found.tokens[found.tokens["pair_id"].isin(wanted)]
+        return replace(found, tokens=tokens), f"the reference is taken from {entry}"
 
     def scores(
         self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
-        split: str,
+        split: str, tokens: bool = True,
     ) -> tuple[Scores | None, str]:  # fmt: skip
-        """`find`, as what scoring the reference on a split would have given."""
+        """`find`, as what scoring the reference on a split would have given, with or without its tokens."""
         from dpo_diag.inference.scoring import Scores
 
-        found, why = self.find(key, encoded, tokenizer, rows)
+        found, why = self.find(
+            key, encoded, tokenizer, rows, [pair.pair_id for pair in encoded.pairs] if tokens else ()
+        )
         if found is None:
             return None, why
-        pairs, tokens = (frame.assign(split=split) for frame in (found.pairs, found.tokens))
-        return Scores(pairs, tokens, None, Proved(Way())), why
+        pairs, by_token = (frame.assign(split=split) for frame in (found.pairs, found.tokens))
+        return Scores(pairs, by_token, None, Proved(Way())), why
 
     def put(
         self, key: ReferenceKey, pairs: pd.DataFrame, tokens: pd.DataFrame, described: Mapping[str, Any],
         tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
     ) -> None:  # fmt: skip
-        """Keep rows in the reference's role; pairs that the entry holds already stay as they are."""
+        """Keep rows in the reference's role; a pair's rows of a table that the entry holds already stay as they are."""
         content = content_ids(rows)
         with added_to(self.entry(key)) as (writer, _):
-            there = set(Run(writer.path).read("pairs", ["pair_id"])["pair_id"])
-            frames = []
-            for frame in (tokens, pairs):
-                ids = frame["pair_id"].map(content)
-                new = frame.assign(pair_id=ids, split=EVAL_SPLIT)[~ids.isin(there)]
-                frames.append(new)
-            kept = {f.name for f in fields(ReferenceKey)}
+            run = Run(writer.path)
             writer.update(
-                reference={**described, "key": {k: v for k, v in asdict(key).items() if k in kept}},
-                tokenizer=describe_tokenizer(tokenizer), logps="sum",
-            )  # fmt: skip
-            label = f"ref-{content_hash(sorted(set(frames[1]['pair_id'])))}"
-            for table, frame in zip(("tokens", "pairs"), frames, strict=True):
-                writer.write(table, frame, split=label)
+                reference={**described, "key": asdict(key)}, tokenizer=describe_tokenizer(tokenizer), logps="sum"
+            )
+            for table, frame in (("tokens", tokens), ("pairs", pairs)):
+                ids = frame["pair_id"].map(content)
+                there = set(run.read(table, ["pair_id"])["pair_id"])
+                new = frame.assign(pair_id=ids, split=EVAL_SPLIT)[~ids.isin(there)]
+                writer.write(table, new, split=f"ref-{content_hash(sorted(set(new['pair_id'])))}")
 
     def _nearest(self, key: ReferenceKey) -> str:
         """Why nothing fits: by the entry that has most in common."""

@@ -121,7 +121,7 @@ def score_checkpoints(
                 scores = key = None
                 if store is not None and role == REFERENCE and not (hidden or no_prompt):
                     key = reference_key(model, tokenizer, max_length, truncation_mode)
-                    scores, why = store.scores(key, encoded, tokenizer, rows, split)
+                    scores, why = store.scores(key, encoded, tokenizer, rows, split, tokens)
                     say(f"    {why}")
                 if scores is None:
                     scores = score_pairs(

@@ -87,7 +87,7 @@ class _TiledHead(torch.autograd.Function):
         logit_sum, earlier, above = zeros("mean_logits"), zeros("is_top1", -torch.inf), zeros("is_top5")
         bar = None
         if above is not None:
-            bar = _target_logits(hidden.to(ctx.dtype), weight, bias, targets, shape)
+            bar = _target_logits(hidden, weight, bias, targets, shape, ctx.dtype)
             bar += _TIE * bar.abs().clamp(min=1)
         for tile in Tiles(hidden, weight, bias, ctx.dtype, shape, head_tiles.TILE):
             rows, z = tile.rows, tile.logits
@@ -177,8 +177,9 @@ class _TiledHead(torch.autograd.Function):
 
 
 def _target_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, shape: Shape
-) -> torch.Tensor:
-    """(positions,) the targets' logits, but for rounding those of the tiles."""
-    logits = (hidden.float() * weight[targets].float()).sum(1)
-    return shape.apply(logits if bias is None else logits + bias[targets].float())
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, shape: Shape,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """(positions,) the targets' logits, but for the order of a sum those of the tiles: rounded where they are."""
+    product = (hidden.to(dtype).float() * weight[targets].to(dtype).float()).sum(1).to(dtype)
+    return shape.apply((product if bias is None else product + bias[targets].to(dtype)).float())

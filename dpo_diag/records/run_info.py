@@ -99,8 +99,11 @@ class ReferenceKey:
     """What decides a reference's log-probs of a pair: where all of it is the same, they are taken from records."""
 
     model: str | None = declared("SHA-256 over the weights under an adapter: names, types, shapes, bytes")
+    settings: str | None = declared("hash of what uses the weights: rotary embeddings, windows, scales")
     revision: str | None = declared("commit on the hub")
-    adapter: str | None = declared("SHA-256 over the adapter's weights; null for none, or one that is switched off")
+    adapter: str | None = declared(
+        "hash of the adapter's weights and scale; null for none, or one that is switched off"
+    )
     tokenizer: str | None = declared("SHA-256 over rules, vocabulary, special tokens, chat template")
     template: str | None = declared("hash of the chat template; null for none")
     max_length: int | None = declared("prompt and response are cut to this; null for no limit", "tokens")

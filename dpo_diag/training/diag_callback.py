@@ -25,7 +25,8 @@ from dpo_diag.records.schemas import EVAL_SPLIT, TRAIN_SPLIT
 from dpo_diag.training.describe import describe_arguments
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.loss_of_arguments import loss_facts
-from dpo_diag.training.probe import Pairs, Probe, Prompts, holds_run
+from dpo_diag.training.own_folder import continued, unused
+from dpo_diag.training.probe import Pairs, Probe, Prompts
 from dpo_diag.training.probe_reference import Reference
 from dpo_diag.training.progress import evaluation_prefix
 from dpo_diag.training.recorder import Recorder
@@ -92,6 +93,7 @@ class DiagCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every so many steps, where that was asked for; and the last one, before other weights may be loaded."""
         self._step = int(state.global_step)
+        self._before_save(control)
         last = control.should_training_stop or 0 < state.max_steps <= self._step
         if last or (self.every is not None and self._step % self.every == 0):
             self._measure(kwargs)
@@ -108,10 +110,13 @@ class DiagCallback(TrainerCallback):
             self._step = int(state.global_step)
             self._try("keep a log row", lambda: self._log(dict(logs), state, force=control.should_save), once=False)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Likewise before the checkpoint of an epoch."""
+        self._before_save(control)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What waits is written: a run that is killed after this can go on from here."""
-        if self._recorder is not None:
-            self._try("write the log", self._recorder.flush, once=False)
+        """Likewise where another callback asked for the checkpoint after this one was called."""
+        self._before_save(control, done=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The end, unless the weights of an earlier checkpoint are back in the model."""
@@ -128,6 +133,12 @@ class DiagCallback(TrainerCallback):
 
     # ---- what it does ----
 
+    def _before_save(self, control: Any, done: bool = False) -> None:
+        """What waits is written before a checkpoint is: a training that is killed right behind it goes on from there.
+        The log of the very step follows before it, too, see `_log`."""
+        if (done or control.should_save) and self._recorder is not None:
+            self._try("write the log", self._recorder.flush, once=False)
+
     def _begin(self, args: Any, state: Any, kwargs: Mapping[str, Any]) -> None:
         again = self._active  # a second loop of the same training: a smaller batch after running out of memory
         self._recorder, self._active = None, False
@@ -137,10 +148,10 @@ class DiagCallback(TrainerCallback):
                 setattr(probe, name, getattr(args, name))
         if "autocast" not in self._given:
             probe.autocast = _autocast_of(args)
-        if step == 0 and not again and place()[0] == 0:
-            probe.out = _free(self.out)
+        if not again and place()[0] == 0:
+            probe.out = unused(self.out) if step == 0 else continued(self.out, state.log_history)
             if probe.out != self.out:
-                self._say(f"{self.out} holds a run: this one is {probe.out}")
+                self._say(f"{self.out} holds another run: this one is {probe.out}")
         facts = {"loss": probe.loss} if probe.loss is not None else loss_facts(args)
         probe.close()
         probe.open(
@@ -250,9 +261,3 @@ def _autocast_of(args: Any) -> torch.dtype | None:
     if getattr(args, "deepspeed", None):
         return None
     return torch.bfloat16 if getattr(args, "bf16", False) else torch.float16 if getattr(args, "fp16", False) else None
-
-
-def _free(folder: Path) -> Path:
-    """The folder, with the first number behind its name under which there is no run."""
-    names = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
-    return next(name for name in names if not holds_run(name))

@@ -26,11 +26,10 @@ from dpo_diag.losses import LossSpec
 from dpo_diag.models.checkpoints import POLICY, REFERENCE
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.models.packed.verify import Proved, SharedPrefix
-from dpo_diag.models.processes import everyones, place, together
+from dpo_diag.models.processes import place, together
 from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.models.wrapped import as_it_stands, inner_model, is_sharded
 from dpo_diag.records import Run, RunWriter
-from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.run_info import PrefixInfo, ReferenceKey, Status
 from dpo_diag.records.splits import Role
@@ -130,14 +129,16 @@ class Probe:
         return frozenset(self._done)
 
     def close(self) -> None:
-        """The next call opens a folder anew: another training."""
+        """The next call opens a folder anew: another training, maybe of another model that is cut otherwise."""
         self._opened, self._done, self.writer = False, set(), None
+        self._encoded = self._proved = self._key = None
 
     def open(self, step: int, *, again: bool = False, **facts: Any) -> None:
         """Open the run folder at this step; later calls do nothing. Every process must call it.
 
         Args:
-            again: what the folder holds of this training so far is removed.
+            again: the training begins once more at this step: what the folder holds of it beyond is removed, at step 0
+                all.
             facts: fields of run.json.
 
         Raises:
@@ -149,7 +150,7 @@ class Probe:
         def opened() -> tuple[set[int], bool]:
             if place()[0]:
                 return set(), False
-            self.writer = RunWriter(self.out, resume_step=-1 if again else step or None)
+            self.writer = RunWriter(self.out, resume_step=step or (-1 if again else None))
             return self._prepare(self.writer, facts)
 
         self._done, self.reference.known = together(opened)[0]
@@ -212,11 +213,15 @@ class Probe:
         # The policy first: FSDP2 remembers from the first forward which weights take gradients.
         policy = self._joined(together(share), sharded)
         reference = self._reference(model, tokenizer, encoded, sharded, step, policy)
-        metrics: dict[str, float] = {}
-        if self.writer is not None:
-            metrics = self._write(self.writer, model, tokenizer, policy, reference, step)
+
+        def written() -> dict[str, float]:
+            writer = self.writer
+            return {} if writer is None else self._write(writer, model, tokenizer, policy, reference, step)
+
+        # A full disk on rank 0 must not leave the others waiting for it.
+        metrics = together(written)[0]
+        self.reference.known |= reference is not None
         self._done.add(step)
-        metrics = everyones(metrics)[0]
         if policy.unanswered is not None:
             raise DiagError("the prompts were not answered", where=f"step {step}", got=policy.unanswered)
         return metrics
@@ -230,6 +235,10 @@ class Probe:
             if dropped:
                 self.say(f"{len(dropped)} probe pairs are left out, e.g. {dropped[0][1]}")
         return self._encoded[1]
+
+    def _with_tokens(self, encoded: PairTokens) -> list[str]:
+        """Pairs whose tokens are kept."""
+        return sorted(pair.pair_id for pair in encoded.pairs)[: self.record_tokens]
 
     def _share(self, encoded: PairTokens, sharded: bool) -> tuple[PairTokens, list[Prompt]]:
         """What this process measures."""
@@ -252,8 +261,7 @@ class Probe:
                 progress=False,
             )  # fmt: skip
             self._proved = scores.proved if trained else self._proved
-            kept = sorted(pair.pair_id for pair in self._tokens(tokenizer).pairs)[: self.record_tokens]
-            tokens = scores.tokens[scores.tokens["pair_id"].isin(kept)]
+            tokens = scores.tokens[scores.tokens["pair_id"].isin(self._with_tokens(self._tokens(tokenizer)))]
             found = Measured(scores.pairs, tokens, way=scores.proved)
         if prompts:
             try:
@@ -299,7 +307,6 @@ class Probe:
 
             # Another model is loaded by rank 0 alone: memory beside the one that trains is scarce.
             found = together(lambda: None if rank else self.reference.other(model, encoded, tokenizer, other))[0]
-        self.reference.known = True
         return found
 
     def _stored(self, model: Any, tokenizer: Any, encoded: PairTokens, kind: str) -> Measured | None:
@@ -312,7 +319,7 @@ class Probe:
         )  # fmt: skip
         if kind == "start":
             return None  # measured already
-        found, why = self.store.find(self._key, encoded, tokenizer, self.rows)
+        found, why = self.store.find(self._key, encoded, tokenizer, self.rows, self._with_tokens(encoded))
         self.say(why)
         if found is None:
             return None
@@ -343,15 +350,19 @@ class Probe:
                 writer.write("outputs", reference.outputs, split=REFERENCE)
             write_scores(writer, Run(writer.path), reference.pairs, reference.tokens, None, REFERENCE, 0, self.split)
         writer.update(reference=self.reference.describe())
-        if reference is not None and self.store is not None and self._key is not None:
-            described = self.reference.describe()
-            self.store.put(self._key, reference.pairs, reference.tokens, described, tokenizer, self.rows)
-            self._key = None
         if policy.outputs is not None:
             writer.write("outputs", policy.outputs, split=POLICY)
-        return write_scores(writer, Run(writer.path), policy.pairs, policy.tokens, None, POLICY, step, self.split)
+        metrics = write_scores(writer, Run(writer.path), policy.pairs, policy.tokens, None, POLICY, step, self.split)
+        if reference is not None:
+            self._keep(reference, tokenizer)
+        return metrics
 
-
-def holds_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run's."""
-    return os.path.isfile(os.path.join(folder, RUN_FILE))
+    def _keep(self, reference: Measured, tokenizer: Any) -> None:
+        """The reference into the store, where it was not from there. A store that takes nothing costs no records."""
+        key, self._key = self._key, None
+        if self.store is None or key is None:
+            return
+        try:
+            self.store.put(key, reference.pairs, reference.tokens, self.reference.describe(), tokenizer, self.rows)
+        except (OSError, DiagError) as error:
+            self.say(f"the reference is not kept for others: {error}")

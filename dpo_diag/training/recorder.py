@@ -219,7 +219,7 @@ class Recorder:
         """A training loop begins at this step. A second one starts over (a smaller batch after running out of memory,
         or a second call of train()): what the first one wrote beyond the step is removed."""
         if self._began:
-            self._train, self._history, self._last = [], [], {}
+            self._train, self._history, self._waiting_texts, self._last = [], [], [], {}
             self.writer.drop_after(step)
             self._references.clear()
             self._texts.clear()

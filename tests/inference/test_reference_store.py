@@ -140,6 +140,24 @@ def test_what_does_not_fit_is_not_taken_and_said(
     assert asked == ["policy"]
 
 
+def test_rows_without_tokens_do_for_whoever_wants_none(
+    tmp_path: Path, models: dict[str, Path], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe keeps the tokens of one of four pairs. Scoring with tokens computes the reference, and the store has all
+    from then on; scoring without tokens takes the rows."""
+    asked, lines = counted(monkeypatch, scoring), list[str]()
+    known = {"reference_store": models["store"], "max_length": 64, "say": lines.append}
+    probe_model = adapted()
+    Probe(PAIRS, out=tmp_path / "probe", record_tokens=1, **known).score(probe_model, tokenizer, 0)  # type: ignore[arg-type]
+    for name, tokens in (("none", False), ("all", True), ("again", True)):
+        asked.clear()
+        score_checkpoints([models["adapter"]], PAIRS, tmp_path / name, tokens=tokens, progress=False, **known)  # type: ignore[arg-type]
+        assert asked == (["ref"] if name == "all" else []) + ["policy"]
+        found = load_run(tmp_path / name).read("tokens", roles=["ref"])["pair_id"].nunique()
+        assert found == (4 if tokens else 0)
+    assert any("lacks the tokens of 3 of 4 pairs" in line for line in lines)
+
+
 def test_keys(tokenizer: PreTrainedTokenizerFast) -> None:
     """The model under an adapter has the key of the bare model; with the adapter, another; a step of training, too."""
     bare = reference_key(make_model(1), tokenizer, 64, "keep_start")
@@ -152,4 +170,14 @@ def test_keys(tokenizer: PreTrainedTokenizerFast) -> None:
         "the model's weights differ", "max_length is 64 here and None there",
         "truncation_mode is keep_start here and keep_end there",
     ]  # fmt: skip
+    model.peft_config["default"].lora_alpha = 99
+    assert unlike_parts(on, reference_key(model, tokenizer, 64, "keep_start")) == ["the adapter differs"]
+    turned = make_model(1)
+    turned.config.rope_parameters = {"rope_type": "default", "rope_theta": 5.0}
+    assert unlike_parts(bare, reference_key(turned, tokenizer, 64, "keep_start")) == [
+        "the model's configuration differs"
+    ]
+    turned = make_model(1)
+    turned.config.use_cache, turned.config.pad_token_id = False, 0  # as trainers set them
+    assert reference_key(turned, tokenizer, 64, "keep_start") == bare
     assert ReferenceStore(Path("x")).entry(bare) == ReferenceStore(Path("x")).entry(bare)

@@ -129,3 +129,22 @@ def test_under_autocast_products_are_bfloat16() -> None:
     assert not torch.allclose(found.log_probs, (h @ w.T).log_softmax(-1).gather(1, t[:, None]).squeeze(1), atol=1e-4)
     found.log_probs.sum().backward()
     assert w.grad is not None and w.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("way", ["weights", "autocast"])
+def test_top5_of_bfloat16_logits_counts_those_logits(way: str, bias: bool) -> None:
+    """Rounded logits are compared with the target's as it is rounded: a fifth choice has four above it, whichever way
+    its own logit was rounded. Unrounded, half of them would be above themselves."""
+    h, w, b, _ = problem(400, 600, 16, bias)
+    h, w, b = h.bfloat16(), w.bfloat16(), None if b is None else b.bfloat16()
+    z = h @ w.T
+    z = (z if b is None else z + b).float()
+    t = z.topk(5, dim=1).indices[:, 4]
+    if way == "weights":
+        found = tiled_head(h, w, b, t, outputs=("is_top5",))
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = tiled_head(h.float(), w.float(), None if b is None else b.float(), t, outputs=("is_top5",))
+    assert found.is_top5 is not None
+    assert found.is_top5.float().mean() == 1

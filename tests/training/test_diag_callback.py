@@ -337,8 +337,9 @@ dpo(Path({str(tmp_path / "out")!r}), make_tokenizer(), [callback(Path({str(tmp_p
 def test_resuming_continues_the_run_and_a_new_one_gets_a_number(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Checkpoint at 2 of 4; resumed, the rows are those of the training that was never interrupted."""
-    options = {"save_strategy": "steps", "save_steps": 2}
+    """Checkpoint at 2 of 4; resumed, the rows are those of the training that was never interrupted. A new one gets a
+    number, and goes on under it when it is resumed."""
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     dpo(tmp_path / "whole", tokenizer, [callback(tmp_path / "whole" / "run")], max_steps=4, **options).train()
     dpo(tmp_path / "out", tokenizer, [callback(tmp_path / "run")], max_steps=3, **options).train()
     assert sorted(load_run(tmp_path / "run").pairs["step"].unique()) == [0, 2, 3]
@@ -352,8 +353,12 @@ def test_resuming_continues_the_run_and_a_new_one_gets_a_number(
     np.testing.assert_allclose(merged["sum_logp_x"], merged["sum_logp_y"], atol=1e-5)
     assert load_run(tmp_path / "run").info.status == "finished"
 
-    dpo(tmp_path / "again", tokenizer, [callback(tmp_path / "run")], max_steps=1).train()
+    options |= {"save_steps": 1, "learning_rate": 1e-2}
+    dpo(tmp_path / "again", tokenizer, [callback(tmp_path / "run")], max_steps=1, **options).train()
     assert sorted(load_run(tmp_path / "run-2").pairs["step"].unique()) == [0, 1]
+    again = dpo(tmp_path / "again", tokenizer, [callback(tmp_path / "run")], max_steps=2, **options)
+    again.train(resume_from_checkpoint=True)
+    assert sorted(load_run(tmp_path / "run-2").pairs["step"].unique()) == [0, 1, 2]
     assert sorted(load_run(tmp_path / "run").pairs["step"].unique()) == [0, 2, 4]
     assert f"next: dpo-diag explain {tmp_path / 'run-2'}" in capsys.readouterr().err
 

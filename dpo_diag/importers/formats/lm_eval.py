@@ -138,7 +138,8 @@ def _choices(arguments: Any, which: int) -> str | None:
 def _samples_of(file: Path, task: str) -> list[Path]:
     """The task's samples of the same evaluation: the same time in the name."""
     time = file.name.removeprefix("results").removesuffix(".json")
-    return [p for p in (file.with_name(f"samples_{task}{time}.jsonl"),) if p.is_file()]
+    name = f"samples_{task}{time}.jsonl"
+    return [p for p in file.parent.iterdir() if p.name == name and p.is_file()]
 
 
 def _results_in(folder: Path) -> list[Path]:
