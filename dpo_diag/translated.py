@@ -36,8 +36,8 @@ OWN, WORD = "own", "word"
 class Catalogue:
     """The templates of one language; called with a text, it gives the text in that language, or as it was."""
 
-    def __init__(self, entries: dict[str, str]) -> None:
-        self.entries = entries
+    def __init__(self, entries: dict[str, str], language: str = ENGLISH) -> None:
+        self.entries, self.language = entries, language
         self._plain = {k: v for k, v in entries.items() if not _NAME.search(k)}
         templates = [_Template(k, v) for k, v in entries.items() if _NAME.search(k)]
         # The one that says most itself first: the others would take its words for a run's.
@@ -46,7 +46,7 @@ class Catalogue:
 
     def __call__(self, text: str) -> str:
         """The text as one sentence, else sentence by sentence; what has no translation stays."""
-        whole = self._said(text)
+        whole = self._said(text) if self.entries else text
         if whole is not None:
             return whole
         said = ""
@@ -164,4 +164,4 @@ def catalogue(language: str | None = None) -> Catalogue:
 def _read(language: str) -> Catalogue:
     if language == ENGLISH:
         return Catalogue({})
-    return Catalogue(read_po((LOCALE / language / "LC_MESSAGES" / "dpo_diag.po").read_text(encoding="utf-8")))
+    return Catalogue(read_po((LOCALE / language / "LC_MESSAGES" / "dpo_diag.po").read_text(encoding="utf-8")), language)

@@ -26,7 +26,7 @@ SAID = re.compile(
 """Lines of a snapshot that hold a sentence."""
 LEFT_IN_ENGLISH = 6
 """Notes of single importers, of some 700 sentences: nothing in the short form."""
-NAMES = re.compile(r"\{(\w+)\}")
+NAMES = re.compile(r"\{(\w+)\}|%\((\w+)\)s")
 
 
 def sentences() -> list[str]:

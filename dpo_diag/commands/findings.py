@@ -96,6 +96,19 @@ def read_findings(run: Path, identity: Mapping[str, Any] | None) -> dict[str, An
     return document
 
 
+def asked_of(run: Path) -> dict[str, Any]:
+    """Of what steps, split and thresholds the explanation in a run is, as `made_from` and `explain_run` take them; {}
+    where there is none, or it does not say."""
+    try:
+        asked = json.loads((run / FINDINGS).read_text(encoding="utf-8"))[MADE_FROM]["asked"]
+        return {
+            "from_step": asked["from"], "to_step": asked["to"], "split": asked["split"],
+            "thresholds": asked["thresholds"] or None,
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def write_findings(run: Path, document: Mapping[str, Any], identity: Mapping[str, Any] | None) -> bool:
     """Write a document with what it was made from (None: it is not taken again); False, with a line on standard error,
     where the folder cannot be written to: no reason not to print it."""

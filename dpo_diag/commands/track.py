@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from dpo_diag.commands.findings import made_from, read_findings, write_findings
+from dpo_diag.commands.findings import FINDINGS, asked_of, made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_tracking, say_next
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import to_json
 
 
@@ -75,18 +76,26 @@ def _note(run: Run, places: dict[str, Any], annotate: Any) -> None:
 
 
 def _explained(run: Run) -> None:
-    """Verdict, checks and page belong to what a tracker shows: made where the run has none of its own."""
+    """Verdict, checks and page belong to what a tracker shows: made where the run has none, and anew, for the steps and
+    thresholds that were asked for, where it has more records since."""
     from dpo_diag.diagnosis import explain_run
     from dpo_diag.report import write_report
 
-    identity = made_from(run.path)
-    if (run.path / "findings.json").is_file() and (run.path / "report.html").is_file():
+    findings, page = run.path / FINDINGS, run.path / "report.html"
+    if findings.is_file() and page.is_file() and _last_written(run) <= findings.stat().st_mtime_ns:
         return
+    asked = asked_of(run.path)
     try:
-        explanation = explain_run(run)
+        explanation = explain_run(run, **asked)
     except DiagError as error:
         print(f"sent without a verdict: {error}", file=sys.stderr)
         return
+    identity = made_from(run.path, **asked)
     if read_findings(run.path, identity) is None:
         write_findings(run.path, explanation.document, identity)
     write_report(run, explanation=explanation)
+
+
+def _last_written(run: Run) -> int:
+    """When the newest file of the records was written, in nanoseconds; 0 without any."""
+    return max((file.stat().st_mtime_ns for table in TABLES for file in run.files(table)), default=0)

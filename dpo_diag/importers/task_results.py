@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class TaskResults:
     step: int
     history: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    _asked: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def score(self, task: str, metric: str, value: Any, n: float | None, *, better: bool = True) -> bool:
         """Take one metric of a task; whether it was one. Where less is better it is kept, but is no score."""
@@ -56,13 +58,17 @@ class TaskResults:
         self, task: str, question: str, correct: Any, text: str, *, prompt: str | None = None,
         reference: str | None = None, sample: int = 0,
     ) -> bool:  # fmt: skip
-        """Take one judged answer; whether its verdict is a share."""
+        """Take one judged answer; whether its verdict is a share. A question that a task asks twice is two."""
         verdict = float(correct) if isinstance(correct, bool) else number(correct)
         if verdict is None or not 0 <= verdict <= 1:
             return False
+        prompt_id = f"{split_key(task)}:{question}"
+        self._asked[prompt_id, sample] += 1
+        if (times := self._asked[prompt_id, sample]) > 1:
+            prompt_id = f"{prompt_id}#{times}"
         self.outputs.append(
             {
-                "step": self.step, "model": "policy", "prompt_id": f"{split_key(task)}:{question}", "sample": sample,
+                "step": self.step, "model": "policy", "prompt_id": prompt_id, "sample": sample,
                 "prompt": prompt, "tags": [split_key(task)], "reference": reference, "text": text, "correct": verdict,
             }
         )  # fmt: skip

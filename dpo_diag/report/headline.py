@@ -57,7 +57,7 @@ class Headline:
 
     run: str
     set: tuple[str, ...]
-    subtitle: str
+    about: tuple[str, ...]
     label: str
     harm: str
     style: str
@@ -83,7 +83,7 @@ def headline(context: Context) -> Headline:
     return Headline(
         run=run.info.name or run.path.name or str(run.path),
         set=tuple(was_set(context)),
-        subtitle=" · ".join(_about(context)),
+        about=tuple(_about(context)),
         label=title,
         harm=harm,
         style=style,

@@ -23,6 +23,7 @@ from dpo_diag.report.html import fragment, page, write_page
 from dpo_diag.report.section import SECTIONS, Context, NotApplicable, NothingToSay, Section
 from dpo_diag.report.unknown import unknown
 from dpo_diag.text import plural
+from dpo_diag.translated import Catalogue, catalogue
 
 REPORT_FILE = "report.html"
 DOCUMENT = "explanation"
@@ -42,11 +43,12 @@ class Drawn:
     missing: str
 
 
-def render(run: Run, explanation: Explanation, answers: Mapping[str, Any]) -> str:
-    """The page's text. Deterministic for the same records and documents."""
+def render(run: Run, explanation: Explanation, answers: Mapping[str, Any], say: Catalogue | None = None) -> str:
+    """The page's text, in English where `say` names no other language; the document inside is English in every one.
+    Deterministic for the same records and documents."""
     context = Context(run, explanation, answers)
     in_order = sorted(SECTIONS.items(), key=lambda item: item[1].order)
-    drawn = [(section.order, draw(name, section, context)) for name, section in in_order]
+    drawn = [(section.order, draw(name, section, context, say)) for name, section in in_order]
     known = [(order, section) for order, section in drawn if section.body]
     return page(
         "report.html",
@@ -57,6 +59,7 @@ def render(run: Run, explanation: Explanation, answers: Mapping[str, Any]) -> st
             "below": [section for order, section in known if order >= BOX],
         },
         {DOCUMENT: printed_document(run, context.document)},
+        say,
     )
 
 
@@ -65,14 +68,14 @@ def printed_document(run: Run, document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "next": after_explain(run.path, document) if "verdict" in document else []}
 
 
-def draw(name: str, section: Section, context: Context) -> Drawn:
+def draw(name: str, section: Section, context: Context, say: Catalogue | None = None) -> Drawn:
     missing = ""
     try:
         if section.needs:
             context.require(section.needs)
         shown = section.build(context)
         title, lead = (str(shown.get(f"section_{key}", getattr(section, key))) for key in ("title", "lead"))
-        return Drawn(name, title, lead, fragment(section.template, shown), "")
+        return Drawn(name, title, lead, fragment(section.template, shown, say), "")
     except NothingToSay:
         pass
     except NotApplicable as reason:
@@ -84,6 +87,7 @@ def write_report(
     run: Run | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
     explanation: Explanation | None = None,
+    say: Catalogue | None = None,
 ) -> Path:
     """Write the report of a run and return its path.
 
@@ -92,15 +96,15 @@ def write_report(
         path: where to write; RUN/report.html if None. The file is replaced in one move, never half written.
         explanation: of the run, where it was made already; made from the records if None. What cannot be computed is
             not applicable in the page, with the reason.
+        say: the language of its words; None: that of DPO_DIAG_LANG, or English.
 
     Raises:
         DiagError: the run cannot be read, or the file cannot be written.
     """
     opened = run if isinstance(run, Run) else load_run(run)
     target = Path(path) if path is not None else opened.path / REPORT_FILE
-    return write_page(
-        render(opened, explanation if explanation is not None else explained(opened), compared(opened)), target
-    )
+    known = explanation if explanation is not None else explained(opened)
+    return write_page(render(opened, known, compared(opened), say or catalogue()), target)
 
 
 def explained(run: Run) -> Explanation:

@@ -87,7 +87,7 @@ class Section:
         build: what the template shows, by name; a `section_title` or `section_lead` among it takes the place of the
             section's own. Raises NotApplicable where the run lacks it.
         template: jinja2 text, escaped as every template here; `ui` holds the macros of templates/macros.html, and
-            `number`, `signed`, `percent` and `clean` are filters.
+            `number`, `signed`, `percent`, `clean` and `say` (in the page's language) are filters.
         needs: a key of the explain document without which there is nothing to show; "" for none.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ SHORT = 32
 
 
 class Cell(NamedTuple):
-    """A cell's text, and its class in the style sheet: num, short or none."""
+    """A cell's text, its class in the style sheet (num, short or none), and whether a head is a run's own words."""
 
     text: str
     style: str
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ def table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     names: Mapping[str, str] | None = None,
     max_rows: int = MAX_ROWS,
+    own: Collection[str] = (),
 ) -> Table:
     """The frame's columns in their order, numbers right-aligned; rows beyond `max_rows` are left out and counted.
 
     Args:
         formats: column -> how its values are printed; default `number` for numbers, `clean` for text.
         names: column -> what its head says.
+        own: columns whose heads are a run's own words: no language changes them.
     """
     formats, names = formats or {}, names or {}
     columns = [str(c) for c in frame.columns]
@@ -58,5 +61,8 @@ def table(
             Cell(text, "num" if is_number else "short" if len(text) <= SHORT else "")
             for text, is_number in zip(texts, numeric, strict=True)
         ])  # fmt: skip
-    header = [Cell(names.get(c, c), "num" if is_number else "") for c, is_number in zip(columns, numeric, strict=True)]
+    header = [
+        Cell(names.get(c, c), "num" if is_number else "", c in own)
+        for c, is_number in zip(columns, numeric, strict=True)
+    ]
     return Table(caption, header, rows, len(frame) - len(rows))

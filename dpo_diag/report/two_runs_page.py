@@ -29,6 +29,7 @@ from dpo_diag.report.section import Context
 from dpo_diag.report.tables import Table, table
 from dpo_diag.report.text import one_line, told_apart
 from dpo_diag.text import bracket, capital, number, percent, plural, signed, some, to_json
+from dpo_diag.translated import Catalogue, catalogue
 
 AGAINST_FILE = "report-against-{}.html"
 LETTERS = "ab"
@@ -39,23 +40,27 @@ APART = "{what}: their logged perplexities, cross-entropies and log-probs are no
 
 
 def write_two_runs(
-    run: Run | str | os.PathLike[str], against: Run | str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+    run: Run | str | os.PathLike[str],
+    against: Run | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    say: Catalogue | None = None,
 ) -> Path:
     """Write the page of a run (b) held against another (a) and return its path.
 
     Args:
         path: where to write; RUN/report-against-NAME.html if None.
+        say: the language of its words; None: that of DPO_DIAG_LANG, or English.
 
     Raises:
         DiagError: a run cannot be read, or the file cannot be written.
     """
     b, a = (r if isinstance(r, Run) else load_run(r) for r in (run, against))
     target = Path(path) if path is not None else b.path / AGAINST_FILE.format(a.path.absolute().name)
-    return write_page(render_two(compare_runs(a, b), (explained(a), explained(b))), target)
+    return write_page(render_two(compare_runs(a, b), (explained(a), explained(b)), say or catalogue()), target)
 
 
-def render_two(found: TwoRuns, explanations: tuple[Explanation, Explanation]) -> str:
-    """The page's text."""
+def render_two(found: TwoRuns, explanations: tuple[Explanation, Explanation], say: Catalogue | None = None) -> str:
+    """The page's text, in English where `say` names no other language."""
     contexts = [Context(run, of, {}) for run, of in zip(found.runs, explanations, strict=True)]
     names = called(*found.runs)
     apart = incomparable(found)
@@ -85,6 +90,7 @@ def render_two(found: TwoRuns, explanations: tuple[Explanation, Explanation]) ->
                 for letter, context in zip(LETTERS, contexts, strict=True)
             },
         },
+        say,
     )
 
 
@@ -113,8 +119,9 @@ def incomparable(found: TwoRuns) -> str | None:
 def differences_table(differing: list[Difference], names: tuple[str, str]) -> Table | None:
     """What both say and say differently: area, name, both values; the configuration first."""
     rows = [(d.area, d.name, _value(d.a), _value(d.b)) for d in differing if d.a is not None and d.b is not None]
-    frame = pd.DataFrame(rows, columns=["", "name", *names])
-    return table(frame, f"what differs: {', '.join(AREAS)}") if rows else None
+    frame = pd.DataFrame(rows, columns=["", "name", *LETTERS])
+    caption = f"what differs: {', '.join(AREAS)}"
+    return table(frame, caption, names=_heads(names), own=LETTERS) if rows else None
 
 
 def said_by_one(differing: list[Difference], names: tuple[str, str]) -> list[tuple[str, str]]:
@@ -127,6 +134,11 @@ def said_by_one(differing: list[Difference], names: tuple[str, str]) -> list[tup
         for name, of in zip(names, lone, strict=True)
         if of
     ]
+
+
+def _heads(names: tuple[str, str]) -> dict[str, str]:
+    """Column -> head: a run may be called as a column of ours is."""
+    return dict(zip(LETTERS, names, strict=True))
 
 
 def _value(value: Any) -> str:
@@ -152,8 +164,9 @@ def changes_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
          bracket(c.change.low, c.change.high, signed), c.change.n)
         for c in found.changes
     ]  # fmt: skip
-    columns = ["quantity", *names, "change", f"{percent(found.intervals.level)} interval", "n"]
-    return table(pd.DataFrame(rows, columns=columns), "over the pairs of both runs, paired") if rows else None
+    columns = ["quantity", *LETTERS, "change", f"{percent(found.intervals.level)} interval", "n"]
+    frame, caption = pd.DataFrame(rows, columns=columns), "over the pairs of both runs, paired"
+    return table(frame, caption, names=_heads(names), own=LETTERS) if rows else None
 
 
 def _quantity(change: Change) -> str:
@@ -185,7 +198,8 @@ def pairs_table(found: TwoRuns, names: tuple[str, str]) -> Table | None:
             frame[f"{side} CE, {name}"] = head[f"{side}_ce_{letter}"].to_numpy()
         frame[f"change {side}"] = head[f"{side}_change"].to_numpy()
     formats: dict[str, Callable[[Any], str]] = {f"change {side}": signed for side in sides}
-    return table(frame, "pairs that differ most, cross-entropy in nats per token", formats=formats)
+    own = [str(column) for column in frame if " CE, " in str(column)]
+    return table(frame, "pairs that differ most, cross-entropy in nats per token", formats=formats, own=own)
 
 
 @dataclass(frozen=True)

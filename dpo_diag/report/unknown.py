@@ -18,7 +18,7 @@ class Unknown:
         commands: (what it would tell, the command line).
     """
 
-    missing: tuple[tuple[str, str], ...]
+    missing: tuple[tuple[tuple[str, ...], str], ...]
     commands: tuple[tuple[str, str], ...]
 
 
@@ -28,6 +28,6 @@ def unknown(context: Context, missing: Iterable[tuple[str, str]]) -> Unknown:
     for title, reason in missing:
         titles.setdefault(reason, []).append(title)
     return Unknown(
-        tuple((", ".join(of), reason) for reason, of in titles.items()),
+        tuple((tuple(of), reason) for reason, of in titles.items()),
         tuple(that_would_tell(context.run)) if titles else (),
     )

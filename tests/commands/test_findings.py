@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dpo_diag.commands import diag, explain, findings
+from dpo_diag import load_run
+from dpo_diag.commands import diag, explain, findings, track
+from dpo_diag.records.adding import added_to
 from dpo_diag.registry import PLUGIN_VARIABLE
 from tests.diagnosis.builders import build_run
 
@@ -134,3 +136,24 @@ def test_a_folder_that_is_linked_is_followed_and_a_circle_ends(tmp_path: Path) -
     assert "pairs/a.parquet" in {name for name, *_ in before}
     (tmp_path / "away" / "a.parquet").write_text("12")
     assert findings.file_states(run) != before
+
+
+def test_what_has_more_records_is_explained_anew_before_it_is_sent(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Explained to step 10 at a confidence of its own, then measured at step 20: a tracker gets the verdict of step 20
+    under the same thresholds, and of unchanged records what lies there."""
+    assert diag.main(["explain", str(run), "--json", "confidence=0.9"]) == 0
+    assert diag.main(["report", str(run)]) == 0
+    before = (run / "findings.json").read_bytes(), (run / "report.html").stat().st_mtime_ns
+    track._explained(load_run(run))
+    assert before == ((run / "findings.json").read_bytes(), (run / "report.html").stat().st_mtime_ns)
+    rows = load_run(run).read("pairs")
+    later = rows[rows["step"] == 10].assign(step=20)
+    with added_to(run) as (writer, _):
+        writer.write("pairs", later, split="later")
+    track._explained(load_run(run))
+    document = json.loads((run / "findings.json").read_text())
+    assert (json.loads(before[0])["to_step"], document["to_step"]) == (10, 20)
+    assert document["made_from"]["asked"]["thresholds"] == {"confidence": 0.9}
+    assert (run / "report.html").stat().st_mtime_ns > before[1]

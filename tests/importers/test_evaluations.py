@@ -209,3 +209,21 @@ def test_an_evaluation_that_did_not_end_says_so(tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(json.dumps(inspect_log(status="error", results=None)))
     with pytest.raises(DiagError, match=r"the evaluation has no results; .*got status error; hint: run it to its end"):
         import_path(tmp_path / "log.json", tmp_path / "run", options=Options())
+
+
+def test_a_question_that_stands_twice_in_a_task_is_two(tmp_path: Path, imported: Importing) -> None:
+    """Question 9 is question 0 once more, which is answered right where 9 is answered wrong: still ten questions, and
+    paired: 2 of 10 become 8, six gained and none lost. A task's name that is no file name has no samples."""
+    folders = [lm_eval(tmp_path / "checkpoint-80", 8), lm_eval(tmp_path / "checkpoint-0", 2)]
+    for folder in folders:
+        samples = folder / f"samples_toy_{TIME}.jsonl"
+        samples.write_text(samples.read_text().replace("9" * 64, "0" * 64))
+        results = folder / f"results_{TIME}.json"
+        document = json.loads(results.read_text())
+        document["results"]["a/b"] = {"alias": "a/b", "acc,none": 0.5}
+        results.write_text(json.dumps(document))
+    _, run = imported(folders)
+    assert not run.outputs.duplicated(["step", "prompt_id", "sample"]).any()
+    (acc,) = [m for m in measures(run) if (m.what, m.split) == ("acc", "toy")]
+    assert acc.method.startswith("same questions")
+    assert acc.flips == (0, 6)

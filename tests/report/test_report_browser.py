@@ -173,7 +173,7 @@ def test_answers_are_sliced_searched_and_in_pages_of_fifty(chromium: Any, judged
     """7 of 0, 10, ..., 60 got worse; of 65 and above 65, 85, 105, 125 got better; 58 stay right, 61 wrong."""
     page, _, complaints = opened(chromium, judged, viewport={"width": 1100, "height": 900})
     shown, found = page.locator(".prompt:visible"), page.locator("#found")
-    assert (shown.count(), found.inner_text()) == (50, "130 prompts, page 1 of 3")
+    assert (shown.count(), found.inner_text()) == (50, "130 prompts · Page 1 of 3")
     assert [shown.nth(i).get_attribute("data-standing") for i in (0, 6, 7, 10, 11)] == [
         "regression", "regression", "gain", "gain", "both_right",
     ]  # fmt: skip
@@ -185,7 +185,7 @@ def test_answers_are_sliced_searched_and_in_pages_of_fifty(chromium: Any, judged
     page.locator("#next").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    assert (shown.count(), found.inner_text()) == (30, "130 prompts, page 3 of 3")
+    assert (shown.count(), found.inner_text()) == (30, "130 prompts · Page 3 of 3")
     assert page.locator("#next").is_disabled()
     page.get_by_role("radio", name="regressions").check()
     assert (shown.count(), found.inner_text()) == (7, "7 of 130 prompts")
@@ -195,9 +195,9 @@ def test_answers_are_sliced_searched_and_in_pages_of_fifty(chromium: Any, judged
     page.get_by_role("searchbox", name="Search").fill("ask 03")
     becomes(page.locator("#found"), "1 of 130 prompts")
     page.get_by_role("button", name="Clear filters").click()
-    assert found.inner_text() == "130 prompts, page 1 of 3"
+    assert found.inner_text() == "130 prompts · Page 1 of 3"
     page.get_by_role("combobox", name="Text").select_option(label="changed (65)")
-    assert found.inner_text() == "65 of 130 prompts, page 1 of 2"
+    assert found.inner_text() == "65 of 130 prompts · Page 1 of 2"
     page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator(".prompt:visible").count() == 65  # paper has all that was asked for, without the controls

@@ -40,8 +40,8 @@ def test_the_experiment_and_what_was_set_are_on_top(
     made = context(tmp_path / "2026-01-02", facts)
     top = headline(made)
     assert (top.run, top.set) == (title, was_set)
-    assert top.subtitle.startswith("trained · ")
-    assert top.subtitle.count("2026-01-02") == ("name" in facts)
+    assert top.about[0] == "trained"
+    assert top.about.count("2026-01-02") == ("name" in facts)
     page = render(made.run, made.explanation, {"not_applicable": "the run has no outputs"})
     assert f"<title>{title} · {' · '.join(was_set)}: dpo-diag report</title>" in page
     assert page.index("<h1") < page.index(was_set[0], page.index("<h1")) < page.index('class="verdict"')

@@ -8,7 +8,7 @@ from typing import Any
 from dpo_diag.report.headline import CHANGE, narrative
 from dpo_diag.report.section import SECTIONS, Context, NothingToSay, Section
 
-TEMPLATE = """<ul class="advice">{% for item in proposals %}<li>{{ item|clean }}</li>{% endfor %}</ul>"""
+TEMPLATE = """<ul class="advice">{% for item in proposals %}<li>{{ item|clean|say }}</li>{% endfor %}</ul>"""
 
 
 def build(context: Context) -> Mapping[str, Any]:

@@ -18,26 +18,27 @@ REST = {"not_applicable": "not applicable, or cannot tell", "silent": "looked an
 SHOWN = 8
 """Values of a list in a check's evidence that are shown."""
 TEMPLATE = """
-<p>{{ speaking|length }} of {{ total }} checks speak.</p>
+<p>{{ "%(n)s of %(all)s checks speak."|say|format(n=speaking|length, all=total) }}</p>
 {% for check in speaking %}
-<article class="check"><h3><span class="badge {{ check.style }}">{{ check.severity or "speaks" }}</span>
-{{ check.title|clean|sentence }} <code>{{ check.code }}</code></h3>
-<p>{{ check.reason|clean|sentence }}</p>
+<article class="check"><h3><span class="badge {{ check.style }}">{{ (check.severity or "speaks")|say }}</span>
+{{ check.title|clean|sentence|say }} <code>{{ check.code }}</code></h3>
+<p>{{ check.reason|clean|sentence|say }}</p>
 {% if check.advice %}
-<p class="try">Try</p><ul class="try">{% for item in check.advice %}<li>{{ item|clean }}</li>{% endfor %}</ul>
+<p class="try">{{ "Try"|say }}</p>
+<ul class="try">{% for item in check.advice %}<li>{{ item|clean|say }}</li>{% endfor %}</ul>
 {% endif %}
 {% if check.evidence %}
-<details class="numbers"><summary>The numbers behind it</summary><dl class="evidence">
+<details class="numbers"><summary>{{ "The numbers behind it"|say }}</summary><dl class="evidence">
 {% for name, value in check.evidence %}<dt>{{ name|clean }}</dt><dd>{{ value|clean }}</dd>{% endfor %}
 </dl></details>
 {% endif %}
 </article>
 {% endfor %}
 {% for label, checks in rest if checks %}
-<details class="numbers"><summary>{{ checks|length }} {{ label }}</summary><dl class="checks">
+<details class="numbers"><summary>{{ checks|length }} {{ label|say }}</summary><dl class="checks">
 {% for check in checks %}
-<dt>{{ check.title|clean|sentence }} <code>{{ check.code }}</code></dt>
-<dd>{{ check.reason|clean|sentence or "Nothing to report" }}</dd>
+<dt>{{ check.title|clean|sentence|say }} <code>{{ check.code }}</code></dt>
+<dd>{{ (check.reason|clean|sentence or "Nothing to report")|say }}</dd>
 {% endfor %}
 </dl></details>
 {% endfor %}

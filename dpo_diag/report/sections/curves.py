@@ -44,18 +44,19 @@ TEMPLATE = """
 {% endif %}
 {% if panels %}
 <figure>
-{% for title, drawing in panels %}<h3>{{ title }}</h3>{{ drawing }}{% endfor %}
+{% for title, drawing in panels %}<h3>{{ title|say }}</h3>{{ drawing }}{% endfor %}
 {{ ui.numbers(numbers) }}
 </figure>
 {% endif %}
 {% if more %}
 {% if fold %}
-<details class="numbers more"><summary>{{ more|length }} more charts: all else that was logged</summary>
+<details class="numbers more">
+<summary>{{ "%(n)s more charts: all else that was logged"|say|format(n=more|length) }}</summary>
 {% endif %}
 {{ ui.grid(more) }}
 {% if fold %}</details>{% endif %}
 {% endif %}
-<p class="small">{{ splits }}</p>
+<p class="small">{{ splits|say }}</p>
 """
 
 

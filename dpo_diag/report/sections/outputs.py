@@ -16,12 +16,14 @@ from dpo_diag.text import MISSING, number, percent, plural, signed
 PHRASE = 0.05
 """Phrases above this false discovery rate are not shown."""
 TEMPLATE = """
-{% if sentence %}<p><b>{{ sentence|clean }}</b></p>{% endif %}
-<p>{{ answered.summary }}</p>
-{% if note %}<p class="small">{{ note }}</p>{% endif %}
+{% if sentence %}<p><b>{{ sentence|clean|say }}</b></p>{% endif %}
+<p>{{ answered.summary|say }}</p>
+{% if note %}<p class="small">{{ note|say }}</p>{% endif %}
 {{ ui.answers(answered) }}
-{% for title, t in tables %}<h3>{{ title }}</h3>{{ ui.table(t) }}{% endfor %}
-{% if no_phrase_grew %}<p class="small">No phrase grew beyond chance (false discovery rate 5 %).</p>{% endif %}
+{% for title, t in tables %}<h3>{{ title|say }}</h3>{{ ui.table(t) }}{% endfor %}
+{% if no_phrase_grew %}
+<p class="small">{{ "No phrase grew beyond chance (false discovery rate 5 %)."|say }}</p>
+{% endif %}
 """
 
 

@@ -24,14 +24,14 @@ COLUMNS = {
 }  # fmt: skip
 """Column of the explanation's pairs -> what the table calls it."""
 TEMPLATE = """
-{% if note %}<p class="{{ note_style }}">{{ note }}</p>{% endif %}
+{% if note %}<p class="{{ note_style }}">{{ note|say }}</p>{% endif %}
 {{ ui.table(overview) }}
 {% for pair in cards %}
 {% set share %} <i>{{ pair.share }}</i>{% endset %}
 {% call ui.card(loop.index, pair.title, share, open=loop.first) %}
 {% if pair.prompt %}<pre class="asked">{{ pair.prompt }}</pre>{% endif %}
 {% for side in pair.sides %}
-<section class="side {{ side.name }}"><h4>{{ side.name }}</h4><p class="small">{{ side.summary }}</p>
+<section class="side {{ side.name }}"><h4>{{ side.name }}</h4><p class="small">{{ side.summary|say }}</p>
 {% if side.text %}<pre>{{ side.text }}</pre>{% endif %}
 {% if side.line.tokens %}
 <div class="toks">
@@ -42,7 +42,7 @@ TEMPLATE = """
 {%- endfor -%}
 </div>
 {% endif %}
-{% if side.left_out %}<p class="small">Left out: {{ side.left_out }}.</p>{% endif %}
+{% if side.left_out %}<p class="small">{{ ("Left out: " ~ side.left_out ~ ".")|say }}</p>{% endif %}
 </section>
 {% endfor %}
 {% endcall %}

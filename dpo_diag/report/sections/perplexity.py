@@ -17,9 +17,9 @@ from dpo_diag.text import arrow, signed
 TERMS = {"dispersion": "dispersion", "length_weight": "length weight"}
 TEMPLATE = """
 {% call ui.figure(caption, [numbers]) %}
-{{ plot }}<p class="key"><span class="swatch solid"></span> level: every answer alike
-<span class="swatch hatched"></span> dispersion (ppl_seq_mean) or length weight (ppl_token): how it spreads
-<span class="swatch stroke"></span> their sum</p>
+{{ plot }}<p class="key"><span class="swatch solid"></span> {{ "level: every answer alike"|say }}
+<span class="swatch hatched"></span> {{ "dispersion (ppl_seq_mean) or length weight (ppl_token): how it spreads"|say }}
+<span class="swatch stroke"></span> {{ "their sum"|say }}</p>
 {% endcall %}
 """
 

@@ -14,7 +14,7 @@ from dpo_diag.text import number
 
 SHOWN = 12
 """Comparisons that are shown."""
-TEMPLATE = """<p class="small">{{ summary }}</p>{% for t in tables %}{{ ui.table(t) }}{% endfor %}"""
+TEMPLATE = """<p class="small">{{ summary|say }}</p>{% for t in tables %}{{ ui.table(t) }}{% endfor %}"""
 
 
 def build(context: Context) -> Mapping[str, Any]:

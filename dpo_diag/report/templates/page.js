@@ -133,7 +133,7 @@
     chart.tabIndex = 0;
     chart.setAttribute("role", "group");
     const label = chart.querySelector("svg").getAttribute("aria-label");
-    chart.setAttribute("aria-label", `${label} Arrow keys show the values.`);
+    chart.setAttribute("aria-label", `${label} ${document.body.dataset.keys}`);
     const point = (event) => {
       const svg = event.target.closest("svg");
       if (!svg) return;
@@ -170,6 +170,7 @@
   lookAll();
 
   // --- answers ---
+  const filled = (words, values) => words.replace(/%\((\w+)\)s/g, (all_, name) => values[name]);
   const PAGE = 50, list = by("answers"), filter = by("filter");
   let beforePrint = () => {}, afterPrint = () => {};
   if (list && filter) {
@@ -187,11 +188,13 @@
       const shown = new Set(wanted.slice(page * PAGE, (page + 1) * PAGE));
       cards.forEach((card) => { card.hidden = !shown.has(card); });
       by("pager").hidden = pages < 2;
-      by("page").textContent = `Page ${page + 1} of ${pages}`;
+      const at = filled(by("page").dataset.says, { page: page + 1, pages });
+      by("page").textContent = at;
       by("previous").disabled = page === 0;
       by("next").disabled = page === pages - 1;
-      const asked = wanted.length < cards.length ? `${wanted.length} of ${cards.length} prompts` : `${cards.length} prompts`;
-      by("found").textContent = pages > 1 ? `${asked}, page ${page + 1} of ${pages}` : asked;
+      const words = by("found").dataset, less = wanted.length < cards.length;
+      const asked = filled(less ? words.some : words.all, { n: wanted.length, all: cards.length });
+      by("found").textContent = pages > 1 ? `${asked} · ${at}` : asked;
       lookAll();
     };
     const select = () => {
