@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
@@ -80,11 +81,7 @@ def after_training(run: Run, document: Mapping[str, Any] | None = None, reported
 def after_interrupt(folder: Path) -> list[str]:
     """A stopped training: resume it where a whole checkpoint was written, else explain what was recorded, if any."""
     run = _run_of(folder)
-    if (
-        run is not None
-        and run.info.status != "finished"
-        and any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
-    ):
+    if run is not None and run.info.status != "finished" and has_checkpoint(folder):
         return [line("dpo-train", override("resume", folder))]
     return after_import(folder) if run is not None else []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,14 @@ def _plan(config: DictConfig) -> Plan:
         given = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *task]
         overrides = OverridesParser.create().parse_overrides(given)
         jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(overrides, None)[0])
-    hydra = [str(t) for t in config.hydra.overrides.hydra if not str(t).lstrip("+~").startswith(_OF_THE_MULTIRUN)]
+    hydra = of_a_job(map(str, config.hydra.overrides.hydra))
     return Plan(
         Path(sys.argv[0]).name, without_secret_values(sys.argv[1:]), os.getcwd(),
         None if jobs is None else tuple(map(without_secret_values, jobs)),
-        tuple(hydra), sweeper.get("n_trials"), this_process(),
+        hydra, sweeper.get("n_trials"), this_process(),
     )  # fmt: skip
+
+
+def of_a_job(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Hydra's own overrides that a single job needs too."""
+    return tuple(text for text in overrides if not text.lstrip("+~").startswith(_OF_THE_MULTIRUN))

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
-from dpo_diag.records.jobs import Plan, this_process, write_plan
+from dpo_diag.records.jobs import Plan, this_process, without_secret_values, write_plan
 from dpo_diag.text import plural
 
 APPS = {"dpo-train": "config", "dpo-score": "score", "dpo-generate": "generate"}
@@ -45,12 +45,15 @@ def submit(
     words = [word for word in command if word not in ("-m", "--multirun")]
     app = words.pop(0) if words and words[0] in APPS else "dpo-train"
     options = _options(sbatch or [])
+    if lacking := [a.partition("=")[0] for a, b in zip(words, without_secret_values(words), strict=True) if a != b]:
+        raise DiagError("a secret is not written into a sweep's folder", where="submit", got=", ".join(lacking),
+                        hint="give it to the tasks by its environment variable", usage=True)  # fmt: skip
     if concurrent is not None and concurrent < 1:
         raise DiagError("out of range", where="--concurrent", got=concurrent, expected="at least 1", usage=True)
-    folder, jobs = _planned(app, words)
+    folder, jobs, hydra = _planned(app, words)
     # Who runs the jobs is elsewhere and later: until each has begun its turn is still to come.
     state = replace(this_process(), host="slurm", pid=0, process_began=None)
-    write_plan(folder, Plan(app, tuple(words), os.getcwd(), jobs, (), None, state))
+    write_plan(folder, Plan(app, tuple(words), os.getcwd(), jobs, hydra, None, state))
     script = folder / SCRIPT
     script.write_text(_script(folder, len(jobs), options, concurrent), encoding="utf-8")
     print(f"{plural(len(jobs), 'job')}: {script}", file=sys.stderr)
@@ -68,8 +71,8 @@ def _options(given: Sequence[str]) -> list[str]:
     return [f"--{text.lstrip('-')}" for text in given]
 
 
-def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...], ...]]:
-    """The sweep's folder, and each job's overrides, every one of them composed and checked."""
+def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The sweep's folder, each job's overrides, every one of them composed and checked, and Hydra's own of a job."""
     from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -77,6 +80,7 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
     from omegaconf.errors import OmegaConfBaseException
 
     from dpo_diag.commands.hydra_app import SCHEMAS, register, to_config
+    from dpo_diag.commands.hydra_callback import of_a_job
     from dpo_diag.commands.overrides import explain_override
     from dpo_diag.config import Config, check, conf_dir
 
@@ -91,8 +95,8 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=app):
-            task = [word for word in words if not word.startswith("hydra.")]
-            ours = [word for word in words if word.startswith("hydra.")]
+            ours = [word for word in words if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+            task = [word for word in words if word not in ours]
             base = compose(APPS[app], ours + _plain(task), return_hydra_config=True)
             swept = base.hydra.sweeper.get("params") or {}
             given = [*(f"{key}={value}" for key, value in swept.items()), *task]
@@ -102,7 +106,7 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
                 config = compose(APPS[app], list(job))
                 if app == "dpo-train":
                     check(to_config(config, Config))
-            return Path(str(base.hydra.sweep.dir)).absolute(), jobs
+            return Path(str(base.hydra.sweep.dir)).absolute(), jobs, of_a_job(ours)
     except (HydraException, OmegaConfBaseException) as error:
         raise DiagError(" ".join(f"{error} {error.__cause__ or ''}".split()), usage=True) from error
 
@@ -121,7 +125,7 @@ def _script(folder: Path, n: int, options: Sequence[str], concurrent: int | None
         "#!/bin/bash",
         f"#SBATCH --job-name={folder.parent.name}",
         f"#SBATCH --array={array}",
-        f"#SBATCH --output={folder}/slurm-%a.out",
+        f"#SBATCH --output={shlex.quote(str(folder).replace('%', '%%') + '/slurm-%a.out')}",
         "#SBATCH --requeue",
         *(f"#SBATCH {option}" for option in options),
         shlex.join(["cd", os.getcwd()]),

@@ -14,6 +14,7 @@ import yaml
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import override
+from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
 from dpo_diag.text import plural
 
@@ -74,7 +75,7 @@ def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
 def _run_again(folder: Path, plan: Plan, job: Job) -> None:
     """One job in a process of its own; how it ends, it says in its folder."""
     place = (folder / str(job.num) if job.status == "missing" else job.folder).resolve()
-    if plan.app == "dpo-train" and any((place / "checkpoints").glob("checkpoint-*")):
+    if plan.app == "dpo-train" and has_checkpoint(place):
         arguments = [override("resume", place)]
         how = "from its last checkpoint"
     else:

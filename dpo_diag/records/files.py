@@ -30,6 +30,11 @@ ROW_GROUP = 1 << 18
 _PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training in this run folder wrote a checkpoint whole: transformers writes trainer_state.json last."""
+    return any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
+
+
 class Part(NamedTuple):
     """What a Parquet file's name says: its steps, its label (mostly a split), the rank that wrote it."""
 

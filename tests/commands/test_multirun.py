@@ -94,6 +94,7 @@ def test_resume_runs_only_what_did_not_complete(tmp_path: Path, monkeypatch: pyt
     assert (folder / "earlier" / "1-1" / ".hydra" / "job.json").is_file() and not (folder / "1").exists()
     called.clear()
     (folder / "2" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (folder / "2" / "checkpoints" / "checkpoint-2" / "trainer_state.json").write_text("{}")  # the last that is written
     (folder / "2" / ".hydra").mkdir()
     assert main(["sweep", str(folder), "--resume", "--job", "2"]) == 1
     assert called == [[f"resume={folder / '2'}"]]

@@ -78,3 +78,21 @@ def test_a_refusal_and_an_absent_sbatch_name_the_script(
     assert "sbatch is not on this machine; hint: on the login node: sbatch " in capsys.readouterr().err
     assert main(["submit", *TASK, runs, "name=c", "--dry-run"]) == 0
     assert capsys.readouterr().err.splitlines()[-1].startswith("next: sbatch ")
+
+
+def test_no_secret_is_written_and_a_folder_may_have_any_name(
+    slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task could not be given what is not written: refused before anything is. Slurm reads % in a file's name, and a
+    blank ends it. Hydra's own override of a job reaches each of them, the sweep's does not."""
+    runs = tmp_path / "50% off"
+    command = ["submit", *TASK, f'output_root="{runs}"', "name=x", "seed=0,1"]
+    assert main([*command, "tracking.webhook_token=hunter2"]) == 2
+    assert "hunter2" not in "".join(capsys.readouterr()) and not runs.exists()
+    assert (
+        main([*command, "hydra.job_logging.root.level=ERROR", "hydra.sweep.subdir=j${hydra.job.num}", "--dry-run"]) == 0
+    )
+    folder = Path(capsys.readouterr().out.strip())
+    assert f"#SBATCH --output='{str(folder).replace('%', '%%')}/slurm-%a.out'" in (folder / "submit.sh").read_text()
+    plan = plan_of(folder)
+    assert plan is not None and plan.hydra == ("hydra.job_logging.root.level=ERROR",)
