@@ -64,9 +64,16 @@ def after_import(run: str | os.PathLike[str]) -> list[str]:
     return [line("dpo-diag", "explain", run)]
 
 
-def after_training(run: Run, document: Mapping[str, Any] | None = None) -> list[str]:
-    """A training or a scoring, explained (`document`) or not; what its tracker only wrote is sent first."""
+def after_training(run: Run, document: Mapping[str, Any] | None = None, reported: bool = False) -> list[str]:
+    """A training or a scoring, explained (`document`) or not; what its tracker only wrote is sent first.
+
+    Args:
+        reported: the report is written already: then the answers that nothing recorded, else the whole explanation.
+    """
     following = after_import(run.path) if document is None else after_explain(run.path, document)
+    if reported and following == [line("dpo-diag", "report", run.path)]:
+        known = _checkpoints_of(run)
+        following = [line("dpo-diag", "explain", run.path, "--full")] if known is None else _generate(known, run)
     return [*_syncs(tracked_places(run.meta.get("tracking")), run.path), *following]
 
 

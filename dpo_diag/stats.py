@@ -182,7 +182,10 @@ def proportion(successes: float, n: float, level: float = LEVEL) -> Interval:
     p, z2 = successes / n, quantile(level) ** 2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2) * math.sqrt(max(p * (1 - p), 0.0) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), round(n), "Wilson", level)
+    # At 0 and 1 the bound is the share itself; the difference of two roundings would print 2.8e-17.
+    low = max(0.0, centre - half) if p > 0 else 0.0
+    high = min(1.0, centre + half) if p < 1 else 1.0
+    return Interval(p, low, high, round(n), "Wilson", level)
 
 
 def normal_interval(value: float, error: float, n: int, method: str, level: float = LEVEL) -> Interval:

@@ -141,6 +141,18 @@ def test_an_offline_tracker_is_sent_first(tmp_path: Path) -> None:
     assert next_steps.after_training(example) == [f"dpo-diag explain {example.path}"]
 
 
+def test_a_report_that_is_written_is_not_proposed_again(tmp_path: Path) -> None:
+    """A run without answers: `report` follows its explanation; where that is done, the answers, if they can be made."""
+    writer = RunWriter(tmp_path / "run", kind="trained")
+    writer.finish()
+    run, document = load_run(tmp_path / "run"), {"verdict": {"harm": "none"}}
+    assert next_steps.after_training(run, document) == [f"dpo-diag report {run.path}"]
+    assert next_steps.after_training(run, document, reported=True) == [f"dpo-diag explain {run.path} --full"]
+    (run.path / "checkpoints" / "checkpoint-20").mkdir(parents=True)
+    (asked,) = next_steps.after_training(run, document, reported=True)
+    assert asked.startswith("dpo-generate ") and asked.endswith(f"out={run.path}")
+
+
 def test_what_follows_a_gate_and_a_table() -> None:
     assert next_steps.after_gate("r", False) == ["dpo-diag explain r"]
     assert next_steps.after_gate("r", True) == ["dpo-diag report r"]

@@ -36,6 +36,8 @@ def test_a_mean_of_zeros_and_ones_has_wilsons_interval() -> None:
     assert (i.value, i.n, i.method) == (1.0, 10, "Wilson")
     assert (i.low, i.high) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
     assert math.isnan(stats.proportion(0, 0).value)
+    for n in range(1, 40):  # the bound at 0 is 0 and at 1 is 1, not what two roundings leave of it
+        assert stats.proportion(0, n).low == 0.0 and stats.proportion(n, n).high == 1.0
     assert stats.proportion(0, 10).low == 0.0 and stats.proportion(0, 10).high == pytest.approx(1 - 0.7225, abs=1e-4)
 
 

@@ -39,7 +39,7 @@ def explain_and_report(
         from dpo_diag.report import write_report
 
         print(f"report: {write_report(run, explanation=explanation)}")
-    return after_training(run, explanation.document)
+    return after_training(run, explanation.document, reported=report)
 
 
 def print_explanation(run: Run, thresholds: Mapping[str, Any] | None = None) -> Explanation:

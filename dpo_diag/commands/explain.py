@@ -89,6 +89,8 @@ def explain(
         "run": of_run,
     }  # fmt: skip
     request = _Request(run, from_step, to_step, split, _thresholds(thresholds), said)
+    if not watch and not run.exists():
+        raise DiagError("no such file or folder", where=run, expected="a run folder or a log", hint="check the path")
     if watch:
         return _watch(request, interval, rules, json=json, write=not no_write)
     is_run = request.is_run

@@ -266,7 +266,7 @@ def _of_means(
             rows=means.rows,
             batches=means.windows,
             reference_free=context.reference_free,
-            supervised=run.info.method == "sft" or "ppl_token/response" in means.values,
+            supervised=_supervised(run, means.values),
             answers=run.has("outputs"),
         )
     )
@@ -297,6 +297,18 @@ def _of_means(
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _supervised(run: Run, values: Mapping[str, Any]) -> bool:
+    """Whether no preference was trained: the run says so, or its log has the names that TRL's SFT has and none of two
+    sides (its DPO logs the token accuracy beside rewards)."""
+    if run.info.method == "sft" or "ppl_token/response" in values:
+        return True
+    names = set(run.history["name"].unique())
+    two_sided = any(
+        name.startswith(("rewards/", "logps/")) or name.endswith(("/chosen", "/rejected")) for name in names
+    )
+    return "mean_token_accuracy" in names and not two_sided
 
 
 def _head(run: Run, from_step: Step | None, to_step: int | None, split: str | None, n: int | None) -> dict[str, Any]:

@@ -281,7 +281,10 @@ def _broken(document: dict[str, Any]) -> bool:
 def _what_to_change(document: dict[str, Any]) -> list[Sentence]:
     sentences = []
     if document["verdict"]["harm"] == "cannot_tell" and not _broken(document):
-        text = "First measure: score a task or compare fixed prompts' answers of both checkpoints (dpo-diag outputs)."
+        text = (
+            "First measure: score a task or compare fixed prompts' answers of both checkpoints "
+            "(dpo-generate, dpo-diag outputs)."
+        )
         if document["evidence"]:
             text = "First measure on more questions: what was measured cannot tell yet."
         sentences.append(say(text, "verdict"))

@@ -16,7 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from dpo_diag.diagnosis.causes import quoted
-from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, stretch
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
 from dpo_diag.text import both_ends, percent, plural, safe, signed
@@ -39,6 +39,8 @@ _COMPARED = re.compile(r" \((?:from|first to last|the mean of)[^()]*\)")
 _CLAUSE = re.compile(r"(?:; |: |, |\. |；|：|，|。)")
 QUOTE = 26
 """Characters that name a pair."""
+ANSWERS = {"correct": "answers right", "unfinished": "answers cut off"}
+"""kind of a measure of answers -> its name where a row has no room for what it is."""
 SCORE_TOLD = frozenset({"DVG025"})
 """Checks that say of a score what its row says."""
 
@@ -69,7 +71,10 @@ def short_lines(
     told.lines = min(len(wrap(told.text, width)), VERDICT_LINES)
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
     room = LINES - 1 - len(numbers) - len(following)
-    parts = {"why": _reasons(document, say), "do": _changes(document, say), "pairs": list(map(say, _pairs(document)))}
+    parts = {
+        "note": list(map(say, _taken(document))), "why": _reasons(document, say), "do": _changes(document, say),
+        "pairs": list(map(say, _pairs(document))),
+    }  # fmt: skip
     for name in LEFT_OUT:
         if told.lines + sum(map(len, parts.values())) > room:
             parts[name] = parts[name][:-1]
@@ -169,7 +174,7 @@ Row = tuple[str, str, str, str, str]
 
 def _rows(document: Mapping[str, Any]) -> list[Row]:
     rows = [row for row in (_loss_row(document), *_side_rows(document)) if row]
-    return [*rows, *(_score_row(e) for e in _scores(document))]
+    return [*rows, *(_score_row(e, document) for e in _scores(document))]
 
 
 def _loss_row(document: Mapping[str, Any]) -> Row | None:
@@ -221,8 +226,12 @@ def _perplexity_row(what: str, entry: Mapping[str, Any], document: Mapping[str, 
     return what, before, after, grown(entry["dlog"]), _bounds(entry.get("interval"), document, grown)
 
 
-def _score_row(entry: Mapping[str, Any]) -> Row:
-    what, decimals = f"{entry['what']} ({entry['split']})", "{:+.3f}".format
+def _score_row(entry: Mapping[str, Any], document: Mapping[str, Any]) -> Row:
+    """A score; one that began at another step than the likelihoods says so, as the header names theirs."""
+    what, decimals = ANSWERS.get(entry["kind"]) or f"{entry['what']} ({entry['split']})", "{:+.3f}".format
+    start = document["from_step"]
+    if entry["kind"] != "review" and entry["from_step"] != (0 if start == REFERENCE else start):
+        what += f", since {entry['from_step']}"
     bounds = entry["interval"]
     text = f"{100 * entry['level']:.4g} %: {decimals(bounds[0])} to {decimals(bounds[1])}" if bounds else ""
     return what, f"{entry['from']:.3f}", f"{entry['to']:.3f}", decimals(entry["delta"]), text
@@ -261,6 +270,11 @@ def _table(rows: Sequence[tuple[str, ...]], width: int, say: Callable[[str], str
         numbers = f"{'  '.join(right)}  {bounds}"
         lines.append(f"{set_cell_size(shown, name)}  {numbers}".rstrip())
     return lines
+
+
+def _taken(document: Mapping[str, Any]) -> list[str]:
+    """Which of a source's runs or trainings this is about, where it holds several: another one may be meant."""
+    return [note for note in document.get("notes", []) if "(--run " in note or "; --run " in note]
 
 
 def _findings(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

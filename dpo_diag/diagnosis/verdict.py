@@ -60,6 +60,12 @@ ALSO = {
 }
 """Titles where they stand behind another headline, which says itself what the loss did."""
 
+OF_CODE = {
+    "DVG020": "the training loss rose beyond its noise",
+    "DVG022": "the held-out loss rose beyond its noise",
+}
+"""Titles that say which loss: the table beside the headline may show the other one, and it fell."""
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -80,6 +86,11 @@ class Cause:
     severity: str = ""
     has: tuple[tuple[str, Any], ...] = ()
     suspicious: bool = True
+
+    @property
+    def title(self) -> str:
+        """The headline."""
+        return OF_CODE.get(self.code, LABELS[self.label])
 
     def fits(self, finding: Mapping[str, Any]) -> bool:
         """Whether the check answered as this row says."""
@@ -143,7 +154,7 @@ def precedence_page() -> str:
         also = [cause.severity] * bool(cause.severity) + [f"{key}: {value}" for key, value in cause.has]
         answer = cause.answer + (f" ({', '.join(also)})" if also else "")
         code = f"[{cause.code}](checks/{cause.code}.md)"
-        lines.append(f"| {i} | `{cause.label}` | {code} | {answer} | {LABELS[cause.label]} |")
+        lines.append(f"| {i} | `{cause.label}` | {code} | {answer} | {cause.title} |")
     return "\n".join(lines) + "\n"
 
 
@@ -219,12 +230,13 @@ class Verdict:
     harm_text: str = ""
     because: tuple[tuple[Measure, str], ...] = ()
     causes: tuple[tuple[str, str, str], ...] = field(default=())
+    title: str = ""
 
     def document(self) -> dict[str, Any]:
         """As the explanation holds it."""
         return {
-            "label": self.label, "title": LABELS[self.label], "harm": self.harm, "confidence": self.confidence,
-            "text": self.text, "headline": self.headline, "harm_text": self.harm_text,
+            "label": self.label, "title": self.title or LABELS[self.label], "harm": self.harm,
+            "confidence": self.confidence, "text": self.text, "headline": self.headline, "harm_text": self.harm_text,
             "causes": [{"label": label, "code": code, "reason": reason} for label, code, reason in self.causes],
             "because": [
                 {"what": m.what, "split": m.split, "from": m.before, "to": m.after, "delta": m.change.value,
@@ -253,7 +265,8 @@ def decide(facts: Facts) -> Verdict:
     if found and found[0][0].answer == "speaks" and name not in OPEN and not errors and _few(facts):
         seen = plural(facts.n_pairs, "pair") if facts.rows is None else plural(facts.rows, "row")
         more = f", as far as {seen} can show: their noise is not known"
-    sentences = [f"{capital(LABELS[name])}{more}."]
+    title = found[0][0].title if found and found[0][0].label == name else LABELS[name]
+    sentences = [f"{capital(title)}{more}."]
     that = "there is harm" if name in OPEN else "that is harm"
     cited = _cite([m for m, _ in because]) if because else ""
     said, uncited = (_harm_text(harm, that, text, facts) for text in (cited, cited and None))
@@ -263,7 +276,7 @@ def decide(facts: Facts) -> Verdict:
     sentences += [said, *named] if because else [*named, *([said] if name != "one_row" else [])]
     told = tuple((c.label, c.code, str(f["reason"])) for c, f in found)
     sure = _confidence(facts, harm, name)
-    return Verdict(name, harm, sure, " ".join(sentences), sentences[0], uncited, because, told)
+    return Verdict(name, harm, sure, " ".join(sentences), sentences[0], uncited, because, told, title)
 
 
 def _harm(facts: Facts, name: str, suspicious: bool) -> tuple[str, tuple[tuple[Measure, str], ...]]:
@@ -308,7 +321,7 @@ def _named(facts: Facts, name: str, found: list[tuple[Cause, Mapping[str, Any]]]
     for cause, finding in further:
         # Scores that fell are cited as harm.
         reason = f": {_reason(finding)}" if finding["severity"] == "error" and cause.label != "score_fell" else ""
-        sentences.append(f"Also: {ALSO.get(cause.label, LABELS[cause.label])} ({cause.code}{reason}).")
+        sentences.append(f"Also: {ALSO.get(cause.label, cause.title)} ({cause.code}{reason}).")
     known = {c.code for c, _ in found}
     others = [
         f"{f['title']} ({f['code']}{': ' + _reason(f) if f['severity'] == 'error' else ''})"

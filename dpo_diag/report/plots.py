@@ -20,6 +20,8 @@ from dpo_diag.text import number
 MAX_POINTS = 400
 """Points of one line; a longer series is thinned to the extremes of its stretches, so that no spike is lost."""
 
+BOLD = 1.12
+"""How much wider the names at the lines' ends are: they are bold."""
 DRAWABLE = 1e300
 """Larger values (a perplexity of a broken model) are marked as lost: no axis could hold them beside others."""
 
@@ -168,7 +170,10 @@ def line_chart(
         right
         if right is not None
         else 18
-        + max((text_width(t) for s in series if not s.kind.endswith(" thin") for t in (s.label, s.note)), default=0.0)
+        + max(
+            (max(BOLD * text_width(s.label), text_width(s.note)) for s in series if not s.kind.endswith(" thin")),
+            default=0.0,
+        )
     )
     names = min(names, width * 0.44)
     bottom = 24 if show_x else 10

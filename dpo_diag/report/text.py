@@ -7,6 +7,8 @@ markupsafe, and the page's CSP lets no foreign script or style run.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from markupsafe import Markup
@@ -25,6 +27,25 @@ def clean(text: Any, max_chars: int | None = MAX_CHARS) -> str:
 def one_line(text: Any, max_chars: int | None) -> str:
     """As `clean`, on one line."""
     return clean(text, max_chars).replace("\n", " ")
+
+
+def told_apart(names: Sequence[str], most: int) -> list[str]:
+    """Names of at most `most` characters for the ends of lines: where one is longer, what all begin with becomes "…".
+
+    >>> told_apart(["runs-with-beta-0.1", "runs-with-beta-0.5"], 14)
+    ['…0.1', '…0.5']
+    >>> told_apart(["a", "b"], 14)
+    ['a', 'b']
+    """
+    shown = [one_line(name, None) for name in names]
+    if all(len(name) <= most for name in shown):
+        return shown
+    alike = (len(set(letters)) == 1 for letters in zip(*shown, strict=False))
+    shared = shown[0][: sum(takewhile(bool, alike))]
+    # Whole words, so that 0.1 is not told as 1; a name that is all of another's beginning stays itself.
+    shared = shared[: max(map(shared.rfind, "-_/ ")) + 1]
+    rest = [f"…{name[len(shared) :]}" if shared else name for name in shown]
+    return [name if len(name) <= most else f"{name[: most - 1]}…" for name in rest]
 
 
 def finalize(value: Any) -> Any:

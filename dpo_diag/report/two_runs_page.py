@@ -27,7 +27,7 @@ from dpo_diag.report.plots import Series
 from dpo_diag.report.run_page import explained, printed_document
 from dpo_diag.report.section import Context
 from dpo_diag.report.tables import Table, table
-from dpo_diag.report.text import one_line
+from dpo_diag.report.text import one_line, told_apart
 from dpo_diag.text import bracket, capital, number, percent, plural, signed, some, to_json
 from dpo_diag.translated import Catalogue, catalogue
 
@@ -223,15 +223,16 @@ def curves_over_each_other(contexts: list[Context], names: tuple[str, str], apar
     shared = known[0] & known[1]
     kept = {name for name in shared if not (apart and (m := metric_of(name)) is not None and m.sides)}
     charts, words = [], {context.run.info.step_word for context in contexts}
+    short = told_apart(names, 14)
     for panel in panels(kept, apart=True):
         (metric,) = panel.names
         lines = []
-        for letter, name, (history, split) in zip(LETTERS, names, histories, strict=True):
+        for letter, name, (history, split) in zip(LETTERS, short, histories, strict=True):
             own = history.loc[history["name"] == metric].sort_values("step")
             own = own.loc[own["split"] == (split if (own["split"] == split).any() else TRAIN_SPLIT)]
             x, y = (own[c].to_numpy(dtype=float) for c in ("step", "value"))
             if np.isfinite(y).any():
-                lines.append(Series(one_line(name, 14), x, y, f"run-{letter}", note=number(y[np.isfinite(y)][-1], 3)))
+                lines.append(Series(name, x, y, f"run-{letter}", note=number(y[np.isfinite(y)][-1], 3)))
         if lines:
             charts.append(draw(panel, lines, "step" if words == {"step"} else "row"))
     splits = [split or "none" for _, split in histories]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -47,9 +48,13 @@ class Bounded:
             finally:
                 done.set()
 
+        output = sys.stdout
         self._calls.put(run)
         if not done.wait(limit):
             self.stuck = True
+            # A client that is kept quiet meanwhile (`redirect_stdout`, which is the whole process') would keep what the
+            # run prints from now on, too.
+            sys.stdout = output
             raise TooSlow(f"no answer within {limit:g} s")
         if raised:
             raise raised[0]

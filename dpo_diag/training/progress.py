@@ -8,8 +8,8 @@ from transformers import PrinterCallback, ProgressCallback
 
 LINE = (
     ("loss", "loss"),
-    ("ppl_seq_mean/chosen", "chosen ppl"),
-    ("ppl_seq_mean/rejected", "rejected ppl"),
+    ("ppl_token/chosen", "chosen ppl_token"),
+    ("ppl_token/rejected", "rejected ppl_token"),
     ("rewards/accuracies", "reward acc."),
     ("pairs/both_fell", "both fell"),
     ("ppl_token/response", "response ppl"),
@@ -26,7 +26,7 @@ def evaluation_prefix(logs: dict[str, Any]) -> str | None:
 
 
 def evaluation_line(logs: dict[str, Any], step: int) -> str | None:
-    """The short line for an evaluation's logs, e.g. `step 10  eval  loss 0.682  chosen ppl 1.437`; None for others."""
+    """The short line for an evaluation's logs, `step 10  eval  loss 0.682  chosen ppl_token 1.437`; None for others."""
     prefix = evaluation_prefix(logs)
     if prefix is None:
         scores = [

@@ -79,7 +79,8 @@ def test_mistakes_are_one_line_and_status_2(
 
 def test_a_path_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tmp_path / "nowhere")]) == 1
-    assert "no run folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no such file or folder" in error and "a run folder or a log" in error
 
 
 def test_watch_says_what_changed_and_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,10 +54,44 @@ def test_nothing_is_said_twice(documents: dict[str, dict[str, Any]]) -> None:
         assert len(runs) == len(set(runs)), name
 
 
+def test_an_sft_log_is_no_preference_run_with_half_of_its_numbers_missing(
+    documents: dict[str, dict[str, Any]],
+) -> None:
+    """Token accuracy and no two sides: TRL's SFT. The same log with rewards is DPO, which logs both."""
+    document = documents["sft_trainer_state.json"]
+    assert document["verdict"]["label"] == "supervised"
+    assert "it does not show" not in "\n".join(lines(document))
+    assert documents["trl_displaced"]["verdict"]["label"] == "likelihood_displacement"
+
+
+def test_which_of_several_runs_is_meant_is_said_among_the_fifteen(documents: dict[str, dict[str, Any]]) -> None:
+    document = documents["trl_displaced"]
+    taken = "2 runs; taken: a; left out: b (--run NAME chooses)"
+    said = lines({**document, "notes": [*document["notes"], taken]})
+    assert [line for line in said if line.startswith("note")] == [f"note  {taken}"]
+    assert not [line for line in lines(document) if line.startswith("note")]
+
+
+def test_answers_that_began_at_another_step_than_the_likelihoods_say_so(
+    documents: dict[str, dict[str, Any]],
+) -> None:
+    """The reference stands at step 0, where it wrote no answers: they begin with the first checkpoint, step 10."""
+    answers = {
+        "what": "answers that the checker accepts", "split": "outputs", "kind": "correct", "from_step": 10,
+        "to_step": 20, "from": 0.5, "to": 0.25, "delta": -0.25, "interval": None, "level": 0.95, "direction": "unclear",
+    }  # fmt: skip
+    document = {**documents["example"], "from_step": "ref", "evidence": [answers]}
+    assert [x.split() for x in lines(document) if x.startswith("answers")] == [
+        ["answers", "right,", "since", "10", "0.500", "0.250", "-0.250"]
+    ]
+    same = {**document, "evidence": [{**answers, "from_step": 0}]}
+    assert any(x.startswith("answers right  ") for x in lines(same))
+
+
 def test_a_harmful_run_says_so_with_its_scores_and_what_to_try(documents: dict[str, dict[str, Any]]) -> None:
     said = "\n".join(lines(documents["example"]))
     assert "The loss fell while the chosen answers became less likely. It is harm.\n" in said
-    assert "execution_accuracy (held_out)     0.713   0.600  -0.113  95 %: -0.187 to -0.040" in said
+    assert "execution_accuracy (held_out)   0.713   0.600  -0.113  95 %: -0.187 to -0.040" in said
     assert 'loss_type=["sigmoid", "sft"]' in said and "beta=0.2 in TRL" in said
     assert "DVG025" not in said  # a score that fell stands in the table
     assert '"SELECT miles FROM flight…"' in said and "55fd82dfb03b23c7" not in said

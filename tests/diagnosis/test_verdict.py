@@ -126,6 +126,22 @@ def test_one_row_has_nothing_to_compare_but_its_errors_count() -> None:
     assert decide(Facts([*nothing, finding("DVG011", severity="error")], rows=1)).label == "broken_numbers"
 
 
+def test_a_loss_that_rose_is_named_where_the_table_may_show_another_one() -> None:
+    """The training loss (DVG020), the held-out loss (DVG022), or the compared one itself (DVG009); title too."""
+    for code, title in (
+        ("DVG020", "the training loss rose beyond its noise"),
+        ("DVG022", "the held-out loss rose beyond its noise"),
+    ):
+        found = decide(Facts([finding(code)], n_pairs=40, has_intervals=True))
+        assert found.headline == f"{title.capitalize()}." and found.document()["title"] == title
+    assert (
+        decide(Facts([finding("DVG009", rose=True)], n_pairs=40, has_intervals=True)).headline
+        == "The loss rose beyond its noise."
+    )
+    also = decide(Facts([finding("DVG001", from_best=False), finding("DVG022")])).text
+    assert "Also: the held-out loss rose beyond its noise (DVG022)." in also
+
+
 def test_a_supervised_run_is_not_told_what_it_lacks() -> None:
     assert decide(Facts([finding("DVG001", "not_applicable", "no pairs")], supervised=True)).label == "supervised"
 

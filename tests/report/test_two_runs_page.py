@@ -17,6 +17,7 @@ from dpo_diag.diagnosis import Explanation
 from dpo_diag.diagnosis.two_runs import compare_runs
 from dpo_diag.report import two_runs_page, write_two_runs
 from dpo_diag.report.section import Context
+from dpo_diag.report.text import told_apart
 from tests.diagnosis.test_two_runs import LOSS, written
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -162,3 +163,11 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [load_run(written(folder, {}, {}, 0.5, name="dpo")) for folder in folders]
     assert two_runs_page.called(*runs) == ("mon/r", "tue/r")
     assert two_runs_page.called(runs[0], runs[0]) == ("dpo (a)", "dpo (b)")
+
+
+def test_lines_are_named_by_what_tells_long_names_apart() -> None:
+    """Short names stay; of long ones what all begin with, up to a whole word, becomes "…"; else the end goes."""
+    assert told_apart(["a", "b"], 14) == ["a", "b"]
+    assert told_apart(["runs-with-beta-0.1", "runs-with-beta-0.5"], 14) == ["…0.1", "…0.5"]
+    assert told_apart(["the same name (a)", "the same name (b)"], 14) == ["…(a)", "…(b)"]
+    assert told_apart(["one-long-run-name", "another-one"], 14) == ["one-long-run-…", "another-one"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 import threading
@@ -217,6 +219,24 @@ def test_a_call_that_does_not_return_costs_its_limit_and_no_other_is_made() -> N
         bounded(lambda: calls.append(1), 1)
     release.set()
     assert calls == []
+
+
+def test_a_call_that_does_not_return_does_not_silence_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that print are called with standard output put away: one that hangs must not take the run's last line."""
+    bounded, release, began = Bounded(), threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            print("a client's own word")
+            began.set()
+            release.wait()
+
+    with pytest.raises(TooSlow):
+        bounded(hangs, 0.5)
+    assert began.is_set()
+    print("runs/mine")
+    release.set()
+    assert capsys.readouterr().out == "runs/mine\n"
 
 
 def test_calls_are_made_in_one_thread_and_raise_what_they_raise() -> None:

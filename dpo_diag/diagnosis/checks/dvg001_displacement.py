@@ -84,7 +84,8 @@ register(
         ),
         try_next=(
             Advice(
-                "look at what the model now writes before you call it harm (dpo-diag outputs)", (SOUND, NOT_MEASURED)
+                "look at what the model now writes before you call it harm (dpo-generate, dpo-diag outputs)",
+                (SOUND, NOT_MEASURED),
             ),
             SFT_TERM,
             RAISE_BETA,
