@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_diag import text
+from dpo_diag.styled import fitted
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)
 
