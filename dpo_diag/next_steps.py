@@ -86,6 +86,13 @@ def after_interrupt(folder: Path) -> list[str]:
     return after_import(folder) if run is not None else []
 
 
+def after_stopped_script(folder: str | os.PathLike[str], checkpoint: str | None) -> list[str]:
+    """A training in a script of the user's own, stopped: its line that goes on from a whole checkpoint where there is
+    one; what was recorded."""
+    resume = [] if checkpoint is None else [f"trainer.train(resume_from_checkpoint={checkpoint!r})"]
+    return [*resume, *after_import(folder)]
+
+
 def after_multirun(folder: str | os.PathLike[str], failed: bool = False) -> list[str]:
     """Several runs: side by side; run again what did not complete."""
     return [line("dpo-diag", "sweep", folder, *(["--resume"] if failed else []))]

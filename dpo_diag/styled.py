@@ -6,11 +6,14 @@ Colour never says anything alone: without it the lines are the same text.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from dpo_diag.text import terminal_width
 
 _HAN = "\u3000-\u30ff\u3400-\u9fff\uff00-\uffef"
 _PIECE = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+|\s+")
@@ -48,6 +51,22 @@ def _wrap_han(text: str, columns: int) -> list[str]:
         else:
             lines[-1] += piece
     return [line.rstrip() for line in lines]
+
+
+def hanging(line: str, width: int) -> list[str]:
+    """A line that is too long as several, the further ones two cells further in."""
+    indent = len(line) - len(line.lstrip(" "))
+    if cell_len(line) <= width or not line.strip():
+        return [line]
+    first, *rest = wrap(line.strip(), width - indent - 2)
+    return [" " * indent + first, *(" " * (indent + 2) + part for part in rest)]
+
+
+def fitted(text: str) -> str:
+    """Lines for standard output: of a terminal wrapped at its width, of a file whole."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(part for line in text.splitlines() for part in hanging(line, terminal_width()))
 
 
 def wrapped(text: Text, columns: int) -> list[Text]:

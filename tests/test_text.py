@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_diag import text
+from dpo_diag.styled import fitted
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)
 
@@ -146,3 +148,13 @@ def test_plain_values() -> None:
 )
 def test_the_word_follows_the_sign(change: float, words: str) -> None:
     assert text.by(change) == words
+
+
+def test_a_line_is_wrapped_on_a_terminal_and_whole_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 cells: the indent of 2, two cells to hang by, and nine words of five letters (53) fit, ten (59) do not."""
+    line = "  " + " ".join(["abcde"] * 12)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert fitted(line) == line
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert fitted(line).split("\n") == ["  " + " ".join(["abcde"] * 9), "    " + " ".join(["abcde"] * 3)]

@@ -20,6 +20,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.extras import install_hint, is_installed
 from dpo_diag.next_steps import after_doctor, say_next
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
+from dpo_diag.styled import fitted
 from dpo_diag.text import to_json
 
 DISTRIBUTION = "dpo-diag"
@@ -71,8 +72,8 @@ def _print(title: str, findings: list[Finding]) -> None:
     width = max((len(finding.name) for finding in findings), default=0)
     for finding in findings:
         hint = f"; hint: {finding.hint}" if finding.hint else ""
-        print(f"  {finding.outcome.upper() if finding.outcome == FAIL else finding.outcome:4}  "
-              f"{finding.name:{width}}  {finding.found}{hint}")  # fmt: skip
+        outcome = finding.outcome.upper() if finding.outcome == FAIL else finding.outcome
+        print(fitted(f"  {outcome:4}  {finding.name:{width}}  {finding.found}{hint}"))
 
 
 def check_machine(*, quick: bool = False) -> list[Finding]:

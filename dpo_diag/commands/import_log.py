@@ -144,6 +144,7 @@ def _print_formats(as_json: bool) -> int:
     from dpo_diag.importers.keys import STEP_KEYS
     from dpo_diag.importers.log_format import FORMATS
     from dpo_diag.records.metric_aliases import ALIASES
+    from dpo_diag.styled import fitted
 
     forms = sorted(FORMATS.values(), key=lambda f: f.name)
     if as_json:
@@ -166,10 +167,14 @@ def _print_formats(as_json: bool) -> int:
         return 0
     print("Formats (--as NAME):")
     print(_whole(("format", "what", "written by"), [(f.name, f.description, ", ".join(f.trainers)) for f in forms]))
-    print("\nNames (a train/ or eval/ prefix sets the split; eval_<set>_<name> is the set's own split eval_<set>):")
+    print(
+        fitted(
+            "\nNames (a train/ or eval/ prefix sets the split; eval_<set>_<name> is the set's own split eval_<set>):"
+        )
+    )
     print(_whole(("trainer", "version", "source", "ours", "meaning"), ALIASES))
-    print(f"\nStep columns, best first: {', '.join(STEP_KEYS)}")
-    print(f"Generic table (--as pairs): {COLUMNS}")
+    print(fitted(f"\nStep columns, best first: {', '.join(STEP_KEYS)}"))
+    print(fitted(f"Generic table (--as pairs): {COLUMNS}"))
     say_next(after_formats())
     return 0
 

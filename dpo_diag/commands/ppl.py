@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpo_diag.diagnosis.decompose.loss_level import compare_levels, loss_level
 from dpo_diag.next_steps import after_ppl, say_next
+from dpo_diag.styled import fitted
 from dpo_diag.text import arrow, table, to_json
 
 
@@ -28,11 +29,11 @@ def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: boo
     print(table(header, [[level[n] for n in names] for level in levels]))
     for level in levels:
         print(f"\nloss {level['loss']:g} means:")
-        print("\n".join(f"  {text}" for text in level["means"]))
+        print(fitted("\n".join(f"  {text}" for text in level["means"])))
     for change in changes:
         print(f"\n{change['from']:g} → {change['to']:g} is perplexity {arrow(change['ppl_from'], change['ppl_to'])}"
               f" (times {change['ppl_ratio']:.3g})")  # fmt: skip
     print("\nand it does not mean:")
-    print("\n".join(f"  {text}" for text in levels[0]["does_not_mean"]))
+    print(fitted("\n".join(f"  {text}" for text in levels[0]["does_not_mean"])))
     say_next(after_ppl())
     return 0

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.cells import cell_len
-
 from dpo_diag.diagnosis.causes import ROUNDING
-from dpo_diag.styled import wrap
+from dpo_diag.styled import hanging
 from dpo_diag.text import arrow, table
 from dpo_diag.translated import Catalogue, catalogue
 
@@ -27,16 +25,7 @@ def render_document(
     text = _document(document, top, width or WIDTH, say or catalogue("en"))
     if width is None:
         return text
-    return "\n".join(part for line in text.splitlines() for part in _hanging(line, width))
-
-
-def _hanging(line: str, width: int) -> list[str]:
-    """A line that is too long as several, the further ones two cells further in."""
-    indent = len(line) - len(line.lstrip(" "))
-    if cell_len(line) <= width or not line.strip():
-        return [line]
-    first, *rest = wrap(line.strip(), width - indent - 2)
-    return [" " * indent + first, *(" " * (indent + 2) + part for part in rest)]
+    return "\n".join(part for line in text.splitlines() for part in hanging(line, width))
 
 
 def _document(document: dict[str, Any], top: int, room: int, say: Catalogue) -> str:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
-from dpo_diag.next_steps import after_import, say_next
+from dpo_diag.next_steps import after_import, after_stopped_script, say_next
 from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
@@ -225,14 +225,22 @@ class Recording:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         except BaseException as error:
             self._close(*ended_by(error))
+            if isinstance(error, KeyboardInterrupt) and self._says_next_here():
+                # A note is printed behind the traceback, and by nobody who catches it.
+                checkpoint = last_checkpoint(self.args.output_dir)
+                for line in after_stopped_script(self.run_writer.path, checkpoint):
+                    error.add_note(f"next: {line}")
             raise
         finally:
             if added:
                 self.args.eval_on_start = False
         self._close("finished")
-        if self.says_next and self.run_writer is not None and self.args.process_index == 0:
+        if self._says_next_here():
             say_next(after_import(self.run_writer.path), sys.stderr)
         return output
+
+    def _says_next_here(self: Any) -> bool:
+        return bool(self.says_next and self.run_writer is not None and self.args.process_index == 0)
 
     def _resume_step(self: Any) -> int | None:
         """The step of the checkpoint that is resumed; None for a fresh start, or where nothing is recorded.

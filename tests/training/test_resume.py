@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import after_stopped_script
 from dpo_diag.records import RunWriter
 from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.checkpoint_folders import last_checkpoint
@@ -166,3 +167,12 @@ def test_a_failure_is_written_down(tmp_path: Path, tokenizer: PreTrainedTokenize
         run = load_run(tmp_path / f"run-{status}")
         assert run.meta["status"] == status
         assert set(run.pairs.loc[run.pairs["split"] == "train", "step"]) == {1}  # what was measured is kept
+        said = [f"next: dpo-diag explain {run.path}"] if status == "interrupted" else []
+        assert getattr(error, "__notes__", []) == said  # printed behind the traceback; no checkpoint to go on from
+
+
+def test_a_stopped_script_goes_on_from_its_whole_checkpoint() -> None:
+    explain = "dpo-diag explain runs/x"
+    assert after_stopped_script("runs/x", None) == [explain]
+    resume = "trainer.train(resume_from_checkpoint='out/checkpoint-20')"
+    assert after_stopped_script("runs/x", "out/checkpoint-20") == [resume, explain]
