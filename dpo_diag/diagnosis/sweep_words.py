@@ -10,8 +10,8 @@ from dpo_diag.diagnosis.sweep import Sweep
 from dpo_diag.text import records, some
 
 SHORT = {
-    "chosen_ppl_seq_mean": "chosen ppl",
-    "rejected_ppl_seq_mean": "rejected ppl",
+    "chosen_ppl_seq_mean": "chosen ppl_seq_mean",
+    "rejected_ppl_seq_mean": "rejected ppl_seq_mean",
     "chosen_ce": "chosen CE",
     "both_fell": "both fell",
     "reward_accuracy": "reward acc",

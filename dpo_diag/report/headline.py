@@ -148,7 +148,7 @@ def facts(context: Context) -> list[Fact]:
             note = f"{note}, {loss['from_is']} to {loss['to_is']}"
         shown.append(Fact(context.loss_label, number(loss["from"]), number(loss["to"]), note, "loss"))
     chosen = (document.get("perplexity") or {}).get("chosen") or {}
-    name = next((p for p in ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
+    name = next((p for p in ("ppl_token", "ppl_seq_mean", "ppl_seq_geomean") if isinstance(chosen.get(p), dict)), None)
     if name and chosen[name].get("from") is not None:
         ends, note = chosen[name], f"{name}, log {signed(chosen[name]['dlog'])}"
         shown.append(Fact("chosen perplexity", *both_ends(ends["from"], ends["to"]), note, "chosen"))

@@ -26,8 +26,8 @@ from dpo_diag.text import arrow, capital, number, signed
 from dpo_diag.thresholds import defaults
 
 CHOSEN = "chosen perplexity"
-PERPLEXITIES = ("ppl_seq_mean", "ppl_token", "ppl_seq_geomean")
-"""The first one that was logged is drawn: H2O LLM Studio's, which people know, before the others."""
+PERPLEXITIES = ("ppl_token", "ppl_seq_mean", "ppl_seq_geomean")
+"""The first one that was logged is drawn, as in the page's head and in `explain`."""
 PANELS = {
     "loss": "Loss, nats per pair",
     "perplexity": "Perplexity of the answers ({measure}), logarithmic",
