@@ -12,7 +12,6 @@ from dpo_diag.commands.findings import FINDINGS, asked_of, made_from, read_findi
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_tracking, say_next
 from dpo_diag.records import Run, load_run
-from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import to_json
 
 
@@ -38,11 +37,12 @@ def track(
         group: W&B group (default: WANDB_RUN_GROUP).
         name: the run's name there (default: the one that it has there, or a unique one from its folder).
     """
+    opened = load_run(run)
+
     from dpo_diag.records.tracked import tracked_places
     from dpo_diag.records.writer import annotate
     from dpo_diag.tracking import Session, is_sent, kinds_of, mirror
 
-    opened = load_run(run)
     kinds = kinds_of([k for word in to or ["wandb"] for k in word.split(",")])
     earlier = tracked_places(opened.meta.get("tracking"))
     _explained(opened)
@@ -98,4 +98,6 @@ def _explained(run: Run) -> None:
 
 def _last_written(run: Run) -> int:
     """When the newest file of the records was written, in nanoseconds; 0 without any."""
+    from dpo_diag.records.schemas import TABLES
+
     return max((file.stat().st_mtime_ns for table in TABLES for file in run.files(table)), default=0)

@@ -81,7 +81,8 @@ def about_ranks(collected: Sweep) -> Iterator[str]:
 def legend(collected: Sweep) -> str:
     """What the numbers are: of an evaluation, or of training batches where a run has none."""
     runs = collected.runs
-    batches = list(runs.loc[runs["batches"], "run"])
+    named = zip(short_runs(list(runs["run"])), runs["batches"], strict=True)
+    batches = [name for name, of_training in named if of_training]
     training = "mean of the last logged training rows, no evaluation is recorded"
     if batches and len(batches) == len(runs):
         numbers = training

@@ -35,7 +35,16 @@ def test_an_old_import_is_explained_like_a_new_one(
     old_explanation, new_explanation = dict(explain(before)), dict(explain(after))
     for explanation in (old_explanation, new_explanation):
         explanation.pop("run")
-    assert old_explanation == new_explanation
+    assert rounded(old_explanation) == rounded(new_explanation)
+
+
+def rounded(value: object) -> object:
+    """Twelve digits of each number: where a table lies in memory decides the last ones of its sums."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def test_a_writer_brings_an_old_run_up_to_date(tmp_path: Path) -> None:
