@@ -6,32 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dpo_diag import RunWriter
 from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.diagnosis.sweep_effects import effects, pareto
-
-
-def run(folder: Path, right: int, ce: float, *overrides: str) -> None:
-    """100 questions, none right before; the chosen answers' cross-entropy was 1."""
-    writer = RunWriter(folder)
-    writer.write("history", [
-        {"step": step, "split": split, "name": name, "value": value, "weight": 100}
-        for step, score, value_of in ((0, 0.0, 1.0), (9, right / 100, ce))
-        for split, name, value in (("held_out", "score/acc", score), ("eval", "ce/chosen", value_of),
-                                   ("eval", "rewards/accuracies", 0.5), ("eval", "loss", 0.5))
-    ])  # fmt: skip
-    writer.update(data={"fingerprint": "one"}, splits={"eval": {"role": "held_out"}})
-    writer.finish()
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {t}\n" for t in overrides))
+from tests.diagnosis.sweep_runs import scored_run
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
     """beta 0.1 and 1 over three seeds: the score rises by 0.1, 0.2 and 0.3, the cross-entropy by 0.5 less each time."""
     for seed in range(3):
-        run(tmp_path / f"a{seed}", 40, 2.0, "beta=0.1", f"seed={seed}")
-        run(tmp_path / f"b{seed}", 50 + 10 * seed, 1.5, "beta=1", f"seed={seed}")
+        scored_run(tmp_path / f"a{seed}", (0, 0.4), 2.0, "beta=0.1", f"seed={seed}")
+        scored_run(tmp_path / f"b{seed}", (0, 0.5 + 0.1 * seed), 1.5, "beta=1", f"seed={seed}")
     return tmp_path
 
 
@@ -50,7 +35,7 @@ def test_a_knob_is_judged_over_runs_that_differ_in_nothing_else(grid: Path) -> N
 def test_without_matched_runs_two_groups_are_compared(tmp_path: Path) -> None:
     """Welch of 10, 20, 30 against 40, 50, 60 of 100: 0.3; both variances 0.01, error 0.08165, t(4) 2.7764: 0.22669."""
     for i, right in enumerate((10, 20, 30, 40, 50, 60)):
-        run(tmp_path / str(i), right, 1.0, f"beta={0.1 if i < 3 else 1}", f"lr={i}")
+        scored_run(tmp_path / str(i), (0, right / 100), 1.0, f"beta={0.1 if i < 3 else 1}", f"lr={i}")
     (found,) = [e for e in effects(sweep(tmp_path / "*")) if (e.knob, e.outcome) == ("beta", "acc[held_out]")]
     assert not found.matched and found.change.bounds == pytest.approx([0.3 - 0.22669, 0.3 + 0.22669], abs=1e-4)
 
@@ -58,6 +43,6 @@ def test_without_matched_runs_two_groups_are_compared(tmp_path: Path) -> None:
 def test_the_front_holds_what_nothing_beats_in_both(tmp_path: Path) -> None:
     """(score, cross-entropy): a (60, 3) and b (50, 2) are on it, c (40, 2.5) is beaten by b, d is b again."""
     for name, right, ce in (("a", 60, 3.0), ("b", 50, 2.0), ("c", 40, 2.5), ("d", 50, 2.0)):
-        run(tmp_path / name, right, ce, f"x={name}")
+        scored_run(tmp_path / name, (0, right / 100), ce, f"x={name}")
     assert [Path(r).name for r in pareto(sweep(tmp_path / "*"))] == ["a", "b", "d"]
     assert pareto(sweep(tmp_path / "a")) == [str(tmp_path / "a")]

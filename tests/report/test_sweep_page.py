@@ -8,31 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
 from dpo_diag.report.sweep_plots import category_axis, number_axis
+from tests.diagnosis.sweep_runs import scored_run
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-def run(folder: Path, score: float, ce: float, *overrides: str) -> None:
-    writer = RunWriter(folder)
-    writer.write("history", [
-        {"step": step, "split": split, "name": name, "value": value, "weight": 100}
-        for step, right, value_of in ((0, 0.2, 1.0), (9, score, ce))
-        for split, name, value in (("held_out", "score/acc", right), ("eval", "ce/chosen", value_of),
-                                   ("eval", "rewards/accuracies", 0.5), ("eval", "loss", 0.5))
-    ])  # fmt: skip
-    writer.update(data={"fingerprint": "one"}, splits={"eval": {"role": "held_out"}})
-    writer.finish()
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {t}\n" for t in overrides))
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     for i, (score, ce) in enumerate(((0.6, 1.5), (0.5, 1.2), (0.4, 1.4))):
-        run(tmp_path / "runs" / str(i), score, ce, f"beta={10.0**-i}", f"name={HOSTILE if i else 'x'}")
+        scored_run(tmp_path / "runs" / str(i), (0.2, score), ce, f"beta={10.0**-i}", f"name={HOSTILE if i else 'x'}")
     (tmp_path / "runs" / "3" / ".hydra").mkdir(parents=True)
     target = tmp_path / "out" / "page.html"
     assert main(["sweep", f"{tmp_path}/runs", "--html", str(target)]) == 0
