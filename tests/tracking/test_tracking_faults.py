@@ -64,7 +64,9 @@ def synced(server: StandIn, send: str) -> list[dict[str, Any]]:
     return [r for run in server.runs.values() for r in run["history"]]
 
 
-@pytest.mark.parametrize("fault", ["hang", 500, 401, "refused"])
+@pytest.mark.parametrize(
+    "fault", ["hang", *(pytest.param(fault, marks=pytest.mark.slow) for fault in (500, 401, "refused"))]
+)
 def test_a_server_that_fails_at_the_start_costs_one_warning_and_the_run_is_written_offline(
     fault: str | int, run_folder: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_server_that_hangs_later_does_not_hold_the_end(run_folder: Path) -> No
     assert [r["eval/loss"] for r in rows if "eval/loss" in r] == [0.693, 0.5]
 
 
+@pytest.mark.slow
 def test_an_end_that_the_server_does_not_take_is_given_up(run_folder: Path) -> None:
     """Nothing but scalars, so that the end is what waits: its 1.5 s, and then the command that sends the rest."""
     shutil.rmtree(run_folder / "outputs")

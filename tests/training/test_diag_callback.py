@@ -94,7 +94,9 @@ def model_at(seen: Seen, step: int, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["dropout", "checkpointing", "lora"])
+@pytest.mark.parametrize(
+    "kind", ["lora", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dropout", "checkpointing"))]
+)
 def test_no_trace_in_training(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
     """With dropout every loss hangs on the random state. With and without the callback losses and gradient norms are
     the same to the last bit, and so is what every step finds: random states, modes, which weights take gradients."""
@@ -394,6 +396,7 @@ def test_a_plain_trainer_every_step_and_a_probe_in_a_loop(tmp_path: Path, tokeni
     assert json.loads((tmp_path / "loop" / "vocab.json").read_text())["1"] == "<eos>"
 
 
+@pytest.mark.slow
 def test_wrapped_and_compiled_models_are_found(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """torch.compile around DataParallel around the model; the compiled graph is not run, nor another one made."""
     from torch._dynamo.testing import CompileCounter
