@@ -44,8 +44,9 @@ def test_it_tells_the_story(example: Path, capsys: pytest.CaptureFixture[str]) -
     assert told["verdict"]["harm"] == "harmful"
     assert (example / "findings.json").is_file()
 
-    # The pages tell the same numbers.
-    root, loss = EXAMPLE.parents[1], told["loss"]
+    # The pages tell the same numbers; the picture shows the perplexity of explain's table.
+    root, loss, ppl = EXAMPLE.parents[1], told["loss"], told["perplexity"]["chosen"]["ppl_token"]
+    assert (ppl["from"], ppl["to"]) == (pytest.approx(1.3271, abs=1e-3), pytest.approx(1.610, abs=1e-2))
     picture = f"The loss fell {loss['from']:.3f} to {loss['to']:.3f} while chosen perplexity rose {ppl['from']:.2f} to"
     assert f"{picture} {ppl['to']:.2f}" in (root / "README.md").read_text(encoding="utf-8")
     handbook = " ".join((root / "docs" / "handbook" / "divergence.md").read_text(encoding="utf-8").split())
