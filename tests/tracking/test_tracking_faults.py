@@ -88,6 +88,7 @@ def test_a_server_that_fails_at_the_start_costs_one_warning_and_the_run_is_writt
         assert list(server.runs) == [where["id"]]
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_later_does_not_hold_the_end(run_folder: Path) -> None:
     """It stops answering between the start and the first row. Scalars are only written to disk, but wandb asks the
     server before it takes a table: that call is left behind, and nothing waits for the end. All is in the folder."""
