@@ -7,7 +7,8 @@ from tests.faults.table import count, markdown
 def test_the_table_sums_what_was_tried_and_lost():
     """3 + 1,200 tried and 0 + 1 lost: 1,203 and 1 at the foot."""
     assert markdown([("kill", 3, 0), ("bit flip", 1200, 1)]) == (
-        "| fault | tried | lost |\n| --- | ---: | ---: |\n| bit flip | 1,200 | 1 |\n| kill | 3 | 0 |\n| all | 1,203 | 1 |\n"
+        "| fault | tried | lost |\n| --- | ---: | ---: |\n"
+        "| bit flip | 1,200 | 1 |\n| kill | 3 | 0 |\n| all | 1,203 | 1 |\n"
     )
 
 
