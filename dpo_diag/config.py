@@ -80,6 +80,10 @@ class TrainerConfig:
     `args` is handed on to TRL's DPOConfig or SFTConfig as it is, for whatever has no key here. `shared_prefix`: auto
     computes the prompt that chosen and rejected share once where loss and gradient were proved to be those of TRL's
     padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does.
+
+    A checkpoint is written after the last step (`save_at_end`), where the last one is `save_minutes` old, and every
+    `save_steps`. Those of `save_steps` all stay, of the others the last 2; with `save_total_limit` the last so many of
+    all, and the best where one is sought.
     """
 
     method: str = "dpo"
@@ -104,6 +108,8 @@ class TrainerConfig:
     logging_steps: int = 1
     eval_steps: int = 10
     save_steps: int | None = None
+    save_minutes: float | None = 30.0
+    save_at_end: bool = True
     save_total_limit: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -244,12 +250,18 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """The whole configuration of dpo-train."""
+    """The whole configuration of dpo-train.
+
+    `resume`: a run folder, which goes on from its last whole checkpoint, or from that of step `checkpoint`;
+    `fresh_optimizer`: with that checkpoint's weights alone.
+    """
 
     name: str = "run"
     seed: int = 0
     output_root: str = "runs"
     resume: str | None = None
+    checkpoint: int | None = None
+    fresh_optimizer: bool = False
     explain: bool = True
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -310,6 +322,13 @@ def check(config: Config) -> None:
     for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
         if getattr(t, key) < 1:
             raise _wrong(f"trainer.{key}", getattr(t, key), "at least 1")
+    if t.save_steps is not None and t.save_steps < 1:
+        raise _wrong("trainer.save_steps", t.save_steps, "at least 1, or null")
+    if t.save_minutes is not None and t.save_minutes <= 0:
+        raise _wrong("trainer.save_minutes", t.save_minutes, "more than 0, or null")
+    if config.resume is None and (config.checkpoint is not None or config.fresh_optimizer):
+        key = "checkpoint" if config.checkpoint is not None else "fresh_optimizer"
+        raise _wrong(key, getattr(config, key), "resume=RUN beside it: it belongs to a run that goes on")
     if t.max_steps < 0 and t.num_train_epochs <= 0:
         raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
     if t.learning_rate < 0:

@@ -43,6 +43,8 @@ SCHEMAS: dict[str, type] = {"config": Config, "score": ScoreConfig, "generate": 
 """conf/NAME.yaml -> its schema, known to Hydra as base_NAME."""
 log = logging.getLogger(__name__)
 _RESUME = re.compile(r"\+{0,2}resume=")
+_ONCE = re.compile(r"\+{0,2}(resume|checkpoint|fresh_optimizer)=")
+"""Overrides that say how this very start goes on: the next one is another."""
 
 
 def register() -> None:
@@ -202,8 +204,9 @@ def _resumed(arguments: list[str]) -> list[str]:
             "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
-    kept = [a for a in (*map(str, OmegaConf.load(saved)), *arguments) if not _RESUME.match(a)]
-    return [*kept, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+    before = [a for a in map(str, OmegaConf.load(saved)) if not _ONCE.match(a)]
+    now = [a for a in arguments if not _RESUME.match(a)]
+    return [*before, *now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:

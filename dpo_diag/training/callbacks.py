@@ -188,7 +188,7 @@ class FixedPromptCallback(TrainerCallback):
 
 
 class RunCallback(TrainerCallback):
-    """The trainer's own: starting a training loop, and ending it where a guard was asked to."""
+    """The trainer's own: starting a training loop, saving by the clock, and ending where a guard was asked to."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -198,6 +198,8 @@ class RunCallback(TrainerCallback):
         self.trainer.begin_run()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the run where a guard says so and was asked to."""
+        """End the run where a guard says so and was asked to; save where the clock says so."""
         if self.trainer.should_stop:
             control.should_training_stop = True
+        if self.trainer.checkpoint_due():
+            control.should_save = True
