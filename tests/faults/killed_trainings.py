@@ -37,7 +37,6 @@ from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer
 from dpo_diag.training.saving import Keep, Saving
 from tests.training.tiny import arguments, make_model, make_pairs, make_tokenizer
 
-KINDS = ("dpo", "sft", "lora", "accumulation")
 OF_A_PROCESS = "runtime|per_second"
 """Names of history whose values are this process's own."""
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
