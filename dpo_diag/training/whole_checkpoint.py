@@ -23,6 +23,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
 
 MANIFEST = "dpo_diag_manifest.json"
@@ -158,11 +159,8 @@ def _check_files(folder: Path, fresh_optimizer: bool) -> None:
             if not (fresh_optimizer and _is_state(name)):
                 _check_readable(path, _FRESH if _is_state(name) else _MEND)
         return
-    try:
-        files = dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
-        wanted = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DiagError("the checkpoint's manifest cannot be read", where=manifest, got=error, hint=_MEND) from error
+    files = read_json(manifest, _MEND)["files"]
+    wanted = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     for name, (size, digest) in wanted.items():
         path, hint = folder / name, _FRESH if _is_state(name) else _MEND
         if fresh_optimizer and _is_state(name):

@@ -91,7 +91,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "another step": ("trainer_state.json", of_step_2, "the checkpoint's state is of another step"),
     "no state": ("trainer_state.json", Path.unlink, "the checkpoint was not written to its end"),
     "not finite": ("model.safetensors", not_finite, "a weight is not finite"),
-    "no manifest's text": (MANIFEST, cut, "the checkpoint's manifest cannot be read"),
+    "no manifest's text": (MANIFEST, cut, f"{MANIFEST} cannot be read"),
 }
 
 
