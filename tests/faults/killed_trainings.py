@@ -29,6 +29,7 @@ import transformers.modeling_utils
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig
+from transformers import set_seed
 from trl import SFTConfig
 
 from dpo_diag import load_run
@@ -79,6 +80,7 @@ def trainer_of(kind: str, folder: Path) -> DiagDPOTrainer | DiagSFTTrainer:
 def train(trainer: Any, folder: Path, resume: bool) -> None:
     """In a child: the trainer as it was built, in another folder."""
     trainer.args.output_dir, trainer._recorder_path = str(folder / "checkpoints"), folder / "run"
+    set_seed(trainer.args.seed)  # as the constructor does: since then another training drew in this process
     trainer.train(resume_from_checkpoint=True if resume else None)
 
 
@@ -193,7 +195,7 @@ def differences(folder: Path, whole: Path) -> Iterator[str]:
         if not rows.equals(expected):
             merged = rows.merge(expected, on=key, how="outer", indicator=True, suffixes=("", "_whole"))
             odd = merged[(merged["_merge"] != "both") | (merged.get("value", 0) != merged.get("value_whole", 0))]
-            yield f"{table}: {len(rows)} rows for {len(expected)}: {odd[key].head(3).to_dict('records')}"
+            yield f"{table}: {len(rows)} rows for {len(expected)}: {odd.head(3).to_dict('records')}"
     names = [sorted(p.name for p in (f / "checkpoints").iterdir() if p.name != "passed-over") for f in (folder, whole)]
     if names[0] != names[1]:
         yield f"checkpoints {names[0]} for {names[1]}"
@@ -219,8 +221,8 @@ class Kills:
         self.root, self.whole, self.wrong = root, root / "whole", list[str]()
         self.kind = kind
         begun = time.process_time()
-        again = trainer_of(kind, self.whole)
-        again.train()  # here and not in a child: what is imported late is imported now
+        # Here and not in a child: what is imported late is imported now.
+        train(trainer_of(kind, root / "built too"), self.whole, False)
         self.seconds = time.process_time() - begun
 
     def count(self, folder: Path, resume: bool = False, everywhere: bool = False) -> int:
