@@ -1,0 +1,31 @@
+"""Imports, scorings, generations and reviews are killed and begun again (killed_commands.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+KILLS = "15"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each try is a fork")
+@pytest.mark.timeout(1200)
+def test_a_killed_work_is_begun_again_and_loses_nothing(tmp_path: Path, fault: Callable[..., None]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.killed_commands", str(tmp_path / "kills"), KILLS],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, tried, lost in found["rows"]:
+        fault(name, tried=tried, lost=lost)
+    assert found["wrong"] == []
