@@ -13,6 +13,8 @@ from cyclopts import App, CycloptsError, Parameter
 from dpo_diag import __version__
 from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.extras import of_import_error
+from dpo_diag.records.secrets import redacted
+from dpo_diag.safe_streams import safe_streams
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "train the embedded text-to-SQL case, explain it, write its report"),
@@ -100,6 +102,11 @@ def tell_damage(name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
+    with safe_streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -114,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         # The library cuts its list of commands short; the hint shows all of them.
         what = " ".join(str(error).split()).partition(" Available commands:")[0]
-        print(f"{name}: {what.rstrip('.')}; hint: {name} --help", file=sys.stderr)
+        print(f"{name}: {redacted(what).rstrip('.')}; hint: {name} --help", file=sys.stderr)
         return EXIT_USAGE
     except DiagError as error:
         if debug:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {redacted(str(error))}", file=sys.stderr)
         return EXIT_USAGE if error.usage else EXIT_FAILURE
     except ImportError as error:
         # Cyclopts wraps what a command's module failed to import.
