@@ -73,6 +73,18 @@ def make_app() -> App:
     return app
 
 
+def plain_help(app: App, arguments: Sequence[str]) -> App:
+    """The application, whose help has no styles where the terminal takes none: NO_COLOR alone leaves rich its bold."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        from rich.console import Console
+
+        from dpo_diag.text import takes_styles
+
+        if not takes_styles(sys.stdout):
+            app.console = Console(color_system=None)
+    return app
+
+
 def tell_damage(name: str) -> None:
     """From now on a damaged record file is told in one line on standard error, as an error is; other warnings are
     shown as before."""
@@ -103,7 +115,8 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         with warnings.catch_warnings():
             tell_damage(name)
-            status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            app = plain_help(make_app(), arguments)
+            status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return EXIT_USAGE if not arguments else int(status or EXIT_OK)
     except CycloptsError as error:
         # The library cuts its list of commands short; the hint shows all of them.

@@ -87,7 +87,8 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
     from dpo_diag.commands.hydra_app import SCHEMAS, register, to_config
     from dpo_diag.commands.hydra_callback import of_a_job
     from dpo_diag.commands.overrides import explain_override
-    from dpo_diag.config import Config, check, conf_dir
+    from dpo_diag.config import Config, conf_dir
+    from dpo_diag.config_checks import check
 
     if any(word.startswith(("hydra/sweeper=", "hydra/launcher=")) for word in words):
         raise DiagError(
