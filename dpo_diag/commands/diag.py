@@ -12,6 +12,8 @@ from cyclopts import App, CycloptsError, Parameter
 from dpo_diag import __version__
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import of_import_error
+from dpo_diag.shortages import shortage
+from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "train the embedded text-to-SQL case, explain it, write its report"),
@@ -44,7 +46,7 @@ dpo-diag report RUN                     everything on one page
 
 --debug shows tracebacks; completion: dpo-diag --install-completion"""
 
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 
 def _default(value: object) -> Any:
@@ -71,14 +73,15 @@ def make_app() -> App:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
+    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted, 143 terminated."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     command = next((a for a in arguments if a in COMMANDS), "")
     name = f"dpo-diag {command}".rstrip()
     try:
-        status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with sigterm_interrupts():
+            status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return EXIT_USAGE if not arguments else int(status or EXIT_OK)
     except CycloptsError as error:
         # The library cuts its list of commands short; the hint shows all of them.
@@ -102,9 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away: not an error of ours, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(f"{name}: {word(stop)}", file=sys.stderr)
+        return exit_status(stop)
+    except Exception as error:
+        told = shortage(error)
+        if debug or told is None:
+            raise
+        print(f"{name}: {told}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -26,16 +26,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dpo_diag.commands.hydra_callback import BEGUN
+from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
 from dpo_diag.commands.overrides import explain_override, plain_value, quoted_paths
+from dpo_diag.commands.resume_trust import is_own, not_taken, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import has_plugin, require_plugin
-from dpo_diag.next_steps import override, say_next
+from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
+from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, without_secret_values
 from dpo_diag.records.run_info import ended_by
+from dpo_diag.records.run_lock import OWN, writing
+from dpo_diag.records.scratch import scratch_folder
+from dpo_diag.shortages import shortage
+from dpo_diag.stopping import exit_status, sigterm_interrupts, word
+from dpo_diag.text import safe
 
 T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
@@ -50,6 +56,7 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"base_{name}", node=schema)
     OmegaConf.register_new_resolver("objective_directions", _directions, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     if has_plugin("hydra_optuna_sweeper"):
         from dpo_diag.commands import optuna_sweeper
 
@@ -76,7 +83,7 @@ def is_main_process() -> bool:
 
 
 def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None) -> int:
-    """Run a Hydra app; returns the exit status: 0 success, 1 failure, 2 usage.
+    """Run a Hydra app; returns the exit status: 0 success, 1 failure, 2 usage, 130 and 143 stopped.
 
     Errors are one line unless `--debug` or HYDRA_FULL_ERROR is set.
     """
@@ -87,12 +94,13 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
-        with _full_errors():
+        with sigterm_interrupts(), _full_errors(), _released():
             return _run(name, config_name, job, [a for a in arguments if a != "--debug"])
     except DiagError as error:
         if debug:
             raise
         print(f"{name}: {error}", file=sys.stderr)
+        say_next(getattr(error, "__notes__", []), sys.stderr)
         return 2 if error.usage else 1
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
@@ -105,9 +113,41 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
         print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{name}: interrupted", file=sys.stderr)
-        say_next(getattr(stop, "__notes__", []), sys.stderr)
-        return 130
+        print(f"{name}: {word(stop)}", file=sys.stderr)
+        again = line(name, *without_secret_values(arguments))  # of which nothing is there yet
+        say_next(getattr(stop, "__notes__", [again]), sys.stderr)
+        return exit_status(stop)
+    except Exception as error:
+        told = shortage(error)
+        if debug or told is None:
+            raise
+        print(f"{name}: {told}", file=sys.stderr)
+        say_next(getattr(error, "__notes__", []), sys.stderr)
+        return 1
+
+
+@contextmanager
+def _released() -> Iterator[None]:
+    """The run folders that this call took are free for others at its end."""
+    try:
+        yield
+    except Refused as refused:
+        raise refused.error from None
+    finally:
+        while HELD:
+            HELD.pop()()
+
+
+def _as_line(error: BaseException) -> DiagError | None:
+    """What is told in one line, with the notes that say how to go on; None for what keeps its traceback."""
+    if isinstance(error, DiagError) or not isinstance(error, Exception):
+        return error if isinstance(error, DiagError) else None
+    told = shortage(error)
+    if told is not None:
+        told.__cause__ = error
+        for note in getattr(error, "__notes__", []):
+            told.add_note(note)
+    return told
 
 
 def _origin(error: BaseException | None) -> DiagError | None:
@@ -143,8 +183,9 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
             raise DiagError(reason, usage=True)
     if not is_main_process():
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
-        scratch = tempfile.mkdtemp(prefix="dpo-diag-rank-")
-        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        ending = ExitStack()
+        scratch = ending.enter_context(scratch_folder("rank"))
+        atexit.register(ending.close)
         arguments += ["hydra.output_subdir=null", override("hydra.run.dir", scratch)]
     sys.argv = [name, *arguments]
     errors: list[DiagError] = []
@@ -155,6 +196,8 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     except BaseException as error:
         # A sweeper that asks for a failed job's value gets its error, after the others have run.
         if not BEGUN:
+            for folder in folders:
+                remove_if_bare(folder)
             raise
         return end_of_multirun(BEGUN.pop(), error)
     if BEGUN:
@@ -170,7 +213,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
 def remove_if_bare(folder: Path) -> None:
     """Remove a run folder that holds no more than what Hydra wrote before the job began, and its empty parents: a
     mistake that was found before anything was done leaves nothing behind."""
-    if not folder.is_dir() or any(p.name != ".hydra" and p.suffix != ".log" for p in folder.iterdir()):
+    if not folder.is_dir() or any(p.name not in (".hydra", *OWN) and p.suffix != ".log" for p in folder.iterdir()):
         return
     for handler in list(logging.root.handlers):  # Hydra's log of the job is open
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.resolve()):
@@ -202,8 +245,25 @@ def _resumed(arguments: list[str]) -> list[str]:
             "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
-    kept = [a for a in (*map(str, OmegaConf.load(saved)), *arguments) if not _RESUME.match(a)]
-    return [*kept, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+    own, given_now = _saved_overrides(saved), [a for a in arguments if not _RESUME.match(a)]
+    left = [] if is_own(folder) else not_taken(own)
+    keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
+    if told := [a for a in left if a.partition("=")[0].lstrip("+~") not in keys and "=" in a]:
+        again = line("dpo-train", override("resume", folder), *given_now, *without_secret_values(told))
+        print(f"note: {folder} is not signed as yours: not taken from it: {safe(' '.join(told), one_line=True)}; "
+              f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
+    kept = [a for a in own if a not in left and not _RESUME.match(a)]
+    return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+
+
+def _saved_overrides(file: Path) -> list[str]:
+    try:
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DiagError("the overrides cannot be read", where=file, got=error, hint="restore it") from error
+    if not isinstance(saved or [], list):
+        raise DiagError("the overrides cannot be read", where=file, got=type(saved).__name__, expected="a list")
+    return [str(text) for text in saved or []]
 
 
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
@@ -218,19 +278,26 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
         folder, several = Path(hydra_cfg.runtime.output_dir), hydra_cfg.mode == RunMode.MULTIRUN
         if not is_main_process():
             return job(cfg)
-        begin_job(folder, int(hydra_cfg.job.num) if several else None)
+        with writing(folder):
+            sign(folder)
+            begin_job(folder, int(hydra_cfg.job.num) if several else None)
+            return ended(cfg, folder, several)
+
+    def ended(cfg: DictConfig, folder: Path, several: bool) -> Any:
         try:
             value = job(cfg)
         except BaseException as error:
             failed, reason = isinstance(error, Exception), ended_by(error)[1]
-            told = str(error) if isinstance(error, DiagError) else reason
-            end_job(folder, "failed" if failed else "interrupted", told)
-            if several and isinstance(error, Exception):
-                log.error("failed: %s", error, exc_info=None if isinstance(error, DiagError) else error)
-            if several or not isinstance(error, DiagError):
+            told = _as_line(error)
+            with suppress(OSError):  # a full disk may be what ended it
+                end_job(folder, "failed" if failed else "interrupted", reason if told is None else str(told))
+            if several and failed:
+                log.error("failed: %s", told or error, exc_info=error if told is None else None)
+            if not several:
+                folders.append(folder)
+            if several or told is None:
                 raise
-            errors.append(error)
-            folders.append(folder)
+            errors.append(told)
             return None
         end_job(folder, "completed")
         return value
@@ -263,7 +330,7 @@ def end_of_multirun(folder: Path, error: BaseException | None = None) -> int:
         raise error
     ending(folder)
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return exit_status(error)
     failed = [job for job in jobs if job.status != "completed"]
     if error is not None and not any(job.status == "failed" for job in failed):
         raise error

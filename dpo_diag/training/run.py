@@ -23,6 +23,7 @@ from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
+from dpo_diag.stopping import StepEnd, undisturbed
 from dpo_diag.text import percent, takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
@@ -58,6 +59,7 @@ class Recording:
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
         also_alert: takes the step, the code and the message of each alert of the live guards, too.
+        step_end: says that the training is to end with its step, behind a checkpoint.
     """
 
     monitor: Monitor
@@ -68,6 +70,7 @@ class Recording:
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
     also_alert: Callable[[int, str, str], None] | None = None
+    step_end: StepEnd | None = None
     _looked = False
 
     # ---- from the data set to the measurement ----
@@ -208,6 +211,14 @@ class Recording:
         """Whether a guard that may end the run has spoken."""
         return bool(self.monitor.guards.should_stop)
 
+    @property
+    def is_told_to_end(self: Any) -> bool:
+        """Whether any process was told to end with the step; every one must ask."""
+        asked = self.step_end is not None and self.step_end.asked
+        if self.step_end is None or self.accelerator.num_processes == 1:
+            return asked
+        return bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum") > 0)
+
     # ---- the trainer's own methods ----
 
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -224,7 +235,7 @@ class Recording:
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         except BaseException as error:
-            self._close(*ended_by(error))
+            self._close_after(error)
             if isinstance(error, KeyboardInterrupt) and self._says_next_here():
                 # A note is printed behind the traceback, and by nobody who catches it.
                 checkpoint = last_checkpoint(self.args.output_dir)
@@ -271,6 +282,20 @@ class Recording:
         self.monitor.flush()
         if self.run_writer is not None:
             self.run_writer.finish(status, error)
+
+    def _close_after(self: Any, error: BaseException) -> None:
+        """As far as that can be done still: what ended the run may be a full disk."""
+        with undisturbed():
+            try:
+                self.monitor.guards.end()
+                self.monitor.flush()
+            except Exception as again:
+                logger.warning(f"the last rows could not be written: {type(again).__name__}: {again}")
+            if self.run_writer is not None:
+                try:
+                    self.run_writer.finish(*ended_by(error))
+                except Exception as again:
+                    logger.warning(f"run.json could not be written: {type(again).__name__}: {again}")
 
     def evaluate(self: Any, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; a set that is handed in gets a split of its own in the records."""
