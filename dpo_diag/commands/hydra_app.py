@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import shutil
 import sys
 import warnings
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -26,9 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
-from dpo_diag.commands.overrides import explain_override, plain_value, quoted_paths
-from dpo_diag.commands.resume_trust import is_own, not_taken, sign
+from dpo_diag.commands.overrides import explain_override, quoted_paths
+from dpo_diag.commands.resume_trust import resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
@@ -41,14 +40,12 @@ from dpo_diag.records.run_lock import OWN, writing
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.shortages import shortage
 from dpo_diag.stopping import exit_status, sigterm_interrupts, word
-from dpo_diag.text import safe
 
 T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
 SCHEMAS: dict[str, type] = {"config": Config, "score": ScoreConfig, "generate": GenerateConfig}
 """conf/NAME.yaml -> its schema, known to Hydra as base_NAME."""
 log = logging.getLogger(__name__)
-_RESUME = re.compile(r"\+{0,2}resume=")
 
 
 def register() -> None:
@@ -94,7 +91,8 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
-        with sigterm_interrupts(), _full_errors(), _released():
+        with sigterm_interrupts(), _full_errors(), _released(), warnings.catch_warnings():
+            tell_damage(name)
             return _run(name, config_name, job, [a for a in arguments if a != "--debug"])
     except DiagError as error:
         if debug:
@@ -171,7 +169,7 @@ def _full_errors() -> Iterator[None]:
 
 def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     register()
-    arguments = quoted_paths(_resumed(arguments))
+    arguments = quoted_paths(resumed(arguments))
     for argument in arguments:
         require_plugin(argument)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
@@ -225,45 +223,6 @@ def remove_if_bare(folder: Path) -> None:
             parent.rmdir()
         except OSError:
             return
-
-
-def _resumed(arguments: list[str]) -> list[str]:
-    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
-
-    RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
-    """
-    given = next((a for a in arguments if _RESUME.match(a)), None)
-    run = None if given is None else given.partition("=")[2]
-    if given is None or run in (None, "null", ""):
-        return arguments
-    folder = Path(run)
-    if not folder.exists():
-        folder = Path(plain_value(given))
-    saved = folder / ".hydra" / "overrides.yaml"
-    if not saved.is_file():
-        raise DiagError(
-            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
-            usage=True,
-        )  # fmt: skip
-    own, given_now = _saved_overrides(saved), [a for a in arguments if not _RESUME.match(a)]
-    left = [] if is_own(folder) else not_taken(own)
-    keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
-    if told := [a for a in left if a.partition("=")[0].lstrip("+~") not in keys and "=" in a]:
-        again = line("dpo-train", override("resume", folder), *given_now, *without_secret_values(told))
-        print(f"note: {folder} is not signed as yours: not taken from it: {safe(' '.join(told), one_line=True)}; "
-              f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
-    kept = [a for a in own if a not in left and not _RESUME.match(a)]
-    return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
-
-
-def _saved_overrides(file: Path) -> list[str]:
-    try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DiagError("the overrides cannot be read", where=file, got=error, hint="restore it") from error
-    if not isinstance(saved or [], list):
-        raise DiagError("the overrides cannot be read", where=file, got=type(saved).__name__, expected="a list")
-    return [str(text) for text in saved or []]
 
 
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:

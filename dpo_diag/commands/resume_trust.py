@@ -11,15 +11,61 @@ import hmac
 import os
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dpo_diag.commands.overrides import plain_value
+from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import line, override
+from dpo_diag.records.checksums import read_yaml
+from dpo_diag.records.jobs import without_secret_values
+from dpo_diag.text import safe, to_json
+
 SIGNATURE = Path(".hydra") / "signature"
+_RESUME = re.compile(r"\+{0,2}resume=")
 _CODE = ("trust_remote_code", "allow_pickle")
 _ELSEWHERE = ("hydra", "output_root", "tracking", "task.cache", "model.cache")
 _PLAIN = re.compile(r"null|true|false|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 """Values of trainer.args that name no place: numbers and truth values."""
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
+
+    RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
+    """
+    given = next((a for a in arguments if _RESUME.match(a)), None)
+    run = None if given is None else given.partition("=")[2]
+    if given is None or run in (None, "null", ""):
+        return arguments
+    folder = Path(run)
+    if not folder.exists():
+        folder = Path(plain_value(given))
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise DiagError(
+            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
+            usage=True,
+        )  # fmt: skip
+    own, given_now = _saved_overrides(saved), [a for a in arguments if not _RESUME.match(a)]
+    left = [] if is_own(folder) else not_taken(own)
+    keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
+    told = without_secret_values([a for a in left if "=" in a and a.partition("=")[0].lstrip("+~") not in keys])
+    if told:
+        again = line("dpo-train", override("resume", folder), *given_now, *told)
+        print(f"note: {folder} is not signed as yours: not taken from it: {safe(' '.join(told), one_line=True)}; "
+              f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
+    kept = [a for a in own if a not in left and not _RESUME.match(a)]
+    return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+
+
+def _saved_overrides(file: Path) -> list[str]:
+    saved = read_yaml(file) or []
+    if not isinstance(saved, list):
+        raise DiagError("the overrides cannot be read", where=file, got=type(saved).__name__, expected="a list")
+    return [str(text) for text in saved]
 
 
 def own_key() -> bytes | None:
@@ -46,7 +92,7 @@ def sign(folder: Path) -> None:
 
 def is_own(folder: Path) -> bool:
     """Whether this user wrote the overrides of a run."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, DiagError):
         signature = _signature(folder)
         return signature is not None and hmac.compare_digest((folder / SIGNATURE).read_text("ascii"), signature)
     return False
@@ -57,7 +103,7 @@ def _signature(folder: Path) -> str | None:
     file = folder / ".hydra" / "overrides.yaml"
     if key is None or not file.is_file():
         return None
-    return hmac.new(key, file.read_bytes(), hashlib.sha256).hexdigest()
+    return hmac.new(key, to_json(_saved_overrides(file)).encode(), hashlib.sha256).hexdigest()
 
 
 def not_taken(overrides: Sequence[str]) -> list[str]:

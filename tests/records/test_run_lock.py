@@ -54,7 +54,7 @@ def test_a_second_process_is_refused_and_told_whose_it_is_until_the_first_is_kil
 
 
 def test_it_is_held_again_within_a_process_and_free_behind_the_last(tmp_path: Path) -> None:
-    """hold, a writer, `writing`: the name stands there until the last of them ends; a writer that is thrown away ends."""
+    """hold, a writer, `writing`: the name stands until the last of them ends; one that is thrown away ends."""
     run = tmp_path / "r"
     release = hold(run)
     writer = RunWriter(run)
