@@ -1,8 +1,9 @@
-"""What a machine ran out of, or does not permit, as one line: a full disk, a limit, a read-only folder, memory."""
+"""What a machine ran out of or does not permit, as one line: a full disk, a limit, memory, a process that is gone."""
 
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -23,6 +24,8 @@ _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate",
     re.IGNORECASE,
 )
+_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo.*timed out", re.IGNORECASE | re.DOTALL)
+"""What gloo says where a process is gone."""
 _NUMBER = re.compile(r"(?:errno|os error) (\d+)", re.IGNORECASE)
 _CUT = re.compile(r"PytorchStreamWriter failed writing|inline_container.*unexpected pos|unexpected pos \d+", re.DOTALL)
 """What torch says of a file that it could not write to its end."""
@@ -51,6 +54,11 @@ def shortage(error: BaseException) -> DiagError | None:
         if (number := _errno(one)) in _DISK:
             what, hint = _DISK[number]
             return DiagError(what, where=getattr(one, "filename", None), hint=hint)
+        if _is_of_a_lost_process(one):
+            return DiagError(
+                "another process of this training ended", got=_first_line(one),
+                hint="its own lines say why; then go on from the last checkpoint",
+            )  # fmt: skip
         if _CUT.search(str(one)):
             return DiagError("a file could not be written to its end", got="a full disk, or a limit", hint="make room")
     return None
@@ -72,6 +80,14 @@ def _errno(error: BaseException) -> int:
         found = _NUMBER.search(str(error))
         return int(found[1]) if found else 0
     return 0
+
+
+def _is_of_a_lost_process(error: BaseException) -> bool:
+    """Whether one of several processes waited for another that is gone."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return several and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -111,7 +111,9 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
         print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{name}: {word(stop)}", file=sys.stderr)
+        several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+        why = "; if the launcher did it, another process ended: its own lines say why" if several else ""
+        print(f"{name}: {word(stop)}{why}", file=sys.stderr)
         again = line(name, *without_secret_values(arguments))  # of which nothing is there yet
         say_next(getattr(stop, "__notes__", [again]), sys.stderr)
         return exit_status(stop)

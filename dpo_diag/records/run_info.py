@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import declared, hints
+from dpo_diag.shortages import shortage
 
 Kind = Literal["trained", "scored", "imported"]
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -323,7 +324,8 @@ def ended_by(error: BaseException) -> tuple[Status, str | None]:
     """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", None
-    return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    told = shortage(error)
+    return "failed", (f"{type(error).__name__}: {error}" if told is None else str(told)).splitlines()[0][:300]
 
 
 class DeclaredField(NamedTuple):

@@ -32,6 +32,7 @@ from dpo_diag.training.checkpoint_folders import checkpoint_step, last_checkpoin
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
+from dpo_diag.training.half_batches import evaluated
 from dpo_diag.training.measure import ROUNDING
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
@@ -72,6 +73,7 @@ class Recording:
     also_alert: Callable[[int, str, str], None] | None = None
     step_end: StepEnd | None = None
     _looked = False
+    has_half_batches = False
 
     # ---- from the data set to the measurement ----
 
@@ -303,8 +305,11 @@ class Recording:
         own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         foreign = eval_dataset is not None and not isinstance(eval_dataset, str)
         foreign = foreign and eval_dataset is not self.eval_dataset and not any(eval_dataset is d for d in own)
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
         with self.monitor.foreign(foreign):
-            return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+            # super() knows its class only here.
+            ask = super().evaluate  # type: ignore[misc]
+            return evaluated(self, lambda: ask(eval_dataset, *args, **kwargs), several=several)
 
     def evaluation_loop(
         self: Any,
