@@ -25,6 +25,7 @@ from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
 from dpo_diag.stopping import StepEnd, undisturbed
 from dpo_diag.text import percent, takes_styles
+from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
@@ -59,7 +60,8 @@ class Recording:
         tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
-        also_alert: takes the step, the code and the message of each alert of the live guards, too.
+        also_alert: takes the step, the code and the message of each alert of the live guards; None: the webhook of the
+            environment, and the trackers' runs that are open in this process (`tracking.live_alerts`).
         step_end: says that the training is to end with its step, behind a checkpoint.
     """
 
@@ -72,6 +74,7 @@ class Recording:
     said: Collection[str] = ()
     also_alert: Callable[[int, str, str], None] | None = None
     step_end: StepEnd | None = None
+    _alerts: LiveAlerts | None = None
     _looked = False
     has_half_batches = False
 
@@ -126,8 +129,18 @@ class Recording:
                 self.monitor.recorder.alert(step, code, message, evidence)
             if self.also_alert is not None:
                 self.also_alert(step, code, message)
+            elif self.is_world_process_zero():
+                self._live_alerts()(step, code, message)
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
+
+    def _live_alerts(self: Any) -> LiveAlerts:
+        """Where alerts go beside the records, unless the job says another place."""
+        alerts: LiveAlerts | None = self._alerts
+        if alerts is None:
+            writer: RunWriter | None = self.run_writer
+            alerts = self._alerts = LiveAlerts(self.args.output_dir if writer is None else writer.path)
+        return alerts
 
     def start_recording(
         self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None,
@@ -282,22 +295,30 @@ class Recording:
     def _close(self: Any, status: Status, error: str | None = None) -> None:
         self.monitor.guards.end()
         self.monitor.flush()
+        if self._alerts is not None:
+            self._alerts.close()
         if self.run_writer is not None:
             self.run_writer.finish(status, error)
 
     def _close_after(self: Any, error: BaseException) -> None:
         """As far as that can be done still: what ended the run may be a full disk."""
-        with undisturbed():
-            try:
-                self.monitor.guards.end()
-                self.monitor.flush()
-            except Exception as again:
-                logger.warning(f"the last rows could not be written: {type(again).__name__}: {again}")
+
+        def finished() -> None:
             if self.run_writer is not None:
+                self.run_writer.finish(*ended_by(error))
+
+        closing = [
+            self.monitor.guards.end,
+            self.monitor.flush,
+            *([self._alerts.close] if self._alerts else []),
+            finished,
+        ]
+        with undisturbed():
+            for step in closing:
                 try:
-                    self.run_writer.finish(*ended_by(error))
+                    step()
                 except Exception as again:
-                    logger.warning(f"run.json could not be written: {type(again).__name__}: {again}")
+                    logger.warning(f"at the run's end: {type(again).__name__}: {again}")
 
     def evaluate(self: Any, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; a set that is handed in gets a split of its own in the records."""

@@ -27,11 +27,17 @@ from tests.docs.pages import ROOT, WRITTEN, Block, Page, commands
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PLACEHOLDERS = {"RUN": "runs/example", "LOG": "trainer_state.json"}
 SHELLS = [page for page in WRITTEN if any(block.language == "sh" for block in page.blocks)]
+FIRST_READ = {"README.md", "docs/start/log.md", "docs/install.md"}
+"""What a newcomer types; the other pages' commands run with the slow tests."""
 _SEEN: set[tuple[Path, tuple[str, ...]]] = set()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:hydra")
-@pytest.mark.parametrize("page", SHELLS, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page.name in FIRST_READ else pytest.mark.slow) for page in SHELLS],
+    ids=lambda page: page.name,
+)
 def test_commands_run(page: Page, workbench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workbench)
     monkeypatch.setattr(sys, "argv", ["pytest"])

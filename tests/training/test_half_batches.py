@@ -51,6 +51,5 @@ def test_records_of_half_batches_are_those_of_whole_ones(
     a, b = (load_run(tmp_path / name).pairs.set_index(["split", "pair_id", "side"]) for name in ("whole", "half"))
     assert len(a) == len(b) == 20
     assert (a["sum_logp"] - b["sum_logp"].reindex(a.index)).abs().max() < 1e-5
-    assert [r.message for r in caplog.records if "out of memory" in r.message] == [
-        "out of memory in an evaluation: its batches are halved, from 4 to 2"
-    ]
+    (said,) = [r.message for r in caplog.records if "out of memory" in r.message]
+    assert said.endswith("out of memory in an evaluation: its batches are halved, from 4 to 2")
