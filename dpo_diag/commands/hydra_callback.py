@@ -109,9 +109,11 @@ def _plan(config: DictConfig) -> Plan:
     jobs = None
     if str(sweeper["_target_"]).endswith(".BasicSweeper"):
         given = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *task]
-        overrides = OverridesParser.create().parse_overrides(given)
-        jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(overrides, None)[0])
-    hydra = of_a_job(map(str, OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)))
+        parsed = OverridesParser.create().parse_overrides(given)
+        jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0])
+    overrides = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    assert isinstance(overrides, list)
+    hydra = of_a_job(map(str, overrides))
     return Plan(
         Path(sys.argv[0]).name, without_secret_values(sys.argv[1:]), os.getcwd(),
         None if jobs is None else tuple(map(without_secret_values, jobs)),
