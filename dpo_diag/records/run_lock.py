@@ -180,7 +180,10 @@ def _since(folder: Path) -> str:
 
 def _write_owner(folder: Path) -> None:
     known = asdict(this()) | {"command": Path(sys.argv[0]).name if sys.argv else "", "since": now()}
-    (folder / OWNER).write_text(to_json(known) + "\n", encoding="utf-8")
+    try:
+        (folder / OWNER).write_text(to_json(known) + "\n", encoding="utf-8")
+    except OSError as error:  # which a full disk raises without saying where
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _reserve(folder: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from dpo_diag.records import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 8
 
 
@@ -119,7 +119,7 @@ def test_stopped_at_any_moment(given: list[str], tmp_path: Path, fault: Callable
     assert Child([*given, f"output_root='{tmp_path / 'whole'}'"], tmp_path / "console").wait() == 0
     whole = time.monotonic() - began
     for name, number, code in (("Ctrl-C", signal.SIGINT, 130), ("SIGTERM", signal.SIGTERM, 143)):
-        lost, tries = [], 10
+        lost, tries = [], 6
         for i in range(tries):
             root = tmp_path / f"{name} {i}"
             child = Child([*given, f"output_root='{root}'"], tmp_path / f"console {name} {i}")
@@ -166,7 +166,7 @@ def resumed(root: Path, child: Child, given: list[str], console: Path) -> bool:
 
 def test_a_full_disk(given: list[str], small_disk: Path, tmp_path: Path, fault: Callable[..., None]) -> None:
     """Room for less and less: one line, status failed; with room again it goes on."""
-    lost, rooms = [], (0, 40, 160, 300, 600, 1000)
+    lost, rooms = [], (0, 160, 1000)
     for room in rooms:
         root = small_disk / f"runs {room}"
         filler = small_disk / "filler"
