@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,10 +35,12 @@ from dpo_diag.errors import DiagError
 from dpo_diag.extras import has_plugin, require_plugin
 from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, without_secret_values
+from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
 from dpo_diag.records.run_info import ended_by
 from dpo_diag.records.run_lock import OWN, writing
 from dpo_diag.records.scratch import scratch_folder
+from dpo_diag.records.secrets import redacted, redacted_words
+from dpo_diag.safe_streams import safe_streams
 from dpo_diag.shortages import shortage
 from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
@@ -84,6 +87,11 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
 
     Errors are one line unless `--debug` or HYDRA_FULL_ERROR is set.
     """
+    with safe_streams():
+        return _run_app(name, config_name, job, argv)
+
+
+def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Two OpenMP threads that spin while they wait are slower than one on a busy machine.
@@ -97,31 +105,31 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     except DiagError as error:
         if debug:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {redacted(str(error))}", file=sys.stderr)
         say_next(getattr(error, "__notes__", []), sys.stderr)
         return 2 if error.usage else 1
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         if (origin := _origin(error)) is not None:
-            print(f"{name}: {origin}", file=sys.stderr)
+            print(f"{name}: {redacted(str(origin))}", file=sys.stderr)
             return 2
         # What Hydra says of a wrong type stands in the cause.
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
-        print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
+        print(f"{name}: {redacted(' '.join('; '.join(reasons).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         several = int(os.environ.get("WORLD_SIZE") or 1) > 1
         why = "; if the launcher did it, another process ended: its own lines say why" if several else ""
         print(f"{name}: {word(stop)}{why}", file=sys.stderr)
-        again = line(name, *without_secret_values(arguments))  # of which nothing is there yet
+        again = line(name, *redacted_words(arguments))  # of which nothing is there yet
         say_next(getattr(stop, "__notes__", [again]), sys.stderr)
         return exit_status(stop)
     except Exception as error:
         told = shortage(error)
         if debug or told is None:
             raise
-        print(f"{name}: {told}", file=sys.stderr)
+        print(f"{name}: {redacted(str(told))}", file=sys.stderr)
         say_next(getattr(error, "__notes__", []), sys.stderr)
         return 1
 
@@ -240,8 +248,9 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
         if not is_main_process():
             return job(cfg)
         with writing(folder):
-            sign(folder)
             begin_job(folder, int(hydra_cfg.job.num) if several else None)
+            guard_configuration(folder)
+            sign(folder)
             return ended(cfg, folder, several)
 
     def ended(cfg: DictConfig, folder: Path, several: bool) -> Any:
@@ -253,7 +262,8 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
             with suppress(OSError):  # a full disk may be what ended it
                 end_job(folder, "failed" if failed else "interrupted", reason if told is None else str(told))
             if several and failed:
-                log.error("failed: %s", told or error, exc_info=error if told is None else None)
+                whole = "".join(traceback.format_exception(error)) if told is None else str(told)
+                log.error("failed: %s", redacted(whole))
             if not several:
                 folders.append(folder)
             if several or told is None:

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import override
-from dpo_diag.records.jobs import Plan, plan_of, this_process, without_secret_values, write_plan
+from dpo_diag.records.jobs import Plan, plan_of, this_process, write_plan
 from dpo_diag.records.names import check_name, shortened
 from dpo_diag.records.run_lock import claimed, hold
+from dpo_diag.records.secrets import redacted_words
 
 BEGUN: list[Path] = []
 """Folders of the multiruns of this process that have begun and whose end was not told yet, see `hydra_app`."""
@@ -113,10 +114,10 @@ def _plan(config: DictConfig) -> Plan:
         jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0])
     overrides = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
     assert isinstance(overrides, list)
-    hydra = of_a_job(map(str, overrides))
+    hydra = redacted_words(of_a_job(map(str, overrides)))
     return Plan(
-        Path(sys.argv[0]).name, without_secret_values(sys.argv[1:]), os.getcwd(),
-        None if jobs is None else tuple(map(without_secret_values, jobs)),
+        Path(sys.argv[0]).name, redacted_words(sys.argv[1:]), os.getcwd(),
+        None if jobs is None else tuple(map(redacted_words, jobs)),
         hydra, sweeper.get("n_trials"), this_process(),
     )  # fmt: skip
 

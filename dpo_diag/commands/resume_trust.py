@@ -20,7 +20,7 @@ from dpo_diag.commands.overrides import plain_value
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import line, override
 from dpo_diag.records.checksums import read_yaml
-from dpo_diag.records.jobs import without_secret_values
+from dpo_diag.records.secrets import REDACTED, redacted_words
 from dpo_diag.text import safe, to_json
 
 SIGNATURE = Path(".hydra") / "signature"
@@ -52,12 +52,14 @@ def resumed(arguments: list[str]) -> list[str]:
     own, given_now = _saved_overrides(saved), [a for a in arguments if not _RESUME.match(a)]
     left = [] if is_own(folder) else not_taken(own)
     keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
-    told = without_secret_values([a for a in left if "=" in a and a.partition("=")[0].lstrip("+~") not in keys])
+    told = redacted_words([a for a in left if "=" in a and a.partition("=")[0].lstrip("+~") not in keys])
     if told:
         again = line("dpo-train", override("resume", folder), *given_now, *told)
         print(f"note: {folder} is not signed as yours: not taken from it: {safe(' '.join(told), one_line=True)}; "
               f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
-    kept = [a for a in own if a not in left and not _RESUME.match(a)]
+    if lost := [key for a in own if REDACTED in a and (key := a.partition("=")[0]).lstrip("+~") not in keys]:
+        print(f"not kept, since it is a secret: {', '.join(lost)}; give it again if it is needed", file=sys.stderr)
+    kept = [a for a in own if a not in left and not _RESUME.match(a) and REDACTED not in a]
     return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 

@@ -21,7 +21,8 @@ from dpo_diag import load_run
 from dpo_diag.commands.diag import COMMANDS, main
 from dpo_diag.commands.hydra_app import SCHEMAS, register, run_app, to_config
 from dpo_diag.commands.overrides import explain_override
-from dpo_diag.config import Config, check, conf_dir
+from dpo_diag.config import Config, conf_dir
+from dpo_diag.config_checks import check
 from tests.docs.pages import ROOT, WRITTEN, Block, Page, commands
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
