@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from dpo_diag.commands.hydra_app import run_app
 from dpo_diag.commands.resume_trust import SIGNATURE, is_own, not_taken
+from dpo_diag.records.checksums import yaml_bytes
 
 HARMLESS = ["seed=3", "loss.beta=0.3", "name='vergleich β'", "data.path='a, b.jsonl'", "~probes",
             "+trainer.args.adam_beta2=0.9", "trainer.max_steps=4"]  # fmt: skip
@@ -72,7 +73,7 @@ def test_a_run_of_ones_own_brings_all_back_until_somebody_changes_it(
     assert (config.seed, config.model.trust_remote_code, config.tracking.entity) == (6, True, "us")
     assert capsys.readouterr().err == ""
     saved = run / ".hydra" / "overrides.yaml"
-    saved.write_text(saved.read_text().replace("=us", "=them"))
+    saved.write_bytes(yaml_bytes(saved.read_text().replace("=us", "=them")))  # whole by its checksum
     assert not is_own(run)
     assert resumed(f"resume={run}")[0].tracking.entity is None
     (run / SIGNATURE).unlink()
