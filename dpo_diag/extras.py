@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 
 EXTRA_OF = {
@@ -55,7 +55,7 @@ def install_hint(package: str) -> str:
 def installed_from() -> str:
     """The folder from which pip installed this package (PEP 610), else its name."""
     try:
-        said = json.loads(distribution("dpo-diag").read_text("direct_url.json") or "{}")
+        said = parse_json(distribution("dpo-diag").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:
         return "dpo-diag"
     folder = Path(url2pathname(urlsplit(said.get("url", "")).path))

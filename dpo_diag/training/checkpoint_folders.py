@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 
 
@@ -16,8 +16,8 @@ def checkpoint_step(checkpoint: str | os.PathLike[str]) -> int:
     """Optimizer steps done when a checkpoint folder was written, from its trainer_state.json."""
     file = Path(checkpoint) / TRAINER_STATE_NAME
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, KeyError, ValueError) as error:
+        return int(parse_json(file.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise DiagError(
             "the checkpoint does not say its step", where=file, got=error, hint="resume from a complete checkpoint"
         ) from error
