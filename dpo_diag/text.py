@@ -46,7 +46,7 @@ _FORMULA_START = ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠")
 _LEAST_PLAIN, _LEAST_POWERS = 1e-3, 1e6
 """Sizes between which a number is printed without an exponent."""
 _ROUNDING = 1e-6
-_PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
+_PLAIN_NUMBER = re.compile(r"[+-]?(\d++\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def plain_value(text: str) -> str:
     value = None if override.is_sweep_override() else override.value()
     if not isinstance(value, str):
         return raw
-    return re.sub(r"(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)  # as OmegaConf reads it
+    return re.sub(r"(?<!\\)(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)  # as OmegaConf reads it
 
 
 def quoted_paths(arguments: list[str]) -> list[str]:

@@ -77,8 +77,10 @@ def import_folder(out: Path, *, named: bool) -> Iterator[Path]:
         named: by the user; any other that somebody takes meanwhile gets a number behind its name.
 
     Raises:
-        DiagError: the folder already holds a run, or another process writes it.
+        DiagError: the folder already holds a run, is a file, or another process writes it.
     """
+    if out.exists() and not out.is_dir():
+        raise DiagError("not a folder", where=out, hint="name a folder for the run with --out", usage=True)
     before = {path for path in (out, *out.parents) if path.exists()}
     out = out if named or out in before else claimed(out)
     try:
@@ -227,12 +229,13 @@ def _first_reason(sources: list[Parsed]) -> str:
 
 def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[pd.DataFrame]:
     """History rows of (split, name, column, derived) in batches of about a quarter million."""
-    waiting: list[pd.DataFrame] = []
+    waiting: list[tuple[str, str, pd.DataFrame, bool]] = []
     size = 0
     for split, name, column, derived in columns:
         for start in range(0, len(column), BATCH):
-            waiting.append(column.iloc[start : start + BATCH].assign(split=split, name=name, derived=derived))
-            size += len(waiting[-1])
+            part = column if len(column) <= BATCH else column.iloc[start : start + BATCH]
+            waiting.append((split, name, part, derived))
+            size += len(part)
             if size >= BATCH:
                 yield _stacked(waiting)
                 waiting, size = [], 0
@@ -240,8 +243,12 @@ def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[
         yield _stacked(waiting)
 
 
-def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    stacked = pd.concat(frames, ignore_index=True)
+def _stacked(parts: list[tuple[str, str, pd.DataFrame, bool]]) -> pd.DataFrame:
+    stacked = pd.concat([frame for _, _, frame, _ in parts], ignore_index=True)
+    rows = [len(frame) for _, _, frame, _ in parts]
+    stacked["split"] = np.repeat(np.array([split for split, _, _, _ in parts], dtype=object), rows)
+    stacked["name"] = np.repeat(np.array([name for _, name, _, _ in parts], dtype=object), rows)
+    stacked["derived"] = np.repeat([derived for _, _, _, derived in parts], rows)
     if stacked["epoch"].isna().any():
         # Null, not NaN: an object column says "missing", a float column keeps NaN as a value.
         stacked["epoch"] = stacked["epoch"].astype(object).where(stacked["epoch"].notna(), None)
