@@ -33,7 +33,7 @@ from dpo_diag.commands.overrides import explain_override, plain_value, quoted_pa
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
-from dpo_diag.extras import has_plugin, require_plugin
+from dpo_diag.extras import has_plugin, refuse_together, require_plugin
 from dpo_diag.next_steps import override, say_next
 from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import RUN_FILE
@@ -145,6 +145,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     arguments = quoted_paths(_resumed(arguments))
     for argument in arguments:
         require_plugin(argument)
+    refuse_together(arguments)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):
