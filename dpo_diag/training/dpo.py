@@ -7,6 +7,7 @@ set or of the training batches, whatever the batches and processes; where TRL's 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -30,6 +31,7 @@ from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.reference_proof import Handed, message, prove
 from dpo_diag.training.run import Recorded, Recording, say_left_out
 from dpo_diag.training.shared_prefix import SharedPrefix
+from dpo_diag.training.stored_reference import StoredReference, checked_store
 
 logger = get_logger(__name__)
 
@@ -63,6 +65,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         shared_prefix: "auto" computes the prompt that chosen and rejected share once, where loss and gradient of the
             first batch are those of TRL's padded one (see `shared_prefix`; then they are equal but for rounding, no
             longer bit for bit), and goes TRL's way elsewhere, saying why; "on" insists; "off" is TRL's way.
+        reference_store: a folder where precomputed sums of the reference (`precompute_ref_log_probs=True`) are kept,
+            and taken from where model, adapter, tokenizer, template and cut are the same (`inference.reference_store`).
 
     Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see
     `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the pairs of a batch
@@ -86,6 +90,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         eval_roles: Mapping[str, Role] | None = None,
         reference_is_start: bool | None = None,
         shared_prefix: str = "off",
+        reference_store: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -96,8 +101,10 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._handed = Handed((args[1] if len(args) > 1 else kwargs.get("ref_model")) is not None, reference_is_start)
         self._proven = False
         self._given_ids: dict[str, GivenIds] = {}
+        self._stored = StoredReference(self, reference_store, logger.warning)
         self._shared = SharedPrefix(self, shared_prefix, self._record_shared)
         self._shared_reference = SharedPrefix(self, shared_prefix, lambda info: None, reference=True)
+        checked_store(args[2] if len(args) > 2 else kwargs.get("args"), reference_store)
         super().__init__(*args, **kwargs)  # which may compute the reference's log-probs
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self._spec = trl_adapter.loss_spec(self)
@@ -134,17 +141,20 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             monitor.texts.add(dataset)
         else:
             self._pair_sources.append(dataset)
+        self._stored.add(dataset)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         say_left_out(dataset, prepared, dataset_name, PROMPT_FILLS)
         return prepared
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """As TRL's, into a cache of their own where prompts may be shared: "off" stays TRL's bit for bit."""
+        """As TRL's, or out of the reference store; into a cache of their own where prompts may be shared: "off" stays
+        TRL's bit for bit."""
         own = self._precompute_model_hash
         if self._shared_reference.mode != "off":
             self._precompute_model_hash = f"{own} shared prefix"
         try:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+            compute = super()._precompute_ref_logps
+            return self._stored.precomputed(dataset, lambda: compute(dataset, name, batch_size))
         finally:
             self._precompute_model_hash = own
 
@@ -217,7 +227,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
         known = super().describe()
-        reference, shared = trl_adapter.reference_of(self), self._shared_reference.info
+        reference, shared = trl_adapter.reference_of(self) | self._stored.facts, self._shared_reference.info
         if shared is not None and shared.way == "packed":
             reference["shared_prefix"] = PrefixInfo("packed", shared.max_loss_diff)
         elif shared is not None and self._shared_reference.mode != "off":

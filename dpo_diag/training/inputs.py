@@ -97,7 +97,9 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     source.check(config.data.max_bad_share)
     say(f"loading {config.model.name or config.model.kind}")
     dpo = config.trainer.method == "dpo"
-    policy = load_policy(config.model, config.peft, with_reference=dpo)
+    policy = load_policy(
+        config.model, config.peft, with_reference=dpo, precomputed=config.trainer.precomputes_reference
+    )
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
     ends, sides = stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1]
     look = Look(policy.tokenizer, ends, sides, load_thresholds(config.checks))
@@ -126,7 +128,7 @@ def _task_dpo(config: Config, say: Callable[[str], None]) -> Inputs:
     if not case.pairs_hit:
         say(f"{len(case.train) + len(case.held_out)} pairs collected")
     model = replace(config.model, kind="hub", name=str(case.model_dir))
-    policy = load_policy(model, config.peft, with_reference=True)
+    policy = load_policy(model, config.peft, precomputed=config.trainer.precomputes_reference)
     # The cache's folder is this machine's; the name is the same everywhere.
     for part in ("model", "tokenizer", "reference"):
         policy.meta[part] = policy.meta.get(part, {}) | {"name": "sql_tiny (SFT)"}

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate.utils import is_peft_model
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dpo_diag.losses import LOSSES, LossSpec, Pairs, term_sum
@@ -26,6 +27,9 @@ from dpo_diag.records.schemas import SIDES
 from dpo_diag.training.batch import Batch, FloatArray, TokenRows, to_host
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.pair_ids import decode_ids, ids_from_tokens
+
+REF_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Columns of a data set whose reference was precomputed, and entries of its batches."""
 
 
 def loss_spec(trainer: Any) -> LossSpec:
@@ -54,6 +58,18 @@ def reference_of(trainer: Any) -> dict[str, Any]:
     else:
         kind = "adapter disabled"
     return {"kind": kind, "fixed": not trainer.args.sync_ref_model}
+
+
+def why_not_plain_sums(trainer: Any) -> str | None:
+    """Why what TRL precomputes is something else than the log-prob sums of each pair's responses as TRL's own collator
+    cuts them; None where it is that."""
+    if trainer.ld_alpha is not None:
+        return "LD-DPO weighs the tokens of its reference sums"
+    if type(trainer.data_collator) is not DataCollatorForPreference:
+        return "a collator of your own decides what the reference is given"
+    if (trainer.ref_model or trainer.model).training and not trainer.args.disable_dropout:
+        return "the reference's dropout is on, so that its sums are drawn"
+    return None
 
 
 class Tap:
@@ -180,7 +196,7 @@ def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -
         return (values if factor is None else values * factor).sum(1)
 
     if trainer.precompute_ref_logps:
-        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        reference = torch.cat([inputs[name] for name in REF_SUMS])
     else:
         assert tap.reference is not None and tap.reference.log_probs is not None
         reference = summed(tap.reference.log_probs[:, -mask.shape[1] :])
@@ -278,7 +294,7 @@ def read_pairs(
     if spec.use_weighting and policy.log_sum_sq_probs is not None:
         columns["log_weight"] = _log_weights(policy, mask)
     if trainer.precompute_ref_logps:
-        given = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        given = torch.cat([inputs[name] for name in REF_SUMS])
         columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
     if trainer.aux_loss_enabled and policy.aux_loss is not None:
         columns["aux_loss"] = policy.aux_loss
@@ -346,7 +362,7 @@ def _identify(
 
 
 _TOKENS = ("input_ids", "attention_mask", "completion_mask")
-_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", "ref_chosen_logps", "ref_rejected_logps")
+_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", *REF_SUMS)
 
 
 def _token_ids(inputs: dict[str, Any]) -> list[str]:
