@@ -21,6 +21,7 @@ from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.models.processes import together
 from dpo_diag.records import load_run
+from dpo_diag.stopping import with_the_step
 from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
@@ -90,7 +91,8 @@ def train(
             say(f"note: {short}")
     status = "failed"
     try:
-        trainer.train(resume_from_checkpoint=resumed)
+        with with_the_step() as trainer.step_end:
+            trainer.train(resume_from_checkpoint=resumed)
         status = "finished"
         if main:
             write_vocabulary(folder, inputs.policy.tokenizer)
