@@ -32,7 +32,7 @@ from dpo_diag.commands.resume_trust import resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
-from dpo_diag.extras import has_plugin, require_plugin
+from dpo_diag.extras import has_plugin, refuse_together, require_plugin
 from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
@@ -184,6 +184,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     arguments = quoted_paths(resumed(arguments))
     for argument in arguments:
         require_plugin(argument)
+    refuse_together(arguments)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):
