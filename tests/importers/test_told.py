@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpo_diag.importers import Options, import_path
 from dpo_diag.importers.scores import read_scores
+from dpo_diag.records.row_files import BadRow, read_rows
 from dpo_diag.records.text_files import Skipped
 
 
@@ -38,3 +39,15 @@ def test_every_row_of_a_log_is_read_or_told(tmp_path: Path) -> None:
         "1 repeated rows differ from the one kept (the last of each step)",
     ]  # fmt: skip
     assert [(row["line"], row["why"]) for row in told["skipped"]] == [(2, "the row is NoneType, expected an object")]
+
+
+def test_a_row_with_a_key_twice_is_told_and_none_of_its_values_taken(tmp_path: Path) -> None:
+    """Text that only looks like keys is a value."""
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "p", "chosen": "a", "chosen": "b"}\n{"prompt": "{\\"a\\": 1, \\"a\\": 2}", "chosen": "c"}\n'
+        '{"prompt": [{"role": "user", "role": "system"}], "chosen": "d"}\n'
+    )
+    rows = [row for _, row in read_rows(tmp_path / "p.jsonl")]
+    assert [str(row) if isinstance(row, BadRow) else row["chosen"] for row in rows] == [
+        "a key that stands twice: chosen", "c", "a key that stands twice: role",
+    ]  # fmt: skip
