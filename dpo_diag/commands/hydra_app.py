@@ -96,6 +96,8 @@ def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> i
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Two OpenMP threads that spin while they wait are slower than one on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A job's log on a full disk: logging would print a traceback for each line that it cannot write.
+    logging.raiseExceptions = debug
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
