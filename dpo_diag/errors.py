@@ -42,6 +42,10 @@ class DiagError(Exception):
         super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
 
 
+class DamagedRecords(UserWarning):
+    """A record file is damaged; its rows are left out, and the rest is read."""
+
+
 def did_you_mean(word: str, choices: Iterable[str], prefix: str = "") -> str | None:
     """ "did you mean beta?" for a name that was mistyped; None where no choice is near. `prefix` stands before it."""
     near = difflib.get_close_matches(word, list(choices), n=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.make import commands, configuration, logs, losses, notebook, pandas_api, records
+from docs.make import commands, configuration, licences, logs, losses, notebook, pandas_api, records
 from dpo_diag.diagnosis.checks.shared.pages import write_pages
 from dpo_diag.rows import page as forms
 
@@ -22,6 +22,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/metrics.md": records.metrics_page,
     "reference/logs.md": logs.page,
     "reference/losses.md": losses.page,
+    "reference/licences.md": licences.page,
     "notebook.md": notebook.page,
     "forms.md": forms.page,
 }

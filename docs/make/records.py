@@ -15,7 +15,9 @@ _ABOUT = f"""
 A run is a folder: `run.json` and one folder of Parquet files per table. Training, scoring and importing write it, and
 everything else reads it, with `dpo_diag.load_run` or any Parquet reader. This is schema {SCHEMA_VERSION}; a reader
 takes every minor version of its own major version. Logarithms are natural. Rows of different `split` have different
-origins and are never pooled; what a source does not know is null. [Design](../design.md) draws the folder.
+origins and are never pooled; what a source does not know is null. Files hold a CRC-32 of their bytes: Parquet in its
+footer (`dpo_diag.crc32`), JSON as the last key `crc32`; a damaged one is named and left out, and `dpo-diag doctor RUN`
+verifies all. [Design](../design.md) draws the folder.
 """
 _METRICS = """
 Names of the table `history`, without a `train/` or `eval_` prefix. Those with sides stand once per side, as

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from dpo_diag import __version__
-from dpo_diag.errors import DiagError
+from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.extras import of_import_error
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -70,6 +71,21 @@ def make_app() -> App:
     return app
 
 
+def tell_damage(name: str) -> None:
+    """From now on a damaged record file is told in one line on standard error, as an error is; other warnings are
+    shown as before."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DamagedRecords):
+            print(f"{name}: {message}", file=sys.stderr)
+        else:
+            before(message, category, *place, **more)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", DamagedRecords)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -78,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((a for a in arguments if a in COMMANDS), "")
     name = f"dpo-diag {command}".rstrip()
     try:
-        status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with warnings.catch_warnings():
+            tell_damage(name)
+            status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return EXIT_USAGE if not arguments else int(status or EXIT_OK)
     except CycloptsError as error:
         # The library cuts its list of commands short; the hint shows all of them.

@@ -8,7 +8,6 @@ everything is.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import dpo_diag
 from dpo_diag.config import conf_dir
+from dpo_diag.records.checksums import DamagedFile, read_json
 from dpo_diag.records.files import write_json
 from dpo_diag.registry import plugins
 from dpo_diag.thresholds import defaults, load_thresholds
@@ -88,8 +88,8 @@ def _code() -> str:
 def read_findings(run: Path, identity: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The document that stands in a run, where it was made from exactly this; else None."""
     try:
-        document = json.loads((run / FINDINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(run / FINDINGS)
+    except (FileNotFoundError, DamagedFile):
         return None
     if identity is None or not isinstance(document, dict) or document.pop(MADE_FROM, None) != identity:
         return None
@@ -100,20 +100,21 @@ def asked_of(run: Path) -> dict[str, Any]:
     """Of what steps, split and thresholds the explanation in a run is, as `made_from` and `explain_run` take them; {}
     where there is none, or it does not say."""
     try:
-        asked = json.loads((run / FINDINGS).read_text(encoding="utf-8"))[MADE_FROM]["asked"]
+        asked = read_json(run / FINDINGS)[MADE_FROM]["asked"]
         return {
             "from_step": asked["from"], "to_step": asked["to"], "split": asked["split"],
             "thresholds": asked["thresholds"] or None,
         }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, DamagedFile, KeyError, TypeError):
         return {}
 
 
 def write_findings(run: Path, document: Mapping[str, Any], identity: Mapping[str, Any] | None) -> bool:
-    """Write a document with what it was made from (None: it is not taken again); False, with a line on standard error,
-    where the folder cannot be written to: no reason not to print it."""
+    """Write a document with what it was made from (None, or damaged files: it is not taken again); False, with a line
+    on standard error, where the folder cannot be written to: no reason not to print it."""
+    made = {MADE_FROM: identity} if identity is not None and "damaged" not in document else {}
     try:
-        write_json(run / FINDINGS, {**document, MADE_FROM: identity} if identity is not None else dict(document))
+        write_json(run / FINDINGS, {**document, **made})
     except OSError as error:
         print(f"dpo-diag explain: findings not written: {error}", file=sys.stderr)
         return False

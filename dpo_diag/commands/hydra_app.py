@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN
 from dpo_diag.commands.overrides import explain_override, plain_value, quoted_paths
 from dpo_diag.config import Config, conf_dir
@@ -33,6 +34,7 @@ from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import has_plugin, require_plugin
 from dpo_diag.next_steps import override, say_next
+from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
 from dpo_diag.records.run_info import ended_by
@@ -87,7 +89,8 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
-        with _full_errors():
+        with _full_errors(), warnings.catch_warnings():
+            tell_damage(name)
             return _run(name, config_name, job, [a for a in arguments if a != "--debug"])
     except DiagError as error:
         if debug:
@@ -202,7 +205,7 @@ def _resumed(arguments: list[str]) -> list[str]:
             "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
-    kept = [a for a in (*map(str, OmegaConf.load(saved)), *arguments) if not _RESUME.match(a)]
+    kept = [a for a in (*map(str, read_yaml(saved) or []), *arguments) if not _RESUME.match(a)]
     return [*kept, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 

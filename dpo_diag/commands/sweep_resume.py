@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import override
+from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
 from dpo_diag.text import plural
@@ -91,7 +90,7 @@ def _overrides(plan: Plan, job: Job, place: Path) -> list[str]:
     """A job's own: as Hydra kept them; of one that never began as they were planned, where no secret is left out."""
     kept = place / ".hydra" / "overrides.yaml"
     if kept.is_file():
-        return [str(line) for line in yaml.safe_load(kept.read_text(encoding="utf-8")) or []]
+        return [str(line) for line in read_yaml(kept) or []]
     assert plan.jobs is not None and job.num is not None
     return list(_complete(plan.jobs[job.num]))
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dpo_diag.diagnosis.pair_rows import PairRows
 from dpo_diag.diagnosis.split_rows import SplitRows
-from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import POLICY, alike
 from dpo_diag.records import Run
+from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.metric_table import TRAINERS_OWN, metric_of
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.records.typed_json import to_document
@@ -108,10 +107,7 @@ def _config(run: Run) -> dict[str, Any]:
     file = run.path / ".hydra" / "config.yaml"
     if not file.is_file():
         return {}
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DiagError("the configuration cannot be read", where=file, got=error, hint="restore it") from error
+    document = read_yaml(file)
     return dict(_flat(without_secrets(document))) if isinstance(document, dict) else {}
 
 

@@ -132,6 +132,9 @@ def explain_run(
         document = _of_means(opened, from_step, to_step, split, values)
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
+    if opened.damaged:
+        document["notes"] += [f"rows are left out: {error}" for error in opened.damaged.values()]
+        document["damaged"] = [str(path) for path in opened.damaged]
     document = plain({**document, "thresholds": dict(values)})
     document["narrative"] = plain(narrate(document))
     return Explanation(document, aligned, table)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import RUN_FILE, part_of
 from dpo_diag.records.jobs import JobState, Plan, job_state, plan_of
 from dpo_diag.records.secrets import without_secrets
@@ -131,11 +130,7 @@ def overrides(folder: Path) -> dict[str, str]:
     file = folder / ".hydra" / "overrides.yaml"
     if not file.is_file():
         return {}
-    try:
-        lines = yaml.safe_load(file.read_text(encoding="utf-8")) or []
-    except yaml.YAMLError as error:
-        raise DiagError("the overrides cannot be read", where=file, got=error, hint="restore or remove it") from error
-    return _named(map(str, lines))
+    return _named(map(str, read_yaml(file) or []))
 
 
 def _named(lines: Iterable[str]) -> dict[str, str]:
@@ -207,7 +202,8 @@ def _status(folder: Path, state: JobState | None, run: Run | None) -> tuple[Stat
 def _idle(folder: Path) -> float:
     """Seconds since anything below a run's folder was written."""
     places = [folder, *(p for p in folder.iterdir()), *folder.glob("*/*")]
-    return time.time() - max((p.stat().st_mtime for p in places if p.exists()), default=0.0)
+    newest = max((p.stat().st_mtime for p in places if p.exists()), default=0.0)
+    return max(0.0, time.time() - newest)  # a clock that was set back
 
 
 def _last_step(run: Run) -> int | None:

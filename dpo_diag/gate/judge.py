@@ -93,8 +93,9 @@ class Gate:
             return Outcome(name, status, f"not judged: {error}")
 
     def judge_all(self, rules: Iterable[Rule]) -> list[Outcome]:
-        """All rules in order."""
-        return [self.judge(rule) for rule in rules]
+        """All rules in order, and a failed one for each damaged record file: what it held was not judged."""
+        outcomes = [self.judge(rule) for rule in rules]
+        return [*outcomes, *(Outcome("records", "failed", str(e)) for e in self.judged.run.damaged.values())]
 
 
 def _name(subject: str, rule: Rule) -> str:

@@ -70,7 +70,7 @@ def score_checkpoints(
         split_role: what these pairs are to the training of the checkpoints; None lets the split's name decide.
         max_length, truncation_mode: as for `PairTokens.of`.
         batch_size, shared_prefix, row_tokens, tokens, no_prompt: as for `score_pairs`.
-        ches: also compute CHES under the reference and write it to the run's `ches.csv`, which the explanation reads.
+        ches: also compute CHES under the reference and write it to the run's ches.parquet, which explain reads.
         reference_store: a folder where references' rows are kept and taken from (see `reference_store.ReferenceStore`);
             not with `ches` or `no_prompt`, which need the model.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo_diag.text import to_json
+from dpo_diag.records.checksums import PARQUET_KEY, ZERO, json_bytes, sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa  # not at run time: only who writes a table needs it
@@ -86,29 +86,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write a document as strict JSON, on the disk before it takes its name."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(to_json(document, indent=2) + "\n")
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, on the disk before it takes its name: after a power cut the name holds the old bytes or the new."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_parquet(path: Path, table: pa.Table, *, to_disk: bool = False) -> None:
-    """zstd Parquet; dictionaries for ids, byte-stream split for floats: the smallest tokens/ of what was tried.
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as strict JSON with its checksum, as `write_bytes` does."""
+    write_bytes(path, json_bytes(document))
 
-    `to_disk`: on the disk before it takes its name, since other files will be removed for it.
-    """
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """zstd Parquet with its checksum, written as `write_bytes` does; dictionaries for ids, byte-stream split for
+    floats: the smallest tokens/ of what was tried."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     ids = [f.name for f in table.schema if pa.types.is_dictionary(f.type) or pa.types.is_integer(f.type)]
-    with replacing(path) as temporary:
-        pq.write_table(
-            table, temporary, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False,
-            row_group_size=ROW_GROUP,
-        )  # fmt: skip
-        if to_disk:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", use_dictionary=ids, use_byte_stream_split=floats or False
+    ) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata({PARQUET_KEY: ZERO})
+    write_bytes(path, sealed(sink.getvalue().to_pybytes(), ".parquet"))

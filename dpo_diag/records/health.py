@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.checksums import SUM_MEND, SUMMED, DamagedFile, agrees, verified
 from dpo_diag.records.files import part_of
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.records.parts import listed, steady, visible
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import TABLES
-from dpo_diag.text import some
+from dpo_diag.text import plural, some
 
 _STALE_SECONDS = 3600.0
 _MAX_DUPLICATE_ROWS = 5_000_000
@@ -52,6 +53,7 @@ def check_run(path: str | Path) -> list[Finding]:
             sets = frame[_in_fixed_sets(run, frame)]
             findings += _incomplete_sets(sets)
             findings += _missing_reference(sets)
+    findings += _sums(run)
     if not any(run.has(name) for name in TABLES):
         findings.append(Finding("records", FAIL, "the run holds no records", "train, score or import again"))
     findings += _leftovers(run.path)
@@ -69,7 +71,7 @@ def _status(run: Run) -> Finding:
         return Finding("status", FAIL, shown, "resume or train again")
     files = [p for name in TABLES for p in run.files(name)]
     newest = max((p.stat().st_mtime for p in files), default=(run.path / "run.json").stat().st_mtime)
-    idle = time.time() - newest
+    idle = max(0.0, time.time() - newest)  # a clock that was set back
     if idle < _STALE_SECONDS:
         return Finding("status", WARN, f"running, last written {idle:.0f} s ago")
     return Finding("status", FAIL, f"running, yet nothing was written for {idle / 3600:.1f} h: killed?", "resume it")
@@ -122,30 +124,33 @@ def _gaps(run: Run, name: str, frame: pd.DataFrame) -> list[Finding]:
     for split, group in rows.groupby("split", observed=True):
         missing = missing_steps(group["step"].to_numpy())
         if missing:
+            n = sum(-(-(gap.stop - gap.start) // gap.step) for gap in missing)  # len() ends at 2**63
             outcome = WARN if run.kind == "imported" else FAIL
-            found = f"split {split}: {len(missing)} steps missing, {some(missing)}"
+            first = some(islice(chain(*missing), 5))
+            found = f"split {split}: {n} steps missing, {first}{f' and {n - 5} more' if n > 5 else ''}"
             findings.append(Finding(name, outcome, found, "resume from the checkpoint before the first of them"))
     return findings
 
 
-def missing_steps(steps: Any) -> list[int]:
-    """Steps that a regular series lacks: those that its commonest distance would have put into a wider one.
+def missing_steps(steps: Any) -> list[range]:
+    """Steps that a regular series lacks, a range for each gap: those that its commonest distance would have put into a
+    wider one.
 
     A shorter distance (the last evaluation, at the end of training) is no gap. A series is regular where at least half
     of its distances, and three in all, are the commonest one; any other says nothing: [].
 
     >>> missing_steps([0, 10, 20, 40, 45])
-    [30]
+    [range(30, 40, 10)]
     """
     distinct = np.unique(np.asarray(steps, dtype=np.int64))
     values, counts = np.unique(np.diff(distinct), return_counts=True)
     if counts.sum() < 3 or 2 * counts.max() < counts.sum():
         return []
     usual = int(values[np.argmax(counts)])
-    missing: list[int] = []
-    for before, after in pairwise(distinct):
-        missing.extend(range(int(before) + usual, int(after), usual))
-    return missing
+    if usual <= 0:  # steps so far apart that their distance is no int64
+        return []
+    gaps = (range(int(before) + usual, int(after), usual) for before, after in pairwise(distinct))
+    return [gap for gap in gaps if gap]
 
 
 def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
@@ -168,6 +173,28 @@ def _missing_reference(frame: pd.DataFrame) -> list[Finding]:
     if reference and (lacking := policy - reference):
         return [Finding("pairs", WARN, f"{len(lacking)} responses of fixed sets have no reference row")]
     return []
+
+
+def _sums(run: Run) -> list[Finding]:
+    """Of files that hold a checksum: each whose bytes do not agree with it, and how many do; the tables' own are told
+    where they are read."""
+    findings, sums = [], []
+    tables = [path for name in TABLES for path in run.files(name)]
+    others = [p for p in sorted([*run.path.glob("*.*"), *run.path.glob(".hydra/*.*")]) if p.suffix in SUMMED]
+    for path in (*tables, *others):
+        try:
+            sums.append(agrees(verified(path, SUM_MEND), path.suffix))
+        except FileNotFoundError:
+            continue
+        except DamagedFile as error:
+            findings += [] if path in tables else [Finding(path.name, FAIL, str(error))]
+    for path in sorted(run.path.glob("review/*.jsonl")):
+        lines = [agrees(line, ".json") for line in path.read_bytes().splitlines()]
+        if damaged := [str(i) for i, whole in enumerate(lines, 1) if whole is False]:
+            findings.append(Finding(path.name, FAIL, f"{plural(len(damaged), 'line')} damaged: {some(damaged)}"))
+    older = sums.count(None)
+    without = f"; {older} have none: changed by hand, or of an earlier version" if older else ""
+    return [*findings, Finding("checksums", OK, f"{plural(sums.count(True), 'file')} as written{without}")]
 
 
 def _leftovers(folder: Path) -> list[Finding]:

@@ -7,16 +7,16 @@ will run, so that one that never began is missed.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
 from dpo_diag.records.secrets import without_secrets
 
@@ -125,7 +125,12 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
 def job_state(folder: Path) -> JobState | None:
     """What a job's folder says; None where it says nothing."""
     document = _read(folder / JOB_FILE)
-    return None if document is None else JobState(**document)
+    return None if document is None else _state(document)
+
+
+def _state(document: Mapping[str, Any]) -> JobState:
+    known = {field.name for field in fields(JobState)}
+    return JobState(**{name: value for name, value in document.items() if name in known})
 
 
 # --- a multirun -------------------------------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ def plan_of(folder: Path) -> Plan | None:
     return Plan(
         document["app"], tuple(document["arguments"]), document["cwd"],
         None if jobs is None else tuple(tuple(job) for job in jobs),
-        tuple(document["hydra"]), document["n_trials"], JobState(**document["state"]),
+        tuple(document["hydra"]), document["n_trials"], _state(document["state"]),
     )  # fmt: skip
 
 
@@ -172,11 +177,9 @@ def without_secret_values(overrides: Sequence[str]) -> tuple[str, ...]:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file, "remove it")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise DiagError("cannot be read", where=file, got=error, hint="remove it") from error
     if not isinstance(document, dict):
         raise DiagError("cannot be read", where=file, got=type(document).__name__, expected="an object")
     return document

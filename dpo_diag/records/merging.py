@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from dpo_diag.errors import DiagError
@@ -144,7 +143,7 @@ class Parts:
             merged = Merged(tuple((name, rows.num_rows) for name, rows in blocks), tuple(gone))
             tables = [rows for _, rows in blocks] or [self.table.schema.empty_table()]
             table = pa.concat_tables(tables).unify_dictionaries()
-            write_parquet(path, table.replace_schema_metadata(merged.to_footer()), to_disk=True)
+            write_parquet(path, table.replace_schema_metadata(merged.to_footer()))
             self._homes |= {name: path for name, _ in blocks}
         self._remove(gone)
         self._seen = self._merged_names()
@@ -199,7 +198,7 @@ class Parts:
 
 def _merged(path: Path) -> Merged:
     part = part_of(path)
-    return (part and part.is_merged and Merged.of(pq.read_schema(path))) or Merged((), ())
+    return (part and part.is_merged and Merged.of(path)) or Merged((), ())
 
 
 def _cut(name: str, rows: pa.Table, step: int) -> tuple[str, pa.Table]:

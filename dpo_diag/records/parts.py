@@ -14,13 +14,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.checksums import DamagedFile, verified
 from dpo_diag.records.files import Part, part_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 T = TypeVar("T")
 _FOOTER = b"dpo_diag.merged"
@@ -46,12 +44,20 @@ class Merged:
         return {_FOOTER: base64.b64encode(zlib.compress(text.encode(), 9))}
 
     @classmethod
-    def of(cls, schema: pa.Schema) -> Merged | None:
-        """From the schema of a file that is open; None where it is no merged one."""
-        packed = (schema.metadata or {}).get(_FOOTER)
-        if packed is None:
+    def of(cls, path: Path) -> Merged | None:
+        """What a file says; None where it is no merged one, or is damaged: then it hides no other."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq  # who asks whether a table has rows waits for it only here
+
+        try:
+            packed = (pq.read_schema(pa.py_buffer(verified(path, ""))).metadata or {}).get(_FOOTER)
+            document = json.loads(zlib.decompress(base64.b64decode(packed))) if packed is not None else None
+        except (DamagedFile, pa.ArrowException, OSError, ValueError, zlib.error) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
             return None
-        document = json.loads(zlib.decompress(base64.b64decode(packed)))
+        if document is None:
+            return None
         return cls(tuple((str(n), int(rows)) for n, rows in document["blocks"]), tuple(document["replaces"]))
 
 
@@ -84,9 +90,7 @@ def visible(folder: Path) -> list[tuple[Part, Path]]:
     for part, path in found:
         # Only where one of its range is there too need a merged file be asked.
         if part.is_merged and any(_may_replace(part, other) for other, _ in found):
-            import pyarrow.parquet as pq  # who asks whether a table has rows waits for it only here
-
-            merged = Merged.of(pq.read_schema(path))
+            merged = Merged.of(path)
             hidden.update(merged.replaces if merged else ())
     return [(part, path) for part, path in found if path.name not in hidden]
 

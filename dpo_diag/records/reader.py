@@ -6,14 +6,15 @@ at once.
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dpo_diag.errors import DiagError
+from dpo_diag.errors import DamagedRecords, DiagError
+from dpo_diag.records.checksums import DamagedFile, damaged, read_json
 from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
 from dpo_diag.records.parts import steady, visible
 from dpo_diag.records.remote import at_hand
@@ -49,12 +50,12 @@ class Run:
                 else "import a log with dpo-diag import"
             )
             raise DiagError("not a run folder: no run.json", where=self.path, hint=hint)
-        try:
-            self.meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DiagError(
-                "run.json cannot be read", where=file, got=error, hint="restore it or train again"
-            ) from error
+        meta = read_json(file)
+        if not isinstance(meta, dict):
+            raise damaged(file, f"a {type(meta).__name__}, no object", "restore it or train again")
+        self.meta: dict[str, Any] = meta
+        self.damaged: dict[Path, DamagedFile] = {}
+        """Record files that could not be read so far, and why: their rows are left out."""
         version = str(self.meta.get("schema_version", ""))
         if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             raise DiagError(
@@ -119,7 +120,10 @@ class Run:
         splits: Iterable[str] | None = None,
         roles: Iterable[str] | None = None,
     ) -> pa.Table:
-        """Rows as an Arrow table, filtered while reading; raw, i.e. reference rows are rows and nothing is joined."""
+        """Rows as an Arrow table, filtered while reading; raw, i.e. reference rows are rows and nothing is joined.
+
+        A damaged file's rows are left out, with one warning (`DamagedRecords`) that names it; it stands in `damaged`.
+        """
         from dpo_diag.records.schemas import TABLES
         from dpo_diag.records.tables import read_rows
 
@@ -132,7 +136,13 @@ class Run:
         named = {"step": step_list, "split": splits, "role": roles}
         wanted = {c: list(v) for c, v in named.items() if v is not None and c in declared.names}
         folder = self.path / table
-        return steady(lambda: read_rows(self.files(table, step_list), declared, asked, wanted), folder)
+        files = partial(self.files, table, step_list)
+        return steady(lambda: read_rows(files(), declared, asked, wanted, self._pass_over), folder)
+
+    def _pass_over(self, path: Path, error: DamagedFile) -> None:
+        if path not in self.damaged:
+            self.damaged[path] = error
+            warnings.warn(f"rows are left out: {error}", DamagedRecords, stacklevel=2)
 
     def part(self, table: str, path: Path) -> pa.Table:
         """One file's rows, every declared column, validated; raises DiagError for a file that does not fit."""

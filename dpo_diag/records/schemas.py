@@ -48,11 +48,13 @@ class SideTable(Table):
     """A table that is one file of the run folder, read and written whole; see side_tables.
 
     `replaced_by`: new rows take the place of those that agree in these columns. `hint`: how to make the file again.
+    `older`: the file of earlier versions, read where there is no other.
     """
 
     file: str
     replaced_by: tuple[str, ...]
     hint: str
+    older: str | None = None
 
 
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
@@ -202,9 +204,10 @@ CHES = SideTable(
         Column("n_rejected", pa.float64(), "response tokens of rejected", unit="tokens"),
         Column("split", pa.string(), "the set", False),
     ),
-    "ches.csv",
+    "ches.parquet",
     ("split",),
     "remove it and score the reference again (dpo-score ches=true)",
+    "ches.csv",
 )
 
 ANSWER_LOGPS = SideTable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import replacing, write_parquet
+from dpo_diag.records.checksums import verified
+from dpo_diag.records.files import write_parquet
 from dpo_diag.records.schemas import SideTable
 from dpo_diag.records.writer import to_arrow
 
@@ -24,7 +26,7 @@ def read_side_table(folder: str | os.PathLike[str], table: SideTable, split: str
     Raises:
         DiagError: not a table, a missing column, a value of another type, a duplicate row; with file and row.
     """
-    path = Path(folder) / table.file
+    path = _place(Path(folder), table)
     frame = _checked(path, table) if path.is_file() else pd.DataFrame({c: [] for c in table.names})
     rows: pd.DataFrame = to_arrow(table, frame).to_pandas()
     return rows if split is None else rows[rows["split"] == split].reset_index(drop=True)
@@ -37,19 +39,25 @@ def write_side_table(folder: str | os.PathLike[str], table: SideTable, rows: pd.
     old = read_side_table(folder, table)
     kept = old[~pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(new[by]))] if len(old) else old
     arrow = to_arrow(table, pd.concat([kept, new], ignore_index=True) if len(kept) else new)
-    if path.suffix == ".parquet":
-        write_parquet(path, arrow)
-    else:
-        with replacing(path) as temporary:
-            arrow.to_pandas().to_csv(temporary, index=False)
+    write_parquet(path, arrow)
+    if table.older is not None:
+        (path.parent / table.older).unlink(missing_ok=True)
     return path
+
+
+def _place(folder: Path, table: SideTable) -> Path:
+    """The file that holds the table: an earlier version's where there is no other."""
+    path = folder / table.file
+    older = folder / table.older if table.older is not None else path
+    return older if older.is_file() and not path.is_file() else path
 
 
 def _checked(path: Path, table: SideTable) -> pd.DataFrame:
     try:
         # As text: pandas would take a pair_id of digits for a number.
         is_parquet = path.suffix == ".parquet"
-        frame = pd.read_parquet(path) if is_parquet else pd.read_csv(path, dtype=str, keep_default_na=False)
+        data = io.BytesIO(verified(path, table.hint) if is_parquet else path.read_bytes())
+        frame = pd.read_parquet(data) if is_parquet else pd.read_csv(data, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DiagError("not a table", where=path, got=str(error).splitlines()[0], hint=table.hint) from error
     missing = [c for c in table.names if c not in frame.columns]

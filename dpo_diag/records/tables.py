@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,36 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.checksums import DamagedFile, damaged, verified
 from dpo_diag.records.schemas import Table
 
+MEND = "restore it; or remove it: only its rows are lost"
 REFERENCE_COLUMNS = ("sum_logp", "n_tokens", "entropy_sum", "greedy_logp_sum", "top1", "loss_logp")
 """What is known of a response under the reference; joined to the policy's rows as `ref_...`."""
 REFERENCE_KEY = ["split", "pair_id", "side"]
 
+PassOver = Callable[[Path, DamagedFile], None]
 Wanted = Mapping[str, Sequence[Any]]
 """Column -> the values of which a row must hold one: steps, splits, roles."""
 
 
-def read_rows(files: Sequence[Path], table: Table, columns: Sequence[str], wanted: Wanted) -> pa.Table:
+def read_rows(
+    files: Sequence[Path], table: Table, columns: Sequence[str], wanted: Wanted, pass_over: PassOver
+) -> pa.Table:
     """Rows of some files, in the declared types and in their order; an empty table where there are none.
 
+    Args:
+        pass_over: told of each damaged file, whose rows are left out.
+
     Raises:
-        DiagError: a file that cannot be read, or does not hold what the table declares.
+        DiagError: a file that does not hold what the table declares.
     """
-    parts = [read_part(path, table, columns, wanted) for path in files]
+    parts = []
+    for path in files:
+        try:
+            parts.append(read_part(path, table, columns, wanted))
+        except DamagedFile as error:
+            pass_over(path, error)
     filled = [part for part in parts if part.num_rows] or parts[:1]
     if not filled:
         return _schema(table, columns).empty_table()
@@ -41,11 +54,13 @@ def read_part(path: Path, table: Table, columns: Sequence[str], wanted: Wanted) 
 
     Raises:
         FileNotFoundError: it is gone: merged since it was listed.
+        DamagedFile: it cannot be read, or its bytes are not those that were written.
         DiagError: as `read_rows`.
     """
     by_name = {c.name: c for c in table.columns}
+    data = pa.py_buffer(verified(path, MEND))
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(data) as file:
             present = file.schema_arrow.names
             asked = {name: values for name, values in wanted.items() if name in present}
             groups, filtered = _row_groups(file.metadata, asked)
@@ -54,15 +69,8 @@ def read_part(path: Path, table: Table, columns: Sequence[str], wanted: Wanted) 
             read = file.read_row_groups(groups, list(names), use_threads=file.metadata.num_rows > _MANY_ROWS)
         if filtered:
             read = read.filter(_holds(read, asked))
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
-        raise DiagError(
-            "a record file cannot be read",
-            where=path,
-            got=error,
-            hint="remove that file: only its steps are lost; or restore it",
-        ) from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError is one
+        raise damaged(path, error, MEND) from error
     arrays = []
     for name in columns:
         column = by_name[name]

@@ -13,8 +13,10 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
+from dpo_diag.records.checksums import read_json
 
 VOCAB_FILE = "vocab.json"
+VOCAB_MEND = "remove the file: token ids are then shown"
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -27,11 +29,11 @@ def load_vocabulary(run: Run) -> dict[int, str] | None:
     file = run.path / VOCAB_FILE
     if file.is_file():
         try:
-            return {int(k): str(v) for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
+            return {int(k): str(v) for k, v in read_json(file, VOCAB_MEND).items()}
         except (ValueError, AttributeError) as error:
             raise DiagError(
                 "the vocabulary cannot be read", where=file, got=error, expected='{"token id": "text"}',
-                hint="remove the file: token ids are then shown",
+                hint=VOCAB_MEND,
             ) from error  # fmt: skip
     paths = sorted((run.path / "checkpoints").glob(f"*/{TOKENIZER_FILE}"))
     if run.info.tokenizer is not None and run.info.tokenizer.name:

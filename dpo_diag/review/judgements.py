@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import Checkpoint
+from dpo_diag.records.checksums import KEY, ZERO, agrees, sealed
 from dpo_diag.text import to_json
 
 FOLDER = "review"
@@ -62,9 +63,10 @@ class Judgement:
     seconds: float | None = None
     detail: dict[str, Any] = field(default_factory=dict)
 
-    def to_line(self) -> str:
+    def to_line(self) -> bytes:
         row = {"v": VERSION, **asdict(self), "a": self.a._asdict(), "b": self.b._asdict()}
-        return to_json(row)
+        # A lone surrogate in a note becomes its JSON escape.
+        return sealed(to_json({**row, KEY: ZERO}).encode("utf-8", "backslashreplace"), ".json")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,7 @@ def append(run: str | os.PathLike[str], row: Judgement) -> None:
         DiagError: the folder cannot be written, or the disk is full.
     """
     path = file_of(run, row.reviewer)
-    # A lone surrogate in a note becomes its JSON escape.
-    data = (row.to_line() + "\n").encode("utf-8", "backslashreplace")
+    data = row.to_line() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")), path.open("a+b", buffering=0) as file:
@@ -172,6 +173,8 @@ def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements
 
 def _parse(line: bytes) -> Judgement:
     row = json.loads(line.decode("utf-8", "replace"))
+    if KEY in row and not agrees(line, ".json"):
+        raise ValueError("other bytes than were written")
     if int(row.pop("v")) != VERSION:
         raise ValueError("unknown version")
     if row["outcome"] not in (*WINNERS, SKIP, UNDO) or row["kind"] not in (PERSON, JUDGE):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.records import Run
+from dpo_diag.records.checksums import DamagedFile, read_json
 from dpo_diag.records.metric_table import metric_of
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.text import safe
@@ -45,8 +45,8 @@ def findings_of(run: Run) -> Findings:
     """Of the run's findings.json and report.html as they lie there, and of its history; what is not there is empty."""
     file, page = run.path / FINDINGS, run.path / REPORT_PAGE
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(file)
+    except (FileNotFoundError, DamagedFile):
         document = {}
     document = document if isinstance(document, dict) else {}
     return Findings(

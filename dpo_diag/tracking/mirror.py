@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from dpo_diag.records import Run
+from dpo_diag.records.checksums import read_yaml
 from dpo_diag.text import plain
 from dpo_diag.thresholds import defaults
 from dpo_diag.tracking.base import flat, unique_name
@@ -39,7 +38,7 @@ def run_config(run: Run) -> dict[str, Any]:
     config: dict[str, Any] = {}
     file = run.path / ".hydra" / "config.yaml"
     if file.is_file():
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        loaded = read_yaml(file)
         config = loaded if isinstance(loaded, dict) else {}
     meta = {k: v for k, v in run.meta.items() if k not in NOT_CONFIG}
     return {**shown_config(config), "run": plain(meta)}

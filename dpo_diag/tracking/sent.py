@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.records import Run
+from dpo_diag.records.checksums import DamagedFile, read_json
 from dpo_diag.records.files import write_json
 from dpo_diag.tracking.base import metric_name
 
@@ -88,8 +89,8 @@ def named_history(run: Run) -> pd.DataFrame:
 
 def _document(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / SENT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / SENT_FILE)
+    except (FileNotFoundError, DamagedFile):
         return {}
     return found if isinstance(found, dict) else {}
 

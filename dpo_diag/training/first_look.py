@@ -6,7 +6,6 @@ which TRL tokenises batch by batch, cannot be looked at.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +31,7 @@ from dpo_diag.data.trained_tokens import (
     unseen_parts,
 )
 from dpo_diag.models.decoding import Decoding, stop_ids
+from dpo_diag.records.checksums import read_json
 from dpo_diag.records.conversation import content_text, is_conversation
 from dpo_diag.records.files import write_json
 from dpo_diag.records.schemas import SIDES
@@ -73,7 +73,7 @@ class FirstLook:
     def add_to_report(self, folder: Path) -> None:
         """Put it into the run's data_report.json, beside what stands there."""
         path = folder / REPORT_FILE
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = read_json(path) if path.exists() else {}
         seen = {"rows": self.rows, "findings": [{**f.to_dict(), "detail": f.detail} for f in self.findings]}
         write_json(path, {**known, "first_look": seen, "sample": {"row": self.row, **self.sample}})
 

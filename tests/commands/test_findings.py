@@ -14,6 +14,7 @@ import pytest
 from dpo_diag import load_run
 from dpo_diag.commands import diag, explain, findings, track
 from dpo_diag.records.adding import added_to
+from dpo_diag.records.checksums import sealed
 from dpo_diag.registry import PLUGIN_VARIABLE
 from tests.diagnosis.builders import build_run
 
@@ -87,7 +88,8 @@ def _other_sums(run: Path) -> None:
 def _same_size_same_time(run: Path) -> None:
     file = run / "run.json"
     times, text = file.stat(), file.read_text()
-    file.write_text(text.replace('"sigmoid"', '"exo_pai"') if '"sigmoid"' in text else text.replace("0.1", "0.2"))
+    new = text.replace('"sigmoid"', '"exo_pai"') if '"sigmoid"' in text else text.replace("0.1", "0.2")
+    file.write_bytes(sealed(new.encode(), ".json"))
     assert file.stat().st_size == times.st_size
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 

@@ -30,6 +30,14 @@ def test_splits_stand_side_by_side_and_replace_their_own(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == [CHES.file]
 
 
+def test_the_file_of_an_earlier_version_is_read_and_its_rows_move(tmp_path: Path) -> None:
+    """ches.csv held split eval; a new score of eval_other writes both into ches.parquet."""
+    (tmp_path / str(CHES.older)).write_text(HEAD + "a,1.5,0.5,3,4,eval\n")
+    write_side_table(tmp_path, CHES, rows("b", 2.0, "eval_other"))
+    assert read_side_table(tmp_path, CHES)[["pair_id", "ches"]].values.tolist() == [["a", 1.5], ["b", 2.0]]
+    assert [p.name for p in tmp_path.iterdir()] == [CHES.file]
+
+
 def test_no_file_is_no_rows(tmp_path: Path) -> None:
     empty = read_side_table(tmp_path, CHES)
     assert list(empty.columns) == CHES.names
@@ -37,7 +45,7 @@ def test_no_file_is_no_rows(tmp_path: Path) -> None:
 
 
 def test_a_digits_only_pair_id_keeps_its_zeros_and_an_empty_field_is_unknown(tmp_path: Path) -> None:
-    (tmp_path / CHES.file).write_text(HEAD + "007,1.5,,3,4,eval\n")
+    (tmp_path / str(CHES.older)).write_text(HEAD + "007,1.5,,3,4,eval\n")
     row = read_side_table(tmp_path, CHES).iloc[0]
     assert row["pair_id"] == "007" and row["ches"] == 1.5 and pd.isna(row["ln_ches"])
 
@@ -53,10 +61,10 @@ def test_a_digits_only_pair_id_keeps_its_zeros_and_an_empty_field_is_unknown(tmp
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / CHES.file).write_text(content)
+    (tmp_path / str(CHES.older)).write_text(content)
     with pytest.raises(DiagError, match=said) as error:
         read_side_table(tmp_path, CHES)
-    assert CHES.file in str(error.value) and "\n" not in str(error.value)
+    assert str(CHES.older) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_rows_of_the_same_key_are_replaced_and_types_hold(tmp_path: Path) -> None:

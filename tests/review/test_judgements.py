@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,9 @@ def test_cut_anywhere_every_whole_line_is_kept(tmp_path_factory: pytest.TempPath
     file.write_bytes(content)
     read = judgements.read(path)
     # A line is whole with all its bytes, whether or not its newline was written.
-    whole = sum(1 for line in content.split(b"\n") if line.endswith(b'"detail": {}}'))
+    whole = sum(1 for line in content.split(b"\n") if re.search(rb'"crc32": "[0-9a-f]{8}"}$', line))
     assert len(read.rows) == whole
-    assert len(read.damaged) == (1 if content and not content.endswith((b"\n", b"{}}")) else 0)
+    assert len(read.damaged) == (1 if content and not content.endswith((b"\n", b'"}')) else 0)
 
 
 _kept: list[Path] = []
@@ -92,6 +93,7 @@ def test_a_line_that_does_not_fit_is_named_not_fatal(run_path: Path, line: bytes
 def test_fields_of_a_newer_minor_writer_are_passed_over(run_path: Path) -> None:
     (item,) = choose_items(load_run(run_path), n=1)
     row = json.loads(judgement(item, "a").to_line()) | {"mood": "fine"}
+    del row["crc32"]  # the newer writer's own comes last
     path = judgements.file_of(run_path, "ann")
     path.parent.mkdir()
     path.write_text(json.dumps(row) + "\n")

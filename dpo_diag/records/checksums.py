@@ -1,0 +1,130 @@
+"""Whether a file still holds what was written: a CRC-32 over all of its bytes, which stands in the file itself.
+
+JSON has it as its last key, YAML as a comment at its end, Parquet in its footer: it takes its name together with what
+it covers, and other programs read the file as before. A file that has none is taken as it is: one of an older version,
+or one that was changed by hand and whose line `crc32` was removed.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+from dpo_diag.text import to_json
+
+KEY = "crc32"
+PARQUET_KEY = "dpo_diag.crc32"
+ZERO = "00000000"
+"""Stands for the sum while the file is summed."""
+_MARKS = {
+    ".json": f'"{KEY}": "'.encode(),
+    ".yaml": f"# {KEY} ".encode(),
+    # Thrift's compact form of a string field that follows the key: type and length.
+    ".parquet": PARQUET_KEY.encode() + b"\x18\x08",
+}
+"""Suffix -> what stands before the sum."""
+SUMMED = tuple(_MARKS)
+SUM_MEND = "restore it; if it was changed on purpose, remove its line crc32"
+
+
+class DamagedFile(DiagError):
+    """A file whose bytes are not those that were written, or that cannot be read at all."""
+
+
+def damaged(path: Path, why: object, mend: str) -> DamagedFile:
+    """The error for a damaged file, in one line.
+
+    Args:
+        why: what was found.
+        mend: what the user can do.
+    """
+    what = "a record file" if path.suffix == ".parquet" else path.name
+    return DamagedFile(f"{what} cannot be read", where=path, got=why, hint=mend or None)
+
+
+def sealed(data: bytes, suffix: str) -> bytes:
+    """The bytes of a file, written with `ZERO` for its sum, with the sum."""
+    at = data.rfind(_MARKS[suffix]) + len(_MARKS[suffix])
+    return data[:at] + _sum(data, at) + data[at + 8 :]
+
+
+def agrees(data: bytes, suffix: str) -> bool | None:
+    """Whether a file's bytes are those that were summed; None where they hold no sum."""
+    begin = data.rfind(_MARKS[suffix])
+    at = begin + len(_MARKS[suffix])
+    return None if begin < 0 else data[at : at + 8] == _sum(data, at)
+
+
+def _sum(data: bytes, at: int) -> bytes:
+    return f"{zlib.crc32(data[at + 8 :], zlib.crc32(ZERO.encode(), zlib.crc32(data[:at]))):08x}".encode()
+
+
+def verified(path: Path, mend: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it cannot be read, or its bytes are not those that were written.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise damaged(path, error.strerror or error, mend) from error
+    if agrees(data, path.suffix) is False:
+        raise damaged(path, "a checksum that is not its bytes'", mend)
+    return data
+
+
+# --- JSON and YAML ----------------------------------------------------------------------------------------------------
+
+
+def json_bytes(document: Any) -> bytes:
+    """A document as a JSON file: an object gets its sum as its last key."""
+    if not isinstance(document, Mapping):
+        return (to_json(document, indent=2) + "\n").encode()
+    return sealed((to_json({**_bare(document), KEY: ZERO}, indent=2) + "\n").encode(), ".json")
+
+
+def read_json(path: Path, mend: str = SUM_MEND) -> Any:
+    """The document of a JSON file, without its sum.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it cannot be read, is no JSON in UTF-8, or not what was written.
+    """
+    try:
+        document = json.loads(verified(path, mend))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"no JSON: {error}", mend) from error
+    return _bare(document) if isinstance(document, dict) else document
+
+
+def _bare(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != KEY}
+
+
+def read_yaml(path: Path, mend: str = SUM_MEND) -> Any:
+    """The document of a YAML file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it cannot be read, is no YAML in UTF-8, or not what was written.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(verified(path, mend).decode())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise damaged(path, f"no YAML: {' '.join(str(error).split())}", mend) from error
+
+
+def yaml_bytes(text: str) -> bytes:
+    """A YAML text as a file: with its sum at the end, in place of one that it has."""
+    lines = [line for line in text.splitlines() if not line.startswith(f"# {KEY} ")]
+    return sealed("\n".join([*lines, f"# {KEY} {ZERO}", ""]).encode(), ".yaml")
