@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dpo_diag.commands.sweep_text import blocks
+from dpo_diag.diagnosis.sweep_against import START, VALUES
 from dpo_diag.diagnosis.sweep_words import short_names
 from dpo_diag.styled import wrap
 from dpo_diag.text import MISSING, bracket, number, safe, signed
@@ -21,8 +22,9 @@ def lines(base: str, bases: list[Setting], others: list[Setting], width: int) ->
     knobs = list(dict.fromkeys(name for setting in (*bases, *others) for name in setting.given))
     keys = [[*(setting.given[k] for k in knobs), len(setting.seeds)] for setting in (*bases, *others)]
     header = [*short_names(knobs), "runs"]
-    out = [safe(f"against {base}, means over the seeds that both ran", one_line=True)]
-    metrics = [name for name in bases[0].values if any(not math.isnan(s.values[name]) for s in (*bases, *others))]
+    told = "the start of each, means over its seeds" if base == START else f"{base}, means over the seeds that both ran"
+    out = [safe(f"against {told}", one_line=True)]
+    metrics = [name for name in VALUES if any(not math.isnan(s.values[name]) for s in (*bases, *others))]
     titles = [_TITLES.get(name, " ".join(reversed(name.split("/")))) for name in metrics]
     rows = [
         [*key, *(MISSING if math.isnan(v) else number(v, 4) for v in (setting.values[n] for n in metrics))]
@@ -51,7 +53,8 @@ _LEGEND = (
 
 
 def _cells(d: Difference) -> list[str]:
+    change = round(d.change.value, 12) + 0.0  # thirds of a question do not add up to 0 exactly
     return [
-        f"{d.base:.3f}", f"{d.value:.3f}", signed(d.change.value), bracket(d.change.low, d.change.high, signed),
+        f"{d.base:.3f}", f"{d.value:.3f}", signed(change), bracket(d.change.low, d.change.high, signed),
         bracket(min(d.by_seed), max(d.by_seed), signed), MISSING if math.isnan(d.q) else number(d.q, 2),
     ]  # fmt: skip

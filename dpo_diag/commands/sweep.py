@@ -42,7 +42,8 @@ def sweep(
         csv: write the table of runs as CSV, too.
         html: write one page about the sweep, too: table, parallel coordinates, Pareto front, knobs, curves.
         no_verdicts: do not explain runs whose explanation is missing or outdated.
-        against: hold every setting against this one, e.g. loss=sigmoid: paired over the questions, with the metrics.
+        against: hold every setting against this one, e.g. loss=sigmoid, or against its own `start`: paired over the
+            questions, with the metrics.
         resume: run again what failed, was stopped or never began: from its last checkpoint, where there is one.
         job: with --resume only the job of that number; may be given several times.
         watch: follow a running sweep: one line for each change, the table at its end.

@@ -1,4 +1,5 @@
-"""Every setting of a sweep against one of them, over the questions that both answered and the seeds that both ran.
+"""Every setting of a sweep against one of them, over the questions that both answered and the seeds that both ran; or
+against its own start.
 
 The unit is the question: its answers are averaged over the seeds first, and the difference is paired over questions
 (`dpo_diag.paired`). Its interval says how far the difference may be one of these questions; how far another seed would
@@ -27,6 +28,8 @@ from dpo_diag.records.schemas import SIDES
 from dpo_diag.stats import Interval, false_discovery
 from dpo_diag.thresholds import defaults
 
+START = "start"
+"""In place of a setting: each is held against its own first evaluation."""
 VALUES = (
     "loss",
     "ce/chosen",
@@ -88,12 +91,12 @@ def against(collected: Sweep, base: str) -> tuple[list[Setting], list[Setting]]:
 
     Args:
         base: `name=value` of overridden parameters, joined by commas: each setting is held against the one that differs
-            from it in these alone.
+            from it in these alone. START: each against its own first evaluation.
 
     Raises:
         DiagError: a parameter that is not varied, a value that no run has.
     """
-    wanted = _parsed(collected, base)
+    wanted = None if base == START else _parsed(collected, base)
     knobs = [p for p in collected.parameters if p != SEED]
     runs = collected.runs.assign(_seed=collected.runs[SEED].astype(str) if SEED in collected.runs else "")
     grouped: dict[tuple[str, ...], pd.DataFrame] = {
@@ -102,6 +105,9 @@ def against(collected: Sweep, base: str) -> tuple[list[Setting], list[Setting]]:
     bases, others = [], []
     for key, rows in grouped.items():
         given = dict(zip(knobs, key, strict=True))
+        if wanted is None:
+            others.append(Setting(given, tuple(rows["_seed"]), _values(rows), _scores(collected, rows, rows, at=0)))
+            continue
         if all(given[k] == v for k, v in wanted.items()):
             bases.append(Setting(given, tuple(rows["_seed"]), _values(rows)))
             continue
@@ -145,18 +151,22 @@ def _values(rows: pd.DataFrame) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _scores(collected: Sweep, own: pd.DataFrame, held: pd.DataFrame) -> list[Difference]:
-    """The differences, not corrected yet, of the scores that all these runs have; a row of `held` to each of `own`."""
+def _scores(collected: Sweep, own: pd.DataFrame, held: pd.DataFrame, at: int = -1) -> list[Difference]:
+    """The differences, not corrected yet, of the scores that all these runs have; a row of `held` to each of `own`.
+
+    `at`: the evaluation of `held` that counts, of `own` it is the last.
+    """
     limits, found = defaults(), []
     for score in collected.scores:
         mine, theirs = (_curves(collected, of, score) for of in (own, held))
         if len(mine) < len(own) or len(theirs) < len(held):
             continue
-        ends = [np.array([c.values[-1] for c in side], dtype=np.float64) for side in (mine, theirs)]
+        ends = [np.array([c.values[i] for c in side], dtype=np.float64) for side, i in ((mine, -1), (theirs, at))]
         value, base = (float(e.mean()) for e in ends)
         change, p = Interval(value - base, math.nan, math.nan, 0), math.nan
-        answers = [c.answers[:, -1] for c in (*mine, *theirs) if c.answers is not None and c.prompts == mine[0].prompts]
-        if len(answers) == len(mine) + len(theirs):
+        both = [(c, -1) for c in mine] + [(c, at) for c in theirs]
+        answers = [c.answers[:, i] for c, i in both if c.answers is not None and c.prompts == mine[0].prompts]
+        if len(answers) == len(both):
             after, before = np.mean(answers[: len(mine)], axis=0), np.mean(answers[len(mine) :], axis=0)
             paired = paired_change(before, after, limits["confidence_scores"], mine[0].sources)
             change, p = enough(paired.delta, limits), paired.p

@@ -192,9 +192,9 @@ def test_two_processes_give_the_records_of_one(own: list[str], tmp_path: Path) -
 @pytest.mark.slow
 def test_every_loss_trains_without_a_change_of_code(tmp_path: Path) -> None:
     """`loss=glob(*)`: a run of each option, its loss recomputed to rounding where it has a value per pair."""
-    small = ["task.sft_steps=60", "task.n_pairs=40", "task.n_train_pairs=32", "task.n_questions=100", "task.n_held_out=4",
-             "task.n_paraphrased=0", "trainer.max_steps=2", "trainer.eval_steps=2", "trainer.save_steps=null",
-             "explain=false", "report=false"]  # fmt: skip
+    small = ["task.sft_steps=60", "task.n_pairs=40", "task.n_train_pairs=32", "task.n_questions=100",
+             "task.n_held_out=4", "task.n_paraphrased=0", "trainer.max_steps=2", "trainer.eval_steps=2",
+             "trainer.save_steps=null", "explain=false", "report=false"]  # fmt: skip
     command = [sys.executable, "-m", "dpo_diag.commands.train", "-m", "experiment=sql_dpo", "loss=glob(*)", *small]
     done = subprocess.run(
         [*command, f"output_root={tmp_path}"], capture_output=True, text=True, timeout=1500,
@@ -204,7 +204,9 @@ def test_every_loss_trains_without_a_change_of_code(tmp_path: Path) -> None:
     options = {path.stem for path in (conf_dir() / "loss").glob("*.yaml")}
     runs = {}
     for folder in (tmp_path / "sql_dpo").glob("*/*/run.json"):
-        (chosen,) = re.findall(r"^- loss=(\w+)$", (folder.parent / ".hydra" / "overrides.yaml").read_text(), re.MULTILINE)
+        (chosen,) = re.findall(
+            r"^- loss=(\w+)$", (folder.parent / ".hydra" / "overrides.yaml").read_text(), re.MULTILINE
+        )
         runs[chosen] = load_run(folder.parent)
     assert set(runs) == options
     for name, run in runs.items():
@@ -213,4 +215,6 @@ def test_every_loss_trains_without_a_change_of_code(tmp_path: Path) -> None:
         residual = run.history.query("name == 'loss_residual'")["value"]
         assert (residual <= 1e-4 * rows["value"].abs().clip(lower=1).max()).all(), name
         assert run.info.reference_free == (not run.info.loss.needs_reference), name
-        assert set(run.read("pairs", ["role"])["role"]) == ({"policy"} if run.info.reference_free else {"policy", "ref"})
+        assert set(run.read("pairs", ["role"])["role"]) == (
+            {"policy"} if run.info.reference_free else {"policy", "ref"}
+        )

@@ -14,6 +14,7 @@ from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.diagnosis.sweep_against import against
 from dpo_diag.errors import DiagError
 from dpo_diag.paired import paired_change
+from tests.diagnosis.sweep_runs import scored_run
 
 N = 40
 RIGHT = {
@@ -82,6 +83,17 @@ def test_a_difference_is_paired_over_questions_and_told_by_seed(answered: Path) 
     p = paired_change([1] * 20 + [0.5] * 4 + [0] * 16, [1] * 30 + [0.5] * 2 + [0] * 8).p
     assert (found.p, found.q) == (pytest.approx(p), pytest.approx(2 * p))
     assert (same.scores[0].change.value, same.scores[0].q) == (0.0, 1.0)
+
+
+def test_each_setting_against_its_own_start(tmp_path: Path) -> None:
+    """30 of 100 right at first; 40 and 50 in the two seeds at the end: +0.15, seed by seed +0.1 and +0.2."""
+    for seed in (0, 1):
+        scored_run(tmp_path / str(seed), (0.3, 0.4 + 0.1 * seed), 1.0, "beta=1", f"seed={seed}")
+    bases, (setting,) = against(sweep(tmp_path / "*"), "start")
+    assert bases == []
+    (found,) = setting.scores
+    assert (found.value, found.base, found.change.value) == pytest.approx((0.45, 0.3, 0.15))
+    assert found.by_seed == pytest.approx((0.1, 0.2))
 
 
 def test_without_answers_a_difference_has_no_interval(scored: Path) -> None:

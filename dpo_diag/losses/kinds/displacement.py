@@ -67,7 +67,7 @@ LOSSES.add(
         cal_dpo,
         "Cal-DPO, arXiv 2412.14516",
         floor=no_floor,
-        coefficients={"cal_dpo_weight": Coefficient(1.0, "the paper's equation; its authors' code has 0.5")},
+        coefficients={"cal_dpo_weight": Coefficient(1.0, "both squares unweighted; its authors' code has 0.5")},
     ),
 )
 LOSSES.add(
