@@ -88,7 +88,10 @@ class TrainerConfig:
 
     `args` is handed on to TRL's DPOConfig or SFTConfig as it is, for whatever has no key here. `shared_prefix`: auto
     computes the prompt that chosen and rejected share once where loss and gradient were proved to be those of TRL's
-    padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does.
+    padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does. `reference_store`: a
+    folder where the reference's sums, computed before training (`precompute_ref_log_probs`, which naming a store turns
+    on), are kept, and taken from where model, adapter, tokenizer, template and cut are the same; null:
+    OUTPUT_ROOT/cache/references.
     """
 
     method: str = "dpo"
@@ -107,6 +110,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     disable_dropout: bool = True
     precompute_ref_log_probs: bool = False
+    reference_store: str | None = None
     shared_prefix: str = "auto"
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
@@ -115,6 +119,12 @@ class TrainerConfig:
     save_steps: int | None = None
     save_total_limit: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference's sums are computed before training, or read from a store."""
+        asked = self.args.get("precompute_ref_log_probs", self.precompute_ref_log_probs)
+        return bool(asked) or self.reference_store is not None
 
 
 @dataclass
@@ -327,6 +337,8 @@ def check(config: Config) -> None:
             raise _wrong(f"trainer.{key}", getattr(t, key), "at least 1")
     if t.max_steps < 0 and t.num_train_epochs <= 0:
         raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
+    if t.reference_store is not None and t.method == "sft":
+        raise _wrong("trainer.reference_store", t.reference_store, "nothing: SFT has no reference")
     if t.learning_rate < 0:
         raise _wrong("trainer.learning_rate", t.learning_rate, "0 or more")
     if t.max_length is not None and t.max_length < 2:

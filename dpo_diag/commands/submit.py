@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from dpo_diag.commands import slurm
+from dpo_diag.commands.sweep_resume import SCRIPT
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
@@ -20,7 +21,6 @@ from dpo_diag.records.jobs import Plan, this_process, without_secret_values, wri
 from dpo_diag.text import plural
 
 APPS = {"dpo-train": "config", "dpo-score": "score", "dpo-generate": "generate"}
-SCRIPT = "submit.sh"
 
 
 def submit(
@@ -52,13 +52,16 @@ def submit(
         raise DiagError("out of range", where="--concurrent", got=concurrent, expected="at least 1", usage=True)
     folder, jobs, hydra = _planned(app, words)
     # Who runs the jobs is elsewhere and later: until each has begun its turn is still to come.
-    state = replace(this_process(), host="slurm", pid=0, process_began=None)
-    write_plan(folder, Plan(app, tuple(words), os.getcwd(), jobs, hydra, None, state))
+    state = replace(this_process(), host=slurm.HOST, pid=0, process_began=None)
+    plan = Plan(app, tuple(words), os.getcwd(), jobs, hydra, None, state)
+    write_plan(folder, plan)
     script = folder / SCRIPT
     script.write_text(_script(folder, len(jobs), options, concurrent), encoding="utf-8")
     print(f"{plural(len(jobs), 'job')}: {script}", file=sys.stderr)
     if not dry_run:
-        print(f"Slurm job {_send(script)}", file=sys.stderr)
+        number = slurm.send(script)
+        write_plan(folder, replace(plan, state=replace(state, pid=number)))
+        print(f"Slurm job {number}", file=sys.stderr)
     say_next(after_submit(folder, script if dry_run else None), sys.stderr)
     print(folder)
     return 0
@@ -133,15 +136,3 @@ def _script(folder: Path, n: int, options: Sequence[str], concurrent: int | None
         ' --resume --job "$SLURM_ARRAY_TASK_ID"',
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _send(script: Path) -> str:
-    """Hand the script to sbatch; returns Slurm's number."""
-    try:
-        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, timeout=120)
-    except FileNotFoundError as error:
-        raise DiagError("sbatch is not on this machine", hint=f"on the login node: sbatch {script}") from error
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise DiagError("sbatch refused it", where=script, got=said, hint=f"mend the script, then: sbatch {script}")
-    return done.stdout.strip().partition(";")[0]

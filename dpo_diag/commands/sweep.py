@@ -77,7 +77,9 @@ def sweep(
         _write_csv(_with_verdicts(collected.runs, found), csv)
     multirun = _multirun(runs)
     again = multirun if any(j.status in ("failed", "interrupted", "missing") for j in collected.jobs) else None
-    following = after_sweep([str(run) for run in collected.ranked["run"]] if len(collected.runs) else [], again)
+    ranked = [str(run) for run in collected.ranked["run"]] if len(collected.runs) else []
+    # Runs that nothing ranks were not measured on the same thing: how two of them differ is no next question.
+    following = after_sweep(ranked if collected.ranking.by else ranked[:1], again)
     if json:
         told = {} if held is None else {"against": held_document(*held)}
         print(to_json({**document(collected, found), **told, "next": following}, indent=2))

@@ -62,6 +62,10 @@ class EncodedPair:
     own_think: frozenset[str] = frozenset()
     dropped: Dropped | None = None
 
+    def scored(self, side: str) -> list[int]:
+        """The response's tokens that have a log-prob: nothing predicts the first without any prompt before it."""
+        return self.response[side] if self.prompt[side] else self.response[side][1:]
+
     def trained(self, side: str) -> TrainedIds:
         """One side as the loss sees it."""
         return TrainedIds.of_pair(self.prompt[side], self.response[side], bool(self.n_truncated[side]))
@@ -116,14 +120,15 @@ def encode_pairs(
             yield EncodedPair(row["row"], row["pair_id"], dropped=Dropped(REFUSED, texts))
         else:
             own = frozenset(side for side in SIDES if has_empty_think(row[side]))
-            yield replace(_cut(row, ids, max_length, truncation_mode), unseen=_unseen(row, texts), own_think=own)
+            yield replace(cut(row, ids, max_length, truncation_mode), unseen=_unseen(row, texts), own_think=own)
 
 
 TokenIds = tuple[list[int], list[int], list[int]]
 """Token ids of the prompt alone, of prompt + chosen, of prompt + rejected."""
 
 
-def _cut(row: Row, ids: TokenIds, max_length: int | None, mode: str) -> EncodedPair:
+def cut(row: Row, ids: TokenIds, max_length: int | None, mode: str) -> EncodedPair:
+    """A pair's tokens as the collator leaves them; `row` has `row` and `pair_id`."""
     prompt, *wholes = ids
     n_prompt = min(_shared_prefix(prompt, whole) for whole in wholes)
     pair = EncodedPair(row["row"], row["pair_id"], n_prompt=n_prompt, n_merged=len(prompt) - n_prompt)

@@ -119,7 +119,7 @@ class ReferenceInfo(ModelInfo):
     fixed: bool | None = declared("false where it follows the policy during training")
     step: int | None = declared("the policy at this step is the reference", "optimizer steps")
     start: ReferenceStart | None = declared("whether the policy equalled it before the first step")
-    source: str | None = declared("imports: the rows that hold the reference's log-probs")
+    source: str | None = declared("the rows that hold its log-probs: an import's, a scored run's, a reference store's")
     tokenizer: TokenizerInfo | None = declared("its tokenizer, where it is not the policy's")
     key: ReferenceKey | None = declared("what decides its log-probs, where a reference store is used")
 

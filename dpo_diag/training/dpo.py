@@ -7,6 +7,7 @@ set or of the training batches, whatever the batches and processes; where TRL's 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,10 +27,12 @@ from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.monitor import Monitor
+from dpo_diag.training.no_reference import as_precomputed, is_reference_free, without_reference
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.reference_proof import Handed, message, prove
 from dpo_diag.training.run import Recorded, Recording, say_left_out
 from dpo_diag.training.shared_prefix import SharedPrefix
+from dpo_diag.training.stored_reference import StoredReference, checked_store
 
 logger = get_logger(__name__)
 
@@ -66,6 +69,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         shared_prefix: "auto" computes the prompt that chosen and rejected share once, where loss and gradient of the
             first batch are those of TRL's padded one (see `shared_prefix`; then they are equal but for rounding, no
             longer bit for bit), and goes TRL's way elsewhere, saying why; "on" insists; "off" is TRL's way.
+        reference_store: a folder where precomputed sums of the reference (`precompute_ref_log_probs=True`) are kept,
+            and taken from where model, adapter, tokenizer, template and cut are the same (`inference.reference_store`).
 
     Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see
     `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the pairs of a batch
@@ -90,6 +95,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         reference_is_start: bool | None = None,
         shared_prefix: str = "off",
         loss_coefficients: Mapping[str, float] | None = None,
+        reference_store: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -100,10 +106,12 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._handed = Handed((args[1] if len(args) > 1 else kwargs.get("ref_model")) is not None, reference_is_start)
         self._proven = False
         self._given_ids: dict[str, GivenIds] = {}
+        self._stored = StoredReference(self, reference_store, logger.warning)
         self._shared = SharedPrefix(self, shared_prefix, self._record_shared)
         self._shared_reference = SharedPrefix(self, shared_prefix, lambda info: None, reference=True)
         arguments = kwargs.get("args", args[2] if len(args) > 2 else None)
-        self._reference_free = trl_adapter.is_reference_free(arguments)
+        checked_store(arguments, reference_store)
+        self._reference_free = is_reference_free(arguments)
         if self._reference_free and self._handed.model:
             logger.warning("no term of this loss looks at a reference: ref_model is left out")
             kwargs.pop("ref_model", None)
@@ -147,34 +155,37 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             monitor.texts.add(dataset)
         else:
             self._pair_sources.append(dataset)
+        self._stored.add(dataset)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         say_left_out(dataset, prepared, dataset_name, PROMPT_FILLS)
         return prepared
 
     def _no_reference(self, holder: Any, name: str) -> AbstractContextManager[None]:
         """No reference inside this context, where the loss has none."""
-        return trl_adapter.as_precomputed(holder, name) if self._reference_free else nullcontext()
+        return as_precomputed(holder, name) if self._reference_free else nullcontext()
 
     def _trls_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """TRL's own, without a reference where the loss has none."""
         if not self._reference_free:
             return super()._compute_loss(model, inputs, return_outputs)
         with self._no_reference(self, "precompute_ref_logps"):
-            result = super()._compute_loss(model, trl_adapter.without_reference(inputs), return_outputs)
+            result = super()._compute_loss(model, without_reference(inputs), return_outputs)
         for metrics in self._metrics.values():  # made with the zeros that stand in
             for name in [name for name in metrics if name.startswith("rewards/")]:
                 del metrics[name]
         return result
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """As TRL's, into a cache of their own where prompts may be shared: "off" stays TRL's bit for bit."""
+        """As TRL's, or out of the reference store; into a cache of their own where prompts may be shared: "off" stays
+        TRL's bit for bit."""
         if self._reference_free:
             return dataset
         own = self._precompute_model_hash
         if self._shared_reference.mode != "off":
             self._precompute_model_hash = f"{own} shared prefix"
         try:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+            compute = super()._precompute_ref_logps
+            return self._stored.precomputed(dataset, lambda: compute(dataset, name, batch_size))
         finally:
             self._precompute_model_hash = own
 
@@ -247,7 +258,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""
         known = super().describe()
-        reference, shared = trl_adapter.reference_of(self, self._spec), self._shared_reference.info
+        shared = self._shared_reference.info
+        reference = trl_adapter.reference_of(self, self._spec) | self._stored.facts
         if shared is not None and shared.way == "packed":
             reference["shared_prefix"] = PrefixInfo("packed", shared.max_loss_diff)
         elif shared is not None and self._shared_reference.mode != "off":

@@ -107,7 +107,10 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     source.check(config.data.max_bad_share)
     say(f"loading {config.model.name or config.model.kind}")
     dpo = config.trainer.method == "dpo"
-    policy = load_policy(config.model, config.peft, with_reference=has_reference(config))
+    policy = load_policy(
+        config.model, config.peft, with_reference=has_reference(config),
+        precomputed=config.trainer.precomputes_reference,
+    )  # fmt: skip
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
     ends, sides = stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1]
     look = Look(policy.tokenizer, ends, sides, load_thresholds(config.checks))
@@ -136,7 +139,9 @@ def _task_dpo(config: Config, say: Callable[[str], None]) -> Inputs:
     if not case.pairs_hit:
         say(f"{len(case.train) + len(case.held_out)} pairs collected")
     model = replace(config.model, kind="hub", name=str(case.model_dir))
-    policy = load_policy(model, config.peft, with_reference=has_reference(config))
+    policy = load_policy(
+        model, config.peft, with_reference=has_reference(config), precomputed=config.trainer.precomputes_reference
+    )
     # The cache's folder is this machine's; the name is the same everywhere.
     models = ("model", "reference") if has_reference(config) else ("model",)
     for part in (*models, "tokenizer"):

@@ -110,10 +110,13 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
         return DiagSFTTrainer(prompt_metrics=config.probes.prompt_ce, tiled_head=tiled, **common)
+    store = None
+    if config.trainer.precomputes_reference:
+        store = config.trainer.reference_store or Path(config.output_root) / "cache" / "references"
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
-        loss_coefficients=config.loss.coefficients, **common,
+        loss_coefficients=config.loss.coefficients, reference_store=store, **common,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import begin_note, generate
 from dpo_diag.inference.prompts import Prompt, load_prompts, prompts_hash, to_prompts
-from dpo_diag.inference.reference_store import open_store, reference_key
+from dpo_diag.inference.reference_store import content_ids, open_store, reference_key
 from dpo_diag.inference.score_run import refuse_other_pairs, scored_already, write_scores
 from dpo_diag.inference.scoring import PairTokens, score_pairs
 from dpo_diag.losses import LossSpec
@@ -319,7 +319,7 @@ class Probe:
         )  # fmt: skip
         if kind == "start":
             return None  # measured already
-        found, why = self.store.find(self._key, encoded, tokenizer, self.rows, self._with_tokens(encoded))
+        found, why = self.store.find(self._key, encoded, tokenizer, content_ids(self.rows), self._with_tokens(encoded))
         self.say(why)
         if found is None:
             return None
@@ -363,6 +363,7 @@ class Probe:
         if self.store is None or key is None:
             return
         try:
-            self.store.put(key, reference.pairs, reference.tokens, self.reference.describe(), tokenizer, self.rows)
+            described = self.reference.describe()
+            self.store.put(key, reference.pairs, reference.tokens, described, tokenizer, content_ids(self.rows))
         except (OSError, DiagError) as error:
             self.say(f"the reference is not kept for others: {error}")

@@ -20,7 +20,7 @@ from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records.run_info import ReferenceStart
 from dpo_diag.text import number
 from dpo_diag.training.batch import FloatArray
-from dpo_diag.training.trl_adapter import ld_factors, reference_of
+from dpo_diag.training.trl_adapter import REF_SUMS, ld_factors, reference_of
 
 PROBE = 4
 """Pairs of each process that are looked at."""
@@ -112,7 +112,7 @@ def _of_batch(
     with borrowed(policy):
         own = sums(model)
         if trainer.precompute_ref_logps:
-            reference = _two_sides(torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]]))
+            reference = _two_sides(torch.cat([inputs[name] for name in REF_SUMS]))
         elif trainer.ref_model is not None:
             reference = sums(trainer.ref_model)
         else:

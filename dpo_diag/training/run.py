@@ -24,6 +24,7 @@ from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
 from dpo_diag.text import percent, takes_styles
+from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
@@ -57,7 +58,8 @@ class Recording:
         tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
-        also_alert: takes the step, the code and the message of each alert of the live guards, too.
+        also_alert: takes the step, the code and the message of each alert of the live guards; None: the webhook of the
+            environment, and the trackers' runs that are open in this process (`tracking.live_alerts`).
     """
 
     monitor: Monitor
@@ -68,6 +70,7 @@ class Recording:
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
     also_alert: Callable[[int, str, str], None] | None = None
+    _alerts: LiveAlerts | None = None
     _looked = False
 
     # ---- from the data set to the measurement ----
@@ -121,8 +124,18 @@ class Recording:
                 self.monitor.recorder.alert(step, code, message, evidence)
             if self.also_alert is not None:
                 self.also_alert(step, code, message)
+            elif self.is_world_process_zero():
+                self._live_alerts()(step, code, message)
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
+
+    def _live_alerts(self: Any) -> LiveAlerts:
+        """Where alerts go beside the records, unless the job says another place."""
+        alerts: LiveAlerts | None = self._alerts
+        if alerts is None:
+            writer: RunWriter | None = self.run_writer
+            alerts = self._alerts = LiveAlerts(self.args.output_dir if writer is None else writer.path)
+        return alerts
 
     def start_recording(
         self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None,
@@ -269,6 +282,8 @@ class Recording:
     def _close(self: Any, status: Status, error: str | None = None) -> None:
         self.monitor.guards.end()
         self.monitor.flush()
+        if self._alerts is not None:
+            self._alerts.close()
         if self.run_writer is not None:
             self.run_writer.finish(status, error)
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate.utils import is_peft_model
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dpo_diag.losses import LOSSES, LossSpec, Pairs, term_sum
@@ -27,6 +28,9 @@ from dpo_diag.records.schemas import SIDES
 from dpo_diag.training.batch import Batch, FloatArray, TokenRows, to_host
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.pair_ids import decode_ids, ids_from_tokens
+
+REF_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Columns of a data set whose reference was precomputed, and entries of its batches."""
 
 
 def loss_spec(trainer: Any, coefficients: Mapping[str, float]) -> LossSpec:
@@ -45,33 +49,6 @@ def loss_spec(trainer: Any, coefficients: Mapping[str, float]) -> LossSpec:
     )
 
 
-def is_reference_free(arguments: Any) -> bool:
-    """Whether no term of the loss that TRL's arguments name looks at a reference; False for names that nobody knows."""
-    kinds = getattr(arguments, "loss_type", None) or ()
-    names = [kinds] if isinstance(kinds, str) else [str(kind) for kind in kinds]
-    return bool(names) and all(name in LOSSES and not LOSSES[name].reference for name in names)
-
-
-@contextmanager
-def as_precomputed(holder: Any, name: str) -> Iterator[None]:
-    """TRL's own switch for "the reference's log-probs are there already": with it no reference is made or called.
-
-    `holder` is the arguments while TRL's trainer is built, the trainer while it computes a loss.
-    """
-    before = getattr(holder, name)
-    setattr(holder, name, True)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)
-
-
-def without_reference(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch for `as_precomputed` whose loss looks at no reference: its log-probs stand in as 0."""
-    zero = inputs["input_ids"].new_zeros(len(inputs["input_ids"]) // 2, dtype=torch.float32)
-    return {**inputs, "ref_chosen_logps": zero, "ref_rejected_logps": zero}
-
-
 def reference_of(trainer: Any, spec: LossSpec) -> dict[str, Any]:
     """Where the trainer's reference log-probs come from: {"kind", "fixed"}, for run.json; {} for a loss without."""
     if not spec.needs_reference:
@@ -85,6 +62,18 @@ def reference_of(trainer: Any, spec: LossSpec) -> dict[str, Any]:
     else:
         kind = "adapter disabled"
     return {"kind": kind, "fixed": not trainer.args.sync_ref_model}
+
+
+def why_not_plain_sums(trainer: Any) -> str | None:
+    """Why what TRL precomputes is something else than the log-prob sums of each pair's responses as TRL's own collator
+    cuts them; None where it is that."""
+    if trainer.ld_alpha is not None:
+        return "LD-DPO weighs the tokens of its reference sums"
+    if type(trainer.data_collator) is not DataCollatorForPreference:
+        return "a collator of your own decides what the reference is given"
+    if (trainer.ref_model or trainer.model).training and not trainer.args.disable_dropout:
+        return "the reference's dropout is on, so that its sums are drawn"
+    return None
 
 
 class Tap:
@@ -218,7 +207,7 @@ def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -
 
     reference: torch.Tensor | float = 0.0
     if trainer.precompute_ref_logps and spec.needs_reference:
-        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        reference = torch.cat([inputs[name] for name in REF_SUMS])
     elif spec.needs_reference:
         assert tap.reference is not None and tap.reference.log_probs is not None
         reference = summed(tap.reference.log_probs[:, -mask.shape[1] :])
@@ -315,7 +304,7 @@ def read_pairs(
     if spec.use_weighting and policy.log_sum_sq_probs is not None:
         columns["log_weight"] = _log_weights(policy, mask)
     if trainer.precompute_ref_logps and spec.needs_reference:
-        given = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        given = torch.cat([inputs[name] for name in REF_SUMS])
         columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
     if trainer.aux_loss_enabled and policy.aux_loss is not None:
         columns["aux_loss"] = policy.aux_loss
@@ -383,7 +372,7 @@ def _identify(
 
 
 _TOKENS = ("input_ids", "attention_mask", "completion_mask")
-_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", "ref_chosen_logps", "ref_rejected_logps")
+_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", *REF_SUMS)
 
 
 def _token_ids(inputs: dict[str, Any]) -> list[str]:
