@@ -321,5 +321,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as strict JSON (RFC 8259: no NaN), in UTF-8 text."""
-    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    """`value` as strict JSON (RFC 8259: no NaN), in UTF-8 text; what `visible` replaces is escaped, so that it acts on
+    no terminal and is the same value to whoever parses it (a lone surrogate, too, which UTF-8 cannot hold)."""
+    text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    return HIDDEN.sub(lambda m: json.dumps(m.group())[1:-1], text)

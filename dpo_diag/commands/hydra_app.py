@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,8 +37,10 @@ from dpo_diag.extras import has_plugin, require_plugin
 from dpo_diag.next_steps import override, say_next
 from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
+from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
 from dpo_diag.records.run_info import ended_by
+from dpo_diag.records.secrets import REDACTED, redacted
+from dpo_diag.safe_streams import safe_streams
 
 T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
@@ -82,6 +85,11 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
 
     Errors are one line unless `--debug` or HYDRA_FULL_ERROR is set.
     """
+    with safe_streams():
+        return _run_app(name, config_name, job, argv)
+
+
+def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Two OpenMP threads that spin while they wait are slower than one on a busy machine.
@@ -95,17 +103,17 @@ def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None
     except DiagError as error:
         if debug:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {redacted(str(error))}", file=sys.stderr)
         return 2 if error.usage else 1
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         if (origin := _origin(error)) is not None:
-            print(f"{name}: {origin}", file=sys.stderr)
+            print(f"{name}: {redacted(str(origin))}", file=sys.stderr)
             return 2
         # What Hydra says of a wrong type stands in the cause.
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
-        print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
+        print(f"{name}: {redacted(' '.join('; '.join(reasons).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -206,6 +214,11 @@ def _resumed(arguments: list[str]) -> list[str]:
             usage=True,
         )  # fmt: skip
     kept = [a for a in (*map(str, read_yaml(saved) or []), *arguments) if not _RESUME.match(a)]
+    lost = [a.partition("=")[0] for a in kept if REDACTED in a]
+    again = {a.partition("=")[0].lstrip("+") for a in arguments}
+    if lacking := [key for key in lost if key.lstrip("+") not in again]:
+        print(f"not kept, since it is a secret: {', '.join(lacking)}; give it again if it is needed", file=sys.stderr)
+    kept = [a for a in kept if REDACTED not in a]
     return [*kept, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 
@@ -222,6 +235,7 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
         if not is_main_process():
             return job(cfg)
         begin_job(folder, int(hydra_cfg.job.num) if several else None)
+        guard_configuration(folder)
         try:
             value = job(cfg)
         except BaseException as error:
@@ -229,7 +243,8 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
             told = str(error) if isinstance(error, DiagError) else reason
             end_job(folder, "failed" if failed else "interrupted", told)
             if several and isinstance(error, Exception):
-                log.error("failed: %s", error, exc_info=None if isinstance(error, DiagError) else error)
+                whole = str(error) if isinstance(error, DiagError) else "".join(traceback.format_exception(error))
+                log.error("failed: %s", redacted(whole))
             if several or not isinstance(error, DiagError):
                 raise
             errors.append(error)

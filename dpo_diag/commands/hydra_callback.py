@@ -14,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from dpo_diag.records.jobs import Plan, plan_of, this_process, without_secret_values, write_plan
+from dpo_diag.records.jobs import Plan, plan_of, this_process, write_plan
+from dpo_diag.records.secrets import redacted_words
 
 BEGUN: list[Path] = []
 """Folders of the multiruns of this process that have begun and whose end was not told yet, see `hydra_app`."""
@@ -42,10 +43,10 @@ def _plan(config: DictConfig) -> Plan:
         given = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *task]
         overrides = OverridesParser.create().parse_overrides(given)
         jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(overrides, None)[0])
-    hydra = of_a_job(map(str, config.hydra.overrides.hydra))
+    hydra = redacted_words(of_a_job(map(str, config.hydra.overrides.hydra)))
     return Plan(
-        Path(sys.argv[0]).name, without_secret_values(sys.argv[1:]), os.getcwd(),
-        None if jobs is None else tuple(map(without_secret_values, jobs)),
+        Path(sys.argv[0]).name, redacted_words(sys.argv[1:]), os.getcwd(),
+        None if jobs is None else tuple(map(redacted_words, jobs)),
         hydra, sweeper.get("n_trials"), this_process(),
     )  # fmt: skip
 

@@ -17,7 +17,8 @@ from dpo_diag.commands.sweep_resume import SCRIPT
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
-from dpo_diag.records.jobs import Plan, this_process, without_secret_values, write_plan
+from dpo_diag.records.jobs import Plan, this_process, write_plan
+from dpo_diag.records.secrets import redacted_words
 from dpo_diag.text import plural
 
 APPS = {"dpo-train": "config", "dpo-score": "score", "dpo-generate": "generate"}
@@ -45,7 +46,8 @@ def submit(
     words = [word for word in command if word not in ("-m", "--multirun")]
     app = words.pop(0) if words and words[0] in APPS else "dpo-train"
     options = _options(sbatch or [])
-    if lacking := [a.partition("=")[0] for a, b in zip(words, without_secret_values(words), strict=True) if a != b]:
+    given = [*words, *options]
+    if lacking := [a.partition("=")[0] for a, b in zip(given, redacted_words(given), strict=True) if a != b]:
         raise DiagError("a secret is not written into a sweep's folder", where="submit", got=", ".join(lacking),
                         hint="give it to the tasks by its environment variable", usage=True)  # fmt: skip
     if concurrent is not None and concurrent < 1:
@@ -85,7 +87,8 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
     from dpo_diag.commands.hydra_app import SCHEMAS, register, to_config
     from dpo_diag.commands.hydra_callback import of_a_job
     from dpo_diag.commands.overrides import explain_override
-    from dpo_diag.config import Config, check, conf_dir
+    from dpo_diag.config import Config, conf_dir
+    from dpo_diag.config_checks import check
 
     if any(word.startswith(("hydra/sweeper=", "hydra/launcher=")) for word in words):
         raise DiagError(

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_sweep, say_next
-from dpo_diag.text import frame_for_csv, records, terminal_width, to_json
+from dpo_diag.records.files import write_csv
+from dpo_diag.text import records, terminal_width, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ def sweep(
 
         write_sweep(collected, html, _name(runs), found, document(collected, found))
     if csv:
-        _write_csv(_with_verdicts(collected.runs, found), csv)
+        write_csv(csv, _with_verdicts(collected.runs, found))
     multirun = _multirun(runs)
     again = multirun if any(j.status in ("failed", "interrupted", "missing") for j in collected.jobs) else None
     ranked = [str(run) for run in collected.ranked["run"]] if len(collected.runs) else []
@@ -188,13 +189,3 @@ def _with_verdicts(frame: pd.DataFrame, found: dict[str, dict[str, Any]]) -> pd.
         return frame
     own = [found.get(str(run), {}) for run in frame["run"]]
     return frame.assign(**{name: [str(v.get(key, "")) for v in own] for name, key in _VERDICT.items()})
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame_for_csv(frame).to_csv(path, index=False)
-    except OSError as error:
-        raise DiagError(
-            "the table cannot be written", where=path, got=error.strerror, hint="name another file"
-        ) from error

@@ -16,6 +16,7 @@ from dpo_diag.next_steps import after_submit, override, say_next
 from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
+from dpo_diag.records.secrets import REDACTED
 from dpo_diag.text import plural
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ EARLIER = "earlier"
 """Folder in a sweep that keeps what failed jobs left, their logs among it, when they are run again from the start."""
 SCRIPT = "submit.sh"
 """What a sweep that went to Slurm was sent as."""
-_REDACTED = "[redacted]"
 
 
 def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
@@ -122,13 +122,13 @@ def _overrides(plan: Plan, job: Job, place: Path) -> list[str]:
     """A job's own: as Hydra kept them; of one that never began as they were planned, where no secret is left out."""
     kept = place / ".hydra" / "overrides.yaml"
     if kept.is_file():
-        return [str(line) for line in read_yaml(kept) or []]
+        return list(_complete([str(line) for line in read_yaml(kept) or []]))
     assert plan.jobs is not None and job.num is not None
     return list(_complete(plan.jobs[job.num]))
 
 
 def _complete(arguments: Sequence[str]) -> Sequence[str]:
-    lacking = [text.partition("=")[0] for text in arguments if _REDACTED in text]
+    lacking = [text.partition("=")[0] for text in arguments if REDACTED in text]
     if lacking:
         raise DiagError("a secret is not kept, so this cannot be run again as it was", got=", ".join(lacking),
                         hint="give it by its environment variable, and start the sweep anew")  # fmt: skip

@@ -9,7 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
-from dpo_diag.config import Config, check
+from dpo_diag.config import Config
+from dpo_diag.config_checks import check
 from dpo_diag.next_steps import after_interrupt, say_next
 
 

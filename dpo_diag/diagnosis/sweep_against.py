@@ -99,9 +99,11 @@ def against(collected: Sweep, base: str) -> tuple[list[Setting], list[Setting]]:
     wanted = None if base == START else _parsed(collected, base)
     knobs = [p for p in collected.parameters if p != SEED]
     runs = collected.runs.assign(_seed=collected.runs[SEED].astype(str) if SEED in collected.runs else "")
-    grouped: dict[tuple[str, ...], pd.DataFrame] = {
-        tuple(map(str, key)): rows for key, rows in runs.groupby([runs[k].astype(str) for k in knobs], sort=False)
-    }
+    grouped: dict[tuple[str, ...], pd.DataFrame] = (
+        {tuple(map(str, key)): rows for key, rows in runs.groupby([runs[k].astype(str) for k in knobs], sort=False)}
+        if knobs
+        else {(): runs}
+    )
     bases, others = [], []
     for key, rows in grouped.items():
         given = dict(zip(knobs, key, strict=True))

@@ -93,7 +93,7 @@ def score_checkpoints(
     with added_to(out) as (writer, before):
         known = to_document(before)
         writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
-        run = Run(writer.path)
+        run = Run(writer.path, whole=True)
         refuse_other_pairs(run, rows, split)
         if split not in before.splits:
             role_of_split = split_role or role_from_name(split)

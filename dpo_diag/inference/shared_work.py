@@ -139,7 +139,7 @@ class ScoreJob:
     def items(self, out: Path, size: int) -> list[Item]:
         done: set[tuple[str, int]] = set()
         if (out / RUN_FILE).is_file():
-            run = Run(out)
+            run = Run(out, whole=True)
             refuse_other_pairs(run, self.pairs, self.split)
             done = scored_already(run, self.split)
             if self.settings.get("ches") and read_side_table(out, CHES, self.split).empty:
@@ -168,14 +168,14 @@ class ScoreJob:
         with added_to(out) as (writer, before):
             known = to_document(before)
             writer.update(logps="sum", **{k: v for k, v in self.facts.items() if k not in known})
-            run = Run(writer.path)
+            run = Run(writer.path, whole=True)
             if self.split not in before.splits:
                 role = self.split_role or role_from_name(self.split)
                 writer.describe_split(self.split, role, n_pairs=len(self.pairs), **self.given)
             if not run.has("texts") or run.read("texts", ["split"], splits=[self.split]).empty:
                 writer.write("texts", text_rows(self.pairs, self.split), split=self.split)
             for checkpoint, folders in _by_checkpoint(parts):
-                runs = [Run(folder) for folder in folders]
+                runs = [Run(folder, whole=True) for folder in folders]
                 scores = _scores_of(runs, self.split)
                 if scores.pairs.empty:
                     raise DiagError(
@@ -224,7 +224,7 @@ class GenerateJob:
         return cls(as_checkpoints(checkpoints), to_prompts(prompts), decoding, **more)
 
     def items(self, out: Path, size: int) -> list[Item]:
-        done = answered(Run(out), self.decoding) if (out / RUN_FILE).is_file() else set()
+        done = answered(Run(out, whole=True), self.decoding) if (out / RUN_FILE).is_file() else set()
         # Not `batch_size`, which moves an answer by rounding alone: a start with smaller batches, after one that ran
         # out of memory, takes the finished parts.
         deciding = {
@@ -246,10 +246,10 @@ class GenerateJob:
 
     def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
         with added_to(out) as (writer, _):
-            done = answered(Run(writer.path), self.decoding)
+            done = answered(Run(writer.path, whole=True), self.decoding)
             for item, folder in parts:
                 missing = self._missing(item, done)
-                rows = Run(folder).read("outputs")
+                rows = Run(folder, whole=True).read("outputs")
                 rows = rows[rows["prompt_id"].isin([p.id for p in missing])]
                 writer.write("outputs", rows, split=f"{item.checkpoint.model}-{prompts_hash(missing)}")
             writer.update(

@@ -15,10 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import PARQUET_KEY, ZERO, json_bytes, sealed
+from dpo_diag.text import frame_for_csv
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # not at run time: only who writes a table needs it
+    import pandas as pd  # not at run time: only who writes a table needs them
+    import pyarrow as pa
 
 RUN_FILE = "run.json"
 SCHEMA_VERSION = "1.1"
@@ -97,6 +100,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write a document as strict JSON with its checksum, as `write_bytes` does."""
     write_bytes(path, json_bytes(document))
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table for people: no spreadsheet takes a cell for a formula (`text.for_csv`). The one way to write CSV.
+
+    Raises:
+        DiagError: the place cannot be written to.
+    """
+    data = frame_for_csv(frame).to_csv(index=False).encode("utf-8", "backslashreplace")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # /dev/stdout, a pipe
+        else:
+            write_bytes(path, data)
+    except OSError as error:
+        hint = "name another file"
+        raise DiagError("the table cannot be written", where=path, got=error.strerror, hint=hint) from error
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

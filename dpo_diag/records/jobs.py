@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.checksums import read_json
-from dpo_diag.records.files import write_json
-from dpo_diag.records.secrets import without_secrets
+from dpo_diag.records.checksums import read_json, yaml_bytes
+from dpo_diag.records.files import write_bytes, write_json
+from dpo_diag.records.secrets import redacted, without_secrets
 
 JOB_FILE = Path(".hydra") / "job.json"
 SWEEP_FILE = "sweep.json"
@@ -119,7 +119,23 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
     """Say how it ended; nothing where the folder is gone."""
     state = job_state(folder)
     if state is not None:
-        write_json(folder / JOB_FILE, asdict(replace(state, status=status, error=error, ended=now())))
+        write_json(
+            folder / JOB_FILE, asdict(replace(state, status=status, error=error and redacted(error), ended=now()))
+        )
+
+
+def guard_configuration(folder: Path) -> None:
+    """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum."""
+    import yaml
+
+    for path in (*sorted((folder / JOB_FILE.parent).glob("*.yaml")), folder.parent / "multirun.yaml"):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            document = yaml.safe_load(text)
+            clean = without_secrets(document)
+            if clean != document:
+                text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
+            write_bytes(path, yaml_bytes(text))
 
 
 def job_state(folder: Path) -> JobState | None:
@@ -162,17 +178,6 @@ def plan_of(folder: Path) -> Plan | None:
         None if jobs is None else tuple(tuple(job) for job in jobs),
         tuple(document["hydra"]), document["n_trials"], _state(document["state"]),
     )  # fmt: skip
-
-
-def without_secret_values(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Overrides KEY=VALUE, those of keys that look like a secret's with their value replaced."""
-    out = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        name = key.lstrip("+~").rpartition(".")[2]
-        kept: Mapping[str, Any] = without_secrets({name: value})
-        out.append(f"{key}{equals}{kept[name]}")
-    return tuple(out)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

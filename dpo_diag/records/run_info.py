@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from dpo_diag.losses import LossSpec
+from dpo_diag.records.secrets import redacted
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import declared, hints
 
@@ -323,7 +324,7 @@ def ended_by(error: BaseException) -> tuple[Status, str | None]:
     """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", None
-    return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return "failed", redacted(f"{type(error).__name__}: {error}".splitlines()[0])[:300]
 
 
 class DeclaredField(NamedTuple):

@@ -21,6 +21,7 @@ from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.files import write_json
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.secrets import without_secrets
 from dpo_diag.thresholds import load_thresholds
 from dpo_diag.training.pair_filter import keep_pairs
 
@@ -62,7 +63,7 @@ class Inputs:
             DiagError: more than `max_truncated_share` of a set is cut or dropped; the report is written all the same.
         """
         if self.source is None:
-            write_json(folder / REPORT_FILE, self.data)
+            write_json(folder / REPORT_FILE, without_secrets(self.data))
             return
         self.source.write_report(folder)
         self.source.check_tokens(max_truncated_share)

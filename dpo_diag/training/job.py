@@ -12,7 +12,8 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from dpo_diag.config import Config, check
+from dpo_diag.config import Config
+from dpo_diag.config_checks import check
 from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate

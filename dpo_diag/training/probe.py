@@ -158,7 +158,7 @@ class Probe:
 
     def _prepare(self, writer: RunWriter, facts: Mapping[str, Any]) -> tuple[set[int], bool]:
         """(steps that are recorded, whether the reference is) of a folder that was opened."""
-        run = Run(writer.path)
+        run = Run(writer.path, whole=True)
         refuse_other_pairs(run, self.rows, self.split)
         data = {key: value for key, value in self.data.items() if key != "readings"}
         asked = {"kind": "file" if self.prompts_from else None, "path": self.prompts_from, "n": len(self.prompts)}
@@ -345,14 +345,15 @@ class Probe:
             described["shared_prefix"] = PrefixInfo(way.way.name, way.difference, dict(way.refused))
         own = describe_tokenizer(tokenizer)
         writer.update(model=described, tokenizer=own)
+        run = Run(writer.path, whole=True)
         if reference is not None:
             if reference.outputs is not None:
                 writer.write("outputs", reference.outputs, split=REFERENCE)
-            write_scores(writer, Run(writer.path), reference.pairs, reference.tokens, None, REFERENCE, 0, self.split)
+            write_scores(writer, run, reference.pairs, reference.tokens, None, REFERENCE, 0, self.split)
         writer.update(reference=self.reference.describe())
         if policy.outputs is not None:
             writer.write("outputs", policy.outputs, split=POLICY)
-        metrics = write_scores(writer, Run(writer.path), policy.pairs, policy.tokens, None, POLICY, step, self.split)
+        metrics = write_scores(writer, run, policy.pairs, policy.tokens, None, POLICY, step, self.split)
         if reference is not None:
             self._keep(reference, tokenizer)
         return metrics

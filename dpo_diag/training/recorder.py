@@ -89,7 +89,7 @@ class Recorder:
         """What an earlier part of this run already wrote once and for all: references and texts."""
         if not (self.writer.path / "run.json").exists():
             return
-        run = Run(self.writer.path)
+        run = Run(self.writer.path, whole=True)
         for table in ("pairs", "tokens"):
             if run.has(table):
                 rows = run.read(table, ["step", "split", "pair_id"], roles=["ref"]).drop_duplicates()

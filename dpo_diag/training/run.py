@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
@@ -22,6 +23,7 @@ from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
+from dpo_diag.records.secrets import is_secret
 from dpo_diag.records.splits import Role
 from dpo_diag.text import percent, takes_styles
 from dpo_diag.tracking import LiveAlerts
@@ -347,6 +349,18 @@ class Recording:
             theirs, logs["train_loss"] = logs["train_loss"], mean
             if abs(theirs - mean) > ROUNDING * max(1.0, abs(mean)):
                 logs[f"{TRAINERS_OWN}train_loss"] = theirs
+
+    def _save(self: Any, *args: Any, **options: Any) -> None:
+        # training_args.bin is the arguments pickled: without what lets someone in.
+        whole = self.args
+        self.args = copy.copy(whole)
+        for name, value in vars(whole).items():
+            if is_secret(name, value):
+                vars(self.args)[name] = None
+        try:
+            super()._save(*args, **options)  # type: ignore[misc]
+        finally:
+            self.args = whole
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         # Rows first: a run that is killed after this can resume from here without a gap.

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from dpo_diag.commands.hydra_app import register, run_app, to_config
 from dpo_diag.commands.overrides import explain_override, quoted_paths
-from dpo_diag.config import Config, check, conf_dir
+from dpo_diag.config import Config, conf_dir
+from dpo_diag.config_checks import check
 from dpo_diag.errors import DiagError
 
 GROUPS = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())

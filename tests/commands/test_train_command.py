@@ -20,6 +20,7 @@ from dpo_diag.commands.hydra_app import run_app
 from dpo_diag.commands.train import job
 from dpo_diag.config import conf_dir
 from dpo_diag.records import load_run
+from dpo_diag.records.checksums import read_json
 
 SMALL = [
     "trainer.max_steps=4", "trainer.eval_steps=2", "trainer.batch_size=4", "trainer.max_length=64",
@@ -74,7 +75,7 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     findings = json.loads((folder / "findings.json").read_text())
     assert findings["n_pairs"] == run.meta["data"]["n_held_out"]
     assert (folder / "report.html").stat().st_size > 10_000
-    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary = read_json(folder / "vocab.json")
     assert {str(i) for i in run.tokens["token_id"]} == set(vocabulary)
     assert (folder / ".hydra" / "overrides.yaml").is_file()
 

@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.config import TaskConfig, check_task
+from dpo_diag.config import TaskConfig
+from dpo_diag.config_checks import check_task
 from dpo_diag.errors import DiagError
 from dpo_diag.tasks.sql.apart import is_one_of_many, run_apart
 from dpo_diag.tasks.sql.cache import build_once
