@@ -15,6 +15,8 @@ from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.extras import of_import_error
 from dpo_diag.records.secrets import redacted
 from dpo_diag.safe_streams import safe_streams
+from dpo_diag.shortages import shortage
+from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "train the embedded text-to-SQL case, explain it, write its report"),
@@ -47,7 +49,7 @@ dpo-diag report RUN                     everything on one page
 
 --debug shows tracebacks; completion: dpo-diag --install-completion"""
 
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 
 def _default(value: object) -> Any:
@@ -101,7 +103,7 @@ def tell_damage(name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
+    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted, 143 terminated."""
     with safe_streams():
         return _main(argv)
 
@@ -113,7 +115,7 @@ def _main(argv: Sequence[str] | None) -> int:
     command = next((a for a in arguments if a in COMMANDS), "")
     name = f"dpo-diag {command}".rstrip()
     try:
-        with warnings.catch_warnings():
+        with sigterm_interrupts(), warnings.catch_warnings():
             tell_damage(name)
             app = plain_help(make_app(), arguments)
             status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -140,9 +142,15 @@ def _main(argv: Sequence[str] | None) -> int:
         # The reader (head, less) went away: not an error of ours, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(f"{name}: {word(stop)}", file=sys.stderr)
+        return exit_status(stop)
+    except Exception as error:
+        told = shortage(error)
+        if debug or told is None:
+            raise
+        print(f"{name}: {told}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_explain, say_next
 from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.registry import plugins
 from dpo_diag.text import takes_styles, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
@@ -173,8 +173,8 @@ class _Request:
         from dpo_diag.diagnosis import explain as explain_run
         from dpo_diag.importers import Options, import_path
 
-        with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
-            out = Path(folder) / "run"
+        with scratch_folder("explain") as folder:
+            out = folder / "run"
             import_path(self.path, out, options=Options(**self.said))
             document = explain_run(load_run(out), self.from_step, self.to_step, self.split, self.thresholds)
         return {**document, "run": str(self.path)}

@@ -18,6 +18,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
 from dpo_diag.records.jobs import Plan, this_process, write_plan
+from dpo_diag.records.names import check_name
+from dpo_diag.records.run_lock import claimed
 from dpo_diag.records.secrets import redacted_words
 from dpo_diag.text import plural
 
@@ -112,7 +114,8 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
                 config = compose(APPS[app], list(job))
                 if app == "dpo-train":
                     check(to_config(config, Config))
-            return Path(str(base.hydra.sweep.dir)).absolute(), jobs, of_a_job(ours)
+            check_name(str(base.name), "name")
+            return claimed(Path(str(base.hydra.sweep.dir)).absolute()), jobs, of_a_job(ours)
     except (HydraException, OmegaConfBaseException) as error:
         raise DiagError(" ".join(f"{error} {error.__cause__ or ''}".split()), usage=True) from error
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dpo_diag.errors import DiagError
+from dpo_diag.records.scratch import scratch_folder
 
 MAGIC = b"SQLite format 3\0"
 """How such a file begins."""
@@ -33,8 +33,8 @@ def opened(file: Path, expected: str) -> Iterator[sqlite3.Connection]:
     Raises:
         DiagError: it cannot be copied or opened, or what is done with it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="dpo-diag-") as scratch:
-        copy = Path(scratch) / "project.db"
+    with scratch_folder("database") as scratch:
+        copy = scratch / "project.db"
         try:
             shutil.copyfile(file, copy)
             for ending in ("-wal", "-shm"):

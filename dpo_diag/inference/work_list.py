@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpo_diag.models.checkpoints import Checkpoint
-from dpo_diag.records.files import replacing
+from dpo_diag.records.files import replacing, to_label
 from dpo_diag.records.pair_id import content_hash
 from dpo_diag.records.remote import is_url, opened
 
@@ -46,7 +46,7 @@ def work_list(
         for first in range(0, len(ids), size):
             part = list(ids[first : first + size])
             key = content_hash([checkpoint.path, dict(settings), part])
-            name = f"{checkpoint.model}-{checkpoint.step:08d}-{first:07d}-{key}.zip"
+            name = f"{to_label(checkpoint.model)}-{checkpoint.step:08d}-{first:07d}-{key}.zip"
             items.append(Item(checkpoint, first, first + len(part), name))
     return items
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
+from dpo_diag.records.process import exists, process_began
 from dpo_diag.records.secrets import redacted, without_secrets
 
 JOB_FILE = Path(".hydra") / "job.json"
@@ -51,7 +52,7 @@ class JobState:
         """Whether the process that says it runs is there; None on another machine, where that cannot be seen."""
         if self.host != socket.gethostname():
             return None
-        return process_began(self.pid) == self.process_began if self.process_began is not None else _exists(self.pid)
+        return process_began(self.pid) == self.process_began if self.process_began is not None else exists(self.pid)
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,6 @@ def now() -> str:
 def this_process(num: int | None = None) -> JobState:
     """A job that begins here and now."""
     return JobState("running", num, None, socket.gethostname(), os.getpid(), process_began(os.getpid()), now())
-
-
-def process_began(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None where there is none, or the system does not say."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # --- a job ------------------------------------------------------------------------------------------------------------

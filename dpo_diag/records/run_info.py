@@ -17,6 +17,7 @@ from dpo_diag.losses import LossSpec
 from dpo_diag.records.secrets import redacted
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import declared, hints
+from dpo_diag.shortages import shortage
 
 Kind = Literal["trained", "scored", "imported"]
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -324,7 +325,8 @@ def ended_by(error: BaseException) -> tuple[Status, str | None]:
     """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", None
-    return "failed", redacted(f"{type(error).__name__}: {error}".splitlines()[0])[:300]
+    told = shortage(error)
+    return "failed", redacted((f"{type(error).__name__}: {error}" if told is None else str(told)).splitlines()[0])[:300]
 
 
 class DeclaredField(NamedTuple):

@@ -18,6 +18,7 @@ from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
+from dpo_diag.stopping import with_the_step
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
@@ -77,7 +78,8 @@ def train(
     say(f"{config.trainer.method.upper()} on {len(inputs.train)} examples, run folder {folder}")
     status = "failed"
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        with with_the_step() as trainer.step_end:
+            trainer.train(resume_from_checkpoint=resume)
         status = "finished"
         if main:
             write_vocabulary(folder, inputs.policy.tokenizer)

@@ -22,6 +22,7 @@ def _found(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_no_planted_secret_is_written(
     tiny_folder: Path,  # noqa: F811
     pair_file: Path,  # noqa: F811
@@ -53,6 +54,8 @@ def test_no_planted_secret_is_written(
         tried += 1
     (home / ".git" / "config").unlink()
     lost += _found(home)
-    assert len(list(home.rglob("training_args.bin"))) >= 3 and len(list(home.rglob("wandb-metadata.json"))) >= 1
     assert lost == []
+    assert len(list(home.rglob("training_args.bin"))) >= 3
+    noted = [path for path in home.rglob("*.wandb") if b"hub_token=[redacted]" in path.read_bytes()]
+    assert len(noted) == 3  # W&B noted how it was called
     fault("a secret planted in overrides, URLs, environment and the git remote", tried=tried * 8, lost=len(lost))
