@@ -28,6 +28,7 @@ from dpo_diag.records.splits import role_from_name
 from dpo_diag.records.text_files import Skipped
 from dpo_diag.records.typed_json import Tolerance, from_document
 from dpo_diag.records.writer import RunWriter
+from dpo_diag.text import plural
 
 ASIDE = ".importing"
 """Folder in the run's, where an import writes until it is whole."""
@@ -296,9 +297,21 @@ def _source_info(sources: list[Parsed], history: History, decided: Decisions, op
         skipped_count=n_skipped,
         beta_check=decided.check.to_dict() if decided.check is not None else None,
         nll_weight=decided.nll_weight,
-        notes=tuple([n for s in sources for n in s.notes] + _notes(history, decided)),
+        notes=tuple([n for s in sources for n in s.notes] + _left_out(sources) + _notes(history, decided)),
         details={k: v for s in reversed(sources) for k, v in s.details.items()},
     )
+
+
+def _left_out(sources: list[Parsed]) -> list[str]:
+    """Rows that are neither read nor told anywhere else."""
+    notes = []
+    summaries = sum(len(s.store.summaries) for s in sources)
+    if summaries > 1:
+        notes.append(f"{summaries} final summary rows: the last one counts")
+    empty = sum(max(0, s.n_rows - s.n_read - s.skipped.count - len(s.store.summaries)) for s in sources)
+    if empty:
+        notes.append(f"{plural(empty, 'row')} without a number of a metric left out")
+    return notes
 
 
 def _finite(value: Any) -> Any:

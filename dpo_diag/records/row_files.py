@@ -91,13 +91,36 @@ def readable_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, Mapping[s
 def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
     """One line of JSON as a row."""
     try:
-        return as_row(json.loads(text.decode()))
+        row = as_row(json.loads(text.decode()))
+        if isinstance(row, Mapping) and text.count(b'":') > _n_keys(row) and (key := _repeated_key(text)):
+            return BadRow("a key that stands twice", f"a key that stands twice: {_short(key)}", "keep one of them")
+        return row
     except UnicodeDecodeError as error:
         return BadRow("undecodable line", f"not UTF-8 at byte {error.start}", AS_UTF8)
     except RecursionError:
         return BadRow("undecodable line", "not JSON: nested too deeply")
     except ValueError as error:
         return BadRow("undecodable line", f"not JSON: {_short(error)}")
+
+
+def _n_keys(value: Any) -> int:
+    """Keys in a value of JSON, those inside it included."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_n_keys, value.values()))
+    return sum(map(_n_keys, value)) if isinstance(value, list) else 0
+
+
+def _repeated_key(text: bytes) -> str:
+    """A key that one object of a row holds twice, of which JSON's readers keep the last in silence; "" for none."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        found.extend(name for name in dict.fromkeys(names) if names.count(name) > 1)
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=look)
+    return found[0] if found else ""
 
 
 def _short(error: object) -> str:
