@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from filelock import FileLock
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import Checkpoint
 from dpo_diag.records.checksums import KEY, ZERO, agrees, sealed
+from dpo_diag.records.run_lock import writing
 from dpo_diag.text import to_json
 
 FOLDER = "review"
@@ -104,6 +107,28 @@ def check_reviewer(name: str) -> str:
 def file_of(run: str | os.PathLike[str], reviewer: str) -> Path:
     """Where a reviewer's lines stand."""
     return Path(run) / FOLDER / f"{check_reviewer(reviewer).replace(':', '_')}.jsonl"
+
+
+@contextmanager
+def sitting(run: str | os.PathLike[str], reviewer: str) -> Iterator[None]:
+    """One reviewer judges in one place at a time: of two verdicts on an item only the last would count.
+
+    Raises:
+        DiagError: another process asks this reviewer now.
+    """
+    file = file_of(run, reviewer)
+    place = file.with_name(f".{file.stem}")
+    try:
+        with writing(place):
+            yield
+    except DiagError as error:
+        if error.where != place.resolve():
+            raise
+        hint = "go on there, or end it, or name another --reviewer"
+        raise DiagError(f"{reviewer} reviews this run already", where=run, got=error.got, hint=hint) from error
+    finally:
+        with suppress(OSError):  # of which one is that another process has it
+            place.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:
