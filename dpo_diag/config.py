@@ -83,6 +83,10 @@ class TrainerConfig:
     folder where the reference's sums, computed before training (`precompute_ref_log_probs`, which naming a store turns
     on), are kept, and taken from where model, adapter, tokenizer, template and cut are the same; null:
     OUTPUT_ROOT/cache/references.
+
+    A checkpoint is written after the last step (`save_at_end`), where the last one is `save_minutes` old, and every
+    `save_steps`. Those of `save_steps` all stay, of the others the last 2; with `save_total_limit` the last so many of
+    all, and the best where one is sought.
     """
 
     method: str = "dpo"
@@ -108,6 +112,8 @@ class TrainerConfig:
     logging_steps: int = 1
     eval_steps: int = 10
     save_steps: int | None = None
+    save_minutes: float | None = 30.0
+    save_at_end: bool = True
     save_total_limit: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -254,12 +260,18 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """The whole configuration of dpo-train."""
+    """The whole configuration of dpo-train.
+
+    `resume`: a run folder, which goes on from its last whole checkpoint, or from that of step `checkpoint`;
+    `fresh_optimizer`: with that checkpoint's weights alone.
+    """
 
     name: str = "run"
     seed: int = 0
     output_root: str = "runs"
     resume: str | None = None
+    checkpoint: int | None = None
+    fresh_optimizer: bool = False
     explain: bool = True
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -155,6 +155,14 @@ def plural(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
+def size(n_bytes: float) -> str:
+    """Bytes as people say them: "512 bytes", "12 MB", "1.6 GB"."""
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.2g} {units[0]}" if value < 9.95 else f"{value:.0f} {units[0]}"
+
+
 def about(n: int) -> int:
     """A count rounded up to two digits: 354 is about 360."""
     step = int(10 ** max(0, len(str(n)) - 2))

@@ -135,7 +135,8 @@ def overrides(folder: Path) -> dict[str, str]:
 
 def _named(lines: Iterable[str]) -> dict[str, str]:
     # That a run was resumed says nothing of what it is.
-    pairs = (line.lstrip("+~").partition("=") for line in lines if not line.startswith("resume="))
+    lines = (line for line in lines if not line.startswith(("resume=", "checkpoint=", "fresh_optimizer=")))
+    pairs = (line.lstrip("+~").partition("=") for line in lines)
     return {k: str(v) for k, v in without_secrets({name: value for name, _, value in pairs}).items()}
 
 

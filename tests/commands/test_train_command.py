@@ -76,6 +76,56 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     vocabulary = read_json(folder / "vocab.json")
     assert {str(i) for i in run.tokens["token_id"]} == set(vocabulary)
     assert (folder / ".hydra" / "overrides.yaml").is_file()
+    # A model is kept without being asked for, and said to be; there is nothing to go on with.
+    assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert "saves every 30 minutes and at the end: the last 2 stay, up to " in printed.err
+    assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("dpo-train: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"dpo-train: the run is finished; in {folder}; got step 4, its last; hint: ")
+    assert load_run(folder).meta["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_where_more_is_asked_and_back_where_a_step_is_named(
+    own: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Four steps; then six; then from step 4 again, once: the next resume knows nothing of that step. Without its
+    report a finished run gets it, and trains nothing."""
+    assert run_app("dpo-train", "config", job, own) == 0
+    folder = Path(capfd.readouterr().out.splitlines()[-1])
+
+    def losses() -> dict[int, float]:
+        rows = load_run(folder).history.query("split == 'train' and name == 'loss'")
+        return dict(zip(rows["step"], rows["value"], strict=True))
+
+    first = losses()
+    assert run_app("dpo-train", "config", job, [f"resume={folder}", "trainer.max_steps=6"]) == 0
+    second = losses()
+    assert [*second] == [1, 2, 3, 4, 5, 6] and {k: second[k] for k in first} == first
+    capfd.readouterr()
+    assert run_app("dpo-train", "config", job, [f"resume={folder}", "checkpoint=4"]) == 0
+    said = capfd.readouterr().err
+    assert f"goes on from step 4, {folder}/checkpoints/checkpoint-4" in said
+    assert f"note: checkpoint-6: beyond step 4, moved to {folder}/checkpoints/passed-over" in said
+    assert losses() == second
+    assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 2
+    (folder / "report.html").unlink()
+    assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 0
+    assert (folder / "report.html").is_file() and losses() == second
+    assert load_run(folder).meta["status"] == "finished"
+
+
+def test_what_of_checkpoints_does_not_fit_is_told(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Before the model is loaded: a checkpoint without resume= is an error, a clock of 0 minutes too."""
+    for override, said in (
+        ("checkpoint=3", "configuration does not fit; in checkpoint; got 3; expected resume=RUN beside it"),
+        ("fresh_optimizer=true", "in fresh_optimizer; got True; expected resume=RUN beside it"),
+        ("trainer.save_minutes=0", "in trainer.save_minutes; got 0.0; expected more than 0, or null"),
+        ("trainer.save_steps=0", "in trainer.save_steps; got 0; expected at least 1, or null"),
+    ):
+        assert run_app("dpo-train", "config", job, [*own, override]) == 2
+        assert said in capfd.readouterr().err
 
 
 def test_sft_logs_prompt_and_response_apart(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
