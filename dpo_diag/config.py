@@ -74,6 +74,15 @@ class DataConfig:
 
 
 @dataclass
+class FilterConfig:
+    """Which of the training pairs are trained on: `kind` none (all), ln_ches (those with the lowest ln-CHES before
+    training, arXiv 2410.08847) or random (as a control); `keep`: their share."""
+
+    kind: str = "none"
+    keep: float = 1.0
+
+
+@dataclass
 class TrainerConfig:
     """How to train: `method` dpo or sft; batch sizes in examples per device; intervals in optimizer steps.
 
@@ -276,6 +285,7 @@ class Config:
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
@@ -293,6 +303,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.kind": ("task", "jsonl", "sharegpt", "hub"),
     "data.implicit_prompt": ("whole", "any"),
+    "filter.kind": ("none", "ln_ches", "random"),
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "trainer.shared_prefix": ("auto", "on", "off"),

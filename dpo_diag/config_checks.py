@@ -27,6 +27,10 @@ def check(config: Config) -> None:
     config.loss.check_trainable()
     _check_sources(config)
     check_task(config.task)
+    if not 0 < config.filter.keep <= 1:
+        raise _wrong("filter.keep", config.filter.keep, "a share above 0, at most 1")
+    if config.filter.kind != "none" and config.trainer.method != "dpo":
+        raise _wrong("filter.kind", config.filter.kind, f"none: {config.trainer.method} has no pairs to compare")
     t = config.trainer
     for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
         if getattr(t, key) < 1:

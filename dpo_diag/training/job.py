@@ -27,7 +27,7 @@ from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
-from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
+from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.saving import Keep
 from dpo_diag.training.tracker_callback import TrackerCallback
@@ -132,8 +132,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
-        reference_store=store,
-        **common,
+        loss_coefficients=config.loss.coefficients, reference_store=store, **common,
     )  # fmt: skip
 
 
@@ -158,7 +157,7 @@ def _prompt_callback(config: Config, inputs: Inputs) -> FixedPromptCallback:
         partial(_answer, decoding=decoding_from(p), batch_size=p.batch_size),
         inputs.prompts,
         also_at=EARLY_STEPS if p.early else (),
-        with_reference=p.reference and config.trainer.method == "dpo",
+        with_reference=p.reference and has_reference(config),
         score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
     )
 
