@@ -74,6 +74,15 @@ class DataConfig:
 
 
 @dataclass
+class FilterConfig:
+    """Which of the training pairs are trained on: `kind` none (all), ln_ches (those with the lowest ln-CHES before
+    training, arXiv 2410.08847) or random (as a control); `keep`: their share."""
+
+    kind: str = "none"
+    keep: float = 1.0
+
+
+@dataclass
 class TrainerConfig:
     """How to train: `method` dpo or sft; batch sizes in examples per device; intervals in optimizer steps.
 
@@ -83,6 +92,10 @@ class TrainerConfig:
     folder where the reference's sums, computed before training (`precompute_ref_log_probs`, which naming a store turns
     on), are kept, and taken from where model, adapter, tokenizer, template and cut are the same; null:
     OUTPUT_ROOT/cache/references.
+
+    A checkpoint is written after the last step (`save_at_end`), where the last one is `save_minutes` old, and every
+    `save_steps`. Those of `save_steps` all stay, of the others the last 2; with `save_total_limit` the last so many of
+    all, and the best where one is sought.
     """
 
     method: str = "dpo"
@@ -108,6 +121,8 @@ class TrainerConfig:
     logging_steps: int = 1
     eval_steps: int = 10
     save_steps: int | None = None
+    save_minutes: float | None = 30.0
+    save_at_end: bool = True
     save_total_limit: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -254,16 +269,23 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """The whole configuration of dpo-train."""
+    """The whole configuration of dpo-train.
+
+    `resume`: a run folder, which goes on from its last whole checkpoint, or from that of step `checkpoint`;
+    `fresh_optimizer`: with that checkpoint's weights alone.
+    """
 
     name: str = "run"
     seed: int = 0
     output_root: str = "runs"
     resume: str | None = None
+    checkpoint: int | None = None
+    fresh_optimizer: bool = False
     explain: bool = True
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
@@ -281,6 +303,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.kind": ("task", "jsonl", "sharegpt", "hub"),
     "data.implicit_prompt": ("whole", "any"),
+    "filter.kind": ("none", "ln_ches", "random"),
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "trainer.shared_prefix": ("auto", "on", "off"),

@@ -27,10 +27,21 @@ def check(config: Config) -> None:
     config.loss.check_trainable()
     _check_sources(config)
     check_task(config.task)
+    if not 0 < config.filter.keep <= 1:
+        raise _wrong("filter.keep", config.filter.keep, "a share above 0, at most 1")
+    if config.filter.kind != "none" and config.trainer.method != "dpo":
+        raise _wrong("filter.kind", config.filter.kind, f"none: {config.trainer.method} has no pairs to compare")
     t = config.trainer
     for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
         if getattr(t, key) < 1:
             raise _wrong(f"trainer.{key}", getattr(t, key), "at least 1")
+    if t.save_steps is not None and t.save_steps < 1:
+        raise _wrong("trainer.save_steps", t.save_steps, "at least 1, or null")
+    if t.save_minutes is not None and t.save_minutes <= 0:
+        raise _wrong("trainer.save_minutes", t.save_minutes, "more than 0, or null")
+    if config.resume is None and (config.checkpoint is not None or config.fresh_optimizer):
+        key = "checkpoint" if config.checkpoint is not None else "fresh_optimizer"
+        raise _wrong(key, getattr(config, key), "resume=RUN beside it: it belongs to a run that goes on")
     if t.max_steps < 0 and t.num_train_epochs <= 0:
         raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
     if t.reference_store is not None and t.method == "sft":

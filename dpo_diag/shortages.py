@@ -56,7 +56,7 @@ def shortage(error: BaseException) -> DiagError | None:
             return DiagError(what, where=getattr(one, "filename", None), hint=hint)
         if _is_of_a_lost_process(one):
             return DiagError(
-                "another process of this training ended", got=_first_line(one),
+                "another process of this training ended", got=_first_line(one)[:120],
                 hint="its own lines say why; then go on from the last checkpoint",
             )  # fmt: skip
         if _CUT.search(str(one)):

@@ -46,7 +46,7 @@ _FORMULA_START = ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠")
 _LEAST_PLAIN, _LEAST_POWERS = 1e-3, 1e6
 """Sizes between which a number is printed without an exponent."""
 _ROUNDING = 1e-6
-_PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
+_PLAIN_NUMBER = re.compile(r"[+-]?(\d++\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -153,6 +153,14 @@ def by(change: float, digits: int = 3) -> str:
 def plural(n: int, one: str, many: str | None = None) -> str:
     """ "1 pair", "2 pairs"; `many` where an s does not make the plural."""
     return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as people say them: "512 bytes", "12 MB", "1.6 GB"."""
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.2g} {units[0]}" if value < 9.95 else f"{value:.0f} {units[0]}"
 
 
 def about(n: int) -> int:

@@ -158,3 +158,17 @@ def test_a_line_is_wrapped_on_a_terminal_and_whole_in_a_file(monkeypatch: pytest
     assert fitted(line) == line
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert fitted(line).split("\n") == ["  " + " ".join(["abcde"] * 9), "    " + " ".join(["abcde"] * 3)]
+
+
+def test_bytes_are_said_with_two_digits_below_ten() -> None:
+    """Units of 1000; what rounds up to the next unit is said in it."""
+    said = {
+        0: "0 bytes",
+        512: "512 bytes",
+        1640: "1.6 kB",
+        999_600: "1 MB",
+        12_300_000: "12 MB",
+        84e9: "84 GB",
+        5e15: "5000 TB",
+    }
+    assert {n: text.size(n) for n in said} == said

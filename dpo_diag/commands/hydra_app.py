@@ -32,7 +32,7 @@ from dpo_diag.commands.resume_trust import resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
-from dpo_diag.extras import has_plugin, require_plugin
+from dpo_diag.extras import has_plugin, refuse_together, require_plugin
 from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
@@ -96,6 +96,8 @@ def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> i
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Two OpenMP threads that spin while they wait are slower than one on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A job's log on a full disk: logging would print a traceback for each line that it cannot write.
+    logging.raiseExceptions = debug
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
@@ -182,6 +184,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     arguments = quoted_paths(resumed(arguments))
     for argument in arguments:
         require_plugin(argument)
+    refuse_together(arguments)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):

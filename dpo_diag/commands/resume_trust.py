@@ -25,6 +25,8 @@ from dpo_diag.text import safe, to_json
 
 SIGNATURE = Path(".hydra") / "signature"
 _RESUME = re.compile(r"\+{0,2}resume=")
+_ONCE = re.compile(r"\+{0,2}(resume|checkpoint|fresh_optimizer)=")
+"""Overrides that say how this very start goes on: the next one is another."""
 _CODE = ("trust_remote_code", "allow_pickle")
 _ELSEWHERE = ("hydra", "output_root", "tracking", "task.cache", "model.cache")
 _PLAIN = re.compile(r"null|true|false|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
@@ -59,7 +61,7 @@ def resumed(arguments: list[str]) -> list[str]:
               f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
     if lost := [key for a in own if REDACTED in a and (key := a.partition("=")[0]).lstrip("+~") not in keys]:
         print(f"not kept, since it is a secret: {', '.join(lost)}; give it again if it is needed", file=sys.stderr)
-    kept = [a for a in own if a not in left and not _RESUME.match(a) and REDACTED not in a]
+    kept = [a for a in own if a not in left and not _ONCE.match(a) and REDACTED not in a]
     return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 

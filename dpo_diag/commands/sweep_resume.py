@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_diag.commands import slurm
+from dpo_diag.diagnosis.sweep_jobs import kept_overrides
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, override, say_next
-from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
 from dpo_diag.records.secrets import REDACTED
@@ -120,9 +120,8 @@ def _run_again(folder: Path, plan: Plan, job: Job) -> None:
 
 def _overrides(plan: Plan, job: Job, place: Path) -> list[str]:
     """A job's own: as Hydra kept them; of one that never began as they were planned, where no secret is left out."""
-    kept = place / ".hydra" / "overrides.yaml"
-    if kept.is_file():
-        return list(_complete([str(line) for line in read_yaml(kept) or []]))
+    if (place / ".hydra" / "overrides.yaml").is_file():
+        return list(_complete(kept_overrides(place)))
     assert plan.jobs is not None and job.num is not None
     return list(_complete(plan.jobs[job.num]))
 

@@ -7,13 +7,13 @@ prompt fills max_length without a word, and cuts responses in the collator.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.trained_tokens import NO_TOKENS, PROMPT_FILLS, TrainedIds, called_name, has_empty_think, unseen_parts
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records.given_ids import GivenIds
@@ -181,7 +181,7 @@ def _unseen(row: Row, texts: Texts) -> list[str]:
         return []
     keys = [key for side, text in zip(SIDES, texts[1:], strict=True) for key in unseen_parts(row[side], text)]
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools or []
+    tools = parse_json(tools) if isinstance(tools, str) else tools or []
     if any(name not in texts[0] for name in map(called_name, tools if isinstance(tools, list) else [])):
         keys.append("tools")
     return list(dict.fromkeys(keys))
@@ -196,7 +196,7 @@ def _texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> Texts | str:
     from jinja2 import TemplateError
 
     tools = row.get("tools")
-    options: dict[str, Any] = {"tools": json.loads(tools) if isinstance(tools, str) else tools, "tokenize": False}
+    options: dict[str, Any] = {"tools": parse_json(tools) if isinstance(tools, str) else tools, "tokenize": False}
     options |= row.get("chat_template_kwargs") or {}
     try:
         return (

@@ -28,7 +28,9 @@ _AREA_OF = {
     "method": "config", "training": "config", "decoding": "config", "kind": "config", "reference_free": "config",
 }  # fmt: skip
 """Fields of run.json -> area; the others say when and where a run was made, or how it went."""
-_OF_THE_RECORD = ("name", "output_root", "resume", "explain", "report", "tracking.", "task.cache", "checks.")
+_OF_THE_RECORD = (
+    "name", "output_root", "resume", "explain", "report", "tracking.", "task.cache", "checks.", "trainer.save_",
+)  # fmt: skip
 """Keys of the composed configuration that decide where and how a run is shown, not what it is."""
 _MEASURED_ANEW = ("sft.", "seconds", "max_loss_diff", "max_grad_diff", "difference", "mean_gap", "largest_gap")
 """Parts of run.json's names that hold a measurement of this machine and day."""

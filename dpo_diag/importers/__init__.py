@@ -91,10 +91,17 @@ def _is_results(path: Path) -> bool:
     return path.is_dir() or is_zip(path) or (path.is_file() and detect(path).name in RESULTS)
 
 
+_SUFFIXES = (
+    ".gz", ".bz2", ".xz", ".zip", ".json", ".jsonl", ".log", ".txt", ".csv", ".tsv", ".parquet", ".wandb", ".db", ".npy"
+)  # fmt: skip
+
+
 def default_out(path: Path) -> Path:
     """`runs/imported/<name>`, with a number behind it where that is taken."""
     resolved = path.resolve()
-    name = re.sub(r"(\.(gz|bz2|xz|zip|json|jsonl|log|txt|csv|tsv|parquet|wandb|db|npy))+$", "", resolved.name)
+    name = resolved.name
+    while Path(name).suffix in _SUFFIXES:
+        name = Path(name).stem
     if name in ("trainer_state", "trainer_log", "logging") or name.startswith("checkpoint-"):
         name = f"{resolved.parent.name}_{name}" if resolved.parent.name else name
     name = re.sub(r"[^\w.-]+", "_", name).strip("._") or "log"

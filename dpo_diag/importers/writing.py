@@ -28,6 +28,7 @@ from dpo_diag.records.splits import role_from_name
 from dpo_diag.records.text_files import Skipped
 from dpo_diag.records.typed_json import Tolerance, from_document
 from dpo_diag.records.writer import RunWriter
+from dpo_diag.text import plural
 
 ASIDE = ".importing"
 """Folder in the run's, where an import writes until it is whole."""
@@ -76,8 +77,10 @@ def import_folder(out: Path, *, named: bool) -> Iterator[Path]:
         named: by the user; any other that somebody takes meanwhile gets a number behind its name.
 
     Raises:
-        DiagError: the folder already holds a run, or another process writes it.
+        DiagError: the folder already holds a run, is a file, or another process writes it.
     """
+    if out.exists() and not out.is_dir():
+        raise DiagError("not a folder", where=out, hint="name a folder for the run with --out", usage=True)
     before = {path for path in (out, *out.parents) if path.exists()}
     out = out if named or out in before else claimed(out)
     try:
@@ -226,12 +229,13 @@ def _first_reason(sources: list[Parsed]) -> str:
 
 def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[pd.DataFrame]:
     """History rows of (split, name, column, derived) in batches of about a quarter million."""
-    waiting: list[pd.DataFrame] = []
+    waiting: list[tuple[str, str, pd.DataFrame, bool]] = []
     size = 0
     for split, name, column, derived in columns:
         for start in range(0, len(column), BATCH):
-            waiting.append(column.iloc[start : start + BATCH].assign(split=split, name=name, derived=derived))
-            size += len(waiting[-1])
+            part = column if len(column) <= BATCH else column.iloc[start : start + BATCH]
+            waiting.append((split, name, part, derived))
+            size += len(part)
             if size >= BATCH:
                 yield _stacked(waiting)
                 waiting, size = [], 0
@@ -239,8 +243,12 @@ def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[
         yield _stacked(waiting)
 
 
-def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    stacked = pd.concat(frames, ignore_index=True)
+def _stacked(parts: list[tuple[str, str, pd.DataFrame, bool]]) -> pd.DataFrame:
+    stacked = pd.concat([frame for _, _, frame, _ in parts], ignore_index=True)
+    rows = [len(frame) for _, _, frame, _ in parts]
+    stacked["split"] = np.repeat(np.array([split for split, _, _, _ in parts], dtype=object), rows)
+    stacked["name"] = np.repeat(np.array([name for _, name, _, _ in parts], dtype=object), rows)
+    stacked["derived"] = np.repeat([derived for _, _, _, derived in parts], rows)
     if stacked["epoch"].isna().any():
         # Null, not NaN: an object column says "missing", a float column keeps NaN as a value.
         stacked["epoch"] = stacked["epoch"].astype(object).where(stacked["epoch"].notna(), None)
@@ -296,9 +304,21 @@ def _source_info(sources: list[Parsed], history: History, decided: Decisions, op
         skipped_count=n_skipped,
         beta_check=decided.check.to_dict() if decided.check is not None else None,
         nll_weight=decided.nll_weight,
-        notes=tuple([n for s in sources for n in s.notes] + _notes(history, decided)),
+        notes=tuple([n for s in sources for n in s.notes] + _left_out(sources) + _notes(history, decided)),
         details={k: v for s in reversed(sources) for k, v in s.details.items()},
     )
+
+
+def _left_out(sources: list[Parsed]) -> list[str]:
+    """Rows that are neither read nor told anywhere else."""
+    notes = []
+    summaries = sum(len(s.store.summaries) for s in sources)
+    if summaries > 1:
+        notes.append(f"{summaries} final summary rows: the last one counts")
+    empty = sum(max(0, s.n_rows - s.n_read - s.skipped.count - len(s.store.summaries)) for s in sources)
+    if empty:
+        notes.append(f"{plural(empty, 'row')} without a number of a metric left out")
+    return notes
 
 
 def _finite(value: Any) -> Any:

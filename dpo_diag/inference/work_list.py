@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dpo_diag.documents import parse_json
 from dpo_diag.models.checkpoints import Checkpoint
 from dpo_diag.records.files import replacing, to_label
 from dpo_diag.records.pair_id import content_hash
@@ -105,7 +106,7 @@ class Shelf:
         """Whether a run was put together from these, after which they were removed."""
         with suppress(OSError, ValueError):
             fs, path = opened(self.place)
-            return {item.name for item in items} <= set(json.loads(fs.cat_file(f"{path}/{_ASSEMBLED}")))
+            return {item.name for item in items} <= set(parse_json(fs.cat_file(f"{path}/{_ASSEMBLED}")))
         return False
 
     def clear(self, items: Sequence[Item]) -> None:

@@ -38,7 +38,8 @@ _PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a training in this run folder wrote a checkpoint whole: transformers writes trainer_state.json last."""
+    """Whether a training in this run folder wrote a checkpoint whole: it gets its name when all of it is written, and
+    other writers write trainer_state.json last."""
     return any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from dpo_diag.documents import parse_yaml
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
@@ -108,15 +109,15 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
 
 def guard_configuration(folder: Path) -> None:
     """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum."""
-    import yaml
-
     for path in (*sorted((folder / JOB_FILE.parent).glob("*.yaml")), folder.parent / "multirun.yaml"):
         # The multirun's is one file for all its jobs, which may begin side by side: the first one does it.
         if path.is_file() and not agrees(data := path.read_bytes(), ".yaml"):
             text = data.decode()
-            document = yaml.safe_load(text)
+            document = parse_yaml(text)
             clean = without_secrets(document)
             if clean != document:
+                import yaml
+
                 text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
             write_bytes(path, yaml_bytes(text))
 

@@ -68,6 +68,14 @@ class Parts:
                 self.merge()
         return path
 
+    def rows(self, part: Part) -> pa.Table | None:
+        """The rows of a part that was written before, wherever they stand now; None where there are none."""
+        with self._alone(PATIENCE):
+            self._look()
+            path = self._homes.get(part.name, self.folder / part.name)
+            blocks = self._blocks(path) if path.is_file() else []
+        return next((rows for name, rows in blocks if name == part.name), None)
+
     def merge(self, *, at_end: bool = False) -> None:
         """Merge the files, if there are many; what cannot be merged stays as it is.
 

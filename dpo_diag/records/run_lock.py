@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.jobs import now
 from dpo_diag.records.process import Process, this
@@ -113,7 +113,7 @@ def make_room(folder: str | os.PathLike[str]) -> None:
 def held_by(folder: str | os.PathLike[str]) -> Process | None:
     """Who says that it writes a run folder; None for nobody."""
     try:
-        known = json.loads((Path(folder) / OWNER).read_text(encoding="utf-8"))
+        known = parse_json((Path(folder) / OWNER).read_text(encoding="utf-8"))
         return Process(str(known["host"]), str(known["kernel"]), int(known["pid"]), known["began"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -173,7 +173,7 @@ def _refusal(folder: Path, owner: Process | None) -> DiagError:
 
 def _since(folder: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        known = parse_json((folder / OWNER).read_text(encoding="utf-8"))
         return f", {known['command']}, since {known['since']}"
     return ""
 

@@ -6,10 +6,10 @@ with 400 and a line, where Gradio would answer 500 and print a traceback.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.serving.loopback import App, Message, Receive, Scope, Send, answer
 
 CALL = "/gradio_api/component_server"
@@ -45,8 +45,8 @@ class OnlyCalls:
     def _wrong(self, body: bytes) -> str:
         """What is wrong with a call; "" if nothing is."""
         try:
-            call = json.loads(body)
-        except (ValueError, RecursionError):
+            call = parse_json(body)
+        except ValueError:
             return "no JSON"
         if not isinstance(call, dict) or not isinstance(call.get("data"), dict):
             return "data is no object"

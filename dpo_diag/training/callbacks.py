@@ -189,8 +189,8 @@ class FixedPromptCallback(TrainerCallback):
 
 
 class RunCallback(TrainerCallback):
-    """The trainer's own: starting a training loop, ending it where a guard was asked to, or where it was told to end
-    (SIGTERM): then behind this step's checkpoint, and without the answers of a training's end."""
+    """The trainer's own: starting a training loop, saving by the clock, ending where a guard was asked to, or where it
+    was told to end (SIGTERM): then behind this step's checkpoint, and without the answers of a training's end."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self._ends = trainer, False
@@ -200,9 +200,11 @@ class RunCallback(TrainerCallback):
         self.trainer.begin_run()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the run where a guard says so and was asked to."""
+        """End the run where a guard says so and was asked to; save where the clock says so."""
         if self.trainer.should_stop:
             control.should_training_stop = True
+        if self.trainer.checkpoint_due():
+            control.should_save = True
         if self.trainer.is_told_to_end:
             self._ends = control.should_save = True
 

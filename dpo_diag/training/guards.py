@@ -53,6 +53,23 @@ class Guards:
         self._counts: Counter[str] = Counter()
         self.should_stop = False
 
+    def memory(self) -> dict[str, Any]:
+        """What later verdicts rest on, as arrays and numbers: kept in a checkpoint, see `recall`."""
+        counts = [*self._counts.items()]
+        return {
+            "losses": [*self._losses], "current": self._current, "step": -1 if self._step is None else self._step,
+            "codes": [code for code, _ in counts], "counts": [n for _, n in counts],
+        }  # fmt: skip
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on with what `memory` gave; nothing of it changes nothing."""
+        if memory:
+            self._losses.clear()
+            self._losses.extend(float(v) for v in memory["losses"])
+            self._current = [float(v) for v in memory["current"]]
+            self._step = None if int(memory["step"]) < 0 else int(memory["step"])
+            self._counts = Counter({str(c): int(n) for c, n in zip(memory["codes"], memory["counts"], strict=True)})
+
     def _speak(self, code: str, message: str, evidence: Mapping[str, Any]) -> None:
         self._counts[code] += 1
         self.should_stop = self.should_stop or code in self._stop_on

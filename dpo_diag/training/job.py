@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,15 +19,20 @@ from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
+from dpo_diag.models.processes import together
+from dpo_diag.records import load_run
 from dpo_diag.stopping import with_the_step
+from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
-from dpo_diag.training.checkpoint_folders import last_checkpoint
-from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
+from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
+from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
+from dpo_diag.training.saving import Keep
 from dpo_diag.training.tracker_callback import TrackerCallback
 from dpo_diag.training.vocabulary import write_vocabulary
+from dpo_diag.training.whole_checkpoint import state_of
 
 EARLY_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -56,6 +62,9 @@ def train(
     folder = Path(broadcast_object_list([str(folder)])[0])
     arguments.output_dir = str(folder / "checkpoints")
     main = arguments.process_index == 0
+    resumed = together(lambda: _resumed(config, folder, arguments) if main and config.resume else None)[0]
+    if resumed is not None and main:
+        say(resumed.line())
     inputs = load_inputs(config, say, folder if main else None)
     if not inputs.evals:
         arguments.eval_strategy = "no"
@@ -74,12 +83,16 @@ def train(
     if tracker is not None:
         trainer.add_callback(tracker)
         trainer.also_alert = tracker.alert
-    resume = _checkpoint(folder) if config.resume else None
+    trainer.keep = Keep(config.trainer.save_minutes, config.trainer.save_at_end)
     say(f"{config.trainer.method.upper()} on {len(inputs.train)} examples, run folder {folder}")
+    if main:
+        say(trainer.saves())
+        if short := _short_of_room(trainer, folder):
+            say(f"note: {short}")
     status = "failed"
     try:
         with with_the_step() as trainer.step_end:
-            trainer.train(resume_from_checkpoint=resume)
+            trainer.train(resume_from_checkpoint=resumed)
         status = "finished"
         if main:
             write_vocabulary(folder, inputs.policy.tokenizer)
@@ -119,8 +132,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
-        reference_store=store,
-        **common,
+        loss_coefficients=config.loss.coefficients, reference_store=store, **common,
     )  # fmt: skip
 
 
@@ -145,7 +157,7 @@ def _prompt_callback(config: Config, inputs: Inputs) -> FixedPromptCallback:
         partial(_answer, decoding=decoding_from(p), batch_size=p.batch_size),
         inputs.prompts,
         also_at=EARLY_STEPS if p.early else (),
-        with_reference=p.reference and config.trainer.method == "dpo",
+        with_reference=p.reference and has_reference(config),
         score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
     )
 
@@ -170,14 +182,33 @@ def score_by_tag(
     return {(tag, name): (sum(v) / len(v), float(len(v))) for tag, v in verdicts.items()}
 
 
-def _checkpoint(folder: Path) -> str:
-    last = last_checkpoint(folder / "checkpoints")
-    if last is None:
+def _resumed(config: Config, folder: Path, arguments: Any) -> Resumed:
+    """The checkpoint that the run goes on from.
+
+    Raises:
+        DiagError: none is whole, the one that was named is not, or the run has nothing left to do.
+    """
+    found = choose_checkpoint(folder / "checkpoints", config.checkpoint, fresh_optimizer=config.fresh_optimizer)
+    state, steps, epochs = state_of(found.folder), arguments.max_steps, arguments.num_train_epochs
+    trained = found.step >= steps if steps > 0 else float(state.get("epoch") or 0) >= epochs
+    wanted = (("findings.json", config.explain), ("report.html", config.explain and config.report))
+    closed = all((folder / name).is_file() for name, yes in wanted if yes)
+    if trained and closed and load_run(folder).info.status == "finished":
+        more = f"trainer.max_steps=N above {found.step}" if steps > 0 else "a larger trainer.num_train_epochs"
         raise DiagError(
-            "nothing to resume from", where=folder / "checkpoints", got="no whole checkpoint",
-            hint="start again, with trainer.save_steps so that checkpoints are written",
+            "the run is finished", where=folder, got=f"step {found.step}, its last",
+            hint=f"dpo-diag explain reads it; {more} trains on, checkpoint=N goes back", usage=True,
         )  # fmt: skip
-    return last
+    return found
+
+
+def _short_of_room(trainer: Any, folder: Path) -> str | None:
+    """What is said where the disk has no room for the checkpoints that stay and for one that is being written."""
+    stay = trainer.args.save_total_limit or KEPT
+    needed, free = (stay + 1) * trainer.checkpoint_size(), shutil.disk_usage(folder).free
+    if trainer.saves_anything and needed > free:
+        return f"{size(free)} are free in {folder}, {plural(stay + 1, 'checkpoint')} may take {size(needed)}"
+    return None
 
 
 def git_commit() -> str | None:

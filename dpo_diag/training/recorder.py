@@ -17,8 +17,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from dpo_diag.records import RunWriter
+from dpo_diag.records.files import Part, to_label
+from dpo_diag.records.merging import Parts
 from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
+from dpo_diag.records.tables import to_frame
 from dpo_diag.text import to_json
 from dpo_diag.training.batch import Batch, BoolArray, TokenRows
 
@@ -185,13 +188,24 @@ class Recorder:
     def _write(self, table: str, label: str, frame: pd.DataFrame) -> None:
         """Write a part; rows of the same steps as the part before join it, since the file's name is the same."""
         steps = (int(frame["step"].min()), int(frame["step"].max()))
-        before = self._last.get((table, label))
+        before = self._last.get((table, label)) or self._written_before(table, label, steps)
         if before is not None and before[0] == steps:
             frame = pd.concat([before[1], frame], ignore_index=True).drop_duplicates(
                 list(TABLES[table].key), keep="last"
             )
         self._last[table, label] = (steps, frame)
         self.writer.write(table, frame, split=label)
+
+    def _written_before(
+        self, table: str, label: str, steps: tuple[int, int]
+    ) -> tuple[tuple[int, int], pd.DataFrame] | None:
+        """What an earlier process wrote of the very steps: a run that goes on from its last one only adds to that."""
+        resumed = self.writer.resume_step
+        if resumed is None or steps[1] > resumed:
+            return None
+        rank = self.writer.rank
+        rows = Parts(self.writer.path, TABLES[table], rank).rows(Part(*steps, to_label(label), rank))
+        return None if rows is None else (steps, to_frame(rows))
 
     def flush(self, *, force: bool = True) -> None:
         """Write what waits; without `force` only if the last flush is `FLUSH_SECONDS` ago."""

@@ -64,7 +64,7 @@ def prove(
     half = _in_half_precision(trainer)
     per_token = limits["guards.reference_noise_half" if half else "guards.reference_noise"]
     tolerance = float((per_token * np.sqrt(tokens)).mean())
-    expected, why = _expectation(trainer, handed)
+    expected, why = _expectation(trainer, spec, handed)
     agrees = bool(gaps.mean() <= tolerance)
     return ReferenceStart(
         agrees=agrees, expected=expected, why=why, mean_gap=float(gaps.mean()), largest_gap=float(gaps.max()),
@@ -158,9 +158,9 @@ def _origin(trainer: Any, handed: Handed) -> str:
     return f"ref_model holds other weights than the policy ({name or 'no name'}){types}"
 
 
-def _expectation(trainer: Any, handed: Handed) -> tuple[bool, str]:
+def _expectation(trainer: Any, spec: LossSpec, handed: Handed) -> tuple[bool, str]:
     """Whether policy and reference must agree, and the reason."""
-    kind = str(reference_of(trainer)["kind"])
+    kind = str(reference_of(trainer, spec)["kind"])
     if handed.is_start is not None:
         return (
             handed.is_start,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
@@ -23,15 +21,14 @@ from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
-from dpo_diag.records.secrets import is_secret
 from dpo_diag.records.splits import Role
 from dpo_diag.stopping import StepEnd, undisturbed
-from dpo_diag.text import percent, takes_styles
+from dpo_diag.text import percent, some, takes_styles
 from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
-from dpo_diag.training.checkpoint_folders import checkpoint_step, last_checkpoint
+from dpo_diag.training.checkpoint_folders import PASSED_OVER, checkpoints_in, set_aside_after
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
@@ -40,7 +37,8 @@ from dpo_diag.training.measure import ROUNDING
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.roles import EvalRoles
-from dpo_diag.training.window import load_window, save_window
+from dpo_diag.training.saving import Saving
+from dpo_diag.training.window import load_window
 
 logger = get_logger(__name__)
 
@@ -54,7 +52,7 @@ def say_left_out(before: Any, after: Any, name: str, why: str) -> None:
         logger.warning(f"{name} dataset: TRL leaves out {n} of {len(before)} rows ({percent(n / len(before))}): {why}")
 
 
-class Recording:
+class Recording(Saving):
     """Mixin in front of a TRL trainer; expects `self.monitor` before `start_recording`.
 
     Attributes:
@@ -159,7 +157,6 @@ class Recording:
             names = {f"{EVAL_SPLIT}_{name}" for name in own} if isinstance(own, dict) else {EVAL_SPLIT}
             self.monitor.own_splits = names
         wanted = (recorder is not None and self.args.eval_strategy != "no") if at_start is None else at_start
-        self._resumed: tuple[str, int] | None = None
         self.evaluates_at_start = bool(wanted and own is not None and not self.args.eval_on_start)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, FixedPromptCallback):
@@ -203,10 +200,15 @@ class Recording:
     def begin_run(self: Any) -> None:
         """At the start of every training loop; the first says what is wrong with the tokens that it trains on."""
         window, state = None, self.state
-        if self._resumed is not None and state.global_step == self._resumed[1]:
+        if self._resumed is not None and state.global_step == self._resumed.step:
             accelerator = self.accelerator
-            window = load_window(self._resumed[0], accelerator.process_index, accelerator.num_processes)
+            window = load_window(self._resumed.folder, accelerator.process_index, accelerator.num_processes)
             self._total_train_tokens = window.tokens_seen or self._total_train_tokens
+            self.monitor.guards.recall(window.guards)
+            if (own := window.theirs) is not None:
+                self._metrics["train"].update({name: [*values] for name, values in own.means.items()})
+                self._tr_loss += own.loss
+                self._losses_before, self._globalstep_last_logged = own.losses, own.logged_at
         self.monitor.begin(state.global_step, window)
         if self._looked or not self.is_world_process_zero():
             return
@@ -240,11 +242,13 @@ class Recording:
 
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; opens the run, and closes it as finished, interrupted or failed."""
-        last = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
-        # transformers itself would take a folder that was written half; without a whole one it says what it looked for.
-        folder = resume_from_checkpoint = last or resume_from_checkpoint
-        self._resumed = (folder, checkpoint_step(folder)) if folder else None
-        self._open(self._resume_step())
+        self._resumed = self._checkpoint_of(resume_from_checkpoint)
+        self._losses_before = None
+        resume_from_checkpoint = None if self._resumed is None else self._resumed.folder
+        self._begin_saving()
+        step = self._resume_step()
+        self._set_aside_after(step)
+        self._open(step)
         # TRL's own switch puts the evaluation where it belongs: after every callback has begun, before the first step.
         added = self._evaluation_is_ours = self.evaluates_at_start and not resume_from_checkpoint
         if added:
@@ -255,8 +259,8 @@ class Recording:
             self._close_after(error)
             if isinstance(error, KeyboardInterrupt) and self._says_next_here():
                 # A note is printed behind the traceback, and by nobody who catches it.
-                checkpoint = last_checkpoint(self.args.output_dir)
-                for line in after_stopped_script(self.run_writer.path, checkpoint):
+                known = [os.fspath(path) for path in checkpoints_in(self.args.output_dir).values()]
+                for line in after_stopped_script(self.run_writer.path, known[-1] if known else None):
                     error.add_note(f"next: {line}")
             raise
         finally:
@@ -279,7 +283,7 @@ class Recording:
         writer: RunWriter | None = self.run_writer
         if self._resumed is None or (self._recorder_path is None and writer is None):
             return None
-        folder, step = self._resumed
+        folder, step = self._resumed.folder, self._resumed.step
         if writer is not None and writer.resume_step != step:
             raise DiagError(
                 f"the recorder resumes at step {writer.resume_step}", where=writer.path,
@@ -287,6 +291,14 @@ class Recording:
                 hint=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
             )  # fmt: skip
         return int(step)
+
+    def _set_aside_after(self: Any, step: int | None) -> None:
+        """Before rows beyond the checkpoint go: a run that is killed in between goes on from no later one."""
+        folder = Path(self.args.output_dir)
+        if step is None or not self.args.should_save or Path(self._resumed.folder).resolve().parent != folder.resolve():
+            return
+        if names := set_aside_after(folder, step):
+            self.tell(f"{some(names)}: beyond step {step}, moved to {folder / PASSED_OVER}")
 
     def _evaluate(self: Any, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         # Before the first step, and not asked for by the user: it must not move any random state.
@@ -382,30 +394,13 @@ class Recording:
         """The summary's `train_loss`: transformers' is a mean of step means, and forgets the steps before a resume."""
         mean = self.monitor.mean_loss
         if "train_loss" in logs and math.isfinite(mean):
-            theirs, logs["train_loss"] = logs["train_loss"], mean
+            state, theirs = self.state, logs["train_loss"]
+            if self._losses_before is not None:
+                here = theirs * max(state.global_step - self._initial_global_step, 0.001)
+                theirs = (self._losses_before + here) / state.global_step
+            logs["train_loss"] = mean
             if abs(theirs - mean) > ROUNDING * max(1.0, abs(mean)):
                 logs[f"{TRAINERS_OWN}train_loss"] = theirs
-
-    def _save(self: Any, *args: Any, **options: Any) -> None:
-        # training_args.bin is the arguments pickled: without what lets someone in.
-        whole = self.args
-        self.args = copy.copy(whole)
-        for name, value in vars(whole).items():
-            if is_secret(name, value):
-                vars(self.args)[name] = None
-        try:
-            super()._save(*args, **options)  # type: ignore[misc]
-        finally:
-            self.args = whole
-
-    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        # Rows first: a run that is killed after this can resume from here without a gap.
-        self.monitor.flush()
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.monitor.window.tokens_seen = self._total_train_tokens
-        # Before the rest, whose last file says that the checkpoint is whole (see `last_checkpoint`).
-        save_window(self.monitor.window, folder, self.accelerator.process_index)
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
 
 def _means(lists: Mapping[str, list[float]]) -> dict[str, float]:

@@ -72,6 +72,8 @@ def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
         ("loss.bta=1", "unknown key 'loss.bta'; did you mean loss.beta?"),
         ("trainer.lerning_rate=1", "did you mean trainer.learning_rate?"),
         ("loss=sigmod", "loss has no option 'sigmod'; did you mean sigmoid?"),
+        ("loss=choice(dpop,ipos)", "loss has no option 'ipos'; did you mean ipo?"),
+        ("loss=glob(zz*)", "loss has no option 'glob(zz*)'"),
         ("experiment=sql_dop", "did you mean sql_dpo?"),
         ("los.beta=1", "did you mean loss?"),
         ("sed=1", "did you mean seed?"),
@@ -89,6 +91,8 @@ def test_a_misspelt_override_names_the_nearest(override: str, message: str) -> N
     [
         "loss.beta=0.1,2",
         "loss=ipo,hinge",
+        "loss=choice(dpop,'ipo')",
+        "loss=glob(*)",
         "+trainer.args.foo=1",
         "hydra.run.dir=x",
         "trainer.args.a=1",

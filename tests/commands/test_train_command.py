@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from dpo_diag.commands.hydra_app import run_app
 from dpo_diag.commands.train import job
+from dpo_diag.config import conf_dir
 from dpo_diag.records import load_run
 from dpo_diag.records.checksums import read_json
 
@@ -76,6 +78,56 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     vocabulary = read_json(folder / "vocab.json")
     assert {str(i) for i in run.tokens["token_id"]} == set(vocabulary)
     assert (folder / ".hydra" / "overrides.yaml").is_file()
+    # A model is kept without being asked for, and said to be; there is nothing to go on with.
+    assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert "saves every 30 minutes and at the end: the last 2 stay, up to " in printed.err
+    assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("dpo-train: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"dpo-train: the run is finished; in {folder}; got step 4, its last; hint: ")
+    assert load_run(folder).meta["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_where_more_is_asked_and_back_where_a_step_is_named(
+    own: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Four steps; then six; then from step 4 again, once: the next resume knows nothing of that step. Without its
+    report a finished run gets it, and trains nothing."""
+    assert run_app("dpo-train", "config", job, own) == 0
+    folder = Path(capfd.readouterr().out.splitlines()[-1])
+
+    def losses() -> dict[int, float]:
+        rows = load_run(folder).history.query("split == 'train' and name == 'loss'")
+        return dict(zip(rows["step"], rows["value"], strict=True))
+
+    first = losses()
+    assert run_app("dpo-train", "config", job, [f"resume={folder}", "trainer.max_steps=6"]) == 0
+    second = losses()
+    assert [*second] == [1, 2, 3, 4, 5, 6] and {k: second[k] for k in first} == first
+    capfd.readouterr()
+    assert run_app("dpo-train", "config", job, [f"resume={folder}", "checkpoint=4"]) == 0
+    said = capfd.readouterr().err
+    assert f"goes on from step 4, {folder}/checkpoints/checkpoint-4" in said
+    assert f"note: checkpoint-6: beyond step 4, moved to {folder}/checkpoints/passed-over" in said
+    assert losses() == second
+    assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 2
+    (folder / "report.html").unlink()
+    assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 0
+    assert (folder / "report.html").is_file() and losses() == second
+    assert load_run(folder).meta["status"] == "finished"
+
+
+def test_what_of_checkpoints_does_not_fit_is_told(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Before the model is loaded: a checkpoint without resume= is an error, a clock of 0 minutes too."""
+    for override, said in (
+        ("checkpoint=3", "configuration does not fit; in checkpoint; got 3; expected resume=RUN beside it"),
+        ("fresh_optimizer=true", "in fresh_optimizer; got True; expected resume=RUN beside it"),
+        ("trainer.save_minutes=0", "in trainer.save_minutes; got 0.0; expected more than 0, or null"),
+        ("trainer.save_steps=0", "in trainer.save_steps; got 0; expected at least 1, or null"),
+    ):
+        assert run_app("dpo-train", "config", job, [*own, override]) == 2
+        assert said in capfd.readouterr().err
 
 
 def test_sft_logs_prompt_and_response_apart(own: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -186,3 +238,34 @@ def test_two_processes_give_the_records_of_one(own: list[str], tmp_path: Path) -
     )
     assert len(first) == len(second) == 5 * len(names)  # eval at 0 and 3, train at 1, 2, 3
     assert np.allclose(first, second.reindex(first.index), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_every_loss_trains_without_a_change_of_code(tmp_path: Path) -> None:
+    """`loss=glob(*)`: a run of each option, its loss recomputed to rounding where it has a value per pair."""
+    small = ["task.sft_steps=60", "task.n_pairs=40", "task.n_train_pairs=32", "task.n_questions=100",
+             "task.n_held_out=4", "task.n_paraphrased=0", "trainer.max_steps=2", "trainer.eval_steps=2",
+             "trainer.save_steps=null", "explain=false", "report=false"]  # fmt: skip
+    command = [sys.executable, "-m", "dpo_diag.commands.train", "-m", "experiment=sql_dpo", "loss=glob(*)", *small]
+    done = subprocess.run(
+        [*command, f"output_root={tmp_path}"], capture_output=True, text=True, timeout=1500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    options = {path.stem for path in (conf_dir() / "loss").glob("*.yaml")}
+    runs = {}
+    for folder in (tmp_path / "sql_dpo").glob("*/*/run.json"):
+        (chosen,) = re.findall(
+            r"^- loss=(\w+)$", (folder.parent / ".hydra" / "overrides.yaml").read_text(), re.MULTILINE
+        )
+        runs[chosen] = load_run(folder.parent)
+    assert set(runs) == options
+    for name, run in runs.items():
+        rows = run.history.query("split == 'eval' and name == 'loss'")
+        assert rows["step"].tolist() == [0, 2] and np.isfinite(rows["value"]).all(), name
+        residual = run.history.query("name == 'loss_residual'")["value"]
+        assert (residual <= 1e-4 * rows["value"].abs().clip(lower=1).max()).all(), name
+        assert run.info.reference_free == (not run.info.loss.needs_reference), name
+        assert set(run.read("pairs", ["role"])["role"]) == (
+            {"policy"} if run.info.reference_free else {"policy", "ref"}
+        )

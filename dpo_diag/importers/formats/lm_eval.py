@@ -7,11 +7,11 @@ the model saw it, what it answered (log-likelihoods of the choices, or text), an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.numbers import number
@@ -33,8 +33,8 @@ def read_lm_eval(path: Path, options: Options) -> Parsed:
     file = path if path.is_file() else _newest(path)
     parsed = Parsed.of("lm_eval", [file], options, "lm-evaluation-harness")
     try:
-        document = json.loads(whole(file, parsed.skipped))
-    except (ValueError, RecursionError) as error:
+        document = parse_json(whole(file, parsed.skipped))
+    except ValueError as error:
         raise DiagError("the results are broken JSON", where=file, got=error, hint="copy them again") from error
     results = plain_mapping(plain_mapping(document).get("results"))
     if not results:
