@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from dpo_diag.documents import parse_yaml
 from dpo_diag.errors import DiagError
-from dpo_diag.records.checksums import read_json, yaml_bytes
+from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
 from dpo_diag.records.process import exists, process_began
 from dpo_diag.records.secrets import redacted, without_secrets
@@ -110,8 +110,9 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
 def guard_configuration(folder: Path) -> None:
     """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum."""
     for path in (*sorted((folder / JOB_FILE.parent).glob("*.yaml")), folder.parent / "multirun.yaml"):
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
+        # The multirun's is one file for all its jobs, which may begin side by side: the first one does it.
+        if path.is_file() and not agrees(data := path.read_bytes(), ".yaml"):
+            text = data.decode()
             document = parse_yaml(text)
             clean = without_secrets(document)
             if clean != document:

@@ -7,6 +7,7 @@ own form: the password in a URL, a key in PEM, the prefixes of known services. C
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,53 +22,36 @@ _SECRET_WORDS = frozenset(
 )
 _LAST = frozenset(("auth", "pwd", "pass"))
 """Secret as the last of several words."""
-_KEY = re.compile(r"(api|access|private|secret|signing|encryption|ssh|master|account|auth|client|service|license)keys?")
-_OWNER = frozenset(
-    (
-        "hf",
-        "hub",
-        "huggingface",
-        "access",
-        "auth",
-        "api",
-        "bearer",
-        "user",
-        "git",
-        "github",
-        "gitlab",
-        "wandb",
-        "session",
-    )
-    + (
-        "refresh",
-        "security",
-        "csrf",
-        "oauth",
-        "jwt",
-        "personal",
-        "deploy",
-        "bot",
-        "slack",
-        "discord",
-        "telegram",
-        "mlflow",
-    )
-    + ("swanlab", "comet", "neptune", "clearml", "aws", "sts", "gcp", "azure", "sas", "login", "registry", "tracking")
-    + ("client", "service", "pypi", "npm", "docker", "private", "vault", "openai", "anthropic", "replicate", "modal")
+_KEY = re.compile(
+    r"(api|access|private|secret|signing|encryption|ssh|master|account|auth|client|service|license|storage|kaggle)"
+    r"_?keys?(?:_|$)"
 )
-_OWNED = re.compile("(" + "|".join(sorted(_OWNER)) + ")tokens?")
+"""In a key's words, joined by "_"; not the start of a longer word (keyword)."""
+_OWNER = frozenset(
+    """
+    hf hub huggingface access auth api bearer user git github gitlab wandb session refresh security csrf oauth jwt
+    personal deploy bot slack discord telegram mlflow swanlab comet neptune clearml aws sts gcp azure sas login registry
+    tracking client service pypi npm docker private vault openai anthropic replicate modal jupyter
+    """.split()  # noqa: SIM905
+)
+_OWNED = re.compile("(?:^|_)(?:" + "|".join(sorted(_OWNER)) + ")_?tokens?$")
 """Whose a token is that lets someone in: no vocabulary has such."""
 _SPECIAL = re.compile(r"<.*>|\[[A-Z_]+\]|\d*")
 """A special token of a vocabulary, or its id: no token that lets someone in."""
 _SHAPES = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
-    r"|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|[A-Za-z0-9]{20,})|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
 _IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]*):(?P<password>[^\s/]+)@", re.IGNORECASE)
 _SHORTEST = 8
-_BEARER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_BEARER = re.compile(
+    r"(authorization\W{1,4}\w+\s+)[\w.~+/=-]{8,}"
+    r"|(\bbearer\s+)(?=\S*\d)[\w.~+/=-]{16,}|(\bbasic\s+)(?=\S*[\d=])[a-z0-9+/]{12,}={0,2}(?![\w.-])",
+    re.IGNORECASE,
+)
+"""Outside of a header only what is no word: "a basic tokenizer" stays."""
 _PAIR = re.compile(
     r"(?<![\w.-])(?P<key>[\w.+~-]{0,80}\w)(?P<sign>['\"]?\s?[=:]\s?)"
     r"(?P<value>\"[^\"]*\"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,;&\"'\])}]+)"
@@ -80,15 +64,27 @@ def is_secret(key: str, value: Any = REDACTED) -> bool:
     >>> [is_secret(k) for k in ("hubToken", "db.password", "x-api-key", "num_tokens", "pad_token_id", "keyword")]
     [True, True, True, False, False, False]
     """
-    if value is None or isinstance(value, bool) or value in ("", [], {}, ()) or _is_reference(value):
+    if value is None or isinstance(value, bool) or _is_reference(value):
+        return False
+    if isinstance(value, (str, list, dict, tuple)) and not value:
         return False
     words = [word.lower() for word in _WORD.findall(key.rpartition(".")[2])]
-    joined = "".join(words)
-    if not _SECRET_WORDS.isdisjoint(words) or _KEY.search(joined) or (len(words) > 1 and words[-1] in _LAST):
+    joined = "_".join(words)
+    if not _SECRET_WORDS.isdisjoint(words) or _KEY.search(joined):
         return True
+    if len(words) > 1 and words[-1] in _LAST:
+        return not (words[-1] == "pass" and _is_number(value))  # forward_pass: 2
     if words == ["token"] or _OWNED.search(joined) or (words[-1:] in (["token"], ["tokens"]) and _OWNER & set(words)):
-        return joined.endswith(("token", "tokens")) and not (isinstance(value, str) and _SPECIAL.fullmatch(value))
+        counts = words[-1] == "tokens" and all(map(_is_number, value if isinstance(value, (list, tuple)) else [value]))
+        return not counts and not (isinstance(value, str) and _SPECIAL.fullmatch(value))
     return False
+
+
+def _is_number(value: Any) -> bool:
+    # A longer text of digits may be a password.
+    return isinstance(value, (int, float)) or (
+        isinstance(value, str) and re.fullmatch(r"[\d.]{1,4}", value) is not None
+    )
 
 
 def _is_reference(value: Any) -> bool:
@@ -102,7 +98,7 @@ def redacted(text: str) -> str:
         return text
     text = _SHAPES.sub(REDACTED, text)
     text = _IN_URL.sub(rf"\1:{REDACTED}@", text)
-    text = _BEARER.sub(rf"\1\2{REDACTED}", text)
+    text = _BEARER.sub(lambda m: f"{m[1] or m[2] or m[3]}{REDACTED}", text)
     return _PAIR.sub(_pair, text)
 
 
@@ -150,9 +146,10 @@ def redacted_words(words: Sequence[str]) -> tuple[str, ...]:
 def secrets_given(words: Sequence[str], environment: Mapping[str, str]) -> frozenset[str]:
     """The secrets among a command's words and in its environment, to be kept from what it prints.
 
-    Those of fewer than `_SHORTEST` characters are left out: they would be found in other words.
+    Those of fewer than `_SHORTEST` characters are left out: they would be found in other words; and so are paths in the
+    environment (`ORIG_PWD`, a credentials file), which stand in what is printed by right.
     """
-    found = {value for name, value in environment.items() if is_secret(name, value)}
+    found = {value for name, value in environment.items() if is_secret(name, value) and not os.path.exists(value)}
     for before, word in zip(["", *words], words, strict=False):
         key, _, value = word.partition("=")
         found |= {value.strip("'\"")} if is_secret(key.lstrip("+~-"), value) else set()

@@ -13,17 +13,25 @@ from dpo_diag.records import RunWriter, load_run
 from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.jobs import begin_job, end_job, guard_configuration, job_state
 from dpo_diag.records.run_info import ended_by
-from dpo_diag.records.secrets import arguments_without_secrets, is_secret, redacted, redacted_words, without_secrets
+from dpo_diag.records.secrets import (
+    arguments_without_secrets,
+    is_secret,
+    redacted,
+    redacted_words,
+    secrets_given,
+    without_secrets,
+)
 
 SECRET = """
 hub_token hubToken HF_TOKEN aws_secret_access_key private_key secret_key passphrase authorization session_token api-key
 x-api-key APIKEY apikey OPENAI_API_KEY access_key_id db_password PASSWORD credentials hub_model_token token auth_token
-trainer.args.hub_token wandb_api_key ssh_private_key accessToken client_secret http_auth webhook
+trainer.args.hub_token wandb_api_key ssh_private_key accessToken client_secret http_auth webhook KAGGLE_KEY
+JUPYTER_TOKEN AZURE_STORAGE_KEY
 """.split()  # noqa: SIM905
 NOT_SECRET = """
 num_tokens pad_token_id tokenizer max_tokens keyword keywords n_tokens eos_token pad_token ppl_token token_id token_ids
 tokens loss_per_token secretary pair_key key monkey told_apart_by num_input_tokens_seen image_token author unk_token
-include_tokens_per_second session user_id access passes bypass token.path
+include_tokens_per_second session user_id access passes bypass token.path client_keyword digit_token robot_tokens
 """.split()  # noqa: SIM905
 
 
@@ -47,6 +55,12 @@ def test_switches_special_tokens_and_references_to_the_environment_stay() -> Non
     assert is_secret("hub_token", "${oc.env:HF_TOKEN,hf_default}")
 
 
+def test_counts_under_an_owner_s_words_stay() -> None:
+    counts = {"num_user_tokens": 512, "num_multimodal_tokens": 256, "user_tokens": [1, 2], "forward_pass": 2}
+    assert without_secrets(counts) == counts
+    assert is_secret("user_tokens", ["a"]) and is_secret("db_pass", "12345678")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -60,10 +74,20 @@ def test_switches_special_tokens_and_references_to_the_environment_stay() -> Non
         ("-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----", "[redacted]"),
         ("loss: 0.5; num_tokens: 5 at http://h:80/x 10:30", "loss: 0.5; num_tokens: 5 at http://h:80/x 10:30"),
         ("expected token: a text", "expected token: a text"),
+        ("a basic tokenizer; bearer certificates", "a basic tokenizer; bearer certificates"),
+        ("basic dXNlcjpwYXNz1234", "basic [redacted]"),
+        ("/d/hf_ultrafeedbackbinarized/sk-learn-a-long-name", "/d/hf_ultrafeedbackbinarized/sk-learn-a-long-name"),
+        (f"hf_{'aB3' * 11}x and sk-proj-abcdefghij_klmnop", "[redacted] and [redacted]"),
     ],
 )  # fmt: skip
 def test_secrets_inside_a_text(text: str, said: str) -> None:
     assert redacted(text) == said
+
+
+def test_a_path_in_the_environment_is_printed_as_it_is(tmp_path: Path) -> None:
+    """ORIG_PWD is a folder by its value, and the run folders that a command prints lie below it."""
+    environment = {"ORIG_PWD": str(tmp_path), "HF_TOKEN": "s3cret-of-the-hub"}
+    assert secrets_given([], environment) == {"s3cret-of-the-hub"}
 
 
 def test_a_command_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +115,9 @@ def test_what_hydra_wrote_of_a_job_and_of_its_multirun(tmp_path: Path) -> None:
     guard_configuration(job)
     end_job(job, "failed", "ValueError: cannot open https://u:s3cret@h/x")
     assert all(b"s3cret" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    written = (tmp_path / "multirun.yaml").stat().st_mtime_ns
+    guard_configuration(job)
+    assert (tmp_path / "multirun.yaml").stat().st_mtime_ns == written  # another job beside it may be reading it
     assert read_yaml(job / ".hydra" / "config.yaml")["trainer"]["args"]["hub_strategy"] == "end"
     assert read_yaml(job / ".hydra" / "overrides.yaml") == ["+trainer.args.hub_token=[redacted]", "seed=1"]
     state = job_state(job)
