@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import dpo_diag
+from dpo_diag.text import frame_for_csv
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
     out = args.out or args.run / "analysis"
     out.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
-        frame.to_csv(out / f"{name}.csv", index=name == "steps")
+        frame_for_csv(frame).to_csv(out / f"{name}.csv", index=name == "steps")
     print(f"wrote {', '.join(f'{name}.csv' for name in frames)} to {out}")
 
 

@@ -1,7 +1,7 @@
-"""The dataclasses behind conf/: every key of the configuration, its type, unit and default; checks across fields.
+"""The dataclasses behind conf/: every key of the configuration, its type, unit and default.
 
-Hydra merges conf/*.yaml into these, so that a misspelt key or a wrong type stops before anything runs. The checks
-raise; they never edit. No torch and no hydra import here: the analyst's commands read conf/ too.
+Hydra merges conf/*.yaml into these, so that a misspelt key or a wrong type stops before anything runs; what no field
+knows alone is checked in `config_checks`. No torch and no hydra import here: the analyst's commands read conf/ too.
 """
 
 from __future__ import annotations
@@ -74,12 +74,24 @@ class DataConfig:
 
 
 @dataclass
+class FilterConfig:
+    """Which of the training pairs are trained on: `kind` none (all), ln_ches (those with the lowest ln-CHES before
+    training, arXiv 2410.08847) or random (as a control); `keep`: their share."""
+
+    kind: str = "none"
+    keep: float = 1.0
+
+
+@dataclass
 class TrainerConfig:
     """How to train: `method` dpo or sft; batch sizes in examples per device; intervals in optimizer steps.
 
     `args` is handed on to TRL's DPOConfig or SFTConfig as it is, for whatever has no key here. `shared_prefix`: auto
     computes the prompt that chosen and rejected share once where loss and gradient were proved to be those of TRL's
-    padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does.
+    padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does. `reference_store`: a
+    folder where the reference's sums, computed before training (`precompute_ref_log_probs`, which naming a store turns
+    on), are kept, and taken from where model, adapter, tokenizer, template and cut are the same; null:
+    OUTPUT_ROOT/cache/references.
 
     A checkpoint is written after the last step (`save_at_end`), where the last one is `save_minutes` old, and every
     `save_steps`. Those of `save_steps` all stay, of the others the last 2; with `save_total_limit` the last so many of
@@ -102,6 +114,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     disable_dropout: bool = True
     precompute_ref_log_probs: bool = False
+    reference_store: str | None = None
     shared_prefix: str = "auto"
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
@@ -112,6 +125,12 @@ class TrainerConfig:
     save_at_end: bool = True
     save_total_limit: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference's sums are computed before training, or read from a store."""
+        asked = self.args.get("precompute_ref_log_probs", self.precompute_ref_log_probs)
+        return bool(asked) or self.reference_store is not None
 
 
 @dataclass
@@ -266,6 +285,7 @@ class Config:
     report: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
@@ -283,6 +303,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.kind": ("task", "jsonl", "sharegpt", "hub"),
     "data.implicit_prompt": ("whole", "any"),
+    "filter.kind": ("none", "ln_ches", "random"),
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "trainer.shared_prefix": ("auto", "on", "off"),
@@ -306,115 +327,3 @@ def conf_dir() -> Path:
         if candidate.is_dir():
             return candidate
     raise DiagError("conf/ is missing", where=f"{package} and the folder beside it", hint="reinstall dpo-diag")
-
-
-def check(config: Config) -> None:
-    """Everything that one field cannot know alone; raises the first DiagError, before any long work."""
-    for key, choices in CHOICES.items():
-        group, name = key.split(".")
-        value = getattr(getattr(config, group), name)
-        if value not in choices:
-            raise _wrong(key, value, f"one of {', '.join(choices)}")
-    config.loss.check_trainable()
-    _check_sources(config)
-    check_task(config.task)
-    t = config.trainer
-    for key in ("batch_size", "eval_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps"):
-        if getattr(t, key) < 1:
-            raise _wrong(f"trainer.{key}", getattr(t, key), "at least 1")
-    if t.save_steps is not None and t.save_steps < 1:
-        raise _wrong("trainer.save_steps", t.save_steps, "at least 1, or null")
-    if t.save_minutes is not None and t.save_minutes <= 0:
-        raise _wrong("trainer.save_minutes", t.save_minutes, "more than 0, or null")
-    if config.resume is None and (config.checkpoint is not None or config.fresh_optimizer):
-        key = "checkpoint" if config.checkpoint is not None else "fresh_optimizer"
-        raise _wrong(key, getattr(config, key), "resume=RUN beside it: it belongs to a run that goes on")
-    if t.max_steps < 0 and t.num_train_epochs <= 0:
-        raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
-    if t.learning_rate < 0:
-        raise _wrong("trainer.learning_rate", t.learning_rate, "0 or more")
-    if t.max_length is not None and t.max_length < 2:
-        raise _wrong("trainer.max_length", t.max_length, "at least 2 tokens, or null for no limit")
-    if config.peft.kind != "none" and config.peft.r < 1:
-        raise _wrong("peft.r", config.peft.r, "at least 1")
-    for extra in config.probes.extra:
-        if extra not in EXTRA_METRICS:
-            raise _wrong("probes.extra", extra, f"some of {', '.join(EXTRA_METRICS)}")
-    kind = config.tracking.kind
-    if not (isinstance(kind, str) or (isinstance(kind, list) and all(isinstance(k, str) for k in kind))):
-        raise _wrong("tracking.kind", kind, "a tracker's name, or several: [wandb,mlflow]")
-    for key in ("start_timeout", "finish_timeout"):
-        if getattr(config.tracking, key) <= 0:
-            raise _wrong(f"tracking.{key}", getattr(config.tracking, key), "seconds, more than 0")
-    for guard in config.guards.stop:
-        if guard not in GUARDS:
-            raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")
-    check_prompts(config.prompts)
-
-
-def _check_sources(config: Config) -> None:
-    uses_task = [name for name in ("model", "data", "prompts") if getattr(config, name).kind == "task"]
-    if config.task.kind == "none" and uses_task:
-        raise DiagError(
-            f"{uses_task[0]}.kind is task but there is no task",
-            expected=f"task=sql, or another {uses_task[0]}",
-            hint="dpo-train experiment=sql_dpo, or model=hub model.name=... data=jsonl data.path=... prompts=none",
-            usage=True,
-        )
-    if config.model.kind == "hub" and not config.model.name:
-        raise _wrong("model.name", "nothing", "a hub id or a local folder")
-    check_data(config.data)
-
-
-def check_task(t: TaskConfig) -> None:
-    """The sizes of the embedded case can work."""
-    for name in ("sft_steps", "sft_batch_size", "layers", "heads", "n_questions"):
-        if getattr(t, name) < 1:
-            raise _wrong(f"task.{name}", getattr(t, name), "at least 1")
-    if t.sft_learning_rate <= 0:
-        raise _wrong("task.sft_learning_rate", t.sft_learning_rate, "more than 0")
-    if not 0 <= t.planted_error <= 1:
-        raise _wrong("task.planted_error", t.planted_error, "a share from 0 to 1")
-    if t.vocab_size < 258:
-        raise _wrong("task.vocab_size", t.vocab_size, "at least 258: the bytes and two special tokens")
-    if t.hidden_size % (2 * t.heads):
-        raise _wrong("task.hidden_size", t.hidden_size, f"a multiple of {2 * t.heads}, twice the heads")
-    if not 0 < t.n_train_pairs < t.n_pairs:
-        raise _wrong("task.n_train_pairs", t.n_train_pairs, f"1 to {t.n_pairs - 1}: some pairs are held out")
-
-
-def check_data(d: DataConfig) -> None:
-    """The pairs are named and there; shares are shares."""
-    for share in ("eval_share", "max_bad_share", "max_truncated_share"):
-        if not 0 <= getattr(d, share) <= 1:
-            raise _wrong(f"data.{share}", getattr(d, share), "a share from 0 to 1")
-    if d.implicit_prompt not in CHOICES["data.implicit_prompt"]:
-        raise _wrong("data.implicit_prompt", d.implicit_prompt, f"one of {', '.join(CHOICES['data.implicit_prompt'])}")
-    if d.kind in ("jsonl", "sharegpt"):
-        for key in ("path", "eval_path"):
-            value = getattr(d, key)
-            if value is None and key == "path":
-                raise _wrong("data.path", "nothing", "a file of preference pairs")
-            # Several files and globs are looked for where they are read.
-            if isinstance(value, str) and not set(value) & set(",*?[") and not Path(value).expanduser().exists():
-                raise _wrong(f"data.{key}", value, "an existing file")
-    if d.kind == "hub" and not d.name:
-        raise _wrong("data.name", "nothing", "a datasets id or a local dataset folder")
-
-
-def check_prompts(p: PromptsConfig) -> None:
-    """The prompt file is there, the decoding possible."""
-    if p.kind == "file":
-        if not p.path:
-            raise _wrong("prompts.path", "nothing", "a jsonl file of prompts")
-        shipped = sorted(f.stem for f in PROMPT_SETS.glob("*.jsonl"))
-        if not Path(p.path).is_file() and p.path not in shipped:
-            raise _wrong("prompts.path", p.path, f"an existing jsonl file, or one of {', '.join(shipped)}")
-    if p.n_samples < 0 or (p.n_samples and p.temperature <= 0):
-        raise _wrong("prompts.n_samples", p.n_samples, "0, or more with prompts.temperature above 0")
-    if p.max_new_tokens < 1:
-        raise _wrong("prompts.max_new_tokens", p.max_new_tokens, "at least 1")
-
-
-def _wrong(key: str, got: object, expected: str) -> DiagError:
-    return DiagError("configuration does not fit", where=key, got=got, expected=expected, usage=True)

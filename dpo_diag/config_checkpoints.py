@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_diag.config import CHOICES, DataConfig, PromptsConfig, check_data, check_prompts
+from dpo_diag.config import CHOICES, DataConfig, PromptsConfig
+from dpo_diag.config_checks import check_data, check_prompts
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.losses import LossSpec

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 
 EXTRA_OF = {
@@ -55,7 +56,7 @@ def install_hint(package: str) -> str:
 def installed_from() -> str:
     """The folder from which pip installed this package (PEP 610), else its name."""
     try:
-        said = json.loads(distribution("dpo-diag").read_text("direct_url.json") or "{}")
+        said = parse_json(distribution("dpo-diag").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:
         return "dpo-diag"
     folder = Path(url2pathname(urlsplit(said.get("url", "")).path))
@@ -88,6 +89,19 @@ def require_plugin(override: str) -> None:
     if plugin and not has_plugin(plugin):
         hint = f'pip install "{installed_from()}[{extra}]"'
         raise DiagError(f"{override} needs {plugin.replace('_', '-')}, which is not installed", hint=hint)
+
+
+def refuse_together(overrides: Sequence[str]) -> None:
+    """Raise a DiagError where a search with Optuna is asked to be tracked with MLflow in an environment that has the
+    sweeper's SQLAlchemy: MLflow's stores need the next one."""
+    words = [text.lstrip("+") for text in overrides]
+    tracked = any(text.startswith(("tracking=", "tracking.kind=")) and "mlflow" in text for text in words)
+    if tracked and "hydra/sweeper=optuna" in words and is_installed("sqlalchemy") and version("sqlalchemy") < "2":
+        raise DiagError(
+            "hydra/sweeper=optuna needs SQLAlchemy 1.4 and MLflow needs 2", where="tracking",
+            got=f"SQLAlchemy {version('sqlalchemy')}", usage=True,
+            hint="search first; then, where the extra mlflow is installed: dpo-diag track RUN --to mlflow",
+        )  # fmt: skip
 
 
 def missing(package: str, what: str) -> DiagError:

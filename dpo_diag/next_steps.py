@@ -52,8 +52,8 @@ def override(key: str, value: str | os.PathLike[str]) -> str:
     text = os.fspath(value)
     if _PLAIN_VALUE.fullmatch(text) and not _READ_AS_ELSE.fullmatch(text):
         return f"{key}={text}"
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    escaped = re.sub(r"\\+$", r"\g<0>\g<0>", re.sub(r"(\\*)'", r"\1\1\\'", literal))
+    literal = re.sub(r"(?<!\\)(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r"(?<!\\)\\+$", r"\g<0>\g<0>", re.sub(r"(?<!\\)(\\*)'", r"\1\1\\'", literal))
     return f"{key}='{escaped}'"
 
 

@@ -46,7 +46,7 @@ _FORMULA_START = ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠")
 _LEAST_PLAIN, _LEAST_POWERS = 1e-3, 1e6
 """Sizes between which a number is printed without an exponent."""
 _ROUNDING = 1e-6
-_PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
+_PLAIN_NUMBER = re.compile(r"[+-]?(\d++\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -329,5 +329,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as strict JSON (RFC 8259: no NaN), in UTF-8 text."""
-    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    """`value` as strict JSON (RFC 8259: no NaN), in UTF-8 text; what `visible` replaces is escaped, so that it acts on
+    no terminal and is the same value to whoever parses it (a lone surrogate, too, which UTF-8 cannot hold)."""
+    text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    return HIDDEN.sub(lambda m: json.dumps(m.group())[1:-1], text)

@@ -12,9 +12,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from dpo_diag.config import conf_dir
+from dpo_diag.documents import parse_yaml
 from dpo_diag.errors import DiagError, did_you_mean
 
 Thresholds = Mapping[str, float]
@@ -24,7 +23,7 @@ Thresholds = Mapping[str, float]
 def defaults() -> Thresholds:
     """Every threshold by its dotted name, read only."""
     file = conf_dir() / "checks" / "default.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = parse_yaml(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise DiagError("not a mapping of names to numbers", where=file, hint="restore it from the package")
     return MappingProxyType({name: float(value) for name, value in _flat(content).items()})

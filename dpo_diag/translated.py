@@ -23,9 +23,9 @@ VARIABLE = "DPO_DIAG_LANG"
 _NAME = re.compile(r"\{(\w+)\}")
 _ENTRY = re.compile(r'^(msgid|msgstr) |^"')
 _SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z])")
-_PROSE = re.compile(r"[A-Za-z][a-z']* [a-z]{2,}")
+_PROSE = re.compile(r"[A-Za-z]'*+ [a-z]{2}")
 """Two words of English: a piece that holds them and has no translation is a sentence left behind."""
-_QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\[[^\]]*\]|\([^()]*=[^()]*\)')
+_QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\[[^\[\]]*\]|\([^()=]*+=[^()]*\)')
 """What a run or a shell says, not we."""
 _NUMBER = re.compile(r"[-+~]?(?:\d[\d.]*(?<!\.)(?:e[-+]?\d+)?|NaN|∞|–|\?)(?: %)?")
 """What a name of one letter holds."""

@@ -37,6 +37,7 @@ def named(text: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_from_the_example_each_command_leads_to_one_that_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

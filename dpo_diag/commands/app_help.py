@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dpo_diag.commands.schema_keys import keys_below
+from dpo_diag.documents import parse_yaml
 from dpo_diag.text import terminal_width
 
 
@@ -93,12 +94,11 @@ def help_text(name: str, width: int | None = None) -> str:
 
 def group_options(app: AppHelp) -> dict[str, list[str]]:
     """Group -> its options, of the groups that the app's file in conf/ composes and a user can choose from."""
-    import yaml
 
     from dpo_diag.config import conf_dir
 
     folder = conf_dir()
-    entries = yaml.safe_load((folder / f"{app.config}.yaml").read_text(encoding="utf-8"))["defaults"]
+    entries = parse_yaml((folder / f"{app.config}.yaml").read_text(encoding="utf-8"))["defaults"]
     named = [str(key).removeprefix("optional ") for entry in entries if isinstance(entry, dict) for key in entry]
     found = {group: sorted(p.stem for p in (folder / group).glob("*.yaml")) for group in named}
     taken = {group: [o for o in options if o not in app.refused.get(group, ())] for group, options in found.items()}

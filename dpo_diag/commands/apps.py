@@ -7,6 +7,7 @@ import sys
 
 from dpo_diag.commands.app_help import asks_for_help, help_text
 from dpo_diag.extras import of_import_error
+from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 
 def _run(name: str) -> int:
@@ -14,7 +15,11 @@ def _run(name: str) -> int:
         print(help_text(f"dpo-{name}"))
         return 0
     try:
-        return int(importlib.import_module(f"dpo_diag.commands.{name}").main())
+        with sigterm_interrupts():  # from the first moment: what a training needs takes seconds to import
+            return int(importlib.import_module(f"dpo_diag.commands.{name}").main())
+    except KeyboardInterrupt as stop:
+        print(f"dpo-{name}: {word(stop)}", file=sys.stderr)
+        return exit_status(stop)
     except ModuleNotFoundError as error:
         absent = of_import_error(error, f"dpo-{name}")
         if absent is None:

@@ -13,6 +13,10 @@ from cyclopts import App, CycloptsError, Parameter
 from dpo_diag import __version__
 from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.extras import of_import_error
+from dpo_diag.records.secrets import redacted
+from dpo_diag.safe_streams import safe_streams
+from dpo_diag.shortages import shortage
+from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "train the embedded text-to-SQL case, explain it, write its report"),
@@ -45,7 +49,7 @@ dpo-diag report RUN                     everything on one page
 
 --debug shows tracebacks; completion: dpo-diag --install-completion"""
 
-EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 
 def _default(value: object) -> Any:
@@ -71,6 +75,18 @@ def make_app() -> App:
     return app
 
 
+def plain_help(app: App, arguments: Sequence[str]) -> App:
+    """The application, whose help has no styles where the terminal takes none: NO_COLOR alone leaves rich its bold."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        from rich.console import Console
+
+        from dpo_diag.text import takes_styles
+
+        if not takes_styles(sys.stdout):
+            app.console = Console(color_system=None)
+    return app
+
+
 def tell_damage(name: str) -> None:
     """From now on a damaged record file is told in one line on standard error, as an error is; other warnings are
     shown as before."""
@@ -87,26 +103,32 @@ def tell_damage(name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted."""
+    """Entry point; returns the exit status: 0 success, 1 failure, 2 usage, 130 interrupted, 143 terminated."""
+    with safe_streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     command = next((a for a in arguments if a in COMMANDS), "")
     name = f"dpo-diag {command}".rstrip()
     try:
-        with warnings.catch_warnings():
+        with sigterm_interrupts(), warnings.catch_warnings():
             tell_damage(name)
-            status = make_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            app = plain_help(make_app(), arguments)
+            status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return EXIT_USAGE if not arguments else int(status or EXIT_OK)
     except CycloptsError as error:
         # The library cuts its list of commands short; the hint shows all of them.
         what = " ".join(str(error).split()).partition(" Available commands:")[0]
-        print(f"{name}: {what.rstrip('.')}; hint: {name} --help", file=sys.stderr)
+        print(f"{name}: {redacted(what).rstrip('.')}; hint: {name} --help", file=sys.stderr)
         return EXIT_USAGE
     except DiagError as error:
         if debug:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {redacted(str(error))}", file=sys.stderr)
         return EXIT_USAGE if error.usage else EXIT_FAILURE
     except ImportError as error:
         # Cyclopts wraps what a command's module failed to import.
@@ -120,9 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away: not an error of ours, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(f"{name}: {word(stop)}", file=sys.stderr)
+        return exit_status(stop)
+    except Exception as error:
+        told = shortage(error)
+        if debug or told is None:
+            raise
+        print(f"{name}: {told}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

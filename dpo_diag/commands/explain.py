@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_explain, say_next
 from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.registry import plugins
 from dpo_diag.text import takes_styles, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
@@ -173,8 +173,8 @@ class _Request:
         from dpo_diag.diagnosis import explain as explain_run
         from dpo_diag.importers import Options, import_path
 
-        with tempfile.TemporaryDirectory(prefix="dpo_diag_") as folder:
-            out = Path(folder) / "run"
+        with scratch_folder("explain") as folder:
+            out = folder / "run"
             import_path(self.path, out, options=Options(**self.said))
             document = explain_run(load_run(out), self.from_step, self.to_step, self.split, self.thresholds)
         return {**document, "run": str(self.path)}
@@ -235,11 +235,16 @@ def _signature(path: Path) -> tuple[Any, ...]:
 def _watch(
     request: _Request, interval: float, rules: list[tuple[str, frozenset[str]]], *, json: bool, write: bool
 ) -> int:
-    """Explain whenever the records change, print what changed; ends when run.json says that the run ended."""
+    """Explain whenever the records change, print what changed; ends when run.json says that the run ended.
+
+    Raises:
+        DiagError: an ended run that cannot be explained: nothing more is coming.
+    """
     from dpo_diag.commands.news import tell_news, webhook_of
     from dpo_diag.diagnosis.printed import render_change
 
     path, seen, before = request.path, None, None
+    wrong: DiagError | None = None
     webhook = webhook_of(path)
     while True:
         now = _signature(path) if path.exists() else None
@@ -251,14 +256,19 @@ def _watch(
             except DiagError as error:
                 if error.usage:
                     raise
+                wrong = error
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
             else:
+                wrong = None
                 if write and request.is_run:
                     write_findings(path, document, identity)
                 print(to_json(document) if json else render_change(before, document), flush=True)
                 tell_news(webhook, before, document)
                 before = document
-        if before is not None and (path / RUN_FILE).is_file() and load_run(path).info.status != "running":
+        ended = (path / RUN_FILE).is_file() and load_run(path).info.status != "running"
+        if ended and _signature(path) == seen:
             webhook.finish()
+            if wrong is not None or before is None:
+                raise wrong or DiagError("nothing to explain", where=path)
             return _status(before, rules)
         time.sleep(interval)

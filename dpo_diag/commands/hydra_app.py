@@ -8,13 +8,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import shutil
 import sys
-import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,26 +26,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.commands.diag import tell_damage
-from dpo_diag.commands.hydra_callback import BEGUN
-from dpo_diag.commands.overrides import explain_override, plain_value, quoted_paths
+from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
+from dpo_diag.commands.overrides import explain_override, quoted_paths
+from dpo_diag.commands.resume_trust import resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
-from dpo_diag.extras import has_plugin, require_plugin
-from dpo_diag.next_steps import override, say_next
-from dpo_diag.records.checksums import read_yaml
+from dpo_diag.extras import has_plugin, refuse_together, require_plugin
+from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan
+from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
 from dpo_diag.records.run_info import ended_by
+from dpo_diag.records.run_lock import OWN, writing
+from dpo_diag.records.scratch import scratch_folder
+from dpo_diag.records.secrets import redacted, redacted_words
+from dpo_diag.safe_streams import safe_streams
+from dpo_diag.shortages import shortage
+from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 T = TypeVar("T")
 Job = Callable[[DictConfig], Any]
 SCHEMAS: dict[str, type] = {"config": Config, "score": ScoreConfig, "generate": GenerateConfig}
 """conf/NAME.yaml -> its schema, known to Hydra as base_NAME."""
 log = logging.getLogger(__name__)
-_RESUME = re.compile(r"\+{0,2}resume=")
-_ONCE = re.compile(r"\+{0,2}(resume|checkpoint|fresh_optimizer)=")
-"""Overrides that say how this very start goes on: the next one is another."""
 
 
 def register() -> None:
@@ -54,6 +56,7 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"base_{name}", node=schema)
     OmegaConf.register_new_resolver("objective_directions", _directions, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     if has_plugin("hydra_optuna_sweeper"):
         from dpo_diag.commands import optuna_sweeper
 
@@ -80,39 +83,81 @@ def is_main_process() -> bool:
 
 
 def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None) -> int:
-    """Run a Hydra app; returns the exit status: 0 success, 1 failure, 2 usage.
+    """Run a Hydra app; returns the exit status: 0 success, 1 failure, 2 usage, 130 and 143 stopped.
 
     Errors are one line unless `--debug` or HYDRA_FULL_ERROR is set.
     """
+    with safe_streams():
+        return _run_app(name, config_name, job, argv)
+
+
+def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Two OpenMP threads that spin while they wait are slower than one on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A job's log on a full disk: logging would print a traceback for each line that it cannot write.
+    logging.raiseExceptions = debug
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
-        with _full_errors(), warnings.catch_warnings():
+        with sigterm_interrupts(), _full_errors(), _released(), warnings.catch_warnings():
             tell_damage(name)
             return _run(name, config_name, job, [a for a in arguments if a != "--debug"])
     except DiagError as error:
         if debug:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {redacted(str(error))}", file=sys.stderr)
+        say_next(getattr(error, "__notes__", []), sys.stderr)
         return 2 if error.usage else 1
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         if (origin := _origin(error)) is not None:
-            print(f"{name}: {origin}", file=sys.stderr)
+            print(f"{name}: {redacted(str(origin))}", file=sys.stderr)
             return 2
         # What Hydra says of a wrong type stands in the cause.
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
-        print(f"{name}: {' '.join('; '.join(reasons).split())}", file=sys.stderr)
+        print(f"{name}: {redacted(' '.join('; '.join(reasons).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{name}: interrupted", file=sys.stderr)
-        say_next(getattr(stop, "__notes__", []), sys.stderr)
-        return 130
+        several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+        why = "; if the launcher did it, another process ended: its own lines say why" if several else ""
+        print(f"{name}: {word(stop)}{why}", file=sys.stderr)
+        again = line(name, *redacted_words(arguments))  # of which nothing is there yet
+        say_next(getattr(stop, "__notes__", [again]), sys.stderr)
+        return exit_status(stop)
+    except Exception as error:
+        told = shortage(error)
+        if debug or told is None:
+            raise
+        print(f"{name}: {redacted(str(told))}", file=sys.stderr)
+        say_next(getattr(error, "__notes__", []), sys.stderr)
+        return 1
+
+
+@contextmanager
+def _released() -> Iterator[None]:
+    """The run folders that this call took are free for others at its end."""
+    try:
+        yield
+    except Refused as refused:
+        raise refused.error from None
+    finally:
+        while HELD:
+            HELD.pop()()
+
+
+def _as_line(error: BaseException) -> DiagError | None:
+    """What is told in one line, with the notes that say how to go on; None for what keeps its traceback."""
+    if isinstance(error, DiagError) or not isinstance(error, Exception):
+        return error if isinstance(error, DiagError) else None
+    told = shortage(error)
+    if told is not None:
+        told.__cause__ = error
+        for note in getattr(error, "__notes__", []):
+            told.add_note(note)
+    return told
 
 
 def _origin(error: BaseException | None) -> DiagError | None:
@@ -136,9 +181,10 @@ def _full_errors() -> Iterator[None]:
 
 def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     register()
-    arguments = quoted_paths(_resumed(arguments))
+    arguments = quoted_paths(resumed(arguments))
     for argument in arguments:
         require_plugin(argument)
+    refuse_together(arguments)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):
@@ -148,8 +194,9 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
             raise DiagError(reason, usage=True)
     if not is_main_process():
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
-        scratch = tempfile.mkdtemp(prefix="dpo-diag-rank-")
-        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        ending = ExitStack()
+        scratch = ending.enter_context(scratch_folder("rank"))
+        atexit.register(ending.close)
         arguments += ["hydra.output_subdir=null", override("hydra.run.dir", scratch)]
     sys.argv = [name, *arguments]
     errors: list[DiagError] = []
@@ -160,6 +207,8 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     except BaseException as error:
         # A sweeper that asks for a failed job's value gets its error, after the others have run.
         if not BEGUN:
+            for folder in folders:
+                remove_if_bare(folder)
             raise
         return end_of_multirun(BEGUN.pop(), error)
     if BEGUN:
@@ -175,7 +224,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
 def remove_if_bare(folder: Path) -> None:
     """Remove a run folder that holds no more than what Hydra wrote before the job began, and its empty parents: a
     mistake that was found before anything was done leaves nothing behind."""
-    if not folder.is_dir() or any(p.name != ".hydra" and p.suffix != ".log" for p in folder.iterdir()):
+    if not folder.is_dir() or any(p.name not in (".hydra", *OWN) and p.suffix != ".log" for p in folder.iterdir()):
         return
     for handler in list(logging.root.handlers):  # Hydra's log of the job is open
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.resolve()):
@@ -187,29 +236,6 @@ def remove_if_bare(folder: Path) -> None:
             parent.rmdir()
         except OSError:
             return
-
-
-def _resumed(arguments: list[str]) -> list[str]:
-    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
-
-    RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
-    """
-    given = next((a for a in arguments if _RESUME.match(a)), None)
-    run = None if given is None else given.partition("=")[2]
-    if given is None or run in (None, "null", ""):
-        return arguments
-    folder = Path(run)
-    if not folder.exists():
-        folder = Path(plain_value(given))
-    saved = folder / ".hydra" / "overrides.yaml"
-    if not saved.is_file():
-        raise DiagError(
-            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
-            usage=True,
-        )  # fmt: skip
-    before = [a for a in map(str, read_yaml(saved) or []) if not _ONCE.match(a)]
-    now = [a for a in arguments if not _RESUME.match(a)]
-    return [*before, *now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 
 def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
@@ -224,19 +250,28 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
         folder, several = Path(hydra_cfg.runtime.output_dir), hydra_cfg.mode == RunMode.MULTIRUN
         if not is_main_process():
             return job(cfg)
-        begin_job(folder, int(hydra_cfg.job.num) if several else None)
+        with writing(folder):
+            begin_job(folder, int(hydra_cfg.job.num) if several else None)
+            guard_configuration(folder)
+            sign(folder)
+            return ended(cfg, folder, several)
+
+    def ended(cfg: DictConfig, folder: Path, several: bool) -> Any:
         try:
             value = job(cfg)
         except BaseException as error:
             failed, reason = isinstance(error, Exception), ended_by(error)[1]
-            told = str(error) if isinstance(error, DiagError) else reason
-            end_job(folder, "failed" if failed else "interrupted", told)
-            if several and isinstance(error, Exception):
-                log.error("failed: %s", error, exc_info=None if isinstance(error, DiagError) else error)
-            if several or not isinstance(error, DiagError):
+            told = _as_line(error)
+            with suppress(OSError):  # a full disk may be what ended it
+                end_job(folder, "failed" if failed else "interrupted", reason if told is None else str(told))
+            if several and failed:
+                whole = "".join(traceback.format_exception(error)) if told is None else str(told)
+                log.error("failed: %s", redacted(whole))
+            if not several:
+                folders.append(folder)
+            if several or told is None:
                 raise
-            errors.append(error)
-            folders.append(folder)
+            errors.append(told)
             return None
         end_job(folder, "completed")
         return value
@@ -269,7 +304,7 @@ def end_of_multirun(folder: Path, error: BaseException | None = None) -> int:
         raise error
     ending(folder)
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return exit_status(error)
     failed = [job for job in jobs if job.status != "completed"]
     if error is not None and not any(job.status == "failed" for job in failed):
         raise error

@@ -1,10 +1,10 @@
-"""Hydra callback: the beginning of a multirun leaves word of every job that it will run."""
+"""Hydra callback: a run gets a folder of its own before anything is written, a multirun leaves word of its jobs."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,95 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from dpo_diag.records.jobs import Plan, plan_of, this_process, without_secret_values, write_plan
+from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import override
+from dpo_diag.records.jobs import Plan, plan_of, this_process, write_plan
+from dpo_diag.records.names import check_name, shortened
+from dpo_diag.records.run_lock import claimed, hold
+from dpo_diag.records.secrets import redacted_words
 
 BEGUN: list[Path] = []
 """Folders of the multiruns of this process that have begun and whose end was not told yet, see `hydra_app`."""
+_NUMBERED = "${hydra.job.num}"
+HELD: list[Callable[[], None]] = []
+"""What releases the run folders that this process holds, at the end of `hydra_app.run_app`."""
 _OF_THE_MULTIRUN = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode",
                     "hydra.run.")  # fmt: skip
 
 
+class Refused(BaseException):
+    """Carries a DiagError through Hydra, which makes a warning of whatever Exception a callback raises."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class KeepPlan(Callback):
-    """Writes sweep.json; a multirun that goes on in a folder keeps what was planned there first."""
+    """Takes the run's folder; writes sweep.json: a multirun that goes on in a folder keeps what was planned first."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            _check_names(config)
+            folder = _own_folder(config, "run")
+            HELD.append(hold(folder))
+        except (DiagError, OSError) as error:
+            raise Refused(error) from error
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(str(config.hydra.sweep.dir))
-        folder.mkdir(parents=True, exist_ok=True)  # a storage of a sweeper's may lie there
+        try:
+            _check_names(config)
+            folder = _own_folder(config, "sweep")
+            _keep_inside(config)
+            folder.mkdir(parents=True, exist_ok=True)  # a storage of a sweeper's may lie there
+        except (DiagError, OSError) as error:
+            raise Refused(error) from error
         BEGUN.append(folder)
         before = plan_of(folder)
         write_plan(folder, _plan(config) if before is None else replace(before, state=this_process()))
+
+
+def _check_names(config: DictConfig) -> None:
+    check_name(str(config.name), "name")
+    experiment = config.hydra.runtime.choices.get("experiment")
+    if experiment is not None:
+        check_name(str(experiment), "experiment")
+
+
+def _own_folder(config: DictConfig, mode: str) -> Path:
+    """The folder that the configuration names; where the clock does, one that no other start of that second has: made
+    here, and written into the configuration. A task of a Slurm array has its number in the name."""
+    pattern = str(OmegaConf.to_container(config.hydra[mode], resolve=False)["dir"])  # type: ignore[index,call-overload]
+    folder = Path(str(config.hydra[mode].dir))
+    if "${now:" not in pattern:
+        return folder
+    task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if task.isdecimal() and mode == "run":
+        folder = folder.with_name(f"{folder.name}_{task}")
+    folder = claimed(folder)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra[mode].dir = str(folder)
+        if mode == "sweep":  # each job's configuration is composed anew
+            config.hydra.overrides.hydra.append(override("hydra.sweep.dir", folder))
+    return folder
+
+
+def _keep_inside(config: DictConfig) -> None:
+    """A multirun's subfolders that the user makes of values: `job_folder` looks at each."""
+    text = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    if text == _NUMBERED:
+        return
+    if set(text) & set("'\"\\"):
+        raise DiagError("quotes and backslashes", where="hydra.sweep.subdir", got=text, expected="none", usage=True)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir=\"${{job_folder:'{text}'}}\"")
+
+
+def job_folder(text: str) -> str:
+    """The subfolder of a multirun's job: below its folder, and no name longer than file systems take."""
+    return check_name("/".join(shortened(part) for part in text.split("/")), "hydra.sweep.subdir")
 
 
 def _plan(config: DictConfig) -> Plan:
@@ -40,12 +110,14 @@ def _plan(config: DictConfig) -> Plan:
     jobs = None
     if str(sweeper["_target_"]).endswith(".BasicSweeper"):
         given = [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()), *task]
-        overrides = OverridesParser.create().parse_overrides(given)
-        jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(overrides, None)[0])
-    hydra = of_a_job(map(str, config.hydra.overrides.hydra))
+        parsed = OverridesParser.create().parse_overrides(given)
+        jobs = tuple(tuple(job) for job in BasicSweeper.split_arguments(parsed, None)[0])
+    overrides = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    assert isinstance(overrides, list)
+    hydra = redacted_words(of_a_job(map(str, overrides)))
     return Plan(
-        Path(sys.argv[0]).name, without_secret_values(sys.argv[1:]), os.getcwd(),
-        None if jobs is None else tuple(map(without_secret_values, jobs)),
+        Path(sys.argv[0]).name, redacted_words(sys.argv[1:]), os.getcwd(),
+        None if jobs is None else tuple(map(redacted_words, jobs)),
         hydra, sweeper.get("n_trials"), this_process(),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_longppl, say_next
+from dpo_diag.records.files import write_csv
 from dpo_diag.text import number, plain, safe, table, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
@@ -110,10 +111,7 @@ def measure(request: Request, gain: float, floor: float) -> dict[str, Any]:
     frame = pd.DataFrame({"position": np.arange(len(ids)), "token_id": ids, "text": words, "long": own.long,
                           "short": own.short, "key": keys})  # fmt: skip
     if request.out is not None:
-        try:
-            frame.to_csv(request.out, index=False)
-        except OSError as error:
-            raise DiagError("cannot be written", where=request.out, got=error.strerror) from error
+        write_csv(request.out, frame)
     return {
         "model": request.model, "file": str(request.file), "evaluator": request.evaluator,
         "truncation": request.truncation, "window": request.window, "gain": gain, "floor": floor, **result._asdict(),

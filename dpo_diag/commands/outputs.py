@@ -13,10 +13,10 @@ from cyclopts import Parameter
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_outputs, say_next
 from dpo_diag.records import load_run
+from dpo_diag.records.files import write_csv
 from dpo_diag.text import (
     arrow,
     bracket,
-    frame_for_csv,
     percent,
     plural,
     safe,
@@ -161,8 +161,7 @@ def _write_csv(path: Path, c: Comparison, entries: list[dict[str, Any]]) -> None
     from dpo_diag.outputs.selection import wide
 
     table_ = wide(entries, {(x.model, x.step): f"{x.model}@{x.step}" for x in c.answers.checkpoints})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame_for_csv(table_).to_csv(path, index=False)
+    write_csv(path, table_)
     print(f"wrote {path}", file=sys.stderr)
 
 

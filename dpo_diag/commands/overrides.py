@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
 from dpo_diag.commands.schema_keys import keys_below
@@ -39,7 +40,7 @@ def plain_value(text: str) -> str:
     value = None if override.is_sweep_override() else override.value()
     if not isinstance(value, str):
         return raw
-    return re.sub(r"(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)  # as OmegaConf reads it
+    return re.sub(r"(?<!\\)(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)  # as OmegaConf reads it
 
 
 def quoted_paths(arguments: list[str]) -> list[str]:
@@ -71,8 +72,7 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
     group = conf_dir() / key
     if "." not in key and group.is_dir():
         options = [p.stem for p in group.glob("*.yaml")]
-        values = [value.strip() for value in text.partition("=")[2].split(",")]
-        wrong = [value for value in values if value not in (*options, "null", "")]
+        wrong = [value for value in _options(parsed.value(), options) if value not in (*options, "null", "")]
         return f"{key} has no option {wrong[0]!r}; {_nearest(wrong[0], options)}" if wrong else None
     prefix, _, name = key.rpartition(".")
     if prefix in keys:
@@ -80,6 +80,18 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
         return None if name in keys[prefix] else f"unknown key {key!r}; {_nearest(name, keys[prefix], within)}"
     first = prefix.split(".")[0]
     return None if first in keys[""] else f"unknown key {key!r}; {_nearest(first, keys[''])}"
+
+
+def _options(value: Any, known: list[str]) -> list[str]:
+    """The options of a group that an override's value names, a sweep's too: `a`, `a,b`, `choice(a,b)`, `glob(a*)`."""
+    if isinstance(value, Glob):
+        return list(value.filter(known)) or [f"glob({','.join(value.include)})"]
+    if isinstance(value, (ChoiceSweep, list)):
+        parts = value.list if isinstance(value, ChoiceSweep) else value
+        return [name for part in parts for name in _options(part, known)]
+    if isinstance(value, Sweep):
+        return ["a range of numbers"]
+    return ["null" if value is None else value.text if isinstance(value, QuotedString) else str(value)]
 
 
 def quoted(value: str) -> str:

@@ -25,7 +25,7 @@ def ppl(loss: float, /, *losses: float, vocab_size: int | None = None, json: boo
         print(to_json({**document, "next": after_ppl()}))
         return 0
     names = ["loss", "perplexity", "bits_per_token", "uniform_loss", "share_of_uniform"]
-    header = ["loss", "perplexity", "bits per token", "uniform loss", "share of uniform"]
+    header = ["loss", "perplexity", "bits/token", "uniform loss", "of uniform"]
     print(table(header, [[level[n] for n in names] for level in levels]))
     for level in levels:
         print(f"\nloss {level['loss']:g} means:")

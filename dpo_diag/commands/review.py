@@ -72,7 +72,7 @@ def review(
                          seed=seed)  # fmt: skip
     if judge_url:
         return _judge(opened, items, judge_url, judge_model)
-    from dpo_diag.review.judgements import check_reviewer, file_of
+    from dpo_diag.review.judgements import check_reviewer, file_of, sitting
     from dpo_diag.review.page import review_app
     from dpo_diag.review.session import Session
     from dpo_diag.serving.gradio_page import require_gradio
@@ -80,18 +80,19 @@ def review(
 
     require_gradio("dpo-diag review")
     reviewer = check_reviewer(reviewer or _login())
-    session = Session(opened, items, reviewer, load_behaviours(opened.path, behaviours), seed)
-    state = session.state()
-    print(f"{state['total']} items for {reviewer}, {state['done']} judged already; saved in {file_of(opened.path, reviewer)}")  # fmt: skip # noqa: E501
-    if len(items) < n:
-        print(f"only {len(items)} answers differ")
-    app = review_app(session)
-    serve(
-        app,
-        port=port,
-        browser=not no_browser,
-        say=lambda url: print(f"open {url}\nCtrl-C ends it; nothing is lost", flush=True),
-    )
+    with sitting(opened.path, reviewer):
+        session = Session(opened, items, reviewer, load_behaviours(opened.path, behaviours), seed)
+        state = session.state()
+        print(f"{state['total']} items for {reviewer}, {state['done']} judged already; saved in {file_of(opened.path, reviewer)}")  # fmt: skip # noqa: E501
+        if len(items) < n:
+            print(f"only {len(items)} answers differ")
+        app = review_app(session)
+        serve(
+            app,
+            port=port,
+            browser=not no_browser,
+            say=lambda url: print(f"open {url}\nCtrl-C ends it; nothing is lost", flush=True),
+        )
     state = session.state()
     print(f"\n{state['done']} of {state['total']} judged")
     say_next(after_review(run))
@@ -107,11 +108,13 @@ def _login() -> str:
 
 def _judge(opened: Run, items: list[Item], url: str, model: str | None) -> int:
     from dpo_diag.review.judge import Endpoint, judge_items
+    from dpo_diag.review.judgements import sitting
 
     if not model:
         raise DiagError("--judge-url needs --judge-model", usage=True)
     endpoint = Endpoint.from_env(url, model)
-    done = judge_items(opened, items, endpoint, say=lambda line: print(line, file=sys.stderr))
+    with sitting(opened.path, endpoint.reviewer):
+        done = judge_items(opened, items, endpoint, say=lambda line: print(line, file=sys.stderr))
     print(f"{done} of {len(items)} items judged by {endpoint.reviewer}")
     return _results(opened, False)
 

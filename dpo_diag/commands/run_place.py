@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_diag.commands.hydra_app import is_main_process
+from dpo_diag.commands.hydra_callback import HELD
 from dpo_diag.config_checkpoints import CheckpointsConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.records.remote import download, is_run, is_url, upload
+from dpo_diag.records.run_lock import hold
 
 if TYPE_CHECKING:
     from dpo_diag.inference.launch import Launch
@@ -51,6 +53,8 @@ class RunPlace:
         launch = None if launcher == "none" else Launch(launcher, config.shard_size, cluster)
         out = str(config.out or own)
         if not is_url(out):
+            if is_main_process():  # from now on: before any model is loaded
+                HELD.append(hold(out))
             return cls(out, Path(out), launch)
         if is_run(out):
             download(out, own)

@@ -37,7 +37,10 @@ def job(cfg: DictConfig) -> str:
     rows = source.held_out if config.hold_out else source.train + source.held_out
     set_: dict[str, Any] = {
         "reference": config.reference, "split": config.split, "split_role": "held_out" if config.hold_out else None,
-        "facts": {"loss": config.loss, "reference_free": False, "data": source.summary(), "name": config.name},
+        "facts": {
+            "loss": config.loss, "reference_free": not config.loss.needs_reference, "data": source.summary(),
+            "name": config.name,
+        },
     }  # fmt: skip
     settings: dict[str, Any] = {
         "max_length": config.max_length, "truncation_mode": config.truncation_mode, "batch_size": config.batch_size,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,14 +12,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from dpo_diag.commands import slurm
+from dpo_diag.commands.sweep_resume import SCRIPT
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
-from dpo_diag.records.jobs import Plan, this_process, without_secret_values, write_plan
+from dpo_diag.records.jobs import Plan, this_process, write_plan
+from dpo_diag.records.names import check_name
+from dpo_diag.records.run_lock import claimed
+from dpo_diag.records.secrets import redacted_words
 from dpo_diag.text import plural
 
 APPS = {"dpo-train": "config", "dpo-score": "score", "dpo-generate": "generate"}
-SCRIPT = "submit.sh"
 
 
 def submit(
@@ -45,20 +48,24 @@ def submit(
     words = [word for word in command if word not in ("-m", "--multirun")]
     app = words.pop(0) if words and words[0] in APPS else "dpo-train"
     options = _options(sbatch or [])
-    if lacking := [a.partition("=")[0] for a, b in zip(words, without_secret_values(words), strict=True) if a != b]:
+    given = [*words, *options]
+    if lacking := [a.partition("=")[0] for a, b in zip(given, redacted_words(given), strict=True) if a != b]:
         raise DiagError("a secret is not written into a sweep's folder", where="submit", got=", ".join(lacking),
                         hint="give it to the tasks by its environment variable", usage=True)  # fmt: skip
     if concurrent is not None and concurrent < 1:
         raise DiagError("out of range", where="--concurrent", got=concurrent, expected="at least 1", usage=True)
     folder, jobs, hydra = _planned(app, words)
     # Who runs the jobs is elsewhere and later: until each has begun its turn is still to come.
-    state = replace(this_process(), host="slurm", pid=0, process_began=None)
-    write_plan(folder, Plan(app, tuple(words), os.getcwd(), jobs, hydra, None, state))
+    state = replace(this_process(), host=slurm.HOST, pid=0, process_began=None)
+    plan = Plan(app, tuple(words), os.getcwd(), jobs, hydra, None, state)
+    write_plan(folder, plan)
     script = folder / SCRIPT
     script.write_text(_script(folder, len(jobs), options, concurrent), encoding="utf-8")
     print(f"{plural(len(jobs), 'job')}: {script}", file=sys.stderr)
     if not dry_run:
-        print(f"Slurm job {_send(script)}", file=sys.stderr)
+        number = slurm.send(script)
+        write_plan(folder, replace(plan, state=replace(state, pid=number)))
+        print(f"Slurm job {number}", file=sys.stderr)
     say_next(after_submit(folder, script if dry_run else None), sys.stderr)
     print(folder)
     return 0
@@ -82,7 +89,8 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
     from dpo_diag.commands.hydra_app import SCHEMAS, register, to_config
     from dpo_diag.commands.hydra_callback import of_a_job
     from dpo_diag.commands.overrides import explain_override
-    from dpo_diag.config import Config, check, conf_dir
+    from dpo_diag.config import Config, conf_dir
+    from dpo_diag.config_checks import check
 
     if any(word.startswith(("hydra/sweeper=", "hydra/launcher=")) for word in words):
         raise DiagError(
@@ -106,7 +114,8 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
                 config = compose(APPS[app], list(job))
                 if app == "dpo-train":
                     check(to_config(config, Config))
-            return Path(str(base.hydra.sweep.dir)).absolute(), jobs, of_a_job(ours)
+            check_name(str(base.name), "name")
+            return claimed(Path(str(base.hydra.sweep.dir)).absolute()), jobs, of_a_job(ours)
     except (HydraException, OmegaConfBaseException) as error:
         raise DiagError(" ".join(f"{error} {error.__cause__ or ''}".split()), usage=True) from error
 
@@ -133,15 +142,3 @@ def _script(folder: Path, n: int, options: Sequence[str], concurrent: int | None
         ' --resume --job "$SLURM_ARRAY_TASK_ID"',
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _send(script: Path) -> str:
-    """Hand the script to sbatch; returns Slurm's number."""
-    try:
-        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, timeout=120)
-    except FileNotFoundError as error:
-        raise DiagError("sbatch is not on this machine", hint=f"on the login node: sbatch {script}") from error
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise DiagError("sbatch refused it", where=script, got=said, hint=f"mend the script, then: sbatch {script}")
-    return done.stdout.strip().partition(";")[0]

@@ -11,12 +11,14 @@ from cyclopts import Parameter
 
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_sweep, say_next
-from dpo_diag.text import frame_for_csv, records, terminal_width, to_json
+from dpo_diag.records.files import write_csv
+from dpo_diag.text import records, terminal_width, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dpo_diag.diagnosis.sweep import Sweep
+    from dpo_diag.diagnosis.sweep_against import Setting
 
 
 def sweep(
@@ -27,6 +29,7 @@ def sweep(
     csv: Path | None = None,
     html: Path | None = None,
     no_verdicts: bool = False,
+    against: str | None = None,
     resume: bool = False,
     job: list[int] | None = None,
     watch: bool = False,
@@ -40,6 +43,8 @@ def sweep(
         csv: write the table of runs as CSV, too.
         html: write one page about the sweep, too: table, parallel coordinates, Pareto front, knobs, curves.
         no_verdicts: do not explain runs whose explanation is missing or outdated.
+        against: hold every setting against this one, e.g. loss=sigmoid, or against its own `start`: paired over the
+            questions, with the metrics.
         resume: run again what failed, was stopped or never began: from its last checkpoint, where there is one.
         job: with --resume only the job of that number; may be given several times.
         watch: follow a running sweep: one line for each change, the table at its end.
@@ -64,26 +69,45 @@ def sweep(
     from dpo_diag.commands.sweep_end import verdicts
 
     found = {} if no_verdicts else verdicts(collected)
+    held = None if against is None else _held(collected, against)
     if html:
         from dpo_diag.report.sweep_page import write_sweep
 
         write_sweep(collected, html, _name(runs), found, document(collected, found))
     if csv:
-        _write_csv(_with_verdicts(collected.runs, found), csv)
+        write_csv(csv, _with_verdicts(collected.runs, found))
     multirun = _multirun(runs)
     again = multirun if any(j.status in ("failed", "interrupted", "missing") for j in collected.jobs) else None
-    following = after_sweep([str(run) for run in collected.ranked["run"]] if len(collected.runs) else [], again)
+    ranked = [str(run) for run in collected.ranked["run"]] if len(collected.runs) else []
+    # Runs that nothing ranks were not measured on the same thing: how two of them differ is no next question.
+    following = after_sweep(ranked if collected.ranking.by else ranked[:1], again)
     if json:
-        print(to_json({**document(collected, found), "next": following}, indent=2))
+        told = {} if held is None else {"against": held_document(*held)}
+        print(to_json({**document(collected, found), **told, "next": following}, indent=2))
     else:
         from dpo_diag.commands.sweep_text import lines
 
         print("\n".join(lines(collected, terminal_width(unknown=80), found)))
+        if held is not None:
+            from dpo_diag.commands.against_text import lines as against_lines
+
+            print("\n".join(["", *against_lines(str(against), *held, terminal_width(unknown=80))]))
         for written in (csv, html):
             if written:
                 print(written)
         say_next(following)
     return 0 if len(collected.runs) and not (watch and collected.unfinished) else 1
+
+
+def _held(collected: Sweep, base: str) -> tuple[list[Setting], list[Setting]]:
+    from dpo_diag.diagnosis.sweep_against import against
+
+    return against(collected, base)
+
+
+def held_document(bases: list[Setting], others: list[Setting]) -> dict[str, Any]:
+    """{"base": [...], "others": [...]} of `Setting.document`."""
+    return {"base": [s.document() for s in bases], "others": [s.document() for s in others]}
 
 
 def document(collected: Sweep, found: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
@@ -165,13 +189,3 @@ def _with_verdicts(frame: pd.DataFrame, found: dict[str, dict[str, Any]]) -> pd.
         return frame
     own = [found.get(str(run), {}) for run in frame["run"]]
     return frame.assign(**{name: [str(v.get(key, "")) for v in own] for name, key in _VERDICT.items()})
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame_for_csv(frame).to_csv(path, index=False)
-    except OSError as error:
-        raise DiagError(
-            "the table cannot be written", where=path, got=error.strerror, hint="name another file"
-        ) from error

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpo_diag.commands import slurm
+from dpo_diag.diagnosis.sweep_jobs import kept_overrides
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
-from dpo_diag.next_steps import override
-from dpo_diag.records.checksums import read_yaml
+from dpo_diag.next_steps import after_submit, override, say_next
 from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
+from dpo_diag.records.secrets import REDACTED
 from dpo_diag.text import plural
 
 if TYPE_CHECKING:
@@ -22,16 +24,18 @@ if TYPE_CHECKING:
 
 EARLIER = "earlier"
 """Folder in a sweep that keeps what failed jobs left, their logs among it, when they are run again from the start."""
-_REDACTED = "[redacted]"
+SCRIPT = "submit.sh"
+"""What a sweep that went to Slurm was sent as."""
 
 
 def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
-    """Run again what did not complete: from its last checkpoint where there is one, else from the start.
+    """Run again what did not complete: from its last checkpoint where there is one, else from the start. A sweep that
+    was sent to Slurm is sent again, those jobs of it; any other one's run here, one after the other.
 
     Args:
         only: numbers of the jobs; None for all.
 
-    Returns: 0 where every job of the sweep completed, or every one of `only`; else 1.
+    Returns: 0 where they were sent, or every job of the sweep completed, or every one of `only`; else 1.
 
     Raises:
         DiagError: the sweep still runs, no such job, or a secret that no record holds is needed.
@@ -55,6 +59,11 @@ def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
     if unknown:
         raise DiagError("no such job", where=folder, got=unknown, expected=f"0 to {len(plan.jobs) - 1}", usage=True)
     again = [job for job in jobs if job.status != "completed" and (only is None or job.num in only)]
+    if again and only is None:
+        if plan.state.host == slurm.HOST and (folder / SCRIPT).is_file() and slurm.can_send():
+            return _send_again(folder, plan, again)
+        if (used := _launcher(plan)) is not None:
+            print(f"the sweep ran with {used}; these jobs run here, one after the other", file=sys.stderr)
     if not again:
         print(f"nothing to run again: {plural(len(jobs), 'job')} completed", file=sys.stderr)
     if only is None:  # whoever follows the sweep sees that the rest will come
@@ -69,6 +78,29 @@ def resume_jobs(folder: Path, only: Sequence[int] | None = None) -> int:
         ending(folder)
     now = [job for job in jobs_of([folder])[0] if only is None or job.num in only]
     return 0 if all(job.status == "completed" for job in now) else 1
+
+
+def _send_again(folder: Path, plan: Plan, again: Sequence[Job]) -> int:
+    """The tasks of these jobs to Slurm once more, where each goes on as `--resume --job` does."""
+    left = slurm.queue(plan.state.pid)
+    if left:
+        raise DiagError(
+            "the sweep is still in Slurm's queue", where=folder, hint=f"dpo-diag sweep {folder} --watch",
+            got=", ".join(f"{n} {state}" for state, n in left.items()),
+        )  # fmt: skip
+    number = slurm.send(folder / SCRIPT, [job.num for job in again if job.num is not None])
+    write_plan(folder, replace(plan, state=replace(plan.state, status="running", ended=None, pid=number)))
+    print(f"{plural(len(again), 'job')} again: Slurm job {number}", file=sys.stderr)
+    say_next(after_submit(folder), sys.stderr)
+    return 0
+
+
+def _launcher(plan: Plan) -> str | None:
+    """What ran the sweep's jobs elsewhere or side by side, as its command line says it; None for this one by one."""
+    if plan.state.host == slurm.HOST:
+        return "Slurm (sbatch is not on this machine)"
+    named = [a.lstrip("+") for a in plan.arguments if a.lstrip("+").startswith("hydra/launcher=")]
+    return next((text for text in named if not text.endswith("=basic")), None)
 
 
 def _run_again(folder: Path, plan: Plan, job: Job) -> None:
@@ -88,15 +120,14 @@ def _run_again(folder: Path, plan: Plan, job: Job) -> None:
 
 def _overrides(plan: Plan, job: Job, place: Path) -> list[str]:
     """A job's own: as Hydra kept them; of one that never began as they were planned, where no secret is left out."""
-    kept = place / ".hydra" / "overrides.yaml"
-    if kept.is_file():
-        return [str(line) for line in read_yaml(kept) or []]
+    if (place / ".hydra" / "overrides.yaml").is_file():
+        return list(_complete(kept_overrides(place)))
     assert plan.jobs is not None and job.num is not None
     return list(_complete(plan.jobs[job.num]))
 
 
 def _complete(arguments: Sequence[str]) -> Sequence[str]:
-    lacking = [text.partition("=")[0] for text in arguments if _REDACTED in text]
+    lacking = [text.partition("=")[0] for text in arguments if REDACTED in text]
     if lacking:
         raise DiagError("a secret is not kept, so this cannot be run again as it was", got=", ".join(lacking),
                         hint="give it by its environment variable, and start the sweep anew")  # fmt: skip

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpo_diag.diagnosis.sweep_words import SHORT, about_ranks, legend, short_names, short_runs, verdict_words
+from dpo_diag.diagnosis.sweep_effects import RISE, effects, pareto
+from dpo_diag.diagnosis.sweep_words import (
+    SHORT,
+    about_ranks,
+    legend,
+    outcome_words,
+    short_names,
+    shown_runs,
+    verdict_words,
+)
 from dpo_diag.styled import wrap
 from dpo_diag.text import MISSING, bracket, cut, number, records, safe, signed, some, table
 
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
 BEFORE = "before"
 _REASON = 200
 """Characters of why a job did not complete: the log holds all of it."""
+_SHOWN = 8
+"""Effects of knobs, and runs on the front, that are named."""
 _WIDEST = 24
 """Cells that one setting or name may take before it is cut."""
 Verdicts = Mapping[str, Mapping[str, Any]]
@@ -37,10 +48,11 @@ def lines(collected: Sweep, width: int, verdicts: Verdicts | None = None) -> lis
         out += [*_wrapped(f"the same in all: {alike}", width), ""]
     if len(collected.runs):
         out += _runs(collected, width, verdicts or {})
-        about = [line for text in about_ranks(collected) for line in _wrapped(text, width)]
+        about = [line for text in about_ranks(collected, shown_runs) for line in _wrapped(text, width)]
         out += ["", *about] if about else []
         if len(collected.groups) < len(collected.runs):
             out += ["", "over seeds: mean [lowest, highest]", *_groups(collected, width)]
+        out += _front(collected, width) + _knobs(collected, width)
         if collected.apart:
             text = f"no seeds of one another where they differ in: {'; '.join(_apart(collected.apart))}"
             out += ["", *_wrapped(text, width)]
@@ -84,7 +96,7 @@ def _runs(collected: Sweep, width: int, verdicts: Verdicts) -> list[str]:
     """Settings and verdicts; each task score; the other values."""
     frame = collected.ranked
     parameters = [*collected.parameters, *_varying(frame, ["origin", "step"])]
-    rows, names = records(frame), short_runs(frame["run"].tolist())
+    rows, names = records(frame), shown_runs(frame["run"].tolist())
     of_each: list[list[Any]] = [[row["rank"], name] for name, row in zip(names, rows, strict=True)]
     told = [verdicts.get(row["run"]) for row in rows]
     settings = [
@@ -161,6 +173,34 @@ def _groups(collected: Sweep, width: int) -> list[str]:
     return blocks(header, rows, len(parameters) + 1, width)
 
 
+def _front(collected: Sweep, width: int) -> list[str]:
+    """The runs that no other one beats in both; nothing where one run is all, or the two cannot be compared."""
+    front, score = pareto(collected), collected.ranking.score
+    if len(collected.runs) < 2 or not front or score is None:
+        return []
+    runs = collected.runs["run"].tolist()
+    named = dict(zip(runs, shown_runs(runs), strict=True))
+    told = f"no run beats these in both {outcome_words(score)} and {outcome_words(RISE)}: "
+    return ["", *_wrapped(told + some((named[run] for run in front), _SHOWN), width)]
+
+
+def _knobs(collected: Sweep, width: int) -> list[str]:
+    """What each knob moved, told apart from nothing first; the rest stands in --json and on the page."""
+    moved = [e for e in effects(collected) if e.change.value] if len(collected.runs) > 1 else []
+    found = sorted(moved, key=lambda e: e.change.sign == 0)
+    if not found:
+        return []
+    knobs = dict(zip(collected.parameters, short_names(collected.parameters), strict=True))
+    rows = [
+        [knobs[e.knob], f"{_cut(e.a)} → {_cut(e.b)}", outcome_words(e.outcome), signed(e.change.value),
+         bracket(e.change.low, e.change.high, signed)]
+        for e in found[:_SHOWN]
+    ]  # fmt: skip
+    header = ["knob", "values", "moved", "change", "95 %"]
+    more = [f"and {len(found) - _SHOWN} more: --json, --html"] if len(found) > _SHOWN else []
+    return ["", *table(header, rows, width).splitlines(), *more]
+
+
 def _apart(differing: dict[str, list[str]]) -> list[str]:
     """What differs with its values, where they are short enough to read."""
     named = {"origin", "step", "model"}
@@ -178,7 +218,7 @@ def _unfinished(jobs: Sequence[Job], width: int) -> Iterator[str]:
     yield ""
     counts = {status: sum(job.status == status for job in jobs) for status in dict.fromkeys(j.status for j in jobs)}
     yield f"{len(jobs)} jobs: " + ", ".join(f"{n} {status}" for status, n in counts.items())
-    names = short_runs([str(job.folder) for job in jobs])
+    names = shown_runs([str(job.folder) for job in jobs])
     named = dict.fromkeys(name for job in jobs for name in job.overrides)
     differing = [name for name in named if len({job.overrides.get(name) for job in jobs}) > 1]
     for name, job in zip(names, jobs, strict=True):

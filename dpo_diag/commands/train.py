@@ -9,8 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
-from dpo_diag.config import Config, check
+from dpo_diag.config import Config
+from dpo_diag.config_checks import check
 from dpo_diag.next_steps import after_interrupt, say_next
+from dpo_diag.shortages import shortage
 
 
 def job(cfg: DictConfig) -> str | float | tuple[float, ...]:
@@ -38,9 +40,10 @@ def job(cfg: DictConfig) -> str | float | tuple[float, ...]:
 
     try:
         folder = train(config, folder, read=read)
-    except KeyboardInterrupt as stop:
-        for line in after_interrupt(folder) if is_main_process() else ():
-            stop.add_note(line)  # printed last, by run_app
+    except BaseException as stop:
+        if is_main_process() and (isinstance(stop, KeyboardInterrupt) or shortage(stop) is not None):
+            for line in after_interrupt(folder):
+                stop.add_note(line)  # printed last, by run_app
         raise
     if is_main_process():
         say_next(following, sys.stderr)

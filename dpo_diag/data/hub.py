@@ -72,5 +72,5 @@ def _load(name: str, split: str, revision: str | None, config: str | None) -> An
 
 def _configurations(message: str) -> list[str]:
     """The configurations that the library's error lists; [] where it is about something else."""
-    listed = re.search(r"(?:pick one among the available configs|Available):\s*\[([^\]]*)\]", message)
+    listed = re.search(r"(?:pick one among the available configs|Available):\s*\[([^\[\]]*)\]", message)
     return re.findall(r"'([^']*)'", listed.group(1)) if listed else []

@@ -16,7 +16,7 @@ from dpo_diag.data.splits import split_pairs, without_prompts_of
 from dpo_diag.data.token_report import Look, TokenReport, measure_until
 from dpo_diag.data.trained_tokens import HINTS
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import write_json
+from dpo_diag.records.files import write_csv, write_json
 from dpo_diag.rows.columns import wanted
 from dpo_diag.rows.form import FORMS, How
 from dpo_diag.rows.implicit import Rules
@@ -156,7 +156,7 @@ class PreferenceData:
         }
         path = folder / REPORT_FILE
         write_json(path, {**self.summary(), "n_issues": len(issues), "examples": examples})
-        issues.to_csv(folder / ISSUES_FILE, index=False)
+        write_csv(folder / ISSUES_FILE, issues)
         return path
 
 

@@ -7,13 +7,13 @@ prompt fills max_length without a word, and cuts responses in the collator.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.trained_tokens import NO_TOKENS, PROMPT_FILLS, TrainedIds, called_name, has_empty_think, unseen_parts
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records.given_ids import GivenIds
@@ -61,6 +61,10 @@ class EncodedPair:
     unseen: list[str] = field(default_factory=list)
     own_think: frozenset[str] = frozenset()
     dropped: Dropped | None = None
+
+    def scored(self, side: str) -> list[int]:
+        """The response's tokens that have a log-prob: nothing predicts the first without any prompt before it."""
+        return self.response[side] if self.prompt[side] else self.response[side][1:]
 
     def trained(self, side: str) -> TrainedIds:
         """One side as the loss sees it."""
@@ -116,14 +120,15 @@ def encode_pairs(
             yield EncodedPair(row["row"], row["pair_id"], dropped=Dropped(REFUSED, texts))
         else:
             own = frozenset(side for side in SIDES if has_empty_think(row[side]))
-            yield replace(_cut(row, ids, max_length, truncation_mode), unseen=_unseen(row, texts), own_think=own)
+            yield replace(cut(row, ids, max_length, truncation_mode), unseen=_unseen(row, texts), own_think=own)
 
 
 TokenIds = tuple[list[int], list[int], list[int]]
 """Token ids of the prompt alone, of prompt + chosen, of prompt + rejected."""
 
 
-def _cut(row: Row, ids: TokenIds, max_length: int | None, mode: str) -> EncodedPair:
+def cut(row: Row, ids: TokenIds, max_length: int | None, mode: str) -> EncodedPair:
+    """A pair's tokens as the collator leaves them; `row` has `row` and `pair_id`."""
     prompt, *wholes = ids
     n_prompt = min(_shared_prefix(prompt, whole) for whole in wholes)
     pair = EncodedPair(row["row"], row["pair_id"], n_prompt=n_prompt, n_merged=len(prompt) - n_prompt)
@@ -176,7 +181,7 @@ def _unseen(row: Row, texts: Texts) -> list[str]:
         return []
     keys = [key for side, text in zip(SIDES, texts[1:], strict=True) for key in unseen_parts(row[side], text)]
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools or []
+    tools = parse_json(tools) if isinstance(tools, str) else tools or []
     if any(name not in texts[0] for name in map(called_name, tools if isinstance(tools, list) else [])):
         keys.append("tools")
     return list(dict.fromkeys(keys))
@@ -191,7 +196,7 @@ def _texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> Texts | str:
     from jinja2 import TemplateError
 
     tools = row.get("tools")
-    options: dict[str, Any] = {"tools": json.loads(tools) if isinstance(tools, str) else tools, "tokenize": False}
+    options: dict[str, Any] = {"tools": parse_json(tools) if isinstance(tools, str) else tools, "tokenize": False}
     options |= row.get("chat_template_kwargs") or {}
     try:
         return (

@@ -97,7 +97,7 @@ def findings_of(issues: pd.DataFrame, n_rows: int) -> list[Finding]:
 
 
 _THINK = re.compile(
-    r"\s*(?:<\|?(?P<tag>think|thinking|thought|reasoning)\|?>\s*<\|?/(?P=tag)\|?>"
+    r"(?<!\s)\s*+(?:<\|?(?P<tag>think|thinking|thought|reasoning)\|?>\s*<\|?/(?P=tag)\|?>"
     r"|\[(?P<mark>think|reasoning)\]\s*\[/(?P=mark)\]"
     r"|<\|(?:begin|start)_of_thought\|>\s*<\|end_of_thought\|>"
     r"|<\|channel\|>analysis<\|message\|>\s*<\|end\|>)",

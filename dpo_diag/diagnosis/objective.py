@@ -40,20 +40,27 @@ class Objective:
         """The value.
 
         Raises:
-            DiagError: the run holds none, or no finite one.
+            DiagError: the run holds none, or no finite one; or a change of what was not measured before training.
         """
         start, end = self._score(run) if self.name.startswith(SCORE) else self._metric(run)
         value = end - start if self.change else end
         if not math.isfinite(value):
             where = f"split {self.split}" if self.split else "any evaluation set"
             what = f"{CHANGE if self.change else ''}{self.name}"
-            raise DiagError("the objective has no value", where=run.path, got=f"no finite {what} of {where}")
+            unmeasured = math.isfinite(end) and self.change
+            raise DiagError(
+                "the objective has no value", where=run.path, got=f"no finite {what} of {where}",
+                expected="a value before the first step" if unmeasured else None,
+                hint="trainer.args.eval_on_start=true measures it" if unmeasured else None,
+            )  # fmt: skip
         return value
 
     def _score(self, run: Run) -> tuple[float, float]:
         curves = [c for c in score_curves(run) if c.name == self.name.removeprefix(SCORE)]
         found = next((c for c in curves if self.split in (None, c.split)), None)
-        return (math.nan, math.nan) if found is None else (float(found.values[0]), float(found.values[-1]))
+        if found is None:
+            return math.nan, math.nan
+        return float(found.values[0]) if found.steps[0] == 0 else math.nan, float(found.values[-1])
 
     def _metric(self, run: Run) -> tuple[float, float]:
         pairs = PairRows(run)
@@ -62,7 +69,9 @@ class Objective:
         if split is None or not len(rows) or run.role(split) == "train":
             return math.nan, math.nan
         first, last = float(rows["value"].iloc[0]), float(rows["value"].iloc[-1])
-        return at_reference(pairs, split).get(self.name, first), last
+        # A first evaluation behind the first steps is no start: runs of other rates would be counted from elsewhere.
+        start = first if int(rows["step"].iloc[0]) == 0 else math.nan
+        return at_reference(pairs, split).get(self.name, start), last
 
 
 def objectives(names: Any, directions: Any = None, prompts: str = "task", task: str = "sql") -> list[Objective]:

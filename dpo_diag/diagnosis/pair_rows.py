@@ -25,7 +25,7 @@ from dpo_diag.diagnosis.said import Step as Step
 from dpo_diag.diagnosis.said import step_name as step_name
 from dpo_diag.diagnosis.split_rows import CATEGORIES, VALUES, Rows, SplitRows, read_splits
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, is_per_token, pair_losses
+from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records import Run
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.records.tables import REFERENCE_COLUMNS
@@ -255,22 +255,17 @@ def finite_at_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFr
 
 def needed_columns(spec: LossSpec) -> tuple[list[str], list[str]]:
     """Columns of a step's frame that a loss looks at, of the chosen and of the rejected side."""
-    chosen, rejected = (["a"], ["b"]) if needs_reference(spec) else ([], [])
-    if "sft" in spec.types:
-        chosen.append("chosen_sum_logp")
+    chosen, rejected = (["a"], ["b"]) if spec.needs_reference else ([], [])
+    chosen += [column for field, column in _CHOSEN.items() if field in spec.inputs]
+    rejected += [column for field, column in _REJECTED.items() if field in spec.inputs]
     if spec.use_weighting:
         chosen.append("chosen_weight")
-    by_length = is_per_token(spec.types)
-    if by_length or "sft" in spec.types:
-        chosen.append("chosen_n_tokens")
-    if by_length:
-        rejected.append("rejected_n_tokens")
     return chosen, rejected
 
 
-def needs_reference(spec: LossSpec) -> bool:
-    """Whether any term looks at the reference; SFT alone does not."""
-    return any(kind != "sft" for kind in spec.types)
+_CHOSEN = {"chosen_sum_logp": "chosen_sum_logp", "n_chosen": "chosen_n_tokens"}
+_REJECTED = {"rejected_sum_logp": "rejected_sum_logp", "n_rejected": "rejected_n_tokens"}
+"""Fields of `losses.Pairs` and the columns of a step's frame that hold them."""
 
 
 def column_at(name: str, when: int | None) -> str:
@@ -311,8 +306,6 @@ def pair_loss(
         spec,
         values.get("a", nothing),
         values.get("b", nothing),
-        n_chosen=values.get("chosen_n_tokens"),
-        n_rejected=values.get("rejected_n_tokens"),
-        chosen_sum_logp=values.get("chosen_sum_logp"),
         weight=values.get("chosen_weight"),
+        **{field: values.get(column) for field, column in (_CHOSEN | _REJECTED).items()},
     )

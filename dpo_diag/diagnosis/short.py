@@ -32,7 +32,7 @@ LEFT_OUT = ("pairs", "why", "do", "why")
 """What goes where the lines do not suffice: the last of these, in this order."""
 _LABEL = 6
 HARM_STYLES = {"harmful": "bold red", "benign": "bold green", "none": "bold green", "cannot_tell": "bold yellow"}
-_ASIDE = re.compile(r" \([^()]*[ ,][^()]*\)|（[^（）]*[ ，][^（）]*）")
+_ASIDE = re.compile(r" \([^() ,]*+[ ,][^()]*+\)|（[^（） ，]*+[ ，][^（）]*+）")
 """A bracket with more than a name in it."""
 _COMPARED = re.compile(r" \((?:from|first to last|the mean of)[^()]*\)")
 """What was compared: the first line says so."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.records.checksums import read_yaml
+from dpo_diag.records.checksums import damaged, read_yaml
 from dpo_diag.records.files import RUN_FILE, part_of
 from dpo_diag.records.jobs import JobState, Plan, job_state, plan_of
 from dpo_diag.records.secrets import without_secrets
@@ -127,10 +127,22 @@ def is_run(folder: Path) -> bool:
 
 def overrides(folder: Path) -> dict[str, str]:
     """The command line's overrides as Hydra kept them: name -> value as written; {} where there are none."""
+    return _named(kept_overrides(folder))
+
+
+def kept_overrides(folder: Path) -> list[str]:
+    """The command line's overrides as Hydra kept them, in their order; [] where there are none.
+
+    Raises:
+        DiagError: the file cannot be read, or holds no list.
+    """
     file = folder / ".hydra" / "overrides.yaml"
     if not file.is_file():
-        return {}
-    return _named(map(str, read_yaml(file) or []))
+        return []
+    lines = read_yaml(file) or []
+    if not isinstance(lines, list):
+        raise damaged(file, f"a {type(lines).__name__}, no list", "restore or remove it")
+    return list(map(str, lines))
 
 
 def _named(lines: Iterable[str]) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dpo_diag.diagnosis.logged import score_label
 from dpo_diag.diagnosis.sweep import Sweep
+from dpo_diag.diagnosis.sweep_effects import RISE
 from dpo_diag.text import records, some
 
 SHORT = {
@@ -42,12 +44,41 @@ def short_runs(runs: Sequence[str]) -> list[str]:
     return [os.path.relpath(p, root) for p in paths]
 
 
+def cut_alike(names: Sequence[str], cells: int) -> list[str]:
+    """Names of at most so many characters, all cut at one place: the end, the start or the middle, the first that keeps
+    them apart; as they are where none does.
+
+    >>> cut_alike(["a-long-name-1", "a-long-name-2"], 6), cut_alike(["1-long-name", "2"], 6)
+    (['…ame-1', '…ame-2'], ['1-lon…', '2'])
+    """
+    half = (cells - 1) // 2
+    for start, end in ((cells - 1, 0), (0, cells - 1), (cells - 1 - half, half)):
+        cut = [n if len(n) <= cells else f"{n[:start]}…{n[len(n) - end :]}" for n in names]
+        if len(set(cut)) == len(set(names)):
+            return cut
+    return list(names)
+
+
+def shown_runs(runs: Sequence[str]) -> list[str]:
+    """`short_runs` for a terminal, where a name has 24 cells."""
+    return cut_alike(short_runs(runs), 24)
+
+
+def outcome_words(column: str) -> str:
+    """An outcome's column of a sweep's table in words: `accuracy[held_out]` -> "accuracy, held_out"."""
+    if column.endswith("]"):
+        name, _, split = column.removesuffix("]").rpartition("[")
+        return score_label(name, split)
+    return {RISE: "rise of chosen CE", "reward_accuracy": "reward accuracy"}.get(column, column)
+
+
 def verdict_words(verdict: Mapping[str, Any]) -> str:
     label, harm = str(verdict["label"]), str(verdict["harm"])
     return label if harm in ("none", label) else f"{label}, {harm.replace('_', ' ')}"
 
 
-def about_ranks(collected: Sweep) -> Iterator[str]:
+def about_ranks(collected: Sweep, named: Callable[[Sequence[str]], list[str]] = short_runs) -> Iterator[str]:
+    """How the runs were ranked, and which the best one is told apart from; `named` gives runs their names."""
     by, score = collected.ranking.by, collected.ranking.score
     if not by:
         if collected.ranking.why_not and len(collected.runs) > 1:
@@ -61,7 +92,7 @@ def about_ranks(collected: Sweep) -> Iterator[str]:
     if score is None:
         return
     frame = collected.ranked
-    best, *others = short_runs(frame["run"].tolist())
+    best, *others = named(frame["run"].tolist())
     apart: list[str] = []
     near: list[str] = []
     for name, row in zip(others, records(frame)[1:], strict=True):

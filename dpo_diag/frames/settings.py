@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-import yaml
 
 from dpo_diag.diagnosis.sweep_jobs import overrides
+from dpo_diag.documents import parse_yaml
 from dpo_diag.frames.run import Run
 
 Value = bool | int | float | str | None
@@ -49,9 +49,9 @@ def parsed(text: str | None) -> Value:
     if text is None:
         return None
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
         value = float(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError):
+    except ValueError:
         return text
     return value if value is None or isinstance(value, (bool, int, float)) else text
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import read_yaml
 from dpo_diag.errors import DiagError
 from dpo_diag.gate.subject import DECIDE, SUBJECTS, Subject, check_number
 
@@ -35,16 +36,10 @@ def load_rules(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         DiagError: no such file, no YAML, another shape, an unknown key (with the line's number in the list).
     """
-    import yaml
 
     file = Path(path)
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DiagError("no such rules file", where=file, got=error.strerror, usage=True) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DiagError("the rules file is not YAML", where=file, got=error, usage=True) from error
-    rules = document.get("rules") if isinstance(document, dict) else None
+    document = dict(read_yaml(file, "the rules file", usage=True))
+    rules = document.get("rules")
     if not isinstance(rules, list) or not rules:
         raise DiagError(
             "the rules file holds no rules", where=file, expected="rules: [{metric: ..., max_drop: ...}]", usage=True
@@ -86,6 +81,10 @@ def _check_rule(rule: Any, where: str) -> Subject:
         raise DiagError(
             f"unknown key {unknown[0]!r}", where=where, expected=f"some of {sorted(map(str, known))}", usage=True
         )
+    for key, value in rule.items():
+        if not isinstance(value, (str, int, float)):
+            got = type(value).__name__
+            raise DiagError(f"{key} is no text or number", where=where, got=got, hint=f"{key}: TEXT", usage=True)
     limits = [key for key in subject.limits if key in rule]
     if subject.limits and not limits:
         raise DiagError("a rule without a limit", where=where, expected=f"one of {subject.limits}", usage=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,9 @@ SUBJECTS: Registry[Subject] = Registry("rule subject", "dpo_diag.gate.subjects")
 def check_number(rule: Rule, key: str, where: str) -> None:
     """Raise DiagError if a rule's key holds no finite number."""
     value = rule[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DiagError(f"{key} is not a number", where=where, got=repr(value), usage=True)
+    # A whole number may be too large for a float; NaN compares as nothing.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise DiagError(f"{key} is not a number", where=where, got=repr(value)[:80], usage=True)
 
 
 def unknown_interval(value: float, n: int = 0) -> Interval:

@@ -11,7 +11,7 @@ from typing import IO, cast
 import pyarrow as pa
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.text_files import PIECE, Skipped
+from dpo_diag.records.text_files import MOST_TIMES, PIECE, UNPACKED_FREELY, Skipped
 
 MAX_ZIP_BYTES = 8 << 30
 MAX_ZIP_FILES = 10_000
@@ -42,6 +42,10 @@ def unzip(path: Path, target: Path, skipped: Skipped) -> None:
         if len(members) > MAX_ZIP_FILES or sum(m.file_size for m in members) > MAX_ZIP_BYTES:
             raise DiagError("the zip archive is too large", where=path, got=f"{len(members)} files", hint="unpack it")
         for member in members:
+            if member.file_size > max(UNPACKED_FREELY, MOST_TIMES * member.compress_size):
+                why = f"an archive member unpacks to more than {MOST_TIMES} times its size"
+                skipped.add(None, why, file=member.filename)
+                continue
             name = PurePosixPath(member.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or (member.external_attr >> 28) == 0xA:
                 skipped.add(None, "an archive member that points outside", file=str(name))

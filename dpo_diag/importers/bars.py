@@ -19,7 +19,9 @@ UNKNOWN: Counter = (-1, -1)
 LINE = 500
 """Bytes before a counter in which its bar begins: a label and a bar of a wide terminal."""
 _COUNTER = re.compile(rb"(\d{1,10})/(\d{1,10}) \[([^\]\r\n{]{0,160})")  # tqdm: 10/1000 [00:30<50:00, 3.00s/it]
-_LABEL = re.compile(rb"([^\r\n|\]]{0,120}?):?[ \t]*\d{1,3}%\|[^|\r\n]{0,400}\|\s*$")
+_PERCENT = re.compile(rb"\d{1,3}%\Z")
+_BEFORE_LABEL = re.compile(rb"[\r\n|\]]")
+LABEL = 120
 _OTHER_LABEL = re.compile(
     rb"\b(?:map|filter|tokeni[sz]|extract|appl|load|download|fetch|generat|sav|eval|predict|valid|test|comput|precomput|"
     rb"data|dataset|shard|cast|merg|pack|truncat|writ|upload|creat|convert|format|process|adding)",
@@ -55,15 +57,26 @@ def _counter(data: bytes, match: re.Match[bytes]) -> Counter | None:
     done, total = int(match.group(1)), int(match.group(2))
     if total < 1 or done > total or total > _LARGEST or _OTHER_UNIT.search(match.group(3)):
         return None
-    label = _LABEL.search(data, max(0, match.start() - LINE), match.start())
-    if label is None or not label.group(1).strip():
+    label = _label(data[max(0, match.start() - LINE) : match.start()])
+    if not label.strip():
         return done, total
-    if _OTHER_LABEL.search(label.group(1)):
+    if _OTHER_LABEL.search(label):
         return None
-    epoch = _EPOCH.search(label.group(1))
+    epoch = _EPOCH.search(label)
     # "Epoch 2/3: 40%|": the bar of one epoch. Whether the first is 0 or 1 shows when all rows are known.
     done += int(epoch.group(1)) * total if epoch is not None else 0
     return (done, total) if done <= _LARGEST else None
+
+
+def _label(text: bytes) -> bytes:
+    """What stands in front of a bar, `Train: ` in "Train:  40%|####      | " and nothing behind it; b"" without one."""
+    text = text.rstrip()
+    before, _, bar = text[:-1].rpartition(b"|")
+    is_bar = text.endswith(b"|") and b"\n" not in bar and b"\r" not in bar
+    percent = _PERCENT.search(before, max(0, len(before) - 4)) if is_bar else None
+    if percent is None:
+        return b""
+    return _BEFORE_LABEL.split(before[: percent.start()])[-1][-LABEL:].rstrip(b" \t").removesuffix(b":")
 
 
 @dataclass

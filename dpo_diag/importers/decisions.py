@@ -17,7 +17,7 @@ from dpo_diag.importers.derived import BetaCheck, check_beta, derive, margins, n
 from dpo_diag.importers.merged import History, Key
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainers import guess_trainer, logps_reduction
-from dpo_diag.losses import LOSSES, LossSpec, has_no_reference
+from dpo_diag.losses import LOSSES, NAMED, LossSpec, has_no_reference
 from dpo_diag.records.inferred import NAMES, Inferred, infer
 from dpo_diag.records.run_info import Reduction
 
@@ -135,7 +135,7 @@ def _loss(
         return None, f"{', '.join(names)} without a reference has no form over log-ratios ({free_by})"
     smoothing = options.label_smoothing if options.label_smoothing is not None else facts.label_smoothing or 0.0
     types = tuple("cdpo" if name == "sigmoid" and smoothing > 0 else name for name in names)
-    if any(name not in LOSSES for name in types):
+    if any(name in NAMED or name not in LOSSES for name in types):
         return None, f"no per-pair form of the loss {', '.join(types)} is known here"
     if beta is None:
         return None, "beta is not known (--beta 0.1)"

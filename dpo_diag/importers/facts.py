@@ -6,12 +6,12 @@ From configuration files beside a log, from a tracker's config, from lines of a 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json, parse_yaml
 from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.parsed import Facts
 from dpo_diag.losses import NAMED, loss_name
@@ -41,19 +41,19 @@ MAX_CONFIGURATION = 16 << 20
 
 _TEXT_PATTERNS: tuple[tuple[str, re.Pattern[bytes]], ...] = (
     ("beta", re.compile(rb"(?<![\w_.])(?:dpo_|pref_|rl_)?[Bb]eta['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
-    ("loss", re.compile(rb"(?<![\w_])-{0,2}rlhf_type['\"]?\s*[:= ]\s*['\"]?(orpo|simpo|cpo|kto)\b")),
+    ("loss", re.compile(rb"(?<![\w_])-{0,2}rlhf_type['\"]?(?:\s*+[:=]| )\s*+['\"]?(orpo|simpo|cpo|kto)\b")),
     ("loss", re.compile(rb"(?<![\w_])(?:loss_type|pref_loss)['\"]?\s*[:=]\s*\[?['\"]?([a-z_]+)")),
-    ("reference_free", re.compile(rb"(?<![\w_])-{0,2}reference_free['\"]?\s*[:= ]\s*['\"]?([Tt]rue)\b")),
+    ("reference_free", re.compile(rb"(?<![\w_])-{0,2}reference_free['\"]?(?:\s*+[:=]| )\s*+['\"]?([Tt]rue)\b")),
     ("label_smoothing", re.compile(rb"(?<![\w_])label_smoothing['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
     ("nll_weight", re.compile(rb"(?<![\w_])(?:rpo_alpha|pref_ftx|nll_loss_coef)['\"]?\s*[:=]\s*['\"]?(\d[\d.eE+-]*)")),
-    ("logging_steps", re.compile(rb"(?<![\w_])-{0,2}logging_steps['\"]?\s*[:= ]\s*['\"]?(\d+)")),
+    ("logging_steps", re.compile(rb"(?<![\w_])-{0,2}logging_steps['\"]?(?:\s*+[:=]| )\s*+['\"]?(\d+)")),
     ("total_steps", re.compile(rb"Total (?:optimization )?steps = ([\d,]+)")),
     ("loss", re.compile(rb"Starting ([A-Z]+) training\.\.\.")),
     ("total_steps", re.compile(rb"Starting [A-Z]+ training\.\.\., iters: (\d+)")),
     ("total_steps", re.compile(rb"TrainOutput\(global_step=(\d+)")),
     ("total_epochs", re.compile(rb"Num Epochs = ([\d.]+)")),
     ("total_examples", re.compile(rb"Num examples = ([\d,]+)\s*(?:\||\r?\n[^\r\n]*Num Epochs)")),
-    ("total_batch", re.compile(rb"Total (?:train )?batch size(?: \([^)\r\n]*\))? = ([\d,]+)")),
+    ("total_batch", re.compile(rb"Total (?:train )?batch size(?: \([^()\r\n]*\))? = ([\d,]+)")),
 )
 
 
@@ -135,16 +135,15 @@ def facts_from_file(path: Path, skipped: Skipped) -> Facts:
         return facts
     try:
         if path.name == "config.json":  # the model's: its keys say nothing about the training
-            document = json.loads(raw)
+            document = parse_json(raw)
             name = document.get("_name_or_path") if isinstance(document, Mapping) else None
             return Facts(model={"name": name}) if isinstance(name, str) and name else Facts()
         if path.suffix == ".json":
-            return facts_from_mapping(json.loads(raw), where)
-        import yaml
+            return facts_from_mapping(parse_json(raw), where)
 
-        return facts_from_mapping(yaml.safe_load(raw.decode("utf-8", "replace")), where)
+        return facts_from_mapping(parse_yaml(raw.decode("utf-8", "replace")), where)
     except Exception as error:  # yaml raises its own family, and a hostile file can raise others
-        known = isinstance(error, (ValueError, RecursionError))
+        known = isinstance(error, ValueError)
         why = str(error).splitlines()[0][:80] if known else type(error).__name__
         skipped.add(None, f"a configuration cannot be read: {why}", file=where)
     return Facts()

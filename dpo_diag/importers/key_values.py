@@ -15,24 +15,25 @@ from dpo_diag.importers.keys import Place, is_bookkeeping, place, with_split
 from dpo_diag.importers.literal import ANSI
 from dpo_diag.importers.scope import is_online_key
 
-_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)"
+_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})++(?:\.\d++)?|\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?|[-+]?(?:nan|inf(?:inity)?)"
 _PAIR = re.compile(
-    rf"(?<![\w/.@\-])([A-Za-z][\w/@.\-]{{0,63}}(?:[ ][A-Za-z][\w/@.\-]{{0,63}}){{0,3}})(\s*[:=]\s*|\s+)({_NUMBER})(%?)"
-    r"(?=[\s,;|)\]}:]|$)",
+    rf"(?<![\w/.@\-])([A-Za-z][\w/@.\-]{{0,63}}(?:[ ][A-Za-z][\w/@.\-]{{0,63}}){{0,3}})"
+    rf"(\s*+[:=]\s*+|\s++)({_NUMBER})(%?)(?=[\s,;|)\]}}:]|$)",
     re.IGNORECASE,
 )
 _STEP = re.compile(
     r"(?<![\w/])(?:(?:global|train(?:ing)?|opt(?:imizer)?|current)[ _]?)?(?:steps?|iter(?:ation)?s?|updates?)\b"
-    r"\s*[:=#]?\s*[\[(]?\s*(\d{1,15})(?:\s*/\s*(\d{1,15}))?(?![\w.%])[\])]?",
+    r"\s*+[:=#]?+\s*+[\[(]?+\s*+(\d{1,15})(?:\s*+/\s*+(\d{1,15}))?(?![\w.%])[\])]?",
     re.IGNORECASE,
 )
 _EPOCH = re.compile(
-    r"(?<![\w/])epochs?\b\s*[:=#]?\s*[\[(]?\s*(\d{1,6}(?:\.\d+)?)(?:\s*/\s*\d+)?[\])]?(?:\s*[\[(](\d{1,15})/(\d{1,15})[\])])?",
+    r"(?<![\w/])epochs?\b\s*+[:=#]?+\s*+[\[(]?+\s*+(\d{1,6}(?:\.\d+)?)(?:\s*+/\s*+\d+)?[\])]?"
+    r"(?:\s*+[\[(](\d{1,15})/(\d{1,15})[\])])?",
     re.IGNORECASE,
 )
 _PIPES = re.compile(r"^\W*(\d{1,6})\|(\d{1,15})\|(?=\s*[A-Za-z])")  # torchtune's console: epoch|step|Loss: 0.69
 _COUNT = re.compile(r"[\[(]\s*(\d{1,15})\s*/\s*(\d{1,15})[\])]")  # [20/4292]
-_BAR = re.compile(r"\s*\d{1,3}%\|[^|]*\|\s*\d+/\d+ \[[^,\]]*(?:,\s*[^,=\]]*)?")
+_BAR = re.compile(r"(?<!\s)\s*+\d{1,3}%\|[^|]*\|\s*\d+/\d+ \[[^,\]]*(?:,\s*[^,=\]]*)?")
 _ANSI = re.compile(ANSI.pattern.decode())
 _EVALUATES = re.compile(r"\b(?:eval(?:uat(?:ion|ing|e))?|valid(?:ation)?|val|test)\b", re.IGNORECASE)
 _TELLS_OF_ANOTHER = re.compile(

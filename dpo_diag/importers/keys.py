@@ -17,12 +17,16 @@ STEP_KEYS: tuple[str, ...] = (
 EPOCH_KEYS: tuple[str, ...] = ("epoch", "train/epoch", "epochs", "current_epoch")
 TOTAL_KEYS: tuple[str, ...] = ("max_steps", "total_steps", "num_training_steps")
 
+LONGEST_KEY = 300
+"""Characters; what is longer is no name of a metric."""
+
 _BOOKKEEPING = re.compile(
     r"(?:.*[_/])?(?:runtime|samples_per_second|steps_per_second|steps/second|samples/second|total_flos|percentage|"
-    r"elapsed_time|remaining_time|throughput|tokens_per_second(?:_per_gpu)?|memory\(gib\)|train_speed\([^)]*\)|"
+    r"elapsed_time|remaining_time|throughput|tokens_per_second(?:_per_gpu)?|memory\(gib\)|train_speed\([^()]*\)|"
     r"_timestamp|timestamp|_runtime|wall.?time|time|eta|examples_per_second|num_input_tokens_seen|"
     r"peak_memory_(?:active|alloc|reserved)|peak_mem|memory/.*|it/s(?:ec)?|tok(?:ens)?/s(?:ec)?|trained_tokens|took|"
-    r"model_preparation_time|_wandb.*|_wall_time|index|level_0|unnamed: \d+)"
+    r"model_preparation_time|_wandb.*|_wall_time|index|level_0|unnamed: \d+)",
+    re.DOTALL,
 )
 _SPLIT = re.compile(r"(train(?:ing)?|eval(?:uation)?|validation|val|valid|dev|test|held_?out)([_/.])(.+)", re.DOTALL)
 _ERIC = re.compile(r"(rewards|logps|loss|logits|nll)_(train|eval(?:_[\w-]+)?|test)/(.+)")
@@ -42,7 +46,7 @@ class Place(NamedTuple):
 
 def clean_key(raw: str) -> str:
     """`rewards / chosen` (notebook tables), `additional_log_x` (H2O) and stray spaces."""
-    return re.sub(r"\s*/\s*", "/", raw.strip()).removeprefix("additional_log_")
+    return re.sub(r"(?<!\s)\s*+/\s*+", "/", raw.strip()).removeprefix("additional_log_")
 
 
 def is_bookkeeping(raw: str) -> bool:
@@ -55,8 +59,9 @@ def is_bookkeeping(raw: str) -> bool:
 
 @lru_cache(maxsize=8192)
 def place(raw: str, trainer: str = "any") -> Place | None:
-    """Split and name of a source key; None for bookkeeping. Evaluation sets by name become `eval_<name>`."""
-    if is_bookkeeping(raw):
+    """Split and name of a source key; None for bookkeeping, or a text that is no name. Evaluation sets by name become
+    `eval_<name>`."""
+    if len(raw) > LONGEST_KEY or is_bookkeeping(raw):
         return None
     key = clean_key(raw)
     if (name := canonical(key, trainer)) is not None:

@@ -7,7 +7,6 @@ A format is one file in `formats/` (or in a plugin) that calls `register`. Forma
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json, parse_json_at
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.records.row_files import parquet_columns
@@ -63,8 +63,8 @@ class Head:
         if not self.is_json:
             return None
         try:
-            return json.JSONDecoder().raw_decode(self.text)[0]
-        except (ValueError, RecursionError):
+            return parse_json_at(self.text)[0]
+        except ValueError:
             return None
 
     @cached_property
@@ -79,8 +79,8 @@ class Head:
             return None
         for line in lines[1:20]:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(row, Mapping):
                 return row

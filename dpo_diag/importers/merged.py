@@ -47,7 +47,7 @@ class History:
         """One metric as rows of step (rising, each once), epoch, value; None where no source has it."""
         merged: pd.DataFrame | None = None
         for source in self.sources:
-            if (split, name) not in source.store.metrics():
+            if not source.store.holds(split, name):
                 continue
             column, repeats = last_of_each_step(source.store.series(split, name))
             if column.empty:

@@ -8,8 +8,8 @@ from typing import Any
 
 MAX_STEP = 1 << 53
 """Beyond it a float names no single whole number."""
-_WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*([^,()]+)[^()]*\)$")
-_SPELLED = re.compile(r"[-+\u2212]?\d[\d.\u00a0\u202f\u2009'\u2019 ]*(?:[eEdD][-+]?\d+)?\s*%?")
+_WRAPPED = re.compile(r"^(?:[\w.]*(?:float\d*|int\d*|tensor|array|Array|bfloat16))\(\s*+([^,()]++)[^()]*\)$")
+_SPELLED = re.compile(r"[-+\u2212]?\d[\d.\u00a0\u202f\u2009'\u2019 ]*+(?:[eEdD][-+]?\d+)?\s*+%?")
 _GAPS = re.compile(r"(?<=\d)[\u00a0\u202f\u2009'\u2019 ](?=\d{3}(?!\d))")
 MISSING = ("", "null", "none", "na", "n/a", "<na>", "nat", "-", "--", "\u2013", "\u2014")
 """Cells that say that there is no value; `nan` may be one or a value, see `importers.padding`."""

@@ -41,6 +41,7 @@ class Block:
         self.summary_keys = [k for k in keys if clean_key(str(k)) in _SUMMARY_KEYS]
         self.metrics: list[Any] = []
         self.places: list[Place] = []
+        known: dict[Place, int] = {}
         self.dropped: list[str] = []
         self.twins: dict[Any, list[Any]] = {}  # a metric's key -> keys that were dropped because they mean the same
         for key in keys:
@@ -52,8 +53,8 @@ class Block:
             if where is None:
                 self.dropped.append(name)
                 continue
-            if where in self.places:  # `loss` beside `train_loss`: one of them is enough, best the one of our name
-                at = self.places.index(where)
+            if (at := known.setdefault(where, len(known))) < len(self.places):
+                # `loss` beside `train_loss`: one of them is enough, best the one of our name
                 if _is_ours(key, where) and not _is_ours(self.metrics[at], where):
                     self.metrics[at], key = key, self.metrics[at]
                 self.dropped.append(str(key))
@@ -108,19 +109,16 @@ class Block:
     def _twins(self, row: Mapping[str, Any], key: Any) -> list[Any]:
         return [row[twin] for twin in self.twins.get(key, ())]
 
-    def series(self, index: int) -> pd.DataFrame:
-        """One metric as rows of step, epoch, value, where it was logged; by their number in the source."""
+    def series(self, index: int) -> tuple[npt.NDArray[Any], ...]:
+        """One metric where it was logged: the rows' numbers in the source, step, epoch, value."""
         # Views of the block's own arrays, which nobody changes any more: a copy per metric would fill the memory.
-        rows = pd.DataFrame(
-            {
-                "step": np.frombuffer(self.steps, dtype=np.int64),
-                "epoch": np.frombuffer(self.epochs, dtype=np.float64),
-                "value": self.column(index),
-            },
-            index=np.frombuffer(self.sequence, dtype=np.int32),
-            copy=False,
+        columns = (
+            np.frombuffer(self.sequence, dtype=np.int32),
+            np.frombuffer(self.steps, dtype=np.int64),
+            np.frombuffer(self.epochs, dtype=np.float64),
+            self.column(index),
         )
-        return rows if not self.has_nan else rows[~self._absent()[:, index]]
+        return columns if not self.has_nan else tuple(c[~self._absent()[:, index]] for c in columns)
 
     def train_rows(self) -> BoolArray:
         """Which of its rows are the training's."""
@@ -153,6 +151,7 @@ class RowStore:
         self.skipped = skipped
         self.trainer = trainer
         self.blocks: dict[tuple[Any, ...], Block] = {}
+        self._where: dict[tuple[str, str], list[tuple[Block, int]]] = {}  # (split, name) -> blocks that hold it
         self.rows = 0
         self.summaries: list[dict[str, Any]] = []
         self.total: int | None = None
@@ -167,7 +166,7 @@ class RowStore:
             keys = tuple(sorted(row, key=str))
             block = self.blocks.get(keys)
         if block is None:
-            block = self.blocks[keys] = Block(keys, self.trainer)
+            block = self._new_block(keys)
         if block.summary_keys:
             if any(_is_finite(row[key]) for key in block.summary_keys):
                 stated = {str(k): v for k, v in row.items() if isinstance(v, (int, float, str)) and v == v}
@@ -221,7 +220,7 @@ class RowStore:
     def extend(self, later: RowStore) -> None:
         """Take the rows of another store behind these."""
         for keys, theirs in later.blocks.items():
-            block = self.blocks.setdefault(keys, Block(keys, self.trainer))
+            block = self.blocks.get(keys) or self._new_block(keys)
             if not len(theirs.steps):
                 continue
             table = np.stack([theirs.column(i) for i in range(len(theirs.metrics))], axis=1)
@@ -235,6 +234,12 @@ class RowStore:
         self.rows += later.rows
         self.summaries += later.summaries
         self.total = max((t for t in (self.total, later.total) if t), default=None)
+
+    def _new_block(self, keys: tuple[Any, ...]) -> Block:
+        block = self.blocks[keys] = Block(keys, self.trainer)
+        for index, where in enumerate(block.places):
+            self._where.setdefault((where.split, where.name), []).append((block, index))
+        return block
 
     def _values(self, block: Block, row: Mapping[str, Any]) -> list[float] | None:
         """The row's metrics as floats, None if one is no number; after one clean row of a block the others go fast."""
@@ -264,7 +269,11 @@ class RowStore:
 
     def metrics(self) -> list[tuple[str, str]]:
         """Every (split, name) that some row holds."""
-        return sorted({(p.split, p.name) for b in self.filled() for p in b.places})
+        return sorted(key for key in self._where if self.holds(*key))
+
+    def holds(self, split: str, name: str) -> bool:
+        """Whether some row holds the metric."""
+        return any(len(block.steps) for block, _ in self._where.get((split, name), ()))
 
     def mapping(self) -> dict[str, tuple[str, str]]:
         """Source key -> [split, our name] of the rows that were taken."""
@@ -284,14 +293,13 @@ class RowStore:
 
     def series(self, split: str, name: str) -> pd.DataFrame:
         """One metric as rows of step, epoch, value, in the order of the source."""
-        parts = [
-            block.series(index)
-            for block in self.filled()
-            for index, where in enumerate(block.places)
-            if (where.split, where.name) == (split, name)
-        ]
-        rows = parts[0] if len(parts) == 1 else pd.concat(parts).sort_index(kind="stable")
-        return rows.reset_index(drop=True)
+        parts = [block.series(index) for block, index in self._where[split, name] if len(block.steps)]
+        # Joined as arrays: a source may begin a new block with every row.
+        numbers, *columns = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        if len(parts) > 1:
+            order = np.argsort(numbers, kind="stable")
+            columns = [column[order] for column in columns]
+        return pd.DataFrame(dict(zip(("step", "epoch", "value"), columns, strict=True)), copy=False)
 
     def filled(self) -> list[Block]:
         """The blocks that hold rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +21,8 @@ def read_scores(path: Path, skipped: Skipped, split: str | None = None) -> pd.Da
     Raises:
         DiagError: no row could be read.
     """
-    rows = []
+    rows: dict[tuple[int, str, str], dict[str, Any]] = {}
+    lines: dict[tuple[int, str, str], int] = {}
     inner = Skipped()
     for line, row in readable_rows(path, inner):
         step, value = step_number(row.get("step")), number(row.get("value"))
@@ -29,16 +31,13 @@ def read_scores(path: Path, skipped: Skipped, split: str | None = None) -> pd.Da
             inner.add(line, "a score needs step, name and value")
             continue
         n = number(row.get("n"))
-        rows.append(
-            {
-                "step": step,
-                "split": str(row.get("split") or split or EVAL_SPLIT),
-                "name": name if name.startswith("score/") else f"score/{name}",
-                "value": value,
-                "weight": n if n is not None and n > 0 else math.nan,
-            }
-        )
+        key = (step, str(row.get("split") or split or EVAL_SPLIT), "score/" + name.removeprefix("score/"))
+        if key in rows:
+            inner.add(lines[key], f"a score that stands again: {key[2]} at step {step} in line {line}, which counts")
+        lines[key] = line
+        weight = n if n is not None and n > 0 else math.nan
+        rows[key] = {"step": step, "split": key[1], "name": key[2], "value": value, "weight": weight}
     skipped.extend(inner, path.name)
     if not rows:
         raise DiagError("no score can be read", where=path, expected="rows of step, name, value, n", got="none")
-    return pd.DataFrame(rows).drop_duplicates(["step", "split", "name"], keep="last", ignore_index=True)
+    return pd.DataFrame(list(rows.values()))

@@ -42,14 +42,14 @@ class TaskResults:
 
     def score(self, task: str, metric: str, value: Any, n: float | None, *, better: bool = True) -> bool:
         """Take one metric of a task; whether it was one. Where less is better it is kept, but is no score."""
-        taken = number(value)
+        taken, questions = number(value), number(n)
         if taken is None or isinstance(value, bool):
             return False
         name = metric_key(metric)
         self.history.append(
             {
                 "step": self.step, "split": split_key(task), "name": f"score/{name}" if better else f"lower/{name}",
-                "value": taken, "weight": float(n) if n else math.nan,
+                "value": taken, "weight": questions or math.nan,
             }
         )  # fmt: skip
         return True
@@ -142,7 +142,9 @@ def check_apart(sources: Sequence[Parsed]) -> None:
     """
     seen: dict[tuple[Any, ...], Path] = {}
     for source in sources:
-        rows = source.history if source.history is not None else pd.DataFrame(columns=["step", "split", "name"])
+        rows = source.history
+        if rows is None or rows.empty:
+            continue
         for step, split, name in rows[["step", "split", "name"]].itertuples(index=False, name=None):
             other = seen.setdefault((step, split, name), source.files[0])
             if other != source.files[0]:

@@ -93,7 +93,7 @@ def logps_reduction(
 
 def _at_least(version: str | None, wanted: tuple[int, int]) -> bool:
     """Whether a version or range (`1.16`, `>=0.29`) lies at or above `wanted`; False for an unknown one."""
-    match = re.search(r"(\d+)\.(\d+)", version or "")
+    match = re.search(r"(?<!\d)(\d{1,9})\.(\d{1,9})", version or "")
     if match is None or (version or "").startswith("<"):
         return False
     return (int(match.group(1)), int(match.group(2))) >= wanted

@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from dpo_diag.importers.scope import check_scope
 from dpo_diag.records.adding import added_to
 from dpo_diag.records.files import RUN_FILE, part_of
 from dpo_diag.records.run_info import ModelInfo, SourceInfo
+from dpo_diag.records.run_lock import claimed, held_by, writing
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.splits import role_from_name
 from dpo_diag.records.text_files import Skipped
 from dpo_diag.records.typed_json import Tolerance, from_document
 from dpo_diag.records.writer import RunWriter
+from dpo_diag.text import plural
 
+ASIDE = ".importing"
+"""Folder in the run's, where an import writes until it is whole."""
 BATCH = 1 << 18
 """History rows that are written at once."""
 
@@ -34,8 +39,11 @@ BATCH = 1 << 18
 def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.DataFrame | None) -> dict[str, Any]:
     """Write all tables and run.json; returns the result that `dpo-diag import --json` prints.
 
+    Args:
+        out: as `import_folder` gives it.
+
     Raises:
-        DiagError: the folder already holds a run, or nothing at all could be read.
+        DiagError: nothing at all could be read.
     """
     if scores is None and not any(s.n_read for s in sources):
         raise DiagError(
@@ -51,15 +59,66 @@ def write_run(out: Path, sources: list[Parsed], options: Options, scores: pd.Dat
         {name for s in sources for _, name in s.store.metrics()},
         ", ".join(str(s.files[0]) for s in sources),
     )
-    existed = out.exists()
-    if any(part_of(p) for p in out.glob("*/*.parquet")):
-        raise DiagError("the folder already holds a run", where=out, hint="name another folder with --out", usage=True)
+    aside = out / ASIDE
     try:
-        return _write(RunWriter(out, kind="imported"), sources, options, scores)
-    except BaseException:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+        result = _write(RunWriter(aside, kind="imported"), sources, options, scores)
+        _put_in_place(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return result | {"run": str(out)}
+
+
+@contextmanager
+def import_folder(out: Path, *, named: bool) -> Iterator[Path]:
+    """The folder that an import writes, from its start: nobody else writes it, and an error leaves nothing of it.
+    What a killed import left is no run, and goes.
+
+    Args:
+        named: by the user; any other that somebody takes meanwhile gets a number behind its name.
+
+    Raises:
+        DiagError: the folder already holds a run, is a file, or another process writes it.
+    """
+    if out.exists() and not out.is_dir():
+        raise DiagError("not a folder", where=out, hint="name a folder for the run with --out", usage=True)
+    before = {path for path in (out, *out.parents) if path.exists()}
+    out = out if named or out in before else claimed(out)
+    try:
+        with writing(out):
+            if (out / ASIDE).exists() and not (out / RUN_FILE).exists():
+                for path in _parts_in(out):
+                    path.unlink()
+            shutil.rmtree(out / ASIDE, ignore_errors=True)
+            if (out / RUN_FILE).exists() or any(_parts_in(out)):
+                hint = "name another folder with --out"
+                raise DiagError("the folder already holds a run", where=out, hint=hint, usage=True)
+            yield out
+    finally:
+        for path in (out, *out.parents):
+            if path in before:
+                break
+            with suppress(OSError):  # of which one is that something lies in it
+                path.rmdir()
+
+
+def was_killed(out: Path) -> bool:
+    """Whether a folder holds no more than what an import left that was killed."""
+    owner = held_by(out)
+    return (out / ASIDE).is_dir() and not (out / RUN_FILE).exists() and (owner is None or owner.alive() is False)
+
+
+def _parts_in(out: Path) -> Iterator[Path]:
+    return (path for path in out.glob("*/*.parquet") if part_of(path))
+
+
+def _put_in_place(aside: Path, out: Path) -> None:
+    """Everything that was written, run.json last: a folder without it is no run."""
+    for path in sorted(aside.iterdir(), key=lambda p: p.name == RUN_FILE):
+        if path.is_dir():
+            (out / path.name).mkdir(exist_ok=True)
+        for file in [path] if path.is_file() else sorted(path.iterdir()):
+            if not file.name.startswith("."):
+                file.rename(out / file.relative_to(aside))
 
 
 def add_results(run: Path, sources: list[Parsed]) -> dict[str, Any]:
@@ -170,12 +229,13 @@ def _first_reason(sources: list[Parsed]) -> str:
 
 def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[pd.DataFrame]:
     """History rows of (split, name, column, derived) in batches of about a quarter million."""
-    waiting: list[pd.DataFrame] = []
+    waiting: list[tuple[str, str, pd.DataFrame, bool]] = []
     size = 0
     for split, name, column, derived in columns:
         for start in range(0, len(column), BATCH):
-            waiting.append(column.iloc[start : start + BATCH].assign(split=split, name=name, derived=derived))
-            size += len(waiting[-1])
+            part = column if len(column) <= BATCH else column.iloc[start : start + BATCH]
+            waiting.append((split, name, part, derived))
+            size += len(part)
             if size >= BATCH:
                 yield _stacked(waiting)
                 waiting, size = [], 0
@@ -183,8 +243,12 @@ def _frames(columns: Iterator[tuple[str, str, pd.DataFrame, bool]]) -> Iterator[
         yield _stacked(waiting)
 
 
-def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    stacked = pd.concat(frames, ignore_index=True)
+def _stacked(parts: list[tuple[str, str, pd.DataFrame, bool]]) -> pd.DataFrame:
+    stacked = pd.concat([frame for _, _, frame, _ in parts], ignore_index=True)
+    rows = [len(frame) for _, _, frame, _ in parts]
+    stacked["split"] = np.repeat(np.array([split for split, _, _, _ in parts], dtype=object), rows)
+    stacked["name"] = np.repeat(np.array([name for _, name, _, _ in parts], dtype=object), rows)
+    stacked["derived"] = np.repeat([derived for _, _, _, derived in parts], rows)
     if stacked["epoch"].isna().any():
         # Null, not NaN: an object column says "missing", a float column keeps NaN as a value.
         stacked["epoch"] = stacked["epoch"].astype(object).where(stacked["epoch"].notna(), None)
@@ -240,9 +304,21 @@ def _source_info(sources: list[Parsed], history: History, decided: Decisions, op
         skipped_count=n_skipped,
         beta_check=decided.check.to_dict() if decided.check is not None else None,
         nll_weight=decided.nll_weight,
-        notes=tuple([n for s in sources for n in s.notes] + _notes(history, decided)),
+        notes=tuple([n for s in sources for n in s.notes] + _left_out(sources) + _notes(history, decided)),
         details={k: v for s in reversed(sources) for k, v in s.details.items()},
     )
+
+
+def _left_out(sources: list[Parsed]) -> list[str]:
+    """Rows that are neither read nor told anywhere else."""
+    notes = []
+    summaries = sum(len(s.store.summaries) for s in sources)
+    if summaries > 1:
+        notes.append(f"{summaries} final summary rows: the last one counts")
+    empty = sum(max(0, s.n_rows - s.n_read - s.skipped.count - len(s.store.summaries)) for s in sources)
+    if empty:
+        notes.append(f"{plural(empty, 'row')} without a number of a metric left out")
+    return notes
 
 
 def _finite(value: Any) -> Any:

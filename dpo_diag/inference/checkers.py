@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.prompts import Prompt
 
@@ -42,8 +42,8 @@ def _regex(prompt: Prompt, text: str) -> float | None:
 def _json(prompt: Prompt, text: str) -> float | None:
     """The whole answer is one JSON document."""
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except ValueError:
         return 0.0
     return 1.0
 

@@ -57,7 +57,7 @@ def generate_checkpoints(
         raise DiagError("no prompts", expected="at least one")
     writers = as_checkpoints(checkpoints)
     with added_to(out) as (run_writer, _):
-        done = answered(Run(run_writer.path), decoding)
+        done = answered(Run(run_writer.path, whole=True), decoding)
         for n, checkpoint in enumerate(writers, 1):
             missing = [p for p in asked if (checkpoint.model, checkpoint.step, p.id) not in done]
             name = f"{n}/{len(writers)} {checkpoint.model} at step {checkpoint.step}"

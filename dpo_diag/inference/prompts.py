@@ -83,7 +83,7 @@ def to_prompt(row: Mapping[str, Any] | Prompt, where: str = "a prompt") -> Promp
     if text is not None and (not isinstance(text, str) or text == ""):
         raise DiagError("prompt is not text, or empty", where=where, got=repr(text)[:80])
     tags = row.get("tags") or ()
-    if isinstance(tags, str) or not all(isinstance(tag, str) and tag for tag in tags):
+    if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) and tag for tag in tags):
         raise DiagError("tags is not a list of words", where=where, got=repr(row.get("tags"))[:80])
     for name in ("reference", "checker"):
         if row.get(name) is not None and not isinstance(row[name], str):

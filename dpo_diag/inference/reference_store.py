@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from dpo_diag.data.pairs import Row
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.run_folders import added_to
 from dpo_diag.inference.scored_reference import ScoredReference, reference_rows
-from dpo_diag.models.adapters import split_weights
+from dpo_diag.models.adapters import reference_adapter, split_weights
 from dpo_diag.models.loading import weights_fingerprint
 from dpo_diag.models.packed.verify import Proved
 from dpo_diag.models.packed.ways import Way
@@ -58,16 +59,18 @@ def reference_key(
 
     Args:
         model: not wrapped, not sharded.
-        adapter_off: the reference is the model under its adapter.
+        adapter_off: the reference is the model under its adapter, or with the one called "ref" where it has that.
         autocast: the type that its products are rounded to, where that is not the weights'.
     """
-    base, adapter = split_weights(model)
+    with reference_adapter(model) if adapter_off else nullcontext():
+        base, weights = split_weights(model)
+        adapter = _adapter(model, weights) if weights and not (adapter_off and "ref" not in model.peft_config) else None
     template = getattr(tokenizer, "chat_template", None)
     return ReferenceKey(
         model=weights_fingerprint(base),
         revision=getattr(model.config, "_commit_hash", None),
         settings=_settings(model),
-        adapter=_adapter(model, adapter) if adapter and not adapter_off else None,
+        adapter=adapter,
         tokenizer=tokenizer_fingerprint(tokenizer),
         template=content_hash(template) if template else None,
         max_length=max_length,
@@ -104,23 +107,25 @@ class ReferenceStore:
         return self.folder / content_hash({k: v for k, v in asdict(key).items() if k != "revision"})
 
     def find(
-        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
-        tokens_of: Collection[str] = (),
+        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, content: Mapping[str, str],
+        tokens_of: Collection[str] = (), sums_alone: bool = False,
     ) -> tuple[ScoredReference | None, str]:  # fmt: skip
         """(the rows of these pairs or None, why not or where they are from).
 
         Args:
-            rows: the pairs with their ids; the store knows them by their content, whatever ids they bring.
+            content: pair_id -> the id that the pair's content gives it (`content_ids`): by that the store knows it.
             tokens_of: pairs whose tokens are wanted, too; those of others are not given.
+            sums_alone: rows of sums and counts do, as a training keeps them; others want entropies and ranks.
         """
         entry = self.entry(key)
         if not (entry / RUN_FILE).is_file():
             return None, self._nearest(key)
-        content = content_ids(rows)
         try:
             found = reference_rows(entry, encoded, tokenizer, content)
         except DiagError as error:
             return None, str(error)
+        if not sums_alone and (bare := found.pairs["entropy_sum"].isna()).any():
+            return None, f"{entry} holds {bare.sum()} of {len(bare)} responses as sums alone, which do for a training"
         scored = found.pairs.loc[found.pairs["n_tokens"].fillna(0) > 0, "pair_id"]
         wanted = set(tokens_of) & set(scored)
         if lacking := wanted - set(found.tokens["pair_id"]):
@@ -129,14 +134,14 @@ class ReferenceStore:
         return replace(found, tokens=tokens), f"the reference is taken from {entry}"
 
     def scores(
-        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
+        self, key: ReferenceKey, encoded: PairTokens, tokenizer: PreTrainedTokenizerBase, content: Mapping[str, str],
         split: str, tokens: bool = True,
     ) -> tuple[Scores | None, str]:  # fmt: skip
         """`find`, as what scoring the reference on a split would have given, with or without its tokens."""
         from dpo_diag.inference.scoring import Scores
 
         found, why = self.find(
-            key, encoded, tokenizer, rows, [pair.pair_id for pair in encoded.pairs] if tokens else ()
+            key, encoded, tokenizer, content, [pair.pair_id for pair in encoded.pairs] if tokens else ()
         )
         if found is None:
             return None, why
@@ -145,10 +150,10 @@ class ReferenceStore:
 
     def put(
         self, key: ReferenceKey, pairs: pd.DataFrame, tokens: pd.DataFrame, described: Mapping[str, Any],
-        tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase, content: Mapping[str, str],
     ) -> None:  # fmt: skip
-        """Keep rows in the reference's role; a pair's rows of a table that the entry holds already stay as they are."""
-        content = content_ids(rows)
+        """Keep rows in the reference's role; a pair's rows of a table that the entry holds already stay as they are,
+        but whole ones are laid beside sums alone."""
         with added_to(self.entry(key)) as (writer, _):
             run = Run(writer.path)
             writer.update(
@@ -156,7 +161,10 @@ class ReferenceStore:
             )
             for table, frame in (("tokens", tokens), ("pairs", pairs)):
                 ids = frame["pair_id"].map(content)
-                there = set(run.read(table, ["pair_id"])["pair_id"])
+                known = run.read(table)
+                if table == "pairs" and "entropy_sum" in frame:
+                    known = known[known["entropy_sum"].notna()]
+                there = set(known["pair_id"])
                 new = frame.assign(pair_id=ids, split=EVAL_SPLIT)[~ids.isin(there)]
                 writer.write(table, new, split=f"ref-{content_hash(sorted(set(new['pair_id'])))}")
 

@@ -79,7 +79,7 @@ def score_checkpoints(
     Raises:
         DiagError: no pair left, another set of pairs under the same split in `out`.
     """
-    from dpo_diag.inference.reference_store import open_store, reference_key
+    from dpo_diag.inference.reference_store import content_ids, open_store, reference_key
     from dpo_diag.inference.scoring import score_pairs
     from dpo_diag.models.loading import describe_model
     from dpo_diag.models.packed.verify import Proofs
@@ -93,7 +93,7 @@ def score_checkpoints(
     with added_to(out) as (writer, before):
         known = to_document(before)
         writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
-        run = Run(writer.path)
+        run = Run(writer.path, whole=True)
         refuse_other_pairs(run, rows, split)
         if split not in before.splits:
             role_of_split = split_role or role_from_name(split)
@@ -121,7 +121,7 @@ def score_checkpoints(
                 scores = key = None
                 if store is not None and role == REFERENCE and not (hidden or no_prompt):
                     key = reference_key(model, tokenizer, max_length, truncation_mode)
-                    scores, why = store.scores(key, encoded, tokenizer, rows, split, tokens)
+                    scores, why = store.scores(key, encoded, tokenizer, content_ids(rows), split, tokens)
                     say(f"    {why}")
                 if scores is None:
                     scores = score_pairs(
@@ -134,7 +134,7 @@ def score_checkpoints(
                     facts_of_model = _described(model, once.description(tokenizer), checkpoint, scores.proved)
                     if key is not None and store is not None:
                         described = describe_model(model, checkpoint.path, fingerprint=False)
-                        store.put(key, scores.pairs, scores.tokens, described, tokenizer, rows)
+                        store.put(key, scores.pairs, scores.tokens, described, tokenizer, content_ids(rows))
                     if proof is None and (note := scores.proved.note()):
                         say(f"    {note}")
                 else:

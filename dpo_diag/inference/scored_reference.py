@@ -56,7 +56,9 @@ def reference_rows(
     if ids_there is not None:
         rows["pair_id"] = rows["pair_id"].map({there: here for here, there in ids_there.items()})
     wanted = {pair.pair_id for pair in encoded.pairs}
-    rows = rows[rows["pair_id"].isin(wanted)].drop_duplicates(["pair_id", "side"])
+    # Whole rows before a training's sums.
+    rows = rows[rows["pair_id"].isin(wanted)].sort_values("entropy_sum", kind="stable", na_position="last")
+    rows = rows.drop_duplicates(["pair_id", "side"]).sort_index()
     if lacking := wanted - set(rows["pair_id"]):
         raise refused(
             "it lacks pairs", f"{len(wanted) - len(lacking)} of {len(wanted)} pairs", "all of them",
@@ -66,9 +68,7 @@ def reference_rows(
     there = dict(zip(zip(rows["pair_id"], rows["side"], strict=True), counts, strict=True))
     for pair in encoded.pairs:
         for side in SIDES:
-            # The first token of a response without any prompt before it has no score.
-            scored = len(pair.response[side]) - (not pair.prompt[side] and bool(pair.response[side]))
-            here = [scored, pair.n_truncated[side]]
+            here = [len(pair.scored(side)), pair.n_truncated[side]]
             if there[pair.pair_id, side] != here:
                 raise refused(
                     f"pair {pair.pair_id}, {side} was cut elsewhere",
@@ -98,6 +98,6 @@ def _one_model(run: Run) -> tuple[str, pd.DataFrame]:
         raise DiagError(
             "the run does not say which model is the reference", where=run.path,
             got=f"policies of {len(steps)} steps and no reference", expected="rows of role ref, or of one model",
-            hint="score the reference: dpo-score checkpoints=[] reference=MODEL",
+            hint="score the reference: dpo-score checkpoints=ref=MODEL",
         )  # fmt: skip
     return POLICY, rows

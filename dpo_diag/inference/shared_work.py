@@ -7,7 +7,6 @@ others.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generate_run import answered, generate_checkpoints
 from dpo_diag.inference.prompts import Prompt, prompts_hash, to_prompts
-from dpo_diag.inference.run_folders import KEEP_ALL, Checkpoints, added_to, as_checkpoints
+from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.inference.score_run import (
     models_to_score,
     refuse_other_pairs,
@@ -33,11 +32,12 @@ from dpo_diag.inference.work_list import Item, Shelf, packed, unpacked, work_lis
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.models.held import HeldLoader
-from dpo_diag.records import Run, RunWriter
+from dpo_diag.records import Run
 from dpo_diag.records.files import RUN_FILE, to_label
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
+from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.records.side_tables import read_side_table
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import to_document
@@ -68,9 +68,9 @@ class Job(Protocol):
 
 def measured(job: Job, item: Item, loader: HeldLoader) -> bytes:
     """One part as the file that is put on the shelf."""
-    with tempfile.TemporaryDirectory() as folder:
-        job.measure(item, Path(folder) / "part", loader)
-        return packed(Path(folder) / "part")
+    with scratch_folder("part") as folder:
+        job.measure(item, folder / "part", loader)
+        return packed(folder / "part")
 
 
 def assemble(job: Job, items: Sequence[Item], shelf: Shelf, out: Path) -> None:
@@ -81,8 +81,8 @@ def assemble(job: Job, items: Sequence[Item], shelf: Shelf, out: Path) -> None:
             yield item, unpacked(shelf.get(item.name), folder / str(number))
 
     if items:
-        with tempfile.TemporaryDirectory() as folder:
-            job.assemble(parts(Path(folder)), out)
+        with scratch_folder("parts") as folder:
+            job.assemble(parts(folder), out)
         shelf.clear(items)
 
 
@@ -139,7 +139,7 @@ class ScoreJob:
     def items(self, out: Path, size: int) -> list[Item]:
         done: set[tuple[str, int]] = set()
         if (out / RUN_FILE).is_file():
-            run = Run(out)
+            run = Run(out, whole=True)
             refuse_other_pairs(run, self.pairs, self.split)
             done = scored_already(run, self.split)
             if self.settings.get("ches") and read_side_table(out, CHES, self.split).empty:
@@ -162,20 +162,21 @@ class ScoreJob:
             if error.what != "no pair to score":
                 raise
             dropped = [{"pair_id": row["pair_id"], "why": str(error.got)} for row in rows]
-            RunWriter(folder, kind="scored", resume_step=KEEP_ALL).update(dropped_pairs=dropped)
+            with added_to(folder) as (writer, _):
+                writer.update(dropped_pairs=dropped)
 
     def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
         with added_to(out) as (writer, before):
             known = to_document(before)
             writer.update(logps="sum", **{k: v for k, v in self.facts.items() if k not in known})
-            run = Run(writer.path)
+            run = Run(writer.path, whole=True)
             if self.split not in before.splits:
                 role = self.split_role or role_from_name(self.split)
                 writer.describe_split(self.split, role, n_pairs=len(self.pairs), **self.given)
             if not run.has("texts") or run.read("texts", ["split"], splits=[self.split]).empty:
                 writer.write("texts", text_rows(self.pairs, self.split), split=self.split)
             for checkpoint, folders in _by_checkpoint(parts):
-                runs = [Run(folder) for folder in folders]
+                runs = [Run(folder, whole=True) for folder in folders]
                 scores = _scores_of(runs, self.split)
                 if scores.pairs.empty:
                     raise DiagError(
@@ -224,7 +225,7 @@ class GenerateJob:
         return cls(as_checkpoints(checkpoints), to_prompts(prompts), decoding, **more)
 
     def items(self, out: Path, size: int) -> list[Item]:
-        done = answered(Run(out), self.decoding) if (out / RUN_FILE).is_file() else set()
+        done = answered(Run(out, whole=True), self.decoding) if (out / RUN_FILE).is_file() else set()
         # Not `batch_size`, which moves an answer by rounding alone: a start with smaller batches, after one that ran
         # out of memory, takes the finished parts.
         deciding = {
@@ -246,10 +247,10 @@ class GenerateJob:
 
     def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
         with added_to(out) as (writer, _):
-            done = answered(Run(writer.path), self.decoding)
+            done = answered(Run(writer.path, whole=True), self.decoding)
             for item, folder in parts:
                 missing = self._missing(item, done)
-                rows = Run(folder).read("outputs")
+                rows = Run(folder, whole=True).read("outputs")
                 rows = rows[rows["prompt_id"].isin([p.id for p in missing])]
                 writer.write("outputs", rows, split=f"{item.checkpoint.model}-{prompts_hash(missing)}")
             writer.update(

@@ -38,7 +38,7 @@ def score_swapped(
     from dpo_diag.inference.scoring import answer_logp
 
     loader = loader or Loader()
-    run = Run(out)
+    run = Run(out, whole=True)
     frame = run.outputs
     frame = frame[frame["sample"] == frame.groupby("prompt_id", observed=True)["sample"].transform("min")]
     places = pd.MultiIndex.from_frame(frame[["model", "step"]])

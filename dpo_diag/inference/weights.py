@@ -6,7 +6,6 @@ Effective rank is exp(entropy of the normalised singular values) (Roy & Vetterli
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dpo_diag.documents import read_json
 from dpo_diag.errors import DiagError
 from dpo_diag.models.weight_files import Weights
 
@@ -89,10 +89,7 @@ def _adapter_config(path: Path) -> dict[str, Any] | None:
     file = path / "adapter_config.json"
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DiagError("adapter_config.json cannot be read", where=file, got=error) from error
+    config = read_json(file, "adapter_config.json")
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise DiagError("only LoRA adapters can be compared", where=file, got=config.get("peft_type"))
     return dict(config)

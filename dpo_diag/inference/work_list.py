@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dpo_diag.documents import parse_json
 from dpo_diag.models.checkpoints import Checkpoint
-from dpo_diag.records.files import replacing
+from dpo_diag.records.files import replacing, to_label
 from dpo_diag.records.pair_id import content_hash
 from dpo_diag.records.remote import is_url, opened
 
@@ -46,7 +47,7 @@ def work_list(
         for first in range(0, len(ids), size):
             part = list(ids[first : first + size])
             key = content_hash([checkpoint.path, dict(settings), part])
-            name = f"{checkpoint.model}-{checkpoint.step:08d}-{first:07d}-{key}.zip"
+            name = f"{to_label(checkpoint.model)}-{checkpoint.step:08d}-{first:07d}-{key}.zip"
             items.append(Item(checkpoint, first, first + len(part), name))
     return items
 
@@ -105,7 +106,7 @@ class Shelf:
         """Whether a run was put together from these, after which they were removed."""
         with suppress(OSError, ValueError):
             fs, path = opened(self.place)
-            return {item.name for item in items} <= set(json.loads(fs.cat_file(f"{path}/{_ASSEMBLED}")))
+            return {item.name for item in items} <= set(parse_json(fs.cat_file(f"{path}/{_ASSEMBLED}")))
         return False
 
     def clear(self, items: Sequence[Item]) -> None:

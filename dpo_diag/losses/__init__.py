@@ -3,8 +3,17 @@
 change with it exactly. No torch here: the formulas take numpy arrays and torch tensors alike.
 """
 
-from dpo_diag.losses.named import NAMED, check_names, has_no_reference, is_per_token, loss_name, names_of, start_of
-from dpo_diag.losses.registry import LOSSES, NUMPY, FloatArray, Loss, Ops, Pairs
+from dpo_diag.losses.named import (
+    NAMED,
+    check_names,
+    has_nll,
+    has_no_reference,
+    is_per_token,
+    loss_name,
+    names_of,
+    start_of,
+)
+from dpo_diag.losses.registry import LOSSES, NUMPY, Coefficient, FloatArray, Loss, Ops, Pairs
 from dpo_diag.losses.spec import DIVERGENCES, LossSpec
 from dpo_diag.losses.values import loss_at_reference, loss_floor, pair_losses, term_sum
 
@@ -13,12 +22,14 @@ __all__ = [
     "LOSSES",
     "NAMED",
     "NUMPY",
+    "Coefficient",
     "FloatArray",
     "Loss",
     "LossSpec",
     "Ops",
     "Pairs",
     "check_names",
+    "has_nll",
     "has_no_reference",
     "is_per_token",
     "loss_at_reference",

@@ -1,4 +1,5 @@
-"""Losses that logs name and this project has no per-pair formula for; and what a loss's name alone tells of it."""
+"""Losses that a log's name leaves open (no per-pair formula here, or an NLL weight or a margin that the name does not
+tell); and what a loss's name alone tells of it."""
 
 from __future__ import annotations
 
@@ -86,6 +87,15 @@ def is_per_token(names: Iterable[str]) -> bool:
     return any(kind is not None and kind.per_token for kind in kinds)
 
 
+def has_nll(names: Iterable[str]) -> bool:
+    """Whether a loss of these names raises chosen's log-prob by a term of its own.
+
+    >>> [has_nll(names) for names in (["sigmoid"], ["dpop", "sft_sum"], ["unheard_of"])]
+    [False, True, False]
+    """
+    return any(name in LOSSES and not LOSSES[name].preference for name in names)
+
+
 def start_of(names: Sequence[str]) -> tuple[float, bool] | None:
     """The loss at the reference by its name alone, and whether nothing else could move it; None where it depends on
     coefficients (ipo's on beta), or on more than the reference."""
@@ -100,4 +110,4 @@ def start_of(names: Sequence[str]) -> tuple[float, bool] | None:
         first, second = (loss_at_reference(LossSpec(types=tuple(names), beta=beta)) for beta in (0.1, 1.0))
     except DiagError:
         return None  # a loss that couples the pairs of a batch
-    return (first, "sft" not in names) if first == second else None
+    return (first, not has_nll(names)) if first == second else None

@@ -1,13 +1,13 @@
 """What a kind of loss is, and the registry of all kinds: TRL's, this project's, and those that a plugin adds.
 
-A formula is written once, with arithmetic and the five functions of `Ops`, so that the same lines give float64 numbers
+A formula is written once, with arithmetic and the functions of `Ops`, so that the same lines give float64 numbers
 for the analysis and a gradient in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,6 +33,9 @@ class Ops(Protocol):
     def exp(self, x: Values) -> Values:
         """e to the x."""
 
+    def log1mexp(self, x: Values) -> Values:
+        """log(1 - e to the x) for x below 0, exact near 0 and far below it."""
+
     def at_least(self, x: Values, low: float) -> Values:
         """x, or `low` where x is below it."""
 
@@ -49,6 +52,11 @@ class _Numpy:
 
     def exp(self, x: Values) -> Values:
         return np.exp(x)
+
+    def log1mexp(self, x: Values) -> Values:
+        # Either form loses its digits where the other keeps them (Maechler 2012).
+        near = x > -np.log(2.0)
+        return np.where(near, np.log(-np.expm1(np.where(near, x, -0.5))), np.log1p(-np.exp(np.where(near, -1.0, x))))
 
     def at_least(self, x: Values, low: float) -> Values:
         return np.maximum(x, low)
@@ -70,7 +78,7 @@ class Pairs:
     Attributes:
         a, b: log-ratios to the reference of chosen and rejected (nats).
         n_chosen, n_rejected: response tokens.
-        chosen_sum_logp: nats, of the policy.
+        chosen_sum_logp, rejected_sum_logp: nats, of the policy.
         weight: WPO weight of each pair.
     """
 
@@ -79,6 +87,7 @@ class Pairs:
     n_chosen: Values | None = None
     n_rejected: Values | None = None
     chosen_sum_logp: Values | None = None
+    rejected_sum_logp: Values | None = None
     weight: Values | None = None
     ops: Ops = NUMPY
 
@@ -93,6 +102,16 @@ class Pairs:
             hint = "record token counts (full pair records)"
             raise DiagError(f"{name} is not known", where=f"loss {kind}", hint=hint)
         return value
+
+    def sums(self, kind: str) -> tuple[Values, Values]:
+        """The policy's log-probs of chosen and rejected (nats), for a loss that has no reference."""
+        return self.need("chosen_sum_logp", kind), self.need("rejected_sum_logp", kind)
+
+    def means(self, kind: str) -> tuple[Values, Values]:
+        """The same per token (nats)."""
+        chosen, rejected = self.sums(kind)
+        n, m = (self.ops.at_least(self.need(name, kind), 1.0) for name in ("n_chosen", "n_rejected"))
+        return chosen / n, rejected / m
 
     def sigmoid(self, x: Values) -> Values:
         """1 / (1 + exp(-x)), without overflow."""
@@ -134,6 +153,34 @@ def no_floor(spec: LossSpec) -> float | None:
 
 
 @dataclass(frozen=True)
+class Coefficient:
+    """A number of a kind's own, beside beta and label smoothing.
+
+    Attributes:
+        default: its value where `loss.coefficients` does not give one.
+        origin: where that value comes from.
+        low, high: it lies between them, both excluded where `open`.
+    """
+
+    default: float
+    origin: str
+    low: float = 0.0
+    high: float = float("inf")
+    open: bool = False
+
+    def allows(self, value: float) -> bool:
+        """Whether a training may use this value."""
+        return self.low < value < self.high if self.open else self.low <= value <= self.high
+
+    @property
+    def range(self) -> str:
+        """What is allowed, in words."""
+        if self.high == float("inf"):
+            return f"{'more than' if self.open else 'at least'} {self.low:g}"
+        return f"{self.low:g} to {self.high:g}{', both excluded' if self.open else ''}"
+
+
+@dataclass(frozen=True)
 class Loss:
     """One kind of loss, by the name that `loss.types` gives it.
 
@@ -144,9 +191,12 @@ class Loss:
         in_trl: TRL 1.16 computes it under this name; any other is computed by DiagDPOTrainer from TRL's own forward.
         floor: greatest lower bound over all (a, b), None where there is none or it is not known.
         preference: it compares the two sides; False for a term that has no value at the reference, like an NLL term.
-        needs_smoothing: it takes the logarithm of `label_smoothing`.
+        smooths: it uses `label_smoothing`; needs_smoothing: it takes its logarithm.
         per_token: its log-ratios are means over a response's tokens, so that it needs their number and its beta is
             another quantity.
+        reference: it looks at a and b; a loss of which no kind does is trained without a reference.
+        needs: fields of `Pairs` that it looks at beside a, b and the weight; per_token brings the token counts.
+        coefficients: numbers of its own, by the name that `loss.coefficients` gives them.
     """
 
     formula: Callable[[LossSpec, Pairs], Values] | None
@@ -154,8 +204,17 @@ class Loss:
     in_trl: bool = False
     floor: Callable[[LossSpec], float | None] = zero_floor
     preference: bool = True
+    smooths: bool = False
     needs_smoothing: bool = False
     per_token: bool = False
+    reference: bool = True
+    needs: tuple[str, ...] = ()
+    coefficients: Mapping[str, Coefficient] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Fields of `Pairs` that it looks at, but a, b and the weight."""
+        return frozenset(self.needs) | (frozenset(("n_chosen", "n_rejected")) if self.per_token else frozenset())
 
 
 LOSSES: Registry[Loss] = Registry("loss type", "dpo_diag.losses.kinds")

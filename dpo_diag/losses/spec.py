@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from dpo_diag.errors import DiagError
+from dpo_diag.errors import DiagError, did_you_mean
 from dpo_diag.losses.registry import LOSSES
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
@@ -23,6 +23,7 @@ class LossSpec:
         ld_alpha: LD-DPO's factor on the tokens beyond the shorter response (arXiv 2409.06411); it changes the
             log-probs that enter a and b (column `loss_logp`), not the loss.
         use_weighting: WPO (arXiv 2406.11827): each pair's loss times its detached weight.
+        coefficients: of the kinds' own numbers (`Loss.coefficients`), those that are not the default.
 
     Raises:
         DiagError: an unknown kind or divergence, another number of weights than types.
@@ -37,10 +38,12 @@ class LossSpec:
     discopop_tau: float = 0.05
     ld_alpha: float | None = None
     use_weighting: bool = False
+    coefficients: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Hydra and JSON have lists only.
         self.types, self.weights = tuple(self.types), tuple(self.weights)
+        self.coefficients = {str(name): float(value) for name, value in self.coefficients.items()}
         unknown = [t for t in self.types if t not in LOSSES]
         if unknown or not self.types:
             expected = f"some of {', '.join(LOSSES)}"
@@ -56,7 +59,9 @@ class LossSpec:
         """What a record may hold and a training may not.
 
         Raises:
-            DiagError: beta that is not positive, label smoothing out of range or missing where it is needed.
+            DiagError: beta that is not positive; label smoothing out of range, missing where it is needed, or given
+                where nothing uses it; a coefficient that no kind has, or out of its range; LD-DPO or an f-divergence
+                without a reference.
         """
 
         def wrong(key: str, got: object, expected: str) -> DiagError:
@@ -69,6 +74,45 @@ class LossSpec:
         for kind in self.types:
             if LOSSES[kind].needs_smoothing and self.label_smoothing == 0:
                 raise wrong("label_smoothing", 0, f"more than 0: {kind} takes its logarithm")
+        if self.label_smoothing and not any(LOSSES[kind].smooths for kind in self.types):
+            smooth = ", ".join(kind for kind, loss in LOSSES.items() if loss.smooths)
+            raise wrong(
+                "label_smoothing", self.label_smoothing, f"0: {', '.join(self.types)} would not use it ({smooth} do)"
+            )
+        known = {name: own for kind in self.types for name, own in LOSSES[kind].coefficients.items()}
+        for name, value in self.coefficients.items():
+            if name not in known:
+                raise DiagError(
+                    "unknown coefficient", where=f"loss.coefficients.{name}", got=value, usage=True,
+                    expected=f"one of {', '.join(known)}" if known else f"none: {', '.join(self.types)} has none",
+                    hint=did_you_mean(name, known),
+                )  # fmt: skip
+            if not known[name].allows(value):
+                raise wrong(f"coefficients.{name}", value, known[name].range)
+        if not self.needs_reference and (self.ld_alpha is not None or self.f_divergence_type != "reverse_kl"):
+            given = "ld_alpha" if self.ld_alpha is not None else "f_divergence_type"
+            raise wrong(given, getattr(self, given), f"its default: {', '.join(self.types)} has no log-ratios")
+
+    def coefficient(self, kind: str, name: str) -> float:
+        """A number of a kind's own: as given, else its default."""
+        return self.coefficients.get(name, LOSSES[kind].coefficients[name].default)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any term looks at the reference."""
+        return any(LOSSES[kind].reference for kind in self.types)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Fields of `Pairs` that its terms look at, but a, b and the weight."""
+        return frozenset().union(*(LOSSES[kind].inputs for kind in self.types))
+
+    @property
+    def counts_scored(self) -> bool:
+        """Whether lengths are those of the scored tokens, as for a mean of log-probs. TRL divides ipo's and
+        sigmoid_norm's log-ratios by all response tokens of the batch: one more where a response has no prompt before
+        its first token, which then has no score."""
+        return "chosen_sum_logp" in self.inputs
 
     @property
     def term_weights(self) -> tuple[float, ...]:

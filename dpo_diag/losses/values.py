@@ -37,14 +37,17 @@ def pair_losses(
     n_chosen: npt.ArrayLike | None = None,
     n_rejected: npt.ArrayLike | None = None,
     chosen_sum_logp: npt.ArrayLike | None = None,
+    rejected_sum_logp: npt.ArrayLike | None = None,
     weight: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Loss of each pair, shape (pairs,), in float64; their mean is the batch's loss as TRL 1.16 reports it.
 
     Args:
-        a, b: log-ratios to the reference of chosen and rejected (nats), shape (pairs,).
-        n_chosen, n_rejected: response tokens; needed by ipo, sigmoid_norm (both) and sft (chosen).
-        chosen_sum_logp: nats; needed by sft, whose share per pair depends on which pairs are averaged together.
+        a, b: log-ratios to the reference of chosen and rejected (nats), shape (pairs,); any number where the loss has
+            no reference.
+        n_chosen, n_rejected: response tokens; which loss needs them, and the sums, `LossSpec.inputs` says.
+        chosen_sum_logp, rejected_sum_logp: nats. The share per pair of sft, a mean over the batch's tokens, depends on
+            which pairs are averaged together.
         weight: WPO weight of each pair; needed under `use_weighting`.
 
     Raises:
@@ -54,7 +57,10 @@ def pair_losses(
         raise DiagError("this loss has no per-pair value", got=spec.not_additive)
     # One shape for a and b: the Shapley split mixes them from two steps.
     first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    optional = {"n_chosen": n_chosen, "n_rejected": n_rejected, "chosen_sum_logp": chosen_sum_logp, "weight": weight}
+    optional = {
+        "n_chosen": n_chosen, "n_rejected": n_rejected, "weight": weight,
+        "chosen_sum_logp": chosen_sum_logp, "rejected_sum_logp": rejected_sum_logp,
+    }  # fmt: skip
     known: dict[str, Values] = {k: np.asarray(v, dtype=np.float64) for k, v in optional.items() if v is not None}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return np.asarray(term_sum(spec, Pairs(first, second, **known)), dtype=np.float64)
@@ -71,13 +77,17 @@ def loss_floor(spec: LossSpec) -> float | None:
 
 
 def loss_at_reference(spec: LossSpec) -> float:
-    """The loss of a policy that equals its reference (a = b = 0): ln 2 for sigmoid; terms that compare nothing are out.
+    """The loss of a policy that equals its reference (a = b = 0): ln 2 for sigmoid. Terms that compare nothing are out,
+    and so are those without a reference: NaN where none is left of a preference loss.
 
     Raises:
         DiagError: a type that couples the pairs of a batch.
     """
     zero, one = np.zeros(1), np.ones(1)
     # At a = b = 0 lengths and weights cancel: any will do.
-    pairs = Pairs(zero, zero, n_chosen=one, n_rejected=one, chosen_sum_logp=zero, weight=one)
+    pairs = Pairs(zero, zero, n_chosen=one, n_rejected=one, weight=one)
     preference = [kind for kind in spec.types if LOSSES[kind].preference]
-    return float(term_sum(spec, pairs, preference)[0]) if preference else 0.0
+    compared = [kind for kind in preference if LOSSES[kind].reference]
+    if preference and not compared:
+        return float("nan")
+    return float(term_sum(spec, pairs, compared)[0]) if compared else 0.0

@@ -92,6 +92,37 @@ def quantization_config(config: PeftConfig, dtype: Any) -> BitsAndBytesConfig | 
     )
 
 
+def check_weights(path: str) -> None:
+    """Refuse an adapter folder without safetensors: a pickle would run code when it is opened.
+
+    Raises:
+        DiagError: no adapter_model.safetensors in it. A hub id passes.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        pickled = any(folder.glob("adapter_model.[bp]*"))
+        raise DiagError(
+            "no adapter_model.safetensors", where=folder, got="pickled weights only" if pickled else "no weights",
+            hint="save the adapter again with safe_serialization, where you trust it",
+        )  # fmt: skip
+
+
+def load_adapter(model: Any, path: str) -> Any:
+    """A model with an adapter on it.
+
+    Raises:
+        DiagError: the adapter is damaged, or does not fit on the model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(model, path)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise DiagError("the adapter cannot be loaded", where=path, got=got, hint="name a whole one") from error
+
+
 def swap_adapter(model: Any, path: str) -> bool:
     """Give a PEFT model the weights of another adapter of the same configuration; False, and nothing done, where its
     weights are not all there is to it (biases of the base, other tensors than the model's)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_diag.documents import parse_json, read_json
 from dpo_diag.errors import DiagError
-from dpo_diag.models.adapters import only_adds, swap_adapter
+from dpo_diag.models.adapters import check_weights, load_adapter, only_adds, swap_adapter
 from dpo_diag.models.hub import check_name
 from dpo_diag.models.loading import check_device, choose_dtype, load_model
 from dpo_diag.models.smollm2 import smollm2_folder
@@ -55,8 +55,8 @@ def step_of(path: Path) -> int | None:
     state = path / "trainer_state.json"
     if state.is_file():
         try:
-            return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
-        except (ValueError, KeyError, TypeError):
+            return int(parse_json(state.read_text(encoding="utf-8"))["global_step"])
+        except (ValueError, KeyError, TypeError, OverflowError):
             pass
     match = _NUMBERED.search(path.name)
     return int(match.group(1)) if match else None
@@ -199,14 +199,13 @@ class Loader:
         return self._shared.model
 
     def _with_adapter(self, checkpoint: Checkpoint) -> Any:
-        from peft import PeftModel
-
         base, config = adapter_base(checkpoint), adapter_config(checkpoint)
+        check_weights(checkpoint.path)
         fits = self._shared is not None and (self._shared.name, self._shared.adapter) == (base, config)
         if self._shared is None or not fits or not swap_adapter(self._shared.model, checkpoint.path):
             model = self._base_named(base)
             self._shared = None  # no base any more, should the adapter not fit on it
-            adapted: Any = PeftModel.from_pretrained(model, checkpoint.path)
+            adapted = load_adapter(model, checkpoint.path)
             adapted.eval()
             self._shared = _Shared(base, adapted, config, only_adds(checkpoint.path, config))
         return self._shared.model
@@ -235,13 +234,7 @@ def adapter_base(checkpoint: Checkpoint) -> str:
 def adapter_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """adapter_config.json of an adapter; raises DiagError for one that is no JSON object."""
     file = Path(checkpoint.path) / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DiagError("the adapter's configuration cannot be read", where=file, got=error) from error
-    if not isinstance(config, dict):
-        raise DiagError("the adapter's configuration cannot be read", where=file, got=type(config).__name__)
-    return config
+    return dict(read_json(file, "the adapter's configuration"))
 
 
 def _has_tokenizer(path: Path) -> bool:

@@ -6,6 +6,8 @@ Prompts that several responses share are computed once where the model was prove
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from dpo_diag.models.packed.rows import Span
 from dpo_diag.models.packed.verify import Proved, SharedPrefix, prove
 from dpo_diag.models.packed.ways import Way
 from dpo_diag.models.token_scores import TokenScores, token_scores
+from dpo_diag.shortages import out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,8 +44,12 @@ def score_tokens(
     n_likeliest: int = 0,
     hidden: bool = False,
     done: Callable[[int], object] = lambda n: None,
+    say: Callable[[str], None] | None = None,
 ) -> list[TokenScores]:
     """Log-probs of every span's tokens, in the spans' order; model and random states are left as they were.
+
+    Where memory runs out the spans that are left go through in batches of half the size, once; they are the same but
+    for rounding.
 
     Args:
         model: a causal LM (or a PEFT model around one), unwrapped, on its device.
@@ -50,19 +57,53 @@ def score_tokens(
         n_likeliest: also give so many likeliest choices at each position.
         hidden: also give the sum of the hidden states.
         done: called with the number of spans of each finished batch.
+        say: gets the line that says that the batches were halved; None prints to standard error.
 
     Raises:
         DiagError: a model without an output embedding.
     """
     scores = [TokenScores.empty() for _ in spans]
-    with borrowed(model):
-        head = Head(model)
-        for read in (way or Way()).read(head, spans):
+    way, left = way or Way(), dict.fromkeys(range(len(spans)))
+
+    def read_with(way: Way) -> None:
+        waiting = list(left)
+        for read in way.read(head, [spans[i] for i in waiting]):
             own = token_scores(head, read.seen, read.targets, read.n_scored, n_likeliest=n_likeliest, hidden=hidden)
             for i, one in zip(read.spans, own, strict=True):
-                scores[i] = one
+                scores[waiting[i]] = one
+                del left[waiting[i]]
             done(len(own))
+
+    with borrowed(model):
+        head = Head(model)
+        smaller = None
+        try:
+            read_with(way)
+        except Exception as error:
+            smaller = way.halved() if out_of_memory(error) else None
+            if smaller is None:
+                raise
+        if smaller is not None:  # behind the except block, whose error holds the tensors
+            free_memory()
+            size = f"{smaller.row_tokens} tokens a row" if way.name == "packed" else f"{smaller.batch_size} at once"
+            (say or _to_stderr)(
+                f"out of memory: {len(left)} of {len(spans)} responses are scored in half batches, {size}"
+            )
+            read_with(smaller)
     return scores
+
+
+def free_memory() -> None:
+    """Give back what a forward that ran out of memory left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _to_stderr(line: str) -> None:
+    from tqdm.auto import tqdm
+
+    tqdm.write(line, file=sys.stderr)  # above the bar
 
 
 def next_token_logps(

@@ -89,11 +89,13 @@ def load_reference(config: ModelConfig, policy: PreTrainedModel, *, dtype: torch
     return reference
 
 
-def load_policy(config: ModelConfig, peft: PeftConfig | None = None, *, with_reference: bool = True) -> Policy:
+def load_policy(
+    config: ModelConfig, peft: PeftConfig | None = None, *, with_reference: bool = True, precomputed: bool = False
+) -> Policy:
     """Policy, tokenizer, adapter configuration and reference from the configuration (`kind` hub or smollm2).
 
-    Cheap checks (device, dtype, adapter, path) come first. `with_reference=False` leaves the reference out (SFT, or
-    precomputed log-probs).
+    Cheap checks (device, dtype, adapter, path) come first. `with_reference=False` leaves the reference out (SFT);
+    `precomputed` makes no copy of the policy, which gives the reference's sums itself before it trains.
 
     Raises:
         DiagError: see the functions that it calls.
@@ -122,14 +124,15 @@ def load_policy(config: ModelConfig, peft: PeftConfig | None = None, *, with_ref
     )
     tokenizer.padding_side = "right"
     reference = None
-    if with_reference and (peft.kind == "none" or config.reference):
+    if with_reference and (config.reference or (peft.kind == "none" and not precomputed)):
         reference = load_reference(config, model, dtype=dtype)
     meta: dict[str, Any] = {
         "model": describe_model(model, config.name or name),
         "tokenizer": describe_tokenizer(tokenizer, config.tokenizer or config.name),
     }
     if with_reference:
-        kind = "named model" if config.reference else "adapter switched off" if peft.kind != "none" else "frozen copy"
+        own = "precomputed" if precomputed else "adapter switched off" if peft.kind != "none" else "frozen copy"
+        kind = "named model" if config.reference else own
         meta["reference"] = {"kind": kind, "name": config.reference or config.name or name}
     return Policy(
         model=model,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.models.hub import loading
 from dpo_diag.records.pair_id import content_hash
@@ -116,7 +116,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over the tokenizer's rules, vocabulary, special tokens and chat template (not its name or pad side)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        state = json.loads(backend.to_str())
+        state = parse_json(backend.to_str())
         state["truncation"] = state["padding"] = None  # set by the last call, not part of what it is
         rules: Any = state
     else:

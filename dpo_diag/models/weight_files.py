@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from dpo_diag.documents import parse_json, read_json
 from dpo_diag.errors import DiagError
 
 FloatArray = npt.NDArray[np.float32]
@@ -67,11 +67,11 @@ class Weights(Mapping[str, FloatArray]):
 def _files_of(folder: Path) -> list[Path]:
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(map(str, set(read_json(index, "the shard index")["weight_map"].values())))
+        except (KeyError, AttributeError, TypeError) as error:
             raise DiagError("the shard index cannot be read", where=index, got=error) from error
         # Names come from a file that someone else wrote: they may not lead out of the folder.
-        files = [folder / Path(str(name)).name for name in names]
+        files = [folder / Path(name).name for name in names]
         absent = [f.name for f in files if not f.is_file()]
         if absent:
             raise DiagError("a shard is missing", where=folder, got=absent[0], hint="download it again")
@@ -91,7 +91,7 @@ def _bfloat16(file: Path, name: str) -> FloatArray:
     """A bfloat16 tensor, flat: numpy has no such type, and safetensors 0.8 gives none without the package ml_dtypes."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        begin, end = json.loads(handle.read(length))[name]["data_offsets"]  # checked by safe_open before
+        begin, end = parse_json(handle.read(length))[name]["data_offsets"]  # checked by safe_open before
     upper = np.fromfile(file, dtype="<u2", count=(end - begin) // 2, offset=8 + length + begin)
     # bfloat16 is the upper half of a float32.
     return (upper.astype("<u4") << 16).view("<f4")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import threading
+from bisect import bisect_right
 
-_FENCE = re.compile(r"^(`{3,}|~{3,})[^\n`]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+from dpo_diag.documents import parse_json
+
+_FENCE = re.compile(r"(`{3,}+|~{3,}+)[^`]*\Z")
 _BULLET = re.compile(r"^[ \t]*(?:[-*•+]|\d{1,3}[.)、])[ \t]*\S", re.MULTILINE)
 _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
@@ -18,22 +20,41 @@ _SYNTAX = re.compile(
     r"|too big|too many|one statement at a time",
     re.IGNORECASE,
 )
-_SQL_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_SQL_QUOTED = re.compile(  # what is not closed reaches to the end
+    r"'(?:[^']|'')*+'?|\"(?:[^\"]|\"\")*+\"?|`[^`]*+`?|\[[^\]]*+\]?|--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL
+)
 MAX_CHARS = 20_000
 _local = threading.local()
 
 
+def fenced(text: str) -> list[str]:
+    """What stands in the text's closed code fences; a fence that is not closed is none."""
+    lines = text.split("\n")
+    closing: dict[str, list[int]] = {}
+    for at, line in enumerate(lines):
+        closing.setdefault(line.rstrip(" \t"), []).append(at)
+    blocks, at = [], 0
+    while at < len(lines):
+        mark = _FENCE.match(lines[at])
+        ends = closing.get(mark[1], []) if mark else []
+        if (place := bisect_right(ends, at)) < len(ends):
+            blocks.append("".join(f"{line}\n" for line in lines[at + 1 : ends[place]]))
+            at = ends[place]
+        at += 1
+    return blocks
+
+
 def unfenced(text: str) -> str:
     """The inside of the answer's only code fence, else the answer: models wrap JSON and SQL when not told not to."""
-    blocks = _FENCE.findall(text[:MAX_CHARS])
-    return blocks[0][1] if len(blocks) == 1 else text
+    blocks = fenced(text[:MAX_CHARS])
+    return blocks[0] if len(blocks) == 1 else text
 
 
 def is_json(text: str) -> bool:
     """Object or array as a whole (a fence around it is fine); a bare number or word is no JSON answer."""
     try:
-        return isinstance(json.loads(unfenced(text)), (dict, list))
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(unfenced(text)), (dict, list))
+    except ValueError:
         return False
 
 
@@ -69,7 +90,7 @@ def is_sql(text: str) -> bool:
 
 def has_fence(text: str) -> bool:
     """A closed code fence."""
-    return _FENCE.search(text) is not None
+    return bool(fenced(text))
 
 
 def is_list(text: str) -> bool:
@@ -85,8 +106,8 @@ FORMATS = {"json": is_json, "sql": is_sql, "code": has_fence, "list": is_list}
 
 def structure(text: str) -> int:
     """Number of Markdown elements: list items, headings, bold spans, closed fences, table rows."""
-    patterns = (_BULLET, _HEADING, _BOLD, _FENCE, _TABLE_ROW)
-    return sum(len(pattern.findall(text)) for pattern in patterns)
+    patterns = (_BULLET, _HEADING, _BOLD, _TABLE_ROW)
+    return len(fenced(text)) + sum(len(pattern.findall(text)) for pattern in patterns)
 
 
 def kind(text: str, refused: bool) -> str:

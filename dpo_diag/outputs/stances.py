@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import read_yaml
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.words import UNSPACED
 
@@ -51,17 +52,11 @@ def load_stances(path: str | os.PathLike[str] | None = None) -> Stances:
     Raises:
         DiagError: no such file, no YAML, or another shape.
     """
-    import yaml
 
     file = SHIPPED if path is None else Path(path)
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DiagError("no such phrase list", where=file, got=error.strerror) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DiagError("the phrase list is not YAML", where=file, got=error) from error
+    document = read_yaml(file, "the phrase list")
     shape = "{kind: {language: [phrase, ...]}}"
-    if not isinstance(document, dict) or not document:
+    if not document:
         raise DiagError("the phrase list has another shape", where=file, expected=shape)
     phrases: dict[str, tuple[str, ...]] = {}
     for kind, by_language in document.items():

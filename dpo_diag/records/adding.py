@@ -10,6 +10,7 @@ from pathlib import Path
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.reader import Run
 from dpo_diag.records.run_info import RunInfo, Status, ended_by
+from dpo_diag.records.run_lock import writing
 from dpo_diag.records.writer import RunWriter
 
 KEEP_ALL = 2**62
@@ -18,24 +19,26 @@ KEEP_ALL = 2**62
 
 @contextmanager
 def added_to(out: str | os.PathLike[str]) -> Iterator[tuple[RunWriter, RunInfo]]:
-    """A writer that adds to `out` (made if absent), and the run's facts before it.
+    """A writer that adds to `out` (made if absent), which nobody else writes meanwhile, and the run's facts before it.
 
-    At the end the run is marked finished, or with what ended it; a training's own kind, status and end stay true, and
-    so do those of a run that was finished before something failed to be added.
+    At the end a run of measurements is marked finished, or with what ended them. A training's own status, end and
+    package versions stay true at every moment, and so do those of a run that was finished before.
     """
     path = Path(out)
-    before = Run(path).info if (path / RUN_FILE).is_file() else RunInfo(kind="scored")
-    writer = RunWriter(path, kind=before.kind, resume_step=KEEP_ALL)
-    status: Status = "finished"
-    error: str | None = None
-    try:
-        yield writer, before
-    except BaseException as raised:
-        status, error = ended_by(raised)
-        raise
-    finally:
-        if before.kind == "scored" and (status == "finished" or before.status != "finished"):
-            writer.finish(status, error)
-        else:
-            writer.merge()
-            writer.update(status=before.status or "finished", ended=before.ended)
+    with writing(path):
+        before = Run(path).info if (path / RUN_FILE).is_file() else RunInfo(kind="scored")
+        ends_with_it = before.kind == "scored" and before.status != "finished"
+        writer = RunWriter(path, kind=before.kind, resume_step=KEEP_ALL, adds=not ends_with_it)
+        status: Status = "finished"
+        error: str | None = None
+        try:
+            yield writer, before
+        except BaseException as raised:
+            status, error = ended_by(raised)
+            raise
+        finally:
+            if ends_with_it or (before.kind == "scored" and status == "finished"):
+                writer.finish(status, error)
+            else:
+                writer.merge()
+                writer.release()

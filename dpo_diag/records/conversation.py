@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo_diag.documents import parse_json
 from dpo_diag.records.media import media_key
 
 Message = dict[str, Any]
@@ -137,7 +138,7 @@ def canonical_option(value: Any) -> Any:
     none."""
     if isinstance(value, str):
         with suppress(ValueError):  # text that is no JSON is an identity, too
-            value = json.loads(value)
+            value = parse_json(value)
     return canonical_value(value) or None
 
 

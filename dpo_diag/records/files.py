@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import PARQUET_KEY, ZERO, json_bytes, sealed
+from dpo_diag.records.names import LONGEST, shortened
+from dpo_diag.text import frame_for_csv
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # not at run time: only who writes a table needs it
+    import pandas as pd  # not at run time: only who writes a table needs them
+    import pyarrow as pa
 
 RUN_FILE = "run.json"
 SCHEMA_VERSION = "1.1"
@@ -27,6 +32,8 @@ MERGED = "~"
 """Begins the label of a merged file; no split's label has it, see `to_label`."""
 ROW_GROUP = 1 << 18
 """Rows that are passed over together where their steps are not asked for."""
+_YOUNG = 60.0
+"""Seconds since its last change for which a temporary file may be somebody's who is at it."""
 _PART = re.compile(r"^(\d+)-(\d+)\.(.+)\.r(\d+)\.parquet$")
 
 
@@ -61,8 +68,9 @@ class Part(NamedTuple):
 
 
 def to_label(split: str) -> str:
-    """A split's name as a label: anything but letters, digits, _ and - becomes %XX."""
-    return re.sub(r"[^A-Za-z0-9_-]", lambda m: "".join(f"%{b:02X}" for b in m.group().encode()), split)
+    """A split's name as a label: anything but letters, digits, _ and - becomes %XX, a long one ends in its hash."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", lambda m: "".join(f"%{b:02X}" for b in m.group().encode()), split)
+    return plain if len(plain) <= LONGEST else shortened(plain)
 
 
 def part_of(path: Path) -> Part | None:
@@ -75,7 +83,8 @@ def part_of(path: Path) -> Part | None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the name at the end, or is removed after an error.
 
-    Folders are made. A killed process leaves its temporary file behind, which `dpo-diag doctor` lists.
+    Folders are made. A killed process leaves its temporary file behind, which `dpo-diag doctor` lists and the next
+    writer of the run removes (`remove_temporary`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -85,6 +94,17 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed writers left half written in a run folder. Records have one writer, who calls this; a report
+    or a job's own file may be somebody's who is at it."""
+    here = f".{os.getpid()}.tmp"
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")):
+        records = ".parquet." in path.name or path.name.startswith(f".{RUN_FILE}.")
+        with suppress(OSError):
+            if not path.name.endswith(here) and (records or time.time() - path.stat().st_mtime > _YOUNG):
+                path.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -98,6 +118,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write a document as strict JSON with its checksum, as `write_bytes` does."""
     write_bytes(path, json_bytes(document))
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table for people: no spreadsheet takes a cell for a formula (`text.for_csv`). The one way to write CSV.
+
+    Raises:
+        DiagError: the place cannot be written to.
+    """
+    data = frame_for_csv(frame).to_csv(index=False).encode("utf-8", "backslashreplace")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # /dev/stdout, a pipe
+        else:
+            write_bytes(path, data)
+    except OSError as error:
+        hint = "name another file"
+        raise DiagError("the table cannot be written", where=path, got=error.strerror, hint=hint) from error
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from dpo_diag.documents import parse_yaml
 from dpo_diag.errors import DiagError
-from dpo_diag.records.checksums import read_json
-from dpo_diag.records.files import write_json
-from dpo_diag.records.secrets import without_secrets
+from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
+from dpo_diag.records.files import write_bytes, write_json
+from dpo_diag.records.process import exists, process_began
+from dpo_diag.records.secrets import redacted, without_secrets
 
 JOB_FILE = Path(".hydra") / "job.json"
 SWEEP_FILE = "sweep.json"
@@ -51,7 +53,7 @@ class JobState:
         """Whether the process that says it runs is there; None on another machine, where that cannot be seen."""
         if self.host != socket.gethostname():
             return None
-        return process_began(self.pid) == self.process_began if self.process_began is not None else _exists(self.pid)
+        return process_began(self.pid) == self.process_began if self.process_began is not None else exists(self.pid)
 
 
 @dataclass(frozen=True)
@@ -86,25 +88,6 @@ def this_process(num: int | None = None) -> JobState:
     return JobState("running", num, None, socket.gethostname(), os.getpid(), process_began(os.getpid()), now())
 
 
-def process_began(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None where there is none, or the system does not say."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 # --- a job ------------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +102,24 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
     """Say how it ended; nothing where the folder is gone."""
     state = job_state(folder)
     if state is not None:
-        write_json(folder / JOB_FILE, asdict(replace(state, status=status, error=error, ended=now())))
+        write_json(
+            folder / JOB_FILE, asdict(replace(state, status=status, error=error and redacted(error), ended=now()))
+        )
+
+
+def guard_configuration(folder: Path) -> None:
+    """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum."""
+    for path in (*sorted((folder / JOB_FILE.parent).glob("*.yaml")), folder.parent / "multirun.yaml"):
+        # The multirun's is one file for all its jobs, which may begin side by side: the first one does it.
+        if path.is_file() and not agrees(data := path.read_bytes(), ".yaml"):
+            text = data.decode()
+            document = parse_yaml(text)
+            clean = without_secrets(document)
+            if clean != document:
+                import yaml
+
+                text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
+            write_bytes(path, yaml_bytes(text))
 
 
 def job_state(folder: Path) -> JobState | None:
@@ -162,17 +162,6 @@ def plan_of(folder: Path) -> Plan | None:
         None if jobs is None else tuple(tuple(job) for job in jobs),
         tuple(document["hydra"]), document["n_trials"], _state(document["state"]),
     )  # fmt: skip
-
-
-def without_secret_values(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Overrides KEY=VALUE, those of keys that look like a secret's with their value replaced."""
-    out = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        name = key.lstrip("+~").rpartition(".")[2]
-        kept: Mapping[str, Any] = without_secrets({name: value})
-        out.append(f"{key}{equals}{kept[name]}")
-    return tuple(out)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dpo_diag.documents import parse_json_at
 from dpo_diag.records.json_tables import of_lists, table_in
 
 _WRAPPERS = ("data", "rows", "train", "examples", "items", "records", "samples", "instances", "pairs", "dataset")
@@ -15,6 +15,10 @@ _COLUMNS = frozenset((*_SIDES, "prompt", "instruction", "question", "messages", 
 _MESSAGE_KEYS = ("role", "from")
 
 _NEXT = re.compile(r"[\s,]*(?=\S)")
+SALVAGED = 4
+"""How often a broken text is read to find whole objects in it."""
+DEEP = 10_000
+"""Characters that an object is counted as whose nesting was too deep to read."""
 BROKEN = object()
 """Stands for a value that is cut off or broken."""
 
@@ -31,19 +35,21 @@ def values_in(text: str, begin: re.Pattern[str] | None = None) -> Iterator[tuple
     """
     start = begin.search(text) if begin else None
     position = start.end() if start else 0
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+    line, counted, left = 1, 0, SALVAGED * len(text) + DEEP
     while match := _NEXT.match(text, position):
         line += text.count("\n", counted, match.end())
         counted = position = match.end()
         if text[position] == "]":
             return
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = parse_json_at(text, position)
             yield line, value
-        except (ValueError, RecursionError):
+        except ValueError as error:
             yield line, BROKEN
+            # Of what is broken an inner object may be whole; how often the text is read for that has an end.
+            left -= getattr(error, "pos", position + DEEP) - position
             position = text.find("{", position + 1)
-            if position < 0:
+            if position < 0 or left < 0:
                 return
 
 

@@ -6,10 +6,11 @@ That is what `DataFrame.to_csv` makes of lists and dictionaries. Nothing is eval
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 from typing import Any
+
+from dpo_diag.documents import parse_json
 
 _TOKEN = re.compile(
     r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -28,7 +29,7 @@ def read_literal(text: str) -> Any:
         ValueError: it is no literal, or is nested too deeply.
     """
     try:
-        return json.loads(text)
+        return parse_json(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except ValueError:

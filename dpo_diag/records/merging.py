@@ -28,7 +28,7 @@ FEW = 16
 LARGE = 4 << 20
 """Bytes of a file that is merged no further: a file of tokens of this size has about a million rows."""
 LOCK = ".records.r{rank}.lock"
-"""In the run folder, while files change: two writers of one rank (a scoring beside a training) take turns."""
+"""In the run folder, while files change: processes of one launch that write under one rank take turns."""
 PATIENCE = 30.0
 """Seconds that a writer waits for its turn: a merge takes less than one. Then it writes all the same."""
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import DamagedFile, verified
 from dpo_diag.records.files import Part, part_of
@@ -51,7 +52,7 @@ class Merged:
 
         try:
             packed = (pq.read_schema(pa.py_buffer(verified(path, ""))).metadata or {}).get(_FOOTER)
-            document = json.loads(zlib.decompress(base64.b64decode(packed))) if packed is not None else None
+            document = parse_json(zlib.decompress(base64.b64decode(packed))) if packed is not None else None
         except (DamagedFile, pa.ArrowException, OSError, ValueError, zlib.error) as error:
             if isinstance(error, FileNotFoundError):
                 raise

@@ -34,10 +34,15 @@ class Run:
     an absent table is an empty frame with those columns. `.pairs` and `.tokens` hold the policy's rows; the reference's
     values stand beside them as `ref_sum_logp` (pairs: also ref_n_tokens, ref_entropy_sum, ...) and `ref_logp` (tokens),
     null where the run has none. `.read` selects columns, steps, splits and roles before anything reaches memory.
+
+    Args:
+        whole: a damaged record file is an error; else its rows are left out with a warning. What writes records from
+            those that it reads asks for all of them: a mean over what is left would be taken for the set's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, whole: bool = False) -> None:
         self.path = Path(path)
+        self._whole = whole
         if not self.path.is_dir():
             raise DiagError("no run folder", where=self.path, expected="a folder with run.json", hint="check the path")
         file = self.path / RUN_FILE
@@ -123,6 +128,7 @@ class Run:
         """Rows as an Arrow table, filtered while reading; raw, i.e. reference rows are rows and nothing is joined.
 
         A damaged file's rows are left out, with one warning (`DamagedRecords`) that names it; it stands in `damaged`.
+        Where the run was opened as `whole`, it is raised.
         """
         from dpo_diag.records.schemas import TABLES
         from dpo_diag.records.tables import read_rows
@@ -140,6 +146,8 @@ class Run:
         return steady(lambda: read_rows(files(), declared, asked, wanted, self._pass_over), folder)
 
     def _pass_over(self, path: Path, error: DamagedFile) -> None:
+        if self._whole:
+            raise error
         if path not in self.damaged:
             self.damaged[path] = error
             warnings.warn(f"rows are left out: {error}", DamagedRecords, stacklevel=2)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.scratch import scratch_folder
 
 _STAYS = "checkpoints"
 """The folder of a run that is not moved: weights are not records."""
@@ -91,9 +91,9 @@ def at_hand(path: str | os.PathLike[str]) -> Path:
     """
     if not is_url(path):
         return Path(path)
-    folder = Path(tempfile.mkdtemp(prefix="dpo-diag-run-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return download(str(path), folder)
+    ending = ExitStack()
+    atexit.register(ending.close)
+    return download(str(path), ending.enter_context(scratch_folder("run")))
 
 
 def _listed(fs: Any, path: str) -> list[str]:

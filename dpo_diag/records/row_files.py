@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json, repeated_key
 from dpo_diag.errors import DiagError
 from dpo_diag.records.json_documents import BROKEN, SeveralArrays, is_one_row, rows_in, values_in
 from dpo_diag.records.json_tables import NAMELESS, WITH_NAMES, nameless
@@ -91,13 +91,21 @@ def readable_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, Mapping[s
 def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
     """One line of JSON as a row."""
     try:
-        return as_row(json.loads(text.decode()))
+        row = as_row(parse_json(text.decode()))
+        if isinstance(row, Mapping) and text.count(b'":') > _n_keys(row) and (key := repeated_key(text)):
+            return BadRow("a key that stands twice", f"a key that stands twice: {_short(key)}", "keep one of them")
+        return row
     except UnicodeDecodeError as error:
         return BadRow("undecodable line", f"not UTF-8 at byte {error.start}", AS_UTF8)
-    except RecursionError:
-        return BadRow("undecodable line", "not JSON: nested too deeply")
     except ValueError as error:
         return BadRow("undecodable line", f"not JSON: {_short(error)}")
+
+
+def _n_keys(value: Any) -> int:
+    """Keys in a value of JSON, those inside it included."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_n_keys, value.values()))
+    return sum(map(_n_keys, value)) if isinstance(value, list) else 0
 
 
 def _short(error: object) -> str:
@@ -147,8 +155,8 @@ def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise DiagError("the file is not UTF-8", where=path, got=f"byte {error.start}", hint=AS_UTF8) from None
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         values = list(json_values(text)) if text.lstrip().startswith("{") else []
         if sum(not isinstance(value, BadRow) for _, value in values) < 2:
             hint = "one object a line belongs in a .jsonl file" if values else None
@@ -193,7 +201,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DiagError(
             "the Parquet file cannot be read", where=path, got=_short(error), hint="write it again"
         ) from error

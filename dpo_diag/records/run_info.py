@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from dpo_diag.losses import LossSpec
+from dpo_diag.records.secrets import redacted
 from dpo_diag.records.splits import Role, role_from_name
 from dpo_diag.records.typed_json import declared, hints
+from dpo_diag.shortages import shortage
 
 Kind = Literal["trained", "scored", "imported"]
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -119,7 +121,7 @@ class ReferenceInfo(ModelInfo):
     fixed: bool | None = declared("false where it follows the policy during training")
     step: int | None = declared("the policy at this step is the reference", "optimizer steps")
     start: ReferenceStart | None = declared("whether the policy equalled it before the first step")
-    source: str | None = declared("imports: the rows that hold the reference's log-probs")
+    source: str | None = declared("the rows that hold its log-probs: an import's, a scored run's, a reference store's")
     tokenizer: TokenizerInfo | None = declared("its tokenizer, where it is not the policy's")
     key: ReferenceKey | None = declared("what decides its log-probs, where a reference store is used")
 
@@ -323,7 +325,8 @@ def ended_by(error: BaseException) -> tuple[Status, str | None]:
     """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", None
-    return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    told = shortage(error)
+    return "failed", redacted((f"{type(error).__name__}: {error}" if told is None else str(told)).splitlines()[0])[:300]
 
 
 class DeclaredField(NamedTuple):

@@ -1,25 +1,169 @@
-"""No secret reaches run.json, a tracker or a report: values of keys that look like one are replaced."""
+"""No secret reaches a file, a tracker, a report or a printed line: the one home for what a secret is.
+
+A value is one by the words of its key (`hubToken`, `aws_secret_access_key`, `x-api-key`), whatever its type, or by its
+own form: the password in a URL, a key in PEM, the prefixes of known services. Counts and ids of tokens are none
+(`num_tokens`, `pad_token_id`, `max_tokens`), nor are special tokens.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-_SECRET = re.compile(
-    r"(^|_)(secret|password|passwd|api_?key|credential)s?$|^((hf|hub|hub_model|access|auth|api|bearer|user|git\w*|wandb)_)?token$",
+REDACTED = "[redacted]"
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SECRET_WORDS = frozenset(
+    ("secret", "secrets", "password", "passwords", "passwd", "passphrase", "passcode", "credential", "credentials")
+    + ("authorization", "cookie", "cookies", "webhook")
+)
+_LAST = frozenset(("auth", "pwd", "pass"))
+"""Secret as the last of several words."""
+_KEY = re.compile(
+    r"(api|access|private|secret|signing|encryption|ssh|master|account|auth|client|service|license|storage|kaggle)"
+    r"_?keys?(?:_|$)"
+)
+"""In a key's words, joined by "_"; not the start of a longer word (keyword)."""
+_OWNER = frozenset(
+    """
+    hf hub huggingface access auth api bearer user git github gitlab wandb session refresh security csrf oauth jwt
+    personal deploy bot slack discord telegram mlflow swanlab comet neptune clearml aws sts gcp azure sas login registry
+    tracking client service pypi npm docker private vault openai anthropic replicate modal jupyter
+    """.split()  # noqa: SIM905
+)
+_OWNED = re.compile("(?:^|_)(?:" + "|".join(sorted(_OWNER)) + ")_?tokens?$")
+"""Whose a token is that lets someone in: no vocabulary has such."""
+_SPECIAL = re.compile(r"<.*>|\[[A-Z_]+\]|\d*")
+"""A special token of a vocabulary, or its id: no token that lets someone in."""
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|[A-Za-z0-9]{20,})|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]*):(?P<password>[^\s/]+)@", re.IGNORECASE)
+_SHORTEST = 8
+_BEARER = re.compile(
+    r"(authorization\W{1,4}\w+\s+)[\w.~+/=-]{8,}"
+    r"|(\bbearer\s+)(?=\S*\d)[\w.~+/=-]{16,}|(\bbasic\s+)(?=\S*[\d=])[a-z0-9+/]{12,}={0,2}(?![\w.-])",
     re.IGNORECASE,
 )
-"""Keys whose values are not written down; pad_token and its like are no secrets."""
+"""Outside of a header only what is no word: "a basic tokenizer" stays."""
+_PAIR = re.compile(
+    r"(?<![\w.-])(?P<key>[\w.+~-]{0,80}\w)(?P<sign>['\"]?\s?[=:]\s?)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,;&\"'\])}]+)"
+)
+
+
+def is_secret(key: str, value: Any = REDACTED) -> bool:
+    """Whether what stands under a key is kept from every file: by the key's words; dots part keys, the last counts.
+
+    >>> [is_secret(k) for k in ("hubToken", "db.password", "x-api-key", "num_tokens", "pad_token_id", "keyword")]
+    [True, True, True, False, False, False]
+    """
+    if value is None or isinstance(value, bool) or _is_reference(value):
+        return False
+    if isinstance(value, (str, list, dict, tuple)) and not value:
+        return False
+    words = [word.lower() for word in _WORD.findall(key.rpartition(".")[2])]
+    joined = "_".join(words)
+    if not _SECRET_WORDS.isdisjoint(words) or _KEY.search(joined):
+        return True
+    if len(words) > 1 and words[-1] in _LAST:
+        return not (words[-1] == "pass" and _is_number(value))  # forward_pass: 2
+    if words == ["token"] or _OWNED.search(joined) or (words[-1:] in (["token"], ["tokens"]) and _OWNER & set(words)):
+        counts = words[-1] == "tokens" and all(map(_is_number, value if isinstance(value, (list, tuple)) else [value]))
+        return not counts and not (isinstance(value, str) and _SPECIAL.fullmatch(value))
+    return False
+
+
+def _is_number(value: Any) -> bool:
+    # A longer text of digits may be a password.
+    return isinstance(value, (int, float)) or (
+        isinstance(value, str) and re.fullmatch(r"[\d.]{1,4}", value) is not None
+    )
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a value only says where the secret stands: `${oc.env:HF_TOKEN}`."""
+    return isinstance(value, str) and re.fullmatch(r"\$\{[^},]*\}", value) is not None
+
+
+def redacted(text: str) -> str:
+    """A text without the secrets in it: `KEY=VALUE` and `KEY: VALUE` of secret keys, passwords in URLs, known forms."""
+    if not any(sign in text for sign in "=:_-. "):
+        return text
+    text = _SHAPES.sub(REDACTED, text)
+    text = _IN_URL.sub(rf"\1:{REDACTED}@", text)
+    text = _BEARER.sub(lambda m: f"{m[1] or m[2] or m[3]}{REDACTED}", text)
+    return _PAIR.sub(_pair, text)
+
+
+def _pair(found: re.Match[str]) -> str:
+    key, sign, value = found["key"], found["sign"], found["value"]
+    plain = value.strip("\"'")
+    prose = sign.strip() == ":" and key.lower() == "token"  # "expected token: a text"
+    if REDACTED in value or value.startswith("//") or prose or not is_secret(key, plain):
+        # What stands behind the sign may be a pair itself: `overrides: hub_token=...`, `{a: {password: x}}`.
+        return f"{key}{sign}{_PAIR.sub(_pair, value)}" if _PAIR.search(value) else found.group()
+    return f"{key}{sign}{REDACTED}"
 
 
 def without_secrets(value: Any) -> Any:
-    """The same structure with the values of secret-looking keys replaced; keys compare case-insensitively."""
+    """The same structure without secrets: what stands under a secret key becomes "[redacted]", every other text goes
+    through `redacted`. Keys become text. In a list of arguments the one behind `--secret-key` is its value."""
+    if isinstance(value, str):
+        return redacted(value)
     if isinstance(value, Mapping):
-        return {
-            str(k): "[redacted]" if _SECRET.search(str(k)) and isinstance(v, str) and v else without_secrets(v)
-            for k, v in value.items()
-        }
+        return {str(k): REDACTED if is_secret(str(k), v) else without_secrets(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_secrets(v) for v in value]
+        return _items(value)
     return value
+
+
+def _items(values: Sequence[Any]) -> list[Any]:
+    found: list[Any] = []
+    for before, value in zip([None, *values], values, strict=False):
+        named = isinstance(before, str) and before.startswith("--") and "=" not in before
+        key, equals, given = value.partition("=") if isinstance(value, str) else ("", "", "")
+        if named and is_secret(str(before), value):
+            found.append(REDACTED)
+        elif equals and is_secret(key.lstrip("+~-"), given):
+            found.append(f"{key}={REDACTED}")  # whatever stands in it: an override's value may hold blanks
+        else:
+            found.append(without_secrets(value))
+    return found
+
+
+def redacted_words(words: Sequence[str]) -> tuple[str, ...]:
+    """A command's arguments or overrides, KEY=VALUE, as they may be written down."""
+    return tuple(_items(words))
+
+
+def secrets_given(words: Sequence[str], environment: Mapping[str, str]) -> frozenset[str]:
+    """The secrets among a command's words and in its environment, to be kept from what it prints.
+
+    Those of fewer than `_SHORTEST` characters are left out: they would be found in other words; and so are paths in the
+    environment (`ORIG_PWD`, a credentials file), which stand in what is printed by right.
+    """
+    found = {value for name, value in environment.items() if is_secret(name, value) and not os.path.exists(value)}
+    for before, word in zip(["", *words], words, strict=False):
+        key, _, value = word.partition("=")
+        found |= {value.strip("'\"")} if is_secret(key.lstrip("+~-"), value) else set()
+        found |= {word} if before.startswith("--") and "=" not in before and is_secret(before, word) else set()
+        found |= {m["password"] for m in _IN_URL.finditer(word)}
+    return frozenset(value for value in found if len(value) >= _SHORTEST)
+
+
+@contextmanager
+def arguments_without_secrets() -> Iterator[None]:
+    """Inside, `sys.argv` holds no secret: trackers write it down."""
+    before = sys.argv
+    sys.argv = [*before[:1], *redacted_words(before[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = before

@@ -15,10 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import regular
 from dpo_diag.errors import DiagError
 
 PIECE = 1 << 20
 MAX_LINE = 64 << 20
+MOST_TIMES = 100
+UNPACKED_FREELY = 32 << 20
+"""Bytes from which a file that unpacks to more than `MOST_TIMES` its size is no log: text packs to a tenth."""
 MAX_WHOLE = 2 << 30
 SKIPPED_LISTED = 1000
 
@@ -67,7 +71,7 @@ def pieces(path: Path, skipped: Skipped | None = None, size: int = PIECE) -> Ite
         DiagError: the file cannot be opened; without `skipped` also where it is damaged or cut off.
     """
     try:
-        file = path.open("rb")
+        file = regular(path).open("rb")
     except OSError as error:
         raise DiagError("cannot open the file", where=path, got=error.strerror or error) from error
 
@@ -100,18 +104,28 @@ def _inflate(
     raw: Iterator[bytes], broken: Callable[[str], None], new: Callable[[], Any], failure: type[Exception]
 ) -> Iterator[bytes]:
     """Decompress member after member; a broken or unfinished one is reported, what it gave before is kept."""
-    engine, seen = new(), False
+    engine, seen, packed, unpacked = new(), False, 0, 0
     for piece in raw:
+        packed += len(piece)
         rest = memoryview(piece)
         while rest:
-            try:
-                # What one call had decompressed before a break is lost: small calls lose little.
-                out, rest, seen = engine.decompress(rest[:4096]), rest[4096:], True
-            except (failure, EOFError, ValueError) as error:
-                broken(f"compressed data are broken: {error}")
-                return
-            if out:
-                yield out
+            # What one call had decompressed before a break is lost: small calls lose little.
+            part, rest, seen = rest[:4096], rest[4096:], True
+            while True:
+                try:
+                    out = engine.decompress(part, PIECE) if hasattr(engine, "needs_input") else engine.decompress(part)
+                except (failure, EOFError, ValueError) as error:
+                    broken(f"compressed data are broken: {error}")
+                    return
+                if out:
+                    yield out
+                unpacked += len(out)
+                if unpacked > max(UNPACKED_FREELY, MOST_TIMES * packed):
+                    broken(f"it unpacks to more than {MOST_TIMES} times its size: if that is right, unpack it first")
+                    return
+                if engine.eof or getattr(engine, "needs_input", True):
+                    break
+                part = memoryview(b"")
             if engine.eof:
                 rest = memoryview((engine.unused_data + bytes(rest)).lstrip(b"\0"))
                 engine, seen = new(), False
@@ -141,24 +155,27 @@ def _as_utf8(raw: Iterator[bytes]) -> Iterator[bytes]:
 
 def lines(path: Path, skipped: Skipped | None = None) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line without its end), as `pieces` reads them; a line beyond 64 MiB counts as damage."""
-    number, rest, dropping = 0, b"", False
+    number, dropping = 0, False
+    begun: list[bytes] = []  # pieces of the line that goes on, joined once: it may be long
+    size = 0
     for piece in pieces(path, skipped):
-        parts = (rest + piece).split(b"\n")
-        rest = parts.pop()
-        for part in parts:
+        *ended, rest = piece.split(b"\n")
+        for part in ended:
             number += 1
-            if dropping:
-                dropping = False
-                continue
-            yield number, part.rstrip(b"\r")
-        if len(rest) > MAX_LINE:
+            if not dropping:
+                yield number, b"".join((*begun, part)).rstrip(b"\r")
+            begun, size, dropping = [], 0, False
+        if dropping:
+            continue
+        begun.append(rest)
+        size += len(rest)
+        if size > MAX_LINE:
             if skipped is None:
                 raise DiagError("a line longer than 64 MiB", where=path, got=f"line {number + 1}")
-            if not dropping:
-                skipped.add(number + 1, "a line longer than 64 MiB")
-            dropping, rest = True, b""
-    if rest and not dropping:
-        yield number + 1, rest.rstrip(b"\r")
+            skipped.add(number + 1, "a line longer than 64 MiB")
+            begun, size, dropping = [], 0, True
+    if size:
+        yield number + 1, b"".join(begun).rstrip(b"\r")
 
 
 def whole(path: Path, skipped: Skipped | None = None) -> bytes:

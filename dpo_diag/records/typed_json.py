@@ -1,7 +1,7 @@
 """JSON documents as frozen dataclasses: the annotations are the schema, and a value that does not fit is named.
 
-Annotations may be str, int, float, bool, None, Any (any JSON value), Literal, unions, tuple[X, ...] (a JSON array),
-Mapping[str, X] (an object) and dataclasses of these.
+Annotations may be str, int, float, bool, None, Any (any JSON value), Literal, unions, tuple[X, ...] or list[X] (a JSON
+array), Mapping[str, X] (an object), dataclasses and named tuples (objects) of these.
 """
 
 from __future__ import annotations
@@ -89,14 +89,18 @@ def _parse(kind: Any, value: Any, where: str, tolerance: Tolerance) -> Any:
         if value in get_args(kind):
             return value
         raise _misfit(value, where, " | ".join(map(str, get_args(kind))))
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise _misfit(value, where, "a list")
-        return tuple(_parse(get_args(kind)[0], v, f"{where}[{i}]", tolerance) for i, v in enumerate(value))
+        return origin(_parse(get_args(kind)[0], v, f"{where}[{i}]", tolerance) for i, v in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _misfit(value, where, "an object")
         return {str(k): _parse(get_args(kind)[1], v, f"{where}.{k}", tolerance) for k, v in value.items()}
+    if hasattr(kind, "_fields"):
+        if not isinstance(value, Mapping) or not value.keys() >= set(kind._fields):
+            raise _misfit(value, where, f"an object of {', '.join(kind._fields)}")
+        return kind(*(_parse(hints(kind)[n], value[n], f"{where}.{n}", tolerance) for n in kind._fields))
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(cast(type, kind), value, where, tolerance)
     # JSON writes 1.0 as 1 in some tools, so an integer is a float; a bool is neither.

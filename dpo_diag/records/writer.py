@@ -7,6 +7,7 @@ replaces its rows, resuming removes what lies beyond; many small files are merge
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from datetime import UTC, datetime
@@ -19,11 +20,12 @@ import pandas as pd
 import pyarrow as pa
 
 from dpo_diag.errors import DiagError
-from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, Part, to_label, write_json
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, Part, remove_temporary, to_label, write_json
 from dpo_diag.records.merging import Parts
 from dpo_diag.records.parts import listed
 from dpo_diag.records.reader import Run
 from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status
+from dpo_diag.records.run_lock import hold, make_room
 from dpo_diag.records.schemas import TABLES, Table
 from dpo_diag.records.secrets import without_secrets
 from dpo_diag.records.splits import Role, role_from_name
@@ -139,21 +141,25 @@ class RunWriter:
         rank: this process's rank.
         resume_step: continue an existing run after this optimizer step: rows beyond it are removed, so that resuming
             leaves neither a duplicate nor a gap. None starts afresh and refuses a folder that already holds records.
+        adds: what is written is added to a run that has its own status and packages, which stay.
 
     Raises:
-        DiagError: the folder holds records and `resume_step` is None.
+        DiagError: the folder holds records and `resume_step` is None; another process writes it.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, kind: Kind = "trained", rank: int = 0, resume_step: int | None = None
-    ) -> None:
+        self, path: str | os.PathLike[str], *, kind: Kind = "trained", rank: int = 0, resume_step: int | None = None,
+        adds: bool = False,
+    ) -> None:  # fmt: skip
         if kind not in get_args(Kind):
             raise DiagError("unknown kind of run", got=kind, expected=f"one of {', '.join(get_args(Kind))}")
         self.path = Path(path)
         self.rank = rank
         self.resume_step = resume_step
         self._of_table: dict[tuple[str, int], Parts] = {}
+        self._release: weakref.finalize[..., RunWriter] | None = None
         self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
         self.info = RunInfo(kind=kind)
         if resume_step is not None:
             if (self.path / RUN_FILE).exists():
@@ -165,13 +171,10 @@ class RunWriter:
                 where=self.path,
                 hint="name another folder, remove this one, or resume from its last checkpoint",
             )
-        self.update(
-            schema_version=SCHEMA_VERSION,
-            kind=kind,
-            status="running",
-            created=self.info.created or _now(),
-            packages=package_versions(),
-        )
+        if rank == 0:
+            remove_temporary(self.path)
+        own = {} if adds else {"status": "running", "packages": package_versions()}
+        self.update(schema_version=SCHEMA_VERSION, kind=kind, created=self.info.created or _now(), **own)
 
     def write(
         self, table: str, rows: pd.DataFrame | Mapping[str, Any] | Iterable[Mapping[str, Any]], split: str = "all"
@@ -186,6 +189,7 @@ class RunWriter:
         arrow = to_arrow(declared, rows)
         if arrow.num_rows == 0:
             return None
+        self._hold()
         steps = arrow.column("step").to_numpy() if "step" in declared.names else np.zeros(1, dtype=np.int64)
         part = Part(int(steps.min()), int(steps.max()), to_label(split), self.rank)
         path = self._parts(table, self.rank).write(part, arrow)
@@ -208,9 +212,27 @@ class RunWriter:
         self.update(splits={**self.info.splits, split: SplitInfo(role=role, **facts)})
 
     def finish(self, status: Status = "finished", error: str | None = None) -> None:
-        """Merge the files, set the final status and the time; `error` is what ended a failed run, in one line."""
+        """Merge the files, set the final status and the time; `error` is what ended a failed run, in one line. Others
+        may write the folder then."""
         self.merge()
-        self.update(status=status, error=error, ended=_now())
+        try:
+            self.update(status=status, error=error, ended=_now())
+        except OSError:
+            make_room(self.path)
+            self.update(status=status, error=error, ended=_now())
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let others write the folder."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def _hold(self) -> None:
+        """From now on no other process writes the folder; the ranks of one launch write it together."""
+        if self._release is None and self.rank == 0 and os.environ.get("RANK", "0") == "0":
+            self._release = weakref.finalize(self, hold(self.path))
 
     def _describe_new_splits(self, splits: Iterable[str]) -> None:
         """Every split that the records hold stands in run.json."""

@@ -17,7 +17,15 @@ from dpo_diag.diagnosis.logged import measured_split, score_label
 from dpo_diag.diagnosis.sweep import Sweep
 from dpo_diag.diagnosis.sweep_effects import RISE, as_number, effects, in_order, outcomes_of, pareto
 from dpo_diag.diagnosis.sweep_values import METRICS
-from dpo_diag.diagnosis.sweep_words import SHORT, about_ranks, legend, short_names, short_runs, verdict_words
+from dpo_diag.diagnosis.sweep_words import (
+    SHORT,
+    about_ranks,
+    legend,
+    outcome_words,
+    short_names,
+    short_runs,
+    verdict_words,
+)
 from dpo_diag.records import load_run
 from dpo_diag.report.html import page, write_page
 from dpo_diag.report.panels import Panel, SmallChart, draw, panels
@@ -59,7 +67,7 @@ def render_sweep(collected: Sweep, name: str, verdicts: Verdicts, document: Mapp
     score = collected.ranking.score
     headline = "No run completed"
     if names:
-        by = _outcome(score or "reward_accuracy")
+        by = outcome_words(score or "reward_accuracy")
         headline = f"Run {best} is best by {by}" if best and len(names) > 1 else "The runs"
     about = list(about_ranks(collected)) if names else []
     return page(
@@ -90,13 +98,13 @@ def runs_table(collected: Sweep, names: Sequence[str], verdicts: Verdicts) -> Ta
     parameters = list(zip(collected.parameters, short_names(collected.parameters), strict=True))
     if collected.before:
         rows.append({"run": "before", **{t: number(collected.before.get(c)) for c, t in shown},
-                     **{_outcome(s): number(collected.before.get(s), 3) for s in collected.scores}})  # fmt: skip
+                     **{outcome_words(s): number(collected.before.get(s), 3) for s in collected.scores}})  # fmt: skip
     for name, row in zip(names, records(collected.ranked), strict=True):
         verdict = verdicts.get(row["run"])
         told: dict[str, Any] = {"rank": number(row["rank"]), "run": name}
         told |= {title: str(row[p]) for p, title in parameters}
         for s in collected.scores:
-            told[_outcome(s)] = f"{number(row[s], 3)} {bracket(row[f'{s}_low'], row[f'{s}_high'])}"
+            told[outcome_words(s)] = f"{number(row[s], 3)} {bracket(row[f'{s}_low'], row[f'{s}_high'])}"
         told["verdict"] = "" if verdict is None else verdict_words(verdict).replace("_", " ")
         for s in collected.scores:
             change = row.get(f"{s}_change")
@@ -113,7 +121,7 @@ def runs_table(collected: Sweep, names: Sequence[str], verdicts: Verdicts) -> Ta
 
 def _again(score: str, collected: Sweep) -> str:
     """Tells apart what stands for each of several scores: columns have one name each."""
-    return f" ({_outcome(score)})" if collected.scores.index(score) else ""
+    return f" ({outcome_words(score)})" if collected.scores.index(score) else ""
 
 
 def _best(row: Mapping[str, Any], column: str) -> str:
@@ -137,7 +145,7 @@ def groups_table(collected: Sweep) -> Table | None:
     if not len(groups) or len(groups) == len(collected.runs):
         return None
     parameters = [p for p in collected.parameters if p in groups]
-    values = [*((c, SHORT.get(c, c)) for c in METRICS.values()), *((s, _outcome(s)) for s in collected.scores)]
+    values = [*((c, SHORT.get(c, c)) for c in METRICS.values()), *((s, outcome_words(s)) for s in collected.scores)]
     rows = []
     for row in records(groups):
         told = {title: str(row[p]) for p, title in zip(parameters, short_names(parameters), strict=True)}
@@ -155,7 +163,7 @@ def knobs_table(collected: Sweep) -> Table | None:
     found = effects(collected) if len(collected.runs) > 1 else []
     knobs = dict(zip(collected.parameters, short_names(collected.parameters), strict=True))
     rows = [
-        (f"{knobs[e.knob]} {one_line(e.a, 24)} → {one_line(e.b, 24)}", _outcome(e.outcome), number(e.before, 3),
+        (f"{knobs[e.knob]} {one_line(e.a, 24)} → {one_line(e.b, 24)}", outcome_words(e.outcome), number(e.before, 3),
          number(e.after, 3), signed(e.change.value), bracket(e.change.low, e.change.high, signed),
          plural(e.change.n, "pair") + " of runs" if e.matched else f"{e.change.n} runs each, not matched")
         for e in found
@@ -163,13 +171,6 @@ def knobs_table(collected: Sweep) -> Table | None:
     columns = ["knob", "outcome", "first", "second", "change", "95 %", "over"]
     formats = dict.fromkeys(("first", "second", "change", "95 %"), str)
     return table(pd.DataFrame(rows, columns=columns), "effect of each knob", formats=formats) if rows else None
-
-
-def _outcome(column: str) -> str:
-    if column.endswith("]"):
-        name, _, split = column.removesuffix("]").rpartition("[")
-        return score_label(name, split)
-    return {RISE: "rise of chosen CE", "reward_accuracy": "reward accuracy"}.get(column, column)
 
 
 def coordinates(collected: Sweep, names: Sequence[str]) -> Markup | None:
@@ -181,10 +182,10 @@ def coordinates(collected: Sweep, names: Sequence[str]) -> Markup | None:
     axes = [_knob(title, frame[p].astype(str).tolist()) for p, title in zip(knobs, short_names(knobs), strict=True)]
     for column in outcomes_of(collected) or ["loss"]:
         values = [None if v is None else float(v) for v in (row[column] for row in records(frame))]
-        axes.append(number_axis(_outcome(column), values))
+        axes.append(number_axis(outcome_words(column), values))
     told = [
         f"{name}: " + ", ".join(f"{t}={row[p]}" for p, t in zip(knobs, short_names(knobs), strict=True))
-        + "".join(f", {_outcome(c)} {number(row[c], 3)}" for c in outcomes_of(collected))
+        + "".join(f", {outcome_words(c)} {number(row[c], 3)}" for c in outcomes_of(collected))
         for name, row in zip(names, records(frame), strict=True)
     ]  # fmt: skip
     best = 0 if collected.ranking.best else None
@@ -211,10 +212,12 @@ def front(collected: Sweep, names: Sequence[str]) -> Markup | None:
     points = [Point(float(row[RISE]), float(row[score]), name, row["run"] in best) for name, row in rows]
     start = (0.0, collected.before.get(score))
     hover = {
-        "points": [[p.x, p.y, f"{p.name}: {_outcome(score)} {number(p.y, 3)}, rise {signed(p.x)}"] for p in points]
+        "points": [[p.x, p.y, f"{p.name}: {outcome_words(score)} {number(p.y, 3)}, rise {signed(p.x)}"] for p in points]
     }
-    labels = ("rise of chosen CE, nats per token", _outcome(score))
-    text = f"{_outcome(score)} against the rise of the chosen answers' cross-entropy; on the front: {', '.join(best)}"
+    labels = ("rise of chosen CE, nats per token", outcome_words(score))
+    text = (
+        f"{outcome_words(score)} against the rise of the chosen answers' cross-entropy; on the front: {', '.join(best)}"
+    )
     return responsive(lambda width: plane(points, start, *labels, width=width, description=text), hover)
 
 

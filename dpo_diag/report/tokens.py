@@ -64,7 +64,7 @@ def token_texts(run: Run, frame: pd.DataFrame, answers: dict[tuple[str, str], st
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\s*\S+\s*$|\s*\S+", text)
+    return re.findall(r"(?<!\s)\s*+\S++(?:\s++\Z)?", text)
 
 
 def _aligned(

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
 from dpo_diag.records.checksums import read_json
@@ -40,7 +41,7 @@ def load_vocabulary(run: Run) -> dict[int, str] | None:
         paths.append(Path(run.info.tokenizer.name) / TOKENIZER_FILE)
     for path in paths:
         try:
-            vocabulary = tokenizer_vocabulary(json.loads(path.read_text(encoding="utf-8")))
+            vocabulary = tokenizer_vocabulary(parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if vocabulary:

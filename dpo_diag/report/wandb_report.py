@@ -4,12 +4,12 @@ editor. Building it needs no network; saving it does. Optional extra `wandb-repo
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.records.metric_table import METRICS
@@ -181,7 +181,7 @@ def _story(wr: Any, told: Told, *, alone: bool) -> list[Any]:
 
 def spec_of(report: Any) -> dict[str, Any]:
     """The report's spec, as wandb's editor reads it; no network."""
-    found = json.loads(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+    found = parse_json(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
     assert isinstance(found, dict)
     return found
 

@@ -7,7 +7,6 @@ the first answer, so that a win counts only if it holds in both orders.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
 from dpo_diag.review import judgements
@@ -94,7 +94,7 @@ class Endpoint:
         for attempt in range(3):
             try:
                 with opener.open(request, timeout=self.timeout) as reply:
-                    document = json.loads(reply.read(4_000_000))
+                    document = parse_json(reply.read(4_000_000))
                 return str(document["choices"][0]["message"]["content"])
             except urllib.error.HTTPError as error:
                 with error:

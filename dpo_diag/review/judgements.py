@@ -7,18 +7,22 @@ new line after it. Nothing is ever rewritten: an undo is a line too, and the las
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.outputs.answers import Checkpoint
 from dpo_diag.records.checksums import KEY, ZERO, agrees, sealed
+from dpo_diag.records.run_lock import writing
+from dpo_diag.records.typed_json import Tolerance, from_document
 from dpo_diag.text import to_json
 
 FOLDER = "review"
@@ -106,6 +110,28 @@ def file_of(run: str | os.PathLike[str], reviewer: str) -> Path:
     return Path(run) / FOLDER / f"{check_reviewer(reviewer).replace(':', '_')}.jsonl"
 
 
+@contextmanager
+def sitting(run: str | os.PathLike[str], reviewer: str) -> Iterator[None]:
+    """One reviewer judges in one place at a time: of two verdicts on an item only the last would count.
+
+    Raises:
+        DiagError: another process asks this reviewer now.
+    """
+    file = file_of(run, reviewer)
+    place = file.with_name(f".{file.stem}")
+    try:
+        with writing(place):
+            yield
+    except DiagError as error:
+        if error.where != place.resolve():
+            raise
+        hint = "go on there, or end it, or name another --reviewer"
+        raise DiagError(f"{reviewer} reviews this run already", where=run, got=error.got, hint=hint) from error
+    finally:
+        with suppress(OSError):  # of which one is that another process has it
+            place.rmdir()
+
+
 def _sync_folder(folder: Path) -> None:
     """The new file's name must survive a power cut as well as its content."""
     try:
@@ -163,7 +189,7 @@ def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements
                 continue
             try:
                 rows.append(_parse(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, DiagError) as error:
                 torn = number == len(lines)
                 damaged.append((path.name, number, "torn: the process was killed while writing it" if torn else
                                 f"cannot be read: {type(error).__name__}"))  # fmt: skip
@@ -172,18 +198,13 @@ def read(run: str | os.PathLike[str], reviewer: str | None = None) -> Judgements
 
 
 def _parse(line: bytes) -> Judgement:
-    row = json.loads(line.decode("utf-8", "replace"))
+    row = parse_json(line.decode("utf-8", "replace"))
+    if not isinstance(row, dict) or row.pop("v", None) != VERSION:
+        raise ValueError("unknown version")
     if KEY in row and not agrees(line, ".json"):
         raise ValueError("other bytes than were written")
-    if int(row.pop("v")) != VERSION:
-        raise ValueError("unknown version")
-    if row["outcome"] not in (*WINNERS, SKIP, UNDO) or row["kind"] not in (PERSON, JUDGE):
+    judgement = from_document(Judgement, row, "a judgement", Tolerance.UNKNOWN_FIELDS)
+    if judgement.outcome not in (*WINNERS, SKIP, UNDO) or judgement.kind not in (PERSON, JUDGE):
         raise ValueError("unknown outcome or kind")
-    known = Judgement.__dataclass_fields__
-    row = {k: v for k, v in row.items() if k in known}
-    a, b = (Checkpoint(str(row[x]["model"]), int(row[x]["step"])) for x in ("a", "b"))
-    marks = {str(k): [str(x) for x in v if x in ("a", "b")] for k, v in dict(row.get("behaviours") or {}).items()}
-    judgement = Judgement(**{**row, "a": a, "b": b, "behaviours": marks})
-    if not isinstance(judgement.item, str) or not isinstance(judgement.reviewer, str):
-        raise TypeError("item or reviewer is not text")
-    return judgement
+    marks = {name: [x for x in shown if x in ("a", "b")] for name, shown in judgement.behaviours.items()}
+    return replace(judgement, behaviours=marks)

@@ -18,12 +18,12 @@ CONTENT_KEYS = ("content", "value", "text", "message")
 
 _CHATML_TURN = re.compile(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n(.*?)(?:<\|im_end\|>\s*|\Z)", re.DOTALL)
 _CHATML = "<|im_start|>"
-CHATML_END = re.compile(r"\s*<\|im_end\|>\s*\Z")
+CHATML_END = re.compile(r"(?<!\s)\s*+<\|im_end\|>\s*\Z")
 _PRINTED = re.compile(
-    r"""\s*(?:array\()?\[?\s*\{\s*['"](?:role|from|author|speaker|content|value|messages|conversations?)['"]\s*:"""
+    r"""\s*+(?:array\()?\[?\s*+\{\s*+['"](?:role|from|author|speaker|content|value|messages|conversations?)['"]\s*:"""
 )
 _USER_TURN = re.compile(
-    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:<\|im_start\|>|<\|(?:user|system)\|>|\[INST\]|<start_of_turn>user"
+    r"\s*+(?:<s>|<bos>|<\|begin_of_text\|>)?\s*+(?:<\|im_start\|>|<\|(?:user|system)\|>|\[INST\]|<start_of_turn>user"
     r"|<\|start_header_id\|>(?:user|system)<)"
 )
 _MARKS = ("[", "{", "<", "array(")

@@ -16,7 +16,7 @@ from dpo_diag.thresholds import defaults
 
 ASSISTANT_MARK = re.compile(
     r"\n\nAssistant:"  # hh-rlhf
-    r"|(?:^|\n)\s*(?:#+ *)?(?:Assistant|Answer|A|Response|Reply|Bot|AI|GPT|Output|Completion|TL;DR)\s*:(?:[ \t]*\n)?"
+    r"|(?:^|\n)[ \t]*(?:#+ *)?(?:Assistant|Answer|A|Response|Reply|Bot|AI|GPT|Output|Completion|TL;DR)\s*:(?:[ \t]*\n)?"
     r"|<\|im_start\|>assistant\n|<\|assistant\|>\n?|\[/INST\]|<start_of_turn>model\n"
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n"
 )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from dpo_diag.documents import parse_json
 from dpo_diag.records.conversation import ROLES, Message, prompt_text, response_text, shown_keys
 from dpo_diag.records.literals import read_literal
 from dpo_diag.records.pair_id import pair_id_of
@@ -167,7 +168,7 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
-            json.loads(tools)
+            parse_json(tools)
             extra["tools"] = tools
         except ValueError as error:
             extra["tools"] = _printed_tools(tools, error)

@@ -6,12 +6,16 @@ judge an answer that nobody read. So the page is one `gr.HTML` whose script name
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpo_diag.extras import require
+from dpo_diag.serving.calls import OnlyCalls
 from dpo_diag.serving.loopback import App
 
 Function = Callable[[dict[str, Any]], dict[str, Any]]
@@ -43,6 +47,9 @@ def gradio_app(title: str, folder: Path, name: str, functions: Sequence[Function
     """
     require_gradio(what)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # What Gradio keeps of its own, in a folder that goes with this process.
+    os.environ["GRADIO_TEMP_DIR"] = scratch = tempfile.mkdtemp(prefix="dpo-diag-page-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import fastapi
     import gradio
@@ -69,4 +76,4 @@ def gradio_app(title: str, folder: Path, name: str, functions: Sequence[Function
         theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         head=f"<style>{parts['css']}</style>",
     )
-    return app
+    return OnlyCalls(app, {function.__name__ for function in functions})

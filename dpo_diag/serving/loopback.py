@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import shutil
 import socket
+import tempfile
 import webbrowser
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -56,22 +59,23 @@ class Guard:
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope.get("headers", [])}
         if scope["type"] != "http" or not self._is_ours(headers):
-            await _answer(send, 403, "This page answers to its own address only.")
+            await answer(send, 403, "This page answers to its own address only.")
             return
         if self._same(self._cookie_of(headers)):
             if scope.get("path") == ALIVE:
-                await _answer(send, 204, "")
+                await answer(send, 204, "")
                 return
             await self.app(scope, receive, _with_headers(send))
             return
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         if scope["method"] == "GET" and self._same(query.get("token", [""])[0]):
-            # The token leaves the address bar, so that it reaches no screenshot, bookmark or history.
-            cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+            # The token leaves the address bar, so that it reaches no screenshot, bookmark or history. Lax, since the
+            # file that opens the browser (see `serve`) is another site; what acts is a POST, whose origin is checked.
+            cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Lax"
             where = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
-            await _answer(send, 303, "", where)
+            await answer(send, 303, "", where)
             return
-        await _answer(send, 403, "No token, or a wrong one. Open the whole address that the command printed.")
+        await answer(send, 403, "No token, or a wrong one. Open the whole address that the command printed.")
 
     def _is_ours(self, headers: dict[str, str]) -> bool:
         origin = headers.get("origin")
@@ -99,7 +103,8 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-async def _answer(send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+async def answer(send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    """Answer a request with a line of text."""
     body = text.encode()
     common = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*common, *HEADERS, *(headers or [])]})
@@ -133,8 +138,9 @@ def serve(app: App, *, port: int = 0, browser: bool = True, say: Callable[[str],
     number = int(listener.getsockname()[1])
     url = f"http://{HOST}:{number}/?token={token}"
     say(url)
-    if browser:
-        webbrowser.open(url)
+    opener = _opener(url) if browser else None
+    if opener is not None:
+        webbrowser.open(opener.as_uri())
     config = uvicorn.Config(
         Guard(app, token, number), log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=2
     )
@@ -144,3 +150,13 @@ def serve(app: App, *, port: int = 0, browser: bool = True, say: Callable[[str],
         pass  # Ctrl-C is how such a server is ended
     finally:
         listener.close()
+        if opener is not None:
+            shutil.rmtree(opener.parent, ignore_errors=True)
+
+
+def _opener(url: str) -> Path:
+    """A page that leads to the address, in a folder that only its owner can read: a browser is started with the page's
+    name, and its arguments, which every user of the machine can list, hold no token."""
+    page = Path(tempfile.mkdtemp(prefix="dpo-diag-open-")) / "open.html"
+    page.write_text(f'<meta http-equiv="refresh" content="0;url={url}">', encoding="utf-8")
+    return page

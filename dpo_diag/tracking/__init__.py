@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dpo_diag.tracking.base import TRACKERS, Tracker, TrackerOptions, metric_name, unique_name
 from dpo_diag.tracking.findings import Findings, findings_of
+from dpo_diag.tracking.live_alerts import LiveAlerts
 from dpo_diag.tracking.mirror import mirror
 from dpo_diag.tracking.outputs_table import outputs_table
 from dpo_diag.tracking.safe import SafeTracker, make_tracker
@@ -22,6 +23,7 @@ from dpo_diag.tracking.session import Session, is_sent, kinds_of, live_kinds
 __all__ = [
     "TRACKERS",
     "Findings",
+    "LiveAlerts",
     "SafeTracker",
     "Session",
     "Tracker",

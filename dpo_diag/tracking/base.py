@@ -32,6 +32,7 @@ class Tracker(Protocol):
     A tracker that can show more has these methods, too; they are called where they exist:
 
     - `alert(step, title, text, level)`: what a live guard or a watched run says; level is "warn" or "error".
+    - `adopt()`: whether the client has a run open in this process, which is its user's; alerts go there from then on.
     - `log_findings(findings)`: verdict, checks, pairs, best values and report.html (`dpo_diag.tracking.findings`).
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,6 +110,16 @@ class MlflowTracker:
             with _impatient():
                 document = table.to_json(orient="split", index=False, double_precision=15)
                 self._client.log_text(self._id, document, f"{name}.json")
+
+    def adopt(self) -> bool:
+        """See `Tracker`."""
+        client = sys.modules.get("mlflow")
+        run = None if client is None else client.active_run()
+        if run is not None:
+            from mlflow.tracking import MlflowClient
+
+            self._client, self._id = MlflowClient(), run.info.run_id
+        return run is not None
 
     def alert(self, step: int, title: str, text: str, level: str = "warn") -> None:
         """A tag: MLflow has no alerts."""

@@ -51,6 +51,20 @@ class SafeTracker:
             self._warn(where["failed"])
         return self.where
 
+    def adopt(self) -> bool:
+        """Whether it is open, or its client has a run open in this process, into which alerts then go."""
+        if not self._started and (adopt := getattr(self.tracker, "adopt", None)) is not None:
+            try:
+                self._started = bool(adopt())
+            except Exception as error:  # as everywhere here
+                self._warn(f"could not find the open run: {type(error).__name__}")
+        return self.active
+
+    def let_go(self) -> None:
+        """No more calls; a run that was adopted stays open."""
+        self._started = False
+        self._bounded.end()
+
     def log(self, step: int, values: Mapping[str, float]) -> bool:
         """Whether the tracker took it; likewise below."""
         return self.active and self._try("log", lambda: self.tracker.log(step, values))

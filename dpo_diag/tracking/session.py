@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dpo_diag.records import Run
+from dpo_diag.records.secrets import arguments_without_secrets
 from dpo_diag.tracking.base import TRACKERS
 from dpo_diag.tracking.findings import Findings, findings_of
 from dpo_diag.tracking.outputs_table import outputs_table
@@ -91,7 +92,8 @@ class Session:
 
     def start(self, config: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
         """Open the run everywhere; kind -> where it went, for run.json."""
-        return {kind: tracker.start(config, name, self.folder) for kind, tracker in self.trackers.items()}
+        with arguments_without_secrets():  # clients write down how the process was called
+            return {kind: tracker.start(config, name, self.folder) for kind, tracker in self.trackers.items()}
 
     @property
     def places(self) -> dict[str, dict[str, Any]]:

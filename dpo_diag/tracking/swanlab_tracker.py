@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ class SwanlabTracker:
                 self._text(name, words, self._step)
         for name, table in ((CHECKS, findings.checks), (PAIRS, findings.pairs)):
             self._text(name, markdown(table) if len(table) else "", self._step)
+
+    def adopt(self) -> bool:
+        """See `Tracker`."""
+        client = sys.modules.get("swanlab")
+        self._run = client.get_run() if client is not None and client.has_run() else None
+        return self._run is not None
 
     def alert(self, step: int, title: str, text: str, level: str = "warn") -> None:
         """A text at the step: SwanLab has no alerts of a run's own."""

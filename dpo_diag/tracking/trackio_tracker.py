@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,12 @@ class TrackioTracker:
 
         if len(table):
             self._run.log({name: trackio.Table(dataframe=table)})
+
+    def adopt(self) -> bool:
+        """See `Tracker`."""
+        client = sys.modules.get("trackio")
+        self._run = None if client is None else client.context_vars.current_run.get()
+        return self._run is not None
 
     def alert(self, step: int, title: str, text: str, level: str = "warn") -> None:
         """trackio's own alert, which its dashboard shows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,11 @@ class WandbTracker:
 
         if len(table):
             self._run.log({name: wandb.Table(dataframe=table, allow_mixed_types=True)})
+
+    def adopt(self) -> bool:
+        """See `Tracker`."""
+        self._run = getattr(sys.modules.get("wandb"), "run", None)
+        return self._run is not None
 
     def alert(self, step: int, title: str, text: str, level: str = "warn") -> None:
         """W&B's own alert, which it mails or sends to Slack as the user has set it there."""

@@ -90,7 +90,7 @@ def dpo_arguments(config: Config, folder: Path, has_eval: bool = True) -> DPOCon
         "ld_alpha": loss.ld_alpha,
         "use_weighting": loss.use_weighting,
         "disable_dropout": config.trainer.disable_dropout,
-        "precompute_ref_log_probs": config.trainer.precompute_ref_log_probs,
+        "precompute_ref_log_probs": config.trainer.precomputes_reference,
     }
     return DPOConfig(**_with_extra(known, dict(config.trainer.args), DPOConfig))
 

@@ -183,13 +183,11 @@ class Batch:
     def pair_losses(self, spec: LossSpec) -> FloatArray | None:
         """Loss of each pair, recomputed from the sums; None if this loss has no per-pair value or no reference."""
         name = "loss_logp" if "loss_logp" in self.policy else "sum_logp"
-        if spec.not_additive is not None or name not in self.reference or not len(self):
+        if spec.not_additive is not None or not len(self) or (spec.needs_reference and name not in self.reference):
             return None
-        a, b = self.policy[name] - self.reference[name]
-        # TRL divides ipo and sigmoid_norm by the response tokens of the batch, scored or not: they differ by one
-        # where a response starts at position 0 (no prompt left), which has no score.
-        n = self.policy["n_tokens" if "sft" in spec.types else "n_seen"]
+        a, b = self.policy[name] - (self.reference[name] if spec.needs_reference else 0.0)
+        n, sums = self.policy["n_tokens" if spec.counts_scored else "n_seen"], self.policy["sum_logp"]
         return pair_losses(
-            spec, a, b, n_chosen=n[0], n_rejected=n[1], chosen_sum_logp=self.policy["sum_logp"][0],
+            spec, a, b, n_chosen=n[0], n_rejected=n[1], chosen_sum_logp=sums[0], rejected_sum_logp=sums[1],
             weight=self.of_row.get("weight"),
         )  # fmt: skip

@@ -19,6 +19,7 @@ from trl.trainer.utils import use_adapter
 from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import TABLES
+from dpo_diag.stopping import Terminated
 
 logger = get_logger(__name__)
 
@@ -188,10 +189,11 @@ class FixedPromptCallback(TrainerCallback):
 
 
 class RunCallback(TrainerCallback):
-    """The trainer's own: starting a training loop, saving by the clock, and ending where a guard was asked to."""
+    """The trainer's own: starting a training loop, saving by the clock, ending where a guard was asked to, or where it
+    was told to end (SIGTERM): then behind this step's checkpoint, and without the answers of a training's end."""
 
     def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+        self.trainer, self._ends = trainer, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Rows of an earlier try at this loop are forgotten."""
@@ -203,3 +205,10 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
         if self.trainer.checkpoint_due():
             control.should_save = True
+        if self.trainer.is_told_to_end:
+            self._ends = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The checkpoint is whole: a training that was told to end ends."""
+        if self._ends:
+            raise Terminated

@@ -22,6 +22,7 @@ from dpo_diag.next_steps import after_training, say_next
 from dpo_diag.records import Run
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT, TRAIN_SPLIT
+from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.describe import describe_arguments
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.loss_of_arguments import loss_facts
@@ -77,6 +78,7 @@ class DiagCallback(TrainerCallback):
         self.probe = Probe(pairs, out=out, prompts=prompts, reference=reference, loss=loss, say=self._say, **settings)
         self._recorder: Recorder | None = None
         self._guards = Guards(self._alert)
+        self._alerts: LiveAlerts | None = None
         self._active = False
         self._failed = False
         self._step = 0
@@ -191,6 +193,8 @@ class DiagCallback(TrainerCallback):
                 self._guards.end()
                 self._recorder.flush()
             self.probe.finish(status, error)
+            if self._alerts is not None:
+                self._alerts.close()
 
         atexit.unregister(self._at_exit)
         self._try("close the run", close, once=False)
@@ -226,7 +230,11 @@ class DiagCallback(TrainerCallback):
         if self._recorder is not None:
             if code != "probe_failed":
                 logger.warning(f"{code}: {message}")
-            self._recorder.alert(int(evidence.get("step", self._step)), code, message, evidence)
+            step = int(evidence.get("step", self._step))
+            self._recorder.alert(step, code, message, evidence)
+            if self._alerts is None:
+                self._alerts = LiveAlerts(self.probe.out)
+            self._alerts(step, code, message)
 
     def _say(self, line: str) -> None:
         if place()[0] == 0:

@@ -21,7 +21,9 @@ from dpo_diag.models.tokenizers import require_chat_template
 from dpo_diag.records import make_pair_id
 from dpo_diag.records.files import write_json
 from dpo_diag.records.schemas import SIDES
+from dpo_diag.records.secrets import without_secrets
 from dpo_diag.thresholds import load_thresholds
+from dpo_diag.training.pair_filter import keep_pairs
 
 TRAIN_PROBE = "train_probe"
 
@@ -61,7 +63,7 @@ class Inputs:
             DiagError: more than `max_truncated_share` of a set is cut or dropped; the report is written all the same.
         """
         if self.source is None:
-            write_json(folder / REPORT_FILE, self.data)
+            write_json(folder / REPORT_FILE, without_secrets(self.data))
             return
         self.source.write_report(folder)
         self.source.check_tokens(max_truncated_share)
@@ -77,6 +79,10 @@ def load_inputs(config: Config, say: Callable[[str], None], report_to: Path | No
         inputs = _task_sft(config) if config.trainer.method == "sft" else _task_dpo(config, say)
     else:
         inputs = _from_source(config, say, report_to)
+    limits = config.trainer.max_length, config.trainer.truncation_mode
+    inputs.train, filtered = keep_pairs(config.filter, inputs.policy, inputs.train, limits, say=say, folder=report_to)
+    if filtered:
+        inputs.data |= {"filter": filtered, "n_train": len(inputs.train)}
     if config.probes.train_pairs:
         by_id = sorted(inputs.train, key=lambda row: str(row.get("pair_id", "")))
         inputs.evals[TRAIN_PROBE] = by_id[: config.probes.train_pairs]
@@ -84,6 +90,11 @@ def load_inputs(config: Config, say: Callable[[str], None], report_to: Path | No
     if note := begin_note(inputs.policy.tokenizer, inputs.prompts):
         inputs.notes.append(note)
     return inputs
+
+
+def has_reference(config: Config) -> bool:
+    """Whether the training looks at a reference: SFT and losses such as SimPO do not."""
+    return config.trainer.method == "dpo" and config.loss.needs_reference
 
 
 def _from_source(config: Config, say: Callable[[str], None], report_to: Path | None) -> Inputs:
@@ -97,7 +108,10 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     source.check(config.data.max_bad_share)
     say(f"loading {config.model.name or config.model.kind}")
     dpo = config.trainer.method == "dpo"
-    policy = load_policy(config.model, config.peft, with_reference=dpo)
+    policy = load_policy(
+        config.model, config.peft, with_reference=has_reference(config),
+        precomputed=config.trainer.precomputes_reference,
+    )  # fmt: skip
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
     ends, sides = stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1]
     look = Look(policy.tokenizer, ends, sides, load_thresholds(config.checks))
@@ -126,11 +140,14 @@ def _task_dpo(config: Config, say: Callable[[str], None]) -> Inputs:
     if not case.pairs_hit:
         say(f"{len(case.train) + len(case.held_out)} pairs collected")
     model = replace(config.model, kind="hub", name=str(case.model_dir))
-    policy = load_policy(model, config.peft, with_reference=True)
+    policy = load_policy(
+        model, config.peft, with_reference=has_reference(config), precomputed=config.trainer.precomputes_reference
+    )
     # The cache's folder is this machine's; the name is the same everywhere.
-    for part in ("model", "tokenizer", "reference"):
+    models = ("model", "reference") if has_reference(config) else ("model",)
+    for part in (*models, "tokenizer"):
         policy.meta[part] = policy.meta.get(part, {}) | {"name": "sql_tiny (SFT)"}
-    for part in ("model", "reference"):
+    for part in models:
         policy.meta[part]["folder"] = str(case.model_dir)
     train, held_out = ([_with_id(row) for row in rows] for rows in (case.train, case.held_out))
     data = {

@@ -13,19 +13,21 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from dpo_diag.config import Config, check
+from dpo_diag.config import Config
+from dpo_diag.config_checks import check
 from dpo_diag.data.pairs import to_dataset
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import decoding_from, generate
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.models.processes import together
 from dpo_diag.records import load_run
+from dpo_diag.stopping import with_the_step
 from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
-from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, load_inputs
+from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.saving import Keep
 from dpo_diag.training.tracker_callback import TrackerCallback
@@ -89,7 +91,8 @@ def train(
             say(f"note: {short}")
     status = "failed"
     try:
-        trainer.train(resume_from_checkpoint=resumed)
+        with with_the_step() as trainer.step_end:
+            trainer.train(resume_from_checkpoint=resumed)
         status = "finished"
         if main:
             write_vocabulary(folder, inputs.policy.tokenizer)
@@ -123,10 +126,13 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
         return DiagSFTTrainer(prompt_metrics=config.probes.prompt_ce, tiled_head=tiled, **common)
+    store = None
+    if config.trainer.precomputes_reference:
+        store = config.trainer.reference_store or Path(config.output_root) / "cache" / "references"
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
-        **common,
+        loss_coefficients=config.loss.coefficients, reference_store=store, **common,
     )  # fmt: skip
 
 
@@ -151,7 +157,7 @@ def _prompt_callback(config: Config, inputs: Inputs) -> FixedPromptCallback:
         partial(_answer, decoding=decoding_from(p), batch_size=p.batch_size),
         inputs.prompts,
         also_at=EARLY_STEPS if p.early else (),
-        with_reference=p.reference and config.trainer.method == "dpo",
+        with_reference=p.reference and has_reference(config),
         score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
     )
 

@@ -28,7 +28,7 @@ def loss_facts(arguments: Any) -> dict[str, Any]:
         return {"loss_reason": f"{classes[0]} names no preference loss"}
     if named == "cpo" and getattr(arguments, "loss_type", None) == "simpo":
         named = "cpo_simpo" if getattr(arguments, "cpo_alpha", 0) else "simpo"
-    why = f"{NAMED[named].source} has no per-pair formula here"
+    why = f"{NAMED[named].source}: no per-pair formula is made from its trainer's arguments"
     return {"loss_reason": why, "loss_names": (named,), "beta": float(arguments.beta)}
 
 

@@ -47,12 +47,13 @@ def id_of(example: Mapping[str, Any]) -> int:
     if _own_id(example.get("pair_id")):
         return pack_id(example["pair_id"])
     try:
-        return pack_id(pair_id_of(_with_prompt(example)))
+        return pack_id(pair_id_of(with_prompt(example)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return _UNKNOWN  # the trainer reports what is wrong with this example
 
 
-def _with_prompt(example: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_prompt(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The example with its prompt apart, where chosen and rejected hold it."""
     return example if "prompt" in example else {**example, **extract_prompt(dict(example))}
 
 
@@ -73,7 +74,7 @@ def _told_apart(dataset: Dataset, given: GivenIds) -> dict[int, str]:
     ids = dataset["pair_id"][:]
     repeated = {i for i, n in Counter(ids).items() if n > 1 and _own_id(i)}
     with suppress(KeyError, TypeError, ValueError, AttributeError):  # the trainer reports what is wrong with them
-        return {i: given.own(ids[i], _with_prompt(dataset[i])) for i in range(len(ids)) if ids[i] in repeated}
+        return {i: given.own(ids[i], with_prompt(dataset[i])) for i in range(len(ids)) if ids[i] in repeated}
     return {}
 
 

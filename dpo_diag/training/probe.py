@@ -19,7 +19,7 @@ from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import begin_note, generate
 from dpo_diag.inference.prompts import Prompt, load_prompts, prompts_hash, to_prompts
-from dpo_diag.inference.reference_store import open_store, reference_key
+from dpo_diag.inference.reference_store import content_ids, open_store, reference_key
 from dpo_diag.inference.score_run import refuse_other_pairs, scored_already, write_scores
 from dpo_diag.inference.scoring import PairTokens, score_pairs
 from dpo_diag.losses import LossSpec
@@ -158,7 +158,7 @@ class Probe:
 
     def _prepare(self, writer: RunWriter, facts: Mapping[str, Any]) -> tuple[set[int], bool]:
         """(steps that are recorded, whether the reference is) of a folder that was opened."""
-        run = Run(writer.path)
+        run = Run(writer.path, whole=True)
         refuse_other_pairs(run, self.rows, self.split)
         data = {key: value for key, value in self.data.items() if key != "readings"}
         asked = {"kind": "file" if self.prompts_from else None, "path": self.prompts_from, "n": len(self.prompts)}
@@ -319,7 +319,7 @@ class Probe:
         )  # fmt: skip
         if kind == "start":
             return None  # measured already
-        found, why = self.store.find(self._key, encoded, tokenizer, self.rows, self._with_tokens(encoded))
+        found, why = self.store.find(self._key, encoded, tokenizer, content_ids(self.rows), self._with_tokens(encoded))
         self.say(why)
         if found is None:
             return None
@@ -345,14 +345,15 @@ class Probe:
             described["shared_prefix"] = PrefixInfo(way.way.name, way.difference, dict(way.refused))
         own = describe_tokenizer(tokenizer)
         writer.update(model=described, tokenizer=own)
+        run = Run(writer.path, whole=True)
         if reference is not None:
             if reference.outputs is not None:
                 writer.write("outputs", reference.outputs, split=REFERENCE)
-            write_scores(writer, Run(writer.path), reference.pairs, reference.tokens, None, REFERENCE, 0, self.split)
+            write_scores(writer, run, reference.pairs, reference.tokens, None, REFERENCE, 0, self.split)
         writer.update(reference=self.reference.describe())
         if policy.outputs is not None:
             writer.write("outputs", policy.outputs, split=POLICY)
-        metrics = write_scores(writer, Run(writer.path), policy.pairs, policy.tokens, None, POLICY, step, self.split)
+        metrics = write_scores(writer, run, policy.pairs, policy.tokens, None, POLICY, step, self.split)
         if reference is not None:
             self._keep(reference, tokenizer)
         return metrics
@@ -363,6 +364,7 @@ class Probe:
         if self.store is None or key is None:
             return
         try:
-            self.store.put(key, reference.pairs, reference.tokens, self.reference.describe(), tokenizer, self.rows)
+            described = self.reference.describe()
+            self.store.put(key, reference.pairs, reference.tokens, described, tokenizer, content_ids(self.rows))
         except (OSError, DiagError) as error:
             self.say(f"the reference is not kept for others: {error}")

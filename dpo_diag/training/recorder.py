@@ -92,7 +92,7 @@ class Recorder:
         """What an earlier part of this run already wrote once and for all: references and texts."""
         if not (self.writer.path / "run.json").exists():
             return
-        run = Run(self.writer.path)
+        run = Run(self.writer.path, whole=True)
         for table in ("pairs", "tokens"):
             if run.has(table):
                 rows = run.read(table, ["step", "split", "pair_id"], roles=["ref"]).drop_duplicates()
@@ -215,18 +215,18 @@ class Recorder:
             batch = Batch.concat([b for b, _ in self._train])
             steps = np.concatenate([np.full(len(b), s, dtype=np.int64) for b, s in self._train])
             everything = np.ones(len(batch), dtype=bool)
-            self._train = []
             rows = self._pair_rows(batch, steps, TRAIN_SPLIT, everything, reference=self._train_reference)
             self._write("pairs", TRAIN_SPLIT, rows)
+            self._train = []  # not before: a write that is stopped or fails is done again at the end
         if self._waiting_texts:
             frame = pd.DataFrame(self._waiting_texts)
-            self._waiting_texts = []
             self.writer.write("texts", frame.drop(columns="_step"), split=f"{TRAIN_SPLIT}-{frame['_step'].max():08d}")
+            self._waiting_texts = []
         if self._history:
             frame = pd.DataFrame(self._history)
-            self._history = []
             for split, part in frame.groupby("split", sort=False):
                 self._write("history", str(split), part.reset_index(drop=True))
+            self._history = []
         self._flushed = time.monotonic()
 
     def begin(self, step: int) -> None:

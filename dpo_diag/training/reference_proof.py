@@ -20,7 +20,7 @@ from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records.run_info import ReferenceStart
 from dpo_diag.text import number
 from dpo_diag.training.batch import FloatArray
-from dpo_diag.training.trl_adapter import ld_factors, reference_of
+from dpo_diag.training.trl_adapter import REF_SUMS, ld_factors, reference_of
 
 PROBE = 4
 """Pairs of each process that are looked at."""
@@ -64,7 +64,7 @@ def prove(
     half = _in_half_precision(trainer)
     per_token = limits["guards.reference_noise_half" if half else "guards.reference_noise"]
     tolerance = float((per_token * np.sqrt(tokens)).mean())
-    expected, why = _expectation(trainer, handed)
+    expected, why = _expectation(trainer, spec, handed)
     agrees = bool(gaps.mean() <= tolerance)
     return ReferenceStart(
         agrees=agrees, expected=expected, why=why, mean_gap=float(gaps.mean()), largest_gap=float(gaps.max()),
@@ -112,7 +112,7 @@ def _of_batch(
     with borrowed(policy):
         own = sums(model)
         if trainer.precompute_ref_logps:
-            reference = _two_sides(torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]]))
+            reference = _two_sides(torch.cat([inputs[name] for name in REF_SUMS]))
         elif trainer.ref_model is not None:
             reference = sums(trainer.ref_model)
         else:
@@ -158,9 +158,9 @@ def _origin(trainer: Any, handed: Handed) -> str:
     return f"ref_model holds other weights than the policy ({name or 'no name'}){types}"
 
 
-def _expectation(trainer: Any, handed: Handed) -> tuple[bool, str]:
+def _expectation(trainer: Any, spec: LossSpec, handed: Handed) -> tuple[bool, str]:
     """Whether policy and reference must agree, and the reason."""
-    kind = str(reference_of(trainer)["kind"])
+    kind = str(reference_of(trainer, spec)["kind"])
     if handed.is_start is not None:
         return (
             handed.is_start,

@@ -22,7 +22,9 @@ from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
+from dpo_diag.stopping import StepEnd, undisturbed
 from dpo_diag.text import percent, some, takes_styles
+from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
@@ -30,6 +32,7 @@ from dpo_diag.training.checkpoint_folders import PASSED_OVER, checkpoints_in, se
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
+from dpo_diag.training.half_batches import evaluated
 from dpo_diag.training.measure import ROUNDING
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.recorder import Recorder
@@ -57,7 +60,9 @@ class Recording(Saving):
         tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
-        also_alert: takes the step, the code and the message of each alert of the live guards, too.
+        also_alert: takes the step, the code and the message of each alert of the live guards; None: the webhook of the
+            environment, and the trackers' runs that are open in this process (`tracking.live_alerts`).
+        step_end: says that the training is to end with its step, behind a checkpoint.
     """
 
     monitor: Monitor
@@ -68,7 +73,10 @@ class Recording(Saving):
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
     also_alert: Callable[[int, str, str], None] | None = None
+    step_end: StepEnd | None = None
+    _alerts: LiveAlerts | None = None
     _looked = False
+    has_half_batches = False
 
     # ---- from the data set to the measurement ----
 
@@ -121,8 +129,18 @@ class Recording(Saving):
                 self.monitor.recorder.alert(step, code, message, evidence)
             if self.also_alert is not None:
                 self.also_alert(step, code, message)
+            elif self.is_world_process_zero():
+                self._live_alerts()(step, code, message)
 
         return Guards(alert, stop_on=stop_on, thresholds=thresholds)
+
+    def _live_alerts(self: Any) -> LiveAlerts:
+        """Where alerts go beside the records, unless the job says another place."""
+        alerts: LiveAlerts | None = self._alerts
+        if alerts is None:
+            writer: RunWriter | None = self.run_writer
+            alerts = self._alerts = LiveAlerts(self.args.output_dir if writer is None else writer.path)
+        return alerts
 
     def start_recording(
         self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None,
@@ -212,6 +230,14 @@ class Recording(Saving):
         """Whether a guard that may end the run has spoken."""
         return bool(self.monitor.guards.should_stop)
 
+    @property
+    def is_told_to_end(self: Any) -> bool:
+        """Whether any process was told to end with the step; every one must ask."""
+        asked = self.step_end is not None and self.step_end.asked
+        if self.step_end is None or self.accelerator.num_processes == 1:
+            return asked
+        return bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum") > 0)
+
     # ---- the trainer's own methods ----
 
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -230,7 +256,7 @@ class Recording(Saving):
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         except BaseException as error:
-            self._close(*ended_by(error))
+            self._close_after(error)
             if isinstance(error, KeyboardInterrupt) and self._says_next_here():
                 # A note is printed behind the traceback, and by nobody who catches it.
                 known = [os.fspath(path) for path in checkpoints_in(self.args.output_dir).values()]
@@ -283,8 +309,30 @@ class Recording(Saving):
     def _close(self: Any, status: Status, error: str | None = None) -> None:
         self.monitor.guards.end()
         self.monitor.flush()
+        if self._alerts is not None:
+            self._alerts.close()
         if self.run_writer is not None:
             self.run_writer.finish(status, error)
+
+    def _close_after(self: Any, error: BaseException) -> None:
+        """As far as that can be done still: what ended the run may be a full disk."""
+
+        def finished() -> None:
+            if self.run_writer is not None:
+                self.run_writer.finish(*ended_by(error))
+
+        closing = [
+            self.monitor.guards.end,
+            self.monitor.flush,
+            *([self._alerts.close] if self._alerts else []),
+            finished,
+        ]
+        with undisturbed():
+            for step in closing:
+                try:
+                    step()
+                except Exception as again:
+                    logger.warning(f"at the run's end: {type(again).__name__}: {again}")
 
     def evaluate(self: Any, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As TRL's; a set that is handed in gets a split of its own in the records."""
@@ -292,8 +340,11 @@ class Recording(Saving):
         own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         foreign = eval_dataset is not None and not isinstance(eval_dataset, str)
         foreign = foreign and eval_dataset is not self.eval_dataset and not any(eval_dataset is d for d in own)
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
         with self.monitor.foreign(foreign):
-            return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+            # super() knows its class only here.
+            ask = super().evaluate  # type: ignore[misc]
+            return evaluated(self, lambda: ask(eval_dataset, *args, **kwargs), several=several)
 
     def evaluation_loop(
         self: Any,

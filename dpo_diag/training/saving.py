@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import time
@@ -17,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dpo_diag.models.processes import together
+from dpo_diag.records.secrets import is_secret
 from dpo_diag.text import number, size
 from dpo_diag.training.checkpoint_folders import (
     ASIDE,
@@ -173,6 +175,18 @@ class Saving:
         if self._to_push is not None:
             super()._push_from_checkpoint(str(folder))  # type: ignore[misc]
         self._saved_step, self._saved_at = self.state.global_step, time.monotonic()
+
+    def _save(self: Any, *args: Any, **options: Any) -> None:
+        # training_args.bin is the arguments pickled: without what lets someone in.
+        whole = self.args
+        self.args = copy.copy(whole)
+        for name, value in vars(whole).items():
+            if is_secret(name, value):
+                vars(self.args)[name] = None
+        try:
+            super()._save(*args, **options)  # type: ignore[misc]
+        finally:
+            self.args = whole
 
     def _push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
         if self._aside is None:

@@ -11,7 +11,8 @@ reference. Recomputation under gradient checkpointing happens in the backward pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate.utils import is_peft_model
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from dpo_diag.losses import LOSSES, LossSpec, Pairs, term_sum
@@ -27,9 +29,12 @@ from dpo_diag.training.batch import Batch, FloatArray, TokenRows, to_host
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.pair_ids import decode_ids, ids_from_tokens
 
+REF_SUMS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Columns of a data set whose reference was precomputed, and entries of its batches."""
 
-def loss_spec(trainer: Any) -> LossSpec:
-    """The trainer's loss as this project writes it down."""
+
+def loss_spec(trainer: Any, coefficients: Mapping[str, float]) -> LossSpec:
+    """The trainer's loss as this project writes it down; `coefficients`: those that TRL's arguments do not hold."""
     return LossSpec(
         types=tuple(trainer.loss_types),
         weights=tuple(float(w) for w in trainer.loss_weights),
@@ -40,11 +45,14 @@ def loss_spec(trainer: Any) -> LossSpec:
         discopop_tau=float(trainer.args.discopop_tau),
         ld_alpha=None if trainer.ld_alpha is None else float(trainer.ld_alpha),
         use_weighting=bool(trainer.use_weighting),
+        coefficients=dict(coefficients),
     )
 
 
-def reference_of(trainer: Any) -> dict[str, Any]:
-    """Where the trainer's reference log-probs come from: {"kind", "fixed"}, for run.json."""
+def reference_of(trainer: Any, spec: LossSpec) -> dict[str, Any]:
+    """Where the trainer's reference log-probs come from: {"kind", "fixed"}, for run.json; {} for a loss without."""
+    if not spec.needs_reference:
+        return {}
     if trainer.precompute_ref_logps:
         kind = "precomputed"
     elif trainer.ref_model is not None:
@@ -54,6 +62,18 @@ def reference_of(trainer: Any) -> dict[str, Any]:
     else:
         kind = "adapter disabled"
     return {"kind": kind, "fixed": not trainer.args.sync_ref_model}
+
+
+def why_not_plain_sums(trainer: Any) -> str | None:
+    """Why what TRL precomputes is something else than the log-prob sums of each pair's responses as TRL's own collator
+    cuts them; None where it is that."""
+    if trainer.ld_alpha is not None:
+        return "LD-DPO weighs the tokens of its reference sums"
+    if type(trainer.data_collator) is not DataCollatorForPreference:
+        return "a collator of your own decides what the reference is given"
+    if (trainer.ref_model or trainer.model).training and not trainer.args.disable_dropout:
+        return "the reference's dropout is on, so that its sums are drawn"
+    return None
 
 
 class Tap:
@@ -143,6 +163,12 @@ class _Torch:
     log_sigmoid = staticmethod(torch.nn.functional.logsigmoid)
     exp = staticmethod(torch.exp)
 
+    def log1mexp(self, x: torch.Tensor) -> torch.Tensor:
+        # Each form looks only at values that are its own: where() hands NaN gradients through from the other.
+        near = x > -math.log(2.0)
+        far = torch.log1p(-torch.exp(x.masked_fill(near, -1.0)))
+        return torch.where(near, torch.log(-torch.expm1(x.masked_fill(~near, -0.5))), far)
+
     def at_least(self, x: torch.Tensor, low: float) -> torch.Tensor:
         return x.clamp(min=low)
 
@@ -179,9 +205,10 @@ def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -
     def summed(values: torch.Tensor) -> torch.Tensor:
         return (values if factor is None else values * factor).sum(1)
 
-    if trainer.precompute_ref_logps:
-        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-    else:
+    reference: torch.Tensor | float = 0.0
+    if trainer.precompute_ref_logps and spec.needs_reference:
+        reference = torch.cat([inputs[name] for name in REF_SUMS])
+    elif spec.needs_reference:
         assert tap.reference is not None and tap.reference.log_probs is not None
         reference = summed(tap.reference.log_probs[:, -mask.shape[1] :])
     a, b = (summed(logp) - reference).chunk(2)
@@ -189,10 +216,9 @@ def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -
     if spec.use_weighting:
         chosen, rejected = _log_weights(tap.policy, mask.bool()).exp().to(logp.dtype).chunk(2)
         weight = chosen * rejected
-    # As Batch.pair_losses: lengths count what the loss sees, the SFT term's what has a score.
-    n_chosen, n_rejected = (mask if "sft" in spec.types else completion).sum(1).to(logp.dtype).chunk(2)
-    chosen_sum, _ = (logp * mask).sum(1).chunk(2)
-    pairs = Pairs(a, b, n_chosen, n_rejected, chosen_sum, weight, TORCH)
+    n_chosen, n_rejected = (mask if spec.counts_scored else completion).sum(1).to(logp.dtype).chunk(2)
+    chosen_sum, rejected_sum = (logp * mask).sum(1).chunk(2)
+    pairs = Pairs(a, b, n_chosen, n_rejected, chosen_sum, rejected_sum, weight, TORCH)
     result: torch.Tensor = term_sum(spec, pairs, added_types(spec)).mean()
     return result
 
@@ -277,8 +303,8 @@ def read_pairs(
         per_token["policy.n_bytes"] = table[targets.clamp(max=len(table) - 1)]
     if spec.use_weighting and policy.log_sum_sq_probs is not None:
         columns["log_weight"] = _log_weights(policy, mask)
-    if trainer.precompute_ref_logps:
-        given = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+    if trainer.precompute_ref_logps and spec.needs_reference:
+        given = torch.cat([inputs[name] for name in REF_SUMS])
         columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
     if trainer.aux_loss_enabled and policy.aux_loss is not None:
         columns["aux_loss"] = policy.aux_loss
@@ -346,7 +372,7 @@ def _identify(
 
 
 _TOKENS = ("input_ids", "attention_mask", "completion_mask")
-_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", "ref_chosen_logps", "ref_rejected_logps")
+_NOT_SEEN = (*_TOKENS, "token_type_ids", "mm_token_type_ids", "position_ids", *REF_SUMS)
 
 
 def _token_ids(inputs: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ another writer (TRL's own trainer, an older version) has none; its files' own ch
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import zipfile
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
@@ -142,11 +142,11 @@ def state_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(folder) / TRAINER_STATE_NAME
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = parse_json(file.read_text(encoding="utf-8"))
         int(state["global_step"])
     except FileNotFoundError as error:
         raise DiagError("the checkpoint was not written to its end", where=file, got="no file", hint=_MEND) from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DiagError("the checkpoint does not say its step", where=file, got=error, hint=_MEND) from error
     return dict(state)
 

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from dpo_diag.commands.hydra_app import register, run_app, to_config
 from dpo_diag.commands.overrides import explain_override, quoted_paths
-from dpo_diag.config import Config, check, conf_dir
+from dpo_diag.config import Config, conf_dir
+from dpo_diag.config_checks import check
 from dpo_diag.errors import DiagError
 
 GROUPS = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
@@ -71,6 +72,8 @@ def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
         ("loss.bta=1", "unknown key 'loss.bta'; did you mean loss.beta?"),
         ("trainer.lerning_rate=1", "did you mean trainer.learning_rate?"),
         ("loss=sigmod", "loss has no option 'sigmod'; did you mean sigmoid?"),
+        ("loss=choice(dpop,ipos)", "loss has no option 'ipos'; did you mean ipo?"),
+        ("loss=glob(zz*)", "loss has no option 'glob(zz*)'"),
         ("experiment=sql_dop", "did you mean sql_dpo?"),
         ("los.beta=1", "did you mean loss?"),
         ("sed=1", "did you mean seed?"),
@@ -88,6 +91,8 @@ def test_a_misspelt_override_names_the_nearest(override: str, message: str) -> N
     [
         "loss.beta=0.1,2",
         "loss=ipo,hinge",
+        "loss=choice(dpop,'ipo')",
+        "loss=glob(*)",
         "+trainer.args.foo=1",
         "hydra.run.dir=x",
         "trainer.args.a=1",

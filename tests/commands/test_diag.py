@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -19,6 +20,25 @@ def test_help_names_the_project_and_every_command(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "Why did the DPO loss fall while perplexity rose" in out and "add_arguments" not in out
     assert [name for name in diag.COMMANDS if f" {name} " not in out] == []
+
+
+def test_help_is_plain_where_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal's help has bold words, which rich itself leaves in under NO_COLOR."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for no_color in (False, True):
+        if no_color:
+            monkeypatch.setenv("NO_COLOR", "1")
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert diag.main(["gate", "--help"]) == 0
+        assert "Usage: " in terminal.getvalue()
+        assert ("\x1b" in terminal.getvalue()) != no_color
 
 
 @pytest.mark.parametrize("name", sorted(diag.COMMANDS))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
-from dpo_diag.records.jobs import plan_of
+from dpo_diag.records.jobs import begin_job, end_job, plan_of
 
 TASK = ["task=sql", "model=task", "data=task", "prompts=task"]
 
@@ -26,9 +27,20 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         'if grep -q "gres=moon" "$2"; then echo "sbatch: error: Invalid generic resource" >&2; exit 1; fi\n'
         'echo "4711;cluster"\n'
     )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    queue = place / "squeue"
+    queue.write_text(
+        f"#!/bin/sh\ncat {tmp_path}/queue 2>/dev/null && exit 0\n"
+        'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1\n'
+    )
+    for each in (program, queue):
+        each.chmod(each.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
     return tmp_path / "sent"
+
+
+def submitted(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Path:
+    assert main(["submit", *TASK, f"output_root={folder}", "name=x", "seed=0,1,2", *more]) == 0
+    return Path(capsys.readouterr().out.strip())
 
 
 def test_a_job_array_is_sent_and_its_jobs_wait(slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,3 +108,55 @@ def test_no_secret_is_written_and_a_folder_may_have_any_name(
     assert f"#SBATCH --output='{str(folder).replace('%', '%%')}/slurm-%a.out'" in (folder / "submit.sh").read_text()
     plan = plan_of(folder)
     assert plan is not None and plan.hydra == ("hydra.job_logging.root.level=ERROR",)
+
+
+def test_what_did_not_complete_is_sent_again(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Task 1 completed; 0 failed and 2 never began: those two are sent, one at a time as before, once the queue is
+    empty. Without sbatch the line says that they run here."""
+    folder = submitted(tmp_path / "runs", capsys, "--concurrent", "1")
+    for num, status in ((0, "failed"), (1, "completed")):
+        begin_job(folder / str(num), num)
+        end_job(folder / str(num), status)
+    RunWriter(folder / "1").finish()
+    (tmp_path / "queue").write_text("PENDING (Resources)\nPENDING (Resources)\n")
+    assert main(["sweep", str(folder), "--resume"]) == 1
+    assert "still in Slurm's queue" in (said := capsys.readouterr().err) and "got 2 PENDING (Resources)" in said
+    (tmp_path / "queue").unlink()
+    slurm.unlink()
+    assert main(["sweep", str(folder), "--resume"]) == 0
+    assert slurm.read_text().strip() == f"--parsable --array=0,2%1 {folder / 'submit.sh'}"
+    said = capsys.readouterr().err
+    assert "2 jobs again: Slurm job 4711" in said and said.splitlines()[-1] == f"next: dpo-diag sweep {folder} --watch"
+    run_here: list[int] = []
+    monkeypatch.setattr("dpo_diag.commands.sweep_resume._run_again", lambda f, p, job: run_here.append(job.num))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["sweep", str(folder), "--resume"]) == 1
+    assert run_here == [0, 2]
+    assert "ran with Slurm (sbatch is not on this machine); these jobs run here, one after" in capsys.readouterr().err
+
+
+def test_following_ends_where_nothing_will_begin(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While tasks wait in the queue they are waited for; when Slurm knows none of them any more, or for so long
+    nothing began and no squeue tells, the line says so and the table follows."""
+    folder = submitted(tmp_path / "runs", capsys)
+    (tmp_path / "queue").write_text("PENDING (Dependency)\n")
+    looks: list[float] = []
+
+    def later(seconds: float) -> None:
+        looks.extend([seconds] * (seconds == 7))  # a subprocess is waited for in shorter sleeps
+        if len(looks) == 3:
+            (tmp_path / "queue").unlink(missing_ok=True)
+
+    monkeypatch.setattr("time.sleep", later)
+    assert main(["sweep", str(folder), "--watch", "--interval", "7"]) == 1
+    assert len(looks) == 3
+    assert "Slurm has no task of 4711 any more: the rest never began" in capsys.readouterr().err
+    (tmp_path / "bin" / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr("dpo_diag.commands.sweep_watch.PATIENCE", 0.0)
+    assert main(["sweep", str(folder), "--watch"]) == 1
+    assert "nothing here tells whether one will" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dpo_diag import RunWriter, load_run
+from dpo_diag import RunWriter, extras, load_run
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.hydra_app import run_app
 from dpo_diag.diagnosis.objective import objectives, values
@@ -120,3 +120,16 @@ def test_every_launcher_gives_the_records_of_basic(
     assert len(found["other"]) == 4
     for one, two in zip(found["basic"], found["other"], strict=True):
         pd.testing.assert_frame_equal(one, two, rtol=1e-6)
+
+
+def test_a_search_and_mlflow_are_told_apart_by_their_sqlalchemy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sweeper's 1.4 both together are refused, each alone is not; with 2 (another sweeper's) nothing is."""
+    both = ["hydra/sweeper=optuna", "tracking.kind=[wandb,mlflow]"]
+    monkeypatch.setattr(extras, "is_installed", lambda package: True)
+    for installed, asked, refused in (("1.4.54", both, True), ("1.4.54", both[1:], False), ("2.0.1", both, False)):
+        monkeypatch.setattr(extras, "version", lambda package, found=installed: found)
+        if refused:
+            with pytest.raises(DiagError, match=r"needs SQLAlchemy 1\.4 and MLflow needs 2.*track RUN --to mlflow"):
+                extras.refuse_together(asked)
+        else:
+            extras.refuse_together(asked)

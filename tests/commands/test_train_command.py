@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,7 +18,9 @@ import pytest
 
 from dpo_diag.commands.hydra_app import run_app
 from dpo_diag.commands.train import job
+from dpo_diag.config import conf_dir
 from dpo_diag.records import load_run
+from dpo_diag.records.checksums import read_json
 
 SMALL = [
     "trainer.max_steps=4", "trainer.eval_steps=2", "trainer.batch_size=4", "trainer.max_length=64",
@@ -72,7 +75,7 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     findings = json.loads((folder / "findings.json").read_text())
     assert findings["n_pairs"] == run.meta["data"]["n_held_out"]
     assert (folder / "report.html").stat().st_size > 10_000
-    vocabulary = json.loads((folder / "vocab.json").read_text())
+    vocabulary = read_json(folder / "vocab.json")
     assert {str(i) for i in run.tokens["token_id"]} == set(vocabulary)
     assert (folder / ".hydra" / "overrides.yaml").is_file()
     # A model is kept without being asked for, and said to be; there is nothing to go on with.
@@ -235,3 +238,34 @@ def test_two_processes_give_the_records_of_one(own: list[str], tmp_path: Path) -
     )
     assert len(first) == len(second) == 5 * len(names)  # eval at 0 and 3, train at 1, 2, 3
     assert np.allclose(first, second.reindex(first.index), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_every_loss_trains_without_a_change_of_code(tmp_path: Path) -> None:
+    """`loss=glob(*)`: a run of each option, its loss recomputed to rounding where it has a value per pair."""
+    small = ["task.sft_steps=60", "task.n_pairs=40", "task.n_train_pairs=32", "task.n_questions=100",
+             "task.n_held_out=4", "task.n_paraphrased=0", "trainer.max_steps=2", "trainer.eval_steps=2",
+             "trainer.save_steps=null", "explain=false", "report=false"]  # fmt: skip
+    command = [sys.executable, "-m", "dpo_diag.commands.train", "-m", "experiment=sql_dpo", "loss=glob(*)", *small]
+    done = subprocess.run(
+        [*command, f"output_root={tmp_path}"], capture_output=True, text=True, timeout=1500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    options = {path.stem for path in (conf_dir() / "loss").glob("*.yaml")}
+    runs = {}
+    for folder in (tmp_path / "sql_dpo").glob("*/*/run.json"):
+        (chosen,) = re.findall(
+            r"^- loss=(\w+)$", (folder.parent / ".hydra" / "overrides.yaml").read_text(), re.MULTILINE
+        )
+        runs[chosen] = load_run(folder.parent)
+    assert set(runs) == options
+    for name, run in runs.items():
+        rows = run.history.query("split == 'eval' and name == 'loss'")
+        assert rows["step"].tolist() == [0, 2] and np.isfinite(rows["value"]).all(), name
+        residual = run.history.query("name == 'loss_residual'")["value"]
+        assert (residual <= 1e-4 * rows["value"].abs().clip(lower=1).max()).all(), name
+        assert run.info.reference_free == (not run.info.loss.needs_reference), name
+        assert set(run.read("pairs", ["role"])["role"]) == (
+            {"policy"} if run.info.reference_free else {"policy", "ref"}
+        )

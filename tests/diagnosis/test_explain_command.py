@@ -19,6 +19,7 @@ from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
 from dpo_diag.diagnosis import explain
 from dpo_diag.diagnosis.printed import render_document
+from dpo_diag.errors import DiagError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = {0: ([-5.0] * 12, [-5.0] * 12), 9: ([-6.0] * 12, [-9.0] * 12)}
@@ -108,6 +109,36 @@ def test_watch_of_an_ended_run_ends_at_once(tmp_path: Path, capsys: pytest.Captu
     run = build_run(tmp_path / "run", STEPS, history=WORSE)
     assert main(["explain", str(run.path), "--watch", "--fail-on", "harmful"]) == 1
     assert "harm harmful" in capsys.readouterr().out
+
+
+def test_watch_of_an_ended_run_that_cannot_be_explained_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with an ended run's records, nothing more is coming: the reason ends the command."""
+    run = build_run(tmp_path / "run", STEPS, history=WORSE)
+
+    def wrong(*_: object) -> None:
+        raise DiagError("the records do not fit")
+
+    monkeypatch.setattr("dpo_diag.diagnosis.explain", wrong)
+    assert main(["explain", str(run.path), "--watch", "--interval", "0.1"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("waiting: ") and lines[-1] == f"dpo-diag explain: {lines[0].removeprefix('waiting: ')}"
+
+
+def test_a_log_with_kl_is_asked_for_kto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """KTO starts at 0.5, and its trainer logs kl: the reason names the option; without kl it does not."""
+    for kl in (True, False):
+        rows = [
+            {"step": s, "loss": 0.5 - s / 1000, "rewards/chosen": s / 1000, "rewards/rejected": -s / 1000,
+             "rewards/margins": s / 500, **({"kl": s / 10} if kl else {})}
+            for s in range(1, 9)
+        ]  # fmt: skip
+        log = tmp_path / "trainer_state.json"
+        log.write_text(json.dumps({"global_step": 8, "max_steps": 8, "log_history": rows}), encoding="utf-8")
+        assert main(["explain", str(log), "--json"]) == 0
+        checks = {c["code"]: c["reason"] for c in json.loads(capsys.readouterr().out)["checks"]}
+        assert ("--loss kto" in checks["DVG007"]) == kl, checks["DVG007"]
 
 
 def test_another_trainers_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

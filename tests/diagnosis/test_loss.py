@@ -27,6 +27,7 @@ def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
             "pair_id": [f"p{i}" for i in range(len(rows))], "a0": a0, "b0": b0, "a1": a1, "b1": b1,
             "chosen_n_tokens_0": n, "chosen_n_tokens_1": n, "rejected_n_tokens_0": m, "rejected_n_tokens_1": m,
             "chosen_sum_logp_0": s, "chosen_sum_logp_1": s + (a1 - a0),
+            "rejected_sum_logp_0": s - 2, "rejected_sum_logp_1": s - 2 + (b1 - b0),
             "chosen_weight_0": 0.5 + 0.1 * np.tanh(a0), "chosen_weight_1": 0.5 + 0.1 * np.tanh(a1),
         }
     )  # fmt: skip

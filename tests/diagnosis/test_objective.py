@@ -43,6 +43,32 @@ def test_a_run_without_the_value_says_so(run: Run) -> None:
             values(objectives(text), run)
 
 
+def test_a_change_counts_from_the_start(tmp_path: Path) -> None:
+    """Evaluations at steps 4 and 9 alone, which other learning rates reach from elsewhere: no change since the start
+    is known. Pairs at step 4 with the reference's rows know the start of the cross-entropy: 3 / 2 nats a token there,
+    5 / 2 at step 4."""
+    writer = RunWriter(tmp_path / "run")
+    writer.write("history", [
+        {"step": step, "split": split, "name": name, "value": value, "weight": 4}
+        for step, value in ((4, 0.5), (9, 0.75))
+        for split, name in (("held_out", "score/accuracy"), ("eval", "loss"))
+    ])  # fmt: skip
+    pair = {"split": "eval", "pair_id": "a", "n_tokens": 2}
+    writer.write("pairs", [
+        pair | {"step": step, "role": role, "side": side, "sum_logp": value}
+        for step, role, value in ((0, "ref", -3.0), (4, "policy", -5.0))
+        for side in ("chosen", "rejected")
+    ])  # fmt: skip
+    writer.update(splits={"eval": {"role": "held_out"}})
+    writer.finish()
+    run = load_run(tmp_path / "run")
+    assert values(objectives(["score/accuracy", "loss"], prompts="file"), run) == (0.75, 0.75)
+    for text in ("change:score/accuracy", "change:loss"):
+        with pytest.raises(DiagError, match=r"a value before the first step.*eval_on_start"):
+            values(objectives(text, prompts="file"), run)
+    assert values(objectives("change:ce/chosen"), run) == 1.0
+
+
 def test_a_wrong_name_or_direction_is_told_before_anything_runs() -> None:
     for text, said in (
         ("rewards/acuracies", "did you mean rewards/accuracies"),

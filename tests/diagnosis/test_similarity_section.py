@@ -1,4 +1,4 @@
-"""The explanation's similarity section: features from the records and ches.csv, against the change of chosen."""
+"""The explanation's similarity section: features from the records and ches.parquet, against the change of chosen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_rows_are_joined_by_pair_not_by_place(tmp_path: Path) -> None:
 
 def test_without_a_file_or_with_another_sets(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", {0: ([-5.0], [-6.0]), 9: ([-5.0], [-6.0])})
-    assert "no ches.csv" in explain(run)["similarity"]["ches"]["not_applicable"]
+    assert "no ches.parquet" in explain(run)["similarity"]["ches"]["not_applicable"]
     foreign = with_ches(tmp_path / "other", FELL, [f"x{i}" for i in range(N)])
     section = explain(foreign)["similarity"]
     assert "none of these pairs" in section["ches"]["not_applicable"]
@@ -56,7 +56,7 @@ def test_without_a_file_or_with_another_sets(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     path = with_ches(tmp_path / "run", FELL)
-    (path / "ches.csv").write_text("pair_id,ches\n")
+    pd.DataFrame({"pair_id": ["p0"], "ches": [0.5]}).to_parquet(path / "ches.parquet")
     with pytest.raises(DiagError, match="column is missing"):
         explain(path)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from dpo_diag.commands.sweep_text import lines
 from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.diagnosis.sweep_effects import effects, pareto
 from tests.diagnosis.sweep_runs import scored_run
@@ -30,6 +32,25 @@ def test_a_knob_is_judged_over_runs_that_differ_in_nothing_else(grid: Path) -> N
     assert score.change.bounds == pytest.approx([0.2 - 0.24842, 0.2 + 0.24842], abs=1e-4)
     assert found["chosen_ce_change"].change.bounds == pytest.approx([-0.5, -0.5])
     assert set(found) == {"acc[held_out]", "reward_accuracy", "chosen_ce_change"}
+
+
+def test_the_terminal_shows_effects_and_the_front_in_80_cells(grid: Path) -> None:
+    """What was moved for certain before what was not; what nothing moved is left out; long names are cut at one place
+    wherever they stand. The best of b's three runs beats every other one in both."""
+    for place in grid.iterdir():
+        place.rename(place.with_name(f"experiment=sql_dpo,trainer.learning_rate=1e-6,{place.name}"))
+    shown = lines(sweep(grid / "*"), 80)
+    assert max(map(len, shown)) <= 80
+    at = next(i for i, line in enumerate(shown) if line.startswith("knob"))
+    assert [re.split(r"  +", line) for line in shown[at : at + 3]] == [
+        ["knob", "values", "moved", "change", "95 %"],
+        ["beta", "0.1 → 1", "rise of chosen CE", "-0.500", "[-0.500, -0.500]"],
+        ["beta", "0.1 → 1", "acc, held out", "+0.200", "[-0.0484, +0.448]"],
+    ]
+    assert shown[at + 3] == ""
+    told, best = " ".join(shown), "…" + "trainer.learning_rate=1e-6,b2"[-23:]
+    assert f"no run beats these in both acc, held out and rise of chosen CE: {best}" in told
+    assert {line.split()[1] for line in shown if line.startswith("   1  ")} == {best}
 
 
 def test_without_matched_runs_two_groups_are_compared(tmp_path: Path) -> None:

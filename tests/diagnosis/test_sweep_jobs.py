@@ -27,9 +27,9 @@ from dpo_diag.records.jobs import (
     job_state,
     plan_of,
     this_process,
-    without_secret_values,
     write_plan,
 )
+from dpo_diag.records.secrets import redacted_words
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_job_that_is_run_again_keeps_its_number(tmp_path: Path) -> None:
 
 
 def test_a_plan_holds_no_secret(tmp_path: Path) -> None:
-    assert without_secret_values(["+trainer.args.hub_token=s3cret", "a.b=1", "-m"]) == (
+    assert redacted_words(["+trainer.args.hub_token=s3cret", "a.b=1", "-m"]) == (
         "+trainer.args.hub_token=[redacted]", "a.b=1", "-m",
     )  # fmt: skip
     plan(tmp_path, ("a=1",), alive=True)

@@ -178,3 +178,16 @@ def test_what_was_changed_by_hand_on_purpose_is_read_without_its_line(tmp_path: 
     lines = [line for line in text.splitlines() if '"crc32"' not in line]
     file.write_text("\n".join([*lines[:-2], lines[-2].rstrip(","), lines[-1]]))
     assert load_run(tmp_path).kind == "scored"
+
+
+def test_line_ends_of_windows_damage_nothing(tmp_path: Path) -> None:
+    """git's autocrlf and many editors write them; a value that was changed beside them is found all the same."""
+    writer = RunWriter(tmp_path)
+    writer.finish("finished")
+    file = tmp_path / "run.json"
+    data = file.read_bytes().replace(b"\n", b"\r\n")
+    file.write_bytes(data)
+    assert load_run(tmp_path).info.status == "finished"
+    file.write_bytes(data.replace(b'"finished"', b'"failed"'))
+    with pytest.raises(DiagError, match="checksum"):
+        load_run(tmp_path)

@@ -255,7 +255,7 @@ def test_another_run_as_baseline(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("rules: []", "holds no rules"),
-        ("- a", "holds no rules"),
+        ("- a", "holds no object"),
         ("rules: [", "not YAML"),
         ("rules: [{metric: x}]", "rule 1; expected one of"),
         ("rules: [{metric: x, min: 1}, {metric: x, maxdrop: 1}]", "unknown key 'maxdrop'; in .*rule 2"),

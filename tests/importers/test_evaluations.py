@@ -76,6 +76,24 @@ def test_two_checkpoints_are_compared_question_by_question(tmp_path: Path, impor
     assert norm.method.startswith("unpaired")
 
 
+def test_numbers_that_were_written_are_no_choices(tmp_path: Path, imported: Importing) -> None:
+    """Three generations of one question, each a number, flat or nested: the first is the answer, not "choice 1".
+    Choices have a log-likelihood and whether it is the greedy one; of two as bare numbers the larger is the answer."""
+    written = {"gen_args_0": {"arg_0": "Q", "arg_1": {"until": ["."]}}}
+    choices = {f"gen_args_{i}": {"arg_0": "Q", "arg_1": f" {w}"} for i, w in enumerate(("yes", "no"))}
+    cases = [(written, ["17", "18", "16"], "17"), (written, [["17", "18"]], "17"), (written, [["4"], ["9"]], "4"),
+             (choices, [[["-2.5", "False"]], [["-0.5", "True"]]], "no"), (choices, [-0.5, -2.5], "yes")]  # fmt: skip
+    folder = lm_eval(tmp_path / "e", 5)
+    rows = [
+        {"doc_id": i, "target": "17", "filter": "none", "metrics": ["acc"], "acc": 1.0, "arguments": arguments,
+         "filtered_resps": responses}
+        for i, (arguments, responses, _) in enumerate(cases)
+    ]  # fmt: skip
+    (folder / f"samples_toy_{TIME}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = imported(folder)[1].outputs.sort_values("prompt_id")["text"].tolist()
+    assert answers == [said for _, _, said in cases]
+
+
 def test_a_step_is_read_or_said(tmp_path: Path, imported: Importing) -> None:
     """The model's name before the path, `--step` before both; nothing says one: the start."""
     named = lm_eval(tmp_path / "checkpoint-7" / "x", 5, model_name="out/checkpoint-40")

@@ -117,7 +117,7 @@ class Killed(BaseException):
     """In place of a SIGKILL."""
 
 
-@pytest.mark.parametrize("when", [1, 5])
+@pytest.mark.parametrize("when", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_second_start_does_only_what_is_missing(
     models: Path, alone: Path, tmp_path: Path, when: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +270,7 @@ def start(models: Path, out: Path, rank: int, killed_at: int) -> subprocess.Pope
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_which_is_killed(models: Path, alone: Path, tmp_path: Path) -> None:
     """The second dies over its second part, which was claimed: the first does that one too, and none twice."""
     workers = [start(models, tmp_path / "run", rank, killed_at) for rank, killed_at in ((0, 0), (1, 2))]
@@ -285,7 +286,7 @@ def test_two_processes_one_of_which_is_killed(models: Path, alone: Path, tmp_pat
     assert_same(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize("when", [None, 3])
+@pytest.mark.parametrize("when", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_a_run_behind_a_url(
     models: Path, alone: Path, tmp_path: Path, when: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +319,7 @@ def test_a_run_behind_a_url(
     assert job.items(download(url, tmp_path / "third"), 5) == []
 
 
+@pytest.mark.slow
 def test_processes_that_share_no_folder_do_their_share(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from dpo_diag.models.decoding import Decoding
 from dpo_diag.models.packed.verify import architecture
 from dpo_diag.records import load_run
 from dpo_diag.records.run_info import SplitInfo
+from dpo_diag.records.schemas import CHES
+from dpo_diag.records.side_tables import read_side_table
 from tests.declared import assert_declared
 from tests.inference.conftest import make_model, make_tokenizer
 from tests.inference.test_scoring import PAIRS
@@ -140,7 +142,7 @@ def test_score_gives_a_run_with_its_reference(folders: Path, tmp_path: Path) -> 
     at = run.history.set_index(["step", "name"])["value"]
     own = run.pairs[(run.pairs["step"] == 10) & (run.pairs["side"] == "chosen")]
     assert at[10, "ce/chosen"] == pytest.approx((-own["sum_logp"] / own["n_tokens"]).mean())
-    assert len((out / "ches.csv").read_text().splitlines()) == 4
+    assert len(read_side_table(out, CHES)) == 3
     said.clear()
     score_checkpoints([folders / "checkpoint-*"], PAIRS, out, **options)
     assert all("scored already" in line for line in said) and len(said) == 3

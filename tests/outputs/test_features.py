@@ -94,7 +94,7 @@ def test_own_phrase_list_and_its_errors(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("refusal:\n  de: [das kann ich nicht]\n")
     assert load_stances(file).hits("Das kann ich nicht tun.")["refusal"] == ["das kann ich nicht"]
-    for text, said in (("[", "not YAML"), ("- a", "another shape"), ("refusal: [x]", "another shape")):
+    for text, said in (("[", "not YAML"), ("- a", "holds no object"), ("refusal: [x]", "another shape")):
         file.write_text(text)
         with pytest.raises(DiagError, match=said):
             load_stances(file)

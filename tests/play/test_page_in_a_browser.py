@@ -20,6 +20,7 @@ DONE = ".pl[data-asked='yes']"
 WAIT = 60_000
 
 
+@pytest.mark.slow
 def test_ask_three_checkpoints(played_run: Path, tmp_path: Path) -> None:
     server = Server("play", str(played_run), "--steps", "0,10,20", "--max-new-tokens", "16", "--device", "cpu",
                     "--no-browser", log=tmp_path / "play.log")  # fmt: skip

@@ -140,6 +140,7 @@ def test_models_are_loaded_when_asked_and_the_least_recent_goes(played_run: Path
     assert models.size == 0
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_model_still_answers(played_run: Path) -> None:
     ground = playground(played_run, budget=1)
     small = [(a.text, a.base_sum_logp) for a in ground.compare("hello")]

@@ -407,11 +407,13 @@ def test_what_is_written_is_written_in_ones_turn(tmp_path: Path, monkeypatch: py
 
 
 def test_two_processes_write_the_same_steps(tmp_path: Path) -> None:
-    """Both write steps 1 to 40 and merge every 4 files: each step is there once."""
+    """Processes of one launch that opened the writer before they knew their rank: both write steps 1 to 40 and merge
+    every 4 files, and each step is there once."""
     run = tmp_path / "r"
     RunWriter(run)
     script = WRITER.replace("RunWriter(run)", "RunWriter(run, resume_step=99)") + "write(run)"
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(run), "0"], env=environment()) for _ in range(2)]
+    command, ranks = [sys.executable, "-c", script, str(run), "0"], environment() | {"RANK": "1"}
+    writers = [subprocess.Popen(command, env=ranks) for _ in range(2)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert sorted(rows(run)) == [(s, "loss", float(s)) for s in range(1, 41)]
 

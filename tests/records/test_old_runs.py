@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dpo_diag.diagnosis import explain
 from dpo_diag.importers import Options, import_path
 from dpo_diag.records import RunWriter, load_run
+from dpo_diag.records.files import SCHEMA_VERSION
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -62,3 +64,32 @@ def test_a_writer_brings_an_old_run_up_to_date(tmp_path: Path) -> None:
         "loss_names": ["ipo"], "logps": "mean", "reference_free": False, "data": {"n": 2}, "other": {"hub": 3},
         "splits": {"eval_train_probe": {"role": "train_probe", "n_pairs": 4}},
     }  # fmt: skip
+
+
+RELEASED = sorted((TESTS / "fixtures").glob("schema_*"))
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+def test_a_trained_run_of_every_schema_is_read_with_its_values(folder: Path) -> None:
+    """124 held-out pairs at steps 0 and 80. The sums were taken from the files with pyarrow alone: chosen -668.196 to
+    -1124.786 nats, rejected -314.516 to -1178.629. So the margin is 0.1 (-456.590 + 864.113) / 124 = 0.32865, which the
+    trainer logged too, and the loss at step 0 is ln 2."""
+    run = load_run(folder / "trained")
+    assert (run.info.schema_version, run.kind) == (folder.name.removeprefix("schema_").replace("_", "."), "trained")
+    assert run.info.loss is not None and (run.info.loss.types, run.info.beta) == (("sigmoid",), 0.1)
+    assert (run.role("eval"), run.info.splits["eval"].n_pairs, run.info.seed) == ("held_out", 124, 0)
+    sums = run.pairs.groupby(["step", "side"])[["sum_logp", "ref_sum_logp", "n_tokens"]].sum()
+    assert sums["sum_logp"].to_list() == pytest.approx([-668.1962, -314.5156, -1124.7860, -1178.6290], abs=1e-3)
+    assert sums["ref_sum_logp"].to_list() == pytest.approx([-668.1962, -314.5156] * 2, abs=1e-3)
+    assert sums["n_tokens"].to_list() == [2361, 2325, 2361, 2325]
+    logged = run.history.set_index(["name", "step"])["value"]
+    assert logged["loss", 0] == pytest.approx(math.log(2), abs=1e-6)
+    assert logged["rewards/margins", 80] == pytest.approx(0.32865, abs=1e-5)
+    document = explain(run)
+    assert (document["from_step"], document["to_step"], document["n_pairs"]) == ("ref", 80, 124)
+    assert document["loss"]["delta"] == pytest.approx(0.560504 - math.log(2), abs=1e-5)
+
+
+def test_this_schema_has_a_golden_run() -> None:
+    """Who raises the version adds a run that it wrote: later ones must read it."""
+    assert f"schema_{SCHEMA_VERSION.replace('.', '_')}" in {folder.name for folder in RELEASED}

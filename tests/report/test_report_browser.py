@@ -301,6 +301,7 @@ def test_model_text_runs_nothing_and_hides_nothing(chromium: Any, tmp_path: Path
     page.context.close()
 
 
+@pytest.mark.slow
 def test_two_hundred_prompts_at_twenty_checkpoints_stay_usable(chromium: Any, tmp_path: Path) -> None:
     """Under 5 MB, open in under 2 s, with answers of about 700 characters that change at every checkpoint."""
     folder = make_run(tmp_path / "r", pairs=20, steps=tuple(range(0, 400, 20)), prompts=200, words=120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import load_run
 from dpo_diag.review import judgements
 from dpo_diag.review.items import choose_items
+from dpo_diag.review.judgements import sitting
+from tests.records.test_run_lock import HOLDER
 from tests.review.builders import judgement, make_run
 
 
@@ -145,3 +148,22 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(run_path: Path) -> No
     (item,) = choose_items(load_run(run_path), n=1)
     with pytest.raises(DiagError, match="a judgement could not be saved"):
         judgements.append(run_path, judgement(item, "a"))
+
+
+def test_one_reviewer_has_one_session_and_another_has_her_own(tmp_path: Path) -> None:
+    """A second process of the same reviewer is refused by name; nothing of the session stays behind."""
+    holder = HOLDER.replace("hold(sys.argv[1])", "a = sitting(sys.argv[1], 'Ann 1.0'); a.__enter__()")
+    holder = holder.replace("records.run_lock import hold", "review.judgements import sitting")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", holder, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        said = f"Ann 1.0 reviews this run already; .*process {other.pid}"
+        with pytest.raises(DiagError, match=said), sitting(tmp_path, "Ann 1.0"):
+            pass
+        with sitting(tmp_path, "Bea"):
+            pass
+        other.kill()
+    with sitting(tmp_path, "Ann 1.0"):
+        assert (tmp_path / "review" / ".Ann 1.0").is_dir()
+    assert list((tmp_path / "review").iterdir()) == []

@@ -37,7 +37,7 @@ def request(
 def test_the_token_opens_the_page_once_and_then_the_cookie_does() -> None:
     status, headers, body = request(f"token={TOKEN}")
     assert (status, headers["location"], body) == (303, "/", b"")
-    assert headers["set-cookie"] == f"dpo_diag_{PORT}={TOKEN}; Path=/; HttpOnly; SameSite=Strict"
+    assert headers["set-cookie"] == f"dpo_diag_{PORT}={TOKEN}; Path=/; HttpOnly; SameSite=Lax"
     status, headers, body = request(cookie=f"other=1; dpo_diag_{PORT}={TOKEN}")
     assert (status, body) == (200, b"page")
     assert "default-src 'none'" in headers["content-security-policy"]

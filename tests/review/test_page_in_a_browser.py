@@ -76,6 +76,7 @@ def review(run_path: Path, reviewer: str, *more: str) -> Server:
                   log=run_path.parent / f"{reviewer}.log")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_twenty_pairs_by_keyboard_a_kill_a_second_reviewer(run_path: Path, browser: Any, tmp_path: Path) -> None:
     behaviours = tmp_path / "behaviours.txt"
     behaviours.write_text("answers in the wanted structure\ncareful when unsure\n")

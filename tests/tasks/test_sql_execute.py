@@ -7,6 +7,7 @@ Pebble, Kestrel, Amber; author 9 Tara wrote nothing.
 """
 
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -136,6 +137,11 @@ ATTACKS = {
     "cte names hidden in quotes": ('WITH "a""AS (" AS (SELECT 1) SELECT 1', "rejected"),
     "cross join": ("SELECT COUNT(*) FROM book a, book b, book c, book d, book e, book f", "timeout"),
     "cross join, sorted": ("SELECT a.title FROM book a, book b, book c, book d, book e ORDER BY b.title", "timeout"),
+    "sort of wide rows": (
+        f"SELECT z.s || a.title, z.s || b.title FROM book a, book b, book c, (SELECT s||s||s||s||s s FROM "
+        f"(SELECT '{'a' * 900}' s)) z ORDER BY c.title || b.title DESC",
+        "too_large",
+    ),
     "cte fan-out": (
         "WITH b AS (SELECT 1 x FROM book), c AS (SELECT 1 x FROM b z, b y, b w, b v) SELECT COUNT(*) FROM c z, c y",
         "timeout",
@@ -177,6 +183,14 @@ def test_attack_is_stopped_soon_and_leaves_the_database_as_it_was(name, tmp_path
     assert result.ok or (result.rows == () and result.message and "\n" not in result.message)
     assert run_query("library", "SELECT COUNT(*), MAX(title) FROM book").rows == ((36, "Zephyr"),)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory a process has")
+def test_memory_is_limited_and_given_back():
+    """46,656 rows of 9 kB took 300 MB and more; stopped beyond 64 MiB, and the next query runs."""
+    result = run_query("library", ATTACKS["sort of wide rows"][0])
+    assert result.message == "more than 64 MiB of memory"
+    assert run_query("library", "SELECT COUNT(*) FROM book").rows == ((36,),)
 
 
 def test_step_budget_is_the_same_on_every_machine():

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from dpo_diag import RunWriter, load_run
-from dpo_diag.config import Config, check
+from dpo_diag.config import Config
+from dpo_diag.config_checks import check
 from dpo_diag.errors import DiagError
 from dpo_diag.records.adding import added_to
 from dpo_diag.records.tracked import tracked_places

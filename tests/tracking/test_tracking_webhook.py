@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dpo_diag import load_run
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.news import news
 from dpo_diag.errors import DiagError
-from dpo_diag.tracking import Session, live_kinds
+from dpo_diag.tracking import LiveAlerts, Session, live_kinds
 from dpo_diag.tracking.webhook import FORMAT_VARIABLE, VARIABLE, body_of, post, webhook_format, webhook_host
 
 SECRET = "T0SECRET"
@@ -135,6 +138,64 @@ def test_a_live_guard_posts_and_a_failure_warns_once(
     assert len(caplog.records) == 1
     assert len(receiver.bodies) == 1 + 3
     assert SECRET not in caplog.text + json.dumps(places)
+
+
+class OpenRun:
+    """What wandb.run is to a script that trains under it."""
+
+    def __init__(self) -> None:
+        self.alerts: list[dict[str, Any]] = []
+
+    def alert(self, **alert: Any) -> None:
+        self.alerts.append(alert)
+
+
+def test_alerts_find_the_webhook_and_the_run_that_is_open(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None open and none wanted: nothing is said. A run that the script opens later gets what comes after it; one that
+    raises is said once."""
+    alerts, run = LiveAlerts(tmp_path / "r"), OpenRun()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))
+    alerts(1, "loss_spike", "loss 9")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run))
+    alerts(2, "loss_spike", "loss 8")
+    assert run.alerts == [{"title": "loss_spike", "text": "loss 8", "level": "WARN"}]
+    assert [(b["run"], b["step"]) for b in receiver.bodies] == [(str(tmp_path / "r"), 1), (str(tmp_path / "r"), 2)]
+    assert not caplog.records
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object()))
+    alerts.close()
+    for step in (3, 4):
+        alerts(step, "loss_spike", "loss 7")
+    assert len(caplog.records) == 1 and len(receiver.bodies) == 4
+
+
+@pytest.mark.slow
+def test_a_training_with_trackers_of_its_own_tells_them_and_the_webhook(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer alone, and the callback in another's: the run that the script has open in wandb, and the webhook."""
+    from datasets import Dataset
+
+    from dpo_diag.training import DiagCallback, DiagDPOTrainer
+    from tests.training.tiny import arguments, make_model, make_pairs, make_tokenizer
+
+    run = OpenRun()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run))
+    trainer = DiagDPOTrainer(
+        model=make_model(1), ref_model=make_model(1), args=arguments(tmp_path / "out"), recorder=tmp_path / "run",
+        processing_class=make_tokenizer(), train_dataset=Dataset.from_list(make_pairs(2)),
+    )  # fmt: skip
+    trainer.monitor.guards.logged(float("nan"), 3)
+    assert [(b["step"], b["title"]) for b in receiver.bodies] == [(3, "non_finite_loss")]
+    assert [(a["title"], a["level"]) for a in run.alerts] == [("non_finite_loss", "WARN")]
+    callback = DiagCallback(make_pairs(2), out=tmp_path / "probed", tokenizer=make_tokenizer())
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    callback.on_log(trainer.args, trainer.state, trainer.control, {"loss": float("inf")})
+    callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    assert [(b["run"], b["title"]) for b in receiver.bodies[1:]] == [(str(tmp_path / "probed"), "non_finite_loss")]
+    assert len(run.alerts) == 2
+    assert load_run(tmp_path / "probed").info.status == "finished"
 
 
 def test_only_news_is_told() -> None:

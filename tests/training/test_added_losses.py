@@ -127,3 +127,55 @@ def test_conservative_dpo_trains(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     start = next(r for r in trainer.state.log_history if "eval_loss" in r)
     assert start["eval_loss_residual"] < 1e-6
     assert start["eval_loss"] == pytest.approx(math.log(2), abs=0.05)  # the reference is a little away
+
+
+@pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "adapter"])
+def test_a_loss_without_a_reference_is_trained_without_one(
+    adapter: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """SimPO: one forward a batch, no reference loaded (a model from scratch could not be), none recorded; rewards are
+    beta times the mean log-prob; explain splits the loss over chosen and rejected."""
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    model, forwards = make_model(1), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    trainer = DiagDPOTrainer(
+        model=model, loss_coefficients={"simpo_gamma": 0.5}, recorder=tmp_path / "run", processing_class=tokenizer,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4) if adapter else None,
+        args=arguments(tmp_path / "out", loss_type=["simpo", "sft"], loss_weights=[1.0, 0.2], beta=2.0,
+                       eval_strategy="steps", eval_steps=4),
+        train_dataset=Dataset.from_list(make_pairs(12)), eval_dataset=Dataset.from_list(make_pairs(4, seed=1)),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.ref_model is None
+    assert len(forwards) == 4 + 2  # four steps, an evaluation of one batch before and after
+    logged = trainer.state.log_history
+    assert max(r.get("loss_residual", r.get("eval_loss_residual", 0.0)) for r in logged) < 1e-5
+    run = load_run(tmp_path / "run")
+    assert run.meta["loss"]["types"] == ["simpo", "sft"]
+    assert run.meta["loss"]["coefficients"] == {"simpo_gamma": 0.5}
+    assert run.meta["reference_free"] is True
+    assert run.pairs["role"].unique().tolist() == ["policy"]
+    last = run.pairs.query("split == 'eval' and step == 4").assign(mean=lambda t: t["sum_logp"] / t["n_tokens"])
+    means = last.groupby("side", observed=True)["mean"].mean()
+    row = next(r for r in reversed(logged) if "eval_loss" in r)
+    assert row["eval_rewards/chosen"] == pytest.approx(2 * means["chosen"], rel=1e-5)
+    assert row["eval_rewards/margins"] == pytest.approx(2 * (means["chosen"] - means["rejected"]), rel=1e-5)
+    assert not [name for name in row if "trl/rewards" in name]
+    loss = explain(run)["loss"]
+    assert loss["chosen_part"] + loss["rejected_part"] == pytest.approx(loss["delta"], abs=1e-12)
+    assert (loss["at_reference"], loss["to"]) == (None, pytest.approx(row["eval_loss"], abs=1e-6))
+
+
+def test_a_reference_that_no_term_looks_at_is_left_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    from datasets import Dataset
+
+    trainer = DiagDPOTrainer(
+        make_model(1), make_model(1), arguments(tmp_path, loss_type="cpo"), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(make_pairs(3)),
+    )  # fmt: skip
+    assert trainer.ref_model is None
+    assert "no term of this loss looks at a reference" in caplog.text

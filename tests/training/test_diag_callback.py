@@ -302,7 +302,7 @@ class TestFailures:
             asked.train()
         assert losses(asked) == silent
         said = [r.message for r in caplog.records if "DiagCallback" in r.message]
-        assert len(said) == 1 and "could not measure step 3: DiagError: a record file cannot be read" in said[0]
+        assert len(said) == 1 and "could not measure step 3: DamagedFile: a record file cannot be read" in said[0]
         with pytest.raises(DiagError, match="no usable preference pair"):
             callback(tmp_path / "run", pairs=file)
 

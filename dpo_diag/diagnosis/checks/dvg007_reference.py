@@ -253,6 +253,11 @@ def _of_loss(
         )
     margins = ctx.logged.find("rewards/margins", split)
     if margins is not None and abs(float(margins.values[0])) <= t["reference_tolerance_reward"]:
+        if ctx.logged.find("kl", split) is not None:
+            return cannot_tell(
+                f"the first loss is {first:.4f} with rewards near 0, and kl is logged, as KTO does: --loss kto says so",
+                **evidence,
+            )
         return cannot_tell(
             f"the first loss is {first:.4f} with rewards near 0: another loss than plain sigmoid, or a term added to "
             "it",

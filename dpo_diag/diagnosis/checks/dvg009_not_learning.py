@@ -25,6 +25,7 @@ from dpo_diag.diagnosis.checks.shared.example import Example, noise
 from dpo_diag.diagnosis.checks.shared.logged import Series
 from dpo_diag.diagnosis.checks.shared.loss import FLOOR_EVIDENCE, FLOOR_READS, at_floor, no_gradient
 from dpo_diag.ends import LEAST_ROWS, ends_of
+from dpo_diag.losses import has_nll
 from dpo_diag.stats import Interval, noise_sd
 from dpo_diag.text import by, interval, plural
 from dpo_diag.thresholds import Thresholds
@@ -81,7 +82,11 @@ _WORDS = {"loss": "the loss", "rewards/margins": "the margin", "rewards/accuraci
 def _has_nll(ctx: CheckContext) -> bool:
     """Whether the loss holds an NLL term: it then falls as any supervised loss does, whatever is preferred."""
     logged = any(ctx.logged.find("nll_loss", split) is not None for split in ctx.logged.splits)
-    return logged or bool({"sft", "orpo"} & {*(ctx.info.loss.types if ctx.info.loss else ()), *ctx.info.loss_names})
+    return (
+        logged
+        or has_nll(ctx.info.loss.types if ctx.info.loss else ctx.info.loss_names)
+        or "orpo" in ctx.info.loss_names
+    )
 
 
 def _never_preferred(ctx: CheckContext, t: Thresholds) -> Outcome | None:

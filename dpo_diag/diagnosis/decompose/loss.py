@@ -21,7 +21,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
-from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, needs_reference, pair_loss
+from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, pair_loss
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
 from dpo_diag.records import Run
@@ -123,7 +123,7 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
         "n_pairs": int(finite.sum()),
         "types": list(spec.types),
         "beta": spec.beta,
-        "at_reference": loss_at_reference(spec) if needs_reference(spec) else None,
+        "at_reference": loss_at_reference(spec) if spec.needs_reference else None,
         "floor": loss_floor(spec),
     }
     if spec.use_weighting:
@@ -137,7 +137,7 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
 
 
 def _why_none(spec: LossSpec, pairs: pd.DataFrame) -> str:
-    if needs_reference(spec) and bool(pairs[["a0", "b0", "a1", "b1"]].isna().all(axis=None)):
+    if spec.needs_reference and bool(pairs[["a0", "b0", "a1", "b1"]].isna().all(axis=None)):
         if spec.ld_alpha is not None:
             return "the log-probs that ld_alpha made (loss_logp) or the reference's are not recorded"
         return "the records hold no reference log-probs"

@@ -26,9 +26,7 @@ BANNER = 1 << 12  # bytes before a training's first row in which its length is s
 _ROW = re.compile(rb"\{\s*['\"][^{}]*(\}?)")  # {'key' ... }, the brace absent where the row is cut off
 _RANK = re.compile(rb"rank[ _:=]?(\d+)\W{0,8}$", re.IGNORECASE)  # [rank0]: before a row
 _COUNT = re.compile(rb"(?:after|step|iteration|global_step)[ =:]+(\d{1,15})( examples)?[^\w{\r\n]{0,4}$", re.IGNORECASE)
-_HEADING = re.compile(
-    rb"[\r\n][ *#=-]*(?:global )?step[ =:#]*(\d{1,15})[ *#=:-]*[\r\n]+\s*$", re.IGNORECASE
-)  # Step 500
+_HEADING = re.compile(rb"[\r\n][ *#=-]*(?:global )?step[ =:#]*(\d{1,15})[ *#=:-]*[\r\n]\s*$", re.IGNORECASE)  # Step 500
 _BANNER = re.compile(rb"Running training ?\*|Num examples = [\d,]+ \| +Num Epochs", re.IGNORECASE)
 
 

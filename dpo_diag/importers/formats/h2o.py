@@ -6,12 +6,12 @@ The validation metric "Perplexity" is the mean over answers of exp(ce): `ppl_seq
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import Head, LogFormat, register
@@ -44,8 +44,8 @@ def read_h2o(path: Path, options: Options) -> Parsed:
     """
     parsed = Parsed.of("h2o", [path], options, "h2o-llmstudio")
     try:
-        document = json.loads(whole(path, parsed.skipped))
-    except (ValueError, RecursionError) as error:
+        document = parse_json(whole(path, parsed.skipped))
+    except ValueError as error:
         raise DiagError("the charts are broken JSON", where=path, got=error, hint="download them again") from error
     if not isinstance(document, Mapping):
         raise DiagError("no charts", where=path, got=type(document).__name__, expected="an object of subsets")

@@ -5,13 +5,13 @@ A file that was cut off or holds a broken row gives the rows that can still be r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.columns import rows_of_table, uneven
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
@@ -56,11 +56,11 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
     text = whole(path, parsed.skipped).decode("utf-8", "replace")
     document, rows, lines = None, None, list[int]()
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         rows = rows_of(document)
         lines = [line for line, _ in islice(json_values(text, _START), len(rows or ()))]
         lines += [lines[-1] if lines else 1] * (len(rows or ()) - len(lines))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if _START.search(text) is not None:
             parsed.skipped.add(None, f"the document is broken: {error}")
             values = list(json_values(text, _START))

@@ -30,8 +30,10 @@ class _Tables(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "table":
             self.tables.append([])
+            self._in_cell = False
         elif tag == "tr" and self.tables:
             self.tables[-1].append((self.getpos()[0], []))
+            self._in_cell = False
         elif tag in ("td", "th") and self.tables and self.tables[-1]:
             self.tables[-1][-1][1].append("")
             self._in_cell = True

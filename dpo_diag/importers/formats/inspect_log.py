@@ -6,11 +6,11 @@ value, or C, I, P and N for correct, incorrect, partial and no answer, which cou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
@@ -79,8 +79,8 @@ def read_inspect(path: Path, options: Options) -> Parsed:
 
 def _document(file: Path, parsed: Parsed) -> Mapping[str, Any]:
     try:
-        return plain_mapping(json.loads(whole(file, parsed.skipped)))
-    except (ValueError, RecursionError) as error:
+        return plain_mapping(parse_json(whole(file, parsed.skipped)))
+    except ValueError as error:
         raise DiagError("the log is broken JSON", where=file, got=error, hint="copy it again") from error
 
 
@@ -88,8 +88,8 @@ def _samples(path: Path, document: Mapping[str, Any], parsed: Parsed) -> Iterato
     yield from (s for s in document.get("samples") or [] if isinstance(s, Mapping))
     for file in sorted((path / SAMPLES).glob("*.json")) if path.is_dir() else ():
         try:
-            yield plain_mapping(json.loads(whole(file, parsed.skipped)))
-        except (ValueError, RecursionError):
+            yield plain_mapping(parse_json(whole(file, parsed.skipped)))
+        except ValueError:
             parsed.skipped.add(None, "broken JSON", file=f"{SAMPLES}/{file.name}")
 
 

@@ -24,8 +24,8 @@ OWN_LOOP = "own loop"
 FIRST_ROWS = 200
 """Rows from which it is guessed who wrote the log and what its short names mean."""
 _MAY_HOLD = re.compile(rb"loss|reward|margin|logp|metrics|=", re.IGNORECASE)
-_BLOCK = re.compile(rb"\*{3,} *(train|eval|test|predict)\w*(?: \w+)? metrics *\*{3,}", re.IGNORECASE)
-_IN_BLOCK = re.compile(rb"([\w/@.-]+) +=  *(\S+) *$")
+_BLOCK = re.compile(rb"(?<!\*)\*{3,}+ *(train|eval|test|predict)\w*(?: \w+)? metrics *\*{3,}", re.IGNORECASE)
+_IN_BLOCK = re.compile(rb"(?<![\w/@.-])([\w/@.-]++) ++=  *(\S++) *$")
 _MLX = re.compile(r"it/s(?:ec)?\b|trained tokens|peak[ _]mem", re.IGNORECASE)
 _ACCURACY = ("acc", "accuracy")
 

@@ -7,13 +7,14 @@ the model saw it, what it answered (log-likelihoods of the choices, or text), an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.log_format import Head, LogFormat, register
+from dpo_diag.importers.numbers import number
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.task_results import TaskResults, metric_key, plain_mapping, step_of, text_of
 from dpo_diag.records.row_files import readable_rows
@@ -32,8 +33,8 @@ def read_lm_eval(path: Path, options: Options) -> Parsed:
     file = path if path.is_file() else _newest(path)
     parsed = Parsed.of("lm_eval", [file], options, "lm-evaluation-harness")
     try:
-        document = json.loads(whole(file, parsed.skipped))
-    except (ValueError, RecursionError) as error:
+        document = parse_json(whole(file, parsed.skipped))
+    except ValueError as error:
         raise DiagError("the results are broken JSON", where=file, got=error, hint="copy them again") from error
     results = plain_mapping(plain_mapping(document).get("results"))
     if not results:
@@ -95,22 +96,25 @@ def _take_samples(file: Path, task: str, found: TaskResults, parsed: Parsed) -> 
 
 
 def _answer(row: Mapping[str, Any]) -> str:
-    """The text that was written; of choices the one that is most likely, by its text."""
+    """The text that was written, of several the first; of choices the one that is most likely, by its text."""
     responses = row.get("filtered_resps") or row.get("resps") or []
-    values = [_first_number(r) for r in responses] if isinstance(responses, list) else []
-    if len(values) > 1 and all(v is not None for v in values):
-        best = max(range(len(values)), key=lambda i: values[i] or 0.0)
+    values = [_likelihood(r) for r in responses] if isinstance(responses, list) else []
+    known = [value for value in values if value is not None]
+    if len(known) > 1 and len(known) == len(values):
+        best = known.index(max(known))
         return _choices(row.get("arguments"), best) or f"choice {best}"
     return text_of(responses)
 
 
-def _first_number(response: Any) -> float | None:
-    while isinstance(response, (list, tuple)) and response:
+def _likelihood(response: Any) -> float | None:
+    """A choice's log-likelihood; None for a text that was written, which may be a number, too ("18"). The harness gives
+    a choice as [log-likelihood, whether it is the greedy one]."""
+    while isinstance(response, (list, tuple)) and len(response) == 1:
         response = response[0]
-    try:
-        return None if isinstance(response, bool) else float(response)
-    except (TypeError, ValueError):
-        return None
+    if isinstance(response, float):
+        return response
+    is_choice = isinstance(response, (list, tuple)) and len(response) == 2 and str(response[1]) in ("True", "False")
+    return number(response[0]) if is_choice else None
 
 
 def _arguments(arguments: Any) -> Iterator[list[Any]]:

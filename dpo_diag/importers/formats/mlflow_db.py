@@ -15,6 +15,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.importers.databases import MAGIC, opened, tables_of
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
+from dpo_diag.importers.numbers import number, step_number
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.several import choose, take
 
@@ -49,12 +50,18 @@ def _read(connection: sqlite3.Connection, path: Path, options: Options) -> Parse
     parsed = Parsed.of("mlflow_db", [path], options)
     parsed.store.may_fill = False
     take(parsed, [taken], taken)
-    points = [
-        (int(step), str(key), math.nan if is_nan else _as_logged(float(value)))
-        for step, key, value, is_nan in connection.execute(
+    points: list[tuple[int, str, float]] = []
+    for row, (raw_step, key, raw, is_nan) in enumerate(
+        connection.execute(
             "SELECT step, key, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY timestamp", (names[taken],)
-        )
-    ]
+        ),
+        start=1,
+    ):
+        step, value = step_number(raw_step), math.nan if is_nan else number(raw)
+        if step is None or value is None:
+            parsed.skipped.add(row, "not a step and a value")
+            continue
+        points.append((step, str(key), _as_logged(value)))
     parsed.store.add_points(points)
     params = dict(connection.execute("SELECT key, value FROM params WHERE run_uuid = ?", (names[taken],)))
     parsed.facts.merge(facts_from_mapping(params, f"{path.name}: params"))

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dpo_diag.documents import parse_yaml
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
@@ -79,8 +78,8 @@ def _file_in(folder: Path, run: str | None) -> Path:
 def _config(file: Path) -> dict[str, Any]:
     """Its values, which SwanLab wraps as {"value": ...}."""
     try:
-        found = plain_mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = plain_mapping(parse_yaml(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return {}
     return {str(k): v.get("value") if isinstance(v, dict) and "value" in v else v for k, v in found.items()}
 

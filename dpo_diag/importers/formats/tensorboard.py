@@ -8,13 +8,13 @@ without a word (measured, 2.21: a flipped byte in the middle of 2,000 points los
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.importers.event_folders import Events, runs_of
@@ -92,8 +92,8 @@ def _take_text(parsed: Parsed, tag: str, text: str, where: str) -> None:
     if not tag.startswith(("args", "model_config")):
         return
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = parse_json(text)
+    except ValueError:
         return
     if tag.startswith("args"):
         parsed.facts.merge(facts_from_mapping(document, f"{where}: {tag}"))

@@ -13,8 +13,8 @@ from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.trainings import Trainings
 from dpo_diag.records.text_files import lines
 
-_LINE = re.compile(rb"(?m)^\s*Step (\d+) \| +(?=\S+:\S)")
-_PAIR = re.compile(r"([^\s:|]+):(\S+)")
+_LINE = re.compile(rb"(?m)^[ \t]*Step (\d+) \| +(?=\S+:\S)")
+_PAIR = re.compile(r"(?<![^\s:|])([^\s:|]++):(\S++)")
 
 
 def read_torchtune(path: Path, options: Options) -> Parsed:

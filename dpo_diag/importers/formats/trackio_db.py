@@ -6,11 +6,11 @@ the old run: steps that come back are duplicates, the later ones count. NaN and 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.databases import MAGIC, opened
 from dpo_diag.importers.facts import facts_from_mapping
@@ -77,8 +77,8 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options) -> Parse
 def _row(text: Any) -> dict[str, Any] | None:
     if isinstance(text, (str, bytes)):
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
+            row = parse_json(text)
+        except ValueError:
             return None
         return row if isinstance(row, dict) else None
     return None

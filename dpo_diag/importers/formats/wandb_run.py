@@ -7,7 +7,6 @@ training step is `train/global_step` where it is logged. NaN and infinities come
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import install_hint, require
 from dpo_diag.importers.facts import facts_from_mapping
@@ -87,7 +87,7 @@ def _records(file: Path, skipped: Skipped) -> Iterator[dict[str, Any]]:
         ) as process,
     ):
         for line in process.stdout or ():
-            yield json.loads(line)
+            yield parse_json(line)
         status = process.wait()
         messages.seek(0)
         lines = [text.strip().removeprefix("wandb leet inspect: ") for text in messages if text.strip()]

@@ -62,10 +62,16 @@ def discopop(spec: LossSpec, pairs: Pairs) -> Values:
 
 LOSSES.add("sigmoid", Loss(sigmoid, "DPO, arXiv 2305.18290", in_trl=True, floor=_zero_under_reverse_kl))
 LOSSES.add("hinge", Loss(hinge, "SLiC, arXiv 2305.10425", in_trl=True))
-LOSSES.add("exo_pair", Loss(exo_pair, "EXO, arXiv 2402.00856", in_trl=True, needs_smoothing=True))
+LOSSES.add("exo_pair", Loss(exo_pair, "EXO, arXiv 2402.00856", in_trl=True, smooths=True, needs_smoothing=True))
 LOSSES.add(
     "robust",
-    Loss(robust, "rDPO, arXiv 2403.00409", in_trl=True, floor=lambda spec: None if spec.label_smoothing else 0.0),
+    Loss(
+        robust,
+        "rDPO, arXiv 2403.00409",
+        in_trl=True,
+        smooths=True,
+        floor=lambda spec: None if spec.label_smoothing else 0.0,
+    ),
 )
 LOSSES.add("discopop", Loss(discopop, "DiscoPOP, arXiv 2406.08414", in_trl=True, floor=no_floor))
 LOSSES.add(
@@ -79,4 +85,4 @@ LOSSES.add(
     ),
 )
 # Older TRL and other trainers call it sigmoid with label smoothing, which TRL 1.16's sigmoid ignores.
-LOSSES.add("cdpo", Loss(cdpo, "conservative DPO (Mitchell 2023)", floor=_binary_entropy))
+LOSSES.add("cdpo", Loss(cdpo, "conservative DPO (Mitchell 2023)", smooths=True, floor=_binary_entropy))

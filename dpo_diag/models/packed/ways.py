@@ -8,7 +8,7 @@ plain   every sequence whole, in padded batches: what every model can do
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -37,6 +37,12 @@ class Way:
     batch_size: int = 16
     row_tokens: int = ROW_TOKENS
     pad_id: int = 0
+
+    def halved(self) -> Way | None:
+        """With half as much in one forward; None where that is one sequence already."""
+        if self.name != "packed" and self.batch_size < 2:
+            return None
+        return replace(self, batch_size=max(1, self.batch_size // 2), row_tokens=max(1, self.row_tokens // 2))
 
     def read(self, head: Head, spans: Sequence[Span]) -> Iterator[Read]:
         """What the head sees where it predicts the spans' tokens, each span once, in the order that suits the way;

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, pair_losses
+from dpo_diag.losses import LossSpec, is_per_token, pair_losses
 from dpo_diag.records.metric_table import METRICS, FloatArray, Metric, Sums
 
 OfEach = Callable[[Sums, LossSpec | None], FloatArray | None]
@@ -24,11 +24,17 @@ def _log_ratios(rows: Sums, column: str = "sum_logp") -> FloatArray | None:
 
 
 def _of_ratios(formula: Callable[[FloatArray, float], FloatArray]) -> OfEach:
-    """Something of the loss's log-ratios and beta."""
+    """Something of beta and the loss's log-ratios, or log-probs where it has no reference."""
 
     def of_each(rows: Sums, spec: LossSpec | None) -> FloatArray | None:
-        ratios = _log_ratios(rows, "sum_logp" if spec is None or spec.ld_alpha is None else "loss_logp")
-        return None if ratios is None or spec is None else formula(ratios, spec.beta)
+        if spec is None:
+            return None
+        if spec.needs_reference:
+            ratios = _log_ratios(rows, "sum_logp" if spec.ld_alpha is None else "loss_logp")
+        else:
+            ratios = rows.policy["sum_logp"]
+            ratios = ratios / np.maximum(rows.policy["n_tokens"], 1) if is_per_token(spec.types) else ratios
+        return None if ratios is None else formula(ratios, spec.beta)
 
     return of_each
 
@@ -48,16 +54,18 @@ def _fell(formula: Callable[[FloatArray], npt.NDArray[np.bool_]]) -> OfEach:
 
 def _loss(rows: Sums, spec: LossSpec | None) -> FloatArray | None:
     """The loss recomputed from the sums; None where it has another form (other log-probs, coupled pairs, weights)."""
-    ratios = _log_ratios(rows)
-    if spec is None or ratios is None or spec.not_additive or spec.use_weighting or spec.ld_alpha is not None:
+    if spec is None or spec.not_additive or spec.use_weighting or spec.ld_alpha is not None:
+        return None
+    ratios = _log_ratios(rows) if spec.needs_reference else rows.policy["sum_logp"]
+    if ratios is None:
         return None
     known = ~np.isnan(ratios).any(axis=0)
-    n, losses = rows.policy["n_tokens"][:, known], np.full(known.shape, np.nan)
+    n, sums = rows.policy["n_tokens"][:, known], rows.policy["sum_logp"][:, known]
+    losses = np.full(known.shape, np.nan)
     try:
         losses[known] = pair_losses(
-            spec, *ratios[:, known], n_chosen=n[0], n_rejected=n[1],
-            chosen_sum_logp=rows.policy["sum_logp"][0][known],
-        )  # fmt: skip
+            spec, *ratios[:, known], n_chosen=n[0], n_rejected=n[1], chosen_sum_logp=sums[0], rejected_sum_logp=sums[1]
+        )
     except DiagError:
         return None
     return losses
@@ -80,11 +88,13 @@ METRICS.add("loss_residual", Metric(
     "loss residual", "nats", "lower", "|recomputed loss - the trainer's|, the largest over micro-batches",
 ))  # fmt: skip
 METRICS.add("rewards/chosen", Metric(
-    "chosen reward", "nats", "neither", "mean over pairs of beta x log-ratio to the reference",
+    "chosen reward", "nats", "neither",
+    "mean over pairs of beta x log-ratio to the reference; beta x log-prob where the loss has none",
     of_each=_of_ratios(lambda r, beta: beta * r[0]),
 ))  # fmt: skip
 METRICS.add("rewards/rejected", Metric(
-    "rejected reward", "nats", "neither", "mean over pairs of beta x log-ratio to the reference",
+    "rejected reward", "nats", "neither",
+    "mean over pairs of beta x log-ratio to the reference; beta x log-prob where the loss has none",
     of_each=_of_ratios(lambda r, beta: beta * r[1]),
 ))  # fmt: skip
 METRICS.add("rewards/margins", Metric(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 
 META = "meta.json"
@@ -30,7 +31,7 @@ def _file_hashes(folder: Path) -> dict[str, str]:
 def read_meta(folder: Path) -> dict[str, Any] | None:
     """The meta of a finished folder, or None when the folder is absent, unfinished or not what its meta says."""
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = parse_json((folder / META).read_text(encoding="utf-8"))
         whole = meta["files"] == _file_hashes(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.config import TaskConfig, check_task
+from dpo_diag.config import TaskConfig
+from dpo_diag.config_checks import check_task
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.tasks.sql.apart import is_one_of_many, run_apart
 from dpo_diag.tasks.sql.cache import build_once
@@ -169,7 +171,7 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main(argv: list[str]) -> int:
@@ -178,7 +180,7 @@ def main(argv: list[str]) -> int:
     module, _, name = trainer.partition(":")
     trainer_class = getattr(importlib.import_module(module), name) if trainer else None
     try:
-        prepare_sql_case(root, TaskConfig(**json.loads(settings)), trainer_class=trainer_class)
+        prepare_sql_case(root, TaskConfig(**parse_json(settings)), trainer_class=trainer_class)
     except DiagError as error:
         print(error, file=sys.stderr)
         return 1

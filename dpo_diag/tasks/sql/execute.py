@@ -4,7 +4,8 @@ Model text is hostile input. A query runs on an in-memory copy that holds nothin
 do not depend on each other: one statement that starts with SELECT or WITH; sqlite's own size limits; an authorizer
 that knows the task's tables and a list of harmless functions and denies all else (ATTACH, PRAGMA, writes, recursion,
 load_extension, reading sqlite_master); `query_only`; a budget of virtual-machine steps, which is the same on a slow
-and on a fast machine, with a wall clock behind it; limits on rows and columns.
+and on a fast machine, with a wall clock behind it; a limit on the memory that the process gains meanwhile; limits on
+rows and columns.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ MAX_SELECTS = 16
 # The largest gold query of the task takes under 3,000 steps; a two-million-step bomb is stopped in some 20 ms.
 MAX_VM_STEPS = 1_000_000
 MAX_SECONDS = 2.0
+MAX_MEMORY = 64 << 20
+"""Bytes that the process may gain while a query runs: a sort of wide rows took 300 MB within its steps. sqlite's own
+`hard_heap_limit` holds for the whole process and can never be raised again, so it is no limit of a connection."""
 _STEPS_PER_CALL = 1_000
 REL_TOL = 1e-6
 ABS_TOL = 1e-9
@@ -68,7 +72,8 @@ class ExecutionResult:
 
     Attributes:
         status: "ok"; "rejected" (not one SELECT or WITH statement, or denied by the sandbox); "error" (sqlite refused
-            it: syntax, unknown column, a size limit); "timeout" (step or time budget); "too_large" (rows or columns).
+            it: syntax, unknown column, a size limit); "timeout" (step or time budget); "too_large" (rows, columns,
+            memory).
         rows: the rows in order; empty unless ok.
         message: sqlite's or the sandbox's words, one line; empty when ok.
     """
@@ -98,7 +103,8 @@ class _Sandbox:
             self.connection.enable_load_extension(False)
         self.steps = self.selects = 0
         self.deadline = 0.0
-        self.timed_out = self.denied = False
+        self.memory = 0
+        self.timed_out = self.too_large = self.denied = False
         self.connection.set_authorizer(self._authorize)
         self.connection.set_progress_handler(self._progress, _STEPS_PER_CALL)
 
@@ -121,12 +127,14 @@ class _Sandbox:
     def _progress(self) -> int:
         self.steps += _STEPS_PER_CALL
         self.timed_out = self.steps > MAX_VM_STEPS or time.monotonic() > self.deadline
-        return int(self.timed_out)
+        self.too_large = _memory() - self.memory > MAX_MEMORY
+        return int(self.timed_out or self.too_large)
 
     def run(self, sql: str) -> ExecutionResult:
         self.steps = self.selects = 0
-        self.timed_out = self.denied = False
+        self.timed_out = self.too_large = self.denied = False
         self.deadline = time.monotonic() + MAX_SECONDS
+        self.memory = _memory()
         cursor = self.connection.cursor()
         try:
             cursor.execute(sql)
@@ -137,6 +145,8 @@ class _Sandbox:
             rows = cursor.fetchmany(MAX_ROWS + 1)
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
             message = " ".join(str(error).split())[:200]
+            if self.too_large:
+                return ExecutionResult("too_large", message=f"more than {MAX_MEMORY >> 20} MiB of memory")
             if self.timed_out:
                 return ExecutionResult("timeout", message=f"more than {MAX_VM_STEPS} steps or {MAX_SECONDS} s")
             rejected = self.denied or "one statement at a time" in message
@@ -146,6 +156,15 @@ class _Sandbox:
         if len(rows) > MAX_ROWS:
             return ExecutionResult("too_large", message=f"more than {MAX_ROWS} rows")
         return ExecutionResult("ok", rows=tuple(tuple(row) for row in rows))
+
+
+def _memory() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say (only Linux does so cheaply)."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 _local = threading.local()

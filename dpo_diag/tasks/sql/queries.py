@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dpo_diag.documents import parse_yaml
 from dpo_diag.tasks.sql import schemas
 from dpo_diag.tasks.sql.schemas import Column, Database, Table
 from dpo_diag.tasks.sql.stream import Stream
@@ -27,7 +26,7 @@ class Intent:
     paraphrased: list[str]
 
 
-_DOCUMENT: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("intents.yaml").read_text(encoding="utf-8"))
+_DOCUMENT: dict[str, Any] = parse_yaml(Path(__file__).with_name("intents.yaml").read_text(encoding="utf-8"))
 WORDS: dict[str, dict[str, list[str]]] = _DOCUMENT["words"]
 INTENTS: dict[str, Intent] = {name: Intent(**entry) for name, entry in _DOCUMENT["intents"].items()}
 

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dpo_diag.documents import parse_yaml
 from dpo_diag.tasks.sql.stream import Stream
 
 PARENT_ROWS = 9
@@ -73,7 +72,7 @@ def _column(name: str, spec: dict[str, Any], pools: dict[str, str]) -> Column:
 
 
 def _read() -> tuple[Database, ...]:
-    document = yaml.safe_load(Path(__file__).with_name("databases.yaml").read_text(encoding="utf-8"))
+    document = parse_yaml(Path(__file__).with_name("databases.yaml").read_text(encoding="utf-8"))
     databases = []
     for name, tables in document["databases"].items():
         parent, child = (

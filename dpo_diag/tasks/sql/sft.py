@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
@@ -47,6 +48,9 @@ def sft_arguments(task: TaskConfig, output_dir: str | os.PathLike[str], **overri
     import torch
     from trl import SFTConfig
 
+    # transformers' newer name for it, the older one being deprecated there.
+    known = {field.name for field in dataclasses.fields(SFTConfig)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
         "max_steps": task.sft_steps,
@@ -62,7 +66,7 @@ def sft_arguments(task: TaskConfig, output_dir: str | os.PathLike[str], **overri
         "seed": task.sft_seed,
         "data_seed": task.sft_seed,
         "bf16": False,
-        "activation_checkpointing": False,
+        checkpointing: False,
         "use_cpu": not torch.cuda.is_available(),
         "report_to": [],
         "save_strategy": "no",

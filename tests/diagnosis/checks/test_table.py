@@ -92,7 +92,7 @@ NAMES = ["loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewar
 VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 0.693, math.nan, math.inf, -math.inf, 1e300, 1e-300]))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_log_breaks_a_check(tmp_path_factory, data: st.DataObject) -> None:
     """Any finite, infinite, constant, short or one-sided history: an answer for each check, in strict JSON."""
@@ -110,7 +110,7 @@ def test_no_log_breaks_a_check(tmp_path_factory, data: st.DataObject) -> None:
     check_all(folder)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_pairs_break_a_check(tmp_path_factory, data: st.DataObject) -> None:
     """One to six pairs, any sums (also -inf and NaN), n of 0 or 1, with or without reference and counts."""

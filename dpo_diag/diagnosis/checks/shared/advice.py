@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dpo_diag.losses import is_per_token
+from dpo_diag.losses import has_nll, is_per_token
 from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.thresholds import Thresholds, defaults
 
@@ -163,7 +163,7 @@ RATE_HIGH = Condition(
     lambda s, t: s.learning_rate is not None and s.learning_rate >= t["remedies.rate_high"],
 )
 RATE_UNKNOWN = Condition("the learning rate is not recorded", lambda s, t: s.learning_rate is None)
-NO_SFT_TERM = Condition("the loss has no SFT term", lambda s, t: "sft" not in s.types)
+NO_SFT_TERM = Condition("the loss has no SFT term", lambda s, t: not has_nll(s.types))
 UNBOUNDED = Condition(
     "the loss is known and asks for an ever lower rejected side",
     lambda s, t: bool(s.types) and not BOUNDED & set(s.types),

@@ -20,7 +20,7 @@ from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
 from dpo_diag.diagnosis.checks.shared.plausible import Implausible, find_implausible
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, start_of
+from dpo_diag.losses import LossSpec, has_nll, loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
 from dpo_diag.thresholds import Thresholds, defaults
 
@@ -175,7 +175,7 @@ class CheckContext:
             name = "+".join(loss.types)
             try:
                 # An SFT term's value at the start is the data's, not the loss's.
-                return Start(loss_at_reference(loss), loss_floor(loss), "sft" not in loss.types, f"loss {name}")
+                return Start(loss_at_reference(loss), loss_floor(loss), not has_nll(loss.types), f"loss {name}")
             except DiagError as error:
                 return Start(math.nan, None, False, str(error))
         if self.reference_free:

@@ -1,0 +1,133 @@
+"""What `resume=RUN` takes from a run's folder: everything from one that this user wrote, and from any other nothing
+that runs code, sends records elsewhere or writes elsewhere.
+
+A run's overrides are signed with a key of this user's; a folder that came from somebody else has no such signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from dpo_diag.commands.overrides import plain_value
+from dpo_diag.errors import DiagError
+from dpo_diag.next_steps import line, override
+from dpo_diag.records.checksums import read_yaml
+from dpo_diag.records.secrets import REDACTED, redacted_words
+from dpo_diag.text import safe, to_json
+
+SIGNATURE = Path(".hydra") / "signature"
+_RESUME = re.compile(r"\+{0,2}resume=")
+_ONCE = re.compile(r"\+{0,2}(resume|checkpoint|fresh_optimizer)=")
+"""Overrides that say how this very start goes on: the next one is another."""
+_CODE = ("trust_remote_code", "allow_pickle")
+_ELSEWHERE = ("hydra", "output_root", "tracking", "task.cache", "model.cache")
+_PLAIN = re.compile(r"null|true|false|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
+"""Values of trainer.args that name no place: numbers and truth values."""
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
+
+    RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
+    """
+    given = next((a for a in arguments if _RESUME.match(a)), None)
+    run = None if given is None else given.partition("=")[2]
+    if given is None or run in (None, "null", ""):
+        return arguments
+    folder = Path(run)
+    if not folder.exists():
+        folder = Path(plain_value(given))
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise DiagError(
+            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
+            usage=True,
+        )  # fmt: skip
+    own, given_now = _saved_overrides(saved), [a for a in arguments if not _RESUME.match(a)]
+    left = [] if is_own(folder) else not_taken(own)
+    keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
+    told = redacted_words([a for a in left if "=" in a and a.partition("=")[0].lstrip("+~") not in keys])
+    if told:
+        again = line("dpo-train", override("resume", folder), *given_now, *told)
+        print(f"note: {folder} is not signed as yours: not taken from it: {safe(' '.join(told), one_line=True)}; "
+              f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
+    if lost := [key for a in own if REDACTED in a and (key := a.partition("=")[0]).lstrip("+~") not in keys]:
+        print(f"not kept, since it is a secret: {', '.join(lost)}; give it again if it is needed", file=sys.stderr)
+    kept = [a for a in own if a not in left and not _ONCE.match(a) and REDACTED not in a]
+    return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+
+
+def _saved_overrides(file: Path) -> list[str]:
+    saved = read_yaml(file) or []
+    if not isinstance(saved, list):
+        raise DiagError("the overrides cannot be read", where=file, got=type(saved).__name__, expected="a list")
+    return [str(text) for text in saved]
+
+
+def own_key() -> bytes | None:
+    """This user's key, made where there is none; None where it cannot be kept."""
+    with suppress(OSError, RuntimeError):
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "dpo_diag"
+        file = folder / "key"
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(handle, "wb") as made:
+                    made.write(secrets.token_hex(32).encode())
+        return file.read_bytes() or None
+    return None
+
+
+def sign(folder: Path) -> None:
+    """Say that this user wrote the overrides of a run; nothing where no key can be kept."""
+    signature = _signature(folder)
+    if signature is not None:
+        (folder / SIGNATURE).write_text(signature, encoding="ascii")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether this user wrote the overrides of a run."""
+    with suppress(OSError, ValueError, DiagError):
+        signature = _signature(folder)
+        return signature is not None and hmac.compare_digest((folder / SIGNATURE).read_text("ascii"), signature)
+    return False
+
+
+def _signature(folder: Path) -> str | None:
+    key = own_key()
+    file = folder / ".hydra" / "overrides.yaml"
+    if key is None or not file.is_file():
+        return None
+    return hmac.new(key, to_json(_saved_overrides(file)).encode(), hashlib.sha256).hexdigest()
+
+
+def not_taken(overrides: Sequence[str]) -> list[str]:
+    """Those overrides that are not taken from a folder of somebody else.
+
+    >>> not_taken(["seed=3", "model.trust_remote_code=true", "trainer.args.adam_beta2=0.9", "trainer.args.run_name=/x"])
+    ['model.trust_remote_code=true', 'trainer.args.run_name=/x']
+    """
+    return [text for text in overrides if _leads_elsewhere(text)]
+
+
+def _leads_elsewhere(text: str) -> bool:
+    key, equals, value = text.partition("=")
+    key = key.strip().lstrip("+~").partition("@")[0]
+    parts = key.split(".")
+    if not equals or text.startswith("-") or "${" in value:
+        return not text.startswith("~")
+    if key == "trainer.args" or "_target_" in text:
+        return True
+    if parts[:2] == ["trainer", "args"]:
+        return parts[2].startswith(("push", "hub")) or _PLAIN.fullmatch(value.strip()) is None
+    nested = value.lstrip("'\"").startswith("{")  # a whole node in one override may hold any key
+    return nested or parts[-1] in _CODE or re.split(r"[./]", key)[0] in _ELSEWHERE or key in _ELSEWHERE

@@ -1,0 +1,226 @@
+"""Documents that others wrote, JSON and YAML, as values: whatever is wrong with one is a ValueError, in words.
+
+No other file parses either (a test holds it), so that no reader has to know what the parsers raise, or what they let
+through that breaks later: nesting without end, numbers of thousands of digits, halves of characters, aliases that grow.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dpo_diag.errors import DiagError
+
+MAX_DEPTH = 100
+"""Lists and objects in one another; what walks a value later calls itself once or twice for each."""
+MAX_DOCUMENT = 256 << 20
+MAX_YAML = 1 << 18
+MAX_YAML_VALUES = 1_000_000
+"""Values of a YAML document with every alias written out."""
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+_LONG_INTEGER = re.compile(r"\d{19}")
+_DECODER = json.JSONDecoder()
+_NOT_UTF8 = "not UTF-8 at byte {}"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of one JSON document; NaN and Infinity are numbers. Bytes are UTF-8, without a mark at their begin.
+
+    Integers beyond 64 bits become floats, halves of a surrogate pair U+FFFD.
+
+    Raises:
+        ValueError: it is none, or nested more than `MAX_DEPTH` deep.
+    """
+    text = _as_text(text)
+    try:
+        return _safe(json.loads(text, **_options(text)), text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_json_at(text: str, position: int = 0) -> tuple[Any, int]:
+    """(the JSON value that begins at a place, where it ends); raises as `parse_json`."""
+    try:
+        value, end = _DECODER.raw_decode(text, position)
+        own = text[position:end]
+        return _safe(json.loads(own, **_options(own)) if _LONG_INTEGER.search(own) else value, own), end
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a number of more digits than Python reads
+        value, end = json.JSONDecoder(parse_int=_integer).raw_decode(text, position)
+        return _safe(value, text[position:end]), end
+
+
+def repeated_key(text: str | bytes) -> str:
+    """A key that one object of a JSON document holds twice, of which JSON's readers keep the last in silence; "" for
+    none. The text is one that `parse_json` takes."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                found.append(name)
+            seen.add(name)
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=look, parse_int=float)
+    return found[0] if found else ""
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """The value of one YAML document, of plain types alone; dates are text, an empty document None.
+
+    Raises:
+        ValueError: it is none, longer than 256 KiB, nested too deeply, or its aliases stand for too much.
+    """
+    import yaml
+
+    if len(text) > MAX_YAML:
+        raise ValueError(f"more than {MAX_YAML >> 10} KiB")
+    text = _as_text(text)
+    try:
+        value = yaml.load(text, Loader=_yaml_loader())
+        if _size(value, {}, 0) > MAX_YAML_VALUES:
+            raise ValueError("its aliases stand for too much")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # its own, and what its constructors run into: ValueError, KeyError, IndexError, ...
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    return _whole_characters(value) if _HALF_CHARACTER.search(text) else value
+
+
+def regular(path: Path) -> Path:
+    """The path, if it leads to a file: reading a pipe or a device would wait, or never end.
+
+    Raises:
+        DiagError: it leads to something else. One that leads nowhere passes: opening it says so.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return path
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        got = kinds.get(stat.S_IFMT(mode), "a device")
+        raise DiagError("not a regular file", where=path, got=got, hint="name a file", usage=True)
+    return path
+
+
+def read_json(path: Path, what: str, *, hint: str | None = None) -> Mapping[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        what: the file in an error: "the shard index".
+
+    Raises:
+        DiagError: it cannot be read, is no JSON, or holds no object.
+    """
+    return _read(path, what, "JSON", hint, usage=False)
+
+
+def read_yaml(path: Path, what: str, *, usage: bool = False) -> Mapping[Any, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises:
+        DiagError: it cannot be read, is no YAML, or holds no mapping; `usage`: that is a mistake in a command's call.
+    """
+    return _read(path, what, "YAML", None, usage=usage)
+
+
+def _read(path: Path, what: str, language: str, hint: str | None, *, usage: bool) -> Mapping[Any, Any]:
+    try:
+        with regular(path).open("rb") as file:
+            text = file.read(MAX_DOCUMENT + 1)
+        if len(text) > MAX_DOCUMENT:
+            raise ValueError(f"more than {MAX_DOCUMENT >> 20} MiB")
+        document = parse_json(text) if language == "JSON" else parse_yaml(text)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DiagError(f"no such {what.removeprefix('the ')}", where=path, hint=hint, usage=usage) from None
+    except OSError as error:
+        got = error.strerror or error
+        raise DiagError(f"{what} cannot be read", where=path, got=got, hint=hint, usage=usage) from error
+    except ValueError as error:
+        raise DiagError(f"{what} is not {language}", where=path, got=error, hint=hint, usage=usage) from error
+    if document is None and language == "YAML":
+        return {}
+    if not isinstance(document, Mapping):
+        got = type(document).__name__
+        raise DiagError(f"{what} holds no object of names and values", where=path, got=got, hint=hint, usage=usage)
+    return document
+
+
+def _as_text(text: str | bytes) -> str:
+    try:
+        return text if isinstance(text, str) else text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(_NOT_UTF8.format(error.start)) from None
+
+
+def _options(text: str) -> dict[str, Any]:
+    return {"parse_int": _integer} if _LONG_INTEGER.search(text) else {}
+
+
+def _integer(digits: str) -> int | float:
+    if len(digits) < 19:
+        return int(digits)
+    value = int(digits) if len(digits) < 25 else 1 << 64
+    return value if -(1 << 63) <= value < 1 << 63 else float(digits)
+
+
+def _safe(value: Any, text: str) -> Any:
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        level: list[Any] = [value]
+        for _ in range(MAX_DEPTH):
+            inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list)))
+            level = [v for values in inner for v in values if isinstance(v, (dict, list))]
+            if not level:
+                break
+        else:
+            raise ValueError("nested too deeply")
+    return _whole_characters(value) if _HALF_CHARACTER.search(text) else value
+
+
+def _whole_characters(value: Any) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair, which no file could take."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole_characters(v) for v in value]
+    if isinstance(value, dict):
+        return {_whole_characters(k): _whole_characters(v) for k, v in value.items()}
+    return value
+
+
+@cache
+def _yaml_loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader
+
+
+def _size(value: Any, known: dict[int, int], depth: int) -> int:
+    """Values in a document, those behind an alias each time that it stands there."""
+    if not isinstance(value, (dict, list, set, tuple)):
+        return 1
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if id(value) not in known:
+        known[id(value)] = MAX_YAML_VALUES + 1  # where it holds itself
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(v, known, depth + 1) for v in inner)
+    return known[id(value)]

@@ -1,0 +1,95 @@
+"""What a machine ran out of or does not permit, as one line: a full disk, a limit, memory, a process that is gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+from dpo_diag.errors import DiagError
+
+_DISK = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EFBIG: ("a file would be larger than the limit", "raise the limit: ulimit -f unlimited"),
+    errno.EROFS: ("the file system is read-only", "write elsewhere: output_root=FOLDER"),
+    errno.EACCES: ("permission denied", "change its permissions, or write elsewhere"),
+    errno.EPERM: ("permission denied", "change its permissions, or write elsewhere"),
+    errno.EIO: ("the disk reports an error", "look at the disk"),
+    errno.EMFILE: ("too many open files", "raise the limit: ulimit -n 4096"),
+    errno.ENFILE: ("too many open files", "close other programs"),
+}
+_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate",
+    re.IGNORECASE,
+)
+_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo.*timed out", re.IGNORECASE | re.DOTALL)
+"""What gloo says where a process is gone."""
+_NUMBER = re.compile(r"(?:errno|os error) (\d+)", re.IGNORECASE)
+_CUT = re.compile(r"PytorchStreamWriter failed writing|inline_container.*unexpected pos|unexpected pos \d+", re.DOTALL)
+"""What torch says of a file that it could not write to its end."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or an accelerator, ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
+
+
+def shortage(error: BaseException) -> DiagError | None:
+    """The line for an error, or for what it was raised from; None for any other error.
+
+    >>> print(shortage(OSError(28, "No space left on device", "runs/a/run.json")))
+    the disk is full; in runs/a/run.json; hint: make room
+    """
+    for one in _chain(error):
+        if isinstance(one, DiagError):
+            return None
+        if out_of_memory(one):
+            return DiagError("out of memory", got=_first_line(one), hint="smaller batches, a shorter max_length")
+        if (number := _errno(one)) in _DISK:
+            what, hint = _DISK[number]
+            return DiagError(what, where=getattr(one, "filename", None), hint=hint)
+        if _is_of_a_lost_process(one):
+            return DiagError(
+                "another process of this training ended", got=_first_line(one)[:120],
+                hint="its own lines say why; then go on from the last checkpoint",
+            )  # fmt: skip
+        if _CUT.search(str(one)):
+            return DiagError("a file could not be written to its end", got="a full disk, or a limit", hint="make room")
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _errno(error: BaseException) -> int:
+    """An error's number: its own, or that in the text of a library that has none (safetensors, Arrow)."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        found = _NUMBER.search(str(error))
+        return int(found[1]) if found else 0
+    return 0
+
+
+def _is_of_a_lost_process(error: BaseException) -> bool:
+    """Whether one of several processes waited for another that is gone."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return several and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
