@@ -57,6 +57,11 @@ def resumed(arguments: list[str]) -> list[str]:
     told = redacted_words([a for a in left if "=" in a and a.partition("=")[0].lstrip("+~") not in keys])
     if told:
         again = line("dpo-train", override("resume", folder), *given_now, *told)
+        if deciding := [text for text in told if _decides(text)]:
+            raise DiagError(
+                "this run is not signed as yours, and going on without these would be another training", where=folder,
+                got=" ".join(deciding), hint=f"if you trust them: {again}; or give them another value", usage=True,
+            )  # fmt: skip
         print(f"note: {folder} is not signed as yours: not taken from it: {safe(' '.join(told), one_line=True)}; "
               f"if you trust them: {safe(again, one_line=True)}", file=sys.stderr)  # fmt: skip
     if lost := [key for a in own if REDACTED in a and (key := a.partition("=")[0]).lstrip("+~") not in keys]:
@@ -117,6 +122,13 @@ def not_taken(overrides: Sequence[str]) -> list[str]:
     ['model.trust_remote_code=true', 'trainer.args.run_name=/x']
     """
     return [text for text in overrides if _leads_elsewhere(text)]
+
+
+def _decides(text: str) -> bool:
+    """Whether the weights may depend on an override that is not taken."""
+    key = text.partition("=")[0].strip().lstrip("+~").partition("@")[0]
+    told_apart = re.split(r"[./]", key)[0] in _ELSEWHERE or key in _ELSEWHERE or key.split(".")[-1] in _CODE
+    return not told_apart and not key.startswith(("trainer.args.push", "trainer.args.hub", "-"))
 
 
 def _leads_elsewhere(text: str) -> bool:

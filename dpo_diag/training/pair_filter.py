@@ -35,7 +35,7 @@ def keep_pairs(
         policy: the model before training.
         rows: pairs with a `pair_id`.
         limits: the training's max_length and truncation_mode.
-        folder: run folder that gets every pair's score (ches.csv, split train); None for none.
+        folder: run folder that gets every pair's score (ches.parquet, split train); None for none.
 
     Raises:
         DiagError: no pair is left.

@@ -63,6 +63,19 @@ def test_a_strangers_folder_is_resumed_without_them_and_says_how_to_give_them(
     assert (config.seed, config.model.trust_remote_code, config.tracking.entity) == (3, True, "them")
 
 
+def test_without_what_decides_its_training_an_unsigned_run_is_not_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of an earlier version, or of another home, has no signature: its optimizer is not left out in passing."""
+    run = tmp_path / "older"
+    of_a_run(run, ["seed=3", "+trainer.args.optim=adafactor", "tracking.entity=us"])
+    assert run_app("dpo-train", "config", lambda cfg: None, [f"resume={run}"]) == 2
+    said = capsys.readouterr().err
+    assert "another training" in said and "got +trainer.args.optim=adafactor; hint" in said
+    config, _ = resumed(f"resume={run}", "+trainer.args.optim=adafactor")
+    assert (config.seed, config.trainer.args.optim) == (3, "adafactor")
+
+
 def test_a_run_of_ones_own_brings_all_back_until_somebody_changes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
