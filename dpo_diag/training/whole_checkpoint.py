@@ -58,7 +58,9 @@ def seal(folder: Path) -> None:
     """Write the manifest of a checkpoint whose files are all written; all of it is on the disk afterwards."""
     files = {}
     for path in _files(folder):
-        with path.open("rb" if os.name == "posix" else "r+b") as file:  # Windows brings to the disk what it may write
+        mode: str = "rb" if os.name == "posix" else "r+b"  # Windows brings to the disk what it may write
+        file: Any
+        with path.open(mode) as file:
             files[path.relative_to(folder).as_posix()] = {
                 "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }  # fmt: skip
