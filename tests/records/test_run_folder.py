@@ -271,3 +271,22 @@ def test_temporary_files_are_not_read(tmp_path: Path) -> None:
     writer.write("pairs", pair_rows(0))
     (tmp_path / "r" / "pairs" / f".00000001-00000001.all.r0.parquet.{os.getpid()}.tmp").write_bytes(b"PAR1half")
     assert set(load_run(tmp_path / "r").pairs["step"]) == {0}
+
+
+def test_a_file_that_may_not_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a shared disk: no numbers from the rest of the rows."""
+    import errno
+
+    writer = RunWriter(tmp_path / "r")
+    writer.write("history", [{"step": 1, "split": "train", "name": "loss", "value": 0.5, "weight": 1.0}])
+    writer.finish()
+    before = Path.read_bytes
+
+    def stale(path: Path) -> bytes:
+        if path.suffix == ".parquet":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return before(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(DiagError, match=r"cannot be opened.*Stale file handle"):
+        load_run(tmp_path / "r").read("history")
