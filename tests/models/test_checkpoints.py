@@ -270,7 +270,7 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_behind(folders: Path, tmp_p
     said = (tmp_path / "2" / "adapter_config.json").read_text()
     (tmp_path / "3" / "adapter_config.json").write_text(said)
     loader = Loader(**CPU)
-    with pytest.raises(RuntimeError, match="size mismatch"), loader.open(Checkpoint(str(tmp_path / "3"))):
+    with pytest.raises(DiagError, match="size mismatch"), loader.open(Checkpoint(str(tmp_path / "3"))):
         pass
     with loader.open(Checkpoint(str(folders / "base"))) as (model, _):
         assert not any("lora" in name for name, _ in model.named_modules())
