@@ -203,7 +203,8 @@ def test_killed_behind_the_last_checkpoint_it_closes_as_if_nobody_had_killed_it(
     """One step, inside a logging window of two. TRL's closing log call has num_tokens where the model is in training
     mode: not behind an evaluation. A process that only closes has done neither: a LoRA begins in training mode, a
     loaded model out of it."""
-    options: dict[str, Any] = {"max_steps": 1, "logging_steps": 2, "eval_strategy": "steps" if evaluated else "no"}
+    options: dict[str, Any] = {"max_steps": 1, "logging_steps": 2}
+    options |= {"eval_strategy": "steps", "eval_steps": 1} if evaluated else {}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
     class Copy(TrainerCallback):
