@@ -35,6 +35,8 @@ class SafeStream:
 
     def __init__(self, stream: Any, bars: bool = False, secrets: Collection[str] = ()) -> None:
         self._stream, self._bars, self._secrets = stream, bars, secrets
+        self.styles: bool | None = None
+        """Whether our own styles pass; None: to a terminal."""
 
     def write(self, text: str) -> int:
         """Write a text; returns the length of what was given."""
@@ -54,12 +56,19 @@ class SafeStream:
     def _shown(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
-        if "\x1b[" not in text or not takes_styles(self._stream):
+        styles = takes_styles(self._stream) if self.styles is None else self.styles
+        if "\x1b[" not in text or not styles:
             return visible(text)
         return "".join(part if i % 2 else visible(part) for i, part in enumerate(_STYLE.split(text)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def show_styles(stream: Any) -> None:
+    """Let our own styles pass on a command's stream, terminal or not: they were asked for."""
+    if isinstance(stream, SafeStream):
+        stream.styles = True
 
 
 @contextmanager

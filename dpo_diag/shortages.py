@@ -20,6 +20,8 @@ _DISK = {
     errno.EMFILE: ("too many open files", "raise the limit: ulimit -n 4096"),
     errno.ENFILE: ("too many open files", "close other programs"),
 }
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Programs try and handle these: they are the reason only where an error is one, of a file, or was raised from one."""
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate",
     re.IGNORECASE,
@@ -46,14 +48,15 @@ def shortage(error: BaseException) -> DiagError | None:
     >>> print(shortage(OSError(28, "No space left on device", "runs/a/run.json")))
     the disk is full; in runs/a/run.json; hint: make room
     """
-    for one in _chain(error):
+    for one, is_reason in _chain(error):
         if isinstance(one, DiagError):
             return None
         if out_of_memory(one):
             return DiagError("out of memory", got=_first_line(one), hint="smaller batches, a shorter max_length")
-        if (number := _errno(one)) in _DISK:
+        number, file = _errno(one), getattr(one, "filename", None)
+        if number in _DISK and (number not in _REFUSED or (is_reason and file is not None)):
             what, hint = _DISK[number]
-            return DiagError(what, where=getattr(one, "filename", None), hint=hint)
+            return DiagError(what, where=file, hint=hint)
         if _is_of_a_lost_process(one):
             return DiagError(
                 "another process of this training ended", got=_first_line(one)[:120],
@@ -64,11 +67,14 @@ def shortage(error: BaseException) -> DiagError | None:
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[tuple[BaseException, bool]]:
+    """The error, and each that it came out of; whether it was raised from that one, not only while handling it."""
     seen: set[int] = set()
+    is_reason = True
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        yield error
+        yield error, is_reason
+        is_reason = is_reason and error.__cause__ is not None
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 

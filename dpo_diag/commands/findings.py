@@ -18,7 +18,8 @@ from typing import Any
 
 import dpo_diag
 from dpo_diag.config import conf_dir
-from dpo_diag.records.checksums import DamagedFile, read_json
+from dpo_diag.errors import DiagError
+from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
 from dpo_diag.registry import plugins
 from dpo_diag.thresholds import defaults, load_thresholds
@@ -89,7 +90,7 @@ def read_findings(run: Path, identity: Mapping[str, Any] | None) -> dict[str, An
     """The document that stands in a run, where it was made from exactly this; else None."""
     try:
         document = read_json(run / FINDINGS)
-    except (FileNotFoundError, DamagedFile):
+    except (FileNotFoundError, DiagError):
         return None
     if identity is None or not isinstance(document, dict) or document.pop(MADE_FROM, None) != identity:
         return None
@@ -105,7 +106,7 @@ def asked_of(run: Path) -> dict[str, Any]:
             "from_step": asked["from"], "to_step": asked["to"], "split": asked["split"],
             "thresholds": asked["thresholds"] or None,
         }  # fmt: skip
-    except (FileNotFoundError, DamagedFile, KeyError, TypeError):
+    except (FileNotFoundError, DiagError, KeyError, TypeError):
         return {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -20,14 +21,14 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
-from dpo_diag.commands.overrides import explain_override, quoted_paths
+from dpo_diag.commands.overrides import explain_override, not_an_override, quoted_paths
 from dpo_diag.commands.resume_trust import resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
@@ -116,9 +117,12 @@ def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> i
         if (origin := _origin(error)) is not None:
             print(f"{name}: {redacted(str(origin))}", file=sys.stderr)
             return 2
-        # What Hydra says of a wrong type stands in the cause.
+        # What Hydra says of a wrong type stands in the cause; the classes that OmegaConf adds tell a user nothing.
         reasons = [str(e) for e in (error, error.__cause__) if e is not None]
-        print(f"{name}: {redacted(' '.join('; '.join(reasons).split()))}", file=sys.stderr)
+        said = re.sub(r"\n *(?:reference|object)_type=[^\n]*", "", "; ".join(reasons))
+        if isinstance(error, OverrideParseException):
+            said = not_an_override(error.override)
+        print(f"{name}: {redacted(' '.join(said.split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         several = int(os.environ.get("WORLD_SIZE") or 1) > 1

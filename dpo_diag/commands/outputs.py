@@ -14,6 +14,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_outputs, say_next
 from dpo_diag.records import load_run
 from dpo_diag.records.files import write_csv
+from dpo_diag.safe_streams import show_styles
 from dpo_diag.text import (
     arrow,
     bracket,
@@ -108,6 +109,8 @@ def outputs(
         return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no UTF-8 still shows something
+    if color == "always":
+        show_styles(sys.stdout)
     columns = width or terminal_width()
     shape = Layout(
         columns,

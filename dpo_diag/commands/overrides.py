@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -80,6 +81,13 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
         return None if name in keys[prefix] else f"unknown key {key!r}; {_nearest(name, keys[prefix], within)}"
     first = prefix.split(".")[0]
     return None if first in keys[""] else f"unknown key {key!r}; {_nearest(first, keys[''])}"
+
+
+def not_an_override(text: str) -> str:
+    """What is said of a word that Hydra cannot read; to the folder of a run, the key that takes it."""
+    run = "=" not in text and (Path(text) / "run.json").is_file()
+    hint = f"; hint: {shlex.quote(f'resume={text}')} goes on with that run" if run else ""
+    return f"override {text!r} cannot be parsed; expected key=value{hint}"
 
 
 def _options(value: Any, known: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from dpo_diag.commands.overrides import plain_value
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import line, override
-from dpo_diag.records.checksums import read_yaml
+from dpo_diag.records.checksums import agrees, read_yaml
 from dpo_diag.records.secrets import REDACTED, redacted_words
 from dpo_diag.text import safe, to_json
 
@@ -51,6 +51,7 @@ def resumed(arguments: list[str]) -> list[str]:
             "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
+    _say_unread_edit(folder)
     own, given_now = _saved_overrides(saved), [a for a in arguments if not _RESUME.match(a)]
     left = [] if is_own(folder) else not_taken(own)
     keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
@@ -68,6 +69,14 @@ def resumed(arguments: list[str]) -> list[str]:
         print(f"not kept, since it is a secret: {', '.join(lost)}; give it again if it is needed", file=sys.stderr)
     kept = [a for a in own if a not in left and not _ONCE.match(a) and REDACTED not in a]
     return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+
+
+def _say_unread_edit(folder: Path) -> None:
+    """A line where somebody changed the composed configuration: what is gone on with are the overrides beside it."""
+    file = folder / ".hydra" / "config.yaml"
+    if file.is_file() and agrees(file.read_bytes(), ".yaml") is False:
+        print(f"note: {file} was changed, and is not read: resume= goes by .hydra/overrides.yaml; give what should "
+              "change on the command line", file=sys.stderr)  # fmt: skip
 
 
 def _saved_overrides(file: Path) -> list[str]:

@@ -140,6 +140,7 @@ class RowStore:
 
     Attributes:
         rows: rows that held at least one metric and are no summary.
+        empty: rows without a number of any metric.
         summaries: final summary rows (`train_runtime`, ...): no step of the training.
         total: the largest total number of steps that a row names.
         may_fill: NaN may stand for "not logged"; false for a source that holds what was logged and nothing else.
@@ -152,7 +153,7 @@ class RowStore:
         self.trainer = trainer
         self.blocks: dict[tuple[Any, ...], Block] = {}
         self._where: dict[tuple[str, str], list[tuple[Block, int]]] = {}  # (split, name) -> blocks that hold it
-        self.rows = 0
+        self.rows = self.empty = 0
         self.summaries: list[dict[str, Any]] = []
         self.total: int | None = None
         self._report_types = report_wrong_types
@@ -177,6 +178,7 @@ class RowStore:
         if values is None:
             return self._add_without(row, line, step)
         if not values:
+            self.empty += 1
             return None
         if any(map(math.isnan, values)):
             if padded := block.nan_twins(row, values):
@@ -231,7 +233,7 @@ class RowStore:
             block.is_clean = block.is_clean or theirs.is_clean
             block.has_nan = block.has_nan or theirs.has_nan
             block.maybe_spill()
-        self.rows += later.rows
+        self.rows, self.empty = self.rows + later.rows, self.empty + later.empty
         self.summaries += later.summaries
         self.total = max((t for t in (self.total, later.total) if t), default=None)
 

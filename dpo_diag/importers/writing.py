@@ -315,8 +315,7 @@ def _left_out(sources: list[Parsed]) -> list[str]:
     summaries = sum(len(s.store.summaries) for s in sources)
     if summaries > 1:
         notes.append(f"{summaries} final summary rows: the last one counts")
-    empty = sum(max(0, s.n_rows - s.n_read - s.skipped.count - len(s.store.summaries)) for s in sources)
-    if empty:
+    if empty := sum(s.store.empty for s in sources):
         notes.append(f"{plural(empty, 'row')} without a number of a metric left out")
     return notes
 

@@ -7,6 +7,7 @@ or one that was changed by hand and whose line `crc32` was removed.
 
 from __future__ import annotations
 
+import errno
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ _MARKS = {
 }
 """Suffix -> what stands before the sum."""
 SUMMED = tuple(_MARKS)
-SUM_MEND = "restore it; if it was changed on purpose, remove its line crc32"
+_RESTORE = "restore it"
+SUM_MEND = f"{_RESTORE}; if it was changed on purpose, remove its line crc32"
 
 
 class DamagedFile(DiagError):
@@ -74,14 +76,19 @@ def verified(path: Path, mend: str) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedFile: it cannot be read, or its bytes are not those that were written.
+        DamagedFile: the disk cannot read it, or its bytes are not those that were written.
+        DiagError: it may not be read, or not now (permissions, a stale handle): no damage, and no reason to go on
+            without its rows.
     """
     try:
         data = regular(path).read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise damaged(path, error.strerror or error, mend) from error
+        why = error.strerror or error
+        if error.errno in (errno.EIO, None):
+            raise damaged(path, why, mend) from error
+        raise DiagError("a file cannot be opened", where=path, got=why, hint="see its permissions and disk") from error
     if agrees(data, path.suffix) is False:
         raise damaged(path, "a checksum that is not its bytes'", mend)
     return data
@@ -104,11 +111,22 @@ def read_json(path: Path, mend: str = SUM_MEND) -> Any:
         FileNotFoundError: there is none.
         DamagedFile: it cannot be read, is no JSON in UTF-8, or not what was written.
     """
+    data = verified(path, mend)
+    summed = agrees(data, ".json")
     try:
-        document = parse_json(verified(path, mend))
+        document = parse_json(data if summed else _without_last_comma(data))
     except ValueError as error:
-        raise damaged(path, f"no JSON: {error}", mend) from error
+        # Without a sum there is no line of it to remove.
+        told = _RESTORE if mend == SUM_MEND and not summed else mend
+        raise damaged(path, f"no JSON: {error}", told) from error
     return _bare(document) if isinstance(document, dict) else document
+
+
+def _without_last_comma(data: bytes) -> bytes:
+    """JSON whose last key, the sum, was removed by hand as one line: the comma before it is left over."""
+    body = data.rstrip()
+    inner = body[:-1].rstrip()
+    return inner[:-1] + b"}" if body.endswith(b"}") and inner.endswith(b",") else data
 
 
 def _bare(document: Mapping[str, Any]) -> dict[str, Any]:

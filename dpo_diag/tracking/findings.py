@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
-from dpo_diag.records.checksums import DamagedFile, read_json
+from dpo_diag.records.checksums import read_json
 from dpo_diag.records.metric_table import metric_of
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.text import safe
@@ -46,7 +47,7 @@ def findings_of(run: Run) -> Findings:
     file, page = run.path / FINDINGS, run.path / REPORT_PAGE
     try:
         document = read_json(file)
-    except (FileNotFoundError, DamagedFile):
+    except (FileNotFoundError, DiagError):
         document = {}
     document = document if isinstance(document, dict) else {}
     return Findings(

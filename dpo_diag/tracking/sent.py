@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
-from dpo_diag.records.checksums import DamagedFile, read_json
+from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
 from dpo_diag.tracking.base import metric_name
 
@@ -90,7 +91,7 @@ def named_history(run: Run) -> pd.DataFrame:
 def _document(folder: Path) -> dict[str, Any]:
     try:
         found = read_json(folder / SENT_FILE)
-    except (FileNotFoundError, DamagedFile):
+    except (FileNotFoundError, DiagError):
         return {}
     return found if isinstance(found, dict) else {}
 

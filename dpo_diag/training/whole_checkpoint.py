@@ -16,7 +16,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -28,6 +27,8 @@ from dpo_diag.records.files import write_json
 
 MANIFEST = "dpo_diag_manifest.json"
 """File in a checkpoint folder: {"files": {relative path: {"bytes": size, "sha256": hexadecimal}}}."""
+_CARD = "README.md"
+"""peft's model card, which people write in and no training reads."""
 _NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _PIECE = 1 << 26
 """Elements of a tensor that are looked at together."""
@@ -57,7 +58,9 @@ def seal(folder: Path) -> None:
     """Write the manifest of a checkpoint whose files are all written; all of it is on the disk afterwards."""
     files = {}
     for path in _files(folder):
-        with path.open("rb" if os.name == "posix" else "r+b") as file:  # Windows brings to the disk what it may write
+        mode: str = "rb" if os.name == "posix" else "r+b"  # Windows brings to the disk what it may write
+        file: Any
+        with path.open(mode) as file:
             files[path.relative_to(folder).as_posix()] = {
                 "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }  # fmt: skip
@@ -100,7 +103,7 @@ def check_whole(folder: Path, *, fresh_optimizer: bool = False) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, _CARD))
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -195,7 +198,9 @@ def _check_finite(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 flat = file.get_tensor(name).reshape(-1)
-                if flat.is_floating_point() and not all(torch.isfinite(p.float()).all() for p in flat.split(_PIECE)):
+                # A mask that is kept with the weights may hold -inf; a training that diverged leaves NaN.
+                pieces = (p.float() for p in flat.split(_PIECE)) if flat.is_floating_point() else ()
+                if any((p.isnan() | p.isposinf()).any() for p in pieces):
                     raise DiagError("a weight is not finite", where=path, got=name, hint=_MEND)
     except (OSError, SafetensorError) as error:
         raise DiagError("a file of the checkpoint cannot be read", where=path, got=error, hint=_MEND) from error

@@ -13,6 +13,7 @@ from dpo_diag.commands.overrides import explain_override, quoted_paths
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checks import check
 from dpo_diag.errors import DiagError
+from dpo_diag.records.writer import RunWriter
 
 GROUPS = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((conf_dir() / g).glob("*.yaml"))]
@@ -131,11 +132,20 @@ def test_fields_that_do_not_fit_together_are_one_line(overrides: list[str], mess
     assert caught.value.usage
 
 
-def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run_app("dpo-train", "config", lambda cfg: None, ["loss.bta=1"]) == 2
     assert capsys.readouterr().err == "dpo-train: unknown key 'loss.bta'; did you mean loss.beta?\n"
     assert run_app("dpo-train", "config", lambda cfg: None, ["trainer.learning_rate=abc"]) == 2
     assert "could not be converted to Float" in capsys.readouterr().err
+    assert run_app("dpo-train", "config", lambda cfg: None, ["trainer.args.seed=1"]) == 2
+    told = capsys.readouterr().err
+    assert "use +trainer.args.seed=1" in told and "object_type" not in told
+    RunWriter(tmp_path / "mine").finish()
+    assert run_app("dpo-train", "config", lambda cfg: None, [f"{tmp_path}/mine"]) == 2
+    assert capsys.readouterr().err == (
+        f"dpo-train: override '{tmp_path}/mine' cannot be parsed; expected key=value; "
+        f"hint: resume={tmp_path}/mine goes on with that run\n"
+    )
 
 
 def test_shell_completion_is_no_override(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from dpo_diag.commands.hydra_app import run_app
 from dpo_diag.commands.resume_trust import SIGNATURE, is_own, not_taken
+from dpo_diag.commands.resume_trust import resumed as arguments_resumed
 from dpo_diag.records.checksums import yaml_bytes
 
 HARMLESS = ["seed=3", "loss.beta=0.3", "name='vergleich β'", "data.path='a, b.jsonl'", "~probes",
@@ -91,3 +92,19 @@ def test_a_run_of_ones_own_brings_all_back_until_somebody_changes_it(
     assert resumed(f"resume={run}")[0].tracking.entity is None
     (run / SIGNATURE).unlink()
     assert not is_own(run)
+
+
+def test_a_configuration_that_was_edited_is_said_not_to_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What Hydra composed is written for people to read; whoever changes it there is told where changes go."""
+    run = tmp_path / "r"
+    of_a_run(run, ["seed=3"])
+    file = run / ".hydra" / "config.yaml"
+    file.write_bytes(yaml_bytes("seed: 3\n"))
+    arguments_resumed([f"resume={run}"])
+    assert capsys.readouterr().err == ""
+    file.write_bytes(file.read_bytes().replace(b"seed: 3", b"seed: 1"))
+    assert "seed=3" in arguments_resumed([f"resume={run}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {file} was changed, and is not read") and line.endswith("on the command line")

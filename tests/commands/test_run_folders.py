@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def test_a_job_that_is_stopped_before_it_did_anything_names_the_command_that_sta
 
     def job(cfg: Any) -> None:
         os.kill(os.getpid(), number)
+        time.sleep(10)  # the system may hand the signal to another thread first
 
     root = tmp_path / "with space"
     assert run_app("dpo-train", "config", job, [f"output_root='{root}'", "seed=1"]) == status

@@ -178,6 +178,13 @@ def test_what_was_changed_by_hand_on_purpose_is_read_without_its_line(tmp_path: 
     lines = [line for line in text.splitlines() if '"crc32"' not in line]
     file.write_text("\n".join([*lines[:-2], lines[-2].rstrip(","), lines[-1]]))
     assert load_run(tmp_path).kind == "scored"
+    # Whoever removes the line and nothing else leaves the comma before it.
+    file.write_text("\n".join(lines))
+    assert lines[-2].endswith(",") and load_run(tmp_path).kind == "scored"
+    # A file that is cut has no such line: it is not proposed.
+    file.write_text(text[:100])
+    with pytest.raises(DiagError, match=r"got no JSON: .*; hint: restore it$"):
+        load_run(tmp_path)
 
 
 def test_line_ends_of_windows_damage_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_they_use_the_public_api_alone(script: Path) -> None:
             named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             named.add(str(node.module))
-    assert {name for name in named if name.startswith("dpo_diag")} == {"dpo_diag"}
+    # dpo_diag.text: what a spreadsheet would run is defused where a script writes CSV.
+    assert {name for name in named if name.startswith("dpo_diag")} - {"dpo_diag.text"} == {"dpo_diag"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_diag import load_runs
+from dpo_diag.commands.diag import main
 from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.records import RunWriter, load_run
 from dpo_diag.records.schemas import TABLES
@@ -271,3 +272,37 @@ def test_temporary_files_are_not_read(tmp_path: Path) -> None:
     writer.write("pairs", pair_rows(0))
     (tmp_path / "r" / "pairs" / f".00000001-00000001.all.r0.parquet.{os.getpid()}.tmp").write_bytes(b"PAR1half")
     assert set(load_run(tmp_path / "r").pairs["step"]) == {0}
+
+
+def test_a_file_that_may_not_be_read_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale handle of a shared disk: no numbers from the rest of the rows."""
+    import errno
+
+    writer = RunWriter(tmp_path / "r")
+    writer.write("history", [{"step": 1, "split": "train", "name": "loss", "value": 0.5, "weight": 1.0}])
+    writer.finish()
+    before = Path.read_bytes
+
+    def stale(path: Path) -> bytes:
+        if path.suffix == ".parquet":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return before(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(DiagError, match=r"cannot be opened.*Stale file handle"):
+        load_run(tmp_path / "r").read("history")
+
+
+def test_a_start_that_ended_before_its_first_record_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its reports of the data stay; neither reader asks for an import of its log."""
+    folder = tmp_path / "r"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "data_report.json").write_text("{}")
+    (folder / "dpo-train.log").write_text("prompts without ids\n")
+    for command in ("explain", "report"):
+        assert main([command, str(folder)]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[0]
+        said = f"hint: this start ended before its first record; {folder / 'dpo-train.log'} says why"
+        assert said in line and "import" not in line

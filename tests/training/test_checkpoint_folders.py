@@ -130,6 +130,16 @@ def test_a_whole_checkpoint_under_another_name_is_taken(copy: Path) -> None:
     assert at_checkpoint(copy / "mine").step == 3
 
 
+def test_a_mask_of_minus_infinity_and_an_edited_model_card_are_no_damage(copy: Path) -> None:
+    last = max((copy / "out").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    weights = load_file(last / "model.safetensors")
+    save_file({**weights, "mask": torch.tensor([0.0, float("-inf")])}, last / "model.safetensors", {"format": "pt"})
+    (last / "README.md").write_text("base_model: x")
+    seal(last)
+    (last / "README.md").write_text("base_model: x, and what it is for")
+    assert choose_checkpoint(copy / "out").folder == str(last)
+
+
 def test_where_there_is_none_the_error_says_why(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DiagError, match=r"nothing to resume from; in .*absent; got no checkpoint"):
         choose_checkpoint(tmp_path / "absent")
