@@ -147,7 +147,9 @@ def _take_over(folder: Path, say: Callable[[str], None]) -> None:
     owner = held_by(folder)
     if owner is None or owner == this():
         return
-    if owner.alive():  # somebody removed the lock under it
+    # Somebody removed the lock under it. Where the system does not say since when a process runs, its number may be
+    # another program's by now, and the free lock decides.
+    if owner.alive() and owner.began is not None:
         raise _refusal(folder, owner)
     if owner.is_here():
         return
@@ -224,10 +226,9 @@ def _release(key: Path) -> None:
 
 def _beat(ends: threading.Event) -> None:
     while not ends.wait(BEAT):
-        with _GUARD:
-            for key in list(_HELD):
-                with suppress(OSError):
-                    os.utime(key / OWNER)
+        for key in list(_HELD):  # without the guard, which is held while another folder's owner is waited for
+            with suppress(OSError):
+                os.utime(key / OWNER)
 
 
 def _to_stderr(line: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from dpo_diag.records import Run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.process import this
+from dpo_diag.records.run_lock import held_by
 from dpo_diag.records.schemas import TRAIN_SPLIT
 
 _MANY = 10_000
@@ -21,8 +23,14 @@ def holds_run(folder: str | os.PathLike[str]) -> bool:
 
 
 def unused(folder: Path) -> Path:
-    """The folder, with the first number behind its name under which there is no run."""
-    return next(name for name in _numbered(folder) if not holds_run(name))
+    """The folder, with the first number behind its name under which there is no run, nor one that begins right now."""
+    return next(name for name in _numbered(folder) if not holds_run(name) and not _is_begun(name))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether another process holds the folder."""
+    owner = held_by(folder)
+    return owner is not None and owner != this() and owner.alive() is not False
 
 
 def continued(folder: Path, log: Sequence[Mapping[str, Any]]) -> Path:

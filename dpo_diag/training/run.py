@@ -396,7 +396,8 @@ class Recording(Saving):
         if "train_loss" in logs and math.isfinite(mean):
             state, theirs = self.state, logs["train_loss"]
             if self._losses_before is not None:
-                here = theirs * max(state.global_step - self._initial_global_step, 0.001)
+                # The divisor of transformers before it knew its own first step is the whole training's.
+                here = theirs * max(state.global_step - getattr(self, "_initial_global_step", 0), 0.001)
                 theirs = (self._losses_before + here) / state.global_step
             logs["train_loss"] = mean
             if abs(theirs - mean) > ROUNDING * max(1.0, abs(mean)):

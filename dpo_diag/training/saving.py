@@ -111,9 +111,13 @@ class Saving:
     def _finalize_training(self: Any, trial: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers', behind what is still to be done at the last step: evaluate, where a run that goes on from
         there was not evaluated; save. Its way to keep one checkpoint alone would remove the last."""
-        step = self.state.global_step
-        if self._resumed is not None and step == self._resumed.step and self._lacks_evaluation():
-            self._evaluate(trial, None, skip_scheduler=True)
+        step, evaluates = self.state.global_step, self.args.eval_strategy != "no"
+        if self._resumed is not None and step == self._resumed.step:
+            if evaluates and self._lacks_evaluation():
+                self._evaluate(trial, None, skip_scheduler=True)
+            else:
+                # As a run that was not killed comes here: TRL's log call takes the metrics of the model's mode.
+                self.model.train(not evaluates)
         if self.keep.at_end and 0 < step != self._saved_step:
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -126,7 +130,7 @@ class Saving:
     def _lacks_evaluation(self: Any) -> bool:
         state = self.state
         last = [row for row in state.log_history if row.get("step") == state.global_step]
-        return self.args.eval_strategy != "no" and not any(k.startswith("eval_") for row in last for k in row)
+        return not any(key.startswith("eval_") for row in last for key in row)
 
     def _run_epoch(self: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers', which trains a step more where a resumed training has done its last one."""

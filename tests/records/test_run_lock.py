@@ -156,3 +156,19 @@ def test_what_is_added_to_a_trained_run_leaves_its_status_alone(tmp_path: Path) 
             k: before.get(k) for k in ("status", "error", "ended", "packages")
         }
         assert len(load_run(run).history) == 1
+
+
+def test_a_number_that_another_program_has_by_now_blocks_nobody(tmp_path: Path) -> None:
+    """Where the system does not say when a process began, a free lock decides: pid 1 runs, and wrote nothing."""
+    mine = run_lock.this()
+    owner = {
+        "host": mine.host,
+        "kernel": mine.kernel,
+        "pid": 1,
+        "began": None,
+        "command": "dpo-train",
+        "since": "today",
+    }
+    (tmp_path / OWNER).write_text(json.dumps(owner))
+    hold(tmp_path)()
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
@@ -194,6 +194,34 @@ def test_at_the_last_step_only_the_closing_work_is_done(
     assert rows.query("split == 'train' and name == 'loss'")["step"].tolist() == [1, 2, 3]
     assert rows.query("split == 'eval' and name == 'loss'")["step"].tolist() == ([3] if evaluated else [])
     assert (rows.query("name == 'train_loss'")["step"] == 3).all()
+
+
+@pytest.mark.parametrize("evaluated", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_killed_behind_the_last_checkpoint_it_closes_as_if_nobody_had_killed_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, evaluated: bool
+) -> None:
+    """One step, inside a logging window of two. TRL's closing log call has num_tokens where the model is in training
+    mode: not behind an evaluation. A process that only closes has done neither: a LoRA begins in training mode, a
+    loaded model out of it."""
+    options: dict[str, Any] = {"max_steps": 1, "logging_steps": 2, "eval_strategy": "steps" if evaluated else "no"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    class Copy(TrainerCallback):
+        def on_save(self, *args: Any, **kwargs: Any) -> None:
+            shutil.copytree(whole, killed)
+
+    trainer = trainer_of(whole, tokenizer, **options)
+    trainer.add_callback(Copy())
+    trainer.train()
+    resumed = trainer_of(killed, tokenizer, **options)
+    resumed.model.train(evaluated)
+    resumed.train(resume_from_checkpoint=True)
+    history, expected = (load_run(folder / "run").history for folder in (killed, whole))
+    names, known = (set(h.query("split == 'train'")["name"]) for h in (history, expected))
+    assert names == known
+    assert "train_loss" in known
+    assert ("num_tokens" in known) is not evaluated
+    assert resumed.model.training is trainer.model.training is not evaluated
 
 
 def test_a_write_that_fails_leaves_no_checkpoint_behind(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 
 from dpo_diag.records import RunWriter
+from dpo_diag.records.process import process_began, this
+from dpo_diag.records.run_lock import OWNER
 from dpo_diag.training.own_folder import continued, unused
 
 
@@ -39,3 +43,14 @@ def test_the_folder_whose_losses_are_the_logs(tmp_path: Path) -> None:
     run_of(tmp_path / "run-4", {})
     assert continued(runs[0], log({1: 0.7, 2: 0.6})) == runs[0]
     assert continued(runs[0], log({1: 0.1})) == tmp_path / "run-4"
+
+
+def test_a_folder_that_another_training_begins_in_is_passed_over(tmp_path: Path) -> None:
+    """The parent of this process is alive and holds `a`; a process that is gone holds nothing."""
+    mine = this()
+    parent = {"host": mine.host, "kernel": mine.kernel, "pid": os.getppid(), "began": process_began(os.getppid())}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / OWNER).write_text(json.dumps(parent))
+    assert unused(tmp_path / "a") == tmp_path / "a-2"
+    (tmp_path / "a" / OWNER).write_text(json.dumps(parent | {"began": 1}))
+    assert unused(tmp_path / "a") == tmp_path / "a"
