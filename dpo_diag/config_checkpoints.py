@@ -24,6 +24,7 @@ class LoaderConfig:
     tokenizer: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
 
 
 @dataclass

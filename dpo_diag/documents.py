@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -58,21 +59,30 @@ def parse_json_at(text: str, position: int = 0) -> tuple[Any, int]:
         return _safe(value, text[position:end]), end
 
 
-def repeated_key(text: str | bytes) -> str:
-    """A key that one object of a JSON document holds twice, of which JSON's readers keep the last in silence; "" for
-    none. The text is one that `parse_json` takes."""
-    found: list[str] = []
+def repeated_keys(text: str | bytes, value: Any) -> Mapping[str, int]:
+    """Keys that one object of a JSON document holds twice, of which JSON's readers keep the last in silence, by the
+    number of such objects; empty for none. `value` is what `parse_json` gave for the text, which is read a second time
+    only where it holds more keys than the value."""
+    n = text.count(b'":') if isinstance(text, bytes) else text.count('":')
+    if (isinstance(value, dict) and n <= len(value)) or n <= _n_keys(value):
+        return {}
+    found: Counter[str] = Counter()
 
     def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                found.append(name)
-            seen.add(name)
-        return dict(pairs)
+        whole = dict(pairs)
+        if len(whole) < len(pairs):
+            found.update(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        return whole
 
     json.loads(text, object_pairs_hook=look, parse_int=float)
-    return found[0] if found else ""
+    return found
+
+
+def _n_keys(value: Any) -> int:
+    """Keys in a value of JSON, those inside it included."""
+    if isinstance(value, dict):
+        return len(value) + sum(_n_keys(v) for v in value.values() if isinstance(v, (dict, list)))
+    return sum(_n_keys(v) for v in value if isinstance(v, (dict, list))) if isinstance(value, list) else 0
 
 
 def parse_yaml(text: str | bytes) -> Any:

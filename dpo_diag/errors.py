@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000
+"""Characters of `got` in the line: a broken file's one column name can be all of the file."""
+
 
 class DiagError(Exception):
     """A mistake in the input, the configuration or the environment, in one line.
@@ -12,7 +15,7 @@ class DiagError(Exception):
     Args:
         what: what went wrong, a clause without a full stop.
         where: file, row, column or option.
-        got: what was found there.
+        got: what was found there; of a long text the line shows the first 2,000 characters.
         expected: what was wanted instead.
         hint: what the user can do about it.
         usage: True for a mistake in how a command was called (exit status 2 instead of 1).
@@ -34,7 +37,7 @@ class DiagError(Exception):
         if where is not None:
             parts.append(f"in {where}")
         if got is not None:
-            parts.append(f"got {got}")
+            parts.append(f"got {got}" if len(str(got)) <= LONGEST else f"got {str(got)[:LONGEST]}...")
         if expected is not None:
             parts.append(f"expected {expected}")
         if hint is not None:

@@ -269,7 +269,7 @@ def _by_checkpoint(parts: Iterable[tuple[Item, Path]]) -> Iterator[tuple[Checkpo
 @contextmanager
 def held(loader: Loader) -> Iterator[HeldLoader]:
     """A loader of the same settings that keeps its model; freed at the end."""
-    settings = {k: getattr(loader, k) for k in ("device", "dtype", "tokenizer", "trust_remote_code")}
+    settings = {k: getattr(loader, k) for k in ("device", "dtype", "tokenizer", "trust_remote_code", "allow_pickle")}
     keeping = HeldLoader(**settings, attn_implementation=loader.attn_implementation)
     try:
         yield keeping

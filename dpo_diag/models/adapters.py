@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_diag.config import PeftConfig
 from dpo_diag.errors import DiagError
+from dpo_diag.models.hub import PICKLES
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -92,18 +93,21 @@ def quantization_config(config: PeftConfig, dtype: Any) -> BitsAndBytesConfig | 
     )
 
 
-def check_weights(path: str) -> None:
-    """Refuse an adapter folder without safetensors: a pickle would run code when it is opened.
+def check_weights(path: str, *, allow_pickle: bool = False) -> None:
+    """Refuse an adapter folder without safetensors: a pickle can run code when it is opened. `allow_pickle` takes an
+    adapter_model.bin.
 
     Raises:
         DiagError: no adapter_model.safetensors in it. A hub id passes.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        if allow_pickle and (folder / "adapter_model.bin").is_file():
+            return
         pickled = any(folder.glob("adapter_model.[bp]*"))
         raise DiagError(
             "no adapter_model.safetensors", where=folder, got="pickled weights only" if pickled else "no weights",
-            hint="save the adapter again with safe_serialization, where you trust it",
+            hint=PICKLES if pickled else "save the adapter again",
         )  # fmt: skip
 
 
@@ -114,11 +118,22 @@ def load_adapter(model: Any, path: str) -> Any:
         DiagError: the adapter is damaged, or does not fit on the model.
     """
     from peft import PeftModel
+
+    with _opening(path):
+        return PeftModel.from_pretrained(model, path)
+
+
+@contextmanager
+def _opening(path: str) -> Iterator[None]:
+    """Turn what reading an adapter's files raises into a DiagError."""
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
+    unreadable = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
     try:
-        return PeftModel.from_pretrained(model, path)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        yield
+    except unreadable as error:
         got = " ".join(str(error).split())[:200]
         raise DiagError("the adapter cannot be loaded", where=path, got=got, hint="name a whole one") from error
 
@@ -132,7 +147,8 @@ def swap_adapter(model: Any, path: str) -> bool:
     config = model.peft_config[model.active_adapter]
     if config.peft_type != PeftType.LORA or config.bias != "none":
         return False
-    weights = load_peft_weights(path, device=str(model.device))
+    with _opening(path):
+        weights = load_peft_weights(path, device=str(model.device))
     own = get_peft_model_state_dict(model)
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
         return False

@@ -124,7 +124,7 @@ class Loader:
         device: auto, cpu, cuda, cuda:N, mps.
         dtype: auto (float32 on a CPU), float32, bfloat16, float16.
         tokenizer: a tokenizer's folder or id; None for each checkpoint's own.
-        trust_remote_code, attn_implementation: as for `load_model`.
+        trust_remote_code, allow_pickle, attn_implementation: as for `load_model`; pickled adapters are meant too.
     """
 
     device: str = "auto"
@@ -132,6 +132,7 @@ class Loader:
     tokenizer: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
+    allow_pickle: bool = False
     _shared: _Shared | None = None
     _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
 
@@ -142,6 +143,7 @@ class Loader:
             dtype=choose_dtype(self.dtype, device)[0],
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
         )
         model.to(device)  # type: ignore[arg-type]
         model.eval()
@@ -200,7 +202,7 @@ class Loader:
 
     def _with_adapter(self, checkpoint: Checkpoint) -> Any:
         base, config = adapter_base(checkpoint), adapter_config(checkpoint)
-        check_weights(checkpoint.path)
+        check_weights(checkpoint.path, allow_pickle=self.allow_pickle)
         fits = self._shared is not None and (self._shared.name, self._shared.adapter) == (base, config)
         if self._shared is None or not fits or not swap_adapter(self._shared.model, checkpoint.path):
             model = self._base_named(base)

@@ -15,6 +15,10 @@ from dpo_diag.errors import DiagError
 _OFFLINE = ("offline mode", "offline", "couldn't connect", "connection error", "connecterror", "name resolution",
             "couldn't reach", "max retries", "cached files", "localentrynotfound",
             "network is unreachable")  # fmt: skip
+PICKLES = (
+    "convert them to safetensors, or, for a source that you trust, set model.allow_pickle=true "
+    "(loader.allow_pickle=true in dpo-score and dpo-generate)"
+)
 _ABSENT = ("repositorynotfound", "datasetnotfound", "404", "not a valid model identifier")
 
 
@@ -119,7 +123,7 @@ def explain(name: str, what: str, error: BaseException, option: str = "model.nam
         return DiagError(
             f"the {what} has no safetensors weights",
             where=name,
-            hint="convert them, or, for a source that you trust, set model.allow_pickle=true",
+            hint=PICKLES,
         )
     if not looks_local(name) and any(word in lower for word in _OFFLINE):
         return DiagError(

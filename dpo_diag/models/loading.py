@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_diag.errors import DiagError
+from dpo_diag.models.adapters import check_weights
 from dpo_diag.models.hub import loading
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ def load_model(
         options["quantization_config"] = quantization
     if not allow_pickle:
         options["use_safetensors"] = True
+        if (Path(name) / "adapter_config.json").is_file():
+            check_weights(name)  # transformers would fall back to adapter_model.bin
     with loading(name, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     model: PreTrainedModel = loaded[0]

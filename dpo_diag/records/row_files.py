@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.documents import parse_json, repeated_key
+from dpo_diag.documents import parse_json, repeated_keys
 from dpo_diag.errors import DiagError
 from dpo_diag.records.json_documents import BROKEN, SeveralArrays, is_one_row, rows_in, values_in
 from dpo_diag.records.json_tables import NAMELESS, WITH_NAMES, nameless
@@ -92,20 +92,18 @@ def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
     """One line of JSON as a row."""
     try:
         row = as_row(parse_json(text.decode()))
-        if isinstance(row, Mapping) and text.count(b'":') > _n_keys(row) and (key := repeated_key(text)):
-            return BadRow("a key that stands twice", f"a key that stands twice: {_short(key)}", "keep one of them")
-        return row
+        return twice(repeated_keys(text, row)) or row
     except UnicodeDecodeError as error:
         return BadRow("undecodable line", f"not UTF-8 at byte {error.start}", AS_UTF8)
     except ValueError as error:
         return BadRow("undecodable line", f"not JSON: {_short(error)}")
 
 
-def _n_keys(value: Any) -> int:
-    """Keys in a value of JSON, those inside it included."""
-    if isinstance(value, dict):
-        return len(value) + sum(map(_n_keys, value.values()))
-    return sum(map(_n_keys, value)) if isinstance(value, list) else 0
+def twice(keys: Iterable[str]) -> BadRow | None:
+    """Why a row with these `repeated_keys` is left out: which of the values is meant, nobody can say. None for none."""
+    for key in keys:
+        return BadRow("a key that stands twice", f"a key that stands twice: {_short(key)}", "keep one of them")
+    return None
 
 
 def _short(error: object) -> str:

@@ -133,16 +133,19 @@ def _parse_dataclass(kind: type, value: Any, where: str, tolerance: Tolerance) -
     unknown = [k for k in value if k not in fields]
     if unknown and tolerance is Tolerance.NOTHING:
         raise DiagError("unknown field", where=where, got=unknown[0], expected=f"one of {', '.join(fields)}")
-    for name, field in fields.items():
-        if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise DiagError("a field is missing", where=where, expected=name)
-    annotations, parsed = hints(kind), {}
+    needed = {
+        f.name for f in fields.values()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }  # fmt: skip
     # A null says that the value is not known, like an absent field.
+    for name in (n for n in fields if n in needed and value.get(n) is None):
+        raise DiagError("a field is missing", where=where, expected=name)
+    annotations, parsed = hints(kind), {}
     for name in (n for n in fields if value.get(n) is not None):
         try:
             parsed[name] = _parse(annotations[name], value[name], f"{where}.{name}", tolerance)
         except DiagError:
-            if tolerance is not Tolerance.MISFITS:
+            if tolerance is not Tolerance.MISFITS or name in needed:
                 raise
     return kind(**parsed)
 

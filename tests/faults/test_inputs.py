@@ -18,7 +18,7 @@ import pytest
 
 from dpo_diag import load_run
 from dpo_diag.data.pairs import read_pairs
-from dpo_diag.errors import DamagedRecords
+from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.gate.judge import Gate
 from dpo_diag.gate.rules import load_rules
 from dpo_diag.importers import import_path
@@ -173,9 +173,19 @@ def broken_inputs(folder: Path, seeds: Iterator[int], many: int) -> tuple[Counte
     return tried, wrong
 
 
-@pytest.mark.parametrize("many", [150, pytest.param(MANY, marks=(pytest.mark.slow, pytest.mark.timeout(7200)))])
+def test_a_line_does_not_quote_a_whole_broken_file(tmp_path):
+    """A column's name of 30,000 characters in a table of sums that lacks another column."""
+    row = {"step": 1, "pair_id": "a", "chosen_sum_logp": -1, "rejected_sum" + "{" * 30_000: -2}
+    (tmp_path / "pairs.jsonl").write_bytes(_lines(row))
+    with pytest.raises(DiagError, match=r"rejected_sum_logp.*are missing") as error:
+        _import(tmp_path / "pairs.jsonl")
+    assert 2000 < len(str(error.value)) < 3000
+
+
+@pytest.mark.parametrize("many", [55, pytest.param(MANY, marks=(pytest.mark.slow, pytest.mark.timeout(7200)))])
 def test_no_broken_input_gives_a_traceback_or_takes_long(tmp_path, monkeypatch, fault, many):
-    """Each input: a value or a DiagError of one line, within 2 s of the processor and 500 MiB."""
+    """Each input: a value or a DiagError of one line, within 2 s of the processor and 500 MiB. By default one round of
+    the doors, each by its share."""
     monkeypatch.chdir(tmp_path)
     tried, wrong = broken_inputs(tmp_path, count(), many)
     print("\n".join(what for _, what in wrong))

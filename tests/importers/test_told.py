@@ -51,3 +51,41 @@ def test_a_row_with_a_key_twice_is_told_and_none_of_its_values_taken(tmp_path: P
     assert [str(row) if isinstance(row, BadRow) else row["chosen"] for row in rows] == [
         "a key that stands twice: chosen", "c", "a key that stands twice: role",
     ]  # fmt: skip
+
+
+def test_a_printed_row_with_a_key_twice_is_told_and_none_of_its_values_taken(tmp_path: Path) -> None:
+    """Three ways to read a printed row: plain, with a word of Python's, as a literal. A time's colon is no key."""
+    log = tmp_path / "train.log"
+    log.write_text(
+        "{'loss': 0.69, 'step': 1, 'elapsed': '0:01:22'}\n{'loss': 0.6, 'step': 2, 'loss': 0.5}\n"
+        "{'loss': nan, 'step': 3, 'loss': 0.4}\n{'loss': 0.3, 'step': 4, 'it\\'s': (1, 2), 'loss': 0.2}\n"
+        "{'loss': 0.6, 'step': 5, 'it\\'s': (1, 2)}\n"
+    )
+    told = import_path(log, tmp_path / "run", None, Options())
+    assert (told["read"], told["skipped_count"]) == (2, 3)
+    assert [row["line"] for row in told["skipped"]] == [2, 3, 4]
+    assert {row["why"] for row in told["skipped"]} == {"a key that stands twice: loss"}
+
+
+def test_a_key_that_stands_twice_in_a_trainers_state_is_told(tmp_path: Path) -> None:
+    """Two of three rows hold loss twice; the state itself holds nothing twice."""
+    state = tmp_path / "trainer_state.json"
+    row = '{"step": %d, "loss": 0.6, "loss": 0.5}'
+    rows = ", ".join((row % 1, row % 2, '{"step": 3, "loss": 0.4}'))
+    state.write_text('{"log_history": [' + rows + '], "max_steps": 3}')
+    told = import_path(state, tmp_path / "run", None, Options())
+    assert "'loss' stands twice in 2 objects: the last value was taken" in told["notes"]
+    assert told["read"] == 3
+
+
+def test_a_count_that_no_answer_has_is_told_and_its_row_kept(tmp_path: Path) -> None:
+    """Infinite, beyond 32 bits, half a token: none is a number of tokens; 3 is."""
+    rows = [
+        f'{{"step": 1, "pair_id": "{n}", "chosen_sum_logp": -1, "rejected_sum_logp": -2, "chosen_n_tokens": {text}}}\n'
+        for n, text in enumerate(("1e999", "1e308", "2147483648", "2.5", "3"))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    told = import_path(tmp_path / "pairs.jsonl", tmp_path / "run", None, Options())
+    assert (told["read"], told["skipped_count"]) == (5, 4)
+    assert [row["line"] for row in told["skipped"]] == [1, 2, 3, 4]
+    assert {row["why"].split(":")[0] for row in told["skipped"]} == {"chosen_n_tokens is not a count"}

@@ -257,6 +257,32 @@ def test_the_model_under_an_adapter_is_itself_again(folders: Path, tmp_path: Pat
     assert torch.equal(seen[0], seen[2])
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_a_pickled_adapter_is_opened_where_asked_alone(folders: Path, tmp_path: Path) -> None:
+    """The refusal names the option; with it the weights are those that were saved, and a broken pickle is one line."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folders / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="gaussian")
+    get_peft_model(base, config).save_pretrained(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    saved = load_file(file)
+    file.unlink()
+    torch.save(saved, tmp_path / "a" / "adapter_model.bin")
+    checkpoint = Checkpoint(str(tmp_path / "a"))
+    with pytest.raises(DiagError, match=r"pickled weights only.*convert them.*loader\.allow_pickle=true"):
+        Loader(**CPU)._with_adapter(checkpoint)
+    with Loader(**CPU, allow_pickle=True).open(checkpoint) as (model, _):
+        (own,) = [p for name, p in model.named_parameters() if "layers.0" in name and "lora_A" in name]
+        (as_saved,) = [w for name, w in saved.items() if "layers.0" in name and "lora_A" in name]
+        assert torch.equal(own, as_saved)
+    (tmp_path / "a" / "adapter_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(DiagError, match="the adapter cannot be loaded"):
+        Loader(**CPU, allow_pickle=True)._with_adapter(checkpoint)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning", "ignore:Found missing:UserWarning")
 def test_an_adapter_that_does_not_fit_leaves_nothing_behind(folders: Path, tmp_path: Path) -> None:
     """Its file holds rank 3, its configuration says 2: the next adapter gets a base without traces of it."""

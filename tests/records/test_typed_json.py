@@ -51,6 +51,7 @@ def test_null_and_absent_are_the_same() -> None:
         ({"kind": "a", "rows": [{"n": 1}, {"m": 1}]}, r"unknown field; in f.json.rows\[1\]; got m; expected one of n"),
         ({"kind": "a", "names": {"x": 1}}, "wrong type; in f.json.names.x; got 1; expected text"),
         ({"inner": {}}, "a field is missing; in f.json; expected kind"),
+        ({"kind": None}, "a field is missing; in f.json; expected kind"),
     ],
 )  # fmt: skip
 def test_a_misfit_is_named_with_its_field(document: Any, error: str) -> None:
@@ -64,6 +65,8 @@ def test_what_is_tolerated_is_left_out() -> None:
     with pytest.raises(DiagError, match=r"f\.inner\.n"):
         from_document(Outer, document, "f", Tolerance.UNKNOWN_FIELDS)
     assert from_document(Outer, {"kind": "a", "new": 1}, "f", Tolerance.UNKNOWN_FIELDS) == Outer("a")
+    with pytest.raises(DiagError, match=r"wrong type; in f\.kind"):  # which no default stands in for
+        from_document(Outer, {"kind": 1}, "f", Tolerance.MISFITS)
 
 
 def test_numbers_of_numpy_become_plain_ones() -> None:

@@ -17,6 +17,7 @@ from dpo_diag.importers.literal import ANSI, parse_row
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.trainings import Place, Training, Trainings, is_training_row
+from dpo_diag.records.row_files import BadRow
 from dpo_diag.records.text_files import Skipped, pieces
 
 PIECE = 4 << 20
@@ -80,6 +81,9 @@ class _Reader:
         row = parse_row(data[start:end])
         if row is None:
             self.skipped.add(self.line, "a row cannot be parsed as a dictionary")
+            return
+        if isinstance(row, BadRow):
+            self.skipped.add(self.line, str(row))
             return
         step = self._step_in_front(prefix if start - position > len(prefix) else b"\n" + prefix)
         is_train = is_training_row(row)

@@ -147,7 +147,7 @@ def _take(table: _Table, reader: PairTexts, row: Mapping[str, Any], line: int, s
         if raw is None or raw == "":
             continue
         value = number(raw)
-        if value is None or (column.endswith(COUNTS) and not (value >= 0 and value == int(value))):
+        if value is None or (column.endswith(COUNTS) and not (0 <= value < 1 << 31 and value.is_integer())):
             if value is None or not math.isnan(value):
                 skipped.add(line, f"{column} is not a {'count' if column.endswith(COUNTS) else 'number'}: {raw!r:.40}")
             continue
