@@ -23,7 +23,7 @@ MAX_DOCUMENT = 256 << 20
 MAX_YAML = 1 << 18
 MAX_YAML_VALUES = 1_000_000
 """Values of a YAML document with every alias written out."""
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF_CHARACTER = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F]")
 _LONG_INTEGER = re.compile(r"\d{19}")
 _DECODER = json.JSONDecoder()
 _NOT_UTF8 = "not UTF-8 at byte {}"
@@ -195,15 +195,19 @@ def _safe(value: Any, text: str) -> Any:
                 break
         else:
             raise ValueError("nested too deeply")
+    return whole_characters(value, text)
+
+
+def whole_characters(value: Any, text: str) -> Any:
+    """What was read of `text`, with U+FFFD for each half of a surrogate pair, which no file could take."""
     return _whole_characters(value) if _HALF_CHARACTER.search(text) else value
 
 
 def _whole_characters(value: Any) -> Any:
-    """The value with U+FFFD for each half of a surrogate pair, which no file could take."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_whole_characters(v) for v in value]
+    if isinstance(value, (list, tuple, set)):
+        return type(value)(_whole_characters(v) for v in value)
     if isinstance(value, dict):
         return {_whole_characters(k): _whole_characters(v) for k, v in value.items()}
     return value

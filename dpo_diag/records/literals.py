@@ -10,7 +10,7 @@ import re
 import warnings
 from typing import Any
 
-from dpo_diag.documents import parse_json
+from dpo_diag.documents import parse_json, whole_characters
 
 _TOKEN = re.compile(
     r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -45,7 +45,7 @@ def python_literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # a stray backslash in foreign text
-            return ast.literal_eval(text)
+            return whole_characters(ast.literal_eval(text), text)
     except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("not a literal") from error
 

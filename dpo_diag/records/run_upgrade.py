@@ -53,7 +53,8 @@ def upgrade(document: Mapping[str, Any], history: Callable[[], pd.DataFrame]) ->
     new["logps"] = reduction
     new["source"] = _source(document.get("source"))
     names = loss.get("types") if isinstance(loss, Mapping) else None
-    new["reference_free"] = has_no_reference(names) if isinstance(names, (list, tuple)) else False
+    named = [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+    new["reference_free"] = has_no_reference(named)
     if new.get("loss") is None or reduction is None:
         inferred = infer(history())
         new["logps"] = reduction or inferred.logps

@@ -32,6 +32,7 @@ def test_python_and_numpy_print_the_same_list(value: list[Any]) -> None:
         ("{'a': null, 'b': array([{'c': 1}], dtype=object)}", {"a": None, "b": [{"c": 1}]}),
         ("[np.str_('a'), np.float64(3.0)]", ["a", 3.0]),
         ("[('a' 'b')]", ["ab"]),
+        (r"{'\ud800k': ('\udfff', '\U0000dabc')}", {"\ufffdk": ("\ufffd", "\ufffd")}),
     ],
 )
 def test_what_is_read(text: str, value: Any) -> None:

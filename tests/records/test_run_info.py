@@ -75,6 +75,8 @@ def test_an_old_run_s_loss_that_is_none_is_said(tmp_path: Path) -> None:
     assert info.loss is None
     assert info.loss_reason is not None
     assert info.loss_reason.startswith("run.json's loss is not understood: unknown loss type; got ['no_such']")
+    nested = old_run(tmp_path / "nested", loss={"types": [["sigmoid"]], "beta": 0.1}).info
+    assert nested.loss is None and not nested.reference_free
 
 
 def test_beta_and_the_formula_are_inferred_from_an_old_log_s_means(tmp_path: Path) -> None:
