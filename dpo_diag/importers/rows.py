@@ -216,8 +216,10 @@ class RowStore:
                 latest[step] = {}
                 rows.append((step, latest[step]))
             latest[step][key] = value
+        empty = self.empty
         for step, row in rows:
             self.add(row, 0, step)
+        self.empty = empty  # points are no rows of the source: a step may hold its epoch alone
 
     def extend(self, later: RowStore) -> None:
         """Take the rows of another store behind these."""

@@ -136,6 +136,7 @@ def test_wrong_names_and_folders(tmp_path: Path, tiny_model: Path) -> None:
     assert "a model is a folder" in _one_line(_hub(tiny_model / "model.safetensors"))
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "adapter alone" in _one_line(_hub(tmp_path))
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "config.json").write_text("{broken")
     assert "cannot be loaded" in _one_line(_hub(tmp_path))
 
