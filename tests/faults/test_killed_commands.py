@@ -26,6 +26,7 @@ def test_a_killed_work_is_begun_again_and_loses_nothing(tmp_path: Path, fault: C
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
+    print(*found["wrong"], sep="\n")  # pytest shows it where a fault's count fails the test
     for name, tried, lost in found["rows"]:
         fault(name, tried=tried, lost=lost)
     assert found["wrong"] == []
