@@ -149,7 +149,7 @@ def _main(argv: Sequence[str] | None) -> int:
         told = shortage(error)
         if debug or told is None:
             raise
-        print(f"{name}: {told}", file=sys.stderr)
+        print(f"{name}: {redacted(str(told))}", file=sys.stderr)
         return EXIT_FAILURE
 
 
