@@ -77,8 +77,8 @@ def loss_floor(spec: LossSpec) -> float | None:
 
 
 def loss_turn(spec: LossSpec) -> float | None:
-    """The margin beta (a - b) at which the loss of a pair is least and beyond which it rises (label smoothing); None where
-    it goes on falling, or where other terms move the turn."""
+    """The margin beta (a - b) at which the loss of a pair is least and beyond which it rises (label smoothing); None
+    where it goes on falling, or where other terms move the turn."""
     if len(spec.types) > 1:
         return None
     return LOSSES[spec.types[0]].turns_at(spec)

@@ -125,8 +125,9 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
         "beta": spec.beta,
         "at_reference": loss_at_reference(spec) if spec.needs_reference else None,
         "floor": loss_floor(spec),
-        "least_at_margin": loss_turn(spec),
     }
+    if (turn := loss_turn(spec)) is not None:
+        result["least_at_margin"] = turn
     if spec.use_weighting:
         result["weight_part"] = values["weight_part"]
     left_out = int((~finite).sum())
