@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LOSSES, NUMPY, LossSpec, loss_at_reference, loss_floor, pair_losses, start_of
+from dpo_diag.losses import LOSSES, NUMPY, LossSpec, loss_at_reference, loss_floor, loss_turn, pair_losses, start_of
 from tests.test_losses import LENGTHS, batch, stub_of
 
 OURS = tuple(name for name, loss in LOSSES.items() if not loss.in_trl)
@@ -111,8 +112,22 @@ def test_where_they_start_and_end() -> None:
     assert start_of(("dpop", "sft_sum")) == (pytest.approx(math.log(2)), False)
     smoothed = LossSpec(types=("cdpo",), label_smoothing=0.1)
     assert loss_floor(smoothed) == pytest.approx(0.325083, abs=1e-6)
-    lowest = pair_losses(smoothed, np.linspace(0, 100, 1001), np.zeros(1001)).min()
-    assert lowest == pytest.approx(0.325083, abs=1e-5)
+    ratios = np.linspace(0, 100, 100001)
+    found = pair_losses(smoothed, ratios, np.zeros(100001))
+    assert found.min() == pytest.approx(0.325083, abs=1e-6)
+    assert loss_turn(smoothed) == pytest.approx(math.log(9)) == pytest.approx(0.1 * ratios[found.argmin()], abs=1e-3)
+    for other in (LossSpec(), LossSpec(types=("cdpo",)), LossSpec(types=("cdpo", "sft"), label_smoothing=0.1)):
+        assert loss_turn(other) is None
+
+
+def test_smoothing_without_a_reference() -> None:
+    """cpo, beta 0.5, log-probs -2 and -6: x = 2; with smoothing 0.1 .9 * .126928 + .1 * 2.126928 = .326928, above the
+    entropy .325083 that both kinds keep as their floor. simpo by the same x: beta 2, 2 * 1.5 - 1."""
+    sums = {"chosen_sum_logp": [-2.0], "rejected_sum_logp": [-6.0], "n_chosen": [4], "n_rejected": [3]}
+    for kind, beta in (("cpo", 0.5), ("simpo", 2.0)):
+        spec = LossSpec(types=(kind,), beta=beta, label_smoothing=0.1)
+        assert float(pair_losses(spec, [0], [0], **sums)[0]) == pytest.approx(0.326928, abs=1e-6)
+        assert loss_floor(spec) == pytest.approx(0.325083, abs=1e-6)
 
 
 def test_log1mexp_keeps_its_digits() -> None:
@@ -137,10 +152,12 @@ def test_cpo_simpo_and_orpo_are_trls(monkeypatch: pytest.MonkeyPatch) -> None:
         alpha=0.0, beta=0.7, label_smoothing=0.0, simpo_gamma=0.4, accelerator=SimpleNamespace(device="cpu")
     )
     known = {"chosen_sum_logp": sums[0], "rejected_sum_logp": sums[1], "n_chosen": n[0], "n_rejected": n[1]}
-    for kind, loss_type, given in (("cpo", "sigmoid", sums), ("simpo", "simpo", means)):
-        trainer.loss_type = loss_type
+    kinds = (("cpo", "sigmoid", sums), ("simpo", "simpo", means))
+    for (kind, loss_type, given), smoothing in product(kinds, (0.0, 0.2)):
+        trainer.loss_type, trainer.label_smoothing = loss_type, smoothing
         expected = CPOTrainer.cpo_loss(trainer, *torch.from_numpy(given))[0].numpy()
-        spec = LossSpec(types=(kind,), beta=0.7, coefficients={"simpo_gamma": 0.4} if kind == "simpo" else {})
+        own = {"simpo_gamma": 0.4} if kind == "simpo" else {}
+        spec = LossSpec(types=(kind,), beta=0.7, label_smoothing=smoothing, coefficients=own)
         np.testing.assert_allclose(pair_losses(spec, 0 * n[0], 0 * n[1], **known), expected, rtol=1e-12)
     expected = -ORPOTrainer.odds_ratio_loss(trainer, *torch.from_numpy(means))[0].numpy()
     found = pair_losses(LossSpec(types=("orpo",), beta=0.7), 0 * n[0], 0 * n[1], **known)

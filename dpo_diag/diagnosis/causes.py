@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_diag.text import arrow, percent, plural, safe, signed
+from dpo_diag.text import arrow, number, percent, plural, safe, signed
 
 ROLE_WORDS = {
     "shared_prefix": "in the beginning that both answers share",
@@ -63,7 +63,12 @@ def _loss(document: dict[str, Any]) -> list[Sentence]:
         text += ": the rejected answers alone lowered it, the chosen ones raised it"
     elif loss["rejected_part"] < 0 < loss["delta"]:
         text += ": the chosen answers raised it by more than the rejected ones lowered it"
-    return [say(f"{text}.", "loss.chosen_part", "loss.rejected_part")]
+    sentences = [say(f"{text}.", "loss.chosen_part", "loss.rejected_part")]
+    if loss.get("least_at_margin") is not None:
+        least, at = number(loss["floor"]), number(loss["least_at_margin"])
+        text = f"With label smoothing this loss cannot fall below {least}, at a margin of {at}; beyond it, it rises."
+        sentences.append(say(text, "loss.floor", "loss.least_at_margin"))
+    return sentences
 
 
 def _perplexity(document: dict[str, Any]) -> list[Sentence]:

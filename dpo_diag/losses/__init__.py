@@ -15,7 +15,7 @@ from dpo_diag.losses.named import (
 )
 from dpo_diag.losses.registry import LOSSES, NUMPY, Coefficient, FloatArray, Loss, Ops, Pairs
 from dpo_diag.losses.spec import DIVERGENCES, LossSpec
-from dpo_diag.losses.values import loss_at_reference, loss_floor, pair_losses, term_sum
+from dpo_diag.losses.values import loss_at_reference, loss_floor, loss_turn, pair_losses, term_sum
 
 __all__ = [
     "DIVERGENCES",
@@ -35,6 +35,7 @@ __all__ = [
     "loss_at_reference",
     "loss_floor",
     "loss_name",
+    "loss_turn",
     "names_of",
     "pair_losses",
     "start_of",

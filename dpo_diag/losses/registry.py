@@ -190,6 +190,7 @@ class Loss:
         source: paper, or where the definition stands.
         in_trl: TRL 1.16 computes it under this name; any other is computed by DiagDPOTrainer from TRL's own forward.
         floor: greatest lower bound over all (a, b), None where there is none or it is not known.
+        turns_at: the margin beta (a - b) at which it is least and beyond which it rises; None where there is none.
         preference: it compares the two sides; False for a term that has no value at the reference, like an NLL term.
         smooths: it uses `label_smoothing`; needs_smoothing: it takes its logarithm.
         per_token: its log-ratios are means over a response's tokens, so that it needs their number and its beta is
@@ -203,6 +204,7 @@ class Loss:
     source: str
     in_trl: bool = False
     floor: Callable[[LossSpec], float | None] = zero_floor
+    turns_at: Callable[[LossSpec], float | None] = no_floor
     preference: bool = True
     smooths: bool = False
     needs_smoothing: bool = False

@@ -76,6 +76,14 @@ def loss_floor(spec: LossSpec) -> float | None:
     return sum(known) if len(known) == len(floors) else None
 
 
+def loss_turn(spec: LossSpec) -> float | None:
+    """The margin beta (a - b) at which the loss of a pair is least and beyond which it rises (label smoothing); None
+    where it goes on falling, or where other terms move the turn."""
+    if len(spec.types) > 1:
+        return None
+    return LOSSES[spec.types[0]].turns_at(spec)
+
+
 def loss_at_reference(spec: LossSpec) -> float:
     """The loss of a policy that equals its reference (a = b = 0): ln 2 for sigmoid. Terms that compare nothing are out,
     and so are those without a reference: NaN where none is left of a preference loss.

@@ -26,11 +26,12 @@ from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
+from dpo_diag.training.left_out import say_left_out
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.no_reference import as_precomputed, is_reference_free, without_reference
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
 from dpo_diag.training.reference_proof import Handed, message, prove
-from dpo_diag.training.run import Recorded, Recording, say_left_out
+from dpo_diag.training.run import Recorded, Recording
 from dpo_diag.training.shared_prefix import SharedPrefix
 from dpo_diag.training.stored_reference import StoredReference, checked_store
 

@@ -8,11 +8,12 @@ from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 from dpo_diag.losses.named import NAMED, loss_name
 
-_NAMED_BY_CLASS = {"ORPOConfig": "orpo", "CPOConfig": "cpo", "KTOConfig": "kto", "BCOConfig": "bco"}
+_NAMED_BY_CLASS = {"ORPOConfig": "orpo", "KTOConfig": "kto", "BCOConfig": "bco"}
+_WHY = {"orpo": "its trainer's NLL term counts the prompt's tokens, which pair records do not hold"}
 
 
 def loss_facts(arguments: Any) -> dict[str, Any]:
-    """Fields of run.json: `loss`, or `loss_reason` with `loss_names` and `beta` where they are known.
+    """Fields of run.json: `loss`, or `loss_reason` with `loss_names` and `beta` where they are known; `reference_free`.
 
     TRL's configurations are known by the names of their classes, and so are those of trainers that inherit from them
     (ms-swift, axolotl). Attributes that a version does not have keep the loss's default.
@@ -23,13 +24,35 @@ def loss_facts(arguments: Any) -> dict[str, Any]:
             return {"loss": _dpo(arguments)}
         except DiagError as error:
             return {"loss_reason": f"{error.what}: {error.got}", "beta": float(arguments.beta)}
+    if "CPOConfig" in classes:
+        return {"reference_free": True, **_cpo(arguments)}
     named = next((name for kind, name in _NAMED_BY_CLASS.items() if kind in classes), None)
     if named is None:
         return {"loss_reason": f"{classes[0]} names no preference loss"}
-    if named == "cpo" and getattr(arguments, "loss_type", None) == "simpo":
-        named = "cpo_simpo" if getattr(arguments, "cpo_alpha", 0) else "simpo"
-    why = f"{NAMED[named].source}: no per-pair formula is made from its trainer's arguments"
-    return {"loss_reason": why, "loss_names": (named,), "beta": float(arguments.beta)}
+    free = {} if NAMED[named].reference else {"reference_free": True}
+    return _named(named, arguments, _WHY.get(named, "no per-pair formula is made from its trainer's arguments")) | free
+
+
+def _named(name: str, arguments: Any, why: str) -> dict[str, Any]:
+    return {
+        "loss_reason": f"{NAMED[name].source}: {why}", "loss_names": (name,), "beta": float(arguments.beta),
+    }  # fmt: skip
+
+
+def _cpo(arguments: Any) -> dict[str, Any]:
+    """Of TRL's CPO trainer, whose NLL term is the mean over the batch's chosen tokens, as kind sft is."""
+    kind, gamma = str(getattr(arguments, "loss_type", "sigmoid")), getattr(arguments, "simpo_gamma", None)
+    if getattr(arguments, "alpha", 0.0):
+        return _named("alphapo", arguments, "its rewards are no log-probs")
+    if kind not in ("sigmoid", "simpo"):
+        return _named("cpo", arguments, f"loss_type {kind} without a reference has no per-pair formula here")
+    own, sft = "cpo" if kind == "sigmoid" else "simpo", float(getattr(arguments, "cpo_alpha", 1.0))
+    spec = LossSpec(
+        types=(own, "sft") if sft else (own,), weights=(1.0, sft) if sft else (), beta=float(arguments.beta),
+        label_smoothing=float(getattr(arguments, "label_smoothing", 0.0) or 0.0),
+        coefficients={"simpo_gamma": float(gamma)} if own == "simpo" and gamma is not None else {},
+    )  # fmt: skip
+    return {"loss": spec}
 
 
 def _dpo(arguments: Any) -> LossSpec:

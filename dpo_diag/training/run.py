@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
 
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
@@ -23,12 +22,12 @@ from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
 from dpo_diag.stopping import StepEnd, undisturbed
-from dpo_diag.text import percent, some, takes_styles
+from dpo_diag.text import takes_styles
 from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
-from dpo_diag.training.checkpoint_folders import PASSED_OVER, checkpoints_in, set_aside_after
+from dpo_diag.training.checkpoint_folders import checkpoints_in
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
 from dpo_diag.training.guards import Guards
@@ -44,12 +43,6 @@ logger = get_logger(__name__)
 
 Recorded = RunWriter | str | os.PathLike[str] | None
 """Where a trainer records: a writer, or the path of a run folder; None for nowhere."""
-
-
-def say_left_out(before: Any, after: Any, name: str, why: str) -> None:
-    """Say how many rows of a data set TRL left out when it prepared it: it does so without a word."""
-    if isinstance(before, Dataset) and (n := len(before) - len(after)) > 0:
-        logger.warning(f"{name} dataset: TRL leaves out {n} of {len(before)} rows ({percent(n / len(before))}): {why}")
 
 
 class Recording(Saving):
@@ -291,14 +284,6 @@ class Recording(Saving):
                 hint=f"RunWriter(path, resume_step={step}), or hand the trainer the path alone",
             )  # fmt: skip
         return int(step)
-
-    def _set_aside_after(self: Any, step: int | None) -> None:
-        """Before rows beyond the checkpoint go: a run that is killed in between goes on from no later one."""
-        folder = Path(self.args.output_dir)
-        if step is None or not self.args.should_save or Path(self._resumed.folder).resolve().parent != folder.resolve():
-            return
-        if names := set_aside_after(folder, step):
-            self.tell(f"{some(names)}: beyond step {step}, moved to {folder / PASSED_OVER}")
 
     def _evaluate(self: Any, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         # Before the first step, and not asked for by the user: it must not move any random state.

@@ -19,10 +19,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dpo_diag.models.processes import together
 from dpo_diag.records.secrets import is_secret
-from dpo_diag.text import number, size
+from dpo_diag.text import number, size, some
 from dpo_diag.training.checkpoint_folders import (
     ASIDE,
     KEPT,
+    PASSED_OVER,
     Resumed,
     at_checkpoint,
     checkpoints_in,
@@ -30,6 +31,7 @@ from dpo_diag.training.checkpoint_folders import (
     clear_leftovers,
     put_in_place,
     remove,
+    set_aside_after,
     superfluous,
 )
 from dpo_diag.training.window import TrainersOwn, save_window
@@ -95,6 +97,14 @@ class Saving:
         self._saved_at = time.monotonic()
         if self.args.should_save:
             clear_leftovers(Path(self.args.output_dir))
+
+    def _set_aside_after(self: Any, step: int | None) -> None:
+        """Before rows beyond the checkpoint go: a run that is killed in between goes on from no later one."""
+        folder = Path(self.args.output_dir)
+        if step is None or not self.args.should_save or Path(self._resumed.folder).resolve().parent != folder.resolve():
+            return
+        if names := set_aside_after(folder, step):
+            self.tell(f"{some(names)}: beyond step {step}, moved to {folder / PASSED_OVER}")
 
     # ---- when ----
 

@@ -17,8 +17,9 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records.splits import Role
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import head_scores_every_position
+from dpo_diag.training.left_out import say_left_out
 from dpo_diag.training.monitor import Monitor
-from dpo_diag.training.run import Recorded, Recording, say_left_out
+from dpo_diag.training.run import Recorded, Recording
 from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, attach_marks, has_prompt
 from dpo_diag.training.sft_adapter import PromptTap, read_sequences
 from dpo_diag.training.shared_proof import compare

@@ -132,3 +132,12 @@ def test_a_share_of_tokens_says_whose_and_what_is_left(tmp_path: Path) -> None:
     assert "change of -4 nats (2 of 3 pairs with token records at both steps), -5 at the first token" in text
     assert "+1 in the beginning that both answers share (33 % of the tokens)." in text
     assert "all of it and more is there (125 %: the tokens before it rose)" in " ".join(said(document, 2))
+
+
+def test_a_smoothed_loss_names_its_floor(tmp_path: Path) -> None:
+    """Smoothing 0.1: the entropy of (0.9, 0.1), 0.3251 nats, at a margin of log 9 = 2.197; DPO itself has none."""
+    sums = {0: ([-10.0] * 2, [-9.0] * 2), 5: ([-12.0, -8.0], [-20.0] * 2)}
+    floor = "With label smoothing this loss cannot fall below 0.3251, at a margin of 2.197; beyond it, it rises."
+    smoothed = build_run(tmp_path / "cdpo", sums, loss={"types": ["cdpo"], "beta": 0.1, "label_smoothing": 0.1})
+    assert floor in said(explain(smoothed), 2)
+    assert floor not in said(explain(build_run(tmp_path / "dpo", sums)), 2)

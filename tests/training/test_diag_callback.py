@@ -27,6 +27,7 @@ from trl import DPOTrainer
 import dpo_diag
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.training import DiagCallback, DiagDPOTrainer, probe
 from dpo_diag.training.loss_of_arguments import loss_facts
@@ -427,10 +428,32 @@ def test_what_arguments_tell_of_the_loss() -> None:
     assert loss_facts(made("DPOConfig", loss_type="unheard", beta=0.1)) == {
         "loss_reason": "unknown loss type: ['unheard']", "beta": 0.1,
     }  # fmt: skip
-    assert loss_facts(made("ORPOConfig", beta=0.1))["loss_names"] == ("orpo",)
-    assert loss_facts(made("CPOConfig", beta=2.0, loss_type="simpo", cpo_alpha=0.0))["loss_names"] == ("simpo",)
-    assert loss_facts(made("CPOConfig", beta=2.0, loss_type="sigmoid", cpo_alpha=1.0))["loss_names"] == ("cpo",)
     assert loss_facts(made("GRPOConfig", beta=0.04)) == {"loss_reason": "GRPOConfig names no preference loss"}
+
+
+def test_what_trls_experimental_configurations_tell_of_the_loss(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """CPO and SimPO by their trainer's own defaults (cpo_alpha 1, simpo_gamma 0.5) and smoothing; ORPO's NLL counts the
+    prompt, so it keeps its name alone, as does what CPO's trainer computes from no plain log-probs."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    def facts(kind: type, **values: Any) -> dict[str, Any]:
+        return loss_facts(kind(str(tmp_path), use_cpu=True, bf16=False, **values))
+
+    assert facts(CPOConfig, beta=0.2, label_smoothing=0.1) == {
+        "loss": LossSpec(types=("cpo", "sft"), weights=(1.0, 1.0), beta=0.2, label_smoothing=0.1),
+        "reference_free": True,
+    }
+    simpo = LossSpec(types=("simpo",), beta=2.0, coefficients={"simpo_gamma": 0.5})
+    assert facts(CPOConfig, beta=2.0, loss_type="simpo", cpo_alpha=0.0)["loss"] == simpo
+    assert facts(CPOConfig, beta=2.0, loss_type="simpo", cpo_alpha=0.5)["loss"].weights == (1.0, 0.5)
+    assert facts(CPOConfig, loss_type="hinge")["loss_names"] == ("cpo",)
+    assert facts(CPOConfig, loss_type="alphapo", alpha=0.1)["loss_names"] == ("alphapo",)
+    orpo = facts(ORPOConfig, beta=0.1)
+    assert orpo["loss_names"] == ("orpo",) and "prompt's tokens" in orpo["loss_reason"] and orpo["reference_free"]
 
 
 def test_an_argument_out_of_range(tmp_path: Path) -> None:

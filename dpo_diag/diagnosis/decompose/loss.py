@@ -23,7 +23,7 @@ from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, pair_loss
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor
+from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, loss_turn
 from dpo_diag.records import Run
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
@@ -126,6 +126,8 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
         "at_reference": loss_at_reference(spec) if spec.needs_reference else None,
         "floor": loss_floor(spec),
     }
+    if (turn := loss_turn(spec)) is not None:
+        result["least_at_margin"] = turn
     if spec.use_weighting:
         result["weight_part"] = values["weight_part"]
     left_out = int((~finite).sum())

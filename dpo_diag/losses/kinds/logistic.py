@@ -23,15 +23,29 @@ def sigmoid_norm(spec: LossSpec, pairs: Pairs) -> Values:
     return -pairs.ops.log_sigmoid(pairs.logits(spec, per_token="sigmoid_norm"))
 
 
-def cdpo(spec: LossSpec, pairs: Pairs) -> Values:
+def smoothed(spec: LossSpec, pairs: Pairs, logits: Values) -> Values:
     """(1 - eps) L + eps L of the flipped pair."""
-    logits, eps = pairs.logits(spec), spec.label_smoothing
+    eps = spec.label_smoothing
+    if not eps:
+        return -pairs.ops.log_sigmoid(logits)
     return -(1 - eps) * pairs.ops.log_sigmoid(logits) - eps * pairs.ops.log_sigmoid(-logits)
 
 
-def _binary_entropy(spec: LossSpec) -> float:
+def smoothed_floor(spec: LossSpec) -> float:
+    """The entropy of (1 - eps, eps), nats."""
     eps = spec.label_smoothing
     return float(-(1 - eps) * np.log1p(-eps) - (eps * np.log(eps) if eps > 0 else 0.0))
+
+
+def cdpo(spec: LossSpec, pairs: Pairs) -> Values:
+    """`smoothed` of beta times the difference of the scores."""
+    return smoothed(spec, pairs, pairs.logits(spec))
+
+
+def cdpo_turn(spec: LossSpec) -> float | None:
+    """Where 1 - eps of the probability goes to chosen."""
+    eps = spec.label_smoothing
+    return float(np.log1p(-eps) - np.log(eps)) if eps > 0 else None
 
 
 def robust(spec: LossSpec, pairs: Pairs) -> Values:
@@ -85,4 +99,7 @@ LOSSES.add(
     ),
 )
 # Older TRL and other trainers call it sigmoid with label smoothing, which TRL 1.16's sigmoid ignores.
-LOSSES.add("cdpo", Loss(cdpo, "conservative DPO (Mitchell 2023)", smooths=True, floor=_binary_entropy))
+LOSSES.add(
+    "cdpo",
+    Loss(cdpo, "conservative DPO (Mitchell 2023)", smooths=True, floor=smoothed_floor, turns_at=cdpo_turn),
+)

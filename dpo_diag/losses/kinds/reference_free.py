@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dpo_diag.losses.kinds.logistic import smoothed, smoothed_floor
 from dpo_diag.losses.registry import LOSSES, Coefficient, Loss, Pairs, Values
 from dpo_diag.losses.spec import LossSpec
 
 
 def simpo(spec: LossSpec, pairs: Pairs) -> Values:
-    """-log sigmoid(beta [mean log-prob of chosen - of rejected] - gamma)."""
+    """-log sigmoid(x), x = beta [mean log-prob of chosen - of rejected] - gamma; smoothed as TRL's CPO trainer does.
+
+    TRL's `simpo_gamma` is this gamma; the paper's tables give gamma / beta beside it.
+    """
     chosen, rejected = pairs.means("simpo")
-    return -pairs.ops.log_sigmoid(spec.beta * (chosen - rejected) - spec.coefficient("simpo", "simpo_gamma"))
+    return smoothed(spec, pairs, spec.beta * (chosen - rejected) - spec.coefficient("simpo", "simpo_gamma"))
 
 
 def cpo(spec: LossSpec, pairs: Pairs) -> Values:
     """-log sigmoid(beta [log-prob of chosen - of rejected]), summed over tokens; CPO adds an NLL term to it."""
     chosen, rejected = pairs.sums("cpo")
-    return -pairs.ops.log_sigmoid(spec.beta * (chosen - rejected))
+    return smoothed(spec, pairs, spec.beta * (chosen - rejected))
 
 
 def orpo(spec: LossSpec, pairs: Pairs) -> Values:
@@ -36,8 +40,20 @@ LOSSES.add(
         per_token=True,
         reference=False,
         needs=_SUMS,
+        smooths=True,
+        floor=smoothed_floor,
         coefficients={"simpo_gamma": Coefficient(1.0, "the paper's for Llama-3-Base at beta 2; TRL's default is 0.5")},
     ),
 )
-LOSSES.add("cpo", Loss(cpo, "CPO, arXiv 2401.08417, without its NLL term", reference=False, needs=_SUMS))
+LOSSES.add(
+    "cpo",
+    Loss(
+        cpo,
+        "CPO, arXiv 2401.08417, without its NLL term",
+        reference=False,
+        needs=_SUMS,
+        smooths=True,
+        floor=smoothed_floor,
+    ),
+)
 LOSSES.add("orpo", Loss(orpo, "ORPO's odds ratio, arXiv 2403.07691", per_token=True, reference=False, needs=_SUMS))
