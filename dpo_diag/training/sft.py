@@ -118,7 +118,8 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         elif self._loss_on != "all":
             raise DiagError(
                 "the rows are texts without turns", where=f"{name} dataset", got=f"loss_on={self._loss_on}",
-                expected="messages, or prompt and completion", hint="loss_on='all' trains on the whole text",
+                expected="messages, or prompt and completion",
+                hint="train on the whole sequence, or give the answer a column of its own",
             )  # fmt: skip
         return dataset
 
