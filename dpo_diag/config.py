@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 
@@ -282,6 +283,7 @@ class Config:
     filter: FilterConfig = field(default_factory=FilterConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -301,6 +303,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "trainer.shared_prefix": ("auto", "on", "off"),
+    "sft.loss_on": LOSS_ON,
     "peft.kind": ("none", "lora", "qlora"),
     "prompts.kind": ("none", "task", "file"),
     "tracking.mode": ("offline", "online", "disabled"),

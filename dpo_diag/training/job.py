@@ -127,7 +127,11 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     }
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
-        return DiagSFTTrainer(prompt_metrics=config.probes.prompt_ce, tiled_head=tiled, **common)
+        by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
+        return DiagSFTTrainer(
+            prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
+            loss_on=None if by_trl else config.sft.loss_on, **common,
+        )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:
         store = config.trainer.reference_store or Path(config.output_root) / "cache" / "references"
