@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
@@ -181,13 +182,6 @@ class PromptsConfig:
 
 
 @dataclass
-class GuardsConfig:
-    """Live guards write alerts/; those that `stop` names end the run: any of GUARDS."""
-
-    stop: list[str] = field(default_factory=list)
-
-
-@dataclass
 class TrackingConfig:
     """Mirror of the records.
 
@@ -315,8 +309,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tracking.mode": ("offline", "online", "disabled"),
     "task.kind": ("none", "sql"),
 }
-GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike", "reference_mismatch")
-"""Codes of the live guards; see training.guards."""
 PROMPT_SETS = Path(__file__).resolve().parent / "inference" / "prompt_sets"
 """Prompt sets that the package ships, by the name of the file."""
 EXTRA_METRICS = ("top5", "greedy_logp")
