@@ -173,7 +173,7 @@ class SftTerms:
         if self.label_smoothing and trainer.compute_loss_func is not None:
             raise DiagError("label smoothing beside a compute_loss_func", hint="smooth in that function")
         if "infonce" in self.weights and (trainer.args.packing or trainer.padding_free):
-            raise DiagError("InfoNCE compares rows, and packed rows hold several sequences", hint="packing=False")
+            raise DiagError("InfoNCE compares rows, and packed rows hold several sequences", hint="leave packing off")
 
     @property
     def adds(self) -> bool:
