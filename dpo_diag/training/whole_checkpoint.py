@@ -190,7 +190,7 @@ def _check_readable(path: Path, hint: str) -> None:
                 bad = archive.testzip()
         except (OSError, zipfile.BadZipFile, EOFError) as error:
             if path.suffix != ".npz" and _begins_with(path, _LEGACY):
-                hint = f"torch.save(torch.load(FILE, weights_only=True), FILE) writes it anew; or {hint}"
+                hint = f"torch.save(torch.load(FILE), FILE) writes it anew; or {hint}"
                 raise DiagError(
                     "a file of the checkpoint holds no checksum", where=path, got="torch's form of before 1.6",
                     expected="a zip archive", hint=hint,
