@@ -24,8 +24,8 @@ from dpo_diag.records.secrets import REDACTED, redacted_words
 from dpo_diag.text import safe, to_json
 
 SIGNATURE = Path(".hydra") / "signature"
-_RESUME = re.compile(r"\+{0,2}resume=")
-_ONCE = re.compile(r"\+{0,2}(resume|checkpoint|fresh_optimizer)=")
+_RESUME = re.compile(r"\+{0,2}(resume|replay)=")
+_ONCE = re.compile(r"\+{0,2}(resume|replay|checkpoint|fresh_optimizer)=")
 """Overrides that say how this very start goes on: the next one is another."""
 _CODE = ("trust_remote_code", "allow_pickle")
 _ELSEWHERE = ("hydra", "output_root", "tracking", "task.cache", "model.cache")
@@ -34,7 +34,8 @@ _PLAIN = re.compile(r"null|true|false|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
+    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win. So does
+    `replay=RUN/alerts/step-N`, without the folder: it writes nothing there.
 
     RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
     """
@@ -45,10 +46,14 @@ def resumed(arguments: list[str]) -> list[str]:
     folder = Path(run)
     if not folder.exists():
         folder = Path(plain_value(given))
+    step = folder
+    if replays := given.lstrip("+").startswith("replay="):
+        folder = folder.absolute().parent.parent
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise DiagError(
-            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
+            f"nothing to {'replay' if replays else 'resume'}", where=folder, got="no .hydra/overrides.yaml",
+            expected="RUN/alerts/step-N of a run of dpo-train" if replays else "a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
     _say_unread_edit(folder)
@@ -68,6 +73,8 @@ def resumed(arguments: list[str]) -> list[str]:
     if lost := [key for a in own if REDACTED in a and (key := a.partition("=")[0]).lstrip("+~") not in keys]:
         print(f"not kept, since it is a secret: {', '.join(lost)}; give it again if it is needed", file=sys.stderr)
     kept = [a for a in own if a not in left and not _ONCE.match(a) and REDACTED not in a]
+    if replays:
+        return [*kept, *given_now, override("replay", step)]
     return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
 
 
