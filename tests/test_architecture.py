@@ -126,6 +126,13 @@ def test_every_room_has_its_place() -> None:
     assert {room(m) for m in FILES} - {""} == GROUND | LEFT | RIGHT | SHARED | {"commands"}
 
 
+def test_a_python_that_is_started_imports_nothing_from_the_working_directory() -> None:
+    """`python -m` and `-c` look there first, and a module that lies there would stand in for one of ours."""
+    started = [(m, line) for m, file in FILES.items() for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [m for m, line in started if "[sys.executable, " in line and '"-P"' not in line]
+    assert found == ["dpo_diag.commands.sweep_resume"]  # which has a test of its own
+
+
 @pytest.mark.parametrize("room_name", sorted(RIGHT | SHARED))
 def test_importing_the_right_wing_leaves_torch_out(room_name: str) -> None:
     modules = ["dpo_diag", "dpo_diag.commands.diag", *members({room_name})]

@@ -88,6 +88,7 @@ def help_text(name: str, width: int | None = None) -> str:
         '  -sc install=bash  completion: eval "$(' + name + ' -sc install=bash)"',
         "  --debug           tracebacks",
         *(["  resume=RUN        go on with an interrupted run"] if "resume" in keys[""] else []),
+        *(["  replay=RUN/alerts/step-N  compute a step again that a guard kept"] if "replay" in keys[""] else []),
     ]
     return "\n".join(lines)
 

@@ -248,7 +248,9 @@ def git_commit() -> str | None:
     """The commit of the working directory, "+" behind it where files were changed; None outside a repository."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        # A repository may name a program that watches its files: whoever cloned it did not ask for that.
+        status = ["git", "-c", "core.fsmonitor=false", "status", "--porcelain", "-uno"]
+        changed = subprocess.run(status, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
