@@ -8,6 +8,7 @@ work that nobody killed leaves.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import warnings
@@ -153,12 +154,13 @@ def kill_each(name: str, work: Work, root: Path, kills: int) -> tuple[int, int, 
                 wrong.append(f"{where}: ended with {status}: {log.read_text()[-800:]}")
                 continue
             safe, kept = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("safe ")], []
+            half = (run / RUN_FILE).is_file() and load_run(run).info.status != "finished"
             if safe and (missing := set(safe).difference(kept := work.kept(run))):
                 wrong.append(f"{where}: {sorted(missing)} were safe and are gone")
             elif len(kept) > len(set(kept)):
                 wrong.append(f"{where}: {kept} are there, some of them again")
-            elif (run / RUN_FILE).is_file() and "did not train" in explained(run, log):
-                wrong.append(f"{where}: half a work is explained as a run that did not train")
+            elif half and not {"Not", "finished", "killed"} <= set(re.findall(r"\w+", told := explained(run, log))):
+                wrong.append(f"{where}: half a work is explained as {told[-800:]}")
             elif (status := in_child(partial(work.do, run), log)) != 0:
                 wrong.append(f"{where}: begun again it ends with {status}: {log.read_text()[-800:]}")
             elif (found := tables(run)) != expected:
