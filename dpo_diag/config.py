@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 
@@ -180,13 +182,6 @@ class PromptsConfig:
 
 
 @dataclass
-class GuardsConfig:
-    """Live guards write alerts/; those that `stop` names end the run: any of GUARDS."""
-
-    stop: list[str] = field(default_factory=list)
-
-
-@dataclass
 class TrackingConfig:
     """Mirror of the records.
 
@@ -288,6 +283,7 @@ class Config:
     filter: FilterConfig = field(default_factory=FilterConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -307,13 +303,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "trainer.shared_prefix": ("auto", "on", "off"),
+    "sft.loss_on": LOSS_ON,
     "peft.kind": ("none", "lora", "qlora"),
     "prompts.kind": ("none", "task", "file"),
     "tracking.mode": ("offline", "online", "disabled"),
     "task.kind": ("none", "sql"),
 }
-GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike", "reference_mismatch")
-"""Codes of the live guards; see training.guards."""
 PROMPT_SETS = Path(__file__).resolve().parent / "inference" / "prompt_sets"
 """Prompt sets that the package ships, by the name of the file."""
 EXTRA_METRICS = ("top5", "greedy_logp")

@@ -7,7 +7,6 @@ from pathlib import Path
 from dpo_diag.config import (
     CHOICES,
     EXTRA_METRICS,
-    GUARDS,
     PROMPT_SETS,
     Config,
     DataConfig,
@@ -61,9 +60,6 @@ def check(config: Config) -> None:
     for key in ("start_timeout", "finish_timeout"):
         if getattr(config.tracking, key) <= 0:
             raise _wrong(f"tracking.{key}", getattr(config.tracking, key), "seconds, more than 0")
-    for guard in config.guards.stop:
-        if guard not in GUARDS:
-            raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")
     check_prompts(config.prompts)
 
 

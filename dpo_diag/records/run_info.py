@@ -260,6 +260,7 @@ class RunInfo:
     ended: str | None = declared("when the status became final")
     name: str | None = declared("the run's name in its configuration")
     seed: int | None = declared("seed of everything")
+    checkpoints_asked: int | None = declared("how many checkpoints a scoring or a generation was last asked for")
     task: str | None = declared("embedded task, or none")
     method: str | None = declared("sft for supervised runs")
     trainer: str | None = declared("class of the trainer")

@@ -199,8 +199,17 @@ class RunCallback(TrainerCallback):
         """Rows of an earlier try at this loop are forgotten."""
         self.trainer.begin_run()
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The gradient is there: the guards judge the step."""
+        self.trainer.before_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The update was made, or left out."""
+        self.trainer.after_update()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run where a guard says so and was asked to; save where the clock says so."""
+        self.trainer.after_step()
         if self.trainer.should_stop:
             control.should_training_stop = True
         if self.trainer.checkpoint_due():

@@ -27,6 +27,7 @@ from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
+from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.saving import Keep
@@ -53,6 +54,7 @@ def train(
         DiagError: anything that cannot work, in one line, before long work where it can be known.
     """
     check(config)
+    Answers.of(config.guards)
     kinds = live_kinds(config.tracking.kind)
     for kind in kinds:
         TRACKERS[kind]  # a tracker that nobody registered ends the run here, not after the model is loaded
@@ -76,6 +78,7 @@ def train(
     trainer = _trainer(config, folder, inputs, arguments)
     trainer.tell, trainer.show = (lambda line: say(f"note: {line}")), say
     trainer.said, trainer.says_next = inputs.said, False
+    trainer.answer_guards(config.guards)
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
@@ -118,14 +121,17 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         # TRL's way: none, the only set (then it has no name), or a dict.
         "eval_dataset": evals["held_out"] if only else evals or None,
         "recorder": folder,
-        "stop_on": config.guards.stop,
         "thresholds": {"guards": config.checks.get("guards", {})},
         "facts": _facts(config, inputs),
         "eval_roles": {"" if only else n: TRAIN_PROBE if n == TRAIN_PROBE else "held_out" for n in evals},
     }
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
-        return DiagSFTTrainer(prompt_metrics=config.probes.prompt_ce, tiled_head=tiled, **common)
+        by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
+        return DiagSFTTrainer(
+            prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
+            loss_on=None if by_trl else config.sft.loss_on, **common,
+        )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:
         store = config.trainer.reference_store or Path(config.output_root) / "cache" / "references"
@@ -215,7 +221,9 @@ def git_commit() -> str | None:
     """The commit of the working directory, "+" behind it where files were changed; None outside a repository."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        # A repository may name a program that watches its files: whoever cloned it did not ask for that.
+        status = ["git", "-c", "core.fsmonitor=false", "status", "--porcelain", "-uno"]
+        changed = subprocess.run(status, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from datasets import Dataset
 from trl import SFTTrainer
 
+from dpo_diag.config_sft import LOSS_ON
 from dpo_diag.data.trained_tokens import NOTHING
+from dpo_diag.errors import DiagError
 from dpo_diag.records.splits import Role
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import head_scores_every_position
@@ -20,6 +23,7 @@ from dpo_diag.training.run import Recorded, Recording
 from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, attach_marks, has_prompt
 from dpo_diag.training.sft_adapter import PromptTap, read_sequences
 from dpo_diag.training.shared_proof import compare
+from dpo_diag.training.turns import TokenisedTurns, is_talk
 
 logger = get_logger(__name__)
 
@@ -36,6 +40,9 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             `sft_adapter.PromptTap` for the price elsewhere).
         tiled_head: on a CPU the head works in tiles, on the positions that are scored: the same loss and gradient but
             for rounding, no longer bit for bit.
+        loss_on: what the loss counts: "assistant", every turn of the assistant (see `turns`), of a text its completion;
+            "last", the last turn alone; "all", the whole sequence. None: what TRL's arguments say, which is "last" for
+            a prompt and a completion, and "all" for a conversation.
         evaluate_at_start, stop_on, thresholds, facts: as DiagDPOTrainer's.
         eval_roles: as DiagDPOTrainer's; without it the set's name decides.
 
@@ -52,6 +59,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         recorder: Recorded = None,
         prompt_metrics: bool | None = None,
         tiled_head: bool = False,
+        loss_on: str | None = None,
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
         thresholds: Mapping[str, Any] | None = None,
@@ -59,6 +67,9 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         eval_roles: Mapping[str, Role] | None = None,
         **kwargs: Any,
     ) -> None:
+        if loss_on not in (None, *LOSS_ON):
+            raise DiagError("unknown loss_on", got=loss_on, expected=f"one of {', '.join(LOSS_ON)}, or None")
+        self._loss_on = loss_on
         super().__init__(*args, **kwargs)
         free = head_scores_every_position(self.accelerator.device)
         self._whole = free if prompt_metrics is None else prompt_metrics
@@ -78,7 +89,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
-        numbered = add_rows(dataset, args.dataset_num_proc)
+        numbered = self._tokenised(add_rows(dataset, args.dataset_num_proc), args, formatting_func, dataset_name)
         dataset = super()._prepare_dataset(numbered, processing_class, args, packing, formatting_func, dataset_name)
         if not packing:
             say_left_out(numbered, dataset, dataset_name, NOTHING)
@@ -93,6 +104,24 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             by_labels=bool(args.assistant_only_loss or ("prompt" in first and self.completion_only_loss)),
         )
         return dataset.map(mark)
+
+    def _tokenised(self, dataset: Any, args: Any, formatting_func: Any, name: str) -> Any:
+        """With labels where `loss_on` and not TRL says what they are: of conversations; of completions TRL's are it."""
+        first = next(iter(dataset), None)
+        if self._loss_on is None or first is None or "input_ids" in first or formatting_func is not None:
+            return dataset
+        if is_talk(first):
+            mark = TokenisedTurns(self._tokenizer, self.chat_template, self._loss_on)
+            return dataset.map(mark, **({"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}))
+        if "completion" in first:
+            self.completion_only_loss = self._loss_on != "all"
+        elif self._loss_on != "all":
+            raise DiagError(
+                "the rows are texts without turns", where=f"{name} dataset", got=f"loss_on={self._loss_on}",
+                expected="messages, or prompt and completion",
+                hint="train on the whole sequence, or give the answer a column of its own",
+            )  # fmt: skip
+        return dataset
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
