@@ -130,7 +130,9 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
         return DiagSFTTrainer(
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
-            loss_on=None if by_trl else config.sft.loss_on, **common,
+            loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
+            auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
+            extra_metrics=config.probes.extra, **common,
         )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:
