@@ -267,13 +267,15 @@ class Config:
     """The whole configuration of dpo-train.
 
     `resume`: a run folder, which goes on from its last whole checkpoint, or from that of step `checkpoint`;
-    `fresh_optimizer`: with that checkpoint's weights alone.
+    `fresh_optimizer`: with that checkpoint's weights alone. `replay`: a step that a guard kept, RUN/alerts/step-N, is
+    computed again and told; nothing is trained.
     """
 
     name: str = "run"
     seed: int = 0
     output_root: str = "runs"
     resume: str | None = None
+    replay: str | None = None
     checkpoint: int | None = None
     fresh_optimizer: bool = False
     explain: bool = True

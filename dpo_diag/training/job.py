@@ -26,10 +26,12 @@ from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
+from dpo_diag.training.replay import replay
 from dpo_diag.training.saving import Keep
 from dpo_diag.training.tracker_callback import TrackerCallback
 from dpo_diag.training.vocabulary import write_vocabulary
@@ -106,6 +108,31 @@ def train(
         if tracker is not None:
             tracker.close(status)
     return folder
+
+
+def replay_step(config: Config, dump: Path, folder: Path) -> Path:
+    """Print what a step that a guard kept computes, again; returns its run folder.
+
+    Args:
+        config: the run's own.
+        dump: RUN/alerts/step-N.
+        folder: for whatever a trainer may write; the run's records stay as they are.
+
+    Raises:
+        DiagError: no such step, or another model.
+    """
+    read_dump(dump)  # what is mistyped is answered before a model is loaded
+    run = dump.absolute().parent.parent
+    check(config)
+    config.filter.kind, config.resume = "none", None
+    arguments = (dpo_arguments if config.trainer.method == "dpo" else sft_arguments)(config, folder)
+    arguments.output_dir, arguments.eval_strategy = str(run / "checkpoints"), "no"
+    inputs = load_inputs(config, lambda line: print(line, file=sys.stderr, flush=True))
+    inputs.train, inputs.evals = inputs.train[:8], {}  # the batch is in the dump: a trainer wants some rows
+    trainer = _trainer(config, folder, inputs, arguments)
+    for line in replay(trainer, dump).lines():
+        print(line)
+    return run
 
 
 def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> DiagDPOTrainer | DiagSFTTrainer:
