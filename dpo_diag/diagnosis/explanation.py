@@ -18,6 +18,7 @@ from dpo_diag.diagnosis import remedies, verdict
 from dpo_diag.diagnosis.aligned import Aligned, align
 from dpo_diag.diagnosis.checks import CheckContext, check_thresholds, run_checks
 from dpo_diag.diagnosis.checks.shared.advice import Situation
+from dpo_diag.diagnosis.damage import left_out
 from dpo_diag.diagnosis.decompose.destination import destination, lost_mass
 from dpo_diag.diagnosis.decompose.loss import loss_section, loss_spec
 from dpo_diag.diagnosis.decompose.means import perplexity_of_means, summarise_means
@@ -138,6 +139,10 @@ def explain_run(
     if opened.damaged:
         document["notes"] += [f"rows are left out: {error}" for error in opened.damaged.values()]
         document["damaged"] = [str(path) for path in opened.damaged]
+        document["left_out"] = left_out(opened, document["split"], split)
+        headline = document["verdict"]["headline"]
+        said = document["verdict"]["text"].removeprefix(headline)
+        document["verdict"]["text"] = f"{headline} {document['left_out']}{said}"
     document = plain({**document, "thresholds": dict(values)})
     document["narrative"] = plain(narrate(document))
     return Explanation(document, aligned, table)

@@ -58,6 +58,16 @@ _PAIR = re.compile(
 )
 
 
+_OF_A_SENTENCE = frozenset(
+    """
+    must should may might can cannot could would will shall do does did is are was were be been has have had need needs
+    needed not no none neither never missing required optional expected unexpected invalid wrong incorrect empty expired
+    unknown unset the a an this that these it its your our please see set use give given pass enter type too at least
+    """.split()  # noqa: SIM905
+)
+"""Words with which a sentence about a secret goes on: "password: must be set", "expected token: a text"."""
+
+
 def is_secret(key: str, value: Any = REDACTED) -> bool:
     """Whether what stands under a key is kept from every file: by the key's words; dots part keys, the last counts.
 
@@ -105,7 +115,7 @@ def redacted(text: str) -> str:
 def _pair(found: re.Match[str]) -> str:
     key, sign, value = found["key"], found["sign"], found["value"]
     plain = value.strip("\"'")
-    prose = sign.strip() == ":" and key.lower() == "token"  # "expected token: a text"
+    prose = sign.strip() == ":" and (key.lower() == "token" or (sign[-1] == " " and value.lower() in _OF_A_SENTENCE))
     if REDACTED in value or value.startswith("//") or prose or not is_secret(key, plain):
         # What stands behind the sign may be a pair itself: `overrides: hub_token=...`, `{a: {password: x}}`.
         return f"{key}{sign}{_PAIR.sub(_pair, value)}" if _PAIR.search(value) else found.group()

@@ -136,6 +136,7 @@ def explained(run: Path, log: Path) -> str:
 def main(root: Path, kills: int) -> None:
     """Print {"rows": [[fault, tried, lost], ...], "wrong": [what, ...]}."""
     warnings.simplefilter("ignore")
+    sys.dont_write_bytecode = True  # the first try would do it, and count it
     checkpoints = models(root / "models")
     works: dict[str, Callable[[Path], None]] = {
         "an import": imported, "a scoring": partial(scored, checkpoints),
