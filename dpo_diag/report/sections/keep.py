@@ -26,8 +26,10 @@ def build(context: Context) -> Mapping[str, Any]:
         raise NothingToSay(str(error)) from error
     said = lines(document)
     sentences = said[: said.index("")] if "" in said else said
-    columns = {"step": "checkpoint", "value": document["metric"], "behind": "behind the best", "error": "standard error",
-               "verdict": "verdict", "why": "why"}  # fmt: skip
+    columns = {
+        "step": "checkpoint", "value": document["metric"], "behind": "behind the best", "error": "standard error",
+        "verdict": "verdict", "why": "why",
+    }  # fmt: skip
     frame = pd.DataFrame(document["checkpoints"])[list(columns)]
     return {"lines": sentences, "checkpoints": table(frame, "the checkpoints on disk", names=columns)}
 
