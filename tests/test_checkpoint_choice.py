@@ -129,7 +129,7 @@ def test_keep_says_which_stays_and_why_and_deletes_nothing(saved: Path, capsys: 
     assert document["bytes_freed"] == 2000 and document["next"] == [f"dpo-diag explain {saved} --to 20"]
     assert main(["keep", str(saved)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("keep checkpoint-20: the best, and no earlier one is within 1 standard errors of it\n")
+    assert out.startswith("keep checkpoint-20: the best, and no earlier one is within 1 standard error of it\n")
     assert "the model before training was better by 0.03667, beyond the noise, and is not among them\n" in out
     assert "may be deleted: checkpoint-30, checkpoint-40, checkpoint-80, 2 kB (nothing was deleted)" in out
     assert sorted(saved.rglob("*")) == files

@@ -86,11 +86,15 @@ def _reason(chosen: int | None, candidates: list[Candidate], band: float) -> str
     if len(candidates) == 1:
         return "the only one that was measured"
     if chosen == best:
-        return f"the best, and no earlier one is within {number(band)} standard errors of it"
+        return f"the best, and no earlier one is within {_errors(band)} of it"
     return (
-        f"the earliest within {number(band)} standard errors of the best, step {best}: {number(of.behind)} behind it, "
+        f"the earliest within {_errors(band)} of the best, step {best}: {number(of.behind)} behind it, "
         f"standard error {number(of.error)}"
     )
+
+
+def _errors(band: float) -> str:
+    return f"{number(band)} standard error" + ("" if band == 1 else "s")
 
 
 def lines(document: dict[str, Any]) -> list[str]:
@@ -108,7 +112,7 @@ def lines(document: dict[str, Any]) -> list[str]:
     head.append(f"judged by {what}")
     rows = [[f"checkpoint-{c['step']}", number(c["value"]), number(c["behind"]), number(c["error"]), size(c["bytes"]),
              c["verdict"], c["why"]] for c in d["checkpoints"]]  # fmt: skip
-    names = ["", d["metric"], "behind the best", "standard error", "size", "verdict", "why"]
+    names = ["", "value", "behind", "error", "size", "verdict", "why"]
     body = ["", table(names, rows)] if rows else []
     if d["may_delete"]:
         names = [f"checkpoint-{c['step']}" for c in d["checkpoints"] if c["verdict"] == "may be deleted"]
