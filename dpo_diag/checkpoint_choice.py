@@ -197,7 +197,7 @@ def _of_pairs(run: Run, name: str, split: str, steps: tuple[int, ...]) -> FloatA
     policy, reference = policy[policy["pair_id"].isin(ids)], reference[reference["pair_id"].isin(ids)]
     if not len(ids):
         return None
-    parts = [_each(of, reference, name, run) for _, of in policy.groupby("step")]
+    parts = [_each(of, reference, name, run) for _, of in policy.groupby("step", observed=True)]
     known = [part for part in parts if part is not None]
     units = np.stack(known, axis=1) if known and len(known) == len(parts) else None
     return None if units is None or not np.isfinite(units).all() else units
