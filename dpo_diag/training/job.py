@@ -28,6 +28,7 @@ from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallbac
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
+from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
@@ -84,6 +85,8 @@ def train(
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
+    if config.keep.patience is not None:
+        trainer.add_callback(EarlyStopping(trainer, config.keep))
     tracker = TrackerCallback(config, folder, trainer) if kinds and main else None
     if tracker is not None:
         trainer.add_callback(tracker)
