@@ -47,7 +47,8 @@ test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 # Prompts that are packed: where an older transformers does not prove it right, responses go one by one, as they should.
-FLOOR_TESTS := tests/floor tests/models tests/inference --ignore tests/models/packed \
+FLOOR_TESTS := tests/floor tests/models tests/inference tests/records tests/frames tests/diagnosis tests/outputs \
+  --ignore tests/models/packed \
   --deselect tests/inference/test_generation.py::test_training_with_and_without_is_bit_identical \
   $(addprefix tests/training/,test_exactness.py test_stored_reference.py test_sft.py test_head_probe.py \
     test_checkpoint_folders.py)
@@ -92,8 +93,11 @@ lock: $(SUPPLY)/.ready
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra dev --extra docs -c requirements.lock -o requirements-dev.lock
 
+# The last line of what it says: where no database can be reached, the rest is a traceback.
 audit: $(SUPPLY)/.ready
-	$(SUPPLY)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock -r requirements-dev.lock
+	@$(SUPPLY)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock -r requirements-dev.lock \
+	  2> $(SUPPLY)/audit.log && tail -n 1 $(SUPPLY)/audit.log \
+	  || { echo "make audit: $$(tail -n 1 $(SUPPLY)/audit.log | cut -c 1-300)" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-floor-train $(SUPPLY) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -219,6 +219,11 @@ def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
     return [line("dpo-diag", "report" if passed else "explain", run)]
 
 
+def after_keep(run: str | os.PathLike[str], step: int | None) -> list[str]:
+    """What the training did up to the checkpoint that is kept."""
+    return [line("dpo-diag", "explain", run, *(["--to", str(step)] if step else []))]
+
+
 def after_sweep(runs: Sequence[str], again: str | os.PathLike[str] | None = None) -> list[str]:
     """What did not complete, where it can be run `again`; the best run and how it differs from the next one."""
     following = [] if again is None else after_multirun(again, failed=True)

@@ -40,7 +40,7 @@ _SPECIAL = re.compile(r"<.*>|\[[A-Z_]+\]|\d*")
 """A special token of a vocabulary, or its id: no token that lets someone in."""
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
-    r"|sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|[A-Za-z0-9]{20,})|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"|sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|[A-Za-z0-9]{20,})|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ(?:(?!-eyJ)[\w-]){10,}\.[\w-]{10,}\.[\w-]*)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
@@ -52,9 +52,21 @@ _BEARER = re.compile(
     re.IGNORECASE,
 )
 """Outside of a header only what is no word: "a basic tokenizer" stays."""
+
+
+def _nested(begin: str, end: str, levels: int = 4) -> str:
+    """A list or an object with others in it, each read to its own end: one that has none is given up at the first inner
+    one that is too deep, and not at the end of the text."""
+    one = f"[^{begin}{end}]"
+    inner = f"{one}*"
+    for _ in range(levels - 1):
+        inner = f"(?:{one}|{begin}{inner}{end})*"
+    return begin + inner + end
+
+
 _PAIR = re.compile(
     r"(?<![\w.-])(?P<key>[\w.+~-]{0,80}\w)(?P<sign>['\"]?\s?[=:]\s?)"
-    r"(?P<value>\"[^\"]*\"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,;&\"'\])}]+)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|" + _nested(r"\[", r"\]") + "|" + _nested(r"\{", r"\}") + r"|[^\s,;&\"'\])}]+)"
 )
 
 

@@ -24,9 +24,8 @@ from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
+from dpo_diag.records.saved import MANIFEST
 
-MANIFEST = "dpo_diag_manifest.json"
-"""File in a checkpoint folder: {"files": {relative path: {"bytes": size, "sha256": hexadecimal}}}."""
 _CARD = "README.md"
 """peft's model card, which people write in and no training reads."""
 _NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
