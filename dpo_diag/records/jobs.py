@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from dpo_diag.documents import parse_yaml
+from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
 from dpo_diag.records.process import exists, process_began
@@ -130,6 +132,14 @@ def job_state(folder: Path) -> JobState | None:
         DiagError: the file is of another form.
     """
     return _read(JobState, folder / JOB_FILE)
+
+
+def was_killed(folder: Path) -> bool:
+    """Whether a job's process is gone and said nothing of its end: SIGKILL, no memory, an abort in a library."""
+    with suppress(DiagError):  # of a file that says nothing
+        state = job_state(folder)
+        return state is not None and state.status == "running" and state.alive() is False
+    return False
 
 
 # --- a multirun -------------------------------------------------------------------------------------------------------
