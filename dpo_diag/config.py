@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.config_keep import KeepConfig
 from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
@@ -267,13 +268,15 @@ class Config:
     """The whole configuration of dpo-train.
 
     `resume`: a run folder, which goes on from its last whole checkpoint, or from that of step `checkpoint`;
-    `fresh_optimizer`: with that checkpoint's weights alone.
+    `fresh_optimizer`: with that checkpoint's weights alone. `replay`: a step that a guard kept, RUN/alerts/step-N, is
+    computed again and told; nothing is trained.
     """
 
     name: str = "run"
     seed: int = 0
     output_root: str = "runs"
     resume: str | None = None
+    replay: str | None = None
     checkpoint: int | None = None
     fresh_optimizer: bool = False
     explain: bool = True
@@ -288,6 +291,7 @@ class Config:
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

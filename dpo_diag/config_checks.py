@@ -45,6 +45,13 @@ def check(config: Config) -> None:
         raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
     if t.reference_store is not None and t.method == "sft":
         raise _wrong("trainer.reference_store", t.reference_store, "nothing: SFT has no reference")
+    if t.method != "sft" and config.sft.changed:
+        key = config.sft.changed[0]
+        raise _wrong(f"sft.{key}", getattr(config.sft, key), f"0: {t.method} has a loss of its own (loss=...)")
+    if not 0 <= config.sft.label_smoothing < 1:
+        raise _wrong("sft.label_smoothing", config.sft.label_smoothing, "0 or more, below 1")
+    if config.sft.infonce_temperature <= 0:
+        raise _wrong("sft.infonce_temperature", config.sft.infonce_temperature, "more than 0")
     if t.learning_rate < 0:
         raise _wrong("trainer.learning_rate", t.learning_rate, "0 or more")
     if t.max_length is not None and t.max_length < 2:
@@ -60,6 +67,8 @@ def check(config: Config) -> None:
     for key in ("start_timeout", "finish_timeout"):
         if getattr(config.tracking, key) <= 0:
             raise _wrong(f"tracking.{key}", getattr(config.tracking, key), "seconds, more than 0")
+    if config.keep.patience is not None and config.keep.patience < 1:
+        raise _wrong("keep.patience", config.keep.patience, "at least 1 evaluation, or null")
     check_prompts(config.prompts)
 
 

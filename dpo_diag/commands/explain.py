@@ -13,10 +13,10 @@ from cyclopts import Parameter
 
 from dpo_diag.commands.findings import FINDINGS, file_states, made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_explain, after_interrupt, say_next
+from dpo_diag.next_steps import after_explain, say_next
 from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE
-from dpo_diag.records.jobs import was_killed
+from dpo_diag.records.run_lock import owner_is_gone
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.registry import plugins
 from dpo_diag.text import takes_styles, terminal_width, to_json
@@ -108,10 +108,6 @@ def explain(
         identity, unchanged = None, False  # it came from the checkpoints, too
     written = is_run and not no_write and not unchanged and write_findings(run, document, identity)
     following = after_explain(run, document, request.options())
-    if is_run and load_run(run).info.status == "running" and was_killed(run):
-        again = "".join(f"; {line} goes on with it" for line in after_interrupt(run) if "resume=" in line)
-        print(f"note: {run}: its process is gone and said nothing: killed, out of memory, or an abort in a "
-              f"library{again}", file=sys.stderr)  # fmt: skip
     if json:
         print(to_json({**document, "next": following}))
         return _status(document, rules)
@@ -270,7 +266,7 @@ def _watch(
                 print(to_json(document) if json else render_change(before, document), flush=True)
                 tell_news(webhook, before, document)
                 before = document
-        ended = (path / RUN_FILE).is_file() and (load_run(path).info.status != "running" or was_killed(path))
+        ended = (path / RUN_FILE).is_file() and (load_run(path).info.status != "running" or owner_is_gone(path))
         if ended and _signature(path) == seen:
             webhook.finish()
             if wrong is not None or before is None:

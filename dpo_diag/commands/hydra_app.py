@@ -213,8 +213,9 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         reason = explain_override(overrides, SCHEMAS[config_name])
         if reason is not None:
             raise DiagError(reason, usage=True)
-    if not is_main_process():
-        # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
+    if not is_main_process() or any(a.startswith("replay=") for a in arguments):
+        # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away. A replay
+        # writes no run.
         ending = ExitStack()
         scratch = ending.enter_context(scratch_folder("rank"))
         atexit.register(ending.close)
@@ -273,12 +274,12 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
             return job(cfg)
         with writing(folder):
             begin_job(folder, int(hydra_cfg.job.num) if several else None)
-            guard_configuration(folder)
-            sign(folder)
             return ended(cfg, folder, several)
 
     def ended(cfg: DictConfig, folder: Path, several: bool) -> Any:
         try:
+            guard_configuration(folder)
+            sign(folder)
             value = job(cfg)
         except BaseException as error:
             failed, reason = isinstance(error, Exception), ended_by(error)[1]

@@ -32,8 +32,8 @@ SIGNATURE = Path(".hydra") / "signature"
 SWEEP_SIGNATURE = ".signature"
 SCRIPT = "submit.sh"
 """What a sweep that went to Slurm was sent as."""
-_RESUME = re.compile(r"\+{0,2}resume=")
-ONCE = re.compile(r"\+{0,2}(resume|checkpoint|fresh_optimizer)=")
+_RESUME = re.compile(r"\+{0,2}(resume|replay)=")
+ONCE = re.compile(r"\+{0,2}(resume|replay|checkpoint|fresh_optimizer)=")
 """Overrides that say how this very start goes on: the next one is another."""
 _CODE = ("trust_remote_code", "allow_pickle")
 _ELSEWHERE = ("hydra", "output_root", "out", "tracking", "task.cache", "model.cache", "trainer.reference_store",
@@ -43,7 +43,8 @@ _PLAIN = re.compile(r"null|true|false|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win.
+    """`resume=RUN` brings back that run's own overrides and folder; overrides given now come last and win. So does
+    `replay=RUN/alerts/step-N`, without the folder: it writes nothing there.
 
     RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
     """
@@ -54,10 +55,15 @@ def resumed(arguments: list[str]) -> list[str]:
     folder = Path(run)
     if not folder.exists():
         folder = Path(plain_value(given))
+    step = folder
+    if replays := given.lstrip("+").startswith("replay="):
+        folder = folder.absolute().parent.parent
+    going_on = override("replay", step) if replays else override("resume", folder)
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise DiagError(
-            "nothing to resume", where=folder, got="no .hydra/overrides.yaml", expected="a run folder of dpo-train",
+            f"nothing to {'replay' if replays else 'resume'}", where=folder, got="no .hydra/overrides.yaml",
+            expected="RUN/alerts/step-N of a run of dpo-train" if replays else "a run folder of dpo-train",
             usage=True,
         )  # fmt: skip
     _say_unread_edit(folder)
@@ -71,7 +77,7 @@ def resumed(arguments: list[str]) -> list[str]:
     keys = {a.partition("=")[0].lstrip("+~") for a in given_now}
     told = redacted_words([a for a in left if "=" in a and a.partition("=")[0].lstrip("+~") not in keys])
     if told:
-        again = line("dpo-train", override("resume", folder), *given_now, *told)
+        again = line("dpo-train", going_on, *given_now, *told)
         if deciding := [text for text in told if _decides(text)]:
             raise DiagError(
                 "this run is not signed as yours, and going on without these would be another training", where=folder,
@@ -82,7 +88,9 @@ def resumed(arguments: list[str]) -> list[str]:
     if lost := [key for a in own if REDACTED in a and (key := a.partition("=")[0]).lstrip("+~") not in keys]:
         print(f"not kept, since it is a secret: {', '.join(lost)}; give it again if it is needed", file=sys.stderr)
     kept = [a for a in own if a not in left and not ONCE.match(a) and REDACTED not in a]
-    return [*kept, *given_now, override("resume", folder), override("hydra.run.dir", folder.resolve())]
+    if replays:
+        return [*kept, *given_now, going_on]
+    return [*kept, *given_now, going_on, override("hydra.run.dir", folder.resolve())]
 
 
 def _say_unread_edit(folder: Path) -> None:

@@ -18,6 +18,7 @@ from dpo_diag.diagnosis import remedies, verdict
 from dpo_diag.diagnosis.aligned import Aligned, align
 from dpo_diag.diagnosis.checks import CheckContext, check_thresholds, run_checks
 from dpo_diag.diagnosis.checks.shared.advice import Situation
+from dpo_diag.diagnosis.damage import left_out
 from dpo_diag.diagnosis.decompose.destination import destination, lost_mass
 from dpo_diag.diagnosis.decompose.loss import loss_section, loss_spec
 from dpo_diag.diagnosis.decompose.means import perplexity_of_means, summarise_means
@@ -38,6 +39,7 @@ from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.diagnosis.unfinished import Unfinished, unfinished
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import plain, records, safe
@@ -124,17 +126,23 @@ def explain_run(
     values = check_thresholds(thresholds)
     rows = PairRows(opened, values["reference_tolerance_nats"])
     only_logged = split is not None and split not in rows.steps and bool((opened.history["split"] == split).any())
-    aligned, table = None, pd.DataFrame()
+    aligned, table, half = None, pd.DataFrame(), unfinished(opened)
     if rows.steps and not only_logged:
         aligned = align(rows, from_step, to_step, split)
-        document, table = _of_pairs(aligned, values)
+        document, table = _of_pairs(aligned, values, half)
     else:
-        document = _of_means(opened, from_step, to_step, split, values)
+        document = _of_means(opened, from_step, to_step, split, values, half)
+    if half is not None:
+        document["unfinished"] = half.document()
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
     if opened.damaged:
         document["notes"] += [f"rows are left out: {error}" for error in opened.damaged.values()]
         document["damaged"] = [str(path) for path in opened.damaged]
+        document["left_out"] = left_out(opened, document["split"], split)
+        headline = document["verdict"]["headline"]
+        said = document["verdict"]["text"].removeprefix(headline)
+        document["verdict"]["text"] = f"{headline} {document['left_out']}{said}"
     document = plain({**document, "thresholds": dict(values)})
     document["narrative"] = plain(narrate(document))
     return Explanation(document, aligned, table)
@@ -143,7 +151,9 @@ def explain_run(
 # --- a run that holds pairs -------------------------------------------------------------------------------------------
 
 
-def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
+def _of_pairs(
+    aligned: Aligned, values: Mapping[str, float], half: Unfinished | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
     run, pairs = aligned.run, aligned.pairs
     spec, why_not = loss_spec(run)
     intervals, ids = PairIntervals.of(aligned.rows, values), list(pairs["pair_id"])
@@ -168,6 +178,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
             reference_free=context.reference_free,
             supervised=len(aligned.sides) < 2,
             answers=run.has("outputs"),
+            unfinished=half,
         )
     )
     document = {
@@ -243,8 +254,9 @@ def _drawn(aligned: Aligned, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_means(
-    run: Run, from_step: Step | None, to_step: int | None, split: str | None, values: Mapping[str, float]
-) -> dict[str, Any]:
+    run: Run, from_step: Step | None, to_step: int | None, split: str | None, values: Mapping[str, float],
+    half: Unfinished | None,
+) -> dict[str, Any]:  # fmt: skip
     if from_step is not None and from_step != REFERENCE and not str(from_step).lstrip("-").isdigit():
         raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
     context = CheckContext.from_run(PairRows(run), from_step, to_step, split, values)
@@ -271,6 +283,7 @@ def _of_means(
             reference_free=context.reference_free,
             supervised=_supervised(run, means.values),
             answers=run.has("outputs"),
+            unfinished=half,
         )
     )
     return {

@@ -56,7 +56,9 @@ def generate_checkpoints(
     if not asked:
         raise DiagError("no prompts", expected="at least one")
     writers = as_checkpoints(checkpoints)
-    with added_to(out) as (run_writer, _):
+    with added_to(out) as (run_writer, before):
+        if before.kind == "scored":
+            run_writer.update(checkpoints_asked=len(writers))
         done = answered(Run(run_writer.path, whole=True), decoding)
         for n, checkpoint in enumerate(writers, 1):
             missing = [p for p in asked if (checkpoint.model, checkpoint.step, p.id) not in done]
@@ -86,7 +88,7 @@ def answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
     frame = run.read("outputs", columns)
     if frame.empty:
         return set()
-    for sampled, own in frame.groupby(frame["seed"].notna()):
+    for sampled, own in frame.groupby(frame["seed"].notna(), observed=True):
         wanted = decoding.row_hash(bool(sampled))
         other = own.loc[own["decoding_hash"] != wanted, "decoding_hash"]
         asked = decoding.n_samples > 0 if sampled else decoding.greedy
@@ -96,6 +98,6 @@ def answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
                 expected=wanted, hint="use the settings in its run.json (decoding), or another out folder",
             )  # fmt: skip
     needed = set(range(decoding.answers_per_prompt))
-    per_prompt = frame.groupby(["model", "step", "prompt_id"])["sample"].agg(set)
+    per_prompt = frame.groupby(["model", "step", "prompt_id"], observed=True)["sample"].agg(set)
     complete = per_prompt[per_prompt.map(needed.issubset)].index.to_frame(index=False)
     return {(str(m), int(s), str(p)) for m, s, p in complete.itertuples(index=False, name=None)}

@@ -18,9 +18,9 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import SUM_MEND, SUMMED, DamagedFile, agrees, verified
 from dpo_diag.records.files import part_of
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
-from dpo_diag.records.jobs import was_killed
 from dpo_diag.records.parts import listed, steady, visible
 from dpo_diag.records.reader import Run
+from dpo_diag.records.run_lock import held_by, owner_is_gone
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import plural, some
 
@@ -70,9 +70,9 @@ def _status(run: Run) -> Finding:
     if status != "running":
         shown = f"{status}: {run.info.error}" if run.info.error else status
         return Finding("status", FAIL, shown, "resume or train again")
-    if was_killed(run.path):
-        found = "running, yet its process is gone and said nothing: killed, out of memory, or an abort in a library"
-        return Finding("status", FAIL, found, "resume or train again")
+    if owner_is_gone(run.path):
+        found = f"running, yet {held_by(run.path)} is gone: killed"
+        return Finding("status", FAIL, found, "dpo-diag explain says how to go on")
     files = [p for name in TABLES for p in run.files(name)]
     newest = max((p.stat().st_mtime for p in files), default=(run.path / "run.json").stat().st_mtime)
     idle = max(0.0, time.time() - newest)  # a clock that was set back
@@ -164,7 +164,7 @@ def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
     findings = []
     policy = frame[frame["role"].astype(str) == "policy"]
     for split, group in policy.groupby("split", observed=True):
-        counts = group.groupby("step").size()
+        counts = group.groupby("step", observed=True).size()
         short = counts[counts < counts.max()]
         if len(short):
             steps = [f"{step} ({count} of {counts.max()} rows)" for step, count in short.items()]

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from dpo_diag.documents import parse_yaml
-from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
 from dpo_diag.records.process import exists, process_began
@@ -111,12 +109,23 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
 
 
 def guard_configuration(folder: Path) -> None:
-    """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum."""
+    """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum.
+
+    Raises:
+        DiagError: it is more than the readers of configurations take.
+    """
     for path in (*sorted((folder / JOB_FILE.parent).glob("*.yaml")), folder.parent / "multirun.yaml"):
         # The multirun's is one file for all its jobs, which may begin side by side: the first one does it.
         if path.is_file() and not agrees(data := path.read_bytes(), ".yaml"):
             text = data.decode()
-            document = parse_yaml(text)
+            try:
+                document = parse_yaml(data)
+            except ValueError as error:
+                write_bytes(path, redacted(text).encode())
+                raise DiagError(
+                    "the configuration cannot be kept", where=path, got=error,
+                    hint="long lists belong in a file of their own: data.path=FILE, prompts.path=FILE", usage=True,
+                ) from error  # fmt: skip
             clean = without_secrets(document)
             if clean != document:
                 import yaml
@@ -132,14 +141,6 @@ def job_state(folder: Path) -> JobState | None:
         DiagError: the file is of another form.
     """
     return _read(JobState, folder / JOB_FILE)
-
-
-def was_killed(folder: Path) -> bool:
-    """Whether a job's process is gone and said nothing of its end: SIGKILL, no memory, an abort in a library."""
-    with suppress(DiagError):  # of a file that says nothing
-        state = job_state(folder)
-        return state is not None and state.status == "running" and state.alive() is False
-    return False
 
 
 # --- a multirun -------------------------------------------------------------------------------------------------------

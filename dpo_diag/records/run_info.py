@@ -166,6 +166,8 @@ class TrainingInfo:
     save_steps: float | None = declared("steps, or below 1 a share of all steps")
     world_size: int | None = declared("processes", "count")
     shared_prefix: SharedPrefixInfo | None = declared("how prompts are computed")
+    loss_on: str | None = declared("SFT: assistant | last | all; null: as TRL's arguments say")
+    loss_terms: Mapping[str, float] = declared("SFT: what is added to the NLL -> its weight", factory=dict)
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,7 @@ class RunInfo:
     ended: str | None = declared("when the status became final")
     name: str | None = declared("the run's name in its configuration")
     seed: int | None = declared("seed of everything")
+    checkpoints_asked: int | None = declared("how many checkpoints a scoring or a generation was last asked for")
     task: str | None = declared("embedded task, or none")
     method: str | None = declared("sft for supervised runs")
     trainer: str | None = declared("class of the trainer")

@@ -199,6 +199,16 @@ class RunCallback(TrainerCallback):
         """Rows of an earlier try at this loop are forgotten."""
         self.trainer.begin_run()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What a guard asked for at an evaluation."""
+        self.trainer.after_step()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """The guards judge the evaluation; the run ends where one of them says so and was asked to."""
+        self.trainer.after_evaluation(metrics or {})
+        if self.trainer.should_stop:
+            control.should_training_stop = True
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradient is there: the guards judge the step."""
         self.trainer.before_update()
@@ -219,5 +229,6 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The checkpoint is whole: a training that was told to end ends."""
+        self.trainer.clock = None
         if self._ends:
             raise Terminated

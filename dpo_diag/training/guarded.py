@@ -7,11 +7,13 @@ such parameters, with momentum, weight decay and step count; a gradient scaler a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 
 from dpo_diag.config_guards import GuardsConfig
@@ -20,12 +22,15 @@ from dpo_diag.models.processes import everyones, together
 from dpo_diag.records import RunWriter
 from dpo_diag.text import plural
 from dpo_diag.tracking import LiveAlerts
+from dpo_diag.training.batch_dump import dump_batch, dump_place
 from dpo_diag.training.checkpoint_folders import Resumed, choose_checkpoint, set_aside_after
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.guards.answers import DROPS, Answers
 from dpo_diag.training.guards.guards import Raised
 from dpo_diag.training.guards.watch import Said
+from dpo_diag.training.memory_use import memory_use
 from dpo_diag.training.monitor import Monitor
+from dpo_diag.training.progress import evaluation_prefix
 
 logger = get_logger(__name__)
 
@@ -41,6 +46,7 @@ class Guarded:
     Attributes:
         also_alert: takes the step, the code and the message of each alert of the live guards; None: the webhook of the
             environment, and the trackers' runs that are open in this process (`tracking.live_alerts`).
+        clock: when the last update came, in seconds; None where something else than training was done since.
     """
 
     monitor: Monitor
@@ -49,6 +55,8 @@ class Guarded:
     _grad_norm: float | None = None
     _rates: list[Any] | None = None
     _applied_rate: float | None = None
+    clock: float | None = None
+    _samples: tuple[Sequence[Mapping[str, Any]], Any] | None = None
     _to_restore: Raised | None = None
     _resumed: Resumed | None
 
@@ -68,8 +76,35 @@ class Guarded:
                 self._live_alerts()(step, code, message)
 
         guards = Guards(alert, stop_on=stop_on, thresholds=thresholds)
-        guards.main = self.is_world_process_zero()
+        guards.main, guards.dump = self.is_world_process_zero(), self._dump
         return guards
+
+    def _dump(self: Any, step: int, codes: Sequence[str], loss: float | None) -> str | None:
+        """Keep the batch of the step, and its weights where they are small; where it is, as `replay=` takes it. Every
+        process calls it. A disk that takes no more is no reason to end a training."""
+        guards, writer = self.monitor.guards, self.run_writer
+        if writer is None or self._samples is None or guards.dumps >= guards.answers.dumps:
+            return None
+        guards.dumps += 1
+        samples, items = self._samples
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        small = sum(p.numel() * p.element_size() for p in trained.values()) <= guards.answers.weights_mb * 1e6
+        own = small and self.is_world_process_zero() and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        facts = {
+            "step": step, "codes": [*codes], "loss": str(loss), "processes": self.accelerator.num_processes,
+            "num_items": None if items is None else int(items),
+        }  # fmt: skip
+        folder = Path(writer.path) / dump_place(step)
+        try:
+            dump_batch(
+                folder, samples, rank=self.accelerator.process_index,
+                facts=facts if self.is_world_process_zero() else None, weights=trained if own else None,
+            )  # fmt: skip
+        except OSError as error:
+            logger.warning(f"the batch of step {step} is not kept: {error}")
+            return None
+        return str(folder)
 
     def answer_guards(self: Any, config: GuardsConfig) -> None:
         """What is done where a guard speaks, in the place of what `stop_on` said."""
@@ -129,7 +164,14 @@ class Guarded:
         """Between a step's gradient and its update; all processes call it."""
         guards, answers = self.monitor.guards, self.monitor.guards.answers
         step, scaler = self.state.global_step + 1, getattr(self.accelerator, "scaler", None)
-        raised = guards.close(step, everyones, grad_norm=self._grad_norm, overflows=scaler is not None)
+        now, before, self.clock = time.perf_counter(), self.clock, time.perf_counter()
+        samples = self._samples[0] if self._samples is not None else ()
+        raised = guards.close(
+            step, everyones, grad_norm=self._grad_norm, overflows=scaler is not None,
+            seconds=None if before is None else now - before,
+            positions=sum(s["input_ids"].numel() for s in samples if torch.is_tensor(s.get("input_ids"))),
+            memory=memory_use(self.args.device),
+        )  # fmt: skip
         self._grad_norm = None
         asked = {one.action: one for one in reversed(raised)}
         if asked.keys() & set(DROPS):
@@ -156,10 +198,28 @@ class Guarded:
             self._rates = None
 
     def after_step(self: Any) -> None:
-        """At the end of a step: the checkpoint that a guard asked for is taken back."""
+        """At the end of a step, and at the next one's beginning: a checkpoint that was asked for is taken back."""
         raised, self._to_restore = self._to_restore, None
         if raised is not None:
             self._restore(raised)
+
+    def after_evaluation(self: Any, metrics: Mapping[str, Any]) -> None:
+        """Behind an evaluation while training; all processes call it. What is to be restored is at the next step's
+        beginning: another set may be evaluated yet, and the checkpoint of this step is one to leave behind."""
+        self.clock = None
+        prefix = evaluation_prefix(dict(metrics))
+        if prefix is None or not self.is_in_train:
+            return
+        guards = self.monitor.guards
+        values = {
+            k.removeprefix(prefix): float(v) for k, v in metrics.items()
+            if k.startswith(prefix) and isinstance(v, (int, float))
+        }  # fmt: skip
+        for raised in guards.evaluated(prefix.rstrip("_"), values, self.state.global_step):
+            if raised.action == "restore":
+                self._to_restore = raised
+            if raised.action == "scale_lr":
+                guards.rate_steps = guards.answers.lr_steps
 
     def _restore(self: Any, raised: Raised) -> None:
         """Weights, optimizer, schedule and gradient scaler of the last whole checkpoint from before the step; data and

@@ -26,10 +26,13 @@ from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
+from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
+from dpo_diag.training.replay import replay
 from dpo_diag.training.saving import Keep
 from dpo_diag.training.tracker_callback import TrackerCallback
 from dpo_diag.training.vocabulary import write_vocabulary
@@ -82,6 +85,8 @@ def train(
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
+    if config.keep.patience is not None:
+        trainer.add_callback(EarlyStopping(trainer, config.keep))
     tracker = TrackerCallback(config, folder, trainer) if kinds and main else None
     if tracker is not None:
         trainer.add_callback(tracker)
@@ -108,6 +113,31 @@ def train(
     return folder
 
 
+def replay_step(config: Config, dump: Path, folder: Path) -> Path:
+    """Print what a step that a guard kept computes, again; returns its run folder.
+
+    Args:
+        config: the run's own.
+        dump: RUN/alerts/step-N.
+        folder: for whatever a trainer may write; the run's records stay as they are.
+
+    Raises:
+        DiagError: no such step, or another model.
+    """
+    read_dump(dump)  # what is mistyped is answered before a model is loaded
+    run = dump.absolute().parent.parent
+    check(config)
+    config.filter.kind, config.resume = "none", None
+    arguments = (dpo_arguments if config.trainer.method == "dpo" else sft_arguments)(config, folder)
+    arguments.output_dir, arguments.eval_strategy = str(run / "checkpoints"), "no"
+    inputs = load_inputs(config, lambda line: print(line, file=sys.stderr, flush=True))
+    inputs.train, inputs.evals = inputs.train[:8], {}  # the batch is in the dump: a trainer wants some rows
+    trainer = _trainer(config, folder, inputs, arguments)
+    for line in replay(trainer, dump).lines():
+        print(line)
+    return run
+
+
 def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> DiagDPOTrainer | DiagSFTTrainer:
     policy, dpo = inputs.policy, config.trainer.method == "dpo"
     evals = {name or "held_out": to_dataset(rows) for name, rows in inputs.evals.items()}
@@ -130,7 +160,9 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
         return DiagSFTTrainer(
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
-            loss_on=None if by_trl else config.sft.loss_on, **common,
+            loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
+            auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
+            extra_metrics=config.probes.extra, **common,
         )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:

@@ -96,12 +96,12 @@ class Recorder:
         for table in ("pairs", "tokens"):
             if run.has(table):
                 rows = run.read(table, ["step", "split", "pair_id"], roles=["ref"]).drop_duplicates()
-                for split, part in rows.astype({"split": str, "pair_id": str}).groupby("split"):
+                for split, part in rows.astype({"split": str, "pair_id": str}).groupby("split", observed=True):
                     self._references[table, str(split)] = dict(
                         zip(part["pair_id"], part["step"].astype(int), strict=True)
                     )
         if run.has("texts"):
-            for split, ids in run.read("texts", ["split", "pair_id"]).groupby("split")["pair_id"]:
+            for split, ids in run.read("texts", ["split", "pair_id"]).groupby("split", observed=True)["pair_id"]:
                 self._texts[str(split)] = set(ids)
 
     # ---- pairs and tokens ----
@@ -224,7 +224,7 @@ class Recorder:
             self._waiting_texts = []
         if self._history:
             frame = pd.DataFrame(self._history)
-            for split, part in frame.groupby("split", sort=False):
+            for split, part in frame.groupby("split", sort=False, observed=True):
                 self._write("history", str(split), part.reset_index(drop=True))
             self._history = []
         self._flushed = time.monotonic()

@@ -91,6 +91,7 @@ class Recording(Guarded, Saving):
             entry = samples[-1].get(self.carried[0])
             if torch.is_tensor(entry):
                 mark_padding(entry, self.accelerator.process_index * len(entry), remainder_of(loader))
+        self._samples = samples, items
         return samples, items
 
     @property

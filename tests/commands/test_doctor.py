@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from hypothesis import strategies as st
 
 from dpo_diag.commands import diag, doctor
 from dpo_diag.records import RunWriter
-from dpo_diag.records.files import write_json
 from dpo_diag.records.finding import FAIL, OK, WARN
 from dpo_diag.records.health import check_run, missing_steps
-from dpo_diag.records.jobs import JOB_FILE, begin_job, job_state
 
 
 def _pairs(step: int, ids: tuple[str, ...] = ("a", "b"), role: str = "policy") -> list[dict[str, Any]]:
@@ -119,23 +116,6 @@ def test_how_it_ended(run: Path, status: str, age_hours: float, outcome: str, fo
         os.utime(path, (then, then))
     ((name, got, text),) = _damage(run)
     assert (name, got) == ("status", outcome) and found in text
-
-
-def test_a_run_whose_process_is_gone_was_killed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a word: SIGKILL, the kernel's or a library's abort where memory ran out. explain says so too, and
-    --watch does not wait for more; a run that this very process writes is running."""
-    RunWriter(run, resume_step=9).finish("running")
-    begin_job(run, None)
-    assert _damage(run)[0][2].startswith("running, last written")
-    state = job_state(run)
-    assert state is not None
-    write_json(run / JOB_FILE, asdict(replace(state, process_began=1)))
-    ((name, outcome, found),) = _damage(run)
-    assert (name, outcome) == ("status", FAIL) and "its process is gone and said nothing: killed, out of mem" in found
-    capsys.readouterr()
-    assert diag.main(["explain", str(run), "--no-write"]) == 0
-    assert f"note: {run}: its process is gone and said nothing: killed, out of memory" in capsys.readouterr().err
-    assert diag.main(["explain", str(run), "--no-write", "--watch"]) == 0
 
 
 def test_a_pairs_texts_may_be_written_by_each_process(run: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from dpo_diag.records import load_run
-from dpo_diag.records.jobs import was_killed
+from dpo_diag.records.run_lock import owner_is_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 8
@@ -234,7 +234,7 @@ def test_out_of_memory(given: list[str], tmp_path: Path, fault: Callable[..., No
         child = Child([*given, f"output_root='{root}'"], tmp_path / f"console {room}", limited)
         code = child.wait()
         if code < 0:  # a library's abort
-            wrong = "" if all(was_killed(f.parent.parent) for f in root.glob("run/*/.hydra/job.json")) else f"{code}"
+            wrong = "" if all(owner_is_gone(f.parent.parent) for f in root.glob("run/*/.hydra/job.json")) else f"{code}"
         else:
             status = "finished" if any("next: dpo-diag explain" in line for line in child.lines) else "failed"
             wrong = "" if code == 0 else ends_in_one_line(child, code, "memory", root, status)

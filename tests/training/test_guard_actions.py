@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
 from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.config_keep import KeepConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.checkpoint_folders import checkpoints_in
+from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guarded import drop_gradients
 
 from .tiny import arguments, make_model, make_pairs
@@ -244,3 +246,57 @@ def test_a_gradient_scaler_goes_on_over_a_step_that_was_left_out() -> None:
     assert same(states[0][:2], states[1][:2])
     assert not same(states[1][:2], states[2][:2])
     assert [scale for *_, scale in states] == [8.0, 16.0, 16.0]
+
+
+@pytest.mark.slow
+def test_an_evaluation_beyond_the_bound_brings_back_the_checkpoint_before(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A rate of 0.05 displaces chosen by step 2 or 4, where a checkpoint is written too: it is set aside, weights and
+    optimizer are those of the checkpoint before, and after the second time the run ends."""
+    look = Look()
+    trainer = Injected(
+        model=make_model(1), ref_model=make_model(2), recorder=tmp_path / "run", processing_class=tokenizer,
+        callbacks=[look], train_dataset=Dataset.from_list(make_pairs(30)),
+        eval_dataset=Dataset.from_list(make_pairs(4)),
+        thresholds={"guards": {"displacement_ce": 0.5}},
+        args=arguments(
+            tmp_path / "out", max_steps=30, learning_rate=5e-2, save_strategy="steps", save_steps=2,
+            eval_strategy="steps", eval_steps=2,
+        ),
+    )  # fmt: skip
+    trainer.answer_guards(GuardsConfig(actions={"displacement": "restore"}, max_restores=1))
+    trainer.train()
+    run = load_run(tmp_path / "run")
+    said = run.alerts[run.alerts["code"].isin(["displacement", "restored", "guards_gave_up"])]
+    steps = said.groupby("code")["step"].first()
+    assert set(steps.index) >= {"displacement", "restored"}
+    if (row := said[said["code"] == "restored"].iloc[0])["message"].startswith("weights"):
+        back = int(row["message"].split("of step ")[1].split()[0])
+        assert back < row["step"]
+        assert same(look.before[int(row["step"]) + 1][0], look.after[back][0])
+        assert (tmp_path / "out" / "passed-over" / f"checkpoint-{row['step']}").is_dir()
+    assert run.info.status == "finished" and trainer.state.global_step < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "last"), [(0.0, 6), (1e-2, 12)])
+def test_a_training_ends_where_its_evaluations_gain_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, rate: float, last: int
+) -> None:
+    """Evaluations at 0, 2, 4, ... on pairs that are trained on, by chosen's and rejected's margin, patience 3: without
+    a learning rate none gains, and the third after the start, at step 6, ends it; with one each gains, to the end."""
+    pairs = make_pairs(12)
+    trainer = DiagDPOTrainer(
+        model=make_model(1), ref_model=make_model(1), recorder=tmp_path / "run", processing_class=tokenizer,
+        train_dataset=Dataset.from_list(pairs), eval_dataset=Dataset.from_list(pairs),
+        args=arguments(tmp_path / "out", max_steps=12, learning_rate=rate, eval_strategy="steps", eval_steps=2),
+    )  # fmt: skip
+    trainer.add_callback(EarlyStopping(trainer, KeepConfig(metric="rewards/margins", patience=3)))
+    trainer.train()
+    run = load_run(tmp_path / "run")
+    assert (trainer.state.global_step, run.info.status) == (last, "finished")
+    said = run.alerts[run.alerts["code"] == "early_stop"]["message"].tolist()
+    assert said == ([] if rate else [
+        "rewards/margins gained nothing beyond its noise in 3 evaluations since step 0 (0): the run ends at step 6"
+    ])  # fmt: skip

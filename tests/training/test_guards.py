@@ -177,3 +177,86 @@ def test_answers_are_checked() -> None:
     ):
         with pytest.raises(DiagError, match=words):
             Answers.of(config)
+
+
+# ---- what is seen at evaluations, and of the machine: one where it must speak, one where it must not ----
+
+
+def evaluated(code: str, *evaluations: dict[str, float], **limits: float) -> list[int]:
+    """Steps (0, 10, 20, ...) at which a code speaks about the set eval_x."""
+    alerts: Alerts = []
+    guards = guards_of(alerts, thresholds={"guards": limits})
+    for i, values in enumerate(evaluations):
+        guards.evaluated("eval_x", values, 10 * i)
+    return [e["step"] for c, _, e in alerts if c == code]
+
+
+def test_displacement_beyond_the_bound_against_the_first_evaluation() -> None:
+    """1.5 at first, the bound is 1.8: 1.79 is silence, 1.81 speaks, and so does each later evaluation beyond it."""
+    ce = [{"ce/chosen": v} for v in (1.5, 1.79, 1.81, 1.9, 1.6)]
+    assert evaluated("displacement", *ce) == [20, 30]
+    assert evaluated("displacement", *ce, displacement_ce=0.45) == []
+
+
+def test_both_fall_while_the_margin_rises_in_two_evaluations() -> None:
+    """Both 0.06 and 0.5 nats a token less likely, margin up: from the second such evaluation on. Not where chosen rose,
+    not where the margin fell."""
+    start = {"ce/chosen": 1.0, "ce/rejected": 1.0, "rewards/margins": 0.0}
+    down = {"ce/chosen": 1.06, "ce/rejected": 1.5, "rewards/margins": 0.4}
+    assert evaluated("both_fall", start, down, down, down) == [20, 30]
+    assert evaluated("both_fall", start, down, start, down) == []
+    assert evaluated("both_fall", start, *[down | {"ce/chosen": 0.9}] * 3) == []
+    assert evaluated("both_fall", start, *[down | {"rewards/margins": -0.1}] * 3) == []
+
+
+def test_entropy_collapse_below_half_of_the_first() -> None:
+    assert evaluated("entropy_collapse", *({"entropy/chosen": v} for v in (2.0, 1.01, 0.99))) == [20]
+    assert evaluated("entropy_collapse", *({"entropy/response": v} for v in (2.0, 0.5))) == [10]
+    assert evaluated("entropy_collapse", {"ce/chosen": 2.0}, {"ce/chosen": 0.5}) == []
+
+
+def stepped(code: str, *steps: dict[str, Any], **limits: float) -> list[int]:
+    alerts: Alerts = []
+    guards = guards_of(alerts, thresholds={"guards": limits})
+    for i, facts in enumerate(steps, 1):
+        guards.close(i, **facts)
+    return [e["step"] for c, _, e in alerts if c == code]
+
+
+def test_dead_gradients_after_ten_steps_in_a_row() -> None:
+    """Once at the tenth of a stretch; nine and a live one are silence."""
+    dead, live = {"grad_norm": 0.0}, {"grad_norm": 1e-6}
+    assert stepped("dead_gradients", *[dead] * 15, live, *[dead] * 10) == [10, 26]
+    assert stepped("dead_gradients", *[*[dead] * 9, live] * 3) == []
+
+
+def test_memory_near_its_limit_once_and_again_where_it_grows() -> None:
+    use = [{"memory": (share, 100.0)} for share in (94.9, 95.0, 95.9, 96.1, 50.0)]
+    assert stepped("memory_limit", *use) == [2, 4]
+    assert stepped("memory_limit", *[{"memory": None}] * 3) == []
+
+
+def test_throughput_at_half_for_ten_steps() -> None:
+    """1 second for 100 positions, then 2.1: said at the tenth slow step. 1.9 is silence, and so are long steps of long
+    batches, and nine slow ones."""
+    usual, slow = {"seconds": 1.0, "positions": 100}, {"seconds": 2.1, "positions": 100}
+    assert stepped("throughput_drop", *[usual] * 20, *[slow] * 30) == [30]
+    assert stepped("throughput_drop", *[usual] * 20, *[slow | {"seconds": 1.9}] * 30) == []
+    assert stepped("throughput_drop", *[usual] * 20, *[{"seconds": 3.0, "positions": 300}] * 30) == []
+    assert stepped("throughput_drop", *[usual] * 20, *[*[slow] * 9, usual] * 3) == []
+
+
+def test_what_the_guards_knew_comes_back() -> None:
+    """The first evaluation, the second of two in which both fell, and nine steps without a gradient."""
+    start = {"ce/chosen": 1.0, "ce/rejected": 1.0, "rewards/margins": 0.0}
+    down = {"ce/chosen": 1.4, "ce/rejected": 1.5, "rewards/margins": 0.4}
+    before, alerts = guards_of([]), []
+    for step in range(9):
+        before.close(step, grad_norm=0.0)
+    before.evaluated("eval", start, 0)
+    before.evaluated("eval", down, 9)
+    after = guards_of(alerts)
+    after.recall({name: np.asarray(value) for name, value in before.memory().items()})
+    after.close(10, grad_norm=0.0)
+    after.evaluated("eval", down, 10)
+    assert [code for code, *_ in alerts] == ["dead_gradients", "displacement", "both_fall"]

@@ -128,7 +128,8 @@ def test_an_example_has_one_id_whatever_it_is_padded_to() -> None:
 
 def test_training_on_the_prompt_shows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """The same data with the loss on everything: response and prompt are what they were, and the share is named."""
-    trainer = run_sft(tmp_path, tokenizer, ROWS, options={"completion_only_loss": False, "max_steps": 1})
+    options = {"completion_only_loss": False, "max_steps": 1, "eval_steps": 1}
+    trainer = run_sft(tmp_path, tokenizer, ROWS, options=options)
     start = first_evaluation(trainer) | {}
     rows = [parts(tokenizer, r) for r in ROWS]
     in_prompt = sum(len(mask) - sum(mask) - 1 for _, mask in rows)  # the first token has no score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.errors import DiagError, did_you_mean
@@ -30,6 +30,8 @@ class Answers:
     lr_steps: int = GuardsConfig.lr_steps
     max_skips: int = GuardsConfig.max_skips
     max_restores: int = GuardsConfig.max_restores
+    dumps: int = GuardsConfig.dumps
+    weights_mb: float = GuardsConfig.weights_mb
 
     @classmethod
     def of(cls, config: GuardsConfig, stop_on: Iterable[str] = ()) -> Answers:
@@ -38,11 +40,16 @@ class Answers:
         Raises:
             DiagError: an unknown code or action, an action that this code cannot have, a number out of range.
         """
-        actions = dict(config.actions) | dict.fromkeys((*config.stop, *stop_on), "stop")
+        given = config.actions or {}
+        if not isinstance(given, Mapping):
+            raise DiagError(
+                "configuration does not fit", where=_WHERE, got=given, expected="{CODE: ACTION}", usage=True
+            )
+        actions = dict(given) | dict.fromkeys((*config.stop, *stop_on), "stop")
         for code, action in actions.items():
             if code not in WATCHES:
                 raise DiagError(
-                    "unknown guard", where=_WHERE if code in config.actions else "guards.stop", got=code,
+                    "unknown guard", where=_WHERE if code in given else "guards.stop", got=code,
                     expected=f"some of {', '.join(WATCHES)}", hint=did_you_mean(code, WATCHES), usage=True,
                 )  # fmt: skip
             if action not in ACTIONS:
@@ -60,7 +67,8 @@ class Answers:
             if getattr(config, name) < 1:
                 raise DiagError("configuration does not fit", where=f"guards.{name}", got=getattr(config, name),
                                 expected="at least 1", usage=True)  # fmt: skip
-        return cls(actions, config.lr_factor, config.lr_steps, config.max_skips, config.max_restores)
+        numbers = {f.name: getattr(config, f.name) for f in fields(cls) if f.name != "actions"}
+        return cls(actions, **numbers)
 
     def to(self, code: str) -> str:
         """What is done where `code` speaks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -42,6 +43,9 @@ class Step:
         n_rows, n_bad_rows: rows, and those whose log-probs are not finite.
         grad_norm: before clipping; None where it is not known.
         overflows: a gradient scaler (fp16) stands between: it tries scales that overflow, and leaves those steps out.
+        seconds: since the update before, of the slowest process; None where something else was done in between.
+        positions: positions of the batch, padding included, of all processes.
+        memory: bytes used at most so far and bytes there are, where the fullest process is; None where it is not known.
         rows: the batch's rows, of all processes; every process must call it or none.
     """
 
@@ -52,7 +56,29 @@ class Step:
     n_bad_rows: int = 0
     grad_norm: float | None = None
     overflows: bool = False
+    seconds: float | None = None
+    positions: int = 0
+    memory: tuple[float, float] | None = None
     rows: Callable[[], Sequence[Row]] = field(default=lambda: (), compare=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of one set, the same on every process.
+
+    Attributes:
+        values: metric -> value, under the names of the records.
+        first: those of the set's first evaluation in this run.
+    """
+
+    step: int
+    split: str
+    values: Mapping[str, float]
+    first: Mapping[str, float]
+
+    def change(self, name: str) -> float:
+        """Since the first evaluation; NaN where one of the two is not known."""
+        return self.values.get(name, math.nan) - self.first.get(name, math.nan)
 
 
 @dataclass(frozen=True)
@@ -69,16 +95,22 @@ class Watch:
     Attributes:
         code: under which alerts, `guards.actions` and `guards.stop` know it.
         actions: what may be done where it speaks.
+        dumps: the step's batch is kept, to be computed again.
     """
 
     code: ClassVar[str]
     actions: ClassVar[tuple[str, ...]] = EVERY
+    dumps: ClassVar[bool] = False
 
     def __init__(self, limits: Thresholds) -> None:
         self.limits = limits
 
     def step(self, step: Step) -> Said | None:
         """Judge a step before its update; called at every step, on every process with the same numbers."""
+        return None
+
+    def evaluation(self, evaluation: Evaluation) -> Said | None:
+        """Judge an evaluation during training; called on every process with the same numbers."""
         return None
 
     def memory(self) -> dict[str, Any]:

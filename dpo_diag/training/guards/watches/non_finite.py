@@ -18,7 +18,7 @@ def _bad_ids(step: Step) -> list[str]:
 class NonFiniteLoss(Watch):
     """The loss of a micro-batch is NaN or infinite."""
 
-    code = "non_finite_loss"
+    code, dumps = "non_finite_loss", True
 
     def step(self, step: Step) -> Said | None:
         """See `Watch.step`."""
@@ -32,7 +32,7 @@ class NonFiniteLoss(Watch):
 class NonFiniteLogp(Watch):
     """Log-probs are not finite, while the loss is."""
 
-    code = "non_finite_logp"
+    code, dumps = "non_finite_logp", True
 
     def step(self, step: Step) -> Said | None:
         """See `Watch.step`."""
@@ -49,7 +49,7 @@ class NonFiniteGrad(Watch):
     """The gradient is not finite, while loss and log-probs are. Under a gradient scaler that is how it finds its scale,
     and no fault."""
 
-    code = "non_finite_grad"
+    code, dumps = "non_finite_grad", True
 
     def step(self, step: Step) -> Said | None:
         """See `Watch.step`."""

@@ -38,6 +38,7 @@ class _Spikes(Watch):
     """Judges one number of a step by its level."""
 
     what: str
+    dumps = True
 
     def __init__(self, limits: Thresholds) -> None:
         super().__init__(limits)
