@@ -50,7 +50,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     guards = guards_of(alerts, stop_on=("loss_spike",))
     run(guards, [0.5] * 25 + [0.59, 0.61, 0.5])
     assert [e["step"] for *_, e in alerts] == [26]
-    assert guards.should_stop
+    assert guards.should_stop and alerts[0][1].endswith(" (guards.actions: stop; the run ends here)")
     alerts.clear()
     guards = guards_of(alerts, thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
     run(guards, (0.5, 0.5, 0.5, 0.69, 0.71, 0.5))

@@ -113,8 +113,9 @@ class Guards:
         self.should_stop = self.should_stop or action == "stop"
         done = {} if action == "warn" else {"action": action}
         evidence = {"step": step, **said.evidence, **done}
+        tail = f" (guards.actions: {action}{'; the run ends here' if action == 'stop' else ''})" if done else ""
         if self.main and self._counts[code] <= self._limits["guards.max_alerts"]:
-            self._alert(code, said.message + (f" (guards.actions: {action})" if done else ""), evidence)
+            self._alert(code, said.message + tail, evidence)
         return Raised(code, action, step, said.message, evidence)
 
     def reference(self, message: str, evidence: Mapping[str, Any], *, main: bool) -> None:
