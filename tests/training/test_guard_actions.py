@@ -300,3 +300,58 @@ def test_a_training_ends_where_its_evaluations_gain_nothing(
     assert said == ([] if rate else [
         "rewards/margins gained nothing beyond its noise in 3 evaluations since step 0 (0): the run ends at step 6"
     ])  # fmt: skip
+
+
+TWO = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+from datasets import Dataset
+from transformers import TrainerCallback
+from dpo_diag.config_guards import GuardsConfig
+from training.test_guard_actions import Injected, Look
+from training.tiny import arguments, make_model, make_pairs, make_tokenizer
+
+folder, batch = sys.argv[1], int(sys.argv[2])
+rank = int(os.environ["RANK"])
+sums = {{}}
+
+class Sum(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        sums[state.global_step] = [float(p.detach().double().sum()) for p in model.parameters()]
+
+trainer = Injected(
+    model=make_model(1), ref_model=make_model(2), recorder=folder + "/run", processing_class=make_tokenizer(),
+    train_dataset=Dataset.from_list(make_pairs(40)), callbacks=[Sum()],
+    args=arguments(folder + "/out", max_steps=5, per_device_train_batch_size=batch, gradient_accumulation_steps=2,
+                   weight_decay=0.1, save_strategy="steps", save_steps=2,
+                   accelerator_config={{"dispatch_batches": False}}),
+)
+trainer.factors = {{(3, 1): float("nan")}} if rank == 1 else {{}}
+trainer.answer_guards(GuardsConfig(actions={{"non_finite_loss": "skip", "loss_spike": "restore"}}))
+trainer.train()
+json.dump(sums, open(folder + f"/sums{{rank}}.json", "w"))
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_step_of_which_one_sees_the_nan(tmp_path: Path) -> None:
+    """The second process's second micro-batch of step 3: both processes leave the step out, have the same weights after
+    every step, and the one alert has the rows of both; the batch of each process is kept."""
+    import json
+
+    from .test_distributed import launch
+
+    folder = tmp_path / "two"
+    assert launch(folder, 2, 2, TWO).wait(timeout=300) == 0, (folder / "console.txt").read_text()[-3000:]
+    first, second = (json.loads((folder / f"sums{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["3"] == first["2"] and first["2"] != first["1"] and first["4"] != first["3"]
+    assert all(np.isfinite(first["5"]))
+    alerts = load_run(folder / "run").alerts.query("code == 'non_finite_loss'")
+    assert alerts["step"].tolist() == [3]
+    assert "of 8 rows" in alerts["message"].iloc[0]
+    kept = Path(json.loads(alerts["evidence"].iloc[0])["replay"])
+    assert sorted(p.name for p in kept.iterdir()) == [
+        "batch.r0.safetensors", "batch.r1.safetensors", "step.json", "weights.safetensors",
+    ]  # fmt: skip
