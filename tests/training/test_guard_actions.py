@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
@@ -20,6 +21,7 @@ from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.checkpoint_folders import checkpoints_in
 from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guarded import drop_gradients
+from dpo_diag.training.replay import replay
 
 from .tiny import arguments, make_model, make_pairs
 
@@ -355,3 +357,29 @@ def test_two_processes_leave_out_the_step_of_which_one_sees_the_nan(tmp_path: Pa
     assert sorted(p.name for p in kept.iterdir()) == [
         "batch.r0.safetensors", "batch.r1.safetensors", "step.json", "weights.safetensors",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_adapter_is_restored_and_its_step_computed_again(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """LoRA: the adapter of step 4 is back, bit for bit. The replay, in which nothing is injected, gives a fiftieth of
+    the recorded loss."""
+
+    def adapted(**more: Any) -> Injected:
+        lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return Injected(
+            model=make_model(1), ref_model=None, processing_class=tokenizer, peft_config=lora,
+            train_dataset=Dataset.from_list(make_pairs(30)), **more,
+        )  # fmt: skip
+
+    look, options = Look(), {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    trainer = adapted(
+        recorder=tmp_path / "run", callbacks=[look], args=arguments(tmp_path / "out", **options),
+        thresholds={"guards": {"spike_least_steps": 3, "spike_min": 3.0}},
+    )  # fmt: skip
+    trainer.factors = {(5, 0): 50.0}
+    trainer.answer_guards(GuardsConfig(actions={"loss_spike": "restore"}))
+    trainer.train()
+    assert same(look.after[5], look.after[4]) and not same(look.after[6][0], look.after[5][0])
+    found = replay(adapted(args=arguments(tmp_path / "out", **options)), tmp_path / "run" / "alerts" / "step-00000005")
+    assert found.exact and len(found.rows) == 3
+    assert found.loss == pytest.approx(found.recorded / 50, rel=1e-6)
