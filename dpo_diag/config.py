@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.config_schedule import ScheduleConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 
@@ -91,7 +92,7 @@ class TrainerConfig:
     padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does. `reference_store`: a
     folder where the reference's sums, computed before training (`precompute_ref_log_probs`, which naming a store turns
     on), are kept, and taken from where model, adapter, tokenizer, template and cut are the same; null:
-    OUTPUT_ROOT/cache/references.
+    OUTPUT_ROOT/cache/references. `logits_sam`: rho of logits-SAM (arXiv 2603.18258); 0: none.
 
     A checkpoint is written after the last step (`save_at_end`), where the last one is `save_minutes` old, and every
     `save_steps`. Those of `save_steps` all stay, of the others the last 2; with `save_total_limit` the last so many of
@@ -116,6 +117,7 @@ class TrainerConfig:
     precompute_ref_log_probs: bool = False
     reference_store: str | None = None
     shared_prefix: str = "auto"
+    logits_sam: float = 0.0
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     logging_steps: int = 1
@@ -292,6 +294,7 @@ class Config:
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

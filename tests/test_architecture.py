@@ -13,8 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {
-    "config", "config_checkpoints", "config_checks", "documents", "ends", "errors", "extras", "losses", "next_steps",
-    "paired", "records", "registry", "rows", "safe_streams", "shortages", "stats", "stopping", "styled", "text",
+    "config", "config_checkpoints", "config_checks", "config_schedule", "documents", "ends", "errors", "extras", "losses",
+    "next_steps", "paired", "records", "registry", "rows", "safe_streams", "shortages", "stats", "stopping", "styled", "text",
     "thresholds", "translated",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
