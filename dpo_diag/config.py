@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.config_schedule import ScheduleConfig
+from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 
@@ -182,13 +184,6 @@ class PromptsConfig:
 
 
 @dataclass
-class GuardsConfig:
-    """Live guards write alerts/; those that `stop` names end the run: any of GUARDS."""
-
-    stop: list[str] = field(default_factory=list)
-
-
-@dataclass
 class TrackingConfig:
     """Mirror of the records.
 
@@ -274,13 +269,15 @@ class Config:
     """The whole configuration of dpo-train.
 
     `resume`: a run folder, which goes on from its last whole checkpoint, or from that of step `checkpoint`;
-    `fresh_optimizer`: with that checkpoint's weights alone.
+    `fresh_optimizer`: with that checkpoint's weights alone. `replay`: a step that a guard kept, RUN/alerts/step-N, is
+    computed again and told; nothing is trained.
     """
 
     name: str = "run"
     seed: int = 0
     output_root: str = "runs"
     resume: str | None = None
+    replay: str | None = None
     checkpoint: int | None = None
     fresh_optimizer: bool = False
     explain: bool = True
@@ -290,6 +287,7 @@ class Config:
     filter: FilterConfig = field(default_factory=FilterConfig)
     loss: LossSpec = field(default_factory=LossSpec)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -310,13 +308,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.method": ("dpo", "sft"),
     "trainer.truncation_mode": ("keep_start", "keep_end"),
     "trainer.shared_prefix": ("auto", "on", "off"),
+    "sft.loss_on": LOSS_ON,
     "peft.kind": ("none", "lora", "qlora"),
     "prompts.kind": ("none", "task", "file"),
     "tracking.mode": ("offline", "online", "disabled"),
     "task.kind": ("none", "sql"),
 }
-GUARDS = ("non_finite_loss", "non_finite_logp", "loss_spike", "reference_mismatch")
-"""Codes of the live guards; see training.guards."""
 PROMPT_SETS = Path(__file__).resolve().parent / "inference" / "prompt_sets"
 """Prompt sets that the package ships, by the name of the file."""
 EXTRA_METRICS = ("top5", "greedy_logp")

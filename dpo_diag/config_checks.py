@@ -7,7 +7,6 @@ from pathlib import Path
 from dpo_diag.config import (
     CHOICES,
     EXTRA_METRICS,
-    GUARDS,
     PROMPT_SETS,
     Config,
     DataConfig,
@@ -48,6 +47,13 @@ def check(config: Config) -> None:
         raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
     if t.reference_store is not None and t.method == "sft":
         raise _wrong("trainer.reference_store", t.reference_store, "nothing: SFT has no reference")
+    if t.method != "sft" and config.sft.changed:
+        key = config.sft.changed[0]
+        raise _wrong(f"sft.{key}", getattr(config.sft, key), f"0: {t.method} has a loss of its own (loss=...)")
+    if not 0 <= config.sft.label_smoothing < 1:
+        raise _wrong("sft.label_smoothing", config.sft.label_smoothing, "0 or more, below 1")
+    if config.sft.infonce_temperature <= 0:
+        raise _wrong("sft.infonce_temperature", config.sft.infonce_temperature, "more than 0")
     if t.learning_rate < 0:
         raise _wrong("trainer.learning_rate", t.learning_rate, "0 or more")
     if t.max_length is not None and t.max_length < 2:
@@ -63,9 +69,6 @@ def check(config: Config) -> None:
     for key in ("start_timeout", "finish_timeout"):
         if getattr(config.tracking, key) <= 0:
             raise _wrong(f"tracking.{key}", getattr(config.tracking, key), "seconds, more than 0")
-    for guard in config.guards.stop:
-        if guard not in GUARDS:
-            raise _wrong("guards.stop", guard, f"some of {', '.join(GUARDS)}")
     check_prompts(config.prompts)
 
 

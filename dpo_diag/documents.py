@@ -26,20 +26,44 @@ MAX_YAML_VALUES = 1_000_000
 _HALF_CHARACTER = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F]")
 _LONG_INTEGER = re.compile(r"\d{19}")
 _DECODER = json.JSONDecoder()
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+(:?)', re.DOTALL)
+"""A string of JSON, and whether it is a key."""
+_APART = re.compile(r'"\s+:')
 _NOT_UTF8 = "not UTF-8 at byte {}"
+
+
+class Repeating(dict[Any, Any]):
+    """An object in which, or in something inside it, a key stands twice; of its values the last is kept."""
+
+    repeated: Counter[str]
+
+
+def repeated_keys(value: Any, besides: Any = None) -> Mapping[str, int]:
+    """The keys that stand twice in an object of what was parsed, by the number of such objects; empty for none. Those
+    inside `besides`, a part of the value, are not counted."""
+    if besides is not None:
+        return Counter(repeated_keys(value)) - Counter(repeated_keys(besides))
+    if isinstance(value, Repeating):
+        return value.repeated
+    found: Counter[str] = Counter()
+    for inner in value if isinstance(value, list) else ():
+        if isinstance(inner, (Repeating, list)):
+            found.update(repeated_keys(inner))
+    return found
 
 
 def parse_json(text: str | bytes) -> Any:
     """The value of one JSON document; NaN and Infinity are numbers. Bytes are UTF-8, without a mark at their begin.
 
-    Integers beyond 64 bits become floats, halves of a surrogate pair U+FFFD.
+    Integers beyond 64 bits become floats, halves of a surrogate pair U+FFFD. `repeated_keys` of the value says what
+    JSON's readers drop in silence.
 
     Raises:
         ValueError: it is none, or nested more than `MAX_DEPTH` deep.
     """
     text = _as_text(text)
     try:
-        return _safe(json.loads(text, **_options(text)), text)
+        return _safe(_marked(json.loads(text, **_options(text)), text), text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -47,35 +71,54 @@ def parse_json(text: str | bytes) -> Any:
 def parse_json_at(text: str, position: int = 0) -> tuple[Any, int]:
     """(the JSON value that begins at a place, where it ends); raises as `parse_json`."""
     try:
-        value, end = _DECODER.raw_decode(text, position)
+        value, end = _decoded(text, position)
         own = text[position:end]
-        return _safe(json.loads(own, **_options(own)) if _LONG_INTEGER.search(own) else value, own), end
+        return _safe(_marked(value, own), own), end
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _decoded(text: str, position: int) -> tuple[Any, int]:
+    try:
+        value, end = _DECODER.raw_decode(text, position)
     except json.JSONDecodeError:
         raise
     except ValueError:  # a number of more digits than Python reads
-        value, end = json.JSONDecoder(parse_int=_integer).raw_decode(text, position)
-        return _safe(value, text[position:end]), end
+        return json.JSONDecoder(parse_int=_integer).raw_decode(text, position)
+    own = text[position:end]
+    return (json.loads(own, **_options(own)) if _LONG_INTEGER.search(own) else value), end
 
 
-def repeated_keys(text: str | bytes, value: Any) -> Mapping[str, int]:
-    """Keys that one object of a JSON document holds twice, of which JSON's readers keep the last in silence, by the
-    number of such objects; empty for none. `value` is what `parse_json` gave for the text, which is read a second time
+def _marked(value: Any, text: str) -> Any:
+    """The value of a text, its objects made `Repeating` in which a key stands twice. The text is read a second time
     only where it holds more keys than the value."""
-    n = text.count(b'":') if isinstance(text, bytes) else text.count('":')
-    if (isinstance(value, dict) and n <= len(value)) or n <= _n_keys(value):
-        return {}
-    found: Counter[str] = Counter()
+    colons = text.count(":")
+    if (isinstance(value, dict) and colons <= len(value)) or colons <= (n := _n_keys(value)):
+        return value
+    # Quotes before a colon, less those inside a string; what this cannot tell apart is counted string by string.
+    ends = text.count('":') - (0 if "\\\\" in text else text.count('\\":'))
+    if ends <= n and _APART.search(text) is None:
+        return value
+    strings = _STRING.findall(text)
+    if len(strings) - strings.count("") <= n:
+        return value
+    return json.loads(text, object_pairs_hook=_object, **_options(text))
 
-    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        whole = dict(pairs)
-        if len(whole) < len(pairs):
-            found.update(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-        return whole
 
-    json.loads(text, object_pairs_hook=look, parse_int=float)
-    return found
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value, found = dict(pairs), Counter[str]()
+    if len(value) < len(pairs):
+        found.update(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+    for inner in value.values():
+        found.update(repeated_keys(inner))
+    return _repeating(value, found)
+
+
+def _repeating(value: dict[Any, Any], repeated: Counter[str]) -> dict[Any, Any]:
+    if repeated:
+        value = Repeating(value)
+        value.repeated = repeated
+    return value
 
 
 def _n_keys(value: Any) -> int:
@@ -86,25 +129,26 @@ def _n_keys(value: Any) -> int:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The value of one YAML document, of plain types alone; dates are text, an empty document None.
+    """The value of one YAML document, of plain types alone; dates are text, an empty document None. Keys that stand
+    twice, anywhere in it: as `repeated_keys` of the whole mapping.
 
     Raises:
         ValueError: it is none, longer than 256 KiB, nested too deeply, or its aliases stand for too much.
     """
-    import yaml
-
     if len(text) > MAX_YAML:
         raise ValueError(f"more than {MAX_YAML >> 10} KiB")
     text = _as_text(text)
     try:
-        value = yaml.load(text, Loader=_yaml_loader())
+        loader = _yaml_loader()(text)
+        value = loader.get_single_data()
         if _size(value, {}, 0) > MAX_YAML_VALUES:
             raise ValueError("its aliases stand for too much")
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except Exception as error:  # its own, and what its constructors run into: ValueError, KeyError, IndexError, ...
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
-    return _whole_characters(value) if _HALF_CHARACTER.search(text) else value
+    value = _whole_characters(value) if _HALF_CHARACTER.search(text) else value
+    return _repeating(value, loader.repeated) if isinstance(value, dict) else value
 
 
 def regular(path: Path) -> Path:
@@ -140,7 +184,8 @@ def read_yaml(path: Path, what: str, *, usage: bool = False) -> Mapping[Any, Any
     """The mapping in a YAML file; an empty file is an empty one.
 
     Raises:
-        DiagError: it cannot be read, is no YAML, or holds no mapping; `usage`: that is a mistake in a command's call.
+        DiagError: it cannot be read, is no YAML, holds no mapping, or a key twice; `usage`: that is a mistake in a
+            command's call.
     """
     return _read(path, what, "YAML", None, usage=usage)
 
@@ -161,6 +206,9 @@ def _read(path: Path, what: str, language: str, hint: str | None, *, usage: bool
         raise DiagError(f"{what} is not {language}", where=path, got=error, hint=hint, usage=usage) from error
     if document is None and language == "YAML":
         return {}
+    for key in repeated_keys(document) if language == "YAML" else ():
+        got = ascii(key)[:80]
+        raise DiagError(f"{what} holds a key twice", where=path, got=got, hint="keep one of them", usage=usage)
     if not isinstance(document, Mapping):
         got = type(document).__name__
         raise DiagError(f"{what} holds no object of names and values", where=path, got=got, hint=hint, usage=usage)
@@ -209,7 +257,8 @@ def _whole_characters(value: Any) -> Any:
     if isinstance(value, (list, tuple, set)):
         return type(value)(_whole_characters(v) for v in value)
     if isinstance(value, dict):
-        return {_whole_characters(k): _whole_characters(v) for k, v in value.items()}
+        whole = {_whole_characters(k): _whole_characters(v) for k, v in value.items()}
+        return _repeating(whole, value.repeated) if isinstance(value, Repeating) else whole
     return value
 
 
@@ -218,7 +267,14 @@ def _yaml_loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        pass
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self.repeated: Counter[str] = Counter()
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            self.repeated.update(name for name, n in names.items() if n > 1)
+            return super().construct_mapping(node, deep=deep)
 
     Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
+from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.tracked import tracked_places
 
@@ -33,6 +34,8 @@ _PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
 """What a Hydra override takes without quotes."""
 _READ_AS_ELSE = re.compile(r"null|true|false|[+-]?(nan|inf|[\d._]+(e[+-]?[\d_]+)?)", re.ASCII | re.IGNORECASE)
 """What Hydra takes for no text without quotes: nothing, a truth value, a number (1_000 too)."""
+_APPS = {"config": "dpo-train", "score": "dpo-score", "generate": "dpo-generate"}
+"""Hydra's primary configuration -> the command."""
 _STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
 
 
@@ -84,6 +87,38 @@ def after_interrupt(folder: Path) -> list[str]:
     if run is not None and run.info.status != "finished" and has_checkpoint(folder):
         return [line("dpo-train", override("resume", folder))]
     return after_import(folder) if run is not None else []
+
+
+def after_unfinished(run: Run, *, running: bool) -> list[str]:
+    """A work that did not come to its end: what goes on with it, or follows it while it runs.
+
+    A training goes on from its last whole checkpoint, without one it begins anew. A scoring or a generation measures
+    what is missing; what its folder does not say of its call stands in capitals.
+    """
+    if running:
+        return [line("dpo-diag", "explain", run.path, "--watch")]
+    app, given = _called(run.path)
+    if run.kind == "trained" and app is None:
+        whole = (file.parent for file in (run.path / "checkpoints").glob("checkpoint-*/trainer_state.json"))
+        last = max(whole, key=_step, default=None)
+        return [] if last is None else after_stopped_script(run.path, os.fspath(last))[:1]
+    if run.kind == "trained":
+        return [line("dpo-train", *([override("resume", run.path)] if has_checkpoint(run.path) else given))]
+    app = app or ("dpo-generate" if run.has("outputs") and not run.has("pairs") else "dpo-score")
+    if not given:
+        rows = override("prompts.path", PROMPTS) if app == "dpo-generate" else override("data.path", PAIRS)
+        given = [override("checkpoints", _checkpoints_of(run) or CHECKPOINTS), rows]
+    return [line(app, *(word for word in given if not word.startswith("out=")), override("out", run.path))]
+
+
+def _called(run: Path) -> tuple[str | None, list[str]]:
+    """The command that Hydra kept in a run folder, and its overrides; (None, []) where it kept none."""
+    try:
+        job = (read_yaml(run / ".hydra" / "hydra.yaml") or {})["hydra"]["job"]
+        given = read_yaml(run / ".hydra" / "overrides.yaml") or []
+        return _APPS[job["config_name"]], [str(word) for word in given]
+    except (OSError, DiagError, KeyError, TypeError):
+        return None, []
 
 
 def after_stopped_script(folder: str | os.PathLike[str], checkpoint: str | None) -> list[str]:
@@ -139,6 +174,8 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
                 line("dpo-generate", named, override("prompts.path", PROMPTS)),
             ]
         return [line("dpo-diag", "import", path, *options)]
+    if go_on := document.get("unfinished", {}).get("go_on"):
+        return list(go_on)
     if run.has("outputs"):
         return [line("dpo-diag", "outputs", path)]
     known = _checkpoints_of(run)

@@ -13,9 +13,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {
-    "config", "config_checkpoints", "config_checks", "config_schedule", "documents", "ends", "errors", "extras", "losses",
-    "next_steps", "paired", "records", "registry", "rows", "safe_streams", "shortages", "stats", "stopping", "styled", "text",
-    "thresholds", "translated",
+    "config", "config_checkpoints", "config_checks", "config_guards", "config_schedule", "config_sft", "documents",
+    "ends", "errors", "extras", "losses", "next_steps", "paired", "records", "registry", "rows", "safe_streams",
+    "shortages", "stats", "stopping", "styled", "text", "thresholds", "translated",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
 RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review", "frames"}
@@ -123,6 +123,13 @@ def test_the_callback_and_the_probe_name_no_trl() -> None:
 
 def test_every_room_has_its_place() -> None:
     assert {room(m) for m in FILES} - {""} == GROUND | LEFT | RIGHT | SHARED | {"commands"}
+
+
+def test_a_python_that_is_started_imports_nothing_from_the_working_directory() -> None:
+    """`python -m` and `-c` look there first, and a module that lies there would stand in for one of ours."""
+    started = [(m, line) for m, file in FILES.items() for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [m for m, line in started if "[sys.executable, " in line and '"-P"' not in line]
+    assert found == ["dpo_diag.commands.sweep_resume"]  # which has a test of its own
 
 
 @pytest.mark.parametrize("room_name", sorted(RIGHT | SHARED))

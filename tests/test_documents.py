@@ -10,7 +10,7 @@ import pytest
 
 import dpo_diag
 from dpo_diag import documents
-from dpo_diag.documents import parse_json, parse_json_at, parse_yaml, read_json, read_yaml
+from dpo_diag.documents import parse_json, parse_json_at, parse_yaml, read_json, read_yaml, repeated_keys
 from dpo_diag.errors import DiagError
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
@@ -61,6 +61,32 @@ def test_json_values_that_would_break_later_are_made_whole():
 def test_what_is_wrong_with_yaml_is_a_value_error(text, why):
     with pytest.raises(ValueError, match=why):
         parse_yaml(text)
+
+
+def test_keys_that_stand_twice_stay_known():
+    """In an object, inside it, in lists; what only looks like keys in a text is none. A merged mapping overrides."""
+    for text, found in (
+        ('{"a": 1, "a" : 2}', {"a": 1}), ('{"a": 1}', {}), ('{"a": "\\"b\\": 1, \\"b\\": 2: \\\\", "c": ":"}', {}),
+        ('[[{"x": [{"a": 1, "\\u0061": 2}]}], {"a": {"b": 1}, "a": {"b": 1, "b": 3}}]', {"a": 2, "b": 1}),
+        ('{"\\ud800": 1, "x": 1, "x": 2}', {"x": 1}), ('{"a": ' + "9" * 30 + ', "a": 1}', {"a": 1}), ("[1, 2]", {}),
+    ):  # fmt: skip
+        assert repeated_keys(parse_json(text)) == repeated_keys(parse_json_at(text + " x")[0]) == found
+    value = parse_json('[{"a": {"b": 1, "b": 2}}, {"c": 3}]')
+    assert (repeated_keys(value[0]), repeated_keys(value[1]), repeated_keys(value, besides=value[0])) == (
+        {"b": 1},
+        {},
+        {},
+    )
+    assert value == [{"a": {"b": 2}}, {"c": 3}]
+    assert repeated_keys(parse_yaml("a: {x: 1}\nb: [{c: 1, c: 2}]\na: 2")) == {"a": 1, "c": 1}
+    assert repeated_keys(parse_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}")) == {}
+
+
+def test_a_rules_file_with_a_key_twice_is_refused(tmp_path):
+    """Of two bounds the last would be held in silence."""
+    (tmp_path / "rules.yaml").write_text("rules:\n- metric: loss\n  max: 0.1\n  max: 9\n")
+    with pytest.raises(DiagError, match=r"the rules file holds a key twice.*got 'max'; hint: keep one of them"):
+        read_yaml(tmp_path / "rules.yaml", "the rules file")
 
 
 def test_a_date_in_yaml_is_text():

@@ -10,8 +10,8 @@ import pytest
 
 from dpo_diag.commands.diag import main
 from dpo_diag.diagnosis.checks import CheckContext, all_checks
+from dpo_diag.diagnosis.labels import ALSO, LABELS, OF_CODE, OF_THE_WHOLE
 from dpo_diag.diagnosis.narrative import HEADINGS
-from dpo_diag.diagnosis.verdict import ALSO, LABELS, OF_CODE
 from dpo_diag.styled import wrap
 from dpo_diag.text import capital
 from dpo_diag.thresholds import defaults
@@ -56,7 +56,7 @@ def test_what_an_explanation_says_is_said_whole_and_with_the_same_numbers() -> N
 
 def test_headings_labels_titles_and_advice_have_a_text() -> None:
     zh = catalogue("zh")
-    texts = [*HEADINGS, *LABELS.values(), *ALSO.values(), *OF_CODE.values()]
+    texts = [*HEADINGS, *LABELS.values(), *ALSO.values(), *OF_CODE.values(), *OF_THE_WHOLE.values()]
     texts += ["low", "medium", "high", "trained", "imported", "scored"]
     for check in all_checks():
         texts += [check.title, check.says, check.why, check.needs, check.severity, *check.false_alarms]

@@ -87,7 +87,11 @@ def help_text(name: str, width: int | None = None) -> str:
         "  -m                every combination of values joined by commas",
         '  -sc install=bash  completion: eval "$(' + name + ' -sc install=bash)"',
         "  --debug           tracebacks",
-        *(["  resume=RUN        go on with an interrupted run"] if "resume" in keys[""] else []),
+        *(
+            ["  resume=RUN        go on with an interrupted run; replay=STEP: a step again"]
+            if "resume" in keys[""]
+            else []
+        ),
     ]
     return "\n".join(lines)
 

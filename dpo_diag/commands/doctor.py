@@ -149,7 +149,7 @@ def _torch() -> Finding:
     if not is_installed("torch"):
         return Finding("torch", OK, f"not installed: records are read here, not made ({install_hint('torch')})")
     try:
-        done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([sys.executable, "-P", "-c", _TORCH], capture_output=True, text=True, timeout=120)
         about = json_module.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return Finding("torch", FAIL, "importing it took more than 120 s")

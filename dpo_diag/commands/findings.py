@@ -111,9 +111,10 @@ def asked_of(run: Path) -> dict[str, Any]:
 
 
 def write_findings(run: Path, document: Mapping[str, Any], identity: Mapping[str, Any] | None) -> bool:
-    """Write a document with what it was made from (None, or damaged files: it is not taken again); False, with a line
+    """Write a document with what it was made from (None, damaged files, or a run that is not finished, of which no file
+    says whether it still runs: it is not taken again); False, with a line
     on standard error, where the folder cannot be written to: no reason not to print it."""
-    made = {MADE_FROM: identity} if identity is not None and "damaged" not in document else {}
+    made = {MADE_FROM: identity} if identity is not None and not {"damaged", "unfinished"} & document.keys() else {}
     try:
         write_json(run / FINDINGS, {**document, **made})
     except OSError as error:

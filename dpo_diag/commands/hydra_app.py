@@ -196,8 +196,9 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         reason = explain_override(overrides, SCHEMAS[config_name])
         if reason is not None:
             raise DiagError(reason, usage=True)
-    if not is_main_process():
-        # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away.
+    if not is_main_process() or any(a.startswith("replay=") for a in arguments):
+        # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away. A replay
+        # writes no run.
         ending = ExitStack()
         scratch = ending.enter_context(scratch_folder("rank"))
         atexit.register(ending.close)

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from dpo_diag.commands.resume_trust import sign_sweep
 from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import override
 from dpo_diag.records.jobs import Plan, plan_of, this_process, write_plan
@@ -60,6 +61,8 @@ class KeepPlan(Callback):
         BEGUN.append(folder)
         before = plan_of(folder)
         write_plan(folder, _plan(config) if before is None else replace(before, state=this_process()))
+        if before is None:
+            sign_sweep(folder)
 
 
 def _check_names(config: DictConfig) -> None:

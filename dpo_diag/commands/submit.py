@@ -13,7 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dpo_diag.commands import slurm
-from dpo_diag.commands.sweep_resume import SCRIPT
+from dpo_diag.commands.resume_trust import SCRIPT, sign_sweep
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
@@ -61,6 +61,7 @@ def submit(
     write_plan(folder, plan)
     script = folder / SCRIPT
     script.write_text(_script(folder, len(jobs), options, concurrent), encoding="utf-8")
+    sign_sweep(folder)
     print(f"{plural(len(jobs), 'job')}: {script}", file=sys.stderr)
     if not dry_run:
         number = slurm.send(script)
@@ -138,7 +139,7 @@ def _script(folder: Path, n: int, options: Sequence[str], concurrent: int | None
         "#SBATCH --requeue",
         *(f"#SBATCH {option}" for option in options),
         shlex.join(["cd", os.getcwd()]),
-        f'exec {shlex.join([sys.executable, "-m", "dpo_diag.commands.diag", "sweep", str(folder)])}'
-        ' --resume --job "$SLURM_ARRAY_TASK_ID"',
+        f'exec {shlex.join([sys.executable, "-P", "-m", "dpo_diag.commands.diag", "sweep", str(folder)])}'
+        ' --resume --trust --job "$SLURM_ARRAY_TASK_ID"',  # a node may have another home, so no key
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -32,6 +32,7 @@ def sweep(
     against: str | None = None,
     resume: bool = False,
     job: list[int] | None = None,
+    trust: bool = False,
     watch: bool = False,
     interval: float = 5.0,
 ) -> int:
@@ -47,15 +48,16 @@ def sweep(
             questions, with the metrics.
         resume: run again what failed, was stopped or never began: from its last checkpoint, where there is one.
         job: with --resume only the job of that number; may be given several times.
+        trust: with --resume take all that a sweep asks for which another user planned, code and places too.
         watch: follow a running sweep: one line for each change, the table at its end.
         interval: seconds between two looks of --watch.
     """
     if resume:
         from dpo_diag.commands.sweep_resume import resume_jobs
 
-        return resume_jobs(_one_folder(runs, "--resume"), job)
-    if job:
-        raise DiagError("--job belongs to --resume", usage=True)
+        return resume_jobs(_one_folder(runs, "--resume"), job, trust=trust)
+    if job or trust:
+        raise DiagError(f"{'--job' if job else '--trust'} belongs to --resume", usage=True)
     if watch:
         from dpo_diag.commands.sweep_watch import follow
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
 from dpo_diag.config import Config
 from dpo_diag.config_checks import check
-from dpo_diag.next_steps import after_interrupt, say_next
+from dpo_diag.next_steps import after_import, after_interrupt, say_next
 from dpo_diag.shortages import shortage
 
 
@@ -24,6 +24,13 @@ def job(cfg: DictConfig) -> str | float | tuple[float, ...]:
     from dpo_diag.diagnosis.objective import objectives, values
 
     # Before the training: a name that no run records is a mistake then, and hours later only a pity.
+    if config.replay is not None:
+        from dpo_diag.training.job import replay_step
+
+        run = replay_step(config, Path(config.replay), folder=Path(HydraConfig.get().runtime.output_dir))
+        say_next(after_import(run), sys.stderr)
+        print(run, flush=True)
+        return str(run)
     wanted = objectives(config.sweep.objective, config.sweep.direction, config.prompts.kind, config.task.kind)
     folder = Path(HydraConfig.get().runtime.output_dir)
     named_by_hydra(config)

@@ -130,7 +130,7 @@ TokenIds = tuple[list[int], list[int], list[int]]
 def cut(row: Row, ids: TokenIds, max_length: int | None, mode: str) -> EncodedPair:
     """A pair's tokens as the collator leaves them; `row` has `row` and `pair_id`."""
     prompt, *wholes = ids
-    n_prompt = min(_shared_prefix(prompt, whole) for whole in wholes)
+    n_prompt = min(shared_prefix(prompt, whole) for whole in wholes)
     pair = EncodedPair(row["row"], row["pair_id"], n_prompt=n_prompt, n_merged=len(prompt) - n_prompt)
     for side, whole in zip(SIDES, wholes, strict=True):
         limit = len(whole) if max_length is None else max_length
@@ -147,8 +147,8 @@ def cut(row: Row, ids: TokenIds, max_length: int | None, mode: str) -> EncodedPa
     return replace(pair, dropped=dropped)
 
 
-def _shared_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the common prefix."""
+def shared_prefix(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the common prefix: of token ids, or of a text's characters."""
     if b[: len(a)] == a:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -39,6 +39,7 @@ from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
 from dpo_diag.diagnosis.scheduled import loss_at
+from dpo_diag.diagnosis.unfinished import Unfinished, unfinished
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import plain, records, safe
@@ -125,12 +126,14 @@ def explain_run(
     values = check_thresholds(thresholds)
     rows = PairRows(opened, values["reference_tolerance_nats"])
     only_logged = split is not None and split not in rows.steps and bool((opened.history["split"] == split).any())
-    aligned, table = None, pd.DataFrame()
+    aligned, table, half = None, pd.DataFrame(), unfinished(opened)
     if rows.steps and not only_logged:
         aligned = align(rows, from_step, to_step, split)
-        document, table = _of_pairs(aligned, values)
+        document, table = _of_pairs(aligned, values, half)
     else:
-        document = _of_means(opened, from_step, to_step, split, values)
+        document = _of_means(opened, from_step, to_step, split, values, half)
+    if half is not None:
+        document["unfinished"] = half.document()
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
     if opened.damaged:
@@ -144,7 +147,9 @@ def explain_run(
 # --- a run that holds pairs -------------------------------------------------------------------------------------------
 
 
-def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, Any], pd.DataFrame]:
+def _of_pairs(
+    aligned: Aligned, values: Mapping[str, float], half: Unfinished | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
     run, pairs = aligned.run, aligned.pairs
     spec, why_not = loss_spec(run)
     intervals, ids = PairIntervals.of(aligned.rows, values), list(pairs["pair_id"])
@@ -171,6 +176,7 @@ def _of_pairs(aligned: Aligned, values: Mapping[str, float]) -> tuple[dict[str, 
             reference_free=context.reference_free,
             supervised=len(aligned.sides) < 2,
             answers=run.has("outputs"),
+            unfinished=half,
         )
     )
     document = {
@@ -246,8 +252,9 @@ def _drawn(aligned: Aligned, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_means(
-    run: Run, from_step: Step | None, to_step: int | None, split: str | None, values: Mapping[str, float]
-) -> dict[str, Any]:
+    run: Run, from_step: Step | None, to_step: int | None, split: str | None, values: Mapping[str, float],
+    half: Unfinished | None,
+) -> dict[str, Any]:  # fmt: skip
     if from_step is not None and from_step != REFERENCE and not str(from_step).lstrip("-").isdigit():
         raise DiagError("not a step", where="--from", got=from_step, expected="a number", usage=True)
     context = CheckContext.from_run(PairRows(run), from_step, to_step, split, values)
@@ -274,6 +281,7 @@ def _of_means(
             reference_free=context.reference_free,
             supervised=_supervised(run, means.values),
             answers=run.has("outputs"),
+            unfinished=half,
         )
     )
     return {

@@ -16,6 +16,7 @@ from dpo_diag.records import Run, load_run
 from dpo_diag.records.checksums import damaged, read_yaml
 from dpo_diag.records.files import RUN_FILE, part_of
 from dpo_diag.records.jobs import JobState, Plan, job_state, plan_of
+from dpo_diag.records.run_lock import held_by
 from dpo_diag.records.secrets import without_secrets
 
 Status = Literal["completed", "failed", "interrupted", "running", "missing"]
@@ -205,7 +206,11 @@ def _status(folder: Path, state: JobState | None, run: Run | None) -> tuple[Stat
         stopped = state is not None and state.status in ("running", "interrupted")
         why = f"no run.json: it ended before the first record{_last_line(folder)}"
         return "interrupted" if stopped else "failed", why
-    if recorded == "running" and state is None and _idle(folder) < STALE_SECONDS:
+    owner = held_by(folder) if recorded == "running" and state is None else None  # of a script, which says no more
+    if owner is not None and owner.alive():
+        return "running", ""
+    unseen = recorded == "running" and state is None and (owner is None or owner.alive() is None)
+    if unseen and _idle(folder) < STALE_SECONDS:
         return "running", f"last written {_idle(folder):.0f} s ago"
     reached = "" if (at := _last_step(run)) is None else f" at step {at}"
     killed = state is None or state.status == "running"

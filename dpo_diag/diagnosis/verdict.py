@@ -19,52 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_diag.diagnosis.evidence import TASK_KINDS
+from dpo_diag.diagnosis.labels import ALSO, LABELS, OF_CODE, OF_THE_WHOLE
 from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.said import CAVEAT
+from dpo_diag.diagnosis.unfinished import Unfinished
 from dpo_diag.ends import LEAST_ROWS
 from dpo_diag.stats import LEAST_FOR_T
 from dpo_diag.text import capital, plural, some
-
-LABELS = {
-    "implausible_numbers": "the log holds numbers that cannot be what their names say",
-    "broken_numbers": "the records hold NaN or infinity",
-    "summed_numbers": "the logged loss is a sum over micro-batches or processes, not their mean",
-    "reference_mismatch": "the run did not start at its reference: its rewards and margins are no gains",
-    "dead_run": "the run did not train",
-    "supervised": "a supervised run: the checks judge preferences, so only what its loss did can be said",
-    "one_row": "one row: nothing to compare",
-    "loss_rose": "the loss rose beyond its noise",
-    "likelihood_displacement": "the loss fell while the chosen answers became less likely",
-    "late_divergence": "the loss kept falling after the chosen answers had begun to lose likelihood again",
-    "loss_unknown": "the chosen answers became less likely; whether the loss fell is not recorded",
-    "sign_depends_on_aggregator": "whether the chosen perplexity rose depends on how responses are averaged",
-    "rejected_collapse": "the rejected answers lost far more probability than the loss needs",
-    "score_fell": "a task score got worse",
-    "saturated": "the loss is at its floor: these pairs have nothing left to teach",
-    "length_explained": "the margin grew with the answers' length, hardly per token",
-    "not_learning": "the run learned nothing that matters",
-    "chosen_fell": "the chosen answers became less likely, and the loss did not fall",
-    "best_not_last": "an earlier checkpoint scores better than the last one",
-    "loss_unclear": "whether the run learned is open",
-    "within_noise": "whether the chosen answers became less likely is inside the noise",
-    "healthy": "the loss fell, and the chosen answers lost no likelihood that matters",
-    "cannot_tell": "too little is recorded to call the run healthy",
-}
-
-
-ALSO = {
-    "likelihood_displacement": "the chosen answers became less likely",
-    "late_divergence": "the chosen answers became less likely again after a rise",
-    "saturated": "the loss ends at its floor",
-    "chosen_fell": "the chosen answers became less likely",
-}
-"""Titles where they stand behind another headline, which says itself what the loss did."""
-
-OF_CODE = {
-    "DVG020": "the training loss rose beyond its noise",
-    "DVG022": "the held-out loss rose beyond its noise",
-}
-"""Titles that say which loss: the table beside the headline may show the other one, and it fell."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +102,7 @@ MUST_BE_SILENT = {
 """Checks that could contradict "healthy", and what they look for: each must have looked."""
 NEEDS_A_REFERENCE = frozenset({"DVG007"})
 """Of those, the ones that a loss without a reference cannot fail."""
-OPEN = frozenset({"cannot_tell", "one_row", "supervised"})
+OPEN = frozenset({"cannot_tell", "one_row", "supervised", "unfinished"})
 """Labels that say nothing about harm either way."""
 NAMED = 4
 """Further checks that the text names, beside the causes."""
@@ -179,6 +140,7 @@ class Facts:
         reference_free: whether the loss has no reference that the run could have missed.
         supervised: whether no preference was trained at all.
         answers: whether outputs are recorded, judged or not.
+        unfinished: how the run stands where it is not finished.
     """
 
     checks: Sequence[Mapping[str, Any]]
@@ -190,6 +152,7 @@ class Facts:
     reference_free: bool = False
     supervised: bool = False
     answers: bool = False
+    unfinished: Unfinished | None = None
 
 
 def causes(facts: Facts) -> list[tuple[Cause, Mapping[str, Any]]]:
@@ -260,12 +223,19 @@ def decide(facts: Facts) -> Verdict:
         name = found[0][0].label
     else:
         name = "cannot_tell" if lacking or _few(facts) else "healthy"
+    half = facts.unfinished
+    if half is not None and name in OF_THE_WHOLE:
+        so_far = (c.label for c, _ in found if c.label not in OF_THE_WHOLE)
+        name = next(so_far, "unfinished") if name == "dead_run" else "unfinished"
     harm, because = _harm(facts, name, any(c.suspicious for c, _ in found))
     more = _missing_text(lacking, facts) if name == "cannot_tell" else ""
-    if found and found[0][0].answer == "speaks" and name not in OPEN and not errors and _few(facts):
+    lead = next((c for c, _ in found if c.label == name), None)
+    if lead is not None and lead.answer == "speaks" and name not in OPEN and not errors and _few(facts):
         seen = plural(facts.n_pairs, "pair") if facts.rows is None else plural(facts.rows, "row")
         more = f", as far as {seen} can show: their noise is not known"
-    title = found[0][0].title if found and found[0][0].label == name else LABELS[name]
+    title = lead.title if lead is not None else LABELS[name]
+    if half is not None:
+        title = f"{title}: {half.line}" if name == "unfinished" else f"not finished, {half.line}: so far {title}"
     sentences = [f"{capital(title)}{more}."]
     that = "there is harm" if name in OPEN else "that is harm"
     cited = _cite([m for m, _ in because]) if because else ""
@@ -273,7 +243,8 @@ def decide(facts: Facts) -> Verdict:
     # What was measured stands before what speaks of it.
     named = _named(facts, name, found)
     # One row that nobody measured besides says nothing of harm either way.
-    sentences += [said, *named] if because else [*named, *([said] if name != "one_row" else [])]
+    sentences += [said, *named] if because else [*named, *([said] if name not in ("one_row", "unfinished") else [])]
+    sentences += half.sentences() if half is not None else []
     told = tuple((c.label, c.code, str(f["reason"])) for c, f in found)
     sure = _confidence(facts, harm, name)
     return Verdict(name, harm, sure, " ".join(sentences), sentences[0], uncited, because, told, title)
@@ -314,14 +285,16 @@ def _missing_text(lacking: list[tuple[str, str, str]], facts: Facts) -> str:
 def _named(facts: Facts, name: str, found: list[tuple[Cause, Mapping[str, Any]]]) -> list[str]:
     """The headline's own reason where it is an error, then every further cause, then other checks that warn."""
     sentences = []
-    first = found[0] if found and found[0][0].label == name else None
+    first = next((one for one in found if one[0].label == name), None)
     if first is not None:
         sentences.append(f"{first[0].code}: {_reason(first[1])}.")
     further = [(c, f) for c, f in found if (c, f) != first and c.answer != "cannot tell"]
     for cause, finding in further:
         # Scores that fell are cited as harm.
         reason = f": {_reason(finding)}" if finding["severity"] == "error" and cause.label != "score_fell" else ""
-        sentences.append(f"Also: {ALSO.get(cause.label, cause.title)} ({cause.code}{reason}).")
+        titles = OF_THE_WHOLE | ALSO if facts.unfinished is not None else ALSO
+        begin = "So far" if name == "unfinished" else "Also"
+        sentences.append(f"{begin}: {titles.get(cause.label, cause.title)} ({cause.code}{reason}).")
     known = {c.code for c, _ in found}
     others = [
         f"{f['title']} ({f['code']}{': ' + _reason(f) if f['severity'] == 'error' else ''})"

@@ -134,14 +134,12 @@ def facts_from_file(path: Path, skipped: Skipped) -> Facts:
             facts.take("loss", (loss_name(said.group(2)),), f"{where}: {said.group(1)}")
         return facts
     try:
+        document = parse_json(raw) if path.suffix == ".json" else parse_yaml(raw.decode("utf-8", "replace"))
+        skipped.add_repeated(document, file=where)
         if path.name == "config.json":  # the model's: its keys say nothing about the training
-            document = parse_json(raw)
             name = document.get("_name_or_path") if isinstance(document, Mapping) else None
             return Facts(model={"name": name}) if isinstance(name, str) and name else Facts()
-        if path.suffix == ".json":
-            return facts_from_mapping(parse_json(raw), where)
-
-        return facts_from_mapping(parse_yaml(raw.decode("utf-8", "replace")), where)
+        return facts_from_mapping(document, where)
     except Exception as error:  # yaml raises its own family, and a hostile file can raise others
         known = isinstance(error, ValueError)
         why = str(error).splitlines()[0][:80] if known else type(error).__name__

@@ -56,7 +56,9 @@ def generate_checkpoints(
     if not asked:
         raise DiagError("no prompts", expected="at least one")
     writers = as_checkpoints(checkpoints)
-    with added_to(out) as (run_writer, _):
+    with added_to(out) as (run_writer, before):
+        if before.kind == "scored":
+            run_writer.update(checkpoints_asked=len(writers))
         done = answered(Run(run_writer.path, whole=True), decoding)
         for n, checkpoint in enumerate(writers, 1):
             missing = [p for p in asked if (checkpoint.model, checkpoint.step, p.id) not in done]

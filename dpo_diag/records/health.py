@@ -20,6 +20,7 @@ from dpo_diag.records.files import part_of
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.records.parts import listed, steady, visible
 from dpo_diag.records.reader import Run
+from dpo_diag.records.run_lock import held_by
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import plural, some
 
@@ -69,6 +70,9 @@ def _status(run: Run) -> Finding:
     if status != "running":
         shown = f"{status}: {run.info.error}" if run.info.error else status
         return Finding("status", FAIL, shown, "resume or train again")
+    owner = held_by(run.path)
+    if owner is not None and owner.alive() is False:
+        return Finding("status", FAIL, f"running, yet {owner} is gone: killed", "dpo-diag explain says how to go on")
     files = [p for name in TABLES for p in run.files(name)]
     newest = max((p.stat().st_mtime for p in files), default=(run.path / "run.json").stat().st_mtime)
     idle = max(0.0, time.time() - newest)  # a clock that was set back

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from dpo_diag.documents import parse_yaml
-from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
 from dpo_diag.records.process import exists, process_began
 from dpo_diag.records.secrets import redacted, without_secrets
+from dpo_diag.records.typed_json import Tolerance, from_document
+
+T = TypeVar("T")
 
 JOB_FILE = Path(".hydra") / "job.json"
 SWEEP_FILE = "sweep.json"
@@ -73,10 +74,10 @@ class Plan:
     app: str
     arguments: tuple[str, ...]
     cwd: str
-    jobs: tuple[tuple[str, ...], ...] | None
-    hydra: tuple[str, ...]
-    n_trials: int | None
-    state: JobState
+    jobs: tuple[tuple[str, ...], ...] | None = None
+    hydra: tuple[str, ...] = ()
+    n_trials: int | None = None
+    state: JobState = JobState("interrupted")
 
 
 def now() -> str:
@@ -123,14 +124,12 @@ def guard_configuration(folder: Path) -> None:
 
 
 def job_state(folder: Path) -> JobState | None:
-    """What a job's folder says; None where it says nothing."""
-    document = _read(folder / JOB_FILE)
-    return None if document is None else _state(document)
+    """What a job's folder says; None where it says nothing.
 
-
-def _state(document: Mapping[str, Any]) -> JobState:
-    known = {field.name for field in fields(JobState)}
-    return JobState(**{name: value for name, value in document.items() if name in known})
+    Raises:
+        DiagError: the file is of another form.
+    """
+    return _read(JobState, folder / JOB_FILE)
 
 
 # --- a multirun -------------------------------------------------------------------------------------------------------
@@ -153,22 +152,12 @@ def plan_of(folder: Path) -> Plan | None:
     Raises:
         DiagError: the file is of another form.
     """
-    document = _read(folder / SWEEP_FILE)
-    if document is None:
-        return None
-    jobs = document["jobs"]
-    return Plan(
-        document["app"], tuple(document["arguments"]), document["cwd"],
-        None if jobs is None else tuple(tuple(job) for job in jobs),
-        tuple(document["hydra"]), document["n_trials"], _state(document["state"]),
-    )  # fmt: skip
+    return _read(Plan, folder / SWEEP_FILE)
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(kind: type[T], file: Path) -> T | None:
     try:
         document = read_json(file, "remove it")
     except FileNotFoundError:
         return None
-    if not isinstance(document, dict):
-        raise DiagError("cannot be read", where=file, got=type(document).__name__, expected="an object")
-    return document
+    return from_document(kind, document, file, Tolerance.UNKNOWN_FIELDS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,7 @@ def readable_rows(path: Path, skipped: Skipped) -> Iterator[tuple[int, Mapping[s
 def parse_row(text: bytes) -> Mapping[str, Any] | BadRow:
     """One line of JSON as a row."""
     try:
-        row = as_row(parse_json(text.decode()))
-        return twice(repeated_keys(text, row)) or row
+        return as_row(parse_json(text.decode()))
     except UnicodeDecodeError as error:
         return BadRow("undecodable line", f"not UTF-8 at byte {error.start}", AS_UTF8)
     except ValueError as error:
@@ -106,6 +106,15 @@ def twice(keys: Iterable[str]) -> BadRow | None:
     return None
 
 
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, n in Counter(names).items() if n > 1]
+
+
+def _refuse_twice(names: Iterable[str], path: Path) -> None:
+    for name in names:
+        raise DiagError("a name that stands twice", where=path, got=_short(name), hint="keep one of them")
+
+
 def _short(error: object) -> str:
     """A library's own words, on one line of ASCII: they can quote the file."""
     return ascii(" ".join(str(error).split()))[1:-1][:80]
@@ -114,7 +123,7 @@ def _short(error: object) -> str:
 def as_row(value: Any) -> Mapping[str, Any] | BadRow:
     """A value of JSON as a row."""
     if isinstance(value, (Mapping, BadRow)):
-        return value
+        return twice(repeated_keys(value)) or value
     return BadRow("wrong type", f"the row is {type(value).__name__}, expected an object")
 
 
@@ -137,7 +146,10 @@ def json_values(text: str, begin: re.Pattern[str] | None = None) -> Iterator[Row
 def _one_row_a_line(path: Path) -> bool:
     """Whether a .json file's first line is a whole row, and not an object that holds the array of rows."""
     first = next(lines(path, Skipped()), (1, b""))[1].strip()
-    row = parse_row(first) if first.startswith(b"{") and first.endswith(b"}") else None
+    try:
+        row = parse_json(first) if first.startswith(b"{") and first.endswith(b"}") else None
+    except ValueError:
+        return False
     return isinstance(row, Mapping) and is_one_row(row)
 
 
@@ -172,6 +184,7 @@ def _document(path: Path, skipped: Skipped | None) -> Iterator[Row]:
         raise DiagError(
             "the file holds no rows", where=path, got=type(document).__name__, expected="an array of objects"
         )
+    _refuse_twice(repeated_keys(document, besides=rows), path)
     for number, value in enumerate(rows, start=1):
         yield number, as_row(value)
 
@@ -195,6 +208,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(io.BytesIO(whole(path)) if compressed else path) as file:
             number = 0
+            _refuse_twice(_repeated(file.schema_arrow.names), path)
             for batch in file.iter_batches(batch_size=_BATCH):
                 for row in batch.to_pylist():
                     number += 1
@@ -230,6 +244,7 @@ def _csv(path: Path, skipped: Skipped | None) -> Iterator[Row]:
                 continue
             if header is None:
                 header = [name.strip() for name in cells]
+                _refuse_twice(_repeated(filter(None, header)), path)
             elif len(cells) != len(header):
                 yield reader.line_num, BadRow("wrong number of cells", f"{len(cells)} cells, expected {len(header)}")
             else:

@@ -167,6 +167,8 @@ class TrainingInfo:
     world_size: int | None = declared("processes", "count")
     shared_prefix: SharedPrefixInfo | None = declared("how prompts are computed")
     logits_sam: float | None = declared("rho of logits-SAM: the length of the step that the output layer is moved by")
+    loss_on: str | None = declared("SFT: assistant | last | all; null: as TRL's arguments say")
+    loss_terms: Mapping[str, float] = declared("SFT: what is added to the NLL -> its weight", factory=dict)
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ class RunInfo:
     ended: str | None = declared("when the status became final")
     name: str | None = declared("the run's name in its configuration")
     seed: int | None = declared("seed of everything")
+    checkpoints_asked: int | None = declared("how many checkpoints a scoring or a generation was last asked for")
     task: str | None = declared("embedded task, or none")
     method: str | None = declared("sft for supervised runs")
     trainer: str | None = declared("class of the trainer")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.documents import regular
+from dpo_diag.documents import regular, repeated_keys
 from dpo_diag.errors import DiagError
 
 PIECE = 1 << 20
@@ -44,6 +44,12 @@ class Skipped:
         reason = why.split(":")[0][:80]
         if reason in self.reasons or len(self.reasons) < 100:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def add_repeated(self, document: Any, line: int | None = None, file: str | None = None, rows: Any = None) -> None:
+        """Note each key that a document holds twice, but in its rows, and of which the last value is used."""
+        for key, n in repeated_keys(document, besides=rows).items():
+            again = f", in {n} objects" if n > 1 else ""
+            self.add(line, f"a key that stands twice, of which the last counts: {key[:80]!a}{again}", file)
 
     def extend(self, other: Skipped, file: str | None = None) -> None:
         """Take over another list, its rows marked with a file's name if one is given."""

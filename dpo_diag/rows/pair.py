@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from dpo_diag.documents import parse_json
+from dpo_diag.documents import parse_json, repeated_keys
 from dpo_diag.records.conversation import ROLES, Message, prompt_text, response_text, shown_keys
 from dpo_diag.records.literals import read_literal
 from dpo_diag.records.pair_id import pair_id_of
-from dpo_diag.records.row_files import BadRow
+from dpo_diag.records.row_files import BadRow, twice
 
 Turns = list[Message]
 
@@ -96,6 +96,12 @@ def _content(value: Any, where: str) -> str:
     raise BadRow("wrong type", f"{where} is {type(value).__name__}, expected text")
 
 
+def _refuse_repeated(printed: Any) -> None:
+    """Of what a cell of text held; a JSON row with such a key is refused before."""
+    if (bad := twice(repeated_keys(printed))) is not None:
+        raise bad
+
+
 def read_messages(value: Any, where: str, role_key: str = "role", content_key: str = "content") -> Turns:
     """Messages with known role names and text contents, and every other key that a chat template may show
     (`conversation.shown_keys`).
@@ -104,6 +110,7 @@ def read_messages(value: Any, where: str, role_key: str = "role", content_key: s
     """
     if not is_messages(value):
         raise BadRow("wrong type", f"{where} is {type(value).__name__}, expected a list of messages")
+    _refuse_repeated(value)
     turns: Turns = []
     for i, message in enumerate(value):
         place = f"{where}[{i}]"
@@ -168,7 +175,7 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
-            parse_json(tools)
+            _refuse_repeated(parse_json(tools))
             extra["tools"] = tools
         except ValueError as error:
             extra["tools"] = _printed_tools(tools, error)

@@ -21,6 +21,9 @@ PADDING = -2
 """Row of an example that only fills the last batch of several processes; -1: not known."""
 PARTS = ("response", "prompt")
 """Sides of an SFT batch: one response, and the prompt before it."""
+ADDED, OF_TOKENS, OF_ROWS = "loss_added", "aux/", "infonce"
+"""Columns of an SFT row beside its -log p: what terms add to it, weighted; before a term's name, its sum over the
+tokens in the loss; InfoNCE of the row, NaN for one that lacks prompt or response."""
 
 
 def to_host(columns: Mapping[str, torch.Tensor | None]) -> dict[str, FloatArray]:

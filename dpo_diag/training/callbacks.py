@@ -204,8 +204,27 @@ class RunCallback(TrainerCallback):
         """Rows of an earlier try at this loop are forgotten."""
         self.trainer.begin_run()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What a guard asked for at an evaluation."""
+        self.trainer.after_step()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """The guards judge the evaluation; the run ends where one of them says so and was asked to."""
+        self.trainer.after_evaluation(metrics or {})
+        if self.trainer.should_stop:
+            control.should_training_stop = True
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The gradient is there: the guards judge the step."""
+        self.trainer.before_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The update was made, or left out."""
+        self.trainer.after_update()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run where a guard says so and was asked to; save where the clock says so."""
+        self.trainer.after_step()
         if self.trainer.should_stop:
             control.should_training_stop = True
         if self.trainer.checkpoint_due():
@@ -215,5 +234,6 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The checkpoint is whole: a training that was told to end ends."""
+        self.trainer.clock = None
         if self._ends:
             raise Terminated

@@ -65,14 +65,14 @@ def at_checkpoint(folder: str | os.PathLike[str], *, fresh_optimizer: bool = Fal
 
 
 def choose_checkpoint(
-    folder: str | os.PathLike[str], step: int | None = None, *, fresh_optimizer: bool = False
+    folder: str | os.PathLike[str], step: int | None = None, *, before: int | None = None, fresh_optimizer: bool = False
 ) -> Resumed:
-    """The checkpoint in a folder to go on from: that of `step`, or the last whole one.
+    """The checkpoint in a folder to go on from: that of `step`, or the last whole one, of a step below `before`.
 
     Raises:
         DiagError: none, or the one of `step` is not whole.
     """
-    known = checkpoints_in(folder)
+    known = {n: path for n, path in checkpoints_in(folder).items() if before is None or n < before}
     if step is not None and step not in known:
         raise DiagError(
             f"no checkpoint of step {step}", where=folder, got=f"steps {some(known, 20)}" if known else "none",

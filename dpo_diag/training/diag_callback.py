@@ -184,7 +184,8 @@ class DiagCallback(TrainerCallback):
         self._recorder.history(self._step, state.epoch, split, values, {})
         loss = values.get("loss")
         if split == TRAIN_SPLIT and isinstance(loss, (int, float)):
-            self._guards.logged(float(loss), self._step)
+            norm = values.get("grad_norm")
+            self._guards.logged(float(loss), self._step, float(norm) if isinstance(norm, (int, float)) else None)
         self._recorder.flush(force=force or split != TRAIN_SPLIT)
 
     def _close(self, status: Status, error: str | None = None) -> None:

@@ -26,9 +26,12 @@ from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
+from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
+from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
+from dpo_diag.training.replay import replay
 from dpo_diag.training.saving import Keep
 from dpo_diag.training.schedule import schedule_of
 from dpo_diag.training.tracker_callback import TrackerCallback
@@ -54,6 +57,7 @@ def train(
         DiagError: anything that cannot work, in one line, before long work where it can be known.
     """
     check(config)
+    Answers.of(config.guards)
     kinds = live_kinds(config.tracking.kind)
     for kind in kinds:
         TRACKERS[kind]  # a tracker that nobody registered ends the run here, not after the model is loaded
@@ -77,6 +81,7 @@ def train(
     trainer = _trainer(config, folder, inputs, arguments)
     trainer.tell, trainer.show = (lambda line: say(f"note: {line}")), say
     trainer.said, trainer.says_next = inputs.said, False
+    trainer.answer_guards(config.guards)
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
@@ -108,6 +113,31 @@ def train(
     return folder
 
 
+def replay_step(config: Config, dump: Path, folder: Path) -> Path:
+    """Print what a step that a guard kept computes, again; returns its run folder.
+
+    Args:
+        config: the run's own.
+        dump: RUN/alerts/step-N.
+        folder: for whatever a trainer may write; the run's records stay as they are.
+
+    Raises:
+        DiagError: no such step, or another model.
+    """
+    read_dump(dump)  # what is mistyped is answered before a model is loaded
+    run = dump.absolute().parent.parent
+    check(config)
+    config.filter.kind, config.resume = "none", None
+    arguments = (dpo_arguments if config.trainer.method == "dpo" else sft_arguments)(config, folder)
+    arguments.output_dir, arguments.eval_strategy = str(run / "checkpoints"), "no"
+    inputs = load_inputs(config, lambda line: print(line, file=sys.stderr, flush=True))
+    inputs.train, inputs.evals = inputs.train[:8], {}  # the batch is in the dump: a trainer wants some rows
+    trainer = _trainer(config, folder, inputs, arguments)
+    for line in replay(trainer, dump).lines():
+        print(line)
+    return run
+
+
 def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> DiagDPOTrainer | DiagSFTTrainer:
     policy, dpo = inputs.policy, config.trainer.method == "dpo"
     evals = {name or "held_out": to_dataset(rows) for name, rows in inputs.evals.items()}
@@ -121,14 +151,19 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         # TRL's way: none, the only set (then it has no name), or a dict.
         "eval_dataset": evals["held_out"] if only else evals or None,
         "recorder": folder,
-        "stop_on": config.guards.stop,
         "thresholds": {"guards": config.checks.get("guards", {})},
         "facts": _facts(config, inputs),
         "eval_roles": {"" if only else n: TRAIN_PROBE if n == TRAIN_PROBE else "held_out" for n in evals},
     }
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
-        return DiagSFTTrainer(prompt_metrics=config.probes.prompt_ce, tiled_head=tiled, **common)
+        by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
+        return DiagSFTTrainer(
+            prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
+            loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
+            auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
+            extra_metrics=config.probes.extra, **common,
+        )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:
         store = config.trainer.reference_store or Path(config.output_root) / "cache" / "references"
@@ -219,7 +254,9 @@ def git_commit() -> str | None:
     """The commit of the working directory, "+" behind it where files were changed; None outside a repository."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        # A repository may name a program that watches its files: whoever cloned it did not ask for that.
+        status = ["git", "-c", "core.fsmonitor=false", "status", "--porcelain", "-uno"]
+        changed = subprocess.run(status, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -14,7 +14,7 @@ import numpy as np
 
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.metric_table import METRICS, TRAINERS_OWN, Value, measure
-from dpo_diag.training.batch import Batch, FloatArray
+from dpo_diag.training.batch import ADDED, OF_ROWS, OF_TOKENS, Batch, FloatArray
 from dpo_diag.training.gather import Gathered
 
 RESIDUAL_TOLERANCE = 1e-4
@@ -71,7 +71,15 @@ def _of_sft(rows: Batch) -> dict[str, Value]:
     if tokens == 0:
         return {}
     columns = {"loss_exact": "loss_sum", "entropy": "loss_entropy", "mean_token_accuracy": "loss_hits"}
+    columns |= {name: name for name in rows.of_row if name.startswith(OF_TOKENS)}
     values = {name: Value(float(rows.of_row[column].sum()) / tokens, tokens) for name, column in columns.items()}
+    contrast = rows.of_row.get(OF_ROWS, np.empty(0))
+    if len(told := contrast[~np.isnan(contrast)]):
+        values[f"{OF_TOKENS}{OF_ROWS}"] = Value(float(told.mean()), float(len(told)))
+    if ADDED in rows.of_row or len(told):
+        values["nll_loss"] = values["loss_exact"]
+    if ADDED in rows.of_row:
+        values["loss_exact"] = Value(float((rows.of_row["loss_sum"] + rows.of_row[ADDED]).sum()) / tokens, tokens)
     if known.any():
         n_known = float(n[known].sum())
         share = float(outside[known].sum()) / n_known if n_known else math.nan

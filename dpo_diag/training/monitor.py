@@ -64,6 +64,8 @@ class Monitor:
         self.roles = EvalRoles(None, lambda: None)
         self.own_splits: set[str] = set()
         self.fingerprints: dict[str, str | None] = {}
+        self.scale: dict[str, dict[str, Value]] = {"train": {}, "eval": {}}
+        """Constants that stand beside the first row of a training, and every one of the set that is evaluated."""
         self.window = Window()
         self._eval: Accumulator | None = None
         self._tokens: dict[str, tuple[TokenRows, int]] = {}
@@ -164,7 +166,7 @@ class Monitor:
         gathered = self._eval.gather(self.world_size, self.rank, padded=True)
         if gathered.rows is None:
             return {}
-        values = self._metrics(gathered, theirs)
+        values = self._metrics(gathered, theirs) | self.scale["eval"]
         if record:
             split = self._split_of(prefix, gathered)
             self._closed = (prefix, split, _weights(values, gathered.rows))
@@ -238,7 +240,8 @@ class Monitor:
         self._closed = None
         if gathered.rows is None:
             return {}
-        values = self._metrics(gathered, theirs)
+        values = self._metrics(gathered, theirs) | self.scale["train"]
+        self.scale["train"] = {}
         loss, weight = values.get("loss", (math.nan, math.nan))
         self.window.losses = self.window.losses[0] + loss * weight, self.window.losses[1] + weight
         self._closed = ("", TRAIN_SPLIT, _weights(values, gathered.rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
 from dpo_diag.stopping import StepEnd, undisturbed
 from dpo_diag.text import takes_styles
-from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import BoundCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
 from dpo_diag.training.checkpoint_folders import checkpoints_in
 from dpo_diag.training.describe import describe_trainer
 from dpo_diag.training.first_look import first_look
-from dpo_diag.training.guards import Guards
+from dpo_diag.training.guarded import Guarded
 from dpo_diag.training.half_batches import evaluated
 from dpo_diag.training.measure import ROUNDING
 from dpo_diag.training.monitor import Monitor
@@ -45,7 +44,7 @@ Recorded = RunWriter | str | os.PathLike[str] | None
 """Where a trainer records: a writer, or the path of a run folder; None for nowhere."""
 
 
-class Recording(Saving):
+class Recording(Guarded, Saving):
     """Mixin in front of a TRL trainer; expects `self.monitor` before `start_recording`.
 
     Attributes:
@@ -53,8 +52,6 @@ class Recording(Saving):
         tell, show: take one line about what is wrong with the data, and one of the sample that shows what is trained;
             the job lets its own console print them.
         said: reasons (`data.trained_tokens.HINTS`) that somebody has told already, of all rows.
-        also_alert: takes the step, the code and the message of each alert of the live guards; None: the webhook of the
-            environment, and the trackers' runs that are open in this process (`tracking.live_alerts`).
         step_end: says that the training is to end with its step, behind a checkpoint.
     """
 
@@ -65,9 +62,7 @@ class Recording(Saving):
     tell: Callable[[str], None] = staticmethod(logger.warning)
     show: Callable[[str], None] = staticmethod(logger.info)
     said: Collection[str] = ()
-    also_alert: Callable[[int, str, str], None] | None = None
     step_end: StepEnd | None = None
-    _alerts: LiveAlerts | None = None
     _looked = False
     has_half_batches = False
 
@@ -96,6 +91,7 @@ class Recording(Saving):
             entry = samples[-1].get(self.carried[0])
             if torch.is_tensor(entry):
                 mark_padding(entry, self.accelerator.process_index * len(entry), remainder_of(loader))
+        self._samples = samples, items
         return samples, items
 
     @property
@@ -111,29 +107,6 @@ class Recording(Saving):
             self.monitor.observe(batch, self.state.global_step + (0 if self.monitor.evaluating else 1))
 
     # ---- the run folder ----
-
-    def make_guards(self: Any, stop_on: Iterable[str], thresholds: Mapping[str, Any] | None) -> Guards:
-        """Guards that write alerts into this trainer's run and warn on the console."""
-
-        def alert(code: str, message: str, evidence: Mapping[str, Any]) -> None:
-            logger.warning(f"{code}: {message}")
-            step = int(evidence.get("step", self.state.global_step))
-            if self.monitor.recorder is not None:
-                self.monitor.recorder.alert(step, code, message, evidence)
-            if self.also_alert is not None:
-                self.also_alert(step, code, message)
-            elif self.is_world_process_zero():
-                self._live_alerts()(step, code, message)
-
-        return Guards(alert, stop_on=stop_on, thresholds=thresholds)
-
-    def _live_alerts(self: Any) -> LiveAlerts:
-        """Where alerts go beside the records, unless the job says another place."""
-        alerts: LiveAlerts | None = self._alerts
-        if alerts is None:
-            writer: RunWriter | None = self.run_writer
-            alerts = self._alerts = LiveAlerts(self.args.output_dir if writer is None else writer.path)
-        return alerts
 
     def start_recording(
         self: Any, recorder: Recorded, at_start: bool | None, facts: Mapping[str, Any] | None,
@@ -219,11 +192,6 @@ class Recording(Saving):
             look.add_to_report(self.run_writer.path)
 
     @property
-    def should_stop(self: Any) -> bool:
-        """Whether a guard that may end the run has spoken."""
-        return bool(self.monitor.guards.should_stop)
-
-    @property
     def is_told_to_end(self: Any) -> bool:
         """Whether any process was told to end with the step; every one must ask."""
         asked = self.step_end is not None and self.step_end.asked
@@ -238,6 +206,7 @@ class Recording(Saving):
         self._resumed = self._checkpoint_of(resume_from_checkpoint)
         self._losses_before = None
         resume_from_checkpoint = None if self._resumed is None else self._resumed.folder
+        self.refuse_actions()
         self._begin_saving()
         step = self._resume_step()
         self._set_aside_after(step)
@@ -370,7 +339,7 @@ class Recording(Saving):
         elif scope is None:
             self._metrics = {mode: type(lists)(list) for mode, lists in waiting.items()}
         try:
-            super().log(logs, start_time)  # type: ignore[misc]
+            super().log(logs, start_time)
         finally:
             self._metrics = waiting
         self.monitor.record_log(logs, scope, self.state.global_step, self.state.epoch)

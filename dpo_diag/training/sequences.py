@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from dpo_diag.training.turns import assistant_tokens
+
 ROW, RESPONSE = "_dpo_diag_row", "_dpo_diag_response"
 """Columns and batch entries: the row in the data set; 1 for a response token, 0 for any other, -1 for not known."""
 
@@ -29,24 +31,11 @@ def add_rows(dataset: Any, num_proc: int | None = None) -> Any:
     return dataset.map(_row, with_indices=True, num_proc=num_proc, desc="Numbering rows")
 
 
-def assistant_mask(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ids: list[int], **kwargs: Any) -> list[int]:
-    """1 for the tokens of the assistant's turns, from prefixes of the conversation; all -1 where the chat template
-    does not render a prefix as the beginning of the whole."""
-    mask = [0] * len(ids)
-    for i, message in enumerate(messages):
-        if message.get("role") != "assistant":
-            continue
-        ends = []
-        for upto, prompt in ((i, True), (i + 1, False)):
-            text = tokenizer.apply_chat_template(
-                list(messages[:upto]), add_generation_prompt=prompt, tokenize=False, **kwargs
-            )
-            prefix = tokenizer(text, add_special_tokens=False)["input_ids"]
-            if prefix[: len(ids)] != ids[: len(prefix)]:
-                return [-1] * len(ids)
-            ends.append(len(prefix))
-        mask[ends[0] : ends[1]] = [1] * len(mask[ends[0] : ends[1]])
-    return mask
+def _cut(values: Sequence[int], max_length: int | None, keep_end: bool) -> list[int]:
+    """As the trainer cuts a sequence."""
+    if max_length is None:
+        return list(values)
+    return list(values[-max_length:] if keep_end else values[:max_length])
 
 
 @dataclass
@@ -68,19 +57,18 @@ class MarkResponse:
     def __call__(self, example: Mapping[str, Any]) -> dict[str, list[int]]:
         ids, labels = example["input_ids"], example["labels"]
         if example.get("completion_mask") is not None:
-            mask = list(example["completion_mask"])
-            if self.max_length is not None:
-                mask = mask[-self.max_length :] if self.keep_end else mask[: self.max_length]
+            mask = _cut(example["completion_mask"], self.max_length, self.keep_end)
         elif self.by_labels or not example.get("messages"):
             mask = [int(label != -100) for label in labels]
         else:
             kwargs = {"chat_template": self.chat_template, **(example.get("chat_template_kwargs") or {})}
-            cut = self.max_length is not None and len(ids) >= self.max_length and self.keep_end
             try:
-                mask = [-1] * len(ids) if cut else assistant_mask(self.tokenizer, example["messages"], ids, **kwargs)
+                whole, found = assistant_tokens(self.tokenizer, example["messages"], **kwargs)
             except Exception:
-                # A template may refuse a prefix of a conversation (roles must alternate, say): then it is not known.
-                mask = [-1] * len(ids)
+                whole, found = ids, None  # what the trainer rendered otherwise is not known
+            mask = _cut(found or [], self.max_length, self.keep_end)
+            if _cut(whole, self.max_length, self.keep_end) != list(ids):
+                mask = []
         return {RESPONSE: mask if len(mask) == len(ids) else [-1] * len(ids)}
 
 

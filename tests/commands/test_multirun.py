@@ -13,6 +13,7 @@ from dpo_diag import RunWriter
 from dpo_diag.commands import sweep_resume
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.hydra_app import run_app
+from dpo_diag.commands.resume_trust import is_own_sweep
 from dpo_diag.errors import DiagError
 
 
@@ -80,6 +81,7 @@ def test_resume_runs_only_what_did_not_complete(tmp_path: Path, monkeypatch: pyt
     """Of seeds 0, 3 (stopped) and 5 (never begun) the last two are called again, in their own folders; what the stopped
     one left is kept aside. A job with a checkpoint goes on from it."""
     _, folder = multirun(tmp_path, "0,3,5")
+    assert is_own_sweep(folder)
     called = []
 
     def call(plan: object, arguments: list[str]) -> int:

@@ -15,13 +15,17 @@ from dpo_diag.commands.resume_trust import resumed as arguments_resumed
 from dpo_diag.records.checksums import yaml_bytes
 
 HARMLESS = ["seed=3", "loss.beta=0.3", "name='vergleich β'", "data.path='a, b.jsonl'", "~probes",
-            "+trainer.args.adam_beta2=0.9", "trainer.max_steps=4"]  # fmt: skip
+            "+trainer.args.adam_beta2=0.9", "trainer.max_steps=4", "data.path=../pairs.jsonl", "loss=ipo",
+            "model.attn_implementation=eager"]  # fmt: skip
 HARMFUL = [
     "model.trust_remote_code=true", "++model.allow_pickle=true", "tracking=wandb", "tracking.entity=them",
     "output_root=/tmp/theirs", "task.cache=/tmp/theirs", "hydra.run.dir=/tmp/theirs", "hydra/launcher=joblib",
     "+hydra.callbacks.x._target_=os.system", "trainer.args.push_to_hub=true", "+trainer.args.hub_model_id=them",
     "+trainer.args.output_dir=/tmp/theirs", "+trainer.args.deepspeed=theirs.json", "model={trust_remote_code:true}",
     "model.name=${oc.env:SECRET}", "--config-dir=/tmp/theirs", "trainer.args={a:b}",
+    "+remedy=[../../../../../proc/self/cwd/theirs]", "+prompts@_global_=../../theirs", "out=/tmp/theirs",
+    "trainer.reference_store=/tmp/theirs", "launcher=ray", "ray_address=theirs",
+    "model.attn_implementation=them/kernel",
 ]  # fmt: skip
 
 
@@ -108,3 +112,18 @@ def test_a_configuration_that_was_edited_is_said_not_to_be_read(
     assert "seed=3" in arguments_resumed([f"resume={run}"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"note: {file} was changed, and is not read") and line.endswith("on the command line")
+
+
+def test_links_that_lead_out_of_a_strangers_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra opens .hydra/config.yaml and writes into what it finds. A link inside the folder leads nowhere."""
+    run, shell = tmp_path / "theirs", tmp_path / ".bashrc"
+    of_a_run(run, ["seed=3"])
+    (run / "latest").symlink_to(run / ".hydra")
+    assert arguments_resumed([f"resume={run}"])[0] == "seed=3"
+    shell.write_text("mine")
+    (run / ".hydra" / "config.yaml").symlink_to(shell)
+    assert run_app("dpo-train", "config", lambda cfg: None, [f"resume={run}"]) == 2
+    said = capsys.readouterr().err
+    assert shell.read_text() == "mine" and f"got {run / '.hydra' / 'config.yaml'} -> {shell}; hint" in said

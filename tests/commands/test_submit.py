@@ -11,6 +11,7 @@ import pytest
 
 from dpo_diag import RunWriter
 from dpo_diag.commands.diag import main
+from dpo_diag.commands.resume_trust import is_own_sweep
 from dpo_diag.records.jobs import begin_job, end_job, plan_of
 
 TASK = ["task=sql", "model=task", "data=task", "prompts=task"]
@@ -56,10 +57,10 @@ def test_a_job_array_is_sent_and_its_jobs_wait(slurm: Path, tmp_path: Path, caps
     assert slurm.read_text().strip() == f"--parsable {script}" and "Slurm job 4711" in said.err
     lines = script.read_text().splitlines()
     assert "#SBATCH --array=0-3%2" in lines and "#SBATCH --gres=gpu:1" in lines and "#SBATCH --time=02:00:00" in lines
-    assert lines[-1].endswith(f'sweep {folder} --resume --job "$SLURM_ARRAY_TASK_ID"')
+    assert lines[-1].endswith(f'sweep {folder} --resume --trust --job "$SLURM_ARRAY_TASK_ID"')
     assert said.err.splitlines()[-1] == f"next: dpo-diag sweep {folder} --watch"
     plan = plan_of(folder)
-    assert plan is not None and plan.jobs is not None and plan.app == "dpo-train"
+    assert plan is not None and plan.jobs is not None and plan.app == "dpo-train" and is_own_sweep(folder)
     assert [job[-2:] for job in plan.jobs] == [(f"loss.beta={b}", f"seed={s}") for b in ("0.1", "2") for s in "01"]
     assert main(["sweep", str(folder), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)["runs"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dpo_diag import RunWriter
+from dpo_diag.commands.diag import main
 from dpo_diag.commands.sweep_text import blocks
 from dpo_diag.diagnosis.sweep import sweep
 from dpo_diag.diagnosis.sweep_jobs import Job, jobs_of
@@ -21,6 +22,7 @@ from dpo_diag.diagnosis.sweep_words import short_names
 from dpo_diag.records.files import write_json
 from dpo_diag.records.jobs import (
     JOB_FILE,
+    SWEEP_FILE,
     Plan,
     begin_job,
     end_job,
@@ -141,6 +143,23 @@ def test_a_plan_holds_no_secret(tmp_path: Path) -> None:
     assert found is not None and found.jobs == (("a=1",),) and plan_of(tmp_path / "0") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [(SWEEP_FILE, []), (SWEEP_FILE, {}), (SWEEP_FILE, {"app": "a", "arguments": [], "cwd": "/", "jobs": [[1]]}),
+     (JOB_FILE, {"status": "well"}), (JOB_FILE, {"status": "failed", "pid": "1"}), (JOB_FILE, [])],
+)  # fmt: skip
+def test_what_a_sweep_says_of_itself_in_another_form_is_told_in_a_line(
+    tmp_path: Path, name: str | Path, document: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "0" if name == JOB_FILE else tmp_path
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    plan(tmp_path, ("a=1",), alive=False)
+    (folder / name).write_text(json.dumps(document))
+    assert main(["sweep", str(tmp_path), "--json"]) == 1
+    told = capsys.readouterr()
+    assert str(folder / name) in told.err + told.out and "Traceback" not in told.err
+
+
 # --- ranking and values -----------------------------------------------------------------------------------------------
 
 
@@ -216,8 +235,6 @@ def test_a_wide_table_becomes_blocks_that_repeat_its_first_columns() -> None:
 
 
 def test_json_of_an_unfinished_sweep_names_every_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dpo_diag.commands.diag import main
-
     plan(tmp_path, ("x=0",), ("x=1",), alive=False)
     job(tmp_path / "0", "x=0")
     assert main(["sweep", str(tmp_path), "--json", "--no-verdicts"]) == 0

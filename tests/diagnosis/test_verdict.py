@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from dpo_diag.diagnosis.checks import all_checks
+from dpo_diag.diagnosis.labels import LABELS
 from dpo_diag.diagnosis.measure import Measure
-from dpo_diag.diagnosis.verdict import LABELS, MUST_BE_SILENT, PRECEDENCE, Facts, Verdict, decide, precedence_page
+from dpo_diag.diagnosis.verdict import MUST_BE_SILENT, PRECEDENCE, Facts, Verdict, decide, precedence_page
 from dpo_diag.stats import Interval
 
 SEVERITIES = {check.code: check.severity for check in all_checks()} | {"DVG028": "error"}
@@ -148,7 +149,7 @@ def test_a_supervised_run_is_not_told_what_it_lacks() -> None:
 
 def test_every_row_names_a_check_and_a_title_and_every_title_is_used() -> None:
     assert {c.code for c in PRECEDENCE} <= set(SEVERITIES)
-    rest = {"healthy", "cannot_tell", "one_row", "supervised"}
+    rest = {"healthy", "cannot_tell", "one_row", "supervised", "unfinished"}
     assert {c.label for c in PRECEDENCE} | rest == set(LABELS)
 
 

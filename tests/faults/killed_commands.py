@@ -7,6 +7,7 @@ same work is begun again, as a user would, and must leave what the work that nob
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import warnings
@@ -112,8 +113,9 @@ def kill_each(name: str, work: Callable[[Path], None], root: Path, kills: int) -
                 wrong.append(f"{where}: ended with {status}: {log.read_text()[-800:]}")
                 continue
             safe = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("safe ")]
-            if (run / RUN_FILE).is_file() and "did not train" in explained(run, log):
-                wrong.append(f"{where}: half a work is explained as a run that did not train")
+            half = (run / RUN_FILE).is_file() and load_run(run).info.status != "finished"
+            if half and not {"Not", "finished", "killed"} <= set(re.findall(r"\w+", told := explained(run, log))):
+                wrong.append(f"{where}: half a work is explained as {told[-800:]}")
             elif (status := in_child(partial(work, run), log)) != 0:
                 wrong.append(f"{where}: begun again it ends with {status}: {log.read_text()[-800:]}")
             elif (found := tables(run)) != expected:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
+import pytest
+
+from dpo_diag import load_run
+from dpo_diag.documents import parse_json
+from dpo_diag.errors import DiagError
 from dpo_diag.importers import Options, import_path
+from dpo_diag.importers.facts import facts_from_file
+from dpo_diag.importers.formats import wandb_run
 from dpo_diag.importers.scores import read_scores
 from dpo_diag.records.row_files import BadRow, read_rows
 from dpo_diag.records.text_files import Skipped
+from dpo_diag.rows.cells import printed
+from dpo_diag.rows.pair import read_messages, template_options
 
 
 def test_a_score_that_stands_twice_is_told_with_both_lines(tmp_path: Path) -> None:
@@ -67,15 +77,121 @@ def test_a_printed_row_with_a_key_twice_is_told_and_none_of_its_values_taken(tmp
     assert {row["why"] for row in told["skipped"]} == {"a key that stands twice: loss"}
 
 
+def _told(path: Path) -> tuple[int, list[tuple[int | None, str]]]:
+    """(rows that were read, (line, why) of what was not)."""
+    told = import_path(path, path.with_suffix(".run"), None, Options())
+    return told["read"], [(row["line"], row["why"]) for row in told["skipped"]]
+
+
 def test_a_key_that_stands_twice_in_a_trainers_state_is_told(tmp_path: Path) -> None:
-    """Two of three rows hold loss twice; the state itself holds nothing twice."""
+    """Two of three rows hold loss twice: left out, as a line would be. The state itself holds max_steps twice."""
     state = tmp_path / "trainer_state.json"
-    row = '{"step": %d, "loss": 0.6, "loss": 0.5}'
-    rows = ", ".join((row % 1, row % 2, '{"step": 3, "loss": 0.4}'))
-    state.write_text('{"log_history": [' + rows + '], "max_steps": 3}')
-    told = import_path(state, tmp_path / "run", None, Options())
-    assert "'loss' stands twice in 2 objects: the last value was taken" in told["notes"]
-    assert told["read"] == 3
+    row = '{"step": %d, "loss" : 0.6, "loss" : 0.5}'
+    rows = ",\n".join((row % 1, row % 2, '{"step": 3, "loss": 0.4}'))
+    state.write_text('{"log_history": [' + rows + '], "max_steps": 9, "max_steps": 3}')
+    assert _told(state) == (1, [
+        (None, "a key that stands twice, of which the last counts: 'max_steps'"),
+        (1, "a key that stands twice: loss"), (2, "a key that stands twice: loss"),
+    ])  # fmt: skip
+    whole = tmp_path / "whole.json"
+    whole.write_text('{"log_history": [{"step": 3, "loss": 0.4, "x": "{\\"a\\": 1, \\"a\\": 2}"}], "max_steps": 3}')
+    assert _told(whole) == (1, [])
+
+
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl"])
+@pytest.mark.parametrize("form", ["[%s]", "[\n%s\n]", '{"data": [%s]}', "%s", "%s\n%s"])
+def test_a_key_that_stands_twice_in_rows_of_any_form_is_told(tmp_path: Path, form: str, name: str) -> None:
+    """Rows in an array, in an object, over several lines, one after another; three that are whole and one that is not,
+    with the colon beside the key or apart."""
+    whole = '{\n "prompt": "p%d: \\"chosen\\": x, \\"chosen\\": y",\n "chosen": "a",\n "rejected": "b"\n}'
+    for bad in ('{\n "prompt": "q",\n "chosen" : "a",\n "chosen" : "b"\n}',
+                '{\n "prompt": [{"role": "user", "chosen": 1, "chosen": 2}]\n}'):  # fmt: skip
+        rows = [whole % 0, whole % 1, bad, whole % 2]
+        comma = ",\n" if form.startswith(("[", "{")) else "\n"
+        (tmp_path / name).write_text(form.replace("%s", comma.join(rows), 1).replace("%s", whole % 3))
+        read = [row for _, row in read_rows(tmp_path / name)]
+        assert [str(row) for row in read if isinstance(row, BadRow)] == ["a key that stands twice: chosen"]
+        n = 4 if form.count("%s") == 2 else 3
+        assert [row["prompt"][:2] for row in read if not isinstance(row, BadRow)] == [f"p{i}" for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("a.json", '{"data": [{"prompt": "lost"}], "data": [{"prompt": "kept"}]}', "data"),
+        ("a.json", '{"chosen": {"0": "a", "1": "b", "1": "c"}, "rejected": {"0": "d", "1": "e"}}', "1"),
+        ("a.csv", "prompt,chosen,chosen\n1,2,3\n", "chosen"),
+    ],
+)
+def test_a_name_that_stands_twice_around_the_rows_is_refused(tmp_path: Path, name: str, text: str, what: str) -> None:
+    """An array of rows, a row of a table of columns, a column: which of the two is meant cannot be said."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DiagError, match=f"a name that stands twice.*got {what}; hint: keep one of them"):
+        list(read_rows(tmp_path / name))
+
+
+def test_columns_without_a_name_are_no_name_that_stands_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,chosen,,\n1,2,,\n")
+    assert [row["chosen"] for _, row in read_rows(tmp_path / "a.csv")] == ["2"]
+
+
+def test_a_key_that_stands_twice_in_documents_of_trackers_and_evaluations_is_told(tmp_path: Path) -> None:
+    """What is no row keeps the last value: of two charts 0.5 is read, of two scores 0.75."""
+    last = "a key that stands twice, of which the last counts: "
+    charts = tmp_path / "charts.json"
+    charts.write_text('{"train": {"loss": {"steps": [1], "values": [0.7]}, "loss": {"steps": [1], "values": [0.5]}}}')
+    assert _told(charts) == (1, [(None, last + "'loss'")])
+    results = tmp_path / "results.json"
+    results.write_text('{"results": {"t": {"alias": "t", "acc,none": 0.5, "acc,none": 0.75}}, "versions": {}}')
+    assert _told(results)[1] == [(None, last + "'acc,none'")]
+    assert load_run(tmp_path / "results.run").history["value"].tolist() == [0.75]
+
+
+def test_a_key_that_stands_twice_in_trackios_database_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "p.db"
+    with sqlite3.connect(file) as db:
+        db.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_name TEXT, step INTEGER, metrics TEXT)")
+        db.execute("CREATE TABLE configs (run_name TEXT, config TEXT)")
+        rows = ['{"loss": 0.7, "loss": 0.6}', '{"loss": 0.5}', "[1]", "{"]
+        db.executemany("INSERT INTO metrics VALUES (NULL, 'r', ?, ?)", list(enumerate(rows)))
+        db.execute('INSERT INTO configs VALUES (\'r\', \'{"loss_type": "ipo", "beta": 0.1, "beta": 0.2}\')')
+    db.close()
+    assert _told(file) == (1, [
+        (1, "a key that stands twice: loss"), (3, "the row is list, expected an object"),
+        (4, "metrics are not a JSON object"), (None, "a key that stands twice, of which the last counts: 'beta'"),
+    ])  # fmt: skip
+    assert load_run(tmp_path / "p.run").info.loss.beta == 0.2
+
+
+def test_a_key_that_stands_twice_in_a_wandb_record_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        '{"config": {"update": {"beta": 0.1, "beta": 0.2}}}', '{"history": {"item": {"loss": 0.7, "loss": 0.6}}}',
+        '{"history": {"item": {"loss": 0.5, "_step": 1}}}',
+    ]  # fmt: skip
+    monkeypatch.setattr(wandb_run, "_records", lambda *_: map(parse_json, records))
+    (tmp_path / "run.wandb").write_bytes(b":W&B")
+    assert _told(tmp_path / "run.wandb") == (1, [
+        (1, "a key that stands twice, of which the last counts: 'beta'"), (2, "a key that stands twice: loss"),
+    ])  # fmt: skip
+
+
+def test_a_key_that_stands_twice_in_a_configuration_is_told(tmp_path: Path) -> None:
+    """The last, as the trainer's own reader takes it."""
+    skipped = Skipped()
+    for name, text in (("args.json", '{"beta": 0.1, "beta": 0.2}'), ("config.yaml", "beta: 0.1\nbeta: 0.2\n")):
+        (tmp_path / name).write_text(text)
+        assert facts_from_file(tmp_path / name, skipped).beta == 0.2
+    why = "a key that stands twice, of which the last counts: 'beta'"
+    assert [(row["why"], row["file"]) for row in skipped.listed] == [(why, "args.json"), (why, "config.yaml")]
+
+
+def test_a_cell_that_prints_a_key_twice_is_told(tmp_path: Path) -> None:
+    cell = '[{"role": "user", "content": "a", "content": "b"}]'
+    with pytest.raises(BadRow, match="a key that stands twice: content"):
+        read_messages(printed(cell), "prompt")
+    with pytest.raises(BadRow, match="a key that stands twice: name"):
+        template_options({"tools": '[{"name": "f", "name": "g"}]'})
+    assert template_options({"tools": '[{"name": "f"}]'}) == {"tools": '[{"name": "f"}]'}
 
 
 def test_a_count_that_no_answer_has_is_told_and_its_row_kept(tmp_path: Path) -> None:

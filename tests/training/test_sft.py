@@ -16,7 +16,6 @@ from trl import SFTConfig, SFTTrainer
 
 from dpo_diag import load_run
 from dpo_diag.training import DiagSFTTrainer, shared_proof
-from dpo_diag.training.sequences import assistant_mask
 from dpo_diag.training.sft_adapter import row_ids
 
 from .plain import score
@@ -181,14 +180,6 @@ def test_a_conversation_is_split_by_its_turns(tmp_path: Path) -> None:
     for name, value in expected_of(make_model(1), tokenizer, rows).items():
         assert values[f"eval_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
     assert values["eval_loss_on_prompt"] == pytest.approx(outside / scored)
-
-
-def test_a_template_that_rewrites_prefixes_is_not_guessed(tokenizer: PreTrainedTokenizerFast) -> None:
-    """A template that renders a conversation by its length: no prefix begins the whole, so nothing is known."""
-    odd = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    messages = CHATS[0]["messages"]
-    ids = tokenizer(tokenizer.apply_chat_template(messages, chat_template=odd, tokenize=False))["input_ids"]
-    assert assistant_mask(tokenizer, messages, ids, chat_template=odd) == [-1] * len(ids)
 
 
 @pytest.mark.slow

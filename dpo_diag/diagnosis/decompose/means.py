@@ -28,10 +28,13 @@ NAMES = (
     "ppl_token/rejected", "ppl_seq_mean/chosen", "ppl_seq_mean/rejected", "ppl_seq_geomean/chosen",
     "ppl_seq_geomean/rejected", "bits_per_byte/chosen", "bits_per_byte/rejected", "greedy_logp/chosen",
     "entropy/chosen", "top1/chosen", "pairs/both_fell", "pairs/chosen_fell",
-    "ce/response", "ppl_token/response", "ppl_seq_mean/response", "ppl_seq_geomean/response", "top1/response",
-    "ce/prompt", "ppl_token/prompt",
+    "ce/response", "ppl_token/response", "ppl_seq_mean/response", "ppl_seq_geomean/response", "bits_per_byte/response",
+    "top1/response", "top5/response", "ce/prompt", "ppl_token/prompt", "aux/label_smoothing",
+    "aux/confidence_penalty", "aux/z_loss", "aux/infonce",
 )  # fmt: skip
 """Logged means that an explanation reads, in the order in which it shows them."""
+
+BASELINE = "baseline/"
 
 
 def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
@@ -57,6 +60,7 @@ class Means:
         rows: steps of the split between the two.
         withheld: names whose values cannot be what they say (DVG028).
         level: confidence of the intervals.
+        scale: what the loss is measured against (`records.metric_kinds.supervised`): name behind baseline/ -> value.
     """
 
     split: str | None
@@ -67,6 +71,7 @@ class Means:
     rows: int = 0
     level: float = LEVEL
     withheld: tuple[str, ...] = ()
+    scale: dict[str, float] = field(default_factory=dict)
 
     @property
     def compared(self) -> str | None:
@@ -79,7 +84,7 @@ class Means:
         return {
             "split": self.split, "from_step": self.from_step, "to_step": self.to_step, "method": self.compared,
             "values": self.values, "windows": self.windows, "rows": self.rows, "level": self.level,
-            "withheld": list(self.withheld),
+            "withheld": list(self.withheld), **({"scale": self.scale} if self.scale else {}),
         }  # fmt: skip
 
 
@@ -116,6 +121,8 @@ def summarise_means(
                         expected=f"steps from {steps[0]} to {steps[-1]}", usage=True)  # fmt: skip
     means.from_step, means.to_step, means.rows = within[0], within[-1], len(within)
     rows = rows.loc[(rows["step"] >= within[0]) & (rows["step"] <= within[-1])]
+    scale = rows.loc[rows["name"].astype(str).str.startswith(BASELINE)].drop_duplicates("name", keep="last")
+    means.scale = {str(n).removeprefix(BASELINE): float(v) for n, v in zip(scale["name"], scale["value"], strict=True)}
     known = starts if starts and within[0] == steps[0] else {}
     for metric in NAMES:
         series = rows.loc[rows["name"] == metric, ["step", "value"]].sort_values("step")

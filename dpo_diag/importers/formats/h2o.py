@@ -47,6 +47,7 @@ def read_h2o(path: Path, options: Options) -> Parsed:
         document = parse_json(whole(path, parsed.skipped))
     except ValueError as error:
         raise DiagError("the charts are broken JSON", where=path, got=error, hint="download them again") from error
+    parsed.skipped.add_repeated(document)
     if not isinstance(document, Mapping):
         raise DiagError("no charts", where=path, got=type(document).__name__, expected="an object of subsets")
     points = _points(document, parsed.skipped)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dpo_diag.documents import parse_json, repeated_keys
+from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.importers.columns import rows_of_table, uneven
 from dpo_diag.importers.log_format import METRIC_KEY, Head, LogFormat, register
@@ -57,9 +57,8 @@ def read_hf_state(path: Path, options: Options) -> Parsed:
     document, rows, lines = None, None, list[int]()
     try:
         document = parse_json(text)
-        for key, n in repeated_keys(text, document).items():
-            parsed.notes.append(f"{key[:80]!a} stands twice in {n} objects: the last value was taken")
         rows = rows_of(document)
+        parsed.skipped.add_repeated(document, rows=rows)
         lines = [line for line, _ in islice(json_values(text, _START), len(rows or ()))]
         lines += [lines[-1] if lines else 1] * (len(rows or ()) - len(lines))
     except ValueError as error:

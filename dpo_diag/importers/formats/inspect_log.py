@@ -79,16 +79,21 @@ def read_inspect(path: Path, options: Options) -> Parsed:
 
 def _document(file: Path, parsed: Parsed) -> Mapping[str, Any]:
     try:
-        return plain_mapping(parse_json(whole(file, parsed.skipped)))
+        return _told(parse_json(whole(file, parsed.skipped)), file.name, parsed)
     except ValueError as error:
         raise DiagError("the log is broken JSON", where=file, got=error, hint="copy it again") from error
+
+
+def _told(document: Any, name: str, parsed: Parsed) -> Mapping[str, Any]:
+    parsed.skipped.add_repeated(document, file=name)
+    return plain_mapping(document)
 
 
 def _samples(path: Path, document: Mapping[str, Any], parsed: Parsed) -> Iterator[Mapping[str, Any]]:
     yield from (s for s in document.get("samples") or [] if isinstance(s, Mapping))
     for file in sorted((path / SAMPLES).glob("*.json")) if path.is_dir() else ():
         try:
-            yield plain_mapping(parse_json(whole(file, parsed.skipped)))
+            yield _told(parse_json(whole(file, parsed.skipped)), f"{SAMPLES}/{file.name}", parsed)
         except ValueError:
             parsed.skipped.add(None, "broken JSON", file=f"{SAMPLES}/{file.name}")
 

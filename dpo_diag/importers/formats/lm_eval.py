@@ -36,6 +36,7 @@ def read_lm_eval(path: Path, options: Options) -> Parsed:
         document = parse_json(whole(file, parsed.skipped))
     except ValueError as error:
         raise DiagError("the results are broken JSON", where=file, got=error, hint="copy them again") from error
+    parsed.skipped.add_repeated(document)
     results = plain_mapping(plain_mapping(document).get("results"))
     if not results:
         raise DiagError(

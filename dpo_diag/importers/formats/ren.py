@@ -144,6 +144,9 @@ def _texts(
             if len(rows) != prompts:
                 skipped.add(None, f"{len(rows)} pairs for {prompts} prompts: texts left out", file=file.name)
                 continue
+            for place, row in enumerate(rows, start=1):
+                if not row:
+                    skipped.add(place, "a pair that cannot be read: its texts are left out", file=file.name)
             return file, [{k: str(r.get(k, "")) for k in ("prompt", *SIDES)} for r in rows]
     return None, None
 

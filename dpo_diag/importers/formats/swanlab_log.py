@@ -57,7 +57,7 @@ def read_swanlab(path: Path, options: Options) -> Parsed:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error):
             parsed.skipped.add(None, "a record is no message of SwanLab's")
     parsed.store.add_points(points)
-    parsed.facts.merge(facts_from_mapping(_config(file.parent / "files" / "config.yaml"), "files/config.yaml"))
+    parsed.facts.merge(facts_from_mapping(_config(file.parent / "files" / "config.yaml", parsed), "files/config.yaml"))
     parsed.steps_from = "the metrics' own step"
     parsed.n_rows = parsed.n_read = parsed.store.rows
     parsed.details["points"] = len(points)
@@ -75,12 +75,14 @@ def _file_in(folder: Path, run: str | None) -> Path:
     return files[choose(list(files), run, folder)]
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _config(file: Path, parsed: Parsed) -> dict[str, Any]:
     """Its values, which SwanLab wraps as {"value": ...}."""
     try:
-        found = plain_mapping(parse_yaml(file.read_text(encoding="utf-8")))
+        document = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    parsed.skipped.add_repeated(document, file=f"files/{file.name}")
+    found = plain_mapping(document)
     return {str(k): v.get("value") if isinstance(v, dict) and "value" in v else v for k, v in found.items()}
 
 

@@ -95,6 +95,7 @@ def _take_text(parsed: Parsed, tag: str, text: str, where: str) -> None:
         document = parse_json(text)
     except ValueError:
         return
+    parsed.skipped.add_repeated(document, file=f"{where}: {tag}")
     if tag.startswith("args"):
         parsed.facts.merge(facts_from_mapping(document, f"{where}: {tag}"))
     elif isinstance(document, dict) and isinstance(document.get("_name_or_path"), str) and document["_name_or_path"]:

@@ -7,6 +7,7 @@ the old run: steps that come back are duplicates, the later ones count. NaN and 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
 from dpo_diag.importers.parsed import Facts, Options, Parsed
 from dpo_diag.importers.several import choose, take
+from dpo_diag.records.row_files import BadRow, as_row
 
 
 def read_trackio(path: Path, options: Options) -> Parsed:
@@ -64,32 +66,32 @@ def _read(connection: sqlite3.Connection, file: Path, options: Options) -> Parse
     ):
         parsed.n_rows += 1
         row = _row(text)
-        if row is None:
-            parsed.skipped.add(number, "metrics are not a JSON object")
+        if isinstance(row, BadRow):
+            parsed.skipped.add(number, str(row))
             continue
         parsed.store.add(row, number, step if isinstance(step, int) and step >= 0 else None)
-    parsed.facts.merge(_config(connection, run, file.name))
+    parsed.facts.merge(_config(connection, run, parsed))
     if run is not None:
         take(parsed, [run], run)
     return parsed.with_steps(options)
 
 
-def _row(text: Any) -> dict[str, Any] | None:
-    if isinstance(text, (str, bytes)):
-        try:
-            row = parse_json(text)
-        except ValueError:
-            return None
-        return row if isinstance(row, dict) else None
-    return None
-
-
-def _config(connection: sqlite3.Connection, run: str | None, where: str) -> Facts:
+def _row(text: Any) -> Mapping[str, Any] | BadRow:
     try:
-        row = connection.execute("SELECT config FROM configs WHERE run_name = ?", (run,)).fetchone()
-    except sqlite3.Error:  # older versions have no such table
-        row = None
-    return facts_from_mapping(_row(row[0]) if row else None, f"{where}: config")
+        return as_row(parse_json(text) if isinstance(text, (str, bytes)) else None)
+    except ValueError:
+        return BadRow("undecodable line", "metrics are not a JSON object")
+
+
+def _config(connection: sqlite3.Connection, run: str | None, parsed: Parsed) -> Facts:
+    try:
+        found = connection.execute("SELECT config FROM configs WHERE run_name = ?", (run,)).fetchone()
+        config = parse_json(found[0])
+    except (sqlite3.Error, TypeError, ValueError, AttributeError):  # older versions have no such table; no row; no JSON
+        return Facts()
+    where = f"{parsed.files[0].name}: config"
+    parsed.skipped.add_repeated(config, file=where)
+    return facts_from_mapping(config, where)
 
 
 register(

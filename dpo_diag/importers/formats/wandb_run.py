@@ -23,6 +23,7 @@ from dpo_diag.importers.facts import facts_from_mapping
 from dpo_diag.importers.log_format import LogFormat, register
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.several import choose
+from dpo_diag.records.row_files import BadRow, as_row
 from dpo_diag.records.text_files import Skipped
 
 
@@ -58,9 +59,14 @@ def _read_file(file: Path, options: Options) -> Parsed:
     for number, record in enumerate(_records(file, parsed.skipped), start=1):
         if "history" in record:
             parsed.n_rows += 1
-            row, step = record["history"].get("item", {}), record["history"].get("step")
+            row, step = as_row(record["history"].get("item", {})), record["history"].get("step")
+            if isinstance(row, BadRow):
+                parsed.skipped.add(number, str(row))
+                continue
             _add(parsed, row, number, step.get("num", 0) if isinstance(step, dict) else None)
-        elif "config" in record:
+            continue
+        parsed.skipped.add_repeated(record, number)
+        if "config" in record:
             config.update(record["config"].get("update", {}))
         elif "run" in record:
             run = record["run"]

@@ -36,7 +36,7 @@ def run_apart(module: str, *arguments: str) -> None:
     """
     code = f"import sys; from {module} import main; sys.exit(main(sys.argv[1:]))"
     environment = single_process_environment(dict(os.environ))
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, stdout=2, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], env=environment, stdout=2, check=False)
     if done.returncode != 0:
         raise DiagError(
             "preparing the SQL case failed in its own process", got=f"exit status {done.returncode}",

@@ -13,6 +13,7 @@ from dpo_diag.diagnosis.checks.shared.logged import Window
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, finite_at_both, pair_loss
 from dpo_diag.diagnosis.scheduled import loss_at
+from dpo_diag.diagnosis.unfinished import unfinished
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, pair_losses
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
@@ -57,9 +58,16 @@ class FixedPairs:
             repeated = len(steps) >= 2 and len(first & last) >= 0.5 * min(len(first), len(last))
             training = self._info.role(str(split)) == "train"
             against_reference = len(steps) == 1 and not training and rows["ref_sum_logp"].notna().all()
-            if repeated or against_reference:
+            if repeated or (against_reference and not self._has_just_begun(rows)):
                 candidates.append((str(split) != self._wanted, str(split) != EVAL_SPLIT, -len(steps), str(split)))
         return [c[-1] for c in sorted(candidates)]
+
+    def _has_just_begun(self, rows: pd.DataFrame) -> bool:
+        """Whether the one step of a set is of a policy that still is its reference: before a training's first step, or
+        of the first checkpoint where more are to come."""
+        if self._info.kind == "trained" and rows["step"].iloc[0] == 0:
+            return True
+        return bool((rows["sum_logp"] == rows["ref_sum_logp"]).all()) and unfinished(self._pairs.run) is not None
 
     @property
     def split(self) -> str:

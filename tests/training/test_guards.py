@@ -1,0 +1,262 @@
+"""Live guards, without a training: what they say, of which step and which pairs, and what they keep quiet about."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.errors import DiagError
+from dpo_diag.training.batch import Batch
+from dpo_diag.training.guards import Guards
+from dpo_diag.training.guards.answers import Answers
+from dpo_diag.training.guards.level import Level
+
+Alerts = list[tuple[str, str, Any]]
+
+
+def batch(loss: float, pair_ids: tuple[str, ...] = ("p",), sums: Any = None, tokens: Any = None) -> Batch:
+    """Pairs of 4 tokens a side and -8 nats a side, unless said otherwise; (2, pairs)."""
+    n = len(pair_ids)
+    policy = {
+        "sum_logp": np.full((2, n), -8.0) if sums is None else np.asarray(sums, dtype=float),
+        "n_tokens": np.full((2, n), 4.0) if tokens is None else np.asarray(tokens, dtype=float),
+    }
+    return Batch([*pair_ids], np.arange(n), ("chosen", "rejected"), policy, loss=loss)
+
+
+def guards_of(alerts: Alerts, **options: Any) -> Guards:
+    return Guards(lambda *said: alerts.append(said), **options)
+
+
+def run(guards: Guards, losses: Any, first: int = 0) -> None:
+    for step, loss in enumerate(losses, first):
+        guards.batch(batch(loss), step)
+        guards.close(step)
+
+
+def test_a_spike_is_judged_by_median_and_deviation() -> None:
+    """Losses 0.6 and 0.7 in turn: median 0.65, deviation 0.05, the bound 0.65 + 10 * 0.05 = 1.15. 1.1 passes, 1.2
+    does not; a constant loss has deviation 0 and the bound is the smallest rise that counts, 0.1."""
+    alerts: Alerts = []
+    for last in (1.1, 1.2):
+        run(guards_of(alerts), [0.7, 0.6] * 20 + [last])
+    assert [(code, evidence["step"], evidence["loss"]) for code, _, evidence in alerts] == [("loss_spike", 40, 1.2)]
+    assert alerts[0][2]["bound"] == pytest.approx(1.15, abs=1e-9)
+    alerts.clear()
+    guards = guards_of(alerts, stop_on=("loss_spike",))
+    run(guards, [0.5] * 25 + [0.59, 0.61, 0.5])
+    assert [e["step"] for *_, e in alerts] == [26]
+    assert guards.should_stop
+    alerts.clear()
+    guards = guards_of(alerts, thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
+    run(guards, (0.5, 0.5, 0.5, 0.69, 0.71, 0.5))
+    assert [e["step"] for *_, e in alerts] == [4]
+    alerts.clear()
+    run(guards_of(alerts), [math.nan] * 60)
+    assert len(alerts) == 20  # a run that stays broken does not fill the disk
+    with pytest.raises(DiagError, match=r"unknown guard.*loss_spikes.*did you mean loss_spike"):
+        Guards(lambda *a: None, stop_on=("loss_spikes",))
+
+
+def test_a_level_is_not_moved_by_what_stands_out_of_it() -> None:
+    """0.5 for 20 values: the bound is 0.6. Nine spikes of 1 and a value of 0.5 between them and nine more: the window
+    still holds only 0.5, so that the last one stands as far out as the first. A window that took them in would have
+    median 0.5 and deviation 0.5 by then (18 of 38), and a bound of 5.5: the second nine would pass."""
+    level = Level(window=50, least=20, mads=10, least_rise=lambda _: 0.1, persists=10)
+    assert [level.judge(0.5) for _ in range(20)] == [None] * 20
+    spikes = [level.judge(v) for v in [1.0] * 9 + [0.5] + [1.0] * 9]
+    assert spikes[9] is None
+    said = [s for s in spikes if s is not None]
+    assert len(said) == 18 and {(s.median, s.mad, s.is_level) for s in said} == {(0.5, 0.0, False)}
+    assert [s.bound for s in said] == [pytest.approx(0.6)] * 18
+    assert [s.held for s in said] == [*range(1, 10), *range(1, 10)]
+    assert said[-1].n == 21
+
+
+def test_what_stays_is_the_new_level() -> None:
+    """The tenth value of 1 in a row is the last that is reported: from then on 1 is the level, judged again when 20 of
+    it are known; a spike out of it is reported, and 0.5 is none."""
+    level = Level(window=50, least=20, mads=10, least_rise=lambda _: 0.1, persists=10)
+    for _ in range(20):
+        level.judge(0.5)
+    said = [level.judge(1.0) for _ in range(25)]
+    assert [s is not None for s in said] == [True] * 10 + [False] * 15
+    assert said[9] is not None and said[9].is_level
+    assert level.judge(0.5) is None
+    spike = level.judge(1.2)
+    assert spike is not None and (spike.median, spike.held) == (1.0, 1)
+
+
+def test_a_spike_names_the_pairs_the_longest_and_the_least_likely() -> None:
+    """Two micro-batches of one step: pairs a (4 + 4 tokens, -2 nats a token), b (40 + 2, -1), c (1 + 1, -9), d."""
+    alerts: Alerts = []
+    guards = guards_of(alerts)
+    run(guards, [0.5] * 20)
+    guards.batch(batch(3.0, ("a", "b"), [[-8, -40], [-8, -2]], [[4, 40], [4, 2]]), 20)
+    guards.batch(batch(0.5, ("c", "d"), [[-9, -4], [-9, -4]], [[1, 4], [1, 4]]), 20)
+    guards.close(20, grad_norm=7.0)
+    [(code, message, evidence)] = alerts
+    assert code == "loss_spike" and message.startswith("loss 1.75 in step 20: the 20 steps before have median 0.5")
+    assert (evidence["loss"], evidence["grad_norm"], evidence["pair_ids"]) == (1.75, 7.0, ["a", "b", "c", "d"])
+    assert [(row["pair_id"], row["tokens"]) for row in evidence["longest"]] == [("b", 42.0), ("a", 8.0), ("d", 8.0)]
+    assert [(row["pair_id"], row["logp_per_token"]) for row in evidence["least_likely"]] == [
+        ("c", -9.0), ("a", -2.0), ("b", -1.0),
+    ]  # fmt: skip
+
+
+def test_a_gradient_stands_out_from_four_times_its_median_on() -> None:
+    alerts: Alerts = []
+    guards = guards_of(alerts)
+    for step, norm in enumerate([2.0] * 20 + [7.9, 8.1, 2.0]):
+        guards.batch(batch(0.5), step)
+        guards.close(step, grad_norm=norm)
+    assert [(code, e["step"], e["grad_norm"], e["bound"]) for code, _, e in alerts] == [("grad_spike", 21, 8.1, 8.0)]
+
+
+def test_nan_in_loss_log_probs_and_gradient_and_the_scaler_that_tries_scales() -> None:
+    """One micro-batch of two is NaN: the step's loss is that of the other one, and its pairs are named. A gradient that
+    overflows under a scaler is silence."""
+    alerts: Alerts = []
+    guards = guards_of(alerts)
+    guards.batch(batch(0.7, ("a", "b")), 1)
+    guards.batch(batch(math.nan, ("c", "d"), [[-8, math.nan], [-8, -8]]), 1)
+    guards.close(1)
+    guards.batch(batch(0.7, ("a", "b"), [[-8, -math.inf], [-8, -8]]), 2)
+    guards.close(2, grad_norm=math.nan)
+    guards.batch(batch(0.7), 3)
+    guards.close(3, grad_norm=math.inf, overflows=True)
+    guards.batch(batch(0.7), 4)
+    guards.close(4, grad_norm=math.inf)
+    assert [(code, e["step"], e["pair_ids"]) for code, _, e in alerts] == [
+        ("non_finite_loss", 1, ["d"]), ("non_finite_logp", 2, ["b"]), ("non_finite_grad", 4, ["p"]),
+    ]  # fmt: skip
+    assert alerts[0][1] == "loss is nan in step 1; 1 of 4 rows have non-finite log-probs"
+
+
+def test_all_processes_judge_alike_and_one_writes() -> None:
+    """Two processes, one of which sees the NaN: both are told to skip, by the rows of both; the main one writes."""
+    answers = Answers.of(GuardsConfig(actions={"non_finite_loss": "skip"}))
+    said: list[tuple[int, str, list[str]]] = []
+    pair = [
+        Guards(lambda c, _, e, r=rank: said.append((r, c, e["pair_ids"])), answers=answers)  # type: ignore[misc]
+        for rank in (0, 1)
+    ]
+    pair[1].main = False
+    pair[0].batch(batch(0.7, ("a",)), 1)
+    pair[1].batch(batch(math.nan, ("b",), [[math.nan], [-8]]), 1)
+    shared: list[list[Any]] = []
+
+    def first_pass(value: Any) -> list[Any]:
+        shared.append([value])
+        return [value]
+
+    probe = Guards(lambda *_: None)  # what the second process hands in, call by call
+    probe.batch(batch(math.nan, ("b",), [[math.nan], [-8]]), 1)
+    probe.close(1, first_pass)
+    theirs = iter([values[0] for values in shared])
+    raised = pair[0].close(1, lambda value: [value, next(theirs)])
+    assert [(one.code, one.action) for one in raised] == [("non_finite_loss", "skip")]
+    assert said == [(0, "non_finite_loss", ["b"])]
+    assert [one.action for one in pair[1].close(1, lambda value: [value, value])] == ["skip"]
+    assert len(said) == 1
+
+
+def test_answers_are_checked() -> None:
+    given = Answers.of(GuardsConfig(stop=["loss_spike"], actions={"grad_spike": "scale_lr"}))
+    assert (given.to("loss_spike"), given.to("grad_spike"), given.to("non_finite_loss")) == ("stop", "scale_lr", "warn")
+    for config, words in (
+        (GuardsConfig(actions={"grad_spikes": "skip"}), "unknown guard.*grad_spikes"),
+        (GuardsConfig(actions={"grad_spike": "jump"}), "unknown action.*guards.actions.grad_spike.*jump"),
+        (GuardsConfig(actions={"reference_mismatch": "skip"}), "skip is no answer to reference_mismatch"),
+        (GuardsConfig(lr_factor=1.0), "guards.lr_factor"),
+        (GuardsConfig(max_restores=0), "guards.max_restores"),
+    ):
+        with pytest.raises(DiagError, match=words):
+            Answers.of(config)
+
+
+# ---- what is seen at evaluations, and of the machine: one where it must speak, one where it must not ----
+
+
+def evaluated(code: str, *evaluations: dict[str, float], **limits: float) -> list[int]:
+    """Steps (0, 10, 20, ...) at which a code speaks about the set eval_x."""
+    alerts: Alerts = []
+    guards = guards_of(alerts, thresholds={"guards": limits})
+    for i, values in enumerate(evaluations):
+        guards.evaluated("eval_x", values, 10 * i)
+    return [e["step"] for c, _, e in alerts if c == code]
+
+
+def test_displacement_beyond_the_bound_against_the_first_evaluation() -> None:
+    """1.5 at first, the bound is 1.8: 1.79 is silence, 1.81 speaks, and so does each later evaluation beyond it."""
+    ce = [{"ce/chosen": v} for v in (1.5, 1.79, 1.81, 1.9, 1.6)]
+    assert evaluated("displacement", *ce) == [20, 30]
+    assert evaluated("displacement", *ce, displacement_ce=0.45) == []
+
+
+def test_both_fall_while_the_margin_rises_in_two_evaluations() -> None:
+    """Both 0.06 and 0.5 nats a token less likely, margin up: from the second such evaluation on. Not where chosen rose,
+    not where the margin fell."""
+    start = {"ce/chosen": 1.0, "ce/rejected": 1.0, "rewards/margins": 0.0}
+    down = {"ce/chosen": 1.06, "ce/rejected": 1.5, "rewards/margins": 0.4}
+    assert evaluated("both_fall", start, down, down, down) == [20, 30]
+    assert evaluated("both_fall", start, down, start, down) == []
+    assert evaluated("both_fall", start, *[down | {"ce/chosen": 0.9}] * 3) == []
+    assert evaluated("both_fall", start, *[down | {"rewards/margins": -0.1}] * 3) == []
+
+
+def test_entropy_collapse_below_half_of_the_first() -> None:
+    assert evaluated("entropy_collapse", *({"entropy/chosen": v} for v in (2.0, 1.01, 0.99))) == [20]
+    assert evaluated("entropy_collapse", *({"entropy/response": v} for v in (2.0, 0.5))) == [10]
+    assert evaluated("entropy_collapse", {"ce/chosen": 2.0}, {"ce/chosen": 0.5}) == []
+
+
+def stepped(code: str, *steps: dict[str, Any], **limits: float) -> list[int]:
+    alerts: Alerts = []
+    guards = guards_of(alerts, thresholds={"guards": limits})
+    for i, facts in enumerate(steps, 1):
+        guards.close(i, **facts)
+    return [e["step"] for c, _, e in alerts if c == code]
+
+
+def test_dead_gradients_after_ten_steps_in_a_row() -> None:
+    """Once at the tenth of a stretch; nine and a live one are silence."""
+    dead, live = {"grad_norm": 0.0}, {"grad_norm": 1e-6}
+    assert stepped("dead_gradients", *[dead] * 15, live, *[dead] * 10) == [10, 26]
+    assert stepped("dead_gradients", *[*[dead] * 9, live] * 3) == []
+
+
+def test_memory_near_its_limit_once_and_again_where_it_grows() -> None:
+    use = [{"memory": (share, 100.0)} for share in (94.9, 95.0, 95.9, 96.1, 50.0)]
+    assert stepped("memory_limit", *use) == [2, 4]
+    assert stepped("memory_limit", *[{"memory": None}] * 3) == []
+
+
+def test_throughput_at_half_for_ten_steps() -> None:
+    """1 second for 100 positions, then 2.1: said at the tenth slow step. 1.9 is silence, and so are long steps of long
+    batches, and nine slow ones."""
+    usual, slow = {"seconds": 1.0, "positions": 100}, {"seconds": 2.1, "positions": 100}
+    assert stepped("throughput_drop", *[usual] * 20, *[slow] * 30) == [30]
+    assert stepped("throughput_drop", *[usual] * 20, *[slow | {"seconds": 1.9}] * 30) == []
+    assert stepped("throughput_drop", *[usual] * 20, *[{"seconds": 3.0, "positions": 300}] * 30) == []
+    assert stepped("throughput_drop", *[usual] * 20, *[*[slow] * 9, usual] * 3) == []
+
+
+def test_what_the_guards_knew_comes_back() -> None:
+    """The first evaluation, the second of two in which both fell, and nine steps without a gradient."""
+    start = {"ce/chosen": 1.0, "ce/rejected": 1.0, "rewards/margins": 0.0}
+    down = {"ce/chosen": 1.4, "ce/rejected": 1.5, "rewards/margins": 0.4}
+    before, alerts = guards_of([]), []
+    for step in range(9):
+        before.close(step, grad_norm=0.0)
+    before.evaluated("eval", start, 0)
+    before.evaluated("eval", down, 9)
+    after = guards_of(alerts)
+    after.recall({name: np.asarray(value) for name, value in before.memory().items()})
+    after.close(10, grad_norm=0.0)
+    after.evaluated("eval", down, 10)
+    assert [code for code, *_ in alerts] == ["dead_gradients", "displacement", "both_fall"]
