@@ -47,7 +47,8 @@ test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 # Prompts that are packed: where an older transformers does not prove it right, responses go one by one, as they should.
-FLOOR_TESTS := tests/floor tests/models tests/inference --ignore tests/models/packed \
+FLOOR_TESTS := tests/floor tests/models tests/inference tests/records tests/frames tests/diagnosis tests/outputs \
+  --ignore tests/models/packed \
   --deselect tests/inference/test_generation.py::test_training_with_and_without_is_bit_identical \
   $(addprefix tests/training/,test_exactness.py test_stored_reference.py test_sft.py test_head_probe.py \
     test_checkpoint_folders.py)

@@ -38,8 +38,8 @@ def main() -> None:
     # 2. How the pairs' loss, margin and perplexity went on, step by step (means and quartiles over pairs).
     pairs = run.pairs_wide(splits=[found["split"]])
     values = ["loss", "margin", "chosen_ce", "rejected_ce"]
-    frames["steps"] = pairs.groupby("step")[values].describe(percentiles=[0.25, 0.5, 0.75])
-    print(pairs.groupby("step")[values].mean().round(4).to_string(), "\n")
+    frames["steps"] = pairs.groupby("step", observed=True)[values].describe(percentiles=[0.25, 0.5, 0.75])
+    print(pairs.groupby("step", observed=True)[values].mean().round(4).to_string(), "\n")
 
     # 3. Through which side the loss moved (means over pairs; the two parts add up to the change).
     loss = found["loss"]

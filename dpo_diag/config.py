@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.config_keep import KeepConfig
 from dpo_diag.config_schedule import ScheduleConfig
 from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
@@ -293,6 +294,7 @@ class Config:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

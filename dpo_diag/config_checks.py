@@ -69,6 +69,8 @@ def check(config: Config) -> None:
     for key in ("start_timeout", "finish_timeout"):
         if getattr(config.tracking, key) <= 0:
             raise _wrong(f"tracking.{key}", getattr(config.tracking, key), "seconds, more than 0")
+    if config.keep.patience is not None and config.keep.patience < 1:
+        raise _wrong("keep.patience", config.keep.patience, "at least 1 evaluation, or null")
     check_prompts(config.prompts)
 
 

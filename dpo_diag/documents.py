@@ -26,9 +26,7 @@ MAX_YAML_VALUES = 1_000_000
 _HALF_CHARACTER = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F]")
 _LONG_INTEGER = re.compile(r"\d{19}")
 _DECODER = json.JSONDecoder()
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+(:?)', re.DOTALL)
-"""A string of JSON, and whether it is a key."""
-_APART = re.compile(r'"\s+:')
+_APART = re.compile(r'"\s++:')
 _NOT_UTF8 = "not UTF-8 at byte {}"
 
 
@@ -91,16 +89,13 @@ def _decoded(text: str, position: int) -> tuple[Any, int]:
 
 def _marked(value: Any, text: str) -> Any:
     """The value of a text, its objects made `Repeating` in which a key stands twice. The text is read a second time
-    only where it holds more keys than the value."""
+    only where it may hold more keys than the value."""
     colons = text.count(":")
     if (isinstance(value, dict) and colons <= len(value)) or colons <= (n := _n_keys(value)):
         return value
-    # Quotes before a colon, less those inside a string; what this cannot tell apart is counted string by string.
+    # Quotes before a colon, less those inside a string, as far as that can be told.
     ends = text.count('":') - (0 if "\\\\" in text else text.count('\\":'))
     if ends <= n and _APART.search(text) is None:
-        return value
-    strings = _STRING.findall(text)
-    if len(strings) - strings.count("") <= n:
         return value
     return json.loads(text, object_pairs_hook=_object, **_options(text))
 

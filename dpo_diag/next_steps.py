@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.checksums import read_yaml
-from dpo_diag.records.files import has_checkpoint
+from dpo_diag.records.files import RUN_FILE, has_checkpoint
 from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
@@ -219,6 +219,11 @@ def after_gate(run: str | os.PathLike[str], passed: bool) -> list[str]:
     return [line("dpo-diag", "report" if passed else "explain", run)]
 
 
+def after_keep(run: str | os.PathLike[str], step: int | None) -> list[str]:
+    """What the training did up to the checkpoint that is kept."""
+    return [line("dpo-diag", "explain", run, *(["--to", str(step)] if step else []))]
+
+
 def after_sweep(runs: Sequence[str], again: str | os.PathLike[str] | None = None) -> list[str]:
     """What did not complete, where it can be run `again`; the best run and how it differs from the next one."""
     following = [] if again is None else after_multirun(again, failed=True)
@@ -269,7 +274,14 @@ def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
 
 
 def after_doctor(run: Path | None, sound: bool) -> list[str]:
-    """What was looked at is used; where something failed, its hint comes first and then another look."""
+    """What was looked at is used; where something failed, its hint comes first and then another look. Of what is no run
+    the runs in it are shown, else a log is read; nothing follows where there is nothing."""
+    if run is not None and not (run / RUN_FILE).is_file():
+        for inside, runs in (("*", run), ("*/*", run / "*")):
+            if next(run.glob(f"{inside}/{RUN_FILE}"), None) is not None:
+                return [line("dpo-diag", "sweep", runs)]
+        holds = run.is_file() or (run.is_dir() and any(not p.name.startswith(".") for p in run.iterdir()))
+        return [line("dpo-diag", "import", run)] if holds else []
     if not sound:
         return [line("dpo-diag", "doctor", *([run] if run is not None else []))]
     if run is not None:

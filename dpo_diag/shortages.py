@@ -26,10 +26,16 @@ _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate",
     re.IGNORECASE,
 )
-_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo.*timed out", re.IGNORECASE | re.DOTALL)
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|gloo(?:(?!gloo|timed out).)*timed out", re.IGNORECASE | re.DOTALL
+)
 """What gloo says where a process is gone."""
 _NUMBER = re.compile(r"(?:errno|os error) (\d+)", re.IGNORECASE)
-_CUT = re.compile(r"PytorchStreamWriter failed writing|inline_container.*unexpected pos|unexpected pos \d+", re.DOTALL)
+_CUT = re.compile(
+    r"PytorchStreamWriter failed writing|unexpected pos \d+"
+    r"|inline_container(?:(?!inline_container|unexpected pos).)*unexpected pos",
+    re.DOTALL,
+)
 """What torch says of a file that it could not write to its end."""
 
 

@@ -7,9 +7,13 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from tests.faults.table import count
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,3 +43,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set DPO_DIAG_SHARED_DATA to a folder that holds it")
     return folder
+
+
+@pytest.fixture
+def fault(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """`fault("SIGKILL inside a checkpoint write", tried=12, lost=0)`: one row of the table of faults (see `count`)."""
+    return partial(count, record_property)

@@ -177,8 +177,18 @@ def test_what_follows_a_look_at_a_machine_a_model_or_a_check(
     assert shlex.split(line)[1] == f"checkpoints=['{first}','{last}']"
     run(line)
     run(next_steps.after_fetch("smollm2")[0])
-    assert next_steps.after_doctor(Path("a run"), True) == ["dpo-diag explain 'a run'"]
-    assert next_steps.after_doctor(Path("a run"), False) == ["dpo-diag doctor 'a run'"]
+    RunWriter(tmp_path / "a run").finish()
+    assert next_steps.after_doctor(tmp_path / "a run", True) == [f"dpo-diag explain '{tmp_path}/a run'"]
+    assert next_steps.after_doctor(tmp_path / "a run", False) == [f"dpo-diag doctor '{tmp_path}/a run'"]
+    # What is no run: runs below it, a log, nothing.
+    RunWriter(tmp_path / "root" / "name" / "time").finish()
+    assert next_steps.after_doctor(tmp_path / "root" / "name", False) == [f"dpo-diag sweep {tmp_path}/root/name"]
+    assert next_steps.after_doctor(tmp_path / "root", False) == [f"dpo-diag sweep '{tmp_path}/root/*'"]
+    assert next_steps.after_doctor(tmp_path / "nothing", False) == []
+    (tmp_path / "logs").mkdir()
+    assert next_steps.after_doctor(tmp_path / "logs", False) == []
+    (tmp_path / "logs" / "trainer_state.json").write_text("{}")
+    assert next_steps.after_doctor(tmp_path / "logs", False) == [f"dpo-diag import {tmp_path / 'logs'}"]
     monkeypatch.setattr(next_steps, "find_spec", lambda name: None)
     assert next_steps.after_doctor(None, True) == ["dpo-diag explain LOG"]
     example = load_run(REPOSITORY / "runs" / "example")

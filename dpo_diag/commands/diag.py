@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "review": ("review:review", "read two checkpoints' answers side by side, blind, and judge them"),
     "play": ("play:play", "type a prompt, see several checkpoints' answers side by side"),
     "gate": ("gate:gate", "rules over a run for CI: exit status, JUnit XML, one table"),
+    "keep": ("keep:keep", "which checkpoint to keep, and why; which may be deleted"),
     "checks": ("checks:checks", "what each check says, why it matters, and what to do"),
     "weights": ("weights:weights", "compare two checkpoints' weights layer by layer"),
     "longppl": ("longppl:longppl", "perplexity over the tokens that a long context makes likely"),

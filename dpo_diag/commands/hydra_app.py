@@ -257,12 +257,12 @@ def _collecting(job: Job, errors: list[DiagError], folders: list[Path]) -> Job:
             return job(cfg)
         with writing(folder):
             begin_job(folder, int(hydra_cfg.job.num) if several else None)
-            guard_configuration(folder)
-            sign(folder)
             return ended(cfg, folder, several)
 
     def ended(cfg: DictConfig, folder: Path, several: bool) -> Any:
         try:
+            guard_configuration(folder)
+            sign(folder)
             value = job(cfg)
         except BaseException as error:
             failed, reason = isinstance(error, Exception), ended_by(error)[1]

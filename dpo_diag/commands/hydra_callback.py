@@ -66,7 +66,7 @@ class KeepPlan(Callback):
 
 
 def _check_names(config: DictConfig) -> None:
-    check_name(str(config.name), "name")
+    check_name(str(config.name), "name", "output_root=FOLDER says where the runs lie")
     experiment = config.hydra.runtime.choices.get("experiment")
     if experiment is not None:
         check_name(str(experiment), "experiment")

@@ -78,9 +78,21 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
     prefix, _, name = key.rpartition(".")
     if prefix in keys:
         within = f"{prefix}." if prefix else ""
-        return None if name in keys[prefix] else f"unknown key {key!r}; {_nearest(name, keys[prefix], within)}"
+        if name in keys[prefix]:
+            return None
+        below = [f"{at}.{name}" for at, names in keys.items() if at and name in names] if not prefix else []
+        return f"unknown key {key!r}; {_meant(text, below) or _nearest(name, keys[prefix], within)}"
     first = prefix.split(".")[0]
     return None if first in keys[""] else f"unknown key {key!r}; {_nearest(first, keys[''])}"
+
+
+def _meant(text: str, below: list[str]) -> str:
+    """What is said of a key that stands below others; a group's option brings more than its name alone."""
+    _, _, value = text.partition("=")
+    groups = [at.split(".")[0] for at in below if (conf_dir() / at.split(".")[0] / f"{value}.yaml").is_file()]
+    if len(groups) == 1:
+        return f"hint: {groups[0]}={value}"
+    return f"did you mean {', '.join(below[:3])}?" if below else ""
 
 
 def not_an_override(text: str) -> str:

@@ -115,7 +115,7 @@ def _planned(app: str, words: Sequence[str]) -> tuple[Path, tuple[tuple[str, ...
                 config = compose(APPS[app], list(job))
                 if app == "dpo-train":
                     check(to_config(config, Config))
-            check_name(str(base.name), "name")
+            check_name(str(base.name), "name", "output_root=FOLDER says where the runs lie")
             return claimed(Path(str(base.hydra.sweep.dir)).absolute()), jobs, of_a_job(ours)
     except (HydraException, OmegaConfBaseException) as error:
         raise DiagError(" ".join(f"{error} {error.__cause__ or ''}".split()), usage=True) from error

@@ -99,10 +99,10 @@ class PreferenceData:
         `tokenise` returned a line about is left out."""
         lines, table = [], self.issues()
         table = table[~table["why"].isin(list(HINTS))]
-        for (name, dropped), part in table.groupby(["set", "dropped"], sort=False):
+        for (name, dropped), part in table.groupby(["set", "dropped"], sort=False, observed=True):
             why = ", ".join(
                 f"{group['row'].nunique()} {reason} (first row {group['row'].iloc[0]})"
-                for reason, group in part.groupby("why", sort=False)
+                for reason, group in part.groupby("why", sort=False, observed=True)
             )
             lines.append(f"{name}: {part['row'].nunique()} rows {'dropped' if dropped else 'noted'}: {why}")
         return [*lines, "rows are listed in data_issues.csv"] if lines else []
@@ -152,7 +152,7 @@ class PreferenceData:
         issues = self.issues()
         examples = {
             f"{s}/{stage}/{why}": group.head(_EXAMPLES)[["row", "detail"]].to_dict("records")
-            for (s, stage, why), group in issues.groupby(["set", "stage", "why"], sort=False)
+            for (s, stage, why), group in issues.groupby(["set", "stage", "why"], sort=False, observed=True)
         }
         path = folder / REPORT_FILE
         write_json(path, {**self.summary(), "n_issues": len(issues), "examples": examples})

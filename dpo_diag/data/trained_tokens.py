@@ -91,7 +91,7 @@ def findings_of(issues: pd.DataFrame, n_rows: int) -> list[Finding]:
     known = issues[issues["why"].isin(list(HINTS))].drop_duplicates(["row", "why"])
     found = [
         Finding(str(why), len(part), len(part) / n_rows, int(part["row"].iloc[0]), str(part["detail"].iloc[0]))
-        for why, part in known.groupby("why", sort=False)
+        for why, part in known.groupby("why", sort=False, observed=True)
     ]
     return sorted(found, key=lambda finding: -finding.rows)
 

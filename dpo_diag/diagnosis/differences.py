@@ -164,7 +164,7 @@ def _history(a: Run, b: Run) -> Iterator[Parting]:
     rows = rows.assign(gap=gap, apart=gap > ROUNDING * size)
     for split, of_split in rows.groupby("split", observed=True, sort=True):
         steps = sorted({int(s) for s in of_split["step"]})
-        apart = of_split.groupby("step")["apart"].any()
+        apart = of_split.groupby("step", observed=True)["apart"].any()
         first = next((s for s in steps if apart[s]), None)
         there = of_split.loc[(of_split["step"] == first) & of_split["apart"]].sort_values("gap", ascending=False)
         told = "; ".join(f"{r['name']} {arrow(r['value_a'], r['value_b'])}" for r in records(there.head(3)))
@@ -228,7 +228,7 @@ def _outputs(a: Run, b: Run) -> Iterator[Parting]:
         return
     rows["apart"] = rows["text_a"] != rows["text_b"]
     steps = sorted({int(s) for s in rows["step"]})
-    apart, n = (rows.groupby("step")["apart"].agg(how) for how in ("sum", "size"))
+    apart, n = (rows.groupby("step", observed=True)["apart"].agg(how) for how in ("sum", "size"))
     first = next((s for s in steps if apart[s]), None)
     told = {} if first is None else {"n_different": int(apart[first]), "n": int(n[first]), "text": "other answers"}
     yield _parting("outputs", "", steps, {s: not apart[s] for s in steps}, **told)

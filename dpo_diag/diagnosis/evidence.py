@@ -260,7 +260,7 @@ def _outputs(run: Run, from_step: Step | None, to_step: int | None, limits: Thre
         ("empty", "empty answers", "text", lambda v: not v.strip(), "lower"),
     ):
         table = pd.DataFrame({name: _by_prompt(rows, column, test) for name, rows in (("0", before), ("1", after))})
-        table = table.dropna().groupby(level="prompt_id").first()
+        table = table.dropna().groupby(level="prompt_id", observed=True).first()
         measure = _paired(what, "outputs", kind, first, last, table["0"], table["1"], limits, better,
                           sources_of(run, table))  # fmt: skip
         found.append(replace(measure, model=model))
@@ -272,7 +272,7 @@ def _by_prompt(rows: pd.DataFrame, column: str, test: Any) -> pd.Series[float]:
     known = rows.loc[rows[column].notna(), ["prompt_id", "decoding_hash", column]]
     values = known[column].map(test).astype(np.float64)
     keys = [known[key].astype(str) for key in ("prompt_id", "decoding_hash")]
-    means: pd.Series[float] = values.groupby(keys).mean()
+    means: pd.Series[float] = values.groupby(keys, observed=True).mean()
     return means
 
 

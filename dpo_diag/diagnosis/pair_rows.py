@@ -73,7 +73,7 @@ class PairRows:
         known = texts[texts["prompt"].fillna("").str.strip() != ""].set_index("pair_id")
         if not known[["prompt", "beside"]].duplicated().any():
             return None
-        return known.groupby(["prompt", "beside"], dropna=False).ngroup()
+        return known.groupby(["prompt", "beside"], dropna=False, observed=True).ngroup()
 
     @cached_property
     def all(self) -> pd.DataFrame:

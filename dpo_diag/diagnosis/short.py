@@ -74,8 +74,11 @@ def short_lines(
     head = _head(document, width, say)
     told = _Item("", say(f"{verdict['headline']} {_harm(verdict)}"), style=HARM_STYLES[verdict["harm"]])
     told.lines = min(len(wrap(told.text, width)), VERDICT_LINES)
+    lost = [_Item("", say(text), style="bold yellow") for text in [document.get("left_out")] if text]
+    for item in lost:
+        item.lines = min(len(wrap(item.text, width)), MOST)
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
-    room = LINES - 1 - len(numbers) - len(following)
+    room = LINES - 1 - len(numbers) - len(following) - sum(item.lines for item in lost)
     parts = {
         "note": list(map(say, [*_taken(document), *_scale(document)])), "why": _reasons(document, say),
         "do": _changes(document, say), "pairs": list(map(say, _pairs(document))),
@@ -85,7 +88,10 @@ def short_lines(
             parts[name] = parts[name][:-1]
     items = [told, *(_Item(say(name) * (not i), text) for name, texts in parts.items() for i, text in enumerate(texts))]
     _share(items, width, room)
-    lines = [Text(head, style="bold"), *_lines(told, width), *(Text(line) for line in numbers)]
+    lines = [Text(head, style="bold")]
+    for item in (told, *lost):
+        lines += _lines(item, width)
+    lines += map(Text, numbers)
     for item in items[1:]:
         lines += _lines(item, width)
     return [*lines, *_commands(following, say("next"))]

@@ -170,7 +170,7 @@ def group_runs(runs: pd.DataFrame, by: list[str], same: pd.DataFrame) -> pd.Data
     about = {"run", "step", "split", "batches", "origin", "data", "rank", SEED, *by}
     values = [c for c in runs.columns if c not in about and not c.endswith(NOT_AVERAGED)]
     keys = [runs[name] for name in by] + [same[name].rename(f"_{name}") for name in same]
-    grouped = [rows for _, rows in runs.groupby(keys, sort=False, dropna=False)] if keys else [runs]
+    grouped = [rows for _, rows in runs.groupby(keys, sort=False, dropna=False, observed=True)] if keys else [runs]
     out = []
     for rows in grouped:
         parts: dict[str, Any] = {name: rows[name].iloc[0] for name in [*by, "origin", "data", "step"]}

@@ -100,7 +100,10 @@ def against(collected: Sweep, base: str) -> tuple[list[Setting], list[Setting]]:
     knobs = [p for p in collected.parameters if p != SEED]
     runs = collected.runs.assign(_seed=collected.runs[SEED].astype(str) if SEED in collected.runs else "")
     grouped: dict[tuple[str, ...], pd.DataFrame] = (
-        {tuple(map(str, key)): rows for key, rows in runs.groupby([runs[k].astype(str) for k in knobs], sort=False)}
+        {
+            tuple(map(str, key)): rows
+            for key, rows in runs.groupby([runs[k].astype(str) for k in knobs], sort=False, observed=True)
+        }
         if knobs
         else {(): runs}
     )

@@ -72,7 +72,7 @@ def effects(collected: Sweep) -> list[Effect]:
 def _by_setting(runs: pd.DataFrame, others: Sequence[str], outcome: str) -> dict[Hashable, float]:
     """The rest of what was set -> the outcome's mean over those runs, of finite ones."""
     known = runs.loc[np.isfinite(runs[outcome].astype(float))]
-    keys = [tuple(row) for row in known[list(others)].astype(str).itertuples(index=False, name=None)]
+    keys = [tuple(row) for row in known[list(others)].astype(str).to_numpy().tolist()]
     grouped: dict[Hashable, list[float]] = {}
     for key, value in zip(keys, known[outcome].astype(float), strict=True):
         grouped.setdefault(key, []).append(float(value))

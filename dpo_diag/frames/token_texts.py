@@ -10,7 +10,7 @@ import pyarrow as pa
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run
 from dpo_diag.records.schemas import SIDES, TABLES
-from dpo_diag.records.tables import join_reference_tokens, to_frame
+from dpo_diag.records.tables import TEXT, join_reference_tokens, to_frame
 from dpo_diag.report.tokens import token_texts
 from dpo_diag.report.vocabulary import TOKENIZER_FILE, VOCAB_FILE
 
@@ -37,7 +37,7 @@ def tokens_with_text(run: Run, steps: Iterable[int] | None, splits: Iterable[str
             expected=f"{VOCAB_FILE}, {TOKENIZER_FILE} beside a checkpoint, or the tokenizer's folder on this disk",
             hint=f'write {VOCAB_FILE} ({{"token id": "text"}}) into the run; .tokens has the ids without it',
         )
-    return rows.assign(text=texts.astype("str"))
+    return rows.assign(text=texts.astype(TEXT))
 
 
 def _answers(run: Run) -> dict[tuple[str, str], str]:

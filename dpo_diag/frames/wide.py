@@ -135,7 +135,7 @@ def metrics_wide(history: pd.DataFrame) -> pd.DataFrame:
     """See `frames.Run.metrics`."""
     key = ["step", "split"]
     values = history.pivot(index=key, columns="name", values="value")
-    epoch = history.groupby(key)["epoch"].first()
+    epoch = history.groupby(key, observed=True)["epoch"].first()
     place = {name: i for i, name in enumerate(METRICS)}
     last = len(place)
 

@@ -19,11 +19,11 @@ def batch_means(pairs: pd.DataFrame, loss: LossSpec | None, logged: set[str]) ->
         logged: splits of which the history holds means.
     """
     rows = []
-    for split, of_split in pairs.groupby("split", sort=True):
+    for split, of_split in pairs.groupby("split", sort=True, observed=True):
         if role_from_name(str(split)) != "train" or split in logged or "n_tokens" not in of_split:
             continue
         reference = of_split[of_split["role"] == "ref"]
-        for step, batch in of_split[of_split["role"] == "policy"].groupby("step", sort=True):
+        for step, batch in of_split[of_split["role"] == "policy"].groupby("step", sort=True, observed=True):
             known = reference[reference["pair_id"].isin(batch["pair_id"])]
             means = measure(pair_sums(batch, known), loss, MEANS)
             rows += [(step, split, name, mean.value, mean.weight) for name, mean in means.items()]

@@ -50,7 +50,7 @@ def pair_records(frame: pd.DataFrame, parsed: Parsed) -> pd.DataFrame:
         for side in SIDES:
             column = f"ref_{side}_sum_logp"
             known = frame[frame[column].notna()]
-            grouped = known.groupby(["split", "pair_id"], sort=False)[column]
+            grouped = known.groupby(["split", "pair_id"], sort=False, observed=True)[column]
             if float((grouped.max() - grouped.min()).abs().max()) > 1e-3:
                 parsed.notes.append(f"{column} changes between steps: the first value of each pair is taken")
             first = known.drop_duplicates(["split", "pair_id"])
@@ -86,7 +86,7 @@ def score_history(frame: pd.DataFrame) -> pd.DataFrame | None:
         known = frame[frame[column].notna()]
         if known.empty:
             continue
-        grouped = known.groupby(["step", "split"], sort=True)[column]
+        grouped = known.groupby(["step", "split"], sort=True, observed=True)[column]
         varies = bool((grouped.max() - grouped.min()).abs().gt(1e-12).any())
         part = grouped.mean().rename("value").reset_index()
         part["weight"] = grouped.size().to_numpy(dtype=float) if varies else math.nan

@@ -30,7 +30,7 @@ def told_apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]
     shared: dict[str, list[str]] = {}
     lengths = [name for name in _LENGTHS if name in frame]
     suspects = frame.loc[frame.duplicated(_KEY), ["split", "pair_id"]].drop_duplicates()
-    groups = dict(list(frame.groupby(["split", "pair_id"], sort=False)))
+    groups = dict(list(frame.groupby(["split", "pair_id"], sort=False, observed=True)))
     ids = frame["pair_id"].copy()
     for split, pair_id in suspects.itertuples(index=False):
         rows = groups[split, pair_id]
@@ -43,13 +43,25 @@ def told_apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]
 
 def _numbers(rows: pd.DataFrame, lengths: list[str]) -> pd.Series[int]:
     """Which of the pairs behind one id each row is: 0 for all where they are one pair."""
-    by_length = rows.groupby(lengths, dropna=False, sort=False).ngroup() if lengths else pd.Series(0, index=rows.index)
-    if rows.assign(_n=by_length).groupby("step")["_n"].nunique().max() == 1:
+    by_length = (
+        rows.groupby(lengths, dropna=False, sort=False, observed=True).ngroup()
+        if lengths
+        else pd.Series(0, index=rows.index)
+    )
+    if rows.assign(_n=by_length).groupby("step", observed=True)["_n"].nunique().max() == 1:
         by_length[:] = 0  # its length changes from step to step at most: another tokenizer, another cut
     table = rows.assign(_n=by_length)
-    steady = table.groupby(["_n", "_block"]).size().groupby("_n").transform("nunique").groupby("_n").first() == 1
-    table["_order"] = table.groupby(["_n", "_block"]).cumcount().where(table["_n"].map(steady), 0)
-    return table.groupby(["_n", "_order"], sort=False).ngroup()
+    steady = (
+        table.groupby(["_n", "_block"], observed=True)
+        .size()
+        .groupby("_n", observed=True)
+        .transform("nunique")
+        .groupby("_n", observed=True)
+        .first()
+        == 1
+    )
+    table["_order"] = table.groupby(["_n", "_block"], observed=True).cumcount().where(table["_n"].map(steady), 0)
+    return table.groupby(["_n", "_order"], sort=False, observed=True).ngroup()
 
 
 def facts_of(

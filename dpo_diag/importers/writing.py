@@ -169,7 +169,7 @@ def _write(writer: RunWriter, sources: list[Parsed], options: Options, scores: p
         _write_finished(writer, rows)
     for number, source in enumerate(sources):
         for table, frame in (("pairs", source.pairs), ("texts", source.texts)):
-            for split, part in frame.groupby("split", sort=True) if frame is not None else ():
+            for split, part in frame.groupby("split", sort=True, observed=True) if frame is not None else ():
                 writer.write(table, part.reset_index(drop=True), str(split))
         if source.outputs is not None:
             writer.write("outputs", source.outputs, f"{source.format}-{number}")

@@ -88,7 +88,7 @@ def answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
     frame = run.read("outputs", columns)
     if frame.empty:
         return set()
-    for sampled, own in frame.groupby(frame["seed"].notna()):
+    for sampled, own in frame.groupby(frame["seed"].notna(), observed=True):
         wanted = decoding.row_hash(bool(sampled))
         other = own.loc[own["decoding_hash"] != wanted, "decoding_hash"]
         asked = decoding.n_samples > 0 if sampled else decoding.greedy
@@ -98,6 +98,6 @@ def answered(run: Run, decoding: Decoding) -> set[tuple[str, int, str]]:
                 expected=wanted, hint="use the settings in its run.json (decoding), or another out folder",
             )  # fmt: skip
     needed = set(range(decoding.answers_per_prompt))
-    per_prompt = frame.groupby(["model", "step", "prompt_id"])["sample"].agg(set)
+    per_prompt = frame.groupby(["model", "step", "prompt_id"], observed=True)["sample"].agg(set)
     complete = per_prompt[per_prompt.map(needed.issubset)].index.to_frame(index=False)
     return {(str(m), int(s), str(p)) for m, s, p in complete.itertuples(index=False, name=None)}

@@ -255,12 +255,12 @@ def _row(
 def _by_layer(tensors: pd.DataFrame) -> pd.DataFrame:
     """Squares add up over a layer's tensors; the layer -1 is everything outside of the layers."""
     squared = tensors.assign(norm=tensors["norm"] ** 2, change=tensors["change"] ** 2)
-    grouped = squared.groupby("layer")
+    grouped = squared.groupby("layer", observed=True)
     out = pd.DataFrame(
         {
             "norm": np.sqrt(grouped["norm"].sum(min_count=1)),
             "change": np.sqrt(grouped["change"].sum()),
-            "effective_rank": tensors.groupby("layer")["effective_rank"].mean(),
+            "effective_rank": tensors.groupby("layer", observed=True)["effective_rank"].mean(),
             "n": grouped.size(),
         }
     )

@@ -100,7 +100,7 @@ class Answers:
         numbers = measured[column].to_numpy(dtype=float)[places]
         if len(prompts) == len(index):
             return pd.Series(numbers, index=index)
-        return pd.Series(numbers).groupby(prompts).mean().reindex(index)
+        return pd.Series(numbers).groupby(prompts, observed=True).mean().reindex(index)
 
     def measures(self, measured: pd.DataFrame, checkpoint: Checkpoint) -> pd.DataFrame:
         """Every measure of one checkpoint, indexed by prompt_id: numbers as `values`, others of the sample shown."""
@@ -194,8 +194,10 @@ def check_comparable(frame: pd.DataFrame, where: object = None) -> None:
 
     Another decoding length or temperature changes answers without any change of the model.
     """
-    for sample, rows in frame.groupby("sample"):
-        by_hash = rows.assign(decoding_hash=rows["decoding_hash"].fillna("unknown")).groupby("decoding_hash")
+    for sample, rows in frame.groupby("sample", observed=True):
+        by_hash = rows.assign(decoding_hash=rows["decoding_hash"].fillna("unknown")).groupby(
+            "decoding_hash", observed=True
+        )
         if by_hash.ngroups > 1:
             parts = [f"{h}: {', '.join(sorted(c.label for c in checkpoints_in(g))[:4])}" for h, g in by_hash]
             raise DiagError(

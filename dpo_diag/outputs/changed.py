@@ -84,7 +84,7 @@ def _token_ids(rows: pd.DataFrame) -> dict[str, Any]:
 def change_table(changes: pd.DataFrame) -> pd.DataFrame:
     """Per checkpoint and name in `SINCE`: n compared, n changed, share, Wilson 95 % interval; no row for n = 0."""
     rows = []
-    for _, own in changes.groupby(["model", "step"], sort=False):
+    for _, own in changes.groupby(["model", "step"], sort=False, observed=True):
         checkpoint = {"model": own["model"].iloc[0], "step": int(own["step"].iloc[0])}
         for name in SINCE:
             known = own[f"changed_{name}"].dropna()

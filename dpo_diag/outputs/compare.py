@@ -193,7 +193,9 @@ def prompt_entries(c: Comparison) -> list[dict[str, Any]]:
     Regressions come first, then gains, then other changes (see `selection.reading_order`).
     """
     own = c.changes[c.changes["model"] == c.target.model]
-    times = own.groupby("prompt_id", sort=False)["changed_previous"].sum().fillna(0).astype(int).to_dict()
+    times = (
+        own.groupby("prompt_id", sort=False, observed=True)["changed_previous"].sum().fillna(0).astype(int).to_dict()
+    )
     rows: dict[str, dict[Checkpoint, dict[str, Any]]] = defaultdict(dict)
     for checkpoint in c.answers.checkpoints:
         own_rows = c.answers.of(checkpoint)

@@ -162,7 +162,7 @@ def _incomplete_sets(frame: pd.DataFrame) -> list[Finding]:
     findings = []
     policy = frame[frame["role"].astype(str) == "policy"]
     for split, group in policy.groupby("split", observed=True):
-        counts = group.groupby("step").size()
+        counts = group.groupby("step", observed=True).size()
         short = counts[counts < counts.max()]
         if len(short):
             steps = [f"{step} ({count} of {counts.max()} rows)" for step, count in short.items()]

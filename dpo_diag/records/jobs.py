@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from dpo_diag.documents import parse_yaml
+from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import agrees, read_json, yaml_bytes
 from dpo_diag.records.files import write_bytes, write_json
 from dpo_diag.records.process import exists, process_began
@@ -109,12 +110,23 @@ def end_job(folder: Path, status: Ended, error: str | None = None) -> None:
 
 
 def guard_configuration(folder: Path) -> None:
-    """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum."""
+    """What Hydra wrote of a job and of its multirun: without secrets, and with a checksum.
+
+    Raises:
+        DiagError: it is more than the readers of configurations take.
+    """
     for path in (*sorted((folder / JOB_FILE.parent).glob("*.yaml")), folder.parent / "multirun.yaml"):
         # The multirun's is one file for all its jobs, which may begin side by side: the first one does it.
         if path.is_file() and not agrees(data := path.read_bytes(), ".yaml"):
             text = data.decode()
-            document = parse_yaml(text)
+            try:
+                document = parse_yaml(data)
+            except ValueError as error:
+                write_bytes(path, redacted(text).encode())
+                raise DiagError(
+                    "the configuration cannot be kept", where=path, got=error,
+                    hint="long lists belong in a file of their own: data.path=FILE, prompts.path=FILE", usage=True,
+                ) from error  # fmt: skip
             clean = without_secrets(document)
             if clean != document:
                 import yaml

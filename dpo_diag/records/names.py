@@ -15,11 +15,14 @@ _TURNED = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks that turn the direction of what stands behind them."""
 
 
-def check_name(name: str, where: str) -> str:
+def check_name(name: str, where: str, elsewhere: str | None = None) -> str:
     """A name that the user gave, if it names a folder below another one; `a/b` is a folder in a folder.
 
     >>> check_name("vergleich β", "name"), check_name("sql/high", "name")
     ('vergleich β', 'sql/high')
+
+    Args:
+        elsewhere: what the user can do who wants another place.
 
     Raises:
         DiagError: a name that leads elsewhere (.., /, C:), is empty or too long, or holds what nobody sees.
@@ -36,7 +39,8 @@ def check_name(name: str, where: str) -> str:
     shown = ascii(name if len(name) <= 60 else f"{name[:60]}...")
     raise DiagError(
         "not a name for a folder", where=where, got=f"{shown}: {why}",
-        expected=f"letters, digits, blanks, . _ -; up to {LONGEST} bytes", usage=True,
+        expected=f"letters, digits, blanks, . _ -; up to {LONGEST} bytes",
+        hint=elsewhere, usage=True,
     )  # fmt: skip
 
 

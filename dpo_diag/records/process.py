@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_MAY_ASK, _DENIED, _STILL_ACTIVE = 0x1000, 5, 259
+"""Of Windows: PROCESS_QUERY_LIMITED_INFORMATION, ERROR_ACCESS_DENIED, STILL_ACTIVE."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -68,6 +71,8 @@ def process_began(pid: int) -> int | None:
 
 def exists(pid: int) -> bool:
     """Whether a process of this number is there."""
+    if os.name == "nt":  # where os.kill(pid, 0) is Ctrl-C
+        return _exists_on_windows(pid)
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -75,3 +80,15 @@ def exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _exists_on_windows(pid: int) -> bool:
+    """Asked by a handle that may do no more than ask: a process that ended keeps its number as long as one is open."""
+    kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
+    handle = kernel32.OpenProcess(_MAY_ASK, False, pid)
+    if not handle:
+        return bool(ctypes.get_last_error() == _DENIED)  # type: ignore[attr-defined]
+    code = ctypes.c_ulong()
+    known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel32.CloseHandle(handle)
+    return bool(known and code.value == _STILL_ACTIVE)

@@ -40,7 +40,7 @@ _SPECIAL = re.compile(r"<.*>|\[[A-Z_]+\]|\d*")
 """A special token of a vocabulary, or its id: no token that lets someone in."""
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
-    r"|sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|[A-Za-z0-9]{20,})|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+    r"|sk-(?:(?:proj|ant|or|svcacct|admin)-[\w-]{16,}|[A-Za-z0-9]{20,})|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ(?:(?!-eyJ)[\w-]){10,}\.[\w-]{10,}\.[\w-]*)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
@@ -52,10 +52,32 @@ _BEARER = re.compile(
     re.IGNORECASE,
 )
 """Outside of a header only what is no word: "a basic tokenizer" stays."""
+
+
+def _nested(begin: str, end: str, levels: int = 4) -> str:
+    """A list or an object with others in it, each read to its own end: one that has none is given up at the first inner
+    one that is too deep, and not at the end of the text."""
+    one = f"[^{begin}{end}]"
+    inner = f"{one}*"
+    for _ in range(levels - 1):
+        inner = f"(?:{one}|{begin}{inner}{end})*"
+    return begin + inner + end
+
+
 _PAIR = re.compile(
     r"(?<![\w.-])(?P<key>[\w.+~-]{0,80}\w)(?P<sign>['\"]?\s?[=:]\s?)"
-    r"(?P<value>\"[^\"]*\"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s,;&\"'\])}]+)"
+    r"(?P<value>\"[^\"]*\"|'[^']*'|" + _nested(r"\[", r"\]") + "|" + _nested(r"\{", r"\}") + r"|[^\s,;&\"'\])}]+)"
 )
+
+
+_OF_A_SENTENCE = frozenset(
+    """
+    must should may might can cannot could would will shall do does did is are was were be been has have had need needs
+    needed not no none neither never missing required optional expected unexpected invalid wrong incorrect empty expired
+    unknown unset the a an this that these it its your our please see set use give given pass enter type too at least
+    """.split()  # noqa: SIM905
+)
+"""Words with which a sentence about a secret goes on: "password: must be set", "expected token: a text"."""
 
 
 def is_secret(key: str, value: Any = REDACTED) -> bool:
@@ -105,7 +127,7 @@ def redacted(text: str) -> str:
 def _pair(found: re.Match[str]) -> str:
     key, sign, value = found["key"], found["sign"], found["value"]
     plain = value.strip("\"'")
-    prose = sign.strip() == ":" and key.lower() == "token"  # "expected token: a text"
+    prose = sign.strip() == ":" and (key.lower() == "token" or (sign[-1] == " " and value.lower() in _OF_A_SENTENCE))
     if REDACTED in value or value.startswith("//") or prose or not is_secret(key, plain):
         # What stands behind the sign may be a pair itself: `overrides: hub_token=...`, `{a: {password: x}}`.
         return f"{key}{sign}{_PAIR.sub(_pair, value)}" if _PAIR.search(value) else found.group()

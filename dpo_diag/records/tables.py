@@ -164,6 +164,9 @@ def join_reference_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
 _MAY_BE_UNKNOWN: Mapping[pa.DataType, Any] = {
     pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(),
 }  # fmt: skip
+TEXT = pd.StringDtype(na_value=np.nan)
+"""The type of text, which pandas 3 takes by itself and pandas 2 when told: missing stays missing in `astype(str)`."""
+_TEXTS = {pa.string(): TEXT, pa.large_string(): TEXT}
 
 
 def to_frame(rows: pa.Table, keep_categories: bool = False, nullable: bool = False) -> pd.DataFrame:
@@ -178,7 +181,7 @@ def to_frame(rows: pa.Table, keep_categories: bool = False, nullable: bool = Fal
         for i, field in enumerate(rows.schema):
             if pa.types.is_dictionary(field.type):
                 rows = rows.set_column(i, field.name, rows.column(i).cast(pa.string()))
-    frame: pd.DataFrame = rows.to_pandas()
+    frame: pd.DataFrame = rows.to_pandas(types_mapper=_TEXTS.get)
     for field in rows.schema:
         if nullable and field.nullable and field.type in _MAY_BE_UNKNOWN:
             frame[field.name] = _MAY_BE_UNKNOWN[field.type].__from_arrow__(rows.column(field.name))

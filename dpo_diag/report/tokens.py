@@ -73,7 +73,7 @@ def _aligned(
     """The responses' pieces as token texts, if piece <-> id is one-to-one everywhere; one extra token may end each."""
     by_id: dict[int, str] = {}
     column: list[str] = []
-    for (pair_id, side), rows in frame.groupby(["pair_id", "side"], sort=False):
+    for (pair_id, side), rows in frame.groupby(["pair_id", "side"], sort=False, observed=True):
         pieces = split(answers.get((str(pair_id), str(side)), ""))
         extra = len(rows) - len(pieces)
         if not pieces or extra not in (0, 1):

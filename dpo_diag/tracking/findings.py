@@ -91,7 +91,7 @@ def best_values(run: Run) -> dict[str, float | str]:
     history = run.history
     rows = history.loc[(history["split"] != TRAIN_SPLIT) & history["value"].notna()]
     out: dict[str, float | str] = {}
-    for (split, name), group in rows.groupby(["split", "name"], sort=True):
+    for (split, name), group in rows.groupby(["split", "name"], sort=True, observed=True):
         metric = metric_of(str(name)) if not str(name).startswith("score/") else metric_of("score")
         better = metric.better if metric is not None else "neither"
         if better == "neither" or group["step"].nunique() < 2:

@@ -68,7 +68,7 @@ class Sent:
         """Metrics that have rows now, at steps already passed, which were not there when they were sent."""
         rows = named_history(run)
         early = rows.loc[rows["step"].to_numpy() <= self._last_steps(rows)]
-        counts = early.groupby("name").size().to_dict()
+        counts = early.groupby("name", observed=True).size().to_dict()
         return sorted(str(name) for name, n in counts.items() if n > self.history[str(name)][0])
 
     def _last_steps(self, rows: pd.DataFrame) -> npt.NDArray[np.int64]:

@@ -122,7 +122,7 @@ class Session:
         shown = Shown.of(run)
         for kind, tracker in self.trackers.items():
             sent = self.sent[kind]
-            for step, part in sent.new_rows(run).groupby("step", sort=True):
+            for step, part in sent.new_rows(run).groupby("step", sort=True, observed=True):
                 values = dict(zip(part["name"], part["value"].astype(float), strict=True))
                 epochs = part["epoch"].dropna()
                 if len(epochs):

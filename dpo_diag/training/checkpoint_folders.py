@@ -19,6 +19,8 @@ from dpo_diag.training.whole_checkpoint import check_whole, checkpoint_step, sea
 
 ASIDE = ".writing"
 """Folder beside the checkpoints in which the next one is written, and from which old ones are removed."""
+REPLACED = "replaced-"
+"""Begins the name, in that folder, of a checkpoint whose place another one takes."""
 PASSED_OVER = "passed-over"
 """Folder beside the checkpoints for those beyond the one that a training went on from: damaged, or not wanted."""
 KEPT = 2
@@ -72,6 +74,7 @@ def choose_checkpoint(
     Raises:
         DiagError: none, or the one of `step` is not whole.
     """
+    give_back(Path(folder))
     known = {n: path for n, path in checkpoints_in(folder).items() if before is None or n < before}
     if step is not None and step not in known:
         raise DiagError(
@@ -101,11 +104,27 @@ def _place(error: DiagError, checkpoint: Path) -> str:
 
 
 def put_in_place(aside: Path, folder: Path) -> None:
-    """Seal a checkpoint that was written aside, and give it its name; one of that name goes."""
+    """Seal a checkpoint that was written aside, and give it its name; one of that name goes, behind that: whenever it
+    is killed, one of the two is there, or comes back (`give_back`)."""
     seal(aside)
-    remove(folder)
-    aside.rename(folder)
+    before = aside.with_name(f"{REPLACED}{folder.name}")
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+    try:
+        aside.rename(folder)
+    except OSError:
+        give_back(folder.parent)
+        raise
     sync_folder(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def give_back(folder: Path) -> None:
+    """A checkpoint that was to be replaced, whose training was killed before it was, gets its name back."""
+    for before in (folder / ASIDE).glob(f"{REPLACED}*"):
+        if not (named := folder / before.name.removeprefix(REPLACED)).exists():
+            before.rename(named)
 
 
 def remove(checkpoint: Path) -> None:
@@ -119,7 +138,8 @@ def remove(checkpoint: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed training was writing or removing."""
+    """Remove what a killed training was writing or removing; what it was replacing comes back."""
+    give_back(folder)
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
 
 

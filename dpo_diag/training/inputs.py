@@ -75,6 +75,7 @@ def load_inputs(config: Config, say: Callable[[str], None], report_to: Path | No
     `report_to`: run folder that gets the list of bad rows before they are judged: a run that they stop keeps it.
     """
     check_device(config.model.device)
+    prompts = _prompts(config)  # a mistake in them is told before anything is loaded
     if config.data.kind == "task":
         inputs = _task_sft(config) if config.trainer.method == "sft" else _task_dpo(config, say)
     else:
@@ -86,7 +87,7 @@ def load_inputs(config: Config, say: Callable[[str], None], report_to: Path | No
     if config.probes.train_pairs:
         by_id = sorted(inputs.train, key=lambda row: str(row.get("pair_id", "")))
         inputs.evals[TRAIN_PROBE] = by_id[: config.probes.train_pairs]
-    inputs.prompts = _prompts(config)
+    inputs.prompts = prompts
     if note := begin_note(inputs.policy.tokenizer, inputs.prompts):
         inputs.notes.append(note)
     return inputs

@@ -28,6 +28,7 @@ from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallbac
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
+from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
 from dpo_diag.training.progress import end_progress, shorten_progress
@@ -87,6 +88,8 @@ def train(
         trainer.add_callback(_prompt_callback(config, inputs))
     if config.schedule.kind != "none":
         trainer.add_callback(schedule_of(config))
+    if config.keep.patience is not None:
+        trainer.add_callback(EarlyStopping(trainer, config.keep))
     tracker = TrackerCallback(config, folder, trainer) if kinds and main else None
     if tracker is not None:
         trainer.add_callback(tracker)
@@ -162,7 +165,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
             loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
             auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
-            extra_metrics=config.probes.extra, **common,
+            extra_metrics=config.probes.extra, record_tokens=config.probes.record_tokens, **common,
         )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:

@@ -17,6 +17,7 @@ import pandas as pd
 from dpo_diag.config import FilterConfig
 from dpo_diag.data.pairs import Row
 from dpo_diag.errors import DiagError
+from dpo_diag.models.processes import everyones
 from dpo_diag.records.schemas import CHES, TRAIN_SPLIT
 from dpo_diag.records.side_tables import write_side_table
 from dpo_diag.stats import SEED
@@ -42,24 +43,29 @@ def keep_pairs(
     """
     if config.kind == "none":
         return rows, {}
-    count = round(config.keep * len(rows))
+    ids = [str(row["pair_id"]) for row in rows]
+    distinct = sorted(set(ids))  # a pair that stands twice stays twice, or goes
+    count = round(config.keep * len(distinct))
     if count < 1:
         raise DiagError(
-            "the filter leaves no pair", where="filter.keep", got=config.keep, expected=f"more: there are {len(rows)}"
-        )
-    ids = [str(row["pair_id"]) for row in rows]
-    facts: dict[str, Any] = {"kind": config.kind, "keep": config.keep, "kept": count, "of": len(rows)}
+            "the filter leaves no pair", where="filter.keep", got=config.keep,
+            expected=f"more: there are {len(distinct)}",
+        )  # fmt: skip
+    facts: dict[str, Any] = {"kind": config.kind, "keep": config.keep}
     if config.kind == "random":
-        kept = set(np.random.default_rng(SEED).permutation(sorted(set(ids)))[:count])
+        kept = set(np.random.default_rng(SEED).permutation(distinct)[:count])
     else:
         say(f"ln-CHES of {len(rows)} training pairs")
         scores = _ches(policy, rows, limits)
         if folder is not None:
             write_side_table(folder, CHES, scores.assign(split=TRAIN_SPLIT))
-        lowest = scores.sort_values(["ln_ches", "pair_id"]).head(count)
+        ranked = scores.drop_duplicates("pair_id").sort_values(["ln_ches", "pair_id"]).head(count)
+        # Scores that are next to equal may stand in another order elsewhere: every process trains on the first one's.
+        lowest = everyones(ranked[["pair_id", "ln_ches"]])[0]
         kept, facts["highest_kept"] = set(lowest["pair_id"]), float(lowest["ln_ches"].iloc[-1])
-    say(f"filter {config.kind}: {count} of {len(rows)} training pairs are kept")
-    return [row for row, pair_id in zip(rows, ids, strict=True) if pair_id in kept], facts
+    left = [row for row, pair_id in zip(rows, ids, strict=True) if pair_id in kept]
+    say(f"filter {config.kind}: {len(left)} of {len(rows)} training pairs are kept")
+    return left, facts | {"kept": len(left), "of": len(rows)}
 
 
 def _ches(policy: Policy, rows: list[Row], limits: tuple[int | None, str]) -> pd.DataFrame:

@@ -24,12 +24,13 @@ from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import read_json
 from dpo_diag.records.files import write_json
+from dpo_diag.records.saved import MANIFEST
 
-MANIFEST = "dpo_diag_manifest.json"
-"""File in a checkpoint folder: {"files": {relative path: {"bytes": size, "sha256": hexadecimal}}}."""
 _CARD = "README.md"
 """peft's model card, which people write in and no training reads."""
 _NAMED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""How torch's files began before they were zip archives: a number of its own, pickled."""
 _PIECE = 1 << 26
 """Elements of a tensor that are looked at together."""
 _MEND = "resume from another checkpoint: checkpoint=N (in a script resume_from_checkpoint=FOLDER)"
@@ -187,9 +188,23 @@ def _check_readable(path: Path, hint: str) -> None:
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
         except (OSError, zipfile.BadZipFile, EOFError) as error:
+            if path.suffix != ".npz" and _begins_with(path, _LEGACY):
+                hint = f"torch.save(torch.load(FILE), FILE) writes it anew; or {hint}"
+                raise DiagError(
+                    "a file of the checkpoint holds no checksum", where=path, got="torch's form of before 1.6",
+                    expected="a zip archive", hint=hint,
+                ) from error  # fmt: skip
             raise DiagError("a file of the checkpoint cannot be read", where=path, got=error, hint=hint) from error
         if bad is not None:
             raise DiagError("a file of the checkpoint is damaged", where=path, got=f"part {bad}", hint=hint)
+
+
+def _begins_with(path: Path, begin: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(begin)) == begin
+    except OSError:
+        return False
 
 
 def _check_finite(path: Path) -> None:

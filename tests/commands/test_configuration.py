@@ -78,6 +78,9 @@ def _flatten(document: dict, prefix: str = "") -> dict[str, object]:
         ("experiment=sql_dop", "did you mean sql_dpo?"),
         ("los.beta=1", "did you mean loss?"),
         ("sed=1", "did you mean seed?"),
+        ("method=sft", "unknown key 'method'; hint: trainer=sft"),
+        ("method=dop", "did you mean trainer.method?"),
+        ("learning_rate=1", "did you mean trainer.learning_rate?"),
         ("data.columns.promt=x", "did you mean data.columns.prompt?"),
     ],
 )

@@ -2,8 +2,8 @@
 
 One process pays the imports and builds the trainers; each training runs in a fork of it, where no thread runs yet. A
 child is killed by SIGKILL: from outside after a share of the CPU time that the whole training takes, or by itself at
-one of the file operations inside a checkpoint write, a file half written among them. What is resumed must equal the
-training that nobody killed: weights byte for byte, every record.
+one of the file operations inside a checkpoint write, a file half written among them, or inside an evaluation, its
+batches among them. What is resumed must equal the training that nobody killed: weights byte for byte, every record.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -120,11 +121,16 @@ def after_seconds(seconds: float) -> Callable[[int], None]:
     return watch
 
 
-class Points:
-    """Counts the file operations inside checkpoint writes; dies at number `at` (from 1), or counts them all."""
+Where = tuple[type, str]
+"""A class and its method."""
+WRITE: Where = (Saving, "_save_checkpoint")
 
-    def __init__(self, at: int | None, everywhere: bool = False) -> None:
-        self.at, self.inside, self.n = at, everywhere, 0
+
+class Points:
+    """Counts the file operations inside a method, or all of them, and dies at number `at` (from 1; None: nowhere)."""
+
+    def __init__(self, at: int | None, where: Where | None) -> None:
+        self.at, self.where, self.inside, self.n = at, where, where is None, 0
 
     def point(self) -> None:
         """One operation is about to be done, or is half done, or done."""
@@ -135,19 +141,26 @@ class Points:
 
     def install(self) -> None:
         """In a child: from now on every operation passes here."""
-        sys.addaudithook(lambda event, _: self.point() if event in EVENTS else None)
+        own = threading.get_ident()  # signs of life of a lock come by the clock
+        sys.addaudithook(lambda event, _: self.point() if event in EVENTS and threading.get_ident() == own else None)
         self._around(os, "fsync")
+        self._around(transformers.Trainer, "prediction_step")
         self._written(torch, "save", 1)
         self._written(safetensors.torch, "save_file", 1)
         self._written(transformers.modeling_utils, "safe_save_file", 1)
-        before = Saving._save_checkpoint
+        if self.where is None:
+            return
+        owner, name = self.where
+        before = getattr(owner, name)
 
-        def save(trainer: Any, *args: Any) -> None:
-            inside, self.inside = self.inside, True
-            before(trainer, *args)
-            self.inside = inside
+        def called(*args: Any, **kwargs: Any) -> Any:
+            was, self.inside = self.inside, True
+            try:
+                return before(*args, **kwargs)
+            finally:
+                self.inside = was
 
-        Saving._save_checkpoint = save  # type: ignore[method-assign]
+        setattr(owner, name, called)
 
     def _around(self, module: Any, name: str) -> None:
         original = getattr(module, name)
@@ -225,9 +238,9 @@ class Kills:
         train(trainer_of(kind, root / "built too"), self.whole, False)
         self.seconds = time.process_time() - begun
 
-    def count(self, folder: Path, resume: bool = False, everywhere: bool = False) -> int:
+    def count(self, folder: Path, where: Where | None, resume: bool = False) -> int:
         """How many points a training passes."""
-        points, log = Points(None, everywhere), folder / "count.log"
+        points, log = Points(None, where), folder / "count.log"
 
         def work() -> None:
             points.install()
@@ -237,13 +250,11 @@ class Kills:
         assert in_child(work, log) == 0, log.read_text()[-2000:]
         return int(log.read_text().rpartition("points ")[2])
 
-    def start(self, folder: Path, at: int | None, seconds: float | None = None, resume: bool = False,
-              everywhere: bool = False) -> int:  # fmt: skip
+    def start(self, folder: Path, points: Points | None, seconds: float | None = None, resume: bool = False) -> int:
         """A training that is killed; returns how it ended."""
-        points = Points(at, everywhere)
 
         def work() -> None:
-            if at is not None:
+            if points is not None:
                 points.install()
             train(self.trainer, folder, resume)
 
@@ -270,7 +281,7 @@ class Kills:
         self.wrong += [f"{self.kind}, {what}: {one}" for one in found]
         return not found
 
-    # ---- the three faults ----
+    # ---- the four faults ----
 
     def evenly(self, n: int) -> tuple[int, int]:
         """(tried, lost): killed after i shares of n + 1 of the CPU time that a whole training takes."""
@@ -282,35 +293,38 @@ class Kills:
                     lost += not self.resume(folder, f"killed at {i}/{n + 1} of its time")
         return tried, lost
 
-    def at_writes(self, n: int) -> tuple[int, int]:
-        """Killed at n of the file operations of its checkpoint writes, evenly spread."""
+    def inside(self, where: Where, n: int) -> tuple[int, int]:
+        """Killed at n of the points inside a method, evenly spread."""
         with a_folder(self.root / "counted") as folder:
-            points = self.count(folder)
-        return self._each("write", n, points, resume=False)
+            points = self.count(folder, where)
+        return self._each(where[1], n, points, lambda at: Points(at, where))
 
     def resuming(self, n: int) -> tuple[int, int]:
         """Killed inside its second checkpoint write, and again at n of the file operations of its going on."""
         with a_folder(self.root / "counted") as folder:
-            half = self.count(folder) // 2
+            half = self.count(folder, WRITE) // 2
         with a_folder(self.root / "counted") as folder:
-            assert self.start(folder, half) == -signal.SIGKILL
-            points = self.count(folder, resume=True, everywhere=True)
-        return self._each("resume", n, points, resume=True, half=half)
+            assert self.start(folder, Points(half, WRITE)) == -signal.SIGKILL
+            points = self.count(folder, None, resume=True)
+        return self._each("resume", n, points, lambda at: Points(at, None), before=Points(half, WRITE))
 
-    def _each(self, name: str, n: int, points: int, *, resume: bool, half: int = 0) -> tuple[int, int]:
+    def _each(
+        self, name: str, n: int, points: int, kill: Callable[[int], Points], before: Points | None = None
+    ) -> tuple[int, int]:
+        """`before`: where it is killed first, and then resumed."""
         lost = 0
         chosen = sorted({1 + (points - 1) * i // max(n - 1, 1) for i in range(n)})
         for at in chosen:
             with a_folder(self.root / f"{name}-{at}") as folder:
-                if resume:
-                    assert self.start(folder, half) == -signal.SIGKILL
-                status = self.start(folder, at, resume=resume, everywhere=resume)
+                if before is not None:
+                    assert self.start(folder, before) == -signal.SIGKILL
+                status = self.start(folder, kill(at), resume=before is not None)
                 assert status == -signal.SIGKILL, (status, (folder / "killed.log").read_text()[-2000:])
                 lost += not self.resume(folder, f"killed at {name} point {at} of {points}")
         return len(chosen), lost
 
 
-def main(root: Path, kind: str, even: int, writes: int, resumes: int) -> None:
+def main(root: Path, kind: str, even: int, writes: int, resumes: int, evaluations: int) -> None:
     """Print {"rows": [[fault, tried, lost], ...], "wrong": [what, ...]}."""
     warnings.simplefilter("ignore")
     disable_progress_bar()
@@ -318,11 +332,12 @@ def main(root: Path, kind: str, even: int, writes: int, resumes: int) -> None:
     kills = Kills(kind, root)
     rows = [
         ["SIGKILL in a training, evenly spread", *kills.evenly(even)],
-        ["SIGKILL inside a checkpoint write", *kills.at_writes(writes)],
+        ["SIGKILL inside a checkpoint write", *kills.inside(WRITE, writes)],
+        ["SIGKILL inside an evaluation", *kills.inside((type(kills.trainer), "_evaluate"), evaluations)],
         ["SIGKILL while a killed training goes on", *kills.resuming(resumes)],
     ]
     print(json.dumps({"rows": rows, "wrong": kills.wrong}), file=printed)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *(int(n) for n in sys.argv[3:6]))
+    main(Path(sys.argv[1]), sys.argv[2], *(int(n) for n in sys.argv[3:7]))

@@ -1,8 +1,16 @@
-"""The table of faults: rows counted by the tests, summed by kind, written as Markdown."""
+"""The table of faults: rows counted by the tests, summed by kind, written as Markdown; the plugin that gathers them."""
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 PROPERTY = "fault"
+MARKED = re.compile(r"(?<=<!-- faults -->\n).*?(?=<!-- /faults -->)", re.DOTALL)
+"""Where the table stands in its page."""
 
 
 def count(record: Callable[[str, object], None], name: str, *, tried: int, lost: int = 0) -> None:
@@ -16,29 +24,52 @@ def count(record: Callable[[str, object], None], name: str, *, tried: int, lost:
     assert lost == 0, f"{name}: {lost} of {tried} lost"
 
 
-class Tally:
-    """A pytest plugin that sums what the fixture `fault` counted, in whichever process the test ran."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[int]] = {}
-        self.failed: list[str] = []
-
-    def pytest_runtest_logreport(self, report) -> None:  # type: ignore[no-untyped-def]
-        if report.failed:
-            self.failed.append(report.nodeid)
-        if report.when != "call":
-            return
-        for name, row in report.user_properties:
-            if name == PROPERTY:
-                total = self.rows.setdefault(row["fault"], [0, 0])
-                total[0] += row["tried"]
-                total[1] += row["lost"]
-
-
-def markdown(rows: Iterable[tuple[str, int, int]]) -> str:
-    """`| fault | tried | lost |`, by name, with the sum at the foot; no rows: the header and a sum of 0."""
+def markdown(rows: Iterable[tuple[str, int, int]], skipped: Sequence[tuple[str, str]] = ()) -> str:
+    """`| fault | tried | lost |`, by name, with the sum at the foot; no rows: the header and a sum of 0. Below it what
+    was `skipped`, and why."""
     rows = sorted(rows)
     total = ("all", sum(tried for _, tried, _ in rows), sum(lost for _, _, lost in rows))
     lines = ["| fault | tried | lost |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {tried:,} | {lost:,} |" for name, tried, lost in (*rows, total)]
+    if skipped:
+        lines += ["", "Not tried where this was written:", ""]
+        lines += [f"- {name.replace('_', ' ').removeprefix('test ')}: {why}" for name, why in skipped]
     return "\n".join(lines) + "\n"
+
+
+class Parts:
+    """A pytest plugin that keeps the names of the tests that count faults."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.names += [item.nodeid for item in session.items if "fault" in item.fixturenames]
+
+
+# ---- pytest -p tests.faults.table --tally FILE: what the fixture `fault` counted, and why a test was skipped ----
+
+
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--tally", type=Path)
+
+
+def pytest_configure(config: Any) -> None:
+    config.pluginmanager.register(Tally(config.getoption("--tally")))
+
+
+class Tally:
+    """Writes {"rows": [{"fault", "tried", "lost"}, ...], "skipped": why or ""} when all has run."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file, self.rows, self.skipped = file, list[Any](), ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.skipped = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if report.when == "call":
+            self.rows += [row for name, row in report.user_properties if name == PROPERTY]
+
+    def pytest_sessionfinish(self) -> None:
+        if self.file is not None:
+            self.file.write_text(json.dumps({"rows": self.rows, "skipped": self.skipped}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import warnings
 from collections import Counter
@@ -32,7 +33,7 @@ from tests.faults.patterns import attacks, patterns, seconds
 
 SAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = Path(__file__).parents[2] / "runs" / "example"
-MANY = 10_000
+MANY, PORTIONS = 10_000, 5
 
 
 class Door(NamedTuple):
@@ -159,7 +160,7 @@ def broken_inputs(folder: Path, seeds: Iterator[int], many: int) -> tuple[Counte
     """(inputs tried by fault, (fault, what was wrong) of those that did wrong)."""
     tried: Counter[str] = Counter()
     wrong: list[tuple[str, str]] = []
-    shares = [door for door in doors(folder, judge=many >= MANY // 10) for _ in range(door.share)]
+    shares = [door for door in doors(folder, judge=many >= MANY // PORTIONS) for _ in range(door.share)]
     for n, seed in zip(range(many), seeds, strict=False):
         door = shares[n % len(shares)]
         text = mutated(door.whole, Random(seed))
@@ -182,15 +183,27 @@ def test_a_line_does_not_quote_a_whole_broken_file(tmp_path):
     assert 2000 < len(str(error.value)) < 3000
 
 
-@pytest.mark.parametrize("many", [55, pytest.param(MANY, marks=(pytest.mark.slow, pytest.mark.timeout(7200)))])
-def test_no_broken_input_gives_a_traceback_or_takes_long(tmp_path, monkeypatch, fault, many):
-    """Each input: a value or a DiagError of one line, within 2 s of the processor and 500 MiB. By default one round of
-    the doors, each by its share."""
-    monkeypatch.chdir(tmp_path)
-    tried, wrong = broken_inputs(tmp_path, count(), many)
+def _hold(folder: Path, seeds: Iterator[int], many: int, fault: Callable[..., None]) -> None:
+    tried, wrong = broken_inputs(folder, seeds, many)
     print("\n".join(what for _, what in wrong))
     for name, n in tried.items():
         fault(f"fuzzed: {name}", tried=n, lost=sum(fault == name for fault, _ in wrong))
+
+
+def test_no_broken_input_gives_a_traceback_or_takes_long(tmp_path, monkeypatch, fault):
+    """Each input: a value or a DiagError of one line, within 2 s of the processor and 500 MiB. One round of the doors,
+    each by its share."""
+    monkeypatch.chdir(tmp_path)
+    _hold(tmp_path, count(), 55, fault)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("portion", range(PORTIONS))
+def test_no_broken_input_of_many(tmp_path, monkeypatch, fault, portion):
+    """Others at each run: what fails names its seed, from which it is made again."""
+    monkeypatch.chdir(tmp_path)
+    _hold(tmp_path, count(secrets.randbelow(1 << 48)), MANY // PORTIONS, fault)
 
 
 @pytest.mark.slow
@@ -204,5 +217,5 @@ def test_no_regular_expression_backtracks(fault):
             if seconds(pattern, text, 1) > 0.1 and min(seconds(pattern, text, 1) for _ in range(3)) > 0.1:
                 slow.append((pattern.where, text[:30]))
                 break
+    print(*slow, sep="\n")
     fault("text that makes a regular expression backtrack", tried=tried, lost=len(slow))
-    assert not slow

@@ -1,4 +1,4 @@
-"""Imports, scorings, generations and reviews are killed and begun again (killed_commands.py)."""
+"""Imports, scorings, generations, reviews and compactions are killed and begun again (killed_commands.py)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+WORKS = ("an import", "a scoring", "a generation", "a review", "a compaction")
 KILLS = "15"
 REPOSITORY = Path(__file__).parents[2]
 
@@ -18,10 +19,11 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each try is a fork")
 @pytest.mark.timeout(1200)
-def test_a_killed_work_is_begun_again_and_loses_nothing(tmp_path: Path, fault: Callable[..., None]) -> None:
+@pytest.mark.parametrize("work", WORKS)
+def test_a_killed_work_is_begun_again_and_loses_nothing(work: str, tmp_path: Path, fault: Callable[..., None]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.killed_commands", str(tmp_path / "kills"), KILLS],
+        [sys.executable, "-m", "tests.faults.killed_commands", str(tmp_path / "kills"), work, KILLS],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,7 +1,6 @@
 import pytest
 
-from tests.faults.__main__ import MARKED
-from tests.faults.table import count, markdown
+from tests.faults.table import MARKED, count, markdown
 
 
 def test_the_table_sums_what_was_tried_and_lost():

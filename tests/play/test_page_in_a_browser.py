@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ WAIT = 60_000
 
 
 @pytest.mark.slow
-def test_ask_three_checkpoints(played_run: Path, tmp_path: Path) -> None:
+def test_ask_three_checkpoints(played_run: Path, tmp_path: Path, fault: Callable[..., None]) -> None:
     server = Server("play", str(played_run), "--steps", "0,10,20", "--max-new-tokens", "16", "--device", "cpu",
                     "--no-browser", log=tmp_path / "play.log")  # fmt: skip
     try:
@@ -102,5 +103,6 @@ def test_ask_three_checkpoints(played_run: Path, tmp_path: Path) -> None:
             assert errors == []
             browser.close()
         assert server.outside() == []
+        fault("hostile text in the page of play, in a browser", tried=1)
     finally:
         server.kill()

@@ -19,6 +19,8 @@ def test_a_name_that_leads_elsewhere_or_cannot_be_seen_is_refused_in_one_line(na
     with pytest.raises(DiagError, match="not a name for a folder; in name; got") as raised:
         check_name(name, "name")
     assert str(raised.value).isprintable() and len(str(raised.value)) < 400
+    with pytest.raises(DiagError, match=r"; hint: output_root=FOLDER$"):
+        check_name(name, "name", "output_root=FOLDER")
 
 
 @pytest.mark.parametrize("name", ["run", "vergleich β", "a/b", "数据", "x" * 120, "a..b", "-x", "100%$HOME", "it's"])

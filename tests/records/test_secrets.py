@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from dpo_diag.commands.diag import main
+from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter, load_run
 from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.jobs import begin_job, end_job, guard_configuration, job_state
@@ -74,6 +75,9 @@ def test_counts_under_an_owner_s_words_stay() -> None:
         ("-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----", "[redacted]"),
         ("loss: 0.5; num_tokens: 5 at http://h:80/x 10:30", "loss: 0.5; num_tokens: 5 at http://h:80/x 10:30"),
         ("expected token: a text", "expected token: a text"),
+        ("password: must be set; secret: not given", "password: must be set; secret: not given"),
+        ("password: mustard7, passwd: hunter", "password: [redacted], passwd: [redacted]"),
+        ("password=must api_key: 'must' secret:must", "password=[redacted] api_key: [redacted] secret:[redacted]"),
         ("a basic tokenizer; bearer certificates", "a basic tokenizer; bearer certificates"),
         ("basic dXNlcjpwYXNz1234", "basic [redacted]"),
         ("/d/hf_ultrafeedbackbinarized/sk-learn-a-long-name", "/d/hf_ultrafeedbackbinarized/sk-learn-a-long-name"),
@@ -82,6 +86,16 @@ def test_counts_under_an_owner_s_words_stay() -> None:
 )  # fmt: skip
 def test_secrets_inside_a_text(text: str, said: str) -> None:
     assert redacted(text) == said
+
+
+def test_a_configuration_that_no_reader_takes_ends_its_job_in_one_line(tmp_path: Path) -> None:
+    """YAML beyond 256 KiB; what was written of it holds no secret all the same."""
+    config = tmp_path / ".hydra" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text("a:\n" + "- word\n" * 40_000 + "hub_token: s3cret\n")
+    with pytest.raises(DiagError, match=r"in .*config.yaml; got more than 256 KiB; hint: .*data.path=FILE"):
+        guard_configuration(tmp_path)
+    assert config.read_text().endswith("hub_token: [redacted]\n")
 
 
 def test_a_path_in_the_environment_is_printed_as_it_is(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,7 @@ def test_it_reads_without_scripts_and_prints(chromium: Any, report: Path) -> Non
     page.context.close()
 
 
-def test_model_text_runs_nothing_and_hides_nothing(chromium: Any, tmp_path: Path) -> None:
+def test_model_text_runs_nothing_and_hides_nothing(chromium: Any, tmp_path: Path, fault: Callable[..., None]) -> None:
     folder = make_run(
         tmp_path / "r", pairs=6, prompts=3, texts={i: (f"{i}{HOSTILE}", HOSTILE, HOSTILE + "b") for i in range(6)},
         answers={0: HOSTILE, 1: "x" * 1_500_000, 2: "\n" * 500 + "end"},
@@ -299,6 +299,7 @@ def test_model_text_runs_nothing_and_hides_nothing(chromium: Any, tmp_path: Path
     assert page.evaluate("JSON.parse(document.getElementById('explanation').textContent).verdict.text") == HOSTILE
     assert path.stat().st_size < 1_000_000
     page.context.close()
+    fault("hostile text in a report, in a browser", tried=1)
 
 
 @pytest.mark.slow

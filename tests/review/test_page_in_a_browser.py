@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def review(run_path: Path, reviewer: str, *more: str) -> Server:
 
 
 @pytest.mark.slow
-def test_twenty_pairs_by_keyboard_a_kill_a_second_reviewer(run_path: Path, browser: Any, tmp_path: Path) -> None:
+def test_twenty_pairs_by_keyboard_a_kill_a_second_reviewer(
+    run_path: Path, browser: Any, tmp_path: Path, fault: Callable[..., None]
+) -> None:
     behaviours = tmp_path / "behaviours.txt"
     behaviours.write_text("answers in the wanted structure\ncareful when unsure\n")
     servers = [review(run_path, "ann", "--behaviours", str(behaviours)), review(run_path, "ben")]
@@ -129,6 +131,7 @@ def test_twenty_pairs_by_keyboard_a_kill_a_second_reviewer(run_path: Path, brows
         "answers in the wanted structure",
         "careful when unsure",
     }
+    fault("hostile text in the page of review, in a browser", tried=3)
 
 
 def _seven_verdicts(ann: Page, run_path: Path) -> set[str]:

@@ -25,6 +25,8 @@ from dpo_diag.training.checkpoint_folders import (
     at_checkpoint,
     checkpoints_in,
     choose_checkpoint,
+    clear_leftovers,
+    put_in_place,
     superfluous,
 )
 from dpo_diag.training.guards import Guards
@@ -123,6 +125,49 @@ def test_a_checkpoint_of_another_writer_is_read(copy: Path, name: str) -> None:
     (checkpoint / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DiagError, match=rf"cannot be read; in .*{name}"):
         at_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_of_torchs_old_form_says_how_it_is_written_anew(copy: Path) -> None:
+    checkpoint = copy / "out" / "checkpoint-3"
+    (checkpoint / MANIFEST).unlink()
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    torch.save(state, checkpoint / "optimizer.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        DiagError, match=r"got torch's form of before 1.6; .*hint: torch.save\(torch.load\(FILE"
+    ) as refused:
+        at_checkpoint(checkpoint)
+    assert "fresh_optimizer=true" in str(refused.value)
+    torch.save(state, checkpoint / "optimizer.pt")
+    assert at_checkpoint(checkpoint).step == 3
+
+
+@pytest.mark.parametrize("killed_at", ["the old one is aside", "the new one is in place"])
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """And what is left is found by whoever goes on, even before the leftovers are cleared."""
+    folder, aside = tmp_path / "checkpoint-2", tmp_path / ASIDE / "checkpoint-2"
+    for path, text in ((folder, "old"), (aside, "new")):
+        path.mkdir(parents=True)
+        (path / "weights").write_text(text)
+    rename, done = Path.rename, []
+
+    def killed(self: Path, target: Any) -> Any:
+        if len(done) == ["the old one is aside", "the new one is in place"].index(killed_at) + 1:
+            raise KeyboardInterrupt
+        done.append(self)
+        return rename(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        put_in_place(aside, folder)
+        killed(aside, folder)  # behind the second one
+    assert (folder / "weights").exists() == (killed_at == "the new one is in place")
+    with pytest.raises(DiagError, match="nothing to resume from"):  # of these no training goes on
+        choose_checkpoint(tmp_path)
+    assert (folder / "weights").read_text() == ("old" if killed_at == "the old one is aside" else "new")
+    clear_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_a_whole_checkpoint_under_another_name_is_taken(copy: Path) -> None:

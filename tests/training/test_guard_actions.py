@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
 from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.config_keep import KeepConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.checkpoint_folders import checkpoints_in
+from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guarded import drop_gradients
 
 from .tiny import arguments, make_model, make_pairs
@@ -275,3 +277,26 @@ def test_an_evaluation_beyond_the_bound_brings_back_the_checkpoint_before(
         assert same(look.before[int(row["step"]) + 1][0], look.after[back][0])
         assert (tmp_path / "out" / "passed-over" / f"checkpoint-{row['step']}").is_dir()
     assert run.info.status == "finished" and trainer.state.global_step < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "last"), [(0.0, 6), (1e-2, 12)])
+def test_a_training_ends_where_its_evaluations_gain_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, rate: float, last: int
+) -> None:
+    """Evaluations at 0, 2, 4, ... on pairs that are trained on, by chosen's and rejected's margin, patience 3: without
+    a learning rate none gains, and the third after the start, at step 6, ends it; with one each gains, to the end."""
+    pairs = make_pairs(12)
+    trainer = DiagDPOTrainer(
+        model=make_model(1), ref_model=make_model(1), recorder=tmp_path / "run", processing_class=tokenizer,
+        train_dataset=Dataset.from_list(pairs), eval_dataset=Dataset.from_list(pairs),
+        args=arguments(tmp_path / "out", max_steps=12, learning_rate=rate, eval_strategy="steps", eval_steps=2),
+    )  # fmt: skip
+    trainer.add_callback(EarlyStopping(trainer, KeepConfig(metric="rewards/margins", patience=3)))
+    trainer.train()
+    run = load_run(tmp_path / "run")
+    assert (trainer.state.global_step, run.info.status) == (last, "finished")
+    said = run.alerts[run.alerts["code"] == "early_stop"]["message"].tolist()
+    assert said == ([] if rate else [
+        "rewards/margins gained nothing beyond its noise in 3 evaluations since step 0 (0): the run ends at step 6"
+    ])  # fmt: skip

@@ -52,6 +52,28 @@ def test_none_keeps_all_and_random_keeps_the_same_in_any_order() -> None:
         kept(FilterConfig("random", 0.01), ROWS)
 
 
+@pytest.mark.parametrize("kind", ["random", "ln_ches"])
+def test_a_pair_that_stands_twice_counts_once_and_stays_twice_or_goes(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Six pairs, each twice, half of them: three pairs, six rows; by scores 0 to 5 the first three."""
+    scores = pd.DataFrame({"pair_id": [f"id{i}" for i in range(6)] * 2, "ln_ches": [*range(6)] * 2})
+    monkeypatch.setattr(pair_filter, "_ches", lambda *_: scores)
+    found, facts = kept(FilterConfig(kind, 0.5), [*ROWS, *ROWS])
+    assert len(set(found)) == 3 and found[:3] == found[3:] and (facts["kept"], facts["of"]) == (6, 12)
+    assert kind == "random" or found[:3] == ["id0", "id1", "id2"]
+
+
+def test_every_process_trains_on_the_pairs_of_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two scores that differ by rounding the other one is the lower here."""
+    scores = pd.DataFrame({"pair_id": [f"id{i}" for i in range(6)], "ln_ches": [0.0, 1e-9, 5.0, 5.0, 5.0, 5.0]})
+    of_first = scores.assign(ln_ches=[1e-9, 0.0, 5.0, 5.0, 5.0, 5.0]).sort_values("ln_ches").head(1)
+    monkeypatch.setattr(pair_filter, "_ches", lambda *_: scores)
+    assert kept(FilterConfig("ln_ches", 0.17), ROWS)[0] == ["id0"]
+    monkeypatch.setattr(pair_filter, "everyones", lambda own: [of_first, own])
+    assert kept(FilterConfig("ln_ches", 0.17), ROWS)[0] == ["id1"]
+
+
 def test_the_scores_are_those_that_dpo_score_gives(tokenizer: PreTrainedTokenizerFast) -> None:
     model = make_model(2)
     rows = [{**row, "pair_id": make_pair_id(**row)} for row in make_pairs(8)]

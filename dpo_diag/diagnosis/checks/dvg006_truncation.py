@@ -56,7 +56,7 @@ def _cut_responses(pairs: pd.DataFrame, t: Thresholds, evidence: dict[str, Any],
     worst = counted[cut].sort_values("n_truncated", ascending=False, kind="stable")
     evidence |= {
         "share_of_responses_cut": share,
-        "by_side": {str(side): float(rows.mean()) for side, rows in cut.groupby(counted["side"])},
+        "by_side": {str(side): float(rows.mean()) for side, rows in cut.groupby(counted["side"], observed=True)},
         "pair_ids": list(worst["pair_id"].drop_duplicates()[:LISTED]),
         "tokens_cut": int(counted["n_truncated"].sum()),
     }

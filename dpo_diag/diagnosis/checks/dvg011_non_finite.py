@@ -42,7 +42,7 @@ def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
         severity="error" if last in read else "warning",
         steps=steps[:LISTED],
         steps_with_finite_loss=behind[:LISTED],
-        metrics={f"{s}:{n}": int(c) for (s, n), c in bad.groupby(["split", "name"]).size().items()},
+        metrics={f"{s}:{n}": int(c) for (s, n), c in bad.groupby(["split", "name"], observed=True).size().items()},
         pairs=sorted(set(broken["pair_id"]))[:LISTED],
         broken_sums=len(broken),
         last_step=last,

@@ -49,7 +49,7 @@ def _fingerprints(info: RunInfo) -> dict[str, str]:
 
 def _counted_differently(counted: pd.DataFrame) -> float:
     """Share of responses with different token counts at two steps, or under the reference; the larger of the two."""
-    counts = counted.groupby(["split", "pair_id", "side"])["n_tokens"].agg(["min", "max", "count"])
+    counts = counted.groupby(["split", "pair_id", "side"], observed=True)["n_tokens"].agg(["min", "max", "count"])
     repeated = counts[counts["count"] > 1]
     reference = counted[counted["ref_n_tokens"].notna()]
     return max(
@@ -64,7 +64,7 @@ def _bits_per_byte(pairs: pd.DataFrame) -> dict[str, float]:
         f"{split}@{step}": bits_per_byte(rows["sum_logp"], rows["n_bytes"])
         for (split, step), rows in pairs.loc[
             pairs["side"] == "chosen", ["split", "step", "sum_logp", "n_bytes"]
-        ].groupby(["split", "step"])
+        ].groupby(["split", "step"], observed=True)
         if rows["n_bytes"].notna().all()
     }
     return {key: values[key] for key in [*values][:1] + [*values][-1:]}

@@ -22,7 +22,7 @@ def backtrack(ctx: CheckContext, t: Thresholds) -> Outcome:
         raise Missing("no history")
     if known.empty:
         return silent("no source report of steps that run backwards; epochs are not recorded")
-    change = known.groupby("split")["epoch"].diff()
+    change = known.groupby("split", observed=True)["epoch"].diff()
     # An epoch column is rounded to two digits by some trainers.
     back = known.assign(change=change)[change < -t["backtrack_min_epochs"]].sort_values(["split", "step"])
     if back.empty:

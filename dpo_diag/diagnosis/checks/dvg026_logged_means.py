@@ -89,7 +89,7 @@ def _from_pairs(ctx: CheckContext) -> Iterator[Compared]:
     loss = info.loss if info.loss is not None and info.loss.ld_alpha is None else None
     names = [*(OF_PAIRS if loss is not None and info.reference.step is None else ()), *(
         ("logps",) if info.logps == "sum" else ())]  # fmt: skip
-    for split, rows in pairs.groupby("split"):
+    for split, rows in pairs.groupby("split", observed=True):
         about = info.splits.get(str(split))
         if info.role(str(split)) == "train" or (about is not None and about.n_duplicates):
             continue

@@ -41,7 +41,7 @@ def history_split(run: Run, split: str | None) -> tuple[str | None, list[int]]:
     """The split whose history is read (fixed sets with two rows or more first) and its steps."""
     history = run.history
     rows = history.loc[history["name"].isin(NAMES) & history["value"].notna()]
-    steps = {str(s): sorted({int(x) for x in group["step"]}) for s, group in rows.groupby("split")}
+    steps = {str(s): sorted({int(x) for x in group["step"]}) for s, group in rows.groupby("split", observed=True)}
     if split is not None:
         return (split, steps[split]) if split in steps else (None, [])
     for name in run.preferred(steps):

@@ -130,7 +130,7 @@ def _both_sides(rows: PairRows, split: str, step: Step) -> pd.Index[str]:
     """Ids of the pairs of which both sides were measured there."""
     at = rows.rows(split, rows.steps[split][-1] if step == REFERENCE else int(step))
     at = at if step != REFERENCE else at.loc[at["ref_sum_logp"].notna()]
-    sides = at.groupby("pair_id")["side"].nunique()
+    sides = at.groupby("pair_id", observed=True)["side"].nunique()
     both: pd.Index[str] = sides.index[sides == len(SIDES)].astype(str)
     return both
 

@@ -187,7 +187,7 @@ def parting_frame(curves: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     wanted = (curves["kind"] == "loss") | (curves["line"] == CHOSEN) | (curves["panel"] == "score")
-    for _, rows in curves.loc[wanted].groupby("line", sort=False):
+    for _, rows in curves.loc[wanted].groupby("line", sort=False, observed=True):
         finite = rows["value"][np.isfinite(rows["value"])].tolist()
         if len(finite) >= 2 and finite[0] > 0:
             parts.append(rows.assign(ratio=rows["value"] / finite[0]))
@@ -198,7 +198,7 @@ def parting_frame(curves: pd.DataFrame) -> pd.DataFrame:
 def parting_text(parting: pd.DataFrame) -> str:
     """What the plot says, in one sentence."""
     pieces = []
-    for line, rows in parting.groupby("line", sort=False):
+    for line, rows in parting.groupby("line", sort=False, observed=True):
         finite = rows.loc[np.isfinite(rows["ratio"])]
         values, last = finite["value"].tolist(), float(finite["ratio"].iloc[-1])
         change = per_cent(last - 1) if last <= LEAST_FOR_FACTORS else ratio(last)
@@ -222,7 +222,7 @@ def draw_parting(parting: pd.DataFrame, word: str) -> Markup:
     write: Callable[[float], str] = ratio if log else per_cent
 
     lines = []
-    for line, rows in parting.groupby("line", sort=False):
+    for line, rows in parting.groupby("line", sort=False, observed=True):
         values = rows["ratio"].to_numpy(dtype=float) - start
         note = f"{write(float(values[np.isfinite(values)][-1]))} since the start"
         steps = rows["step"].to_numpy(dtype=float)
@@ -254,7 +254,7 @@ def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]], w
     all_steps = (float(curves["step"].min()), float(curves["step"].max()))
 
     lines = []
-    for line, part in rows.groupby("line", sort=False):
+    for line, part in rows.groupby("line", sort=False, observed=True):
         steps, values, low, high = (part[c].to_numpy(dtype=float) for c in ("step", "value", "low", "high"))
         finite = values[np.isfinite(values)]
         note = number(finite[-1], 3) if len(finite) else "NaN"

@@ -101,7 +101,7 @@ class Logged:
     @cached_property
     def fixed_splits(self) -> list[str]:
         """Splits of fixed sets: the wanted one, then "eval", then the rest by number of steps."""
-        steps = self.rows.groupby("split")["step"].nunique().sort_values(ascending=False, kind="stable")
+        steps = self.rows.groupby("split", observed=True)["step"].nunique().sort_values(ascending=False, kind="stable")
         fixed = [str(s) for s in steps.index if self._run.role(str(s)) != "train"]
         return sorted(fixed, key=lambda s: (s != self._wanted, s != EVAL_SPLIT, not s.startswith(EVAL_SPLIT)))
 

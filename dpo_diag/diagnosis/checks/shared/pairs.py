@@ -51,7 +51,7 @@ class FixedPairs:
     def _fixed(self) -> list[str]:
         """Splits that are fixed sets, best first: their first and last measured steps share pairs."""
         candidates = []
-        for split, rows in self.rows.groupby("split"):
+        for split, rows in self.rows.groupby("split", observed=True):
             steps = np.sort(rows["step"].unique())
             first, last = (set(rows.loc[rows["step"] == s, "pair_id"]) for s in (steps[0], steps[-1]))
             # Half: pairs are added or dropped between evaluations, training batches share none.
