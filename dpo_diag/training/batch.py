@@ -104,6 +104,7 @@ class Batch:
         loss: the trainer's number for this micro-batch, the MoE auxiliary loss taken off; NaN for a concatenation.
         added: that auxiliary loss's share of what is trained on.
         expected: the loss recomputed from the sums, NaN where it has another form or no value per pair.
+        is_share: the loss is this micro-batch's part of its step's, which is their sum and not their mean.
         packed: a row may hold several sequences, so that no metric per response exists.
         tokens: per-token values, where they were asked for.
     """
@@ -117,6 +118,7 @@ class Batch:
     loss: float = math.nan
     added: float = 0.0
     expected: float = math.nan
+    is_share: bool = False
     packed: bool = False
     tokens: TokenRows | None = field(default=None, repr=False)
 

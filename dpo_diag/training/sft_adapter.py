@@ -263,5 +263,6 @@ def read_sequences(
         loss=float(host["loss"].item()) - share,
         added=share,
         expected=expected,
+        is_share=num_items is not None,
         packed=any(k in inputs for k in ("cu_seq_lens_q", "seq_lengths", "position_ids")),
     )

@@ -172,6 +172,9 @@ class SftTerms:
                             expected="DDP, FSDP, or one process")  # fmt: skip
         if self.label_smoothing and trainer.compute_loss_func is not None:
             raise DiagError("label smoothing beside a compute_loss_func", hint="smooth in that function")
+        prompt_learning = getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False)
+        if "infonce" in self.weights and prompt_learning:
+            raise DiagError("InfoNCE compares states of the prompt, which prompt learning moves", hint="use LoRA")
         if "infonce" in self.weights and (trainer.args.packing or trainer.padding_free):
             raise DiagError("InfoNCE compares rows, and packed rows hold several sequences", hint="leave packing off")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,6 +140,30 @@ def evaluated(tmp_path: Path, tokenizer: Any, **options: Any) -> tuple[DiagSFTTr
         **options,
     )  # fmt: skip
     return trainer, {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+
+
+def test_each_set_has_its_own_unigram(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets are made anew for each evaluation, at the address of the one before: of tokens 2, 2 the entropy is 0, of
+    2, 3 it is ln 2."""
+    monkeypatch.setattr("dpo_diag.training.sft.id", lambda _: 1, raising=False)
+    trainer: Any = SimpleNamespace(_unigrams={}, _vocabulary=8)
+    entropies = []
+    for labels in ([0, 2, 2], [0, 2, 3]):
+        found = DiagSFTTrainer._unigram(trainer, Dataset.from_dict({"labels": [labels], "x": [1]}).remove_columns("x"))
+        assert found is not None
+        entropies.append(found.entropy)
+    assert entropies == pytest.approx([0.0, math.log(2)])
+
+
+def test_infonce_is_refused_where_prompts_are_moved() -> None:
+    peft = SimpleNamespace(active_peft_config=SimpleNamespace(is_prompt_learning=True))
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(deepspeed_plugin=None, packing=False), padding_free=False, model=peft,
+        accelerator=SimpleNamespace(parallelism_config=None), compute_loss_func=None,
+    )  # fmt: skip
+    with pytest.raises(DiagError, match="prompt learning"):
+        SftTerms(weights={"infonce": 0.1}).check_trainer(trainer)
+    SftTerms(weights={"z_loss": 0.1}).check_trainer(trainer)
 
 
 @pytest.mark.parametrize("tiled", [False, True])
