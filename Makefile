@@ -93,8 +93,11 @@ lock: $(SUPPLY)/.ready
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra dev --extra docs -c requirements.lock -o requirements-dev.lock
 
+# The last line of what it says: where no database can be reached, the rest is a traceback.
 audit: $(SUPPLY)/.ready
-	$(SUPPLY)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock -r requirements-dev.lock
+	@$(SUPPLY)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock -r requirements-dev.lock \
+	  2> $(SUPPLY)/audit.log && tail -n 1 $(SUPPLY)/audit.log \
+	  || { echo "make audit: $$(tail -n 1 $(SUPPLY)/audit.log | cut -c 1-300)" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-floor-train $(SUPPLY) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

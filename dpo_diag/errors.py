@@ -6,16 +6,17 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST = 2000
-"""Characters of `got` in the line: a broken file's one column name can be all of the file."""
+"""Characters of a part in the line: a broken file's one column name or key can be all of the file."""
 
 
 class DiagError(Exception):
-    """A mistake in the input, the configuration or the environment, in one line.
+    """A mistake in the input, the configuration or the environment, in one line: of a long part its first 2,000
+    characters.
 
     Args:
         what: what went wrong, a clause without a full stop.
         where: file, row, column or option.
-        got: what was found there; of a long text the line shows the first 2,000 characters.
+        got: what was found there.
         expected: what was wanted instead.
         hint: what the user can do about it.
         usage: True for a mistake in how a command was called (exit status 2 instead of 1).
@@ -37,12 +38,13 @@ class DiagError(Exception):
         if where is not None:
             parts.append(f"in {where}")
         if got is not None:
-            parts.append(f"got {got}" if len(str(got)) <= LONGEST else f"got {str(got)[:LONGEST]}...")
+            parts.append(f"got {got}")
         if expected is not None:
             parts.append(f"expected {expected}")
         if hint is not None:
             parts.append(f"hint: {hint}")
-        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+        lines = (" ".join(str(part).split()) for part in parts)
+        super().__init__("; ".join(line if len(line) <= LONGEST + 4 else f"{line[: LONGEST + 4]}..." for line in lines))
 
 
 class DamagedRecords(UserWarning):

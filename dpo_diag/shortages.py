@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from dpo_diag.errors import DiagError
 
@@ -23,9 +25,11 @@ _DISK = {
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Programs try and handle these: they are the reason only where an error is one, of a file, or was raised from one."""
 _MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate",
+    r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate"
+    r"|can't start new thread",  # whose stack is memory
     re.IGNORECASE,
 )
+_RESERVE = 32 << 20
 _LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|gloo(?:(?!gloo|timed out).)*timed out", re.IGNORECASE | re.DOTALL
 )
@@ -39,8 +43,34 @@ _CUT = re.compile(
 """What torch says of a file that it could not write to its end."""
 
 
+_KEPT: list[mmap.mmap] = []
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Inside, some memory is kept back (addresses alone: a limit counts them, the machine does not); where memory runs
+    out it is given back, so that the line can be told and the run's end written."""
+    with suppress(MemoryError, OSError):
+        _KEPT.append(mmap.mmap(-1, _RESERVE))
+    try:
+        yield
+    finally:
+        _KEPT.clear()
+
+
+class LostProcess(DiagError):
+    """Another process of several is gone, so that this one cannot go on."""
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or an accelerator, ran out."""
+    """Whether an error says that memory, of the machine or an accelerator, ran out; what was kept is given back."""
+    ran_out = _says_out_of_memory(error)
+    if ran_out:
+        _KEPT.clear()
+    return ran_out
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
@@ -64,7 +94,7 @@ def shortage(error: BaseException) -> DiagError | None:
             what, hint = _DISK[number]
             return DiagError(what, where=file, hint=hint)
         if _is_of_a_lost_process(one):
-            return DiagError(
+            return LostProcess(
                 "another process of this training ended", got=_first_line(one)[:120],
                 hint="its own lines say why; then go on from the last checkpoint",
             )  # fmt: skip

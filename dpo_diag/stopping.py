@@ -85,6 +85,13 @@ def undisturbed() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
+def sigterm_is_late() -> None:
+    """What ends has ended for another reason: a SIGTERM behind it (torchrun's, where another process died) would only
+    hide that."""
+    if _in_main_thread() and signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     if _STEP and not _STEP[-1].asked:
         _STEP[-1].asked = True

@@ -15,7 +15,7 @@ from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.extras import of_import_error
 from dpo_diag.records.secrets import redacted
 from dpo_diag.safe_streams import safe_streams
-from dpo_diag.shortages import shortage
+from dpo_diag.shortages import memory_kept, shortage
 from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -116,7 +116,7 @@ def _main(argv: Sequence[str] | None) -> int:
     command = next((a for a in arguments if a in COMMANDS), "")
     name = f"dpo-diag {command}".rstrip()
     try:
-        with sigterm_interrupts(), warnings.catch_warnings():
+        with memory_kept(), sigterm_interrupts(), warnings.catch_warnings():
             tell_damage(name)
             app = plain_help(make_app(), arguments)
             status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -16,6 +16,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import after_explain, say_next
 from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.run_lock import owner_is_gone
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.registry import plugins
 from dpo_diag.text import takes_styles, terminal_width, to_json
@@ -265,7 +266,7 @@ def _watch(
                 print(to_json(document) if json else render_change(before, document), flush=True)
                 tell_news(webhook, before, document)
                 before = document
-        ended = (path / RUN_FILE).is_file() and load_run(path).info.status != "running"
+        ended = (path / RUN_FILE).is_file() and (load_run(path).info.status != "running" or owner_is_gone(path))
         if ended and _signature(path) == seen:
             webhook.finish()
             if wrong is not None or before is None:

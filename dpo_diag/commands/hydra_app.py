@@ -42,7 +42,7 @@ from dpo_diag.records.run_lock import OWN, writing
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.records.secrets import redacted, redacted_words
 from dpo_diag.safe_streams import safe_streams
-from dpo_diag.shortages import shortage
+from dpo_diag.shortages import LostProcess, memory_kept, shortage
 from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 T = TypeVar("T")
@@ -83,6 +83,20 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def speaks_for_all() -> bool:
+    """Whether this process tells what ended all that a launcher started here: the machine's first one, and each of the
+    others where that one is gone."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return True
+    import psutil
+
+    for process in psutil.Process(os.getppid()).children():
+        with suppress(psutil.Error):  # one that has ended has no environment
+            if process.environ().get("LOCAL_RANK") == "0":
+                return False
+    return True
+
+
 def run_app(name: str, config_name: str, job: Job, argv: list[str] | None = None) -> int:
     """Run a Hydra app; returns the exit status: 0 success, 1 failure, 2 usage, 130 and 143 stopped.
 
@@ -102,7 +116,7 @@ def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> i
     # TRL 1.16 calls names that transformers 5.23 deprecates, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
-        with sigterm_interrupts(), _full_errors(), _released(), warnings.catch_warnings():
+        with memory_kept(), sigterm_interrupts(), _full_errors(), _released(), warnings.catch_warnings():
             tell_damage(name)
             return _run(name, config_name, job, [a for a in arguments if a != "--debug"])
     except DiagError as error:
@@ -127,15 +141,18 @@ def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> i
     except KeyboardInterrupt as stop:
         several = int(os.environ.get("WORLD_SIZE") or 1) > 1
         why = "; if the launcher did it, another process ended: its own lines say why" if several else ""
-        print(f"{name}: {word(stop)}{why}", file=sys.stderr)
-        again = line(name, *redacted_words(arguments))  # of which nothing is there yet
-        say_next(getattr(stop, "__notes__", [again]), sys.stderr)
+        if speaks_for_all():
+            print(f"{name}: {word(stop)}{why}", file=sys.stderr)
+        if is_main_process():
+            again = line(name, *redacted_words(arguments))  # of which nothing is there yet
+            say_next(getattr(stop, "__notes__", [again]), sys.stderr)
         return exit_status(stop)
     except Exception as error:
         told = shortage(error)
         if debug or told is None:
             raise
-        print(f"{name}: {redacted(str(told))}", file=sys.stderr)
+        if not isinstance(told, LostProcess) or speaks_for_all():
+            print(f"{name}: {redacted(str(told))}", file=sys.stderr)
         say_next(getattr(error, "__notes__", []), sys.stderr)
         return 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -71,7 +72,7 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
     if key.startswith("hydra") or parsed.is_add() or not key:
         return None
     group = conf_dir() / key
-    if "." not in key and group.is_dir():
+    if "." not in key and os.path.isdir(group):
         options = [p.stem for p in group.glob("*.yaml")]
         wrong = [value for value in _options(parsed.value(), options) if value not in (*options, "null", "")]
         return f"{key} has no option {wrong[0]!r}; {_nearest(wrong[0], options)}" if wrong else None

@@ -16,6 +16,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis import remedies, verdict
 from dpo_diag.diagnosis.aligned import Aligned, align
+from dpo_diag.diagnosis.calibration import calibration
 from dpo_diag.diagnosis.checks import CheckContext, check_thresholds, run_checks
 from dpo_diag.diagnosis.checks.shared.advice import Situation
 from dpo_diag.diagnosis.damage import left_out
@@ -31,6 +32,7 @@ from dpo_diag.diagnosis.decompose.pairs import (
 )
 from dpo_diag.diagnosis.decompose.perplexity import concentration, perplexity_section
 from dpo_diag.diagnosis.decompose.prompt_dependence import prompt_dependence
+from dpo_diag.diagnosis.decompose.ranking import ranking
 from dpo_diag.diagnosis.decompose.similarity import similarity
 from dpo_diag.diagnosis.decompose.tokens import NO_TOKENS, follow_roles, summarise_tokens, token_rows
 from dpo_diag.diagnosis.decompose.trajectory import follow, turning_points
@@ -51,7 +53,7 @@ ROWS_ONLY = (
     "the log states no steps: its rows are counted, their distance from the start is not known "
     "(dpo-diag import --logging-steps N makes them steps)"
 )
-PAIR_SECTIONS = ("bits_per_byte", "quadrants", "margins", "against_reference", "along_the_run")
+PAIR_SECTIONS = ("bits_per_byte", "quadrants", "margins", "ranking", "against_reference", "along_the_run")
 """Keys of the document that need pairs,"""
 TOKEN_SECTIONS = ("tokens", "prompt_dependence", "destination", "lost_mass", "similarity")
 """and more than their sums."""
@@ -134,6 +136,9 @@ def explain_run(
         document = _of_means(opened, from_step, to_step, split, values, half)
     if half is not None:
         document["unfinished"] = half.document()
+    if opened.has("tokens"):
+        ends = {end: calibration(opened, str(document["split"]), document[f"{end}_step"]) for end in ("from", "to")}
+        document["calibration"] = ends
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
     if opened.damaged:
@@ -193,6 +198,7 @@ def _of_pairs(
         "bits_per_byte": {s: aligned.bits_per_byte(s) for s in aligned.sides} if len(pairs) else {},
         "quadrants": quadrants(aligned),
         "margins": margins(pairs, intervals),
+        "ranking": ranking(aligned),
         "against_reference": from_reference(aligned, spec),
         "concentration": asdict(few) if few is not None else None,
         "turning_points": [t.document() for t in turns],

@@ -22,6 +22,8 @@ from dpo_diag.records.text_files import head_of
 from dpo_diag.registry import Registry
 
 HEAD_BYTES = 1 << 16
+ROW_BYTES = 4 << 20
+"""Of a JSON row that is longer than the head: thousands of columns."""
 METRIC_KEY = re.compile(
     rb"['\"](?:additional_log_)?(?:(?:train|eval|val|validation|test)[_/.][\w/.-]*?)?(?:(?:dpo_|nll_)?loss['\"]|loss/|"
     rb"rewards?(?:_train|_eval\w*)?/|logps(?:_train|_eval\w*)?/|log_probs/|train_runtime['\"]|grad_norm['\"]|"
@@ -38,12 +40,15 @@ class Head:
     Attributes:
         path: the file.
         raw: its first 64 bytes, as stored.
-        data: its first 64 KiB, decompressed and in UTF-8.
+        data: its first 64 KiB, or its first JSON row where that is longer, decompressed and in UTF-8.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.data = head_of(path, HEAD_BYTES)  # first: a file that cannot be opened is one error there
+        if len(self.data) == HEAD_BYTES and b"\n" not in self.data and self.is_json:
+            self.data = head_of(path, ROW_BYTES).partition(b"\n")[0]
+            del self.text
         with path.open("rb") as file:
             self.raw = file.read(64)
 

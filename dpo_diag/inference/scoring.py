@@ -181,6 +181,7 @@ def _token_rows(pair: EncodedPair, side: str, own: TokenScores, alone: TokenScor
         "logp": own.logp.astype(np.float32),
         "entropy": own.entropy.astype(np.float32),
         "is_top1": own.rank < 1,
+        "greedy_logp": own.greedy.astype(np.float32),
     }
     if alone is not None:
         # The bare response may lack its first token's score; an object column, since NaN would be kept as a value.

@@ -20,7 +20,9 @@ import torch
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import by_length, device_of, empty_cache, forward_parameters, padded, padding_id
 from dpo_diag.models.borrowed import borrowed
+from dpo_diag.models.logps import free_memory, to_stderr
 from dpo_diag.records.pair_id import content_hash
+from dpo_diag.shortages import out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,7 +152,8 @@ def write_answers(
 
     The model's modules keep their modes, no random state is drawn from, tokenizer and configs are not changed: a
     training run with and without it is the same to the last bit. What an answer is does not depend on its batch
-    beyond floating-point rounding (a tie in bfloat16 can fall differently).
+    beyond floating-point rounding (a tie in bfloat16 can fall differently). Where memory runs out the prompts that are
+    left go through in batches of half the size, once.
 
     Args:
         model: a causal LM (or a PEFT model around one), unwrapped (no DDP), on its device.
@@ -174,11 +177,29 @@ def write_answers(
     decoder = _Decoder(model, tokenizer, decoding)
     each = decoding.answers_per_prompt
     answers: dict[int, list[Written]] = {}
+    left, size, is_half = list(range(len(prompts))), max(1, batch_size // each), False
     with borrowed(model), tqdm(total=len(prompts) * each, desc=title, unit="answer", disable=not progress) as bar:
-        for chunk in by_length([len(p) for p in prompts], max(1, batch_size // each), equal_only=not decoder.cached):
-            rows = decoder.decode([prompts[i] for i in chunk], [names[i] for i in chunk])
-            answers |= {i: rows[j * each : (j + 1) * each] for j, i in enumerate(chunk)}
-            bar.update(len(rows))
+
+        def write() -> None:
+            for chunk in by_length([len(prompts[i]) for i in left], size, equal_only=not decoder.cached):
+                own = [left[j] for j in chunk]
+                rows = decoder.decode([prompts[i] for i in own], [names[i] for i in own])
+                answers.update((i, rows[j * each : (j + 1) * each]) for j, i in enumerate(own))
+                bar.update(len(rows))
+
+        try:
+            write()
+        except Exception as error:
+            is_half = out_of_memory(error) and size > 1
+            if not is_half:
+                raise
+        if is_half:  # behind the except block, whose error holds the tensors
+            free_memory()
+            left, size = [i for i in left if i not in answers], size // 2
+            to_stderr(
+                f"out of memory: {len(left)} of {len(prompts)} prompts are answered in half batches, {size} at once"
+            )
+            write()
     return [answers[i] for i in range(len(prompts))]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dpo_diag.errors import DiagError
+from dpo_diag.shortages import out_of_memory
 
 _OFFLINE = ("offline mode", "offline", "couldn't connect", "connection error", "connecterror", "name resolution",
             "couldn't reach", "max retries", "cached files", "localentrynotfound",
@@ -93,6 +94,8 @@ def loading(name: str, what: str) -> Iterator[None]:
     except DiagError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError) as error:
+        if out_of_memory(error):
+            raise  # says nothing of the model
         raise explain(name, what, error) from error
 
 

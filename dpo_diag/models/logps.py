@@ -86,7 +86,7 @@ def score_tokens(
         if smaller is not None:  # behind the except block, whose error holds the tensors
             free_memory()
             size = f"{smaller.row_tokens} tokens a row" if way.name == "packed" else f"{smaller.batch_size} at once"
-            (say or _to_stderr)(
+            (say or to_stderr)(
                 f"out of memory: {len(left)} of {len(spans)} responses are scored in half batches, {size}"
             )
             read_with(smaller)
@@ -100,10 +100,11 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """A line above a bar that may be shown."""
     from tqdm.auto import tqdm
 
-    tqdm.write(line, file=sys.stderr)  # above the bar
+    tqdm.write(line, file=sys.stderr)
 
 
 def next_token_logps(

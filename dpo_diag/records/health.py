@@ -20,7 +20,7 @@ from dpo_diag.records.files import part_of
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.records.parts import listed, steady, visible
 from dpo_diag.records.reader import Run
-from dpo_diag.records.run_lock import held_by
+from dpo_diag.records.run_lock import held_by, owner_is_gone
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import plural, some
 
@@ -70,9 +70,9 @@ def _status(run: Run) -> Finding:
     if status != "running":
         shown = f"{status}: {run.info.error}" if run.info.error else status
         return Finding("status", FAIL, shown, "resume or train again")
-    owner = held_by(run.path)
-    if owner is not None and owner.alive() is False:
-        return Finding("status", FAIL, f"running, yet {owner} is gone: killed", "dpo-diag explain says how to go on")
+    if owner_is_gone(run.path):
+        found = f"running, yet {held_by(run.path)} is gone: killed"
+        return Finding("status", FAIL, found, "dpo-diag explain says how to go on")
     files = [p for name in TABLES for p in run.files(name)]
     newest = max((p.stat().st_mtime for p in files), default=(run.path / "run.json").stat().st_mtime)
     idle = max(0.0, time.time() - newest)  # a clock that was set back
@@ -82,7 +82,7 @@ def _status(run: Run) -> Finding:
 
 
 def _read_parts(run: Run, name: str) -> tuple[list[pd.DataFrame], list[Finding]]:
-    """The key columns of every readable file, and a finding for every other one."""
+    """The key columns of every readable file and the rank that wrote it, and a finding for every other file."""
     table = TABLES[name]
     keep = list(dict.fromkeys([*table.key, *(c for c in ("role",) if c in table.names)]))
     parts, findings = [], []
@@ -98,7 +98,7 @@ def _read_parts(run: Run, name: str) -> tuple[list[pd.DataFrame], list[Finding]]
             if (int(steps.min()), int(steps.max())) != (part.first, part.last):
                 found = f"{path.name} holds steps {steps.min()} to {steps.max()}"
                 findings.append(Finding(name, FAIL, found, "rename it: reading prunes by the name"))
-        parts.append(rows.select(keep).to_pandas())
+        parts.append(rows.select(keep).to_pandas().assign(rank=0 if part is None else part.rank))
     foreign = [p.name for p in sorted((run.path / name).glob("*")) if part_of(p) is None and p.suffix != ".tmp"]
     if foreign:
         findings.append(Finding(name, WARN, f"files that are never read: {some(foreign)}", "remove or rename them"))
@@ -117,6 +117,8 @@ def _duplicates(run: Run, name: str, key: list[str], frame: pd.DataFrame) -> lis
     if name == "pairs":
         # A batch of training pairs may hold the same pair twice in one step (several epochs within an accumulation).
         frame = frame[_in_fixed_sets(run, frame)]
+    if name == "texts":
+        key = [*key, "rank"]  # in its next epoch a pair may come to another process, which writes its texts too
     n = int(frame.duplicated(key).sum())
     return [Finding(name, FAIL, f"{n} duplicate rows", "reading keeps the last")] if n else []
 

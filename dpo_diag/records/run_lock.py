@@ -119,6 +119,12 @@ def held_by(folder: str | os.PathLike[str]) -> Process | None:
         return None
 
 
+def owner_is_gone(folder: str | os.PathLike[str]) -> bool:
+    """Whether the process that says it writes a run folder is seen to be there no more: it was killed."""
+    owner = held_by(folder)
+    return owner is not None and owner.alive() is False
+
+
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is not there, or holds nothing that anybody sees: at most what a killed process left behind."""
     return not folder.exists() or (folder.is_dir() and all(p.name.startswith(".") for p in folder.iterdir()))

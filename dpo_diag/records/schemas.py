@@ -70,7 +70,7 @@ _SPLIT = Column(
     "split", _CATEGORY, "train (training batches), eval or eval_<name> (fixed sets), or an import's name", False
 )
 _PAIR = Column("pair_id", _CATEGORY, "content hash of prompt, chosen, rejected", False)
-_SIDE = Column("side", _CATEGORY, "chosen | rejected", False)
+_SIDE = Column("side", _CATEGORY, "chosen | rejected; tokens of a supervised run: response", False)
 _ROLE = Column("role", _CATEGORY, "policy | ref (ref rows stand once per reference and set)", False)
 
 HISTORY = Table(
@@ -138,6 +138,7 @@ TOKENS = Table(
         Column("logp", pa.float32(), "log p(target | prompt, earlier response tokens)", False, unit="nats"),
         Column("entropy", pa.float32(), "entropy of the next-token distribution", unit="nats"),
         Column("is_top1", pa.bool_(), "the target is the model's first choice"),
+        Column("greedy_logp", pa.float32(), "log-prob of the model's first choice there", unit="nats"),
         Column("logp_no_prompt", pa.float32(), "log p(target | earlier response tokens alone)", unit="nats"),
     ),
 )

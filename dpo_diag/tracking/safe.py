@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from dpo_diag.records.secrets import redacted
 from dpo_diag.tracking.base import TRACKERS, Tracker, TrackerOptions
 from dpo_diag.tracking.bounded import Bounded, TooSlow
 from dpo_diag.tracking.findings import Findings
@@ -138,6 +139,6 @@ def make_tracker(
         DiagError: no tracker of that name is registered.
     """
     options = TrackerOptions(
-        project, mode, entity, group, tuple(tags), job_type, start_timeout, finish_timeout, earlier or {}
+        project, mode, entity, group, tuple(map(redacted, tags)), job_type, start_timeout, finish_timeout, earlier or {}
     )
     return SafeTracker(TRACKERS[kind](options), options, kind)

@@ -51,6 +51,8 @@ class TokenRows:
     ref_entropy: npt.NDArray[np.float32] | None
     ref_is_top1: BoolArray | None
     prompt_ids: list[list[int]]
+    greedy_logp: npt.NDArray[np.float32] | None = None
+    ref_greedy_logp: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, *, prompt_ids: list[list[int]], **tensors: torch.Tensor | None) -> TokenRows:
@@ -74,7 +76,7 @@ class TokenRows:
             where = self.mask[row]
             part = {"position": np.arange(int(where.sum()), dtype=np.int32), "token_id": self.token_id[row][where]}
             part["logp"] = logp[row][where]
-            for name in ("entropy", "is_top1"):
+            for name in ("entropy", "is_top1", "greedy_logp"):
                 values = getattr(self, f"{prefix}{name}")
                 if values is not None:
                     part[name] = values[row][where]
@@ -85,6 +87,23 @@ class TokenRows:
         """Token ids of one response, as far as the loss saw it."""
         row = pair + side * (len(self.mask) // 2)
         return [int(i) for i in self.token_id[row][self.mask[row]]]
+
+
+@dataclass
+class ResponseTokens:
+    """Per-token values of the responses of a supervised micro-batch; arrays (rows, length - 1), by column."""
+
+    mask: BoolArray
+    columns: dict[str, npt.NDArray[Any]]
+
+    def frame(self, row: int, pair_id: str, role: str) -> pd.DataFrame:
+        """Token rows of one response: columns of the tokens table but step and split; empty for a reference."""
+        where = self.mask[row]
+        if role != "policy":
+            return pd.DataFrame()
+        values = {name: column[row][where] for name, column in self.columns.items()}
+        position = np.arange(int(where.sum()), dtype=np.int32)
+        return pd.DataFrame({"position": position, **values}).assign(side="response", pair_id=pair_id, role=role)
 
 
 @dataclass
@@ -120,7 +139,7 @@ class Batch:
     expected: float = math.nan
     is_share: bool = False
     packed: bool = False
-    tokens: TokenRows | None = field(default=None, repr=False)
+    tokens: TokenRows | ResponseTokens | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.pair_ids)

@@ -162,7 +162,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
             loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
             auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
-            extra_metrics=config.probes.extra, **common,
+            extra_metrics=config.probes.extra, record_tokens=config.probes.record_tokens, **common,
         )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:

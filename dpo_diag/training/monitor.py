@@ -14,7 +14,7 @@ from dpo_diag.losses import LossSpec
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import Value
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES, TRAIN_SPLIT
-from dpo_diag.training.batch import Batch, TokenRows
+from dpo_diag.training.batch import Batch, ResponseTokens, TokenRows
 from dpo_diag.training.gather import Accumulator, Gathered
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.measure import RESIDUAL_TOLERANCE, batch_metrics, of_trainer, trainer_weights
@@ -68,7 +68,7 @@ class Monitor:
         """Constants that stand beside the first row of a training, and every one of the set that is evaluated."""
         self.window = Window()
         self._eval: Accumulator | None = None
-        self._tokens: dict[str, tuple[TokenRows, int]] = {}
+        self._tokens: dict[str, tuple[TokenRows | ResponseTokens, int]] = {}
         self._closed: tuple[str, str, dict[str, float]] | None = None
         """Prefix, split and weights by metric of what was measured last and not yet logged."""
         self._foreign = False
@@ -208,11 +208,14 @@ class Monitor:
 
     def _record(self, gathered: Gathered, split: str, step: int) -> None:
         assert self.recorder is not None and self._eval is not None and gathered.rows is not None
-        if gathered.rows.has_pairs and self._eval.batches:
+        if self._eval.batches:
             own = Batch.concat(self._eval.batches)
             chosen = sorted(set(gathered.rows.pair_ids))[: self.record_tokens]
             first = {p for p, k in zip(own.pair_ids, gathered.own_first, strict=True) if k}
             self._trim_tokens([p for p in chosen if p in first])
+            if not own.has_pairs:
+                self.recorder.tokens(self._tokens, step, split, reference=False)
+                return
             self.recorder.evaluation(
                 own, gathered.own_first, self._tokens, step, split, reference=not self.moving_reference
             )
@@ -223,8 +226,9 @@ class Monitor:
                 rows += [self._decoded(p, *self._tokens[p]) for p in sorted(missing) if p in self._tokens]
                 self.recorder.texts(split, rows, step)
 
-    def _decoded(self, pair_id: str, tokens: TokenRows, pair: int) -> dict[str, Any]:
+    def _decoded(self, pair_id: str, tokens: TokenRows | ResponseTokens, pair: int) -> dict[str, Any]:
         """A pair whose texts no data set holds, as far as the model saw it."""
+        assert isinstance(tokens, TokenRows)
         ids = {"prompt": tokens.prompt_ids[pair]} | {s: tokens.response_ids(pair, i) for i, s in enumerate(SIDES)}
         texts = {k: self.tokenizer.decode(v, skip_special_tokens=True) for k, v in ids.items()}
         # Pairs of equal texts and different ids differ in what no text shows.

@@ -23,7 +23,7 @@ from dpo_diag.records.reader import Run
 from dpo_diag.records.schemas import SIDES, TABLES, TRAIN_SPLIT
 from dpo_diag.records.tables import to_frame
 from dpo_diag.text import to_json
-from dpo_diag.training.batch import Batch, BoolArray, TokenRows
+from dpo_diag.training.batch import Batch, BoolArray, ResponseTokens, TokenRows
 
 FLUSH_SECONDS = 10.0
 """Training rows wait at most this long for their file at a log call: three files cost as much as a tenth of a small
@@ -130,12 +130,18 @@ class Recorder:
         self._train_reference = reference
 
     def evaluation(
-        self, batch: Batch, keep: BoolArray, tokens: Mapping[str, tuple[TokenRows, int]], step: int, split: str,
-        *, reference: bool,
+        self, batch: Batch, keep: BoolArray, tokens: Mapping[str, tuple[TokenRows | ResponseTokens, int]],
+        step: int, split: str, *, reference: bool,
     ) -> None:  # fmt: skip
         """Write one evaluation of one set: this rank's pairs where `keep`, and the tokens of those in `tokens`."""
         steps = np.full(len(batch), step, dtype=np.int64)
         self.writer.write("pairs", self._pair_rows(batch, steps, split, keep, reference=reference), split=split)
+        self.tokens(tokens, step, split, reference=reference)
+
+    def tokens(
+        self, tokens: Mapping[str, tuple[TokenRows | ResponseTokens, int]], step: int, split: str, *, reference: bool
+    ) -> None:
+        """Write the tokens of one evaluation of one set: id -> its batch's tokens, and its row there."""
         parts = []
         for pair_id, (values, position) in tokens.items():
             parts.append(values.frame(position, pair_id, "policy"))

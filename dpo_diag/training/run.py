@@ -21,7 +21,7 @@ from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT
 from dpo_diag.records.splits import Role
-from dpo_diag.stopping import StepEnd, undisturbed
+from dpo_diag.stopping import StepEnd, sigterm_is_late, undisturbed
 from dpo_diag.text import takes_styles
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
@@ -271,9 +271,12 @@ class Recording(Guarded, Saving):
     def _close_after(self: Any, error: BaseException) -> None:
         """As far as that can be done still: what ended the run may be a full disk."""
 
+        sigterm_is_late()
+        status, why = ended_by(error)  # first: it gives back the memory that was kept for this
+
         def finished() -> None:
             if self.run_writer is not None:
-                self.run_writer.finish(*ended_by(error))
+                self.run_writer.finish(status, why)
 
         closing = [
             self.monitor.guards.end,

@@ -40,8 +40,9 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     Positional and keyword arguments are SFTTrainer's own. Additional, all by keyword:
 
     Args:
-        recorder: as DiagDPOTrainer's. history/ and alerts/ are written; SFT has no pairs, so pairs/, tokens/ and
-            texts/ stay empty.
+        recorder: as DiagDPOTrainer's. SFT has no pairs, so pairs/ and texts/ stay empty.
+        record_tokens: responses of each evaluation set whose tokens are recorded (0 for none), by content as
+            DiagDPOTrainer's; `pair_id` is the hash of the row's tokens, `side` response.
         prompt_metrics: score the prompt's tokens too. None: without Triton, where TRL's head projects them anyway (see
             `sft_adapter.PromptTap` for the price elsewhere).
         tiled_head: on a CPU the head works in tiles, on the positions that are scored: the same loss and gradient but
@@ -69,6 +70,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         self,
         *args: Any,
         recorder: Recorded = None,
+        record_tokens: int = 256,
         prompt_metrics: bool | None = None,
         tiled_head: bool = False,
         loss_on: str | None = None,
@@ -110,6 +112,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         self.monitor = Monitor(
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            record_tokens=record_tokens,
             guards=self.make_guards(stop_on, thresholds),
         )
         self._unigrams: dict[str, Unigram | None] = {}
@@ -169,19 +172,11 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             added = added_loss(self, tap, response, num_items_in_batch)
             loss = loss + added.tokens + added.rows
         if self.measures:
-            self.observe(
-                read_sequences(
-                    self,
-                    tap,
-                    inputs,
-                    rows,
-                    response,
-                    loss,
-                    num_items_in_batch,
-                    added=added,
-                    byte_table=self._byte_table,
-                )
-            )
+            batch = read_sequences(
+                self, tap, inputs, rows, response, loss, num_items_in_batch, added=added,
+                byte_table=self._byte_table, with_tokens=self.monitor.wants_tokens,
+            )  # fmt: skip
+            self.observe(batch)
         return (loss, *outputs) if return_outputs else loss
 
     def _tap(self, model: Any, probe: HeadProbe | None = None) -> PromptTap:

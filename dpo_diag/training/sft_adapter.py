@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
-from dpo_diag.training.batch import ADDED, OF_ROWS, OF_TOKENS, PARTS, Batch, to_host
+from dpo_diag.training.batch import ADDED, OF_ROWS, OF_TOKENS, PARTS, Batch, ResponseTokens, to_host
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.own_head import tiled
 from dpo_diag.training.sft_terms import HeadTap, SftTerms, infonce, row_means
@@ -196,7 +196,7 @@ def row_ids(inputs: dict[str, Any]) -> list[str]:
 def read_sequences(
     trainer: Any, tap: PromptTap, inputs: dict[str, Any], rows: torch.Tensor | None, response: torch.Tensor | None,
     loss: torch.Tensor, num_items: torch.Tensor | int | None, *, added: Added | None = None,
-    byte_table: torch.Tensor | None = None,
+    byte_table: torch.Tensor | None = None, with_tokens: bool = False,
 ) -> Batch | None:  # fmt: skip
     """What one SFT `compute_loss` did, per row of the batch; None if it did not run TRL's fused forward.
 
@@ -206,6 +206,7 @@ def read_sequences(
         loss: what is trained on, `added` included.
         num_items: tokens that the loss is a mean over; None for those of this batch.
         byte_table: UTF-8 bytes of each token id, or None.
+        with_tokens: keep the per-token values of the responses too; of packed rows there are none.
     """
     output, in_loss = tap.output, tap.label_mask
     if output is None or in_loss is None or output.label_mask is None or output.log_probs is None:
@@ -254,6 +255,13 @@ def read_sequences(
         expected = float((host["loss_sum"] + host.get(ADDED, 0.0)).sum()) / max(n, 1.0)
         if trainer.args.average_tokens_across_devices and num_items is not None:
             expected *= trainer.accelerator.num_processes // trainer.get_tp_size()
+    packed = any(k in inputs for k in ("cu_seq_lens_q", "seq_lengths", "position_ids"))
+    tokens = None
+    if with_tokens and not packed:
+        per_token = {"token_id": inputs["input_ids"][:, 1:].int(), "logp": output.log_probs, "entropy": output.entropy,
+                     "is_top1": output.is_top1, "greedy_logp": tap.extra.get("greedy_logp")}  # fmt: skip
+        columns_of = {name: v.cpu().numpy() for name, v in per_token.items() if v is not None}
+        tokens = ResponseTokens((scored & is_response).cpu().numpy(), columns_of)
     return Batch(
         row_ids(inputs),
         np.full(len(scored), -1, dtype=np.int64) if rows is None else rows.cpu().numpy(),
@@ -264,5 +272,6 @@ def read_sequences(
         added=share,
         expected=expected,
         is_share=num_items is not None,
-        packed=any(k in inputs for k in ("cu_seq_lens_q", "seq_lengths", "position_ids")),
+        packed=packed,
+        tokens=tokens,
     )

@@ -342,6 +342,8 @@ def read_pairs(
             logp=tail(policy.log_probs),
             entropy=tail(policy.entropy),
             is_top1=tail(policy.is_top1),
+            greedy_logp=tail(tap.policy_extra.get("greedy_logp")),
+            ref_greedy_logp=tail(tap.reference_extra.get("greedy_logp")),
             ref_logp=None if reference is None else tail(reference.log_probs),
             ref_entropy=None if reference is None else tail(reference.entropy),
             ref_is_top1=None if reference is None else tail(reference.is_top1),

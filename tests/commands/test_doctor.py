@@ -118,6 +118,18 @@ def test_how_it_ended(run: Path, status: str, age_hours: float, outcome: str, fo
     assert (name, got) == ("status", outcome) and found in text
 
 
+def test_a_pairs_texts_may_be_written_by_each_process(run: Path) -> None:
+    """In another epoch another process of several has it; the same process writes it once."""
+    row = {"split": "train", "pair_id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}
+    for rank in (0, 1):
+        RunWriter(run, rank=rank, resume_step=9).write("texts", [row], "train")
+    RunWriter(run, resume_step=9).finish()
+    assert _damage(run) == []
+    (part,) = (run / "texts").glob("*.r1.parquet")
+    part.with_name(part.name.replace("train", "twice")).write_bytes(part.read_bytes())
+    assert _damage(run) == [("texts", FAIL, "1 duplicate rows")]
+
+
 def test_what_is_no_run(tmp_path: Path) -> None:
     assert [f.outcome for f in check_run(tmp_path / "absent")] == [FAIL]
     RunWriter(tmp_path / "empty").finish()

@@ -103,6 +103,7 @@ def test_a_run_that_still_runs_is_followed(tmp_path: Path, capsys: pytest.Captur
         (run / OWNER).write_text(to_json(asdict(replace(this(), began=-1))))
     (status,) = (found for found in check_run(run) if found.name == "status")
     assert status.outcome == "fail" and "is gone: killed" in status.found
+    assert main(["explain", str(run), "--watch"]) == 0  # nothing more is coming
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,16 @@ def test_a_line_does_not_quote_a_whole_broken_file(tmp_path):
     with pytest.raises(DiagError, match=r"rejected_sum_logp.*are missing") as error:
         _import(tmp_path / "pairs.jsonl")
     assert 2000 < len(str(error.value)) < 3000
+    (tmp_path / "rules.yaml").write_text("rules: [{metric: loss, max" + "9" * 30_000 + "}]")
+    with pytest.raises(DiagError, match=r"unknown key 'max999.*\.\.\.; in .*expected some of \[") as error:
+        load_rules(tmp_path / "rules.yaml")
+    assert 2000 < len(str(error.value)) < 3000
+
+
+def test_an_override_may_be_longer_than_a_file_name():
+    from dpo_diag.commands.overrides import explain_override
+
+    assert "unknown key" in explain_override(["trainer" + "9" * 5000 + "=1"])
 
 
 def _hold(folder: Path, seeds: Iterator[int], many: int, fault: Callable[..., None]) -> None:

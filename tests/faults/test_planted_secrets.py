@@ -59,3 +59,37 @@ def test_no_planted_secret_is_written(
     noted = [path for path in home.rglob("*.wandb") if b"hub_token=[redacted]" in path.read_bytes()]
     assert len(noted) == 3  # W&B noted how it was called
     fault("a secret planted in overrides, URLs, environment and the git remote", tried=tried * 8, lost=len(lost))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(("kind", "package"), [("mlflow", "mlflow"), ("swanlab", "swanlab")])
+def test_no_planted_secret_reaches_another_tracker(
+    kind: str,
+    package: str,
+    tiny_folder: Path,  # noqa: F811
+    pair_file: Path,  # noqa: F811
+    tmp_path: Path,
+    fault: Callable[..., None],
+) -> None:
+    """Its store holds the run's configuration and values, and none of the plants."""
+    pytest.importorskip(package, reason=f"pip install 'dpo-diag[{kind}]'")
+    common = [
+        "model=hub", f"model.name={tiny_folder}", "data=jsonl", f"data.path={pair_file}", "trainer.max_steps=2",
+        "trainer.batch_size=4", "trainer.max_length=64", "data.eval_share=0.3", "data.max_bad_share=0.1",
+        "model.device=cpu", f"+trainer.args.hub_token={PLANT}1", f"output_root={tmp_path / 'runs'}",
+        f"tracking={kind}", f"tracking.tags=['hub_token={PLANT}2']",
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "HOME": str(tmp_path), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "MLFLOW_TRACKING_PASSWORD": f"{PLANT}8", "SWANLAB_API_KEY": f"{PLANT}9",
+        **{key: f"{PLANT}{i}" for i, key in enumerate(KEYS)},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "dpo_diag.commands.train", *common]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lost = [f"printed: {line}" for line in (done.stderr + done.stdout).splitlines() if PLANT in line] + _found(tmp_path)
+    assert lost == []
+    stores = [p for p in tmp_path.rglob("*") if p.suffix in (".db", ".swanlab")]
+    assert any(b"rewards/margins" in p.read_bytes() and b"hub_token" in p.read_bytes() for p in stores), stores
+    fault("a secret planted in overrides, URLs, environment and the git remote", tried=len(KEYS) + 4, lost=len(lost))

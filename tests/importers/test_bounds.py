@@ -16,6 +16,7 @@ from dpo_diag import load_run
 from dpo_diag.errors import DiagError
 from dpo_diag.importers import archive, bars, import_path
 from dpo_diag.importers.literal import parse_row
+from dpo_diag.importers.log_format import Head
 from dpo_diag.outputs.formats import fenced, has_fence, is_sql, structure
 from dpo_diag.records import json_documents, text_files
 
@@ -97,6 +98,18 @@ def test_rows_that_each_bring_a_new_key_are_joined_once_a_metric(tmp_path, monke
     assert [*history[history["name"] == "loss"]["value"]] == [n / 100 for n in range(1, 61)]
     assert [*history[history["name"] == "k7"]["step"]] == [7]
     assert len(made) < 1000, len(made)
+
+
+def test_a_row_of_thousands_of_columns_is_one(tmp_path):
+    """Here fewer of longer names: 80 KB a row, longer than the 64 KiB by which a format is known. It was read as text,
+    which has no such rows. A row without end is still none."""
+    row = {"step": 1, "loss": 0.5, **{f"{'name' * 40}/{i}": 0.5 for i in range(470)}}
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(row | {"step": step}) for step in (1, 2)))
+    assert Head(tmp_path / "log.jsonl").row == row
+    told = import_path(tmp_path / "log.jsonl", tmp_path / "run")
+    assert (told["read"], len(load_run(tmp_path / "run").history)) == (2, 2 * 471)
+    (tmp_path / "endless").write_bytes(b'{"step": ' + b" " * (5 << 20))
+    assert len(Head(tmp_path / "endless").data) == 4 << 20 and Head(tmp_path / "endless").row is None
 
 
 def test_a_broken_document_is_searched_for_rows_a_few_times_at_most():

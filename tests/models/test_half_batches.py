@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dpo_diag.models import head
+from dpo_diag.models.decoding import Decoding, _Decoder, write_answers
 from dpo_diag.models.logps import score_tokens
 from dpo_diag.models.packed.rows import Span
 from dpo_diag.models.packed.ways import Way
-from tests.training.tiny import make_model
+from tests.training.tiny import make_model, make_tokenizer
 
 SPANS = [Span([2, 3, 4 + i], [5 + i, 6, 7 + i][: 1 + i % 3]) for i in range(9)]
 
@@ -73,3 +74,36 @@ def test_twice_or_one_sequence_at_once_is_an_error_and_any_other_error_at_once(m
     with pytest.raises(torch.OutOfMemoryError):
         score_tokens(model, SPANS, way=Way(batch_size=1), say=said.append)
     assert len(calls) == 3 and len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_answers_are_written_on_in_half_batches(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """7 prompts, 2 answers of each, 8 answers at once: 4 prompts pass, 3 fail, and pass as 2 and 1. Batches of one
+    prompt are not halved, nor is any twice."""
+    model, tokenizer, sizes = make_model(1), make_tokenizer(), []
+    prompts, decoding = [[2, 3, 4 + i] for i in range(7)], Decoding(max_new_tokens=3, n_samples=1)
+    whole = write_answers(model, tokenizer, prompts, decoding, batch_size=8, progress=False)
+    decode = _Decoder.decode
+
+    def limited(self: Any, prompts: Any, names: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(sizes) in fails:
+            raise error
+        return decode(self, prompts, names)
+
+    monkeypatch.setattr(_Decoder, "decode", limited)
+    fails = {2}
+    half = write_answers(model, tokenizer, prompts, decoding, batch_size=8, progress=False)
+    assert [[a.token_ids for a in one] for one in half] == [[a.token_ids for a in one] for one in whole]
+    assert sizes == [4, 3, 2, 1]
+    assert capsys.readouterr().err == "out of memory: 3 of 7 prompts are answered in half batches, 2 at once\n"
+    for batch_size, failing, tried in ((8, {1, 2}, [4, 2]), (2, {1}, [1])):
+        sizes.clear()
+        fails = failing
+        with pytest.raises(type(error)):
+            write_answers(model, tokenizer, prompts, decoding, batch_size=batch_size, progress=False)
+        assert sizes == tried

@@ -96,6 +96,13 @@ def test_a_failing_tracker_is_logged_once_and_then_left_alone(caplog: pytest.Log
     assert inner.calls == ["start", *["log"] * PATIENCE, "finish"]
 
 
+def test_no_tag_hands_a_secret_on() -> None:
+    assert make_tracker("none", tags=["hub_token=abcdef", "size=7b"]).options.tags == (
+        "hub_token=[redacted]",
+        "size=7b",
+    )
+
+
 def test_a_tracker_that_cannot_start_is_not_called_again() -> None:
     inner = Failing("start")
     tracker = SafeTracker(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,33 @@ def test_prompt_metrics_can_be_left_out(tmp_path: Path, tokenizer: PreTrainedTok
     assert not any("/prompt" in k for k in values)
     expected = expected_of(make_model(1), tokenizer, [parts(tokenizer, r) for r in ROWS])
     assert values["eval_ce/response"] == pytest.approx(expected["ce/response"], rel=1e-5)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_responses_are_recorded_token_by_token(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, tiled: bool) -> None:
+    """The response's tokens alone, of the three rows with the smallest ids: their log-probs and first choices are those
+    of the plain loop."""
+    trainer = DiagSFTTrainer(
+        model=make_model(1), args=arguments(tmp_path), processing_class=tokenizer, recorder=tmp_path / "run",
+        train_dataset=Dataset.from_list(ROWS), eval_dataset=Dataset.from_list(ROWS), record_tokens=3,
+        extra_metrics=("greedy_logp", "top5"), tiled_head=tiled,
+    )  # fmt: skip
+    values = trainer.evaluate()
+    assert 0 <= values["eval_top5/response"] <= 1 and values["eval_greedy_logp/response"] < 0
+    tokens = load_run(tmp_path / "run").tokens
+    assert tokens["pair_id"].nunique() == 3 and set(tokens["side"]) == {"response"}
+    ids = {hashlib.sha256(np.array(ids).tobytes()).hexdigest()[:16]: (ids, mask)
+           for ids, mask in (parts(tokenizer, row) for row in ROWS)}  # fmt: skip
+    assert sorted(ids)[:3] == sorted(set(tokens["pair_id"]))
+    for pair_id, rows in tokens.groupby("pair_id", observed=True):
+        ids_of, mask = ids[str(pair_id)]
+        plain = score(make_model(1), ids_of, mask)
+        assert len(rows) == plain["n_tokens"]
+        assert rows["logp"].sum() == pytest.approx(plain["sum_logp"], rel=1e-5)
+        assert rows["is_top1"].mean() == pytest.approx(plain["top1"])
+        assert rows["entropy"].sum() == pytest.approx(plain["entropy_sum"], rel=1e-5)
+        assert (rows["greedy_logp"] >= rows["logp"] - 1e-6).all()
+        assert rows["token_id"].tolist() == [i for i, m in zip(ids_of, mask, strict=True) if m]
 
 
 @pytest.mark.parametrize("prompt_metrics", [True, False])
