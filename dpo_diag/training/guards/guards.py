@@ -169,9 +169,9 @@ class Guards:
         said = {code: word for code, word in judged if word is not None}
         if self.dump is not None and (codes := [code for code in said if self.watches[code].dumps]):
             place = self.dump(step.step, codes, step.loss if step.bad_loss is None else step.bad_loss)
+            again = "" if place is None else line("dpo-train", override("replay", place))
             for code in codes if place is not None else ():
                 word = said[code]
-                again = line("dpo-train", override("replay", place))
                 said[code] = Said(f"{word.message}; {again}", {**word.evidence, "replay": place})
         return [self.speak(code, word, step.step) for code, word in said.items()]
 
