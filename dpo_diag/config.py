@@ -12,6 +12,7 @@ from typing import Any
 
 from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.config_keep import KeepConfig
+from dpo_diag.config_schedule import ScheduleConfig
 from dpo_diag.config_sft import LOSS_ON, SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
@@ -94,7 +95,7 @@ class TrainerConfig:
     padded batch before the first step, and as TRL does elsewhere; on insists; off: as TRL does. `reference_store`: a
     folder where the reference's sums, computed before training (`precompute_ref_log_probs`, which naming a store turns
     on), are kept, and taken from where model, adapter, tokenizer, template and cut are the same; null:
-    OUTPUT_ROOT/cache/references.
+    OUTPUT_ROOT/cache/references. `logits_sam`: rho of logits-SAM (arXiv 2603.18258); 0: none.
 
     A checkpoint is written after the last step (`save_at_end`), where the last one is `save_minutes` old, and every
     `save_steps`. Those of `save_steps` all stay, of the others the last 2; with `save_total_limit` the last so many of
@@ -119,6 +120,7 @@ class TrainerConfig:
     precompute_ref_log_probs: bool = False
     reference_store: str | None = None
     shared_prefix: str = "auto"
+    logits_sam: float = 0.0
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     logging_steps: int = 1
@@ -291,6 +293,7 @@ class Config:
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     keep: KeepConfig = field(default_factory=KeepConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -13,6 +13,7 @@ from dpo_diag.config import (
     PromptsConfig,
     TaskConfig,
 )
+from dpo_diag.config_schedule import check_schedule
 from dpo_diag.errors import DiagError
 
 
@@ -24,6 +25,7 @@ def check(config: Config) -> None:
         if value not in choices:
             raise _wrong(key, value, f"one of {', '.join(choices)}")
     config.loss.check_trainable()
+    check_schedule(config)
     _check_sources(config)
     check_task(config.task)
     if not 0 < config.filter.keep <= 1:

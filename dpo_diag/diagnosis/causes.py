@@ -59,11 +59,16 @@ def _loss(document: dict[str, Any]) -> list[Sentence]:
         f"Of the loss's change {signed(loss['delta'], 4)}, {signed(loss['chosen_part'], 4)} came through the chosen "
         f"answers and {signed(loss['rejected_part'], 4)} through the rejected ones"
     )
-    if loss["delta"] < 0 < loss["chosen_part"]:
+    answers = loss["chosen_part"] + loss["rejected_part"]
+    if answers < 0 < loss["chosen_part"]:
         text += ": the rejected answers alone lowered it, the chosen ones raised it"
-    elif loss["rejected_part"] < 0 < loss["delta"]:
+    elif loss["rejected_part"] < 0 < answers:
         text += ": the chosen answers raised it by more than the rejected ones lowered it"
     sentences = [say(f"{text}.", "loss.chosen_part", "loss.rejected_part")]
+    if "coefficient_part" in loss:
+        moves = ", ".join(f"{name} {arrow(*values)}" for name, values in loss["coefficients"].items())
+        text = f"{signed(loss['coefficient_part'], 4)} of it came with the coefficients that a schedule moved: {moves}."
+        sentences.append(say(text, "loss.coefficient_part", "loss.coefficients"))
     if loss.get("least_at_margin") is not None:
         least, at = number(loss["floor"]), number(loss["least_at_margin"])
         text = f"With label smoothing this loss cannot fall below {least}, at a margin of {at}; beyond it, it rises."

@@ -41,6 +41,7 @@ from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.diagnosis.scheduled import loss_at
 from dpo_diag.diagnosis.unfinished import Unfinished, unfinished
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
@@ -165,7 +166,9 @@ def _of_pairs(
     loss, loss_rows = loss_section(aligned, spec, why_not, intervals)
     unit, unit_note = aligned.unit_and_note
     perplexity = perplexity_section(aligned, intervals)
-    path = follow(aligned, spec)
+    # One yardstick along the run: a loss whose coefficients move may fall without any answer's changing.
+    last = None if spec is None else loss_at(run, spec, aligned.to_step, aligned.split)
+    path = follow(aligned, last)
     turns = turning_points(path, intervals, values["turning_point.least_dlog"])
     table = pair_table(aligned, loss_rows)
     few = concentration(table) if "share_of_rise" in table else None
@@ -173,7 +176,7 @@ def _of_pairs(
     checks = list(run_checks(context, values))
     evidence = _evidence(run, aligned.from_step, aligned.to_step, values)
     situation = Situation.of(context, checks, values)
-    material = remedies.Material(aligned, spec, turns, few, situation, values)
+    material = remedies.Material(aligned, last, turns, few, situation, values)
     decision = verdict.decide(
         verdict.Facts(
             checks=checks,
@@ -199,7 +202,7 @@ def _of_pairs(
         "quadrants": quadrants(aligned),
         "margins": margins(pairs, intervals),
         "ranking": ranking(aligned),
-        "against_reference": from_reference(aligned, spec),
+        "against_reference": from_reference(aligned, last),
         "concentration": asdict(few) if few is not None else None,
         "turning_points": [t.document() for t in turns],
         "pairs": _with_texts(run, records(table.head(PAIRS_SHOWN))),

@@ -329,6 +329,9 @@ def _through_which_side(document: Mapping[str, Any]) -> str:
     chosen, rejected = loss.get("chosen_part"), loss.get("rejected_part")
     if chosen is None or rejected is None:
         return ""
+    if "coefficient_part" in loss:
+        own, answers = signed(loss["coefficient_part"]), signed(chosen + rejected)
+        return f"The schedule's coefficients moved the loss by {own}, the answers by {answers}"
     parts = f"({signed(rejected)})", f"({signed(chosen)})"
     if loss["delta"] < 0 < chosen:
         return f"Rejected alone lowered the loss {parts[0]}; chosen raised it {parts[1]}"

@@ -59,7 +59,7 @@ def unfinished(run: Run) -> Unfinished | None:
     job = job_at(run.path)
     stopped = "stopped" if run.info.status == "interrupted" else "killed"
     how = job.status if job.status in ("running", "failed") else stopped
-    reached = _trained(run, job.progress) if run.kind == "trained" else _measured(run)
+    reached = _measured(run) if run.kind == "scored" else _trained(run, job.progress)
     error = (job.reason or run.info.error) if how == "failed" else None
     return Unfinished(how, reached, error, tuple(after_unfinished(run, running=how == "running")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dpo_diag.errors import DiagError, did_you_mean
@@ -96,6 +96,39 @@ class LossSpec:
     def coefficient(self, kind: str, name: str) -> float:
         """A number of a kind's own: as given, else its default."""
         return self.coefficients.get(name, LOSSES[kind].coefficients[name].default)
+
+    def value_of(self, name: str) -> float:
+        """A coefficient by name: beta, a kind's weight by the kind's, or a kind's own number.
+
+        Raises:
+            DiagError: this loss has no such coefficient; or it has a kind twice.
+        """
+        if name == "beta":
+            return self.beta
+        if self.types.count(name) == 1:
+            return self.term_weights[self.types.index(name)]
+        owner = {own: kind for kind in self.types for own in LOSSES[kind].coefficients}
+        if name in owner:
+            return self.coefficient(owner[name], name)
+        known = ("beta", *self.types, *owner)
+        raise DiagError(
+            "this loss has no such coefficient", where="loss", got=name, expected=f"one of {', '.join(known)}",
+            hint=did_you_mean(name, known), usage=True,
+        )  # fmt: skip
+
+    def with_value(self, name: str, value: float) -> LossSpec:
+        """The same loss with another value of one coefficient, named as for `value_of`.
+
+        >>> LossSpec(types=("sigmoid", "sft")).with_value("sft", 0.5).weights
+        (1.0, 0.5)
+        """
+        self.value_of(name)
+        if name == "beta":
+            return replace(self, beta=value)
+        if name in self.types:
+            weights = [value if kind == name else w for kind, w in zip(self.types, self.term_weights, strict=True)]
+            return replace(self, weights=tuple(weights))
+        return replace(self, coefficients={**self.coefficients, name: value})
 
     @property
     def needs_reference(self) -> bool:

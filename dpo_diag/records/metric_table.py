@@ -21,6 +21,8 @@ from dpo_diag.records.schemas import SIDES
 from dpo_diag.registry import Registry
 
 FloatArray = npt.NDArray[np.float64]
+COEFFICIENT = "coefficient/"
+"""Before the name of a coefficient of the loss that a schedule moves: its value in a logged window or evaluation."""
 TRAINERS_OWN = "trl/"
 """Before the name of a trainer's own mean, where the plain name holds the set's and they differ beyond rounding."""
 Columns = Mapping[str, FloatArray]

@@ -166,6 +166,7 @@ class TrainingInfo:
     save_steps: float | None = declared("steps, or below 1 a share of all steps")
     world_size: int | None = declared("processes", "count")
     shared_prefix: SharedPrefixInfo | None = declared("how prompts are computed")
+    logits_sam: float | None = declared("rho of logits-SAM: the length of the step that the output layer is moved by")
     loss_on: str | None = declared("SFT: assistant | last | all; null: as TRL's arguments say")
     loss_terms: Mapping[str, float] = declared("SFT: what is added to the NLL -> its weight", factory=dict)
 

@@ -38,7 +38,17 @@ def _accepted(function: GenerateFn, step: int, name: str) -> dict[str, Any]:
     return {k: v for k, v in {"step": step, "model_name": name}.items() if anything or k in names}
 
 
-class FixedPromptCallback(TrainerCallback):
+class BoundCallback(TrainerCallback):
+    """A callback that needs its trainer: DiagDPOTrainer and DiagSFTTrainer bind it to themselves."""
+
+    trainer: Any = None
+
+    def bind(self, trainer: Any) -> None:
+        """With any other trainer call it yourself."""
+        self.trainer = trainer
+
+
+class FixedPromptCallback(BoundCallback):
     """Answers a fixed list of prompts at step 0, at every evaluation and at the end, and writes them to outputs/.
 
     Args:
@@ -75,13 +85,8 @@ class FixedPromptCallback(TrainerCallback):
         self.generate_fn, self.prompts, self.writer = generate_fn, prompts, recorder
         self.schedule, self.also_at = frozenset(schedule), frozenset(also_at)
         self.with_reference, self.score_fn = with_reference, score_fn
-        self.trainer: Any = None
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
         """(model, step) -> rows, as written."""
-
-    def bind(self, trainer: Any) -> None:
-        """Called by DiagDPOTrainer and DiagSFTTrainer; with any other trainer call it yourself."""
-        self.trainer = trainer
 
     # ---- when ----
 

@@ -20,13 +20,16 @@ from dpo_diag.config import EXTRA_METRICS
 from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.trained_tokens import PROMPT_FILLS
 from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec
 from dpo_diag.records.given_ids import GivenIds
+from dpo_diag.records.metric_table import COEFFICIENT
 from dpo_diag.records.run_info import PrefixInfo, SharedPrefixInfo
 from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.left_out import say_left_out
+from dpo_diag.training.logits_sam import check_sam, kept_head, trained_loss
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.no_reference import as_precomputed, is_reference_free, without_reference
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
@@ -70,6 +73,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         shared_prefix: "auto" computes the prompt that chosen and rejected share once, where loss and gradient of the
             first batch are those of TRL's padded one (see `shared_prefix`; then they are equal but for rounding, no
             longer bit for bit), and goes TRL's way elsewhere, saying why; "on" insists; "off" is TRL's way.
+        logits_sam: rho of logits-SAM (see `logits_sam`); 0: none. It takes TRL's padded batches.
         reference_store: a folder where precomputed sums of the reference (`precompute_ref_log_probs=True`) are kept,
             and taken from where model, adapter, tokenizer, template and cut are the same (`inference.reference_store`).
 
@@ -97,6 +101,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         shared_prefix: str = "off",
         loss_coefficients: Mapping[str, float] | None = None,
         reference_store: str | os.PathLike[str] | None = None,
+        logits_sam: float = 0.0,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -107,6 +112,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._handed = Handed((args[1] if len(args) > 1 else kwargs.get("ref_model")) is not None, reference_is_start)
         self._proven = False
         self._given_ids: dict[str, GivenIds] = {}
+        self._sam, shared_prefix = logits_sam, "off" if logits_sam and shared_prefix == "auto" else shared_prefix
         self._stored = StoredReference(self, reference_store, logger.warning)
         self._shared = SharedPrefix(self, shared_prefix, self._record_shared)
         self._shared_reference = SharedPrefix(self, shared_prefix, lambda info: None, reference=True)
@@ -122,12 +128,11 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         if self._reference_free:
             self.precompute_ref_logps = False
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
-        self._spec = trl_adapter.loss_spec(self, loss_coefficients or {})
-        self._added = trl_adapter.added_types(self._spec)
-        # TRL computes the types that it knows; the others are added to its number.
-        terms = [*zip(self._spec.types, self._spec.term_weights, strict=True)]
-        self.loss_types = [kind for kind, _ in terms if kind not in self._added]
-        self.loss_weights = [weight for kind, weight in terms if kind not in self._added]
+        self.loss_as_configured = trl_adapter.loss_spec(self, loss_coefficients or {})
+        check_sam(logits_sam, self.loss_as_configured, shared_prefix)
+        self._added = trl_adapter.added_types(self.loss_as_configured)
+        self._moved: dict[str, float] = {}
+        self._use(self.loss_as_configured)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)
         self.monitor = Monitor(
@@ -144,6 +149,26 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         for dataset in self._pair_sources:
             self.monitor.texts.add(dataset)
         self.start_recording(recorder, evaluate_at_start, facts, eval_roles)
+
+    def _use(self, spec: LossSpec) -> None:
+        """Train by this loss from now on; TRL computes the types that it knows, the others are added to its number."""
+        self._spec, self.beta = spec, spec.beta
+        terms = [(k, w) for k, w in zip(spec.types, spec.term_weights, strict=True) if k not in self._added]
+        self.loss_types, self.loss_weights = [kind for kind, _ in terms], [weight for _, weight in terms]
+
+    def set_coefficient(self, name: str, value: float) -> None:
+        """Train and measure with another value of a coefficient (`LossSpec.value_of`) from now on; it is logged beside
+        the loss. Call it between two log calls: a logged window is one loss."""
+        self._moved[name] = value
+        self._use(self._spec.with_value(name, value))
+        self.monitor.spec = self._spec
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Recording's, with the coefficients that a schedule moves."""
+        scope = self.monitor.scope(logs)
+        if scope or "loss" in logs:
+            logs.update({f"{scope}_{COEFFICIENT}{k}" if scope else COEFFICIENT + k: v for k, v in self._moved.items()})
+        super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         given = GivenIds()
@@ -207,18 +232,24 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._prove_reference(model, inputs)
         self._shared.decide(inputs, self._loss_and_sums)
         with nullcontext() if return_outputs else self._shared.loss(inputs, self._probe):
-            if not self.measures and not self._added:
+            sam = self._sam > 0 and self.model.training and torch.is_grad_enabled()
+            if not self.measures and not self._added and not sam:
                 return self._trls_loss(model, inputs, return_outputs)
             tap = trl_adapter.Tap(self, model, self._probe if self.measures else None)
-            with tap.open():
+            with tap.open(), kept_head() if sam else nullcontext() as kept:
                 result = self._trls_loss(tap, inputs, return_outputs)
         loss, *outputs = result if return_outputs else (result,)
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, inputs, self._spec)
+        trained = loss
+        if kept is not None:
+            trained = trained_loss(self, tap, kept, inputs, self._spec, loss, self._sam)
+            rise = self.accelerator.gather((trained - loss).detach()).mean().item()
+            self._metrics["train"]["sam/rise"].append(rise)
         if self.measures:
             tokens = self.monitor.wants_tokens
             self.observe(trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
-        return (loss, *outputs) if return_outputs else loss
+        return (trained, *outputs) if return_outputs else trained
 
     def _loss_and_sums(self, model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """What is trained on, and each response's log-prob sum under the policy and, where it ran, the reference."""
@@ -267,8 +298,10 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             reference["shared_prefix"] = PrefixInfo("plain", refused={"packed": str(shared.reason)})
         return {
             **known,
-            "training": known["training"] | {"shared_prefix": self._shared.info},
-            "loss": self._spec,
+            "training": known["training"]
+            | {"shared_prefix": self._shared.info}
+            | ({"logits_sam": self._sam} if self._sam else {}),
+            "loss": self.loss_as_configured,
             "reference": reference,
             "logps": "sum",
             "reference_free": self._reference_free,

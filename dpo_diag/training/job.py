@@ -34,6 +34,7 @@ from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_in
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.replay import replay
 from dpo_diag.training.saving import Keep
+from dpo_diag.training.schedule import schedule_of
 from dpo_diag.training.tracker_callback import TrackerCallback
 from dpo_diag.training.vocabulary import write_vocabulary
 from dpo_diag.training.whole_checkpoint import state_of
@@ -85,6 +86,8 @@ def train(
     shorten_progress(trainer)
     if inputs.prompts:
         trainer.add_callback(_prompt_callback(config, inputs))
+    if config.schedule.kind != "none":
+        trainer.add_callback(schedule_of(config))
     if config.keep.patience is not None:
         trainer.add_callback(EarlyStopping(trainer, config.keep))
     tracker = TrackerCallback(config, folder, trainer) if kinds and main else None
@@ -170,7 +173,8 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     return DiagDPOTrainer(
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
-        loss_coefficients=config.loss.coefficients, reference_store=store, **common,
+        loss_coefficients=config.loss.coefficients, reference_store=store,
+        logits_sam=config.trainer.logits_sam, **common,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from dpo_diag.records.splits import Role
 from dpo_diag.stopping import StepEnd, sigterm_is_late, undisturbed
 from dpo_diag.text import takes_styles
 from dpo_diag.training.batch import Batch
-from dpo_diag.training.callbacks import FixedPromptCallback, RunCallback
+from dpo_diag.training.callbacks import BoundCallback, RunCallback
 from dpo_diag.training.carrying import Attach, CarryingCollator, mark_padding, remainder_of
 from dpo_diag.training.checkpoint_folders import checkpoints_in
 from dpo_diag.training.describe import describe_trainer
@@ -125,7 +125,7 @@ class Recording(Guarded, Saving):
         wanted = (recorder is not None and self.args.eval_strategy != "no") if at_start is None else at_start
         self.evaluates_at_start = bool(wanted and own is not None and not self.args.eval_on_start)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, FixedPromptCallback):
+            if isinstance(callback, BoundCallback):
                 callback.bind(self)
         self.callback_handler.add_callback(RunCallback(self))
         if isinstance(recorder, RunWriter):
@@ -134,10 +134,10 @@ class Recording(Guarded, Saving):
             self._attach(recorder)
 
     def add_callback(self: Any, callback: Any) -> None:
-        """As the trainer's own; a FixedPromptCallback gets the trainer whose answers it writes."""
+        """As the trainer's own; one that needs its trainer gets it."""
         super().add_callback(callback)  # type: ignore[misc]
         for known in self.callback_handler.callbacks:
-            if isinstance(known, FixedPromptCallback):
+            if isinstance(known, BoundCallback):
                 known.bind(self)
 
     def _open(self: Any, resume_step: int | None) -> None:

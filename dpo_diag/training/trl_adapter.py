@@ -12,7 +12,7 @@ reference. Recomputation under gradient checkpointing happens in the backward pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -190,16 +190,25 @@ def added_types(spec: LossSpec) -> tuple[str, ...]:
 def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -> torch.Tensor:
     """What `added_types` contribute to the loss: the mean over pairs, with the gradient of TRL's own forward.
 
-    Sums are formed as TRL forms them, in the type of its log-probs.
-
     Raises:
         RuntimeError: TRL did not run its fused forward.
     """
     if tap.policy is None or tap.policy.log_probs is None:
         raise RuntimeError(f"loss {', '.join(added_types(spec))} needs TRL's fused forward, which did not run")
+    return pair_terms(trainer, tap, inputs, spec, added_types(spec), tap.policy.log_probs)
+
+
+def pair_terms(
+    trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec, types: Collection[str], log_probs: torch.Tensor
+) -> torch.Tensor:
+    """The mean over pairs of those types' formulas, of the policy's token log-probs (2 x pairs, length).
+
+    Sums are formed as TRL forms them, in the type of its log-probs.
+    """
+    assert tap.policy is not None
     completion = inputs["completion_mask"]
     mask = completion[:, 1:]
-    logp = tap.policy.log_probs[:, -mask.shape[1] :]
+    logp = log_probs[:, -mask.shape[1] :]
     factor = None if spec.ld_alpha is None else ld_factors(mask.bool(), spec.ld_alpha)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
@@ -219,7 +228,7 @@ def added_loss(trainer: Any, tap: Tap, inputs: dict[str, Any], spec: LossSpec) -
     n_chosen, n_rejected = (mask if spec.counts_scored else completion).sum(1).to(logp.dtype).chunk(2)
     chosen_sum, rejected_sum = (logp * mask).sum(1).chunk(2)
     pairs = Pairs(a, b, n_chosen, n_rejected, chosen_sum, rejected_sum, weight, TORCH)
-    result: torch.Tensor = term_sum(spec, pairs, added_types(spec)).mean()
+    result: torch.Tensor = term_sum(spec, pairs, types).mean()
     return result
 
 

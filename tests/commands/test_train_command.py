@@ -241,6 +241,7 @@ def test_two_processes_give_the_records_of_one(own: list[str], tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some 30 trainings, one behind the other
 def test_every_loss_trains_without_a_change_of_code(tmp_path: Path) -> None:
     """`loss=glob(*)`: a run of each option, its loss recomputed to rounding where it has a value per pair."""
     small = ["task.sft_steps=60", "task.n_pairs=40", "task.n_train_pairs=32", "task.n_questions=100",

@@ -42,6 +42,20 @@ def test_sigmoid_by_hand() -> None:
     assert rows["delta"][0] == pytest.approx(0.126928 - 0.693147, abs=1e-6)
 
 
+def test_coefficients_that_moved_have_a_part_of_their_own() -> None:
+    """The same pair, beta from 1 to 2: under 2 the loss at the second step is log(1 + e^-4) = .018150, so each side is
+    -.337499 there and -.283110 under 1, -.310304 in the mean; at the first step beta changes nothing, at the second
+    .018150 - .126928, half of which is the coefficient's: -.054389."""
+    pairs = frame([(0, 0, 1, -1, 1, 1, -1)])
+    rows = split_losses(LossSpec(beta=1.0), pairs, LossSpec(beta=2.0))
+    assert rows["chosen_part"][0] == rows["rejected_part"][0] == pytest.approx(-0.310304, abs=1e-6)
+    assert rows["coefficient_part"][0] == pytest.approx(-0.054389, abs=1e-6)
+    assert rows["delta"][0] == pytest.approx(0.018150 - 0.693147, abs=1e-6) and abs(rows["residual"][0]) < 1e-15
+    summary, _ = summarise(LossSpec(beta=1.0), pairs, LossSpec(beta=2.0))
+    assert summary["coefficients"] == {"beta": [1.0, 2.0]} and summary["beta"] == 2.0
+    assert "coefficient_part" not in summarise(LossSpec(beta=1.0), pairs, LossSpec(beta=1.0))[0]
+
+
 def test_a_side_that_did_not_move_has_no_part() -> None:
     """Only the chosen side moves: the whole change is its own, whatever the rejected side's level."""
     rows = split_losses(LossSpec(beta=0.1), frame([(0, -30, 5, -30, 1, 1, -9), (2, 7, -4, 7, 1, 1, -9)]))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
@@ -20,6 +21,7 @@ from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.checkpoint_folders import checkpoints_in
 from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guarded import drop_gradients
+from dpo_diag.training.replay import replay
 
 from .tiny import arguments, make_model, make_pairs
 
@@ -300,3 +302,84 @@ def test_a_training_ends_where_its_evaluations_gain_nothing(
     assert said == ([] if rate else [
         "rewards/margins gained nothing beyond its noise in 3 evaluations since step 0 (0): the run ends at step 6"
     ])  # fmt: skip
+
+
+TWO = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+from datasets import Dataset
+from transformers import TrainerCallback
+from dpo_diag.config_guards import GuardsConfig
+from training.test_guard_actions import Injected, Look
+from training.tiny import arguments, make_model, make_pairs, make_tokenizer
+
+folder, batch = sys.argv[1], int(sys.argv[2])
+rank = int(os.environ["RANK"])
+sums = {{}}
+
+class Sum(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        sums[state.global_step] = [float(p.detach().double().sum()) for p in model.parameters()]
+
+trainer = Injected(
+    model=make_model(1), ref_model=make_model(2), recorder=folder + "/run", processing_class=make_tokenizer(),
+    train_dataset=Dataset.from_list(make_pairs(40)), callbacks=[Sum()],
+    args=arguments(folder + "/out", max_steps=5, per_device_train_batch_size=batch, gradient_accumulation_steps=2,
+                   weight_decay=0.1, save_strategy="steps", save_steps=2,
+                   accelerator_config={{"dispatch_batches": False}}),
+)
+trainer.factors = {{(3, 1): float("nan")}} if rank == 1 else {{}}
+trainer.answer_guards(GuardsConfig(actions={{"non_finite_loss": "skip", "loss_spike": "restore"}}))
+trainer.train()
+json.dump(sums, open(folder + f"/sums{{rank}}.json", "w"))
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_step_of_which_one_sees_the_nan(tmp_path: Path) -> None:
+    """The second process's second micro-batch of step 3: both processes leave the step out, have the same weights after
+    every step, and the one alert has the rows of both; the batch of each process is kept."""
+    import json
+
+    from .test_distributed import launch
+
+    folder = tmp_path / "two"
+    assert launch(folder, 2, 2, TWO).wait(timeout=300) == 0, (folder / "console.txt").read_text()[-3000:]
+    first, second = (json.loads((folder / f"sums{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["3"] == first["2"] and first["2"] != first["1"] and first["4"] != first["3"]
+    assert all(np.isfinite(first["5"]))
+    alerts = load_run(folder / "run").alerts.query("code == 'non_finite_loss'")
+    assert alerts["step"].tolist() == [3]
+    assert "of 8 rows" in alerts["message"].iloc[0]
+    kept = Path(json.loads(alerts["evidence"].iloc[0])["replay"])
+    assert sorted(p.name for p in kept.iterdir()) == [
+        "batch.r0.safetensors", "batch.r1.safetensors", "step.json", "weights.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_adapter_is_restored_and_its_step_computed_again(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """LoRA: the adapter of step 4 is back, bit for bit. The replay, in which nothing is injected, gives a fiftieth of
+    the recorded loss."""
+
+    def adapted(**more: Any) -> Injected:
+        lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return Injected(
+            model=make_model(1), ref_model=None, processing_class=tokenizer, peft_config=lora,
+            train_dataset=Dataset.from_list(make_pairs(30)), **more,
+        )  # fmt: skip
+
+    look, options = Look(), {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    trainer = adapted(
+        recorder=tmp_path / "run", callbacks=[look], args=arguments(tmp_path / "out", **options),
+        thresholds={"guards": {"spike_least_steps": 3, "spike_min": 3.0}},
+    )  # fmt: skip
+    trainer.factors = {(5, 0): 50.0}
+    trainer.answer_guards(GuardsConfig(actions={"loss_spike": "restore"}))
+    trainer.train()
+    assert same(look.after[5], look.after[4]) and not same(look.after[6][0], look.after[5][0])
+    found = replay(adapted(args=arguments(tmp_path / "out", **options)), tmp_path / "run" / "alerts" / "step-00000005")
+    assert found.exact and len(found.rows) == 3
+    assert found.loss == pytest.approx(found.recorded / 50, rel=1e-6)

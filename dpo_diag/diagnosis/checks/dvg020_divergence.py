@@ -37,6 +37,8 @@ def diverged(ctx: CheckContext, t: Thresholds) -> Outcome:
     logged = next((s for split in ctx.logged.train_splits if (s := ctx.logged.every("loss", split))), None)
     if logged is None:
         raise Missing("no loss of the training batches is logged")
+    if moved := ctx.moved_coefficients:
+        raise Missing(f"a schedule moved the loss's {', '.join(moved)}, so that its values have no course")
     tail = logged.values[-max(LEAST_FOR_T, int(len(logged) * t["divergence_tail_share"])) :]
     if len(logged) >= LEAST_ROWS and not np.isfinite(tail).any():
         return speaks("the training loss is not finite at the end", steps=logged.steps[-len(tail) :])

@@ -11,6 +11,7 @@ from dpo_diag.diagnosis.checks.shared.advice import SOUND, Advice, has
 from dpo_diag.diagnosis.checks.shared.check import WORST, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import SIGMOID, Example
+from dpo_diag.diagnosis.scheduled import loss_at
 from dpo_diag.records.metric_table import TRAINERS_OWN, measure, pair_sums
 from dpo_diag.text import number, plural, signed
 from dpo_diag.thresholds import Thresholds
@@ -101,7 +102,8 @@ def _from_pairs(ctx: CheckContext) -> Iterator[Compared]:
         known = at[at["ref_sum_logp"].notna()]
         reference = known.assign(sum_logp=known["ref_sum_logp"]) if len(known) == len(at) else None
         sums = pair_sums(at, reference)
-        means = measure(sums, loss, names) if "n_tokens" in sums.policy else {}
+        spec = None if loss is None else loss_at(ctx.run, loss, int(last), str(split))
+        means = measure(sums, spec, names) if "n_tokens" in sums.policy else {}
         values = logged.loc[logged["step"] == last].set_index("name")["value"]
         for name in values.index.intersection(list(means)):
             yield Compared(str(name), str(split), int(last), float(values[name]), means[str(name)].value)

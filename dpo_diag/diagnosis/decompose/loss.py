@@ -8,6 +8,10 @@ chosen player: it enters as TRL computes it, the mean over the set's chosen toke
 batch have no such split and are refused by name. Under WPO the detached pair weight moves too: its share stands apart,
 `weight_part`, split from the rest by the midpoint rule (mean weight times change of loss, plus mean loss times change
 of weight), which is exact as well.
+
+Where a schedule moved the loss's coefficients, each step's own apply: the sides' parts are the means of the splits
+under the first and under the last coefficients, and what the coefficients did at pairs that stood still is
+`coefficient_part`, the mean over the pairs of both steps; together they are the change, exactly.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import pandas as pd
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, pair_loss
+from dpo_diag.diagnosis.scheduled import loss_at
 from dpo_diag.errors import DiagError
-from dpo_diag.losses import LossSpec, loss_at_reference, loss_floor, loss_turn
+from dpo_diag.losses import LOSSES, LossSpec, loss_at_reference, loss_floor, loss_turn
 from dpo_diag.records import Run
 
 COLUMNS = ("loss_from", "loss_to", "delta", "chosen_part", "rejected_part", "weight_part", "residual")
@@ -43,7 +48,8 @@ def loss_section(
     """The explanation's loss section, and the rows behind it."""
     if spec is None:
         return {"not_applicable": why_not}, pd.DataFrame()
-    summary, rows = summarise(spec, aligned.pairs)
+    first, last = (loss_at(aligned.run, spec, step, aligned.split) for step in (aligned.from_step, aligned.to_step))
+    summary, rows = summarise(first, aligned.pairs, last)
     if "not_applicable" in summary:
         return summary, rows
     summary["interval"] = intervals.mean(rows["delta"], aligned.pairs.loc[rows.index, "pair_id"]).bounds
@@ -55,11 +61,13 @@ def loss_section(
     return summary, rows
 
 
-def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
+def split_losses(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = None) -> pd.DataFrame:
     """The split of every pair's loss.
 
     Args:
         spec: an additive loss.
+        last: the same loss with the coefficients of the second step, where they are others; then there is a column
+            `coefficient_part` too.
         pairs: `Aligned.pairs`: `a0 b0 a1 b1` (nats) and, where the loss needs them, `chosen_n_tokens_{0|1}`,
             `rejected_n_tokens_{0|1}`, `chosen_sum_logp_{0|1}`, `chosen_weight_{0|1}`.
 
@@ -72,6 +80,15 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame) -> pd.DataFrame:
     """
     if spec.not_additive:
         raise DiagError("this loss has no per-pair value", got=spec.not_additive)
+    if last is not None and last != spec:
+        one, two = split_losses(spec, pairs), split_losses(last, pairs)
+        rows = (one + two) / 2
+        rows["coefficient_part"] = (two["loss_from"] - one["loss_from"] + two["loss_to"] - one["loss_to"]) / 2
+        rows["loss_from"], rows["loss_to"] = one["loss_from"], two["loss_to"]
+        rows["delta"] = rows["loss_to"] - rows["loss_from"]
+        parts = rows[["chosen_part", "rejected_part", "weight_part", "coefficient_part"]].sum(axis=1, skipna=False)
+        rows["residual"] = rows["delta"] - parts
+        return rows
     unweighted = replace(spec, use_weighting=False)
     with np.errstate(invalid="ignore"):
         f00, f10, f01, f11 = (pair_loss(unweighted, pairs, i, j) for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)))
@@ -97,7 +114,7 @@ def finite_pairs(spec: LossSpec, pairs: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
+def summarise(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
     """The run's loss split (means over pairs) and the rows behind it; or {"not_applicable": reason} and no rows."""
     empty = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
     if not len(pairs):
@@ -107,11 +124,12 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
         return {"not_applicable": _why_none(spec, pairs)}, empty
     used = pairs.loc[finite]
     try:
-        rows = split_losses(spec, used)
+        rows = split_losses(spec, used, last)
     except DiagError as error:
         return {"not_applicable": str(error)}, empty
     values = {name: float(rows[name].mean()) for name in COLUMNS[:-1]}
-    parts = values["chosen_part"] + values["rejected_part"] + values["weight_part"]
+    moved = float(rows["coefficient_part"].mean()) if "coefficient_part" in rows else 0.0
+    parts = values["chosen_part"] + values["rejected_part"] + values["weight_part"] + moved
     result: dict[str, Any] = {
         "from": values["loss_from"],
         "to": values["loss_to"],
@@ -126,6 +144,9 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
         "at_reference": loss_at_reference(spec) if spec.needs_reference else None,
         "floor": loss_floor(spec),
     }
+    if "coefficient_part" in rows:
+        assert last is not None
+        result |= {"coefficient_part": moved, "coefficients": coefficients_moved(spec, last), "beta": last.beta}
     if (turn := loss_turn(spec)) is not None:
         result["least_at_margin"] = turn
     if spec.use_weighting:
@@ -136,6 +157,13 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame) -> tuple[dict[str, Any], pd.D
         result["pairs_left_out_reason"] = "a log-prob of theirs is infinite, NaN or unknown"
         result["left_out_pair_ids"] = [str(p) for p in pairs.loc[~finite, "pair_id"].head(20)]
     return result, rows
+
+
+def coefficients_moved(first: LossSpec, last: LossSpec) -> dict[str, list[float]]:
+    """Name -> value at the first and at the last step, of those that differ."""
+    names = ["beta", *first.types, *(own for kind in first.types for own in LOSSES[kind].coefficients)]
+    both = {name: [first.value_of(name), last.value_of(name)] for name in names if first.types.count(name) < 2}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
 def _why_none(spec: LossSpec, pairs: pd.DataFrame) -> str:

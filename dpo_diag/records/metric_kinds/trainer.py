@@ -22,6 +22,10 @@ _ROWS: tuple[tuple[str, str, str, Better, str], ...] = (
 )  # fmt: skip
 for _name, _label, _unit, _better, _description in _ROWS:
     METRICS.add(_name, Metric(_label, _unit, _better, _description))
+METRICS.add("coefficient", Metric(
+    "{name} (coefficient)", "factor", "neither", "coefficient/NAME: a coefficient of the loss that a schedule moves",
+    sides=True, bounds=(None, None),
+))  # fmt: skip
 METRICS.add("score", Metric(
     "{name}", "share", "higher", "score/NAME: mean over answers of a checker's verdict", sides=True,
     bounds=(None, None),

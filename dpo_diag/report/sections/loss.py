@@ -49,9 +49,15 @@ def loss_frame(loss: Mapping[str, Any]) -> pd.DataFrame:
         ("loss before", start, start, 0.0),
         ("through the chosen side", start, middle, loss["chosen_part"]),
         ("through the rejected side", middle, middle + loss["rejected_part"], loss["rejected_part"]),
+        *_of_coefficients(loss, middle + loss["rejected_part"]),
         ("loss after", loss["to"], loss["to"], loss["delta"]),
     ]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _of_coefficients(loss: Mapping[str, Any], start: float) -> list[tuple[str, float, float, float]]:
+    part = loss.get("coefficient_part")
+    return [] if part is None else [("through its coefficients", start, start + part, part)]
 
 
 def loss_text(chosen: float, rejected: float) -> str:

@@ -19,6 +19,7 @@ from dpo_diag.diagnosis.checks.shared.logged import Logged, Window
 from dpo_diag.diagnosis.checks.shared.pairs import FixedPairs
 from dpo_diag.diagnosis.checks.shared.plausible import Implausible, find_implausible
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step
+from dpo_diag.diagnosis.scheduled import moved_coefficients
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, has_nll, loss_at_reference, loss_floor, start_of
 from dpo_diag.records import Run
@@ -132,7 +133,14 @@ class CheckContext:
         """Logged means that cannot be what their names say."""
         return find_implausible(self.logged, self.start, self._thresholds)
 
+    @cached_property
+    def moved_coefficients(self) -> list[str]:
+        """Coefficients of the loss that a schedule moved: its logged values, of different losses, have no course."""
+        return moved_coefficients(self.run)
+
     def _is_withheld(self, split: str, name: str) -> bool:
+        if name == "loss" and self.moved_coefficients:
+            return True
         return any(one.withholds(split, name) for one in self.implausible)
 
     def nothing_of(self, *metrics: str) -> Missing:

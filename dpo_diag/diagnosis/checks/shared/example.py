@@ -73,6 +73,7 @@ class Example:
         writer.write("pairs", list(self._pairs()))
         for table, rows in self.tables.items():
             writer.write(table, list(rows))
+        writer.update(**{"status": "finished"} | dict(self.run))
         return load_run(folder)
 
     def _history(self) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from dpo_diag.diagnosis.checks.shared.check import Missing
 from dpo_diag.diagnosis.checks.shared.logged import Window
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
 from dpo_diag.diagnosis.pair_rows import REFERENCE, PairRows, Step, finite_at_both, pair_loss
+from dpo_diag.diagnosis.scheduled import loss_at
 from dpo_diag.diagnosis.unfinished import unfinished
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec, pair_losses
@@ -181,10 +182,13 @@ class FixedPairs:
             return self.ratios(frame)
         return self.moved(self.at(self.own_steps[0]).reindex(frame.index), frame)
 
-    @property
+    @cached_property
     def _spec(self) -> LossSpec | None:
+        """One yardstick for every step: the coefficients of the last one."""
         loss = self._info.loss
-        return loss if loss is not None and not loss.not_additive else None
+        if loss is None or loss.not_additive:
+            return None
+        return loss_at(self._pairs.run, loss, self.steps[-1], self.split)
 
     @property
     def _stand_in(self) -> LossSpec:
