@@ -169,9 +169,10 @@ class Batch:
     def without_padding(self) -> Batch:
         """The same without examples that only fill the epoch's last batch; the loss is still that of all rows."""
         real = self.rows != PADDING
-        return (
-            self if real.all() else replace(self.take(real), loss=self.loss, added=self.added, expected=self.expected)
-        )
+        if real.all():
+            return self
+        kept = self.take(real)
+        return replace(kept, loss=self.loss, added=self.added, expected=self.expected, is_share=self.is_share)
 
     def without_tokens(self) -> Batch:
         """The same without its per-token values."""

@@ -78,6 +78,8 @@ def replay(trainer: Any, dump: Path) -> Replay:
     recorded = float(facts["loss"])
     found = Replay(step, [*facts["codes"]], *_load(trainer, model, dump, facts), recorded)
     trainer.state.global_step, trainer._proven = step - 1, True
+    for name, value in (facts.get("coefficients") or {}).items():
+        trainer.set_coefficient(name, float(value))
     found.parameters = [
         (name, int((~p.isfinite()).sum()), p.numel()) for name, p in model.named_parameters() if not p.isfinite().all()
     ]
@@ -97,6 +99,7 @@ def replay(trainer: Any, dump: Path) -> Replay:
             (loss / len(samples)).backward()
     trainer.is_in_train = False
     batches = trainer.monitor.window.open.batches
+    losses = [batch.loss for batch in batches] or losses  # what was trained on may hold more than what is recorded
     if batches and batches[0].is_share:  # of all tokens of the step, or of those of its process
         found.loss = sum(losses) / (1 if trainer.args.average_tokens_across_devices else int(facts["processes"]))
     else:
