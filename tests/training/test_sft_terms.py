@@ -15,10 +15,14 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from dpo_diag import load_run
+from dpo_diag.config import Config, DataConfig, ModelConfig, PromptsConfig, TrainerConfig
+from dpo_diag.config_checks import check
+from dpo_diag.config_sft import SftConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.models.head_tiles import Shape
 from dpo_diag.training import DiagSFTTrainer
 from dpo_diag.training.sft_terms import (
+    HeadTap,
     SftTerms,
     TargetLogits,
     infonce,
@@ -133,6 +137,37 @@ def test_what_cannot_be_is_refused() -> None:
             SftTerms.checked(smoothing, terms, 0.05, args)
     assert SftTerms.checked(0.0, {}, 0.05, theirs) == SftTerms(0.1, by_trl=True)
     assert not SftTerms.checked(0.0, {"z_loss": 0.0}, 0.05, plain).any
+
+
+def test_values_of_labelled_positions_alone_find_their_places() -> None:
+    """As TRL's head gives them with Triton; without it, of every position, those that are not labelled become zero."""
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    tap = HeadTap(SftTerms(0.1))
+    assert tap.placed(mask) is None
+    for own in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 1.0, 2.0, 3.0, 9.0, 9.0])):
+        tap.logits = TargetLogits(own, 2 * own)
+        placed = tap.placed(mask)
+        assert placed is not None
+        assert placed.target.tolist() == [[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]
+        assert placed.mean.tolist() == [[0.0, 2.0, 4.0], [6.0, 0.0, 0.0]]
+    tap.hidden = torch.tensor([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]])
+    states = tap.states(mask)
+    assert states is not None
+    assert states.tolist() == [[[0.0, 0.0], [1.0, 1.5], [2.0, 2.5]], [[3.0, 3.5], [0.0, 0.0], [0.0, 0.0]]]
+
+
+def test_a_preference_training_has_no_supervised_terms(tmp_path: Path) -> None:
+    """They would be left out without a word; supervised training takes them."""
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    known: dict[str, Any] = {
+        "model": ModelConfig(kind="hub", name="m"), "prompts": PromptsConfig(kind="none"),
+        "data": DataConfig(kind="jsonl", path=str(tmp_path / "pairs.jsonl")), "sft": SftConfig(z_loss=1e-4),
+    }  # fmt: skip
+    check(Config(**known, trainer=TrainerConfig(method="sft")))
+    with pytest.raises(DiagError, match=r"sft\.z_loss"):
+        check(Config(**known))
+    with pytest.raises(DiagError, match=r"sft\.label_smoothing"):
+        check(Config(**known | {"sft": SftConfig(label_smoothing=1.0)}, trainer=TrainerConfig(method="sft")))
 
 
 def rows_of(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dpo_diag.diagnosis import checks
 from dpo_diag.diagnosis.checks import CHECKS, OUTCOMES, SEVERITIES, CheckContext, all_checks, run_checks
+from dpo_diag.diagnosis.checks.shared.pages import page
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter, load_run
 from dpo_diag.thresholds import load_thresholds
@@ -138,3 +139,9 @@ def check_all(folder: Path) -> None:
     for f in findings:
         assert f["outcome"] in OUTCOMES and f["severity"] in SEVERITIES
         assert f["reason"] and (f["outcome"] == "speaks" or not f["try"])
+
+
+def test_a_threshold_has_the_reason_of_its_own_section() -> None:
+    """Spikes and the live guards both have a `spike_window`: DVG016's page gives its own."""
+    text = page(CHECKS["DVG016"])
+    assert "| `spike_window` | 7 | rows on each side |" in text

@@ -17,7 +17,8 @@ from dpo_diag.text import capital
 from dpo_diag.thresholds import defaults
 from dpo_diag.translated import Catalogue, catalogue
 
-_REASON = re.compile(r"^ *(\w+): +\S+ *# (.+)$", re.MULTILINE)
+_REASON = re.compile(r"^( *)(\w+):(?: +[^\s#]\S*)?(?: +# (.+))?$", re.MULTILINE)
+"""A name of the thresholds' file, how far it is indented, and the comment behind it."""
 _MADE = "<!-- made from {file} by dpo-diag checks --write: edit that file, not this one -->\n\n"
 
 
@@ -95,9 +96,13 @@ def _evidence(check: Check) -> list[tuple[str, str]]:
 
 def _thresholds(check: Check) -> Iterator[tuple[str, str, str]]:
     """Name, default and reason of every threshold that decides the check."""
-    reasons = dict(_REASON.findall((conf_dir() / "checks" / "default.yaml").read_text(encoding="utf-8")))
+    reasons, below = {}, ""
+    for indented, name, reason in _REASON.findall((conf_dir() / "checks" / "default.yaml").read_text(encoding="utf-8")):
+        if not indented:
+            below = f"{name}."
+        reasons[f"{below}{name}" if indented else name] = reason
     for name in check.reads:
-        yield f"`{name}`", f"{defaults()[name]:g}", reasons.get(name.rpartition(".")[2], "")
+        yield f"`{name}`", f"{defaults()[name]:g}", reasons.get(name, "")
     for name, value in check.thresholds.items():
         yield f"`{name}`", f"{value:g}", ""
 
