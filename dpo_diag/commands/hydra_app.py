@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
 from dpo_diag.commands.overrides import could_not_override, explain_override, not_an_override, quoted_paths
-from dpo_diag.commands.resume_trust import resumed, sign
+from dpo_diag.commands.resume_trust import replays, resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
@@ -214,7 +214,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         reason = explain_override(overrides, SCHEMAS[config_name])
         if reason is not None:
             raise DiagError(reason, usage=True)
-    if not is_main_process() or any(a.startswith("replay=") for a in arguments):
+    if not is_main_process() or replays(arguments):
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away. A replay
         # writes no run.
         ending = ExitStack()
