@@ -52,9 +52,16 @@ class Child:
     """dpo-train in a forked process."""
 
     def __init__(self, arguments: list[str], console: Path, before: Callable[[], None] = lambda: None) -> None:
-        self.console = console
+        # Before the fork, as the child's first moment is the program's: Python's own imports hear no signal of ours.
+        from dpo_diag.commands.hydra_app import run_app
+        from dpo_diag.commands.train import job
+
+        self.console, begun = console, os.pipe()
         self.pid = os.fork()
         if self.pid:
+            os.close(begun[1])
+            os.read(begun[0], 1)  # or its end, of a child that fell
+            os.close(begun[0])
             return
         code = 99
         try:
@@ -65,9 +72,7 @@ class Child:
             os.dup2(handle, 2)
             sys.stdout, sys.stderr = (open(n, "w", closefd=False, buffering=1) for n in (1, 2))  # noqa: SIM115
             before()
-            from dpo_diag.commands.hydra_app import run_app
-            from dpo_diag.commands.train import job
-
+            os.write(begun[1], b".")
             try:
                 code = run_app("dpo-train", "config", job, arguments)
             except BaseException:
