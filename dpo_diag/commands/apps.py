@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from contextlib import suppress
 
 from dpo_diag.commands.app_help import asks_for_help, help_text
 from dpo_diag.extras import of_import_error
@@ -12,7 +14,10 @@ from dpo_diag.stopping import exit_status, sigterm_interrupts, word
 
 def _run(name: str) -> int:
     if asks_for_help(sys.argv[1:]):
-        print(help_text(f"dpo-{name}"))
+        with suppress(BrokenPipeError):  # the reader (head, less) went away
+            print(help_text(f"dpo-{name}"), flush=True)
+            return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 0
     try:
         with sigterm_interrupts():  # from the first moment: what a training needs takes seconds to import

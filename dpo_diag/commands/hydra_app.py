@@ -28,8 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
-from dpo_diag.commands.overrides import explain_override, not_an_override, quoted_paths
-from dpo_diag.commands.resume_trust import resumed, sign
+from dpo_diag.commands.overrides import could_not_override, explain_override, not_an_override, quoted_paths
+from dpo_diag.commands.resume_trust import replays, resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
@@ -136,6 +136,7 @@ def _run_app(name: str, config_name: str, job: Job, argv: list[str] | None) -> i
         said = re.sub(r"\n *(?:reference|object)_type=[^\n]*", "", "; ".join(reasons))
         if isinstance(error, OverrideParseException):
             said = not_an_override(error.override)
+        said = could_not_override(reasons[0]) or said
         print(f"{name}: {redacted(' '.join(said.split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
@@ -213,7 +214,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         reason = explain_override(overrides, SCHEMAS[config_name])
         if reason is not None:
             raise DiagError(reason, usage=True)
-    if not is_main_process() or any(a.startswith("replay=") for a in arguments):
+    if not is_main_process() or replays(arguments):
         # The run folder is rank 0's, which sends it to the others (see training.job); theirs is thrown away. A replay
         # writes no run.
         ending = ExitStack()

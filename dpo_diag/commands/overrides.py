@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from dpo_diag.commands.schema_keys import keys_below
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.errors import did_you_mean
+from dpo_diag.thresholds import defaults
 
 _SHELLS = '"$`\\!'
 """What a shell reads inside double quotes."""
@@ -85,6 +86,24 @@ def _explain(text: str, keys: dict[str, list[str]]) -> str | None:
         return f"unknown key {key!r}; {_meant(text, below) or _nearest(name, keys[prefix], within)}"
     first = prefix.split(".")[0]
     return None if first in keys[""] else f"unknown key {key!r}; {_nearest(first, keys[''])}"
+
+
+def could_not_override(said: str) -> str | None:
+    """What Hydra says of a key that nothing composed has, in our words; None for anything else that it says.
+
+    >>> could_not_override("Could not override 'guards.actions.loss_spike'.\\nTo append to your config use +a=b")
+    'guards.actions.loss_spike is not set so far; hint: a new key below guards.actions is added as +a=b'
+    """
+    found = re.match(r"Could not override '([^']+)'\.\s+To append to your config use (\+\S.*)", said)
+    if found is None:
+        return None
+    key, prefix = found[1], found[1].rpartition(".")[0]
+    if key.startswith("checks."):
+        return f"unknown key {key!r}; {_nearest(key.removeprefix('checks.'), list(defaults()), 'checks.')}"
+    above, _, free = prefix.rpartition(".")
+    if free in keys_below(Config).get(above, []):
+        return f"{key} is not set so far; hint: a new key below {prefix} is added as {found[2].strip()}"
+    return f"unknown key {key!r}; hint: --help lists the keys"
 
 
 def _meant(text: str, below: list[str]) -> str:

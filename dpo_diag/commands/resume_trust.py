@@ -48,11 +48,13 @@ def resumed(arguments: list[str]) -> list[str]:
 
     RUN may be typed as it is or in quotes, whatever its letters: it is a path, no override of Hydra's yet.
     """
-    given = next((a for a in arguments if _RESUME.match(a)), None)
-    run = None if given is None else given.partition("=")[2]
-    if given is None or run in (None, "null", ""):
+    named = [a for a in arguments if _names_one(a)]
+    if len(named) > 1:
+        raise DiagError("one run or step is gone back to", got=" ".join(named), expected="one of them", usage=True)
+    if not named:
         return arguments
-    folder = Path(run)
+    given = named[0]
+    folder = Path(given.partition("=")[2])
     if not folder.exists():
         folder = Path(plain_value(given))
     step = folder
@@ -91,6 +93,15 @@ def resumed(arguments: list[str]) -> list[str]:
     if replays:
         return [*kept, *given_now, going_on]
     return [*kept, *given_now, going_on, override("hydra.run.dir", folder.resolve())]
+
+
+def replays(arguments: Sequence[str]) -> bool:
+    """Whether a step is computed again, which writes no run."""
+    return any(_names_one(a) and a.lstrip("+").startswith("replay=") for a in arguments)
+
+
+def _names_one(argument: str) -> bool:
+    return _RESUME.match(argument) is not None and argument.partition("=")[2] not in ("null", "")
 
 
 def _say_unread_edit(folder: Path) -> None:

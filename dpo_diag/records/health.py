@@ -20,7 +20,7 @@ from dpo_diag.records.files import part_of
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.records.parts import listed, steady, visible
 from dpo_diag.records.reader import Run
-from dpo_diag.records.run_lock import held_by, owner_is_gone
+from dpo_diag.records.run_lock import OWN, held_by, owner_is_gone
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.text import plural, some
 
@@ -186,7 +186,11 @@ def _sums(run: Run) -> list[Finding]:
     where they are read."""
     findings, sums = [], []
     tables = [path for name in TABLES for path in run.files(name)]
-    others = [p for p in sorted([*run.path.glob("*.*"), *run.path.glob(".hydra/*.*")]) if p.suffix in SUMMED]
+    others = [
+        p
+        for p in sorted([*run.path.glob("*.*"), *run.path.glob(".hydra/*.*")])
+        if p.suffix in SUMMED and p.name not in OWN
+    ]
     for path in (*tables, *others):
         try:
             sums.append(agrees(verified(path, SUM_MEND), path.suffix))

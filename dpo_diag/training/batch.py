@@ -123,6 +123,7 @@ class Batch:
         loss: the trainer's number for this micro-batch, the MoE auxiliary loss taken off; NaN for a concatenation.
         added: that auxiliary loss's share of what is trained on.
         expected: the loss recomputed from the sums, NaN where it has another form or no value per pair.
+        is_share: the loss is this micro-batch's part of its step's, which is their sum and not their mean.
         packed: a row may hold several sequences, so that no metric per response exists.
         tokens: per-token values, where they were asked for.
     """
@@ -136,6 +137,7 @@ class Batch:
     loss: float = math.nan
     added: float = 0.0
     expected: float = math.nan
+    is_share: bool = False
     packed: bool = False
     tokens: TokenRows | ResponseTokens | None = field(default=None, repr=False)
 
@@ -167,9 +169,10 @@ class Batch:
     def without_padding(self) -> Batch:
         """The same without examples that only fill the epoch's last batch; the loss is still that of all rows."""
         real = self.rows != PADDING
-        return (
-            self if real.all() else replace(self.take(real), loss=self.loss, added=self.added, expected=self.expected)
-        )
+        if real.all():
+            return self
+        kept = self.take(real)
+        return replace(kept, loss=self.loss, added=self.added, expected=self.expected, is_share=self.is_share)
 
     def without_tokens(self) -> Batch:
         """The same without its per-token values."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dpo_diag.documents import parse_json
+from dpo_diag.documents import read_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import replacing, write_json
 
@@ -51,7 +52,17 @@ def dump_batch(
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with replacing(path) as temporary:
-        save_file(tensors, temporary)
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # which is what a full disk becomes
+            raise OSError(str(error)) from error
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DiagError("a kept batch cannot be read", where=path, got=error) from error
 
 
 def read_dump(folder: Path) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
@@ -67,15 +78,30 @@ def read_dump(folder: Path) -> tuple[dict[str, Any], list[dict[str, torch.Tensor
             "no batch to replay", where=folder, got=f"no {FILE}", expected="RUN/alerts/step-N of a guard's alert",
             hint=f"name one of {', '.join(found[:5])}" if found else None, usage=True,
         )  # fmt: skip
-    facts = dict(parse_json(file.read_text(encoding="utf-8")))
+    facts = dict(read_json(file, "the step's description"))
+    for name, known in {"step": int, "processes": int, "codes": list, "loss": str}.items():
+        if not isinstance(facts.get(name), known):
+            raise DiagError(
+                "the step's description is damaged", where=file, got=f"{name}: {facts.get(name)!r}"[:80],
+                expected=f"{name} as {known.__name__}",
+            )  # fmt: skip
     samples: list[dict[str, torch.Tensor]] = []
     for rank in range(int(facts["processes"])):
         path = folder / _BATCH.format(rank=rank)
         if not path.is_file():
             raise DiagError("the batch of a process is missing", where=path, hint="it lies on another machine's disk")
         of_rank: dict[int, dict[str, torch.Tensor]] = {}
-        for name, values in load_file(path).items():
+        for name, values in _load(path).items():
             i, _, key = name.partition("/")
             of_rank.setdefault(int(i), {})[key] = values
         samples += [of_rank[i] for i in sorted(of_rank)]
     return facts, samples
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Parameter name -> values before the step's update.
+
+    Raises:
+        DiagError: they cannot be read.
+    """
+    return _load(folder / WEIGHTS)

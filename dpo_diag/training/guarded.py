@@ -93,7 +93,7 @@ class Guarded:
         own = small and self.is_world_process_zero() and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         facts = {
             "step": step, "codes": [*codes], "loss": str(loss), "processes": self.accelerator.num_processes,
-            "num_items": None if items is None else int(items),
+            "num_items": None if items is None else int(items), "coefficients": {**getattr(self, "_moved", {})},
         }  # fmt: skip
         folder = Path(writer.path) / dump_place(step)
         try:

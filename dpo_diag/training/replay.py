@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from dpo_diag.errors import DiagError
 from dpo_diag.text import number, plural, table
-from dpo_diag.training.batch_dump import WEIGHTS, read_dump
+from dpo_diag.training.batch_dump import read_dump, read_weights
 from dpo_diag.training.checkpoint_folders import choose_checkpoint
 
 
@@ -79,6 +78,8 @@ def replay(trainer: Any, dump: Path) -> Replay:
     recorded = float(facts["loss"])
     found = Replay(step, [*facts["codes"]], *_load(trainer, model, dump, facts), recorded)
     trainer.state.global_step, trainer._proven = step - 1, True
+    for name, value in (facts.get("coefficients") or {}).items():
+        trainer.set_coefficient(name, float(value))
     found.parameters = [
         (name, int((~p.isfinite()).sum()), p.numel()) for name, p in model.named_parameters() if not p.isfinite().all()
     ]
@@ -97,8 +98,13 @@ def replay(trainer: Any, dump: Path) -> Replay:
             losses.append(float(loss.detach()))
             (loss / len(samples)).backward()
     trainer.is_in_train = False
-    found.loss = sum(losses) / len(losses)
-    for batch in trainer.monitor.window.open.batches:
+    batches = trainer.monitor.window.open.batches
+    losses = [batch.loss for batch in batches] or losses  # what was trained on may hold more than what is recorded
+    if batches and batches[0].is_share:  # of all tokens of the step, or of those of its process
+        found.loss = sum(losses) / (1 if trainer.args.average_tokens_across_devices else int(facts["processes"]))
+    else:
+        found.loss = sum(losses) / len(losses)
+    for batch in batches:
         found.sides = batch.sides
         sums = batch.policy["sum_logp"]
         found.rows += [(p, float(sums[0, i]), float(sums[1, i])) for i, p in enumerate(batch.pair_ids)]
@@ -110,9 +116,9 @@ def _load(trainer: Any, model: torch.nn.Module, dump: Path, facts: dict[str, Any
     step = int(facts["step"])
     if facts.get("has_weights"):
         own = dict(model.named_parameters())
-        for name, values in load_file(dump / WEIGHTS).items():
+        for name, values in read_weights(dump).items():
             if name not in own or own[name].shape != values.shape:
-                raise DiagError("weights of another model", where=dump / WEIGHTS, got=f"{name} {tuple(values.shape)}")
+                raise DiagError("weights of another model", where=dump, got=f"{name} {tuple(values.shape)}")
             own[name].data.copy_(values)
         return "those of the step, kept beside the batch", True
     try:

@@ -115,7 +115,7 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             record_tokens=record_tokens,
             guards=self.make_guards(stop_on, thresholds),
         )
-        self._unigrams: dict[int, Unigram | None] = {}
+        self._unigrams: dict[str, Unigram | None] = {}
         self.start_recording(recorder, evaluate_at_start, facts, eval_roles)
 
     def _prepare_dataset(
@@ -232,9 +232,13 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         return found | {"baseline/unigram": Value(ce, n), "baseline/unseen": Value(trained.unseen(own), n)}
 
     def _unigram(self, dataset: Any) -> Unigram | None:
-        if id(dataset) not in self._unigrams:
-            self._unigrams[id(dataset)] = trained_unigram(dataset, self._vocabulary)
-        return self._unigrams[id(dataset)]
+        if not isinstance(dataset, Dataset):
+            return None
+        # Each evaluation makes its set anew, without the columns that are not used; the fingerprint says which it is.
+        key = str(dataset._fingerprint)
+        if key not in self._unigrams:
+            self._unigrams[key] = trained_unigram(dataset, self._vocabulary)
+        return self._unigrams[key]
 
     def describe(self) -> dict[str, Any]:
         """Fields of run.json that this trainer knows."""

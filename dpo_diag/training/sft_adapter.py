@@ -271,6 +271,7 @@ def read_sequences(
         loss=float(host["loss"].item()) - share,
         added=share,
         expected=expected,
+        is_share=num_items is not None,
         packed=packed,
         tokens=tokens,
     )

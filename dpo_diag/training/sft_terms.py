@@ -34,6 +34,11 @@ class TargetLogits(NamedTuple):
     mean: torch.Tensor
 
 
+def _in_float32(values: torch.Tensor) -> Any:
+    """Inside, products are of the types that they are given: autocast would make them 16 bits."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
 def target_logits(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, shape: Shape
 ) -> TargetLogits:
@@ -44,7 +49,13 @@ def target_logits(
         weight, bias: (vocabulary, width) and (vocabulary,).
         targets: int64 (positions,).
     """
-    hidden = hidden.float()
+    with _in_float32(hidden):
+        return _target_logits(hidden.float(), weight, bias, targets, shape)
+
+
+def _target_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, shape: Shape
+) -> TargetLogits:
     product = (hidden * weight[targets].float()).sum(1)
     target = shape.apply(product if bias is None else product + bias[targets].float())
     if shape.softcap is None:
@@ -95,7 +106,8 @@ def infonce(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> to
         queries, keys: (rows, width).
     """
     queries, keys = (torch.nn.functional.normalize(x.float(), dim=1) for x in (queries, keys))
-    scores = queries @ keys.t() / temperature
+    with _in_float32(queries):
+        scores = queries @ keys.t() / temperature
     return torch.logsumexp(scores, 1) - scores.diagonal()
 
 
@@ -172,6 +184,9 @@ class SftTerms:
                             expected="DDP, FSDP, or one process")  # fmt: skip
         if self.label_smoothing and trainer.compute_loss_func is not None:
             raise DiagError("label smoothing beside a compute_loss_func", hint="smooth in that function")
+        prompt_learning = getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False)
+        if "infonce" in self.weights and prompt_learning:
+            raise DiagError("InfoNCE compares states of the prompt, which prompt learning moves", hint="use LoRA")
         if "infonce" in self.weights and (trainer.args.packing or trainer.padding_free):
             raise DiagError("InfoNCE compares rows, and packed rows hold several sequences", hint="leave packing off")
 

@@ -56,7 +56,7 @@ def assistant_tokens(
         ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
         marked = list(TrainedIds(ids, [bool(m) for m in mask]).spans())
         earlier = sum(m.get("role") == "assistant" for m in messages[:first])
-        if marked and (not first or len(marked) == sum(m.get("role") == "assistant" for m in messages)):
+        if earlier < len(marked) and (not first or len(marked) == sum(m.get("role") == "assistant" for m in messages)):
             return ids, [0] * marked[earlier][0] + mask[marked[earlier][0] :]
 
     def render(some: Messages, prompt: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from dpo_diag.commands import generate, score, train
 from dpo_diag.commands.app_help import APPS, group_options, help_text
 from dpo_diag.commands.hydra_app import SCHEMAS, remove_if_bare, run_app
-from dpo_diag.commands.overrides import explain_override
+from dpo_diag.commands.overrides import could_not_override, explain_override
 
 JOBS = {"dpo-train": train.job, "dpo-score": score.job, "dpo-generate": generate.job}
 
@@ -43,6 +44,35 @@ def test_help_composes_nothing(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_whose_reader_went_away_is_no_traceback() -> None:
+    """`dpo-train --help | head -1`: the pipe's other end is closed before anything is written."""
+    code = "from dpo_diag.commands import apps; import sys; sys.argv = ['dpo-train', '--help']; sys.exit(apps.train())"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run([sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("guards.actions.loss_spike=skip", "is not set so far; hint: a new key below guards.actions is added as "
+         "+guards.actions.loss_spike=skip"),
+        ("checks.guards.spike_mad=6", "unknown key 'checks.guards.spike_mad'; did you mean checks.guards.spike_mads?"),
+        ("paths.runs=x", "unknown key 'paths.runs'; hint: --help lists the keys"),
+    ],
+)  # fmt: skip
+def test_a_key_that_hydra_refuses_is_told_with_what_to_type(
+    override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra's own words (`Could not override`, `full_key`) reach nobody."""
+    assert run_app("dpo-train", "config", train.job, ["model.name=x", "data.path=x.jsonl", override]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1 and "full_key" not in printed
+    assert could_not_override("In 'config': something else") is None
 
 
 @pytest.mark.parametrize(

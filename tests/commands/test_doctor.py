@@ -17,6 +17,7 @@ from dpo_diag.commands import diag, doctor
 from dpo_diag.records import RunWriter
 from dpo_diag.records.finding import FAIL, OK, WARN
 from dpo_diag.records.health import check_run, missing_steps
+from dpo_diag.records.run_lock import OWNER
 
 
 def _pairs(step: int, ids: tuple[str, ...] = ("a", "b"), role: str = "policy") -> list[dict[str, Any]]:
@@ -52,6 +53,9 @@ def test_a_whole_run_has_nothing_to_mend(run: Path) -> None:
     found = {f.name: f.found for f in check_run(run)}
     assert found["pairs"] == "24 rows in 6 files, steps 0 to 4"
     assert found["history"] == "4 rows in 4 files, steps 1 to 4"
+    # Who held the folder is no record: a fresh run's file of it counted as "changed by hand".
+    (run / OWNER).write_text("{}\n", encoding="utf-8")
+    assert {f.name: f.found for f in check_run(run)}["checksums"] == found["checksums"]
 
 
 def test_a_broken_file_a_gap_a_leftover_a_stranger(run: Path) -> None:

@@ -29,14 +29,18 @@ def replayed(place: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
     return capfd.readouterr().out.splitlines()
 
 
+MOVED = ["schedule=linear", "schedule.of=beta", "schedule.end=1.0"]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [[], MOVED, ["trainer.logits_sam=0.5"]], ids=["plain", "moved", "sam"])
 def test_a_spike_is_computed_again_to_the_last_digit(
-    tiny_folder: Path, pair_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_folder: Path, pair_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
     """Bounds at which every step from the third on is a spike: the batch of step 4 with the weights that it had; then
     without them, from checkpoint-2, one update before it; the run's records stay as they were."""
     low = [f"checks.guards.{name}" for name in ("spike_min=-9", "spike_mads=-1000", "spike_least_steps=2")]
-    run = trained(tiny_folder, pair_file, tmp_path, capfd, *low, "trainer.learning_rate=1e-3")
+    run = trained(tiny_folder, pair_file, tmp_path, capfd, *low, "trainer.learning_rate=1e-3", *more)
     alerts = load_run(run).alerts.query("code == 'loss_spike'").set_index("step")
     evidence = json.loads(alerts.loc[4, "evidence"])
     files = sorted(path.relative_to(run) for path in run.rglob("*"))

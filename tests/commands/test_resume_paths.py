@@ -74,3 +74,16 @@ def test_the_hint_is_what_works(value: str) -> None:
     assert reason is not None and "letters beyond ASCII" in reason
     (fixed,) = shlex.split(reason.partition("in quotes: ")[2])
     assert explain_override([fixed]) is None and fixed == f"data.path={quoted(value)}"
+
+
+def test_a_null_replay_trains_in_a_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in the folder that is thrown away, in which a replay works; and a null beside resume= changes nothing."""
+    monkeypatch.chdir(tmp_path)
+    for argument in ("replay=null", "++replay=null"):
+        assert Path(resumed(capsys, argument)[0]).is_relative_to(tmp_path / "runs")
+    folder = a_run(tmp_path / "runs" / "a")
+    assert resumed(capsys, "replay=null", f"resume={folder}")[0] == str(folder)
+    assert run_app("dpo-train", "config", print, [f"resume={folder}", f"replay={folder}/alerts/step-1"]) == 2
+    assert "one of them" in capsys.readouterr().err

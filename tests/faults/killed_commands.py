@@ -146,11 +146,16 @@ def kill_each(name: str, work: Work, root: Path, kills: int) -> tuple[int, int, 
     assert begin(whole, None) == 0, log.read_text()[-2000:]
     points, expected, wrong = int(log.read_text().rpartition("points ")[2]), tables(whole), list[str]()
     chosen = sorted({1 + (points - 1) * i // max(kills - 1, 1) for i in range(kills)})
+    tried = len(chosen)
     for at in chosen:
         with a_folder(root / f"at-{at}") as folder:
             run = folder / "run"
             where = f"{name}, killed at {at} of {points}"
-            if (status := begin(run, at)) != -signal.SIGKILL:
+            status = begin(run, at)
+            if status == 0 and at == points and tables(run) == expected:
+                tried -= 1  # the last operations differ by a few from one time to the next: it had ended before
+                continue
+            if status != -signal.SIGKILL:
                 wrong.append(f"{where}: ended with {status}: {log.read_text()[-800:]}")
                 continue
             safe, kept = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("safe ")], []
@@ -167,7 +172,7 @@ def kill_each(name: str, work: Work, root: Path, kills: int) -> tuple[int, int, 
                 wrong.append(f"{where}: {[t for t in expected if found.get(t) != expected[t]]} differ")
             elif leftovers := [p.name for p in run.rglob("*.tmp*")]:
                 wrong.append(f"{where}: {leftovers} are left")
-    return len(chosen), len(wrong), wrong
+    return tried, len(wrong), wrong
 
 
 def explained(run: Path, log: Path) -> str:

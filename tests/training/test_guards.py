@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.training.batch import Batch
+from dpo_diag.training.batch_dump import dump_batch, read_dump
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.guards.level import Level
@@ -50,7 +55,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     guards = guards_of(alerts, stop_on=("loss_spike",))
     run(guards, [0.5] * 25 + [0.59, 0.61, 0.5])
     assert [e["step"] for *_, e in alerts] == [26]
-    assert guards.should_stop
+    assert guards.should_stop and alerts[0][1].endswith(" (guards.actions: stop; the run ends here)")
     alerts.clear()
     guards = guards_of(alerts, thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
     run(guards, (0.5, 0.5, 0.5, 0.69, 0.71, 0.5))
@@ -260,3 +265,58 @@ def test_what_the_guards_knew_comes_back() -> None:
     after.close(10, grad_norm=0.0)
     after.evaluated("eval", down, 10)
     assert [code for code, *_ in alerts] == ["dead_gradients", "displacement", "both_fall"]
+
+
+def test_shares_of_a_step_are_added_up() -> None:
+    """SFT's loss of a micro-batch is its share of the step's, so that 4 of 0.25 are a step of 1.0, and so is the one
+    micro-batch of 1.0 at the end of an epoch: no spike, while 4 of 0.3 are 1.2, above the bound of 1.1. Micro-batches
+    of pairs are a mean each: 4 of 1.0 are 1.0."""
+    alerts: Alerts = []
+    for is_share, share, last in ((True, 0.25, [0.3] * 4), (False, 1.0, [1.2] * 4)):
+        guards = guards_of(alerts)
+        for step, losses in enumerate([*[[share] * 4] * 25, [1.0], last]):
+            for loss in losses:
+                guards.batch(replace(batch(loss), is_share=is_share), step)
+            guards.close(step)
+    assert [(code, e["step"], e["loss"], e["n_pairs"]) for code, _, e in alerts] == [
+        ("loss_spike", 26, pytest.approx(1.2), 4)
+    ] * 2
+
+
+def test_a_set_with_a_slash_in_its_name_is_remembered() -> None:
+    """Of the set `org/set` the first evaluation had 1 nat per token: after a resume 1.2 is 0.2 above it, and silent,
+    and 1.4 is 0.4 above it."""
+    alerts: Alerts = []
+    before = guards_of(alerts)
+    before.evaluated("eval_org/set", {"ce/chosen": 1.0, "entropy": 2.0, "entropy/chosen": 3.0}, 0)
+    after = guards_of(alerts)
+    after.recall(before.memory())
+    after.evaluated("eval_org/set", {"ce/chosen": 1.2, "entropy": 2.0, "entropy/chosen": 3.0}, 5)
+    assert alerts == []
+    after.evaluated("eval_org/set", {"ce/chosen": 1.4, "entropy": 2.0, "entropy/chosen": 3.0}, 6)
+    assert [(code, e["step"], e["rise"]) for code, _, e in alerts] == [("displacement", 6, pytest.approx(0.4))]
+
+
+def test_a_kept_batch_on_a_bad_disk_and_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is an OSError, which the trainer bears; what cannot be read is told in a line."""
+    sample = {"input_ids": torch.arange(4).view(1, 4)}
+    facts = {"step": 3, "codes": ["loss_spike"], "loss": "nan", "processes": 1, "num_items": None}
+    dump_batch(tmp_path, [sample], rank=0, facts=facts, weights=None)
+    found, samples = read_dump(tmp_path)
+    assert (found["step"], samples[0]["input_ids"].tolist()) == (3, [[0, 1, 2, 3]])
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpo_diag.training.batch_dump.save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            dump_batch(tmp_path, [sample], rank=0, facts=facts, weights=None)
+    part = tmp_path / "batch.r0.safetensors"
+    part.write_bytes(part.read_bytes()[:-5])
+    with pytest.raises(DiagError, match="a kept batch cannot be read"):
+        read_dump(tmp_path)
+    for text, what in (("{", "is not JSON"), ("[]", "no object"), ('{"step": "3"}', "description is damaged")):
+        (tmp_path / "step.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DiagError, match=what):
+            read_dump(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,19 @@ def test_infonce_by_hand() -> None:
     assert means.tolist() == [[2.0], [0.0]]
 
 
+@pytest.mark.parametrize("shape", [Shape(), Shape(2.0, 3.0)], ids=["plain", "capped"])
+def test_terms_are_float32_under_autocast(head: Any, shape: Shape) -> None:
+    """What a 16-bit training computes them in: cosines of 8 bits over a temperature of 0.05 are steps of 0.08 nats."""
+    hidden, weight, bias, targets = head
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            values = [*target_logits(hidden, weight, bias, targets, shape), infonce(hidden, hidden + 0.3, 0.05)]
+        found.append([*values, *torch.autograd.grad(sum(v.sum() for v in values), [hidden, weight])])
+    for plain, cast in zip(*found, strict=True):
+        assert torch.equal(plain, cast)
+
+
 def test_the_floor_is_reached_by_the_target_itself() -> None:
     """V = 4, epsilon = 0.2: the target is 0.85, 0.05, 0.05, 0.05; its entropy is 0.5875, which a model that says just
     that has, as torch counts; a uniform guess has ln 4 whatever epsilon is."""
@@ -174,6 +188,30 @@ def evaluated(tmp_path: Path, tokenizer: Any, **options: Any) -> tuple[DiagSFTTr
         **options,
     )  # fmt: skip
     return trainer, {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+
+
+def test_each_set_has_its_own_unigram(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets are made anew for each evaluation, at the address of the one before: of tokens 2, 2 the entropy is 0, of
+    2, 3 it is ln 2."""
+    monkeypatch.setattr("dpo_diag.training.sft.id", lambda _: 1, raising=False)
+    trainer: Any = SimpleNamespace(_unigrams={}, _vocabulary=8)
+    entropies = []
+    for labels in ([0, 2, 2], [0, 2, 3]):
+        found = DiagSFTTrainer._unigram(trainer, Dataset.from_dict({"labels": [labels], "x": [1]}).remove_columns("x"))
+        assert found is not None
+        entropies.append(found.entropy)
+    assert entropies == pytest.approx([0.0, math.log(2)])
+
+
+def test_infonce_is_refused_where_prompts_are_moved() -> None:
+    peft = SimpleNamespace(active_peft_config=SimpleNamespace(is_prompt_learning=True))
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(deepspeed_plugin=None, packing=False), padding_free=False, model=peft,
+        accelerator=SimpleNamespace(parallelism_config=None), compute_loss_func=None,
+    )  # fmt: skip
+    with pytest.raises(DiagError, match="prompt learning"):
+        SftTerms(weights={"infonce": 0.1}).check_trainer(trainer)
+    SftTerms(weights={"z_loss": 0.1}).check_trainer(trainer)
 
 
 @pytest.mark.parametrize("tiled", [False, True])

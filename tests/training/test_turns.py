@@ -163,3 +163,11 @@ def test_a_text_has_no_turns(tmp_path: Path) -> None:
         sft(tmp_path, TEMPLATE, [{"text": "1 cat: red"}], loss_on="assistant")
     with pytest.raises(DiagError, match="loss_on"):
         sft(tmp_path, TEMPLATE, [{"messages": TALK}], loss_on="answer")
+
+
+def test_an_answer_that_is_missing_is_no_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of a completion that no assistant wrote nothing is trained: TRL leaves the row out."""
+    row = {"prompt": TALK[:2], "completion": [{"role": "user", "content": "and?"}]}
+    found = TokenisedTurns(tokenizer, MARKED, "last")(row)
+    assert set(found["labels"]) == {-100}
+    assert set(found["completion_mask"]) == {0}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpo_diag.config_guards import GuardsConfig
+from dpo_diag.next_steps import line, override
 from dpo_diag.thresholds import load_thresholds
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.guards.watch import WATCHES, Evaluation, Row, Said, Step
@@ -98,8 +99,8 @@ class Guards:
         self.rate_steps, self.skips, self.restores, self.dumps = (int(n) for n in memory.get("acts", (0, 0, 0, 0)))
         for name, value in memory.items():
             if name.startswith("first/"):
-                _, split, metric = name.split("/", 2)
-                self._first.setdefault(split, {})[metric] = float(value)
+                metric = next(n for n in _KEPT if name.endswith(f"/{n}"))  # a set's name may hold a slash, as these do
+                self._first.setdefault(name[len("first/") : -len(metric) - 1], {})[metric] = float(value)
         for code, watch in self.watches.items():
             prefix = f"{code}/"
             watch.recall({name.removeprefix(prefix): v for name, v in memory.items() if name.startswith(prefix)})
@@ -113,8 +114,9 @@ class Guards:
         self.should_stop = self.should_stop or action == "stop"
         done = {} if action == "warn" else {"action": action}
         evidence = {"step": step, **said.evidence, **done}
+        tail = f" (guards.actions: {action}{'; the run ends here' if action == 'stop' else ''})" if done else ""
         if self.main and self._counts[code] <= self._limits["guards.max_alerts"]:
-            self._alert(code, said.message + (f" (guards.actions: {action})" if done else ""), evidence)
+            self._alert(code, said.message + tail, evidence)
         return Raised(code, action, step, said.message, evidence)
 
     def reference(self, message: str, evidence: Mapping[str, Any], *, main: bool) -> None:
@@ -129,7 +131,11 @@ class Guards:
         if step != self._step:
             self.end()
             self._step = step
-        self._batches.append((batch.loss, _rows(batch)))
+        loss, rows = batch.loss, _rows(batch)
+        if batch.is_share and self._batches:
+            before = self._batches.pop()
+            loss, rows = before[0] + loss, before[1] + rows
+        self._batches.append((loss, rows))
 
     def logged(self, loss: float, step: int, grad_norm: float | None = None) -> None:
         """Judge a step of which only the trainer's log tells; its update is made."""
@@ -164,9 +170,10 @@ class Guards:
         said = {code: word for code, word in judged if word is not None}
         if self.dump is not None and (codes := [code for code in said if self.watches[code].dumps]):
             place = self.dump(step.step, codes, step.loss if step.bad_loss is None else step.bad_loss)
+            again = "" if place is None else line("dpo-train", override("replay", place))
             for code in codes if place is not None else ():
                 word = said[code]
-                said[code] = Said(f"{word.message}; dpo-train replay={place}", {**word.evidence, "replay": place})
+                said[code] = Said(f"{word.message}; {again}", {**word.evidence, "replay": place})
         return [self.speak(code, word, step.step) for code, word in said.items()]
 
     def evaluated(self, split: str, values: Mapping[str, float], step: int) -> list[Raised]:

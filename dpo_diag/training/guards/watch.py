@@ -38,7 +38,8 @@ class Step:
     """One optimizer step before its update, the same on every process.
 
     Attributes:
-        loss: mean of the finite losses of its micro-batches; NaN where there is none.
+        loss: mean of the finite losses of its micro-batches, of their sums by process where each is a share of it; NaN
+            where there is none.
         bad_loss: a loss that is not finite; None where all are.
         n_rows, n_bad_rows: rows, and those whose log-probs are not finite.
         grad_norm: before clipping; None where it is not known.
