@@ -32,7 +32,7 @@ WHOLE = "whole text"
 class Pair:
     """All text or all messages; `extra` is for the chat template; `notes` are (why, detail) of what deserves a look.
 
-    A row of one answer (SFT) holds it as `chosen`, and "" as `rejected`; a text without a prompt has "" as `prompt`.
+    A row of one answer (SFT) is `alone`: it holds it as `chosen`, and "" as `rejected`; a whole text has the prompt "".
     """
 
     prompt: str | Turns
@@ -40,17 +40,18 @@ class Pair:
     rejected: str | Turns = ""
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    alone: bool = False
 
     @property
     def kind(self) -> str:
         if not isinstance(self.prompt, str):
             return "messages"
-        return "text" if self.prompt else WHOLE
+        return WHOLE if self.alone and not self.prompt else "text"
 
     @property
     def sides(self) -> tuple[str, ...]:
         """The answers that there are."""
-        return SIDES if self.rejected else SIDES[:1]
+        return SIDES[:1] if self.alone else SIDES
 
     @property
     def pair_id(self) -> str:

@@ -136,7 +136,7 @@ def _of_one(parts: Parts, prompt: str | Turns | None, response: str | Turns) -> 
     if prompt is None or (isinstance(prompt, str) and isinstance(response, str) and not parts.chat):
         if prompt is not None and not prompt.strip():
             raise BadRow("empty prompt", "nothing but white space")
-        return Pair(prompt or "", response)
+        return Pair(prompt or "", response, alone=True)
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}] if prompt.strip() else []
     if isinstance(response, str):
@@ -145,7 +145,7 @@ def _of_one(parts: Parts, prompt: str | Turns | None, response: str | Turns) -> 
         response = response[len(prompt) :]
     if not response or is_empty(response[-1:]):
         raise BadRow("empty response", "no turn, or nothing but white space in the last")
-    return Pair([*parts.before, *prompt] if prompt else [], response)
+    return Pair([*parts.before, *prompt] if prompt else [], response, alone=True)
 
 
 def _of_texts(parts: Parts, prompt: str | Turns | None, chosen: str, rejected: str, rules: Rules) -> Pair:

@@ -97,8 +97,8 @@ def test_a_file_that_mixes_pairs_and_single_answers_is_read_as_pairs_and_says_so
     ]
     found = read(*pairs, {"messages": [ASK, SAY]})
     assert found.parts[0].says()[0].startswith("2 of 3 rows read as TRL's preference pairs")
-    assert found.issues[["row", "why"]].to_numpy().tolist() == [[3, "missing field prompt"]]
-    assert found.hints == {"missing field prompt": "fill it in, or give rows of another form a file of their own"}
+    assert found.issues[["row", "why"]].to_numpy().tolist() == [[3, "missing field chosen"]]
+    assert found.hints == {"missing field chosen": "fill it in, or give rows of another form a file of their own"}
 
 
 def test_the_id_is_of_the_content_and_no_pairs() -> None:

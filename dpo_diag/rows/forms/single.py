@@ -95,8 +95,7 @@ FORMS.add(
     RowForm(
         title=TITLE,
         columns="messages or conversations alone; prompt and completion; instruction, input and output; text; system",
-        pair="`trainer=sft` trains on them: completion = the (last) answer, of text the whole; elsewhere refused: "
-        "there is no rejected answer",
+        pair="refused where a pair is wanted; `trainer=sft` trains on the (last) answer, of text on the whole",
         match=match,
         example={"instruction": "Where is Rome?", "input": "", "output": "In Italy."},
         order=90,
