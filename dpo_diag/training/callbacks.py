@@ -208,6 +208,10 @@ class RunCallback(TrainerCallback):
         """What a guard asked for at an evaluation."""
         self.trainer.after_step()
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What a guard asked for at the last evaluation: no step begins any more."""
+        self.trainer.after_step()
+
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """The guards judge the evaluation; the run ends where one of them says so and was asked to."""
         self.trainer.after_evaluation(metrics or {})
