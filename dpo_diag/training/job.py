@@ -30,7 +30,7 @@ from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
 from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guards.answers import Answers
-from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
+from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs, loss_on
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.replay import replay
 from dpo_diag.training.saving import Keep
@@ -160,10 +160,9 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     }
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
-        by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
         return DiagSFTTrainer(
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
-            loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
+            loss_on=loss_on(config), label_smoothing=config.sft.label_smoothing,
             auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
             extra_metrics=config.probes.extra, record_tokens=config.probes.record_tokens, **common,
         )  # fmt: skip
