@@ -19,6 +19,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
 from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import RUN_FILE, has_checkpoint
+from dpo_diag.records.kept_steps import kept_batch
 from dpo_diag.records.tracked import tracked_places
 
 PAIRS = "PAIRS.jsonl"
@@ -77,7 +78,9 @@ def after_training(run: Run, document: Mapping[str, Any] | None = None, reported
     following = after_import(run.path) if document is None else after_explain(run.path, document)
     if reported and following == [line("dpo-diag", "report", run.path)]:
         known = _checkpoints_of(run)
-        following = [line("dpo-diag", "explain", run.path, "--full")] if known is None else _generate(known, run)
+        following = [line("dpo-diag", "explain", run.path, "--full")]
+        if known is not None and not (document and _ends_in_nan(document)):
+            following = _generate(known, run)
     return [*_syncs(tracked_places(run.meta.get("tracking")), run.path), *following]
 
 
@@ -176,12 +179,22 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
         return [line("dpo-diag", "import", path, *options)]
     if go_on := document.get("unfinished", {}).get("go_on"):
         return list(go_on)
+    stopped = run.info.stopped_by
+    kept = None if stopped is None else kept_batch(run.path, str(stopped.guard))
+    if kept is not None and _called(run.path)[0] == "dpo-train":
+        return [line("dpo-train", override("replay", kept))]
     if run.has("outputs"):
         return [line("dpo-diag", "outputs", path)]
     known = _checkpoints_of(run)
-    if known is not None and document["verdict"]["harm"] == "cannot_tell":
+    if known is not None and document["verdict"]["harm"] == "cannot_tell" and not _ends_in_nan(document):
         return _generate(known, run)
     return [line("dpo-diag", "report", path)]
+
+
+def _ends_in_nan(document: Mapping[str, Any]) -> bool:
+    """Whether the last step holds NaN or infinity: its checkpoint has nothing to answer with."""
+    spoken = (c for c in document.get("checks", ()) if c["outcome"] == "speaks" and c["severity"] == "error")
+    return any(check["code"] == "DVG011" for check in spoken)
 
 
 def after_outputs(run: str | os.PathLike[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -15,6 +16,10 @@ from dpo_diag import RunWriter, load_run, next_steps
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.hydra_app import SCHEMAS
 from dpo_diag.commands.overrides import explain_override, plain_value
+from dpo_diag.diagnosis.explanation import explain
+from dpo_diag.diagnosis.short import short_lines
+from dpo_diag.records.kept_steps import kept_place
+from dpo_diag.records.run_info import StoppedBy
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INPUTS = REPOSITORY / "tests" / "golden" / "inputs"
@@ -199,3 +204,37 @@ def test_what_follows_a_look_at_a_machine_a_model_or_a_check(
         (told,) = named(captured.out + captured.err)
         assert main([*arguments, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["next"] == [told]
+
+
+def test_a_run_that_a_guard_ended_says_so_and_names_the_replay(tmp_path: Path) -> None:
+    """Three of twelve steps, NaN in the last; the gradient was NaN a step before, and that batch is named."""
+    folder = tmp_path / "run"
+    writer = RunWriter(folder, kind="trained")
+    rates = [{"step": s, "split": "train", "name": "learning_rate", "value": 1e30, "weight": 1.0} for s in (1, 2)]
+    losses = [
+        {"step": s, "split": "train", "name": "loss", "value": v, "weight": 1.0}
+        for s, v in ((1, 0.69), (2, 0.89), (3, math.nan))
+    ]
+    writer.write("history", [*rates, *losses])
+    writer.finish("finished", None, StoppedBy("non_finite_loss", 3, 12))
+    for step, code in ((1, "loss_spike"), (2, "non_finite_grad"), (3, "non_finite_loss")):
+        place = folder / kept_place(step)
+        place.mkdir(parents=True)
+        (place / "step.json").write_text(json.dumps({"codes": [code]}), encoding="utf-8")
+    (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    document = explain(folder)
+    assert document["verdict"]["text"].count("Stopped by the guard non_finite_loss at step 3 of 12.") == 1
+    assert str(short_lines(document)[1]) == "Stopped by the guard non_finite_loss at step 3 of 12."
+    tried = next(check["try"] for check in document["checks"] if check["code"] == "DVG011")
+    assert tried[0].startswith("lower the learning rate: the numbers were finite before")
+    assert tried[-1].endswith("empty or fully masked responses")
+    assert next_steps.after_explain(folder, document) == [f"dpo-diag report {folder}"]  # a script's: no dpo-train
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    config_name: config\n", encoding="utf-8")
+    (folder / ".hydra" / "overrides.yaml").write_text("[]\n", encoding="utf-8")
+    replay = f"dpo-train replay={folder / kept_place(2)}"
+    assert next_steps.after_explain(folder, document) == [replay]
+    resumed = RunWriter(folder, kind="trained", resume_step=2)
+    assert resumed.info.stopped_by is None
+    resumed.finish()
+    assert "stopped_by" not in explain(folder)

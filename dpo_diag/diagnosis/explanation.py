@@ -142,13 +142,17 @@ def explain_run(
         document["calibration"] = ends
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
+    ended = opened.info.stopped_by
+    if ended is not None:
+        document["stopped_by"] = {**asdict(ended), "line": ended.line}
     if opened.damaged:
         document["notes"] += [f"rows are left out: {error}" for error in opened.damaged.values()]
         document["damaged"] = [str(path) for path in opened.damaged]
         document["left_out"] = left_out(opened, document["split"], split)
-        headline = document["verdict"]["headline"]
-        said = document["verdict"]["text"].removeprefix(headline)
-        document["verdict"]["text"] = f"{headline} {document['left_out']}{said}"
+    first = [*([ended.line] if ended is not None else []), *([text] if (text := document.get("left_out")) else [])]
+    headline = document["verdict"]["headline"]
+    said = document["verdict"]["text"].removeprefix(headline)
+    document["verdict"]["text"] = " ".join([headline, *first]) + said
     document = plain({**document, "thresholds": dict(values)})
     document["narrative"] = plain(narrate(document))
     return Explanation(document, aligned, table)

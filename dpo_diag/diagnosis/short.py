@@ -75,10 +75,11 @@ def short_lines(
     told = _Item("", say(f"{verdict['headline']} {_harm(verdict)}"), style=HARM_STYLES[verdict["harm"]])
     told.lines = min(len(wrap(told.text, width)), VERDICT_LINES)
     lost = [_Item("", say(text), style="bold yellow") for text in [document.get("left_out")] if text]
-    for item in lost:
+    ended = [_Item("", say(by["line"]), style="bold yellow") for by in [document.get("stopped_by")] if by]
+    for item in (*ended, *lost):
         item.lines = min(len(wrap(item.text, width)), MOST)
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
-    room = LINES - 1 - len(numbers) - len(following) - sum(item.lines for item in lost)
+    room = LINES - 1 - len(numbers) - len(following) - sum(item.lines for item in (*ended, *lost))
     parts = {
         "note": list(map(say, [*_taken(document), *_scale(document)])), "why": _reasons(document, say),
         "do": _changes(document, say), "pairs": list(map(say, _pairs(document))),
@@ -89,7 +90,7 @@ def short_lines(
     items = [told, *(_Item(say(name) * (not i), text) for name, texts in parts.items() for i, text in enumerate(texts))]
     _share(items, width, room)
     lines = [Text(head, style="bold")]
-    for item in (told, *lost):
+    for item in (*ended, told, *lost):
         lines += _lines(item, width)
     lines += map(Text, numbers)
     for item in items[1:]:

@@ -251,6 +251,26 @@ class SourceInfo:
     details: Mapping[str, Any] = declared("what only this format says", factory=dict)
 
 
+EARLY_STOP, GAVE_UP = "early_stop", "guards_gave_up"
+"""What ends a training besides a guard that was asked to: `keep.patience`; skips or restores that do not help."""
+
+
+@dataclass(frozen=True)
+class StoppedBy:
+    """What ended a training before its last step."""
+
+    guard: str | None = declared("code of the live guard; early_stop: keep.patience; guards_gave_up: nothing helped")
+    step: int | None = declared("in which it spoke", "optimizer steps")
+    of: int | None = declared("how many were asked for", "optimizer steps")
+
+    @property
+    def line(self) -> str:
+        """ "Stopped by the guard non_finite_loss at step 3 of 12."""
+        who = {EARLY_STOP: "early, by keep.patience,", GAVE_UP: "because skipping and restoring did not help,"}
+        of = f" of {self.of}" if self.of and self.of > 0 else ""
+        return f"Stopped {who.get(str(self.guard), f'by the guard {self.guard}')} at step {self.step}{of}."
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """run.json. Times are ISO 8601 in UTC."""
@@ -259,6 +279,7 @@ class RunInfo:
     kind: Kind = declared("trained | scored | imported", default="trained")
     status: Status | None = declared("running | finished | failed | interrupted")
     error: str | None = declared("what ended a failed run")
+    stopped_by: StoppedBy | None = declared("what ended a finished training early")
     created: str | None = declared("when the folder was made")
     ended: str | None = declared("when the status became final")
     name: str | None = declared("the run's name in its configuration")

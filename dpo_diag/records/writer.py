@@ -24,7 +24,7 @@ from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, Part, remove_tempor
 from dpo_diag.records.merging import Parts
 from dpo_diag.records.parts import listed
 from dpo_diag.records.reader import Run
-from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status
+from dpo_diag.records.run_info import Kind, RunInfo, SplitInfo, Status, StoppedBy
 from dpo_diag.records.run_lock import hold, make_room
 from dpo_diag.records.schemas import TABLES, Table
 from dpo_diag.records.secrets import without_secrets
@@ -173,7 +173,7 @@ class RunWriter:
             )
         if rank == 0:
             remove_temporary(self.path)
-        own = {} if adds else {"status": "running", "packages": package_versions()}
+        own = {} if adds else {"status": "running", "stopped_by": None, "packages": package_versions()}
         self.update(schema_version=SCHEMA_VERSION, kind=kind, created=self.info.created or _now(), **own)
 
     def write(
@@ -211,15 +211,18 @@ class RunWriter:
         """Say what a split is; `facts` are the other fields of SplitInfo. Without this its name decides the role."""
         self.update(splits={**self.info.splits, split: SplitInfo(role=role, **facts)})
 
-    def finish(self, status: Status = "finished", error: str | None = None) -> None:
-        """Merge the files, set the final status and the time; `error` is what ended a failed run, in one line. Others
-        may write the folder then."""
+    def finish(
+        self, status: Status = "finished", error: str | None = None, stopped_by: StoppedBy | None = None
+    ) -> None:
+        """Merge the files, set the final status and the time; `error` is what ended a failed run, in one line,
+        `stopped_by` what ended a finished one early. Others may write the folder then."""
         self.merge()
+        told = {"status": status, "error": error, **({} if stopped_by is None else {"stopped_by": stopped_by})}
         try:
-            self.update(status=status, error=error, ended=_now())
+            self.update(**told, ended=_now())
         except OSError:
             make_room(self.path)
-            self.update(status=status, error=error, ended=_now())
+            self.update(**told, ended=_now())
         finally:
             self.release()
 

@@ -17,15 +17,10 @@ from safetensors.torch import load_file, save_file
 from dpo_diag.documents import read_json
 from dpo_diag.errors import DiagError
 from dpo_diag.records.files import replacing, write_json
+from dpo_diag.records.kept_steps import FILE
 
-FILE = "step.json"
 WEIGHTS = "weights.safetensors"
 _BATCH = "batch.r{rank}.safetensors"
-
-
-def dump_place(step: int) -> str:
-    """The folder of a step's batch, below the run folder."""
-    return f"alerts/step-{step:08d}"
 
 
 def dump_batch(

@@ -12,6 +12,7 @@ from dpo_diag.config_keep import KeepConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.models.processes import everyones
 from dpo_diag.records import load_run
+from dpo_diag.records.run_info import EARLY_STOP
 from dpo_diag.text import number, plural
 from dpo_diag.training.guards.watch import Said
 
@@ -39,7 +40,8 @@ class EarlyStopping(TrainerCallback):
             return
         self._stopped = control.should_training_stop = True
         best, n, name, value = found
-        self.trainer.monitor.guards.speak("early_stop", Said(
+        guards = self.trainer.monitor.guards
+        guards.stopped = guards.speak(EARLY_STOP, Said(
             f"{name} gained nothing beyond its noise in {plural(n, 'evaluation')} since step {best} ({number(value)}): "
             f"the run ends at step {state.global_step}",
             {"metric": name, "best_step": best, "value": value, "evaluations": n, "patience": patience},

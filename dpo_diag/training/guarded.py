@@ -20,9 +20,11 @@ from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.models.processes import everyones, together
 from dpo_diag.records import RunWriter
+from dpo_diag.records.kept_steps import kept_place
+from dpo_diag.records.run_info import GAVE_UP, StoppedBy
 from dpo_diag.text import plural
 from dpo_diag.tracking import LiveAlerts
-from dpo_diag.training.batch_dump import dump_batch, dump_place
+from dpo_diag.training.batch_dump import dump_batch
 from dpo_diag.training.checkpoint_folders import Resumed, choose_checkpoint, set_aside_after
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.guards.answers import DROPS, Answers
@@ -95,7 +97,7 @@ class Guarded:
             "step": step, "codes": [*codes], "loss": str(loss), "processes": self.accelerator.num_processes,
             "num_items": None if items is None else int(items), "coefficients": {**getattr(self, "_moved", {})},
         }  # fmt: skip
-        folder = Path(writer.path) / dump_place(step)
+        folder = Path(writer.path) / kept_place(step)
         try:
             dump_batch(
                 folder, samples, rank=self.accelerator.process_index,
@@ -122,6 +124,12 @@ class Guarded:
     def should_stop(self: Any) -> bool:
         """Whether a guard that may end the run has spoken."""
         return bool(self.monitor.guards.should_stop)
+
+    @property
+    def stopped_by(self: Any) -> StoppedBy | None:
+        """What ended the run before its last step, as its record says it; None: nothing."""
+        raised = self.monitor.guards.stopped
+        return None if raised is None else StoppedBy(raised.code, raised.step, self.state.max_steps)
 
     def refuse_actions(self: Any) -> None:
         """Before the first step: whether what the guards are answered with can be done here.
@@ -188,7 +196,7 @@ class Guarded:
             guards.skips += 1
             if guards.skips >= answers.max_skips and not guards.should_stop:
                 line = f"{plural(guards.skips, 'step')} in a row were left out, up to step {step}: the run ends"
-                guards.speak("guards_gave_up", Said(line, {"skips": guards.skips}), step, "stop")
+                guards.speak(GAVE_UP, Said(line, {"skips": guards.skips}), step, "stop")
         else:
             guards.skips = 0
         self._to_restore = asked.get("restore")
@@ -238,7 +246,7 @@ class Guarded:
             line = (
                 f"{raised.code} again in step {raised.step}, after {plural(guards.restores, 'restore')}: the run ends"
             )
-            guards.speak("guards_gave_up", Said(line, {"restores": guards.restores}), raised.step, "stop")
+            guards.speak(GAVE_UP, Said(line, {"restores": guards.restores}), raised.step, "stop")
             return
         guards.restores += 1
         parent = Path(self.args.output_dir)

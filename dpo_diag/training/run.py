@@ -266,7 +266,7 @@ class Recording(Guarded, Saving):
         if self._alerts is not None:
             self._alerts.close()
         if self.run_writer is not None:
-            self.run_writer.finish(status, error)
+            self.run_writer.finish(status, error, self.stopped_by)
 
     def _close_after(self: Any, error: BaseException) -> None:
         """As far as that can be done still: what ended the run may be a full disk."""

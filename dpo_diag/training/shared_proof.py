@@ -123,6 +123,8 @@ def _judged(
     way: Literal["packed", "head"], reason: str | None,
 ) -> SharedPrefixInfo:  # fmt: skip
     loss = abs(other[0] - usual[0])
+    if not all(bool(torch.isfinite(t).all()) for t in (torch.tensor(usual[0]), *usual[1], *own)):
+        return _plain("loss or gradient is not finite the usual way: there is nothing to compare with")
     largest = max((float(g.abs().max()) for g in own if g.numel()), default=0.0)
     gaps = [float((a - b).abs().max()) for a, b in zip(own, theirs, strict=True) if a.numel()]
     gradient = max(gaps, default=0.0)

@@ -139,7 +139,7 @@ def test_nan_in_loss_log_probs_and_gradient_and_the_scaler_that_tries_scales() -
     assert [(code, e["step"], e["pair_ids"]) for code, _, e in alerts] == [
         ("non_finite_loss", 1, ["d"]), ("non_finite_logp", 2, ["b"]), ("non_finite_grad", 4, ["p"]),
     ]  # fmt: skip
-    assert alerts[0][1] == "loss is nan in step 1; 1 of 4 rows have non-finite log-probs"
+    assert alerts[0][1].startswith("loss is nan in step 1; 1 of 4 rows have non-finite log-probs; pair ")
 
 
 def test_all_processes_judge_alike_and_one_writes() -> None:
@@ -320,3 +320,18 @@ def test_a_kept_batch_on_a_bad_disk_and_a_damaged_one(tmp_path: Path, monkeypatc
         (tmp_path / "step.json").write_text(text, encoding="utf-8")
         with pytest.raises(DiagError, match=what):
             read_dump(tmp_path)
+
+
+def test_pairs_are_named_and_what_ended_the_run_is_known() -> None:
+    """Five rows, four of them bad: three are named, all stand in the evidence; the second stop is not what ended it."""
+    alerts: Alerts = []
+    guards = guards_of(alerts, stop_on=("non_finite_loss",))
+    assert guards.stopped is None
+    sums = np.full((2, 5), -8.0)
+    sums[0, 1:] = math.nan
+    for step in (3, 4):
+        guards.batch(batch(math.nan, ("a", "b", "c", "d", "e"), sums), step)
+        guards.close(step)
+    assert "4 of 5 rows have non-finite log-probs; pairs b, c, d and 1 more (guards.actions" in alerts[0][1]
+    assert alerts[0][2]["pair_ids"] == ["b", "c", "d", "e"]
+    assert guards.stopped is not None and (guards.stopped.code, guards.stopped.step) == ("non_finite_loss", 3)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dpo_diag.diagnosis.checks import register
-from dpo_diag.diagnosis.checks.shared.advice import RATE_HIGH, Advice
+from dpo_diag.diagnosis.checks.shared.advice import RATE_HIGH, Advice, Condition, has
 from dpo_diag.diagnosis.checks.shared.check import LISTED, Check, Missing, Outcome, silent, speaks
 from dpo_diag.diagnosis.checks.shared.context import CheckContext
 from dpo_diag.diagnosis.checks.shared.example import Example
@@ -46,7 +47,22 @@ def non_finite(ctx: CheckContext, t: Thresholds) -> Outcome:
         pairs=sorted(set(broken["pair_id"]))[:LISTED],
         broken_sums=len(broken),
         last_step=last,
+        **_before(history, steps[0]),
     )
+
+
+def _before(history: pd.DataFrame, first: int) -> dict[str, Any]:
+    """What the last training row before the first bad step holds: {} where none is there, or its loss is not finite."""
+    earlier = history[(history["step"] < first) & np.isfinite(history["value"])]
+    rows = earlier[earlier["split"].isin(set(earlier.loc[earlier["name"] == "learning_rate", "split"]) | {"train"})]
+    losses = rows[rows["name"] == "loss"]
+    if losses.empty:
+        return {}
+    values = rows[rows["step"] == losses["step"].max()].drop_duplicates("name", keep="last")
+    found = values.set_index("name")["value"]
+    return {"finite_before": True} | {
+        f"{name}_before": float(found[name]) for name in ("loss", "grad_norm", "learning_rate") if name in found
+    }
 
 
 def _recorded_sums(ctx: CheckContext) -> pd.DataFrame:
@@ -55,6 +71,17 @@ def _recorded_sums(ctx: CheckContext) -> pd.DataFrame:
     recorded: pd.DataFrame = table.filter(table.column("sum_logp").is_valid()).to_pandas()
     return ctx.window.of(recorded)
 
+
+FINITE_BEFORE = has("DVG011", "finite_before")
+RATE_IS_LIKELY = Condition(
+    "the loss was finite before, and the learning rate is {rate_high} or more",
+    lambda s, t: FINITE_BEFORE.holds(s, t) and RATE_HIGH.holds(s, t),
+)
+RATE_IS_NOT = Condition(
+    "the loss was not finite before, or the learning rate is not known to be {rate_high} or more",
+    lambda s, t: not RATE_IS_LIKELY.holds(s, t),
+)
+PAIRS_ADVICE = "find the pairs behind it: empty or fully masked responses"
 
 register(
     Check(
@@ -75,6 +102,10 @@ register(
             "pairs": "pair_ids with a sum that is not finite",
             "broken_sums": "such sums, all steps together",
             "last_step": "last step of the run",
+            "finite_before": "the training's loss was finite before the first of these steps",
+            "loss_before": "the last loss of the training before them",
+            "grad_norm_before": "the gradient's norm beside it",
+            "learning_rate_before": "the learning rate beside it",
         },
         false_alarms=("a metric that is undefined at a step (a correlation of constants), not the training's",),
         bad=Example(
@@ -86,9 +117,11 @@ register(
             train={"loss": [0.69, 0.68, 0.67, 0.66, 0.65], "rewards/chosen": [0.1, 0.2, 0.2, 0.3, 0.4]},
         ),
         try_next=(
-            Advice("find the pairs behind it: empty or fully masked responses", ()),
+            Advice("lower the learning rate: the numbers were finite before it moved the weights", (RATE_IS_LIKELY,)),
+            Advice(PAIRS_ADVICE, (RATE_IS_NOT,)),
             Advice("train in bfloat16 or float32: float16 overflows", ()),
-            Advice("lower the learning rate", (RATE_HIGH,)),
+            Advice("lower the learning rate", (RATE_HIGH, RATE_IS_NOT)),
+            Advice(f"where a lower learning rate does not help, {PAIRS_ADVICE}", (RATE_IS_LIKELY,)),
         ),
         sources=("transformers filters NaN out of the logged loss",),
         since="0.1.0",

@@ -56,6 +56,7 @@ class Guards:
         main: this process writes the alerts; all judge alike.
         dump: keeps the batch of a step (its number, the codes, its loss), and says where; None: nowhere.
         should_stop: a code has spoken that ends the run.
+        stopped: the first that did; None: none.
         rate_steps: steps for which the learning rate is still scaled.
         skips: steps in a row that were left out; restores: how often a checkpoint was taken back; dumps: batches kept.
 
@@ -72,6 +73,7 @@ class Guards:
         self.limits = self._limits = load_thresholds(thresholds)
         self.watches = {code: watch(self.limits) for code, watch in WATCHES.items()}
         self.main, self.should_stop = True, False
+        self.stopped: Raised | None = None
         self.dump: Callable[[int, Sequence[str], float | None], str | None] | None = None
         self.rate_steps = self.skips = self.restores = self.dumps = 0
         self._step: int | None = None
@@ -117,7 +119,10 @@ class Guards:
         tail = f" (guards.actions: {action}{'; the run ends here' if action == 'stop' else ''})" if done else ""
         if self.main and self._counts[code] <= self._limits["guards.max_alerts"]:
             self._alert(code, said.message + tail, evidence)
-        return Raised(code, action, step, said.message, evidence)
+        raised = Raised(code, action, step, said.message, evidence)
+        if action == "stop" and self.stopped is None:
+            self.stopped = raised
+        return raised
 
     def reference(self, message: str, evidence: Mapping[str, Any], *, main: bool) -> None:
         """The policy is not its reference; every rank calls it, the main one writes."""

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import math
 
+from dpo_diag.text import some
 from dpo_diag.training.guards.watch import WATCHES, Said, Step, Watch
+
+NAMED = 3
+"""Pairs that the message names; its evidence holds all."""
 
 
 def _bad_ids(step: Step) -> list[str]:
     rows = step.rows()
     return [row.pair_id for row in rows if row.bad] or [row.pair_id for row in rows]
+
+
+def _named(ids: list[str]) -> str:
+    """ "; pairs a, b, c and 1 more"; "" where none is known."""
+    return f"; {'pair' if len(ids) == 1 else 'pairs'} {some(ids, NAMED)}" if ids else ""
 
 
 class NonFiniteLoss(Watch):
@@ -25,8 +34,9 @@ class NonFiniteLoss(Watch):
         if step.bad_loss is None:
             return None
         rows = f"; {step.n_bad_rows} of {step.n_rows} rows have non-finite log-probs" if step.n_rows else ""
-        evidence = {"loss": step.bad_loss, "pair_ids": _bad_ids(step)}
-        return Said(f"loss is {step.bad_loss} in step {step.step}{rows}", evidence)
+        ids = _bad_ids(step)
+        evidence = {"loss": step.bad_loss, "pair_ids": ids}
+        return Said(f"loss is {step.bad_loss} in step {step.step}{rows}{_named(ids)}", evidence)
 
 
 class NonFiniteLogp(Watch):
@@ -38,10 +48,11 @@ class NonFiniteLogp(Watch):
         """See `Watch.step`."""
         if step.bad_loss is not None or not step.n_bad_rows:
             return None
+        bad = _bad_ids(step)
         return Said(
             f"the log-probs of {step.n_bad_rows} of {step.n_rows} rows are not finite in step {step.step}, the loss is "
-            f"{step.loss:.4g}",
-            {"loss": step.loss, "pair_ids": _bad_ids(step)},
+            f"{step.loss:.4g}{_named(bad)}",
+            {"loss": step.loss, "pair_ids": bad},
         )
 
 
@@ -56,8 +67,11 @@ class NonFiniteGrad(Watch):
         norm = step.grad_norm
         if norm is None or math.isfinite(norm) or step.overflows or step.bad_loss is not None or step.n_bad_rows:
             return None
-        evidence = {"grad_norm": norm, "loss": step.loss, "pair_ids": _bad_ids(step)}
-        return Said(f"the gradient norm is {norm} in step {step.step}, the loss is {step.loss:.4g}", evidence)
+        ids = _bad_ids(step)
+        return Said(
+            f"the gradient norm is {norm} in step {step.step}, the loss is {step.loss:.4g}{_named(ids)}",
+            {"grad_norm": norm, "loss": step.loss, "pair_ids": ids},
+        )
 
 
 for watch in (NonFiniteLoss, NonFiniteLogp, NonFiniteGrad):
