@@ -41,7 +41,7 @@ demo: $(VENV)/.ready
 	$(BIN)/dpo-diag demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "slow or not slow"

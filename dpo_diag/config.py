@@ -169,7 +169,8 @@ class ProbesConfig:
 class PromptsConfig:
     """Fixed prompts answered at step 0, at every evaluation and at the end; `kind` none, task or file (jsonl).
 
-    A greedy answer always, and `n_samples` seeded samples. `early`: at steps 1, 2, 4, 8, ... too.
+    A greedy answer always, and `n_samples` seeded samples. `early`: at steps 1, 2, 4, 8, ... too. `kl`: the KL from the
+    reference on the answers, for one forward of policy and reference over prompts and answers each time.
     """
 
     kind: str = "task"
@@ -182,6 +183,7 @@ class PromptsConfig:
     batch_size: int = 128
     reference: bool = True
     early: bool = False
+    kl: bool = False
 
 
 @dataclass

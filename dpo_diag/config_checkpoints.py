@@ -134,4 +134,6 @@ def check_generate(config: GenerateConfig) -> None:
     check_launch(config)
     if config.prompts.kind != "file":
         raise DiagError("name the prompts", where="prompts.path", expected="prompts.path=FILE.jsonl", usage=True)
+    if config.prompts.kl:
+        raise DiagError("nothing to take it from", where="prompts.kl", expected="dpo-train", usage=True)
     check_prompts(config.prompts)

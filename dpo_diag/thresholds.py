@@ -42,10 +42,10 @@ def load_thresholds(overrides: Mapping[str, Any] | None = None, extra: Mapping[s
     values = {**defaults(), **(extra or {})}
     for name, value in _flat(overrides or {}).items():
         if name not in values:
-            guess = did_you_mean(name, values)
+            guess, some = did_you_mean(name, values), f"{len(values)} names, such as {min(values)}"
             raise DiagError(
                 "unknown threshold", where="checks", got=name,
-                expected=None if guess else f"one of {', '.join(sorted(values))}", hint=guess, usage=True,
+                expected=None if guess else f"one of {some}: dpo-diag checks CODE", hint=guess, usage=True,
             )  # fmt: skip
         try:
             values[name] = float(value)

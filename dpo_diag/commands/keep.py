@@ -6,10 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dpo_diag.diagnosis.keep import keep as choice
-from dpo_diag.diagnosis.keep import lines
 from dpo_diag.next_steps import after_keep, say_next
-from dpo_diag.records import load_run
 from dpo_diag.text import to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 
@@ -30,6 +27,10 @@ def keep(
             held-out pairs, else chosen's cross-entropy.
         json: one JSON document on standard output.
     """
+    from dpo_diag.diagnosis.keep import keep as choice
+    from dpo_diag.diagnosis.keep import lines
+    from dpo_diag.records import load_run
+
     opened = load_run(run)
     document = choice(opened, metric, load_thresholds(dict(parse_threshold(text) for text in overrides)))
     following = after_keep(opened.path, document["keep"])

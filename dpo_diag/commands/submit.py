@@ -13,7 +13,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dpo_diag.commands import slurm
-from dpo_diag.commands.resume_trust import SCRIPT, sign_sweep
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
 from dpo_diag.next_steps import after_submit, say_next
@@ -59,6 +58,8 @@ def submit(
     state = replace(this_process(), host=slurm.HOST, pid=0, process_began=None)
     plan = Plan(app, tuple(words), os.getcwd(), jobs, hydra, None, state)
     write_plan(folder, plan)
+    from dpo_diag.commands.resume_trust import SCRIPT, sign_sweep
+
     script = folder / SCRIPT
     script.write_text(_script(folder, len(jobs), options, concurrent), encoding="utf-8")
     sign_sweep(folder)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """row (its number in the source), pair_id, prompt, chosen, rejected (all text or all messages), chosen_bytes,
-rejected_bytes (UTF-8 bytes of the responses' text), and `tools` or `chat_template_kwargs` where the source has them."""
+rejected_bytes (UTF-8 bytes of the responses' text), and `tools` or `chat_template_kwargs` where the source has them.
+A row of one answer (SFT) has it as `chosen` and has no `rejected`; a whole text is `chosen` behind the prompt ""."""
 
 MAX_BAD_SHARE = 0.05
 ISSUE_COLUMNS = ["row", "why", "detail", "dropped"]
@@ -75,7 +76,7 @@ class PairSet:
         issues: one line per finding: row (number in the source), why, detail, dropped (False: kept, but look at it).
         n_read: rows of the source, blank lines not counted.
         source: where they come from: path or name, format, split.
-        kind: "text" or "messages"; every row is of this kind.
+        kind: "text", "messages" or "whole text"; every row is of this kind.
         fingerprint: SHA-256 of the usable pairs' content in order; the same pairs give the same one from any format.
         parts: the files, in their order, and how each was read.
         hints: reason of dropped rows -> what the user can do about it.
@@ -113,7 +114,7 @@ class PairSet:
             "fingerprint": self.fingerprint,
             "n_read": self.n_read,
             "n_pairs": len(self.rows),
-            "n_prompts": len({prompt_key(row["prompt"]) for row in self.rows}),
+            "n_prompts": len({split_key(row) for row in self.rows}),
             "n_dropped": self.n_dropped,
             "bad_share": self.bad_share,
             "dropped": {str(k): int(v) for k, v in dropped["why"].value_counts().items()},
@@ -122,6 +123,21 @@ class PairSet:
                 {"path": p.path, "n_read": p.n_read, "n_pairs": p.n_pairs, **p.reading.summary()} for p in self.parts
             ],
         }
+
+    @property
+    def is_single(self) -> bool:
+        """Whether rows of one answer were taken, and no pairs."""
+        return bool(self.parts) and all(part.reading.single for part in self.parts)
+
+    @property
+    def what(self) -> str:
+        """What a row is called."""
+        return "row" if self.is_single else "preference pair"
+
+    @property
+    def expected(self) -> str:
+        """Which columns hold it."""
+        return "messages, prompt and completion, or text" if self.is_single else "prompt, chosen, rejected"
 
     def place(self, number: int) -> tuple[str | None, int]:
         """(file, row in it) of a row of the set."""
@@ -139,7 +155,7 @@ class PairSet:
         where = self.source.get("path") or self.source.get("name")
         dropped = self.issues[self.issues["dropped"]]
         if not len(dropped):
-            raise DiagError("no preference pairs", where=where, got=f"{self.n_read} rows")
+            raise DiagError(f"no {self.what}s", where=where, got=f"{self.n_read} rows")
         reasons = []
         for why, count in dropped["why"].value_counts().head(3).items():
             first = dropped.loc[dropped["why"] == why].iloc[0]
@@ -148,18 +164,18 @@ class PairSet:
             within = f" of {file}" if len(self.parts) > 1 else ""
             reasons.append(f"{count} {why} (first in row {row}{within}{detail})")
         raise DiagError(
-            "too many bad rows" if self.rows else "no usable preference pair",
+            "too many bad rows" if self.rows else f"no usable {self.what}",
             where=where,
             got=f"{self.n_dropped} of {self.n_read} rows: {', '.join(reasons)}",
-            expected=f"at most {max_bad_share:.3g} of the rows" if self.rows else "prompt, chosen, rejected",
+            expected=f"at most {max_bad_share:.3g} of the rows" if self.rows else self.expected,
             hint=self.hints.get(str(dropped["why"].value_counts().index[0]), "correct those rows")
             + (", or raise data.max_bad_share" if self.rows else ""),
         )
 
 
 def to_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows as a `datasets.Dataset`: prompt, chosen, rejected (for SFT prompt, completion), pair_id, and what the chat
-    template takes.
+    """Rows as a `datasets.Dataset`: prompt, chosen, rejected (for SFT prompt, completion, or text), pair_id, and what
+    the chat template takes.
 
     Messages and template options are JSON there: as columns of Arrow every message would get the keys of all others,
     filled with null, which templates write out.
@@ -171,9 +187,9 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
 
     if not rows:
         raise DiagError("no preference pairs to train or evaluate on", hint="check data and the held-out share")
-    names = [name for name in (*TRAINED_COLUMNS, "completion") if any(name in row for row in rows)]
+    names = [name for name in (*TRAINED_COLUMNS, "completion", "text") if any(name in row for row in rows)]
     text = Value("string")
-    turns = text if isinstance(rows[0]["prompt"], str) else List(Json())
+    turns = text if isinstance(rows[0].get("prompt", ""), str) else List(Json())
     kinds = dict.fromkeys(("prompt", *SIDES, "completion"), turns) | {"chat_template_kwargs": Json()}
     # TRL unpacks a row's template options: none is an empty mapping.
     blank: Row = {"chat_template_kwargs": {}}
@@ -287,12 +303,15 @@ def _finished(number: int, pair: Pair) -> Row:
         "row": number,
         "pair_id": pair.pair_id,
         "prompt": pair.prompt,
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-        "chosen_bytes": len(response_text(pair.chosen).encode()),
-        "rejected_bytes": len(response_text(pair.rejected).encode()),
+        **{side: getattr(pair, side) for side in pair.sides},
+        **{f"{side}_bytes": len(response_text(getattr(pair, side)).encode()) for side in pair.sides},
         **pair.extra,
     }
+
+
+def split_key(row: Row) -> str:
+    """Rows that must stand on one side of a split share it: their prompt's identity, of a whole text its own."""
+    return prompt_key(row["prompt"] or row["chosen"])
 
 
 def _content(row: Row) -> bytes:

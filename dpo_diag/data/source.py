@@ -40,7 +40,7 @@ class PreferenceData:
         leaked: training rows that were left out because their prompt is in the held-out source.
         max_train, max_held_out, seed: how many rows `tokenise` picks, None for all, and by which hash.
         tokens: token reports, once `tokenise` was called; they cover the rows that it looked at.
-        kind: "text" or "messages".
+        kind: "text", "messages" or "whole text".
     """
 
     train: list[Row]
@@ -82,7 +82,8 @@ class PreferenceData:
                 self.tokens[name] = report
                 setattr(self, name, kept)
                 notes.extend(note for note in report.notes if note not in notes)
-                notes.extend(f"{name}: {finding.line('pairs')}" for finding in report.findings)
+                what = "rows" if self._source(name).is_single else "pairs"
+                notes.extend(f"{name}: {finding.line(what)}" for finding in report.findings)
         return notes
 
     def check_tokens(self, max_truncated_share: float) -> None:
@@ -160,16 +161,17 @@ class PreferenceData:
         return path
 
 
-def how_to_read(config: DataConfig, thresholds: Mapping[str, Any] | None = None) -> How:
-    """What the configuration says of the rows' form."""
-    form = "sharegpt" if config.kind == "sharegpt" and config.form == "auto" else config.form
+def how_to_read(config: DataConfig, thresholds: Mapping[str, Any] | None = None, *, supervised: bool = False) -> How:
+    """What the configuration says of the rows' form; `supervised`: rows of one answer are taken, too."""
+    # A conversation that holds its answer is ShareGPT's, too, and known by its columns.
+    form = "sharegpt" if config.kind == "sharegpt" and config.form == "auto" and not supervised else config.form
     if form != "auto" and form not in FORMS:
         raise DiagError(
             "unknown row form", where="data.form", got=form, expected=f"auto, {', '.join(FORMS)}", usage=True
         )
     min_share = load_thresholds(thresholds)["rows.implicit_prompt_min_share"]
     rules = Rules(any=config.implicit_prompt == "any", min_share=min_share)
-    return How(form, wanted(vars(config.columns)), rules, config.chat)
+    return How(form, wanted(vars(config.columns)), rules, config.chat, supervised)
 
 
 def read_source(config: DataConfig, path: Any, split: str | None, how: How | None = None) -> PairSet:
@@ -188,16 +190,19 @@ def read_source(config: DataConfig, path: Any, split: str | None, how: How | Non
     return read_pairs(path, how)
 
 
-def load_data(config: DataConfig, *, seed: int = 0, thresholds: Mapping[str, Any] | None = None) -> PreferenceData:
+def load_data(
+    config: DataConfig, *, seed: int = 0, thresholds: Mapping[str, Any] | None = None, supervised: bool = False
+) -> PreferenceData:
     """Read and split what the configuration names. Bad rows are listed, not yet judged: write the report, then `check`.
 
     All rows come back; `tokenise` picks `max_train_pairs` and `max_eval_pairs` of them by a hash of the pair's id, so
-    that the same pairs are picked wherever they are in the source. `seed` decides the split and the picks.
+    that the same pairs are picked wherever they are in the source. `seed` decides the split and the picks. With
+    `supervised` rows of one answer are taken, too; of pairs SFT trains the chosen one.
 
     Raises:
         DiagError: a source cannot be read, or leaves nothing to train on.
     """
-    how = how_to_read(config, thresholds)
+    how = how_to_read(config, thresholds, supervised=supervised)
     train_set = read_source(config, config.path, config.split, how)
     sources = {"train": train_set}
     leaked: list[Row] = []

@@ -6,9 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from dpo_diag.data.pairs import Row
+from dpo_diag.data.pairs import Row, split_key
 from dpo_diag.errors import DiagError
-from dpo_diag.rows.pair import prompt_key
 
 
 def rank(rows: Sequence[Row], seed: int = 0) -> list[int]:
@@ -39,7 +38,7 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
         )
     if held_out == 0:
         return list(rows), []
-    keys = [prompt_key(row["prompt"]) for row in rows]
+    keys = [split_key(row) for row in rows]
     sizes = Counter(keys)
     if len(sizes) < 2:
         raise DiagError(
@@ -64,7 +63,7 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
 
 def without_prompts_of(rows: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """(rows whose prompt is not in `held_out`, the others): for a held-out set that comes from a file of its own."""
-    there = {prompt_key(row["prompt"]) for row in held_out}
-    flags = [prompt_key(row["prompt"]) in there for row in rows]
+    there = {split_key(row) for row in held_out}
+    flags = [split_key(row) in there for row in rows]
     kept = [row for row, leaks in zip(rows, flags, strict=True) if not leaks]
     return kept, [row for row, leaks in zip(rows, flags, strict=True) if leaks]

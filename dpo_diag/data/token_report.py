@@ -13,7 +13,7 @@ from dpo_diag.data.length_cap import capped, stops_midway
 from dpo_diag.data.pairs import ISSUE_COLUMNS, Row
 from dpo_diag.data.splits import rank
 from dpo_diag.data.token_bytes import token_bytes
-from dpo_diag.data.tokens import EncodedPair, encode_pairs
+from dpo_diag.data.tokens import EncodedPair, encode_pairs, kind_of
 from dpo_diag.data.trained_tokens import CAP, CUT, CUT_EQUAL, EQUAL, UNSEEN, Finding, TokenRules, findings_of, of_sides
 from dpo_diag.errors import DiagError
 from dpo_diag.models.tokenizers import require_chat_template
@@ -22,7 +22,6 @@ from dpo_diag.records.schemas import SIDES
 from dpo_diag.thresholds import Thresholds, defaults
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
 MAX_TRUNCATED_SHARE = 0.5
@@ -40,6 +39,8 @@ class Look:
         end_ids: ids that end a generation beside the tokenizer's end token (the model's generation config).
         sides: the answers that are trained; SFT on pairs trains chosen alone.
         thresholds: `length_cap.*`.
+        loss_on: what the loss counts, as `config_sft.LOSS_ON` names it: beyond the answer ("last") the assistant's
+            earlier turns ("assistant") or the whole prompt ("all").
     """
 
     def __init__(
@@ -48,10 +49,18 @@ class Look:
         end_ids: Collection[int] = (),
         sides: Sequence[str] = SIDES,
         thresholds: Thresholds | None = None,
+        loss_on: str = "last",
     ) -> None:
         self.rules, self.sides = TokenRules(tokenizer, end_ids), tuple(sides)
         self.thresholds = thresholds or defaults()
         self.byte_lengths = token_bytes(tokenizer)
+        self._loss_on = loss_on
+
+    def trains_prompt(self, row: Row) -> bool:
+        """Whether the loss counts tokens of a row's prompt."""
+        turns = [] if isinstance(row["prompt"], str) else row["prompt"]
+        earlier = self._loss_on == "assistant" and any(turn["role"] == "assistant" for turn in turns)
+        return self._loss_on == "all" or earlier
 
 
 @dataclass
@@ -173,11 +182,11 @@ def measure_tokens(
 def _measure(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str, look: Look
 ) -> TokenReport:
-    notes = require_chat_template(tokenizer, "messages" if rows and not isinstance(rows[0]["prompt"], str) else "text")
+    notes = require_chat_template(tokenizer, kind_of(rows))
     records: list[dict[str, Any]] = []
     issues: list[tuple[int, str, str, bool]] = []
-    for pair in encode_pairs(rows, tokenizer, max_length, truncation_mode):
-        records.append(_count(pair, look.byte_lengths))
+    for pair in encode_pairs(rows, tokenizer, max_length, truncation_mode, look.sides, look.trains_prompt):
+        records.append(_count(pair, look))
         issues.extend((pair.row, *issue) for issue in _issues(pair, records[-1], look))
     table = pd.DataFrame(records, columns=TABLE_COLUMNS)
     if any(issue[1] == MOVED for issue in issues):
@@ -245,10 +254,10 @@ def _with_caps(report: TokenReport, rows: Sequence[Row], look: Look) -> TokenRep
     return replace(report, issues=_issue_frame([*report.issues.itertuples(index=False, name=None), *issues]))
 
 
-def _count(pair: EncodedPair, byte_lengths: npt.NDArray[np.int32]) -> dict[str, Any]:
-    """A row of the report's table."""
+def _count(pair: EncodedPair, look: Look) -> dict[str, Any]:
+    """A row of the report's table; an answer that is not looked at has zeros."""
     cut = sum(pair.n_truncated.values())
-    prompt_cut = 0 if pair.dropped else max(pair.n_prompt - len(left) for left in pair.prompt.values())
+    prompt_cut = 0 if pair.dropped else max(pair.n_prompt - len(pair.prompt[side]) for side in look.sides)
     record: dict[str, Any] = {
         "row": pair.row, "pair_id": pair.pair_id, "prompt_tokens": pair.n_prompt, "prompt_lost": pair.n_merged,
         "prompt_cut": prompt_cut,
@@ -258,7 +267,7 @@ def _count(pair: EncodedPair, byte_lengths: npt.NDArray[np.int32]) -> dict[str, 
         left = pair.response[side]
         record[f"{side}_tokens"] = len(left) + pair.n_truncated[side]
         record[f"{side}_cut"] = pair.n_truncated[side]
-        record[f"{side}_bytes"] = int(byte_lengths[left].sum())
+        record[f"{side}_bytes"] = int(look.byte_lengths[left].sum())
     return record
 
 
@@ -270,20 +279,21 @@ def _issues(pair: EncodedPair, counts: dict[str, Any], look: Look) -> list[tuple
     if pair.dropped:
         return [*issues, (*pair.dropped, True)]
     left = pair.response["chosen"]
+    paired = len(look.sides) > 1
     if any(pair.n_truncated.values()):
-        if left == pair.response["rejected"]:
+        if paired and left == pair.response["rejected"]:
             issues.append((CUT_EQUAL, f"the first {len(left)} tokens", False))
         else:
-            detail = ", ".join(f"{s} {counts[f'{s}_cut']} of {counts[f'{s}_tokens']} tokens" for s in SIDES)
+            detail = ", ".join(f"{s} {counts[f'{s}_cut']} of {counts[f'{s}_tokens']} tokens" for s in look.sides)
             issues.append((CUT, detail, False))
-    elif left == pair.response["rejected"]:
+    elif paired and left == pair.response["rejected"]:
         issues.append((EQUAL, f"{len(left)} tokens", False))
     if counts["prompt_cut"]:
         issues.append((PROMPT_CUT, f"{counts['prompt_cut']} of {pair.n_prompt} tokens", False))
     if pair.unseen:
         issues.append((UNSEEN, ", ".join(pair.unseen), False))
     found: dict[str, dict[str, str]] = {}
-    for side in look.sides:
+    for side in look.sides if left else ():  # of a prompt that fills max_length the loss sees the cut alone
         for why, detail in look.rules.issues(pair.trained(side), own_think=side in pair.own_think):
             found.setdefault(why, {})[side] = detail
     return issues + [(why, of_sides(details), False) for why, details in found.items()]

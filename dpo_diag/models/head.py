@@ -37,6 +37,10 @@ class Seen:
     hidden: torch.Tensor
     logits: torch.Tensor | None
 
+    def part(self, rows: slice) -> Seen:
+        """The same of some of the positions."""
+        return Seen(self.hidden[rows], None if self.logits is None else self.logits[rows])
+
 
 class Head:
     """Logits of one model at chosen positions; use it inside `borrowed(model)`.
@@ -102,8 +106,9 @@ class Head:
         step = max(1, MAX_LOGITS // self.vocabulary)
         for first in range(0, len(seen.hidden), step):
             rows = slice(first, min(first + step, len(seen.hidden)))
-            part = Seen(seen.hidden[rows], None if seen.logits is None else seen.logits[rows].clone())
-            logits = self.logits(part)
+            logits = self.logits(seen.part(rows))
+            if seen.logits is not None:
+                logits = logits.clone()
             yield Tile(rows, slice(0, logits.shape[1]), logits, torch.empty_like(logits))
 
     def logits(self, seen: Seen) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dpo_diag.errors import DiagError
 from dpo_diag.records.checksums import PARQUET_KEY, ZERO, json_bytes, sealed
 from dpo_diag.records.names import LONGEST, shortened
+from dpo_diag.records.process import exists
 from dpo_diag.text import frame_for_csv
 
 if TYPE_CHECKING:
@@ -97,13 +98,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what killed writers left half written in a run folder. Records have one writer, who calls this; a report
-    or a job's own file may be somebody's who is at it."""
-    here = f".{os.getpid()}.tmp"
+    """Remove what killed writers left half written in a run folder. Records have one writer, who calls this, and the
+    other processes of its launch, which are there; a report or a job's own file may be somebody's who is at it."""
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")):
         records = ".parquet." in path.name or path.name.startswith(f".{RUN_FILE}.")
-        with suppress(OSError):
-            if not path.name.endswith(here) and (records or time.time() - path.stat().st_mtime > _YOUNG):
+        with suppress(OSError, ValueError):  # a name that is not ours
+            if not exists(int(path.name.split(".")[-2])) and (records or time.time() - path.stat().st_mtime > _YOUNG):
                 path.unlink()
 
 

@@ -41,6 +41,8 @@ class Reading:
         chat: the user's word on whether a prompt of text is a user's turn; None leaves it to the form.
         refused: the form holds no pairs, or the file leaves open which.
         empty: columns that would be read if the first rows held anything in them.
+        single: its rows hold one answer and no pair.
+        alone: of a form of such rows: the reading for a training that needs no more (SFT).
     """
 
     form: str
@@ -54,6 +56,8 @@ class Reading:
     chat: bool | None = None
     refused: bool = False
     empty: frozenset[str] = frozenset()
+    single: bool = False
+    alone: Reading | None = None
 
     def pair(self, row: Row) -> Pair:
         """A row as a pair.
@@ -132,12 +136,14 @@ class How:
         form: the form's name; "auto": its columns decide.
         wanted: what the user says columns are (`columns.wanted`).
         rules, chat: see `Reading`.
+        supervised: rows of one answer are taken, too.
     """
 
     form: str = "auto"
     wanted: Wanted = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
     chat: bool | None = None
+    supervised: bool = False
 
 
 def recognise(rows: list[Row], how: How | None = None) -> Reading:
@@ -161,11 +167,14 @@ def recognise(rows: list[Row], how: How | None = None) -> Reading:
         reading = next((found for _, entry in forms if (found := entry.match(columns)) is not None), None) or _unknown(
             columns
         )
+    if how.supervised and reading.alone is not None:
+        reading = reading.alone
     not_read, says = _not_read(columns, reading), reading.says
     if how.chat is not None:
         says = says.replace(AS_TURN, "") + (", as chat turns" if how.chat else ", as plain text")
     rules = replace(how.rules, other_columns=not_read)
-    return replace(reading, says=says, not_read=not_read, rules=rules, chat=how.chat, empty=_empty(columns, reading))
+    empty = reading.empty | _empty(columns, reading)
+    return replace(reading, says=says, not_read=not_read, rules=rules, chat=how.chat, empty=empty)
 
 
 def _empty(columns: Columns, reading: Reading) -> frozenset[str]:

@@ -17,27 +17,41 @@ from dpo_diag.records.conversation import ROLES, Message, prompt_text, response_
 from dpo_diag.records.literals import read_literal
 from dpo_diag.records.pair_id import pair_id_of
 from dpo_diag.records.row_files import BadRow, twice
+from dpo_diag.records.schemas import SIDES
 
 Turns = list[Message]
 
 WITH_MEDIA = "dpo_diag.training.DiagDPOTrainer takes TRL's data sets with images"
 """What to do with rows that a text reader cannot take."""
 HUMAN_MARK = "\n\nHuman:"
+WHOLE = "whole text"
+"""The kind of a text that is no prompt and no answer, but both."""
 
 
 @dataclass
 class Pair:
-    """All text or all messages; `extra` is for the chat template; `notes` are (why, detail) of what deserves a look."""
+    """All text or all messages; `extra` is for the chat template; `notes` are (why, detail) of what deserves a look.
+
+    A row of one answer (SFT) is `alone`: it holds it as `chosen`, and "" as `rejected`; a whole text has the prompt "".
+    """
 
     prompt: str | Turns
     chosen: str | Turns
-    rejected: str | Turns
+    rejected: str | Turns = ""
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    alone: bool = False
 
     @property
     def kind(self) -> str:
-        return "text" if isinstance(self.prompt, str) else "messages"
+        if not isinstance(self.prompt, str):
+            return "messages"
+        return WHOLE if self.alone and not self.prompt else "text"
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The answers that there are."""
+        return SIDES[:1] if self.alone else SIDES
 
     @property
     def pair_id(self) -> str:
@@ -69,7 +83,8 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if value is None:
         present = ", ".join(str(k) for k in row) or "nothing"
-        raise BadRow(f"missing field {name}", f"the row has {shorten(present)}")
+        hint = "fill it in, or give rows of another form a file of their own"
+        raise BadRow(f"missing field {name}", f"the row has {shorten(present)}", hint)
     return value
 
 
@@ -137,21 +152,21 @@ def check_pair(pair: Pair) -> Pair:
     Raises:
         BadRow: an empty prompt or response, equal responses, text that UTF-8 cannot hold.
     """
-    for name in ("chosen", "rejected"):
+    for name in pair.sides:
         if is_empty(getattr(pair, name)):
             raise BadRow(f"empty response: {name}", "nothing but white space")
-    if not pair.prompt or not prompt_text(pair.prompt).strip():
+    if pair.kind != WHOLE and not prompt_text(pair.prompt).strip():
         raise BadRow("empty prompt", "nothing but white space")
     if pair.chosen == pair.rejected:
         raise BadRow("chosen equals rejected", shorten(response_text(pair.chosen)))
-    for name in ("prompt", "chosen", "rejected"):
+    for name in ("prompt", *pair.sides):
         try:
             prompt_text(getattr(pair, name)).encode()
         except UnicodeEncodeError as error:
             raise BadRow("undecodable text", f"{name}: a lone surrogate at character {error.start}") from None
     if response_text(pair.chosen).split() == response_text(pair.rejected).split():
         pair.notes.append(("responses differ in white space only", shorten(response_text(pair.chosen))))
-    for name in ("chosen", "rejected"):
+    for name in pair.sides if pair.kind != WHOLE else ():
         value = getattr(pair, name)
         if HUMAN_MARK in value if isinstance(value, str) else any(m["role"] == "user" for m in value):
             pair.notes.append(("a response holds the user's turns", f"{name}: the loss would train on them"))

@@ -11,7 +11,7 @@ from dpo_diag.records.conversation import canonical_option
 from dpo_diag.records.row_files import BadRow
 from dpo_diag.rows.cells import CHATML_END, MESSAGE_LISTS, ROLE_KEYS, decoded, is_chat, keys_of, markup
 from dpo_diag.rows.implicit import Rules, split_messages, split_text
-from dpo_diag.rows.pair import Pair, Turns, check_pair, is_empty, is_messages, read_messages, shorten
+from dpo_diag.rows.pair import WHOLE, Pair, Turns, check_pair, is_empty, is_messages, read_messages, shorten
 
 TEXT_KEYS = ("text", "content", "response", "answer", "completion", "output", "generated_text", "full_text")
 """Under which an object holds an answer's text, in this order."""
@@ -28,6 +28,7 @@ class Parts:
         chat: a prompt of text is a user's turn and the answers are the assistant's; else they are plain text.
         system_wins: a system column replaces a system turn, as LLaMA-Factory defines it; else both are an error.
         extra: what the chat template takes.
+        alone: chosen is the row's only answer (SFT), `rejected` counts for nothing; without a prompt it is the whole.
     """
 
     chosen: Any
@@ -38,6 +39,21 @@ class Parts:
     chat: bool = False
     system_wins: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
+
+
+def last_answer(turns: str | Turns, name: str) -> tuple[Turns, Turns]:
+    """(turns up to the last question, what answers it: several turns where tools were called).
+
+    Raises:
+        BadRow: no messages, or another's turn is the last.
+    """
+    if isinstance(turns, str) or not turns or turns[-1]["role"] != "assistant":
+        raise BadRow("the conversation does not end with an answer", f"{name} has another's turn, or none, as its last")
+    last = len(turns)
+    while last and turns[last - 1]["role"] != "user":
+        last -= 1
+    return turns[:last], turns[last:]
 
 
 def answer(value: Any, name: str) -> tuple[str | Turns, Any]:
@@ -75,7 +91,7 @@ def assemble(parts: Parts, rules: Rules) -> Pair:
         BadRow: the parts make none; it says why.
     """
     chosen, chosen_tools = answer(parts.chosen, "chosen")
-    rejected, rejected_tools = answer(parts.rejected, "rejected")
+    rejected, rejected_tools = ("", None) if parts.alone else answer(parts.rejected, "rejected")
     prompt, prompt_tools = (None, None) if parts.prompt is None else answer(parts.prompt, "prompt")
     extra = dict(parts.extra)
     for tools in (chosen_tools, rejected_tools, prompt_tools):
@@ -83,7 +99,9 @@ def assemble(parts: Parts, rules: Rules) -> Pair:
             if "tools" in extra and canonical_option(extra["tools"]) != canonical_option(tools):
                 raise BadRow("chosen and rejected have other tools", "one prompt has one list of tools")
             extra.setdefault("tools", tools if isinstance(tools, str) else json.dumps(list(tools), default=str))
-    if isinstance(chosen, str) and isinstance(rejected, str):
+    if parts.alone:
+        pair = _of_one(parts, prompt, chosen)
+    elif isinstance(chosen, str) and isinstance(rejected, str):
         pair = _of_texts(parts, prompt, chosen, rejected, rules)
     elif isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("wrong type", "one response is text, the other messages")
@@ -92,7 +110,7 @@ def assemble(parts: Parts, rules: Rules) -> Pair:
     pair.extra = extra
     if not isinstance(pair.prompt, str):
         pair.prompt = _with_system(pair.prompt, parts)
-        for name in ("chosen", "rejected"):
+        for name in pair.sides:
             turns = getattr(pair, name)
             if turns and turns[0]["role"] not in ("assistant", "tool"):
                 hint = "data.columns.prompt=false where chosen and rejected are whole conversations"
@@ -103,12 +121,31 @@ def assemble(parts: Parts, rules: Rules) -> Pair:
 
 def _check_markup(pair: Pair) -> None:
     """A model must not learn to write a printed list of messages, or a user's turn."""
-    for name in ("prompt", "chosen", "rejected"):
+    for name in ("prompt", *pair.sides):
         value = getattr(pair, name)
         for text in [value] if isinstance(value, str) else [m["content"] for m in value]:
-            if isinstance(text, str) and (found := markup(text, response=name != "prompt")):
+            if isinstance(text, str) and (found := markup(text, response=name != "prompt" and pair.kind != WHOLE)):
                 hint = 'write messages as JSON, [{"role": ..., "content": ...}], or as plain text'
                 raise BadRow("markup where text belongs", f"{name} begins with {shorten(found, 40)}", hint)
+
+
+def _of_one(parts: Parts, prompt: str | Turns | None, response: str | Turns) -> Pair:
+    """The pair of a row of one answer: text beside text stays text, else both are messages."""
+    if prompt is None and not isinstance(response, str):
+        prompt, response = last_answer(response, "the text")
+    if prompt is None or (isinstance(prompt, str) and isinstance(response, str) and not parts.chat):
+        if prompt is not None and not prompt.strip():
+            raise BadRow("empty prompt", "nothing but white space")
+        return Pair(prompt or "", response, alone=True)
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}] if prompt.strip() else []
+    if isinstance(response, str):
+        response = [{"role": "assistant", "content": CHATML_END.sub("", response)}] if response.strip() else []
+    elif response[: len(prompt)] == prompt:
+        response = response[len(prompt) :]
+    if not response or is_empty(response[-1:]):
+        raise BadRow("empty response", "no turn, or nothing but white space in the last")
+    return Pair([*parts.before, *prompt] if prompt else [], response, alone=True)
 
 
 def _of_texts(parts: Parts, prompt: str | Turns | None, chosen: str, rejected: str, rules: Rules) -> Pair:

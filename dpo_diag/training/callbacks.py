@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
-from trl.trainer.utils import use_adapter
 
+from dpo_diag.models.adapters import reference_adapter
 from dpo_diag.models.borrowed import borrowed
 from dpo_diag.records import RunWriter
 from dpo_diag.records.schemas import TABLES
@@ -26,8 +26,11 @@ logger = get_logger(__name__)
 Rows = Sequence[Mapping[str, Any]]
 GenerateFn = Callable[..., Rows]
 """(model, tokenizer, prompts, step=, model_name=) -> rows of outputs/ (see `FixedPromptCallback`)."""
-ScoreFn = Callable[[Rows], Mapping[tuple[str, str], tuple[float, float]]]
+Scores = Mapping[tuple[str, str], tuple[float, float]]
+ScoreFn = Callable[[Rows], Scores]
 """rows -> {(split, name): (value, n)}."""
+KLFn = Callable[[Any, Any, Any, Sequence[Any], Rows], Scores]
+"""(policy, reference or None for the policy without its adapter, tokenizer, prompts, rows) -> as `ScoreFn`."""
 
 
 def _accepted(function: GenerateFn, step: int, name: str) -> dict[str, Any]:
@@ -66,9 +69,11 @@ class FixedPromptCallback(BoundCallback):
         score_fn: `score_fn(rows) -> {(split, name): (value, n)}`, e.g. ("held_out", "execution_accuracy"); written
             to history as `score/NAME` in that split with weight n, and handed to the trainer's other callbacks
             (trackers, progress) as `eval_SPLIT_score/NAME`. TRL's own running averages are not touched.
+        kl_fn: likewise of the policy's answers, e.g. `answer_scores.kl_by_tag`, as `kl/NAME`; where there is neither a
+            reference model nor an adapter to switch off, one line says so and there is none.
 
-    Only rank 0 answers; a model that is sharded over processes (FSDP, ZeRO-3) is not asked. A failure of `score_fn`
-    warns and goes on; a failure of `generate_fn` is raised.
+    Only rank 0 answers; a model that is sharded over processes (FSDP, ZeRO-3) is not asked. A failure of `score_fn` or
+    `kl_fn` warns and goes on; a failure of `generate_fn` is raised.
     """
 
     def __init__(
@@ -81,10 +86,11 @@ class FixedPromptCallback(BoundCallback):
         also_at: Iterable[int] = (),
         with_reference: bool = True,
         score_fn: ScoreFn | None = None,
+        kl_fn: KLFn | None = None,
     ) -> None:
         self.generate_fn, self.prompts, self.writer = generate_fn, prompts, recorder
         self.schedule, self.also_at = frozenset(schedule), frozenset(also_at)
-        self.with_reference, self.score_fn = with_reference, score_fn
+        self.with_reference, self.score_fn, self.kl_fn = with_reference, score_fn, kl_fn
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
         """(model, step) -> rows, as written."""
 
@@ -125,8 +131,22 @@ class FixedPromptCallback(BoundCallback):
             return False
         return bool(self.trainer.is_world_process_zero())
 
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.trainer, "_tokenizer", None) or self.trainer.processing_class
+
+    @property
+    def _policy(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    @property
+    def _reference(self) -> Any:
+        """The reference model; None where the trainer holds none."""
+        reference = getattr(self.trainer, "ref_model", None)
+        return None if reference is None else self.trainer.accelerator.unwrap_model(reference)
+
     def _generate(self, model: torch.nn.Module, name: str, step: int) -> list[dict[str, Any]]:
-        tokenizer = getattr(self.trainer, "_tokenizer", None) or self.trainer.processing_class
+        tokenizer = self._tokenizer
         with borrowed(model, tokenizer), self.trainer.accelerator.autocast():
             rows = self.generate_fn(model, tokenizer, self.prompts, **_accepted(self.generate_fn, step, name))
         if hasattr(rows, "to_dict"):
@@ -137,19 +157,16 @@ class FixedPromptCallback(BoundCallback):
         """Answer now by the policy; a step that was answered is not answered again."""
         if ("policy", step) in self.rows or not self._may():
             return []
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return self._keep(self._generate(model, "policy", step), "policy", step)
+        return self._keep(self._generate(self._policy, "policy", step), "policy", step)
 
     def _answer_reference(self, step: int) -> None:
-        trainer = self.trainer
-        reference = getattr(trainer, "ref_model", None)
-        policy = trainer.accelerator.unwrap_model(trainer.model)
+        policy, reference = self._policy, self._reference
         if reference is not None:
-            rows = self._generate(trainer.accelerator.unwrap_model(reference), "ref", 0)
+            rows = self._generate(reference, "ref", 0)
         elif hasattr(policy, "disable_adapter"):
-            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+            with reference_adapter(policy):
                 rows = self._generate(policy, "ref", 0)
-        elif not hasattr(trainer, "precompute_ref_logps"):
+        elif not hasattr(self.trainer, "precompute_ref_logps"):
             return  # SFT has no reference
         elif step == 0:
             rows = self._generate(policy, "ref", 0)  # before the first step the policy is the reference
@@ -165,28 +182,51 @@ class FixedPromptCallback(BoundCallback):
         writer = self.writer or getattr(self.trainer, "run_writer", None)
         if writer is not None and kept:
             writer.write("outputs", kept, split=model)
-        if self.score_fn is not None and model == "policy":
-            self._score(kept, step, writer)
+        if model == "policy":
+            scores = self._scored(self.score_fn, "score", step, kept) | self._scored(self._kl, "kl", step, kept)
+            if scores:
+                self._log(scores, step, writer)
         return kept
 
-    def _score(self, rows: list[dict[str, Any]], step: int, writer: RunWriter | None) -> None:
-        assert self.score_fn is not None
+    def _kl(self, rows: Rows) -> Scores:
+        """What `kl_fn` says of policy and reference; {}, and a line, where there is nothing to compare with."""
+        if self.kl_fn is None:
+            return {}
+        policy, reference, why = self._policy, self._reference, None
+        if reference is None and not hasattr(policy, "disable_adapter"):
+            why = "the trainer holds no reference model, and the model no adapter to switch off"
+        elif getattr(getattr(policy, "active_peft_config", None), "is_prompt_learning", False):
+            why = "the adapter adds virtual tokens to each sequence"
+        if why is not None:
+            logger.warning_once(f"KL from the reference on the answers: not applicable, {why}")
+            return {}
+        with self.trainer.accelerator.autocast():
+            return self.kl_fn(policy, reference, self._tokenizer, self.prompts, rows)
+
+    def _scored(
+        self, function: ScoreFn | None, kind: str, step: int, rows: Rows
+    ) -> dict[tuple[str, str], tuple[float, float]]:
+        """{(split, KIND/NAME): (value, n)}; {} where there is no function, or it failed."""
+        if function is None:
+            return {}
         try:
-            scores = dict(self.score_fn(rows))
+            return {(split, f"{kind}/{name}"): value for (split, name), value in function(rows).items()}
         except Exception as error:
             # A scorer that trips over one odd answer must not end hours of training.
-            logger.warning(f"score_fn failed at step {step}: {type(error).__name__}: {error}")
-            return
+            logger.warning(f"{kind}_fn failed at step {step}: {type(error).__name__}: {error}")
+            return {}
+
+    def _log(self, scores: Scores, step: int, writer: RunWriter | None) -> None:
         trainer = self.trainer
         epoch = trainer.state.epoch
         history = [
-            {"step": step, "epoch": epoch, "split": split, "name": f"score/{name}", "value": value, "weight": n}
+            {"step": step, "epoch": epoch, "split": split, "name": name, "value": value, "weight": n}
             for (split, name), (value, n) in scores.items()
         ]
         if writer is not None and history:
             writer.write("history", history, split="score")
         logs = {
-            f"{'' if split.startswith('eval') else 'eval_'}{split}_score/{name}": float(value)
+            f"{'' if split.startswith('eval') else 'eval_'}{split}_{name}": float(value)
             for (split, name), (value, _) in scores.items()
         }
         # Not trainer.log(): that would close TRL's running averages early.
@@ -206,6 +246,10 @@ class RunCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What a guard asked for at an evaluation."""
+        self.trainer.after_step()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What a guard asked for at the last evaluation: no step begins any more."""
         self.trainer.after_step()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

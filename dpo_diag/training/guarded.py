@@ -146,6 +146,15 @@ class Guarded:
                 f"guards cannot {' or '.join(sorted(acts))} here: {why}", where="guards.actions",
                 expected="warn or stop", usage=True,
             )  # fmt: skip
+        if "restore" in acts and (self.args.load_best_model_at_end or getattr(self.args, "sync_ref_model", False)):
+            best = self.args.load_best_model_at_end
+            raise DiagError(
+                "guards cannot restore here: "
+                + ("the best checkpoint may be one that is left behind" if best else "the reference moves on its own"),
+                where="guards.actions", got="load_best_model_at_end" if best else "sync_ref_model",
+                hint="keep.patience ends a training in time, and dpo-diag keep names the best" if best else None,
+                expected="warn, skip, scale_lr or stop", usage=True,
+            )  # fmt: skip
         if "restore" in acts and (not self.saves_anything or self.args.save_only_model):
             raise DiagError(
                 "restore needs checkpoints to go back to", where="guards.actions",

@@ -12,6 +12,7 @@ from dpo_diag.config import Config
 from dpo_diag.data.pairs import Row
 from dpo_diag.data.source import REPORT_FILE, PreferenceData, load_data
 from dpo_diag.data.token_report import Look
+from dpo_diag.errors import DiagError
 from dpo_diag.inference.generation import begin_note
 from dpo_diag.inference.prompts import Prompt, load_prompts, to_prompts
 from dpo_diag.models.decoding import Decoding, stop_ids
@@ -22,6 +23,7 @@ from dpo_diag.records import make_pair_id
 from dpo_diag.records.files import write_json
 from dpo_diag.records.schemas import SIDES
 from dpo_diag.records.secrets import without_secrets
+from dpo_diag.rows.pair import WHOLE
 from dpo_diag.thresholds import load_thresholds
 from dpo_diag.training.pair_filter import keep_pairs
 
@@ -34,7 +36,7 @@ class Inputs:
 
     Attributes:
         policy: model, tokenizer, adapter configuration, reference and what run.json says of them.
-        train: rows of the training set; prompt/chosen/rejected, for SFT prompt/completion.
+        train: rows of the training set; prompt/chosen/rejected, for SFT prompt/completion or text.
         evals: evaluation sets by name; empty for none.
         prompts: the fixed prompts.
         data: for run.json's `data`.
@@ -100,22 +102,29 @@ def has_reference(config: Config) -> bool:
 
 def _from_source(config: Config, say: Callable[[str], None], report_to: Path | None) -> Inputs:
     """Pairs of a file or of the hub."""
-    source = load_data(config.data, seed=config.seed, thresholds=config.checks)
+    dpo = config.trainer.method == "dpo"
+    source = load_data(config.data, seed=config.seed, thresholds=config.checks, supervised=not dpo)
     for line in source.readings():
         say(line)
     if report_to is not None:
         report_to.mkdir(parents=True, exist_ok=True)
         source.write_report(report_to)
     source.check(config.data.max_bad_share)
+    counted = "last" if dpo else loss_on(config)
+    if source.kind == WHOLE and counted in ("assistant", "last"):
+        raise DiagError(
+            "the rows are texts without turns", where=config.data.path or config.data.name,
+            got=f"sft.loss_on={counted}", expected="messages, or prompt and completion",
+            hint="sft=whole_sequence trains on all of it, or give the answer a column of its own",
+        )  # fmt: skip
     say(f"loading {config.model.name or config.model.kind}")
-    dpo = config.trainer.method == "dpo"
     policy = load_policy(
         config.model, config.peft, with_reference=has_reference(config),
         precomputed=config.trainer.precomputes_reference,
     )  # fmt: skip
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
     ends, sides = stop_ids(policy.model, policy.tokenizer, Decoding()), SIDES if dpo else SIDES[:1]
-    look = Look(policy.tokenizer, ends, sides, load_thresholds(config.checks))
+    look = Look(policy.tokenizer, ends, sides, load_thresholds(config.checks), counted or "last")
     notes += source.tokenise(policy.tokenizer, config.trainer.max_length, config.trainer.truncation_mode, look)
     train, held_out = source.train, source.held_out
     if not dpo:
@@ -126,8 +135,17 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
     )  # fmt: skip
 
 
+def loss_on(config: Config) -> str | None:
+    """What a supervised training counts; None where TRL's own arguments say it."""
+    by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
+    return None if by_trl else config.sft.loss_on
+
+
 def as_sft(row: Row) -> Row:
-    """A preference pair as an SFT example: its chosen answer, and what the chat template takes."""
+    """A preference pair, or a row of one answer, as an SFT example: its (chosen) answer, and what the chat template
+    takes; of a whole text that text."""
+    if row["prompt"] == "":
+        return {"text": row["chosen"]}
     options: Row = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
     return {"prompt": row["prompt"], "completion": row["chosen"]} | options
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,13 @@ from dpo_diag.stopping import with_the_step
 from dpo_diag.text import plural, size
 from dpo_diag.tracking import TRACKERS, live_kinds
 from dpo_diag.training import DiagDPOTrainer, DiagSFTTrainer, FixedPromptCallback
+from dpo_diag.training.answer_scores import kl_by_tag, score_by_tag
 from dpo_diag.training.arguments import dpo_arguments, sft_arguments
 from dpo_diag.training.batch_dump import read_dump
 from dpo_diag.training.checkpoint_folders import KEPT, Resumed, choose_checkpoint
 from dpo_diag.training.early_stopping import EarlyStopping
 from dpo_diag.training.guards.answers import Answers
-from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs
+from dpo_diag.training.inputs import TRAIN_PROBE, Inputs, has_reference, load_inputs, loss_on
 from dpo_diag.training.progress import end_progress, shorten_progress
 from dpo_diag.training.replay import replay
 from dpo_diag.training.saving import Keep
@@ -160,10 +160,9 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
     }
     if not dpo:
         tiled = config.trainer.shared_prefix != "off"
-        by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
         return DiagSFTTrainer(
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
-            loss_on=None if by_trl else config.sft.loss_on, label_smoothing=config.sft.label_smoothing,
+            loss_on=loss_on(config), label_smoothing=config.sft.label_smoothing,
             auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
             extra_metrics=config.probes.extra, record_tokens=config.probes.record_tokens, **common,
         )  # fmt: skip
@@ -201,27 +200,12 @@ def _prompt_callback(config: Config, inputs: Inputs) -> FixedPromptCallback:
         also_at=EARLY_STEPS if p.early else (),
         with_reference=p.reference and has_reference(config),
         score_fn=partial(score_by_tag, name="execution_accuracy" if config.task.kind == "sql" else "accuracy"),
+        kl_fn=kl_by_tag if p.kl else None,
     )
 
 
 def _answer(model: Any, tokenizer: Any, prompts: Sequence[Any], *, decoding: Decoding, batch_size: int) -> Any:
     return generate(model, tokenizer, prompts, decoding, step=0, batch_size=batch_size, progress=False)
-
-
-def score_by_tag(
-    rows: Sequence[Mapping[str, Any]], name: str = "accuracy"
-) -> dict[tuple[str, str], tuple[float, float]]:
-    """Share of correct answers by the prompts' first tag: {(tag, name): (mean of `correct`, n)}.
-
-    Only greedy answers (sample 0) that have a verdict count; prompts without a tag stand under "prompts".
-    """
-    verdicts: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        correct = row.get("correct")
-        if row.get("sample", 0) == 0 and correct is not None and correct == correct:
-            tags = row.get("tags")
-            verdicts[str(tags[0]) if tags is not None and len(tags) else "prompts"].append(float(correct))
-    return {(tag, name): (sum(v) / len(v), float(len(v))) for tag, v in verdicts.items()}
 
 
 def _resumed(config: Config, folder: Path, arguments: Any) -> Resumed:

@@ -26,9 +26,10 @@ def named(logs: dict[str, Any]) -> dict[str, float]:
     for key, value in logs.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        if "_score/" in key:
-            split, _, score = key.removeprefix("eval_").rpartition("_score/")
-            out[metric_name(split, f"score/{score}")] = float(value)
+        of_answers = next((kind for kind in ("score/", "kl/") if f"_{kind}" in key), None)
+        if of_answers is not None:
+            split, _, name = key.removeprefix("eval_").rpartition(f"_{of_answers}")
+            out[metric_name(split, of_answers + name)] = float(value)
         elif prefix is not None and key.startswith(prefix):
             out[metric_name(prefix.rstrip("_"), key.removeprefix(prefix))] = float(value)
         elif prefix is None or not key.startswith("eval_"):  # TRL names a set's metrics without the set once more

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
 from dpo_diag.training import DiagDPOTrainer, FixedPromptCallback, untouched_random_state
+from dpo_diag.training.answer_scores import kl_by_tag
 
 from .tiny import arguments, make_model, make_pairs
 
@@ -109,6 +110,38 @@ def test_answers_and_no_trace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     assert rows[["step", "split", "value", "weight"]].values.tolist() == [
         [0, "held_out", 0.25, 2.0], [2, "held_out", 0.5, 2.0], [5, "held_out", 1.0, 2.0],
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_kl_leaves_no_trace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: Any) -> None:
+    """With attention dropout: losses and gradients are the same to the last bit with and without it. Its last value is
+    that of the weights at the end, the reference the other model or the adapter switched off, where it starts at 0.
+    Where neither is kept there is none, and one line."""
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", lora_dropout=0.3)
+    for name, options in (("model", {}), ("adapter", {"ref_model": None, "peft_config": lora, "learning_rate": 0.3})):
+        logs = []
+        for kl in (kl_by_tag, None):
+            callback = FixedPromptCallback(greedy, PROMPTS, kl_fn=kl)
+            folder = tmp_path / name / str(len(logs))
+            trainer = trainer_of(folder, tokenizer, [callback], model=make_model(1, attention_dropout=0.2), **options)
+            trainer.train()
+            logs.append([(r["loss"], r["grad_norm"]) for r in trainer.state.log_history if "loss" in r])
+            history = load_run(folder / "run").history
+            rows = history[history["name"] == "kl/answers"]
+            if kl is None:
+                assert rows.empty
+                continue
+            assert rows[["step", "split", "weight"]].values.tolist() == [[s, "prompts", 6] for s in (0, 2, 4, 5)]
+            assert (rows["value"].iloc[0] == 0) == (name == "adapter") and rows["value"].iloc[-1] > 1e-4
+            last = kl_by_tag(trainer.model, trainer.ref_model, tokenizer, PROMPTS, callback.rows["policy", 5])
+            assert last["prompts", "answers"] == (pytest.approx(rows["value"].iloc[-1], rel=1e-6), 6)
+        assert logs[0] == logs[1] and len(logs[0]) == 5
+    callback = FixedPromptCallback(greedy, PROMPTS, kl_fn=kl_by_tag)
+    folder = tmp_path / "none"
+    trainer_of(folder, tokenizer, [callback], ref_model=None, precompute_ref_log_probs=True).train()
+    assert not (load_run(folder / "run").history["name"] == "kl/answers").any()
+    said = "KL from the reference on the answers: not applicable, the trainer holds no reference model"
+    assert sum(said in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ from dpo_diag.records import make_pair_id
 from .plain import logged_means, score_pairs
 from .tiny import make_model, make_pairs, make_tokenizer
 
+# One worker runs them all: what they look at is trained once.
+pytestmark = pytest.mark.xdist_group("distributed")
+
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {tests!r})

@@ -227,6 +227,13 @@ def test_what_cannot_be_done_is_refused_before_the_first_step(
 ) -> None:
     with pytest.raises(DiagError, match=r"restore needs checkpoints.*trainer.save_steps=N"):
         trained(tmp_path, tokenizer, {}, {"loss_spike": "restore"})
+    with pytest.raises(DiagError, match="cannot restore here: the reference moves"):
+        trained(tmp_path, tokenizer, {}, {"loss_spike": "restore"}, sync_ref_model=True)
+    trainer, _ = trained(tmp_path, tokenizer, {}, max_steps=1)
+    trainer.answer_guards(GuardsConfig(actions={"loss_spike": "restore"}))
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(DiagError, match="cannot restore here: the best checkpoint"):
+        trainer.refuse_actions()
 
 
 def test_a_gradient_scaler_goes_on_over_a_step_that_was_left_out() -> None:
@@ -279,6 +286,30 @@ def test_an_evaluation_beyond_the_bound_brings_back_the_checkpoint_before(
         assert same(look.before[int(row["step"]) + 1][0], look.after[back][0])
         assert (tmp_path / "out" / "passed-over" / f"checkpoint-{row['step']}").is_dir()
     assert run.info.status == "finished" and trainer.state.global_step < 30
+
+
+@pytest.mark.slow
+def test_a_displacement_at_the_last_evaluation_is_taken_back_too(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """No step follows: the model that training leaves is that of step 2 of 4."""
+    look = Look()
+    trainer = Injected(
+        model=make_model(1), ref_model=make_model(2), recorder=tmp_path / "run", processing_class=tokenizer,
+        callbacks=[look], train_dataset=Dataset.from_list(make_pairs(30)),
+        eval_dataset=Dataset.from_list(make_pairs(4)),
+        thresholds={"guards": {"displacement_ce": 1e-6}},
+        args=arguments(
+            tmp_path / "out", max_steps=4, learning_rate=5e-2, save_strategy="steps", save_steps=2,
+            eval_strategy="steps", eval_steps=4,
+        ),
+    )  # fmt: skip
+    trainer.answer_guards(GuardsConfig(actions={"displacement": "restore"}))
+    trainer.train()
+    run = load_run(tmp_path / "run")
+    restored = run.alerts[run.alerts["code"] == "restored"]
+    assert restored["step"].tolist() == [4]
+    assert same({k: v.clone() for k, v in trainer.model.state_dict().items()}, look.after[2][0])
 
 
 @pytest.mark.slow

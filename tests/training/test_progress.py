@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dpo_diag.training.job import score_by_tag
 from dpo_diag.training.progress import evaluation_line, evaluation_prefix
 from dpo_diag.training.tracker_callback import named
 
@@ -31,18 +30,5 @@ def test_a_tracker_gets_split_and_metric() -> None:
     }  # fmt: skip
     assert named(SET) == {"eval_probe/loss": 0.6, "eval_probe/ppl_token/chosen": 1.5}
     assert named(SCORE) == {"held_out/score/accuracy": 0.5}
+    assert named({"eval_held_out_kl/answers": 0.25}) == {"held_out/kl/answers": 0.25}
     assert named({"loss": 2, "note": "text", "flag": True}) == {"train/loss": 2.0}
-
-
-def test_scores_are_shares_by_first_tag_with_their_n() -> None:
-    """Two of three held out are right; the paraphrased one is wrong; samples and unchecked do not count."""
-    rows = [
-        {"sample": 0, "correct": c, "tags": tags}
-        for c, tags in ((1.0, ["held_out", "join"]), (1.0, ["held_out"]), (0.0, ["held_out"]), (0.0, ["paraphrased"]))
-    ]
-    rows += [{"sample": 1, "correct": 1.0, "tags": ["paraphrased"]}, {"sample": 0, "correct": None, "tags": []}]
-    assert score_by_tag(rows, "execution_accuracy") == {
-        ("held_out", "execution_accuracy"): (2 / 3, 3.0),
-        ("paraphrased", "execution_accuracy"): (0.0, 1.0),
-    }
-    assert score_by_tag([]) == {}

@@ -56,7 +56,7 @@ def trainer_of(folder: Path, run: Path, tokenizer: PreTrainedTokenizerFast) -> D
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), (3600.0, 6)])
+@pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), pytest.param(3600.0, 6, marks=pytest.mark.slow)])
 def test_killed_and_resumed(
     tmp_path: Path,
     tokenizer: PreTrainedTokenizerFast,

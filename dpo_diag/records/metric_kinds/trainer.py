@@ -26,6 +26,13 @@ METRICS.add("coefficient", Metric(
     "{name} (coefficient)", "factor", "neither", "coefficient/NAME: a coefficient of the loss that a schedule moves",
     sides=True, bounds=(None, None),
 ))  # fmt: skip
+for _name, _of, _which in (("answers", "greedy answers", "greedy"), ("samples", "sampled answers", "seeded sampled")):
+    METRICS.add(f"kl/{_name}", Metric(
+        f"KL from the reference, {_of}", "nats/token", "neither",
+        f"KL(policy || reference) over the whole vocabulary, mean over the tokens of the policy's own {_which} "
+        "answers to the fixed prompts",
+        bounds=(0.0, None),
+    ))  # fmt: skip
 METRICS.add("score", Metric(
     "{name}", "share", "higher", "score/NAME: mean over answers of a checker's verdict", sides=True,
     bounds=(None, None),

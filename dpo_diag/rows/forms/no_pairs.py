@@ -7,7 +7,6 @@ from typing import Any
 
 from dpo_diag.rows.columns import Columns
 from dpo_diag.rows.form import FORMS, Reading, RowForm, refusal
-from dpo_diag.rows.prompt_columns import ASKED
 
 Match = Callable[[Columns], Reading | None]
 _ANSWERS = ("completion", "response", "output", "answer", "messages", "conversations", "text")
@@ -60,18 +59,6 @@ def _log(columns: Columns) -> Reading | None:
     )
 
 
-def _single(columns: Columns) -> Reading | None:
-    answer = columns.find(*_ANSWERS, "input", "prompt", *ASKED)
-    if answer is None or columns.find("chosen", "rejected"):
-        return None
-    return refusal(
-        columns, "single", FORMS["single"].title, "one answer a row or none, no pairs",
-        f"the columns are {columns.says()}",
-        "preference pairs have a chosen and a rejected answer to each prompt; "
-        "data.columns.chosen=NAME data.columns.rejected=NAME if two columns hold them",
-    )  # fmt: skip
-
-
 def _add(name: str, title: str, columns: str, pair: str, match: Match, example: dict[str, Any], order: int) -> None:
     FORMS.add(name, RowForm(title, columns, f"refused: {pair}", match, example, order))
 
@@ -88,8 +75,4 @@ _add(
 _add(
     "log", "a training log", "step, loss, ... or *_sum_logp", "dpo-diag explain or dpo-diag import reads it", _log,
     {"step": 1, "loss": 0.69}, 85,
-)  # fmt: skip
-_add(
-    "single", "one answer a row (SFT)", "instruction and output, prompt and completion, messages alone, text",
-    "there is no rejected answer", _single, {"instruction": "Where is Rome?", "input": "", "output": "In Italy."}, 90,
 )  # fmt: skip

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_diag.records.row_files import BadRow
 from dpo_diag.rows.columns import Columns
 from dpo_diag.rows.form import FORMS, Reading, RowForm
 from dpo_diag.rows.pair import field_of
-from dpo_diag.rows.parts import Parts, answer
+from dpo_diag.rows.parts import Parts, answer, last_answer
 from dpo_diag.rows.prompt_columns import SYSTEM_NAMES
 
 TITLE = "ms-swift"
@@ -26,16 +25,11 @@ def match(columns: Columns) -> Reading | None:
     def parts(row: Mapping[str, Any]) -> Parts:
         turns, _ = answer(field_of(row, whole), whole)
         other, _ = answer(field_of(row, rejected), rejected)
-        if isinstance(turns, str) or not turns or turns[-1]["role"] != "assistant":
-            raise BadRow(
-                "the conversation does not end with an answer", f"{whole} holds what is chosen as its last turn"
-            )
-        last = len(turns)
-        while last and turns[last - 1]["role"] != "user":
-            last -= 1
+        asked, answered = last_answer(turns, whole)
         # A response may be several turns long (calls and their answers); what is rejected stands for all of them.
-        prompt = turns[:last] if isinstance(other, str) or other[0]["role"] == "assistant" else None
-        found = Parts(turns[len(prompt or ()) :], other, prompt, chat=True, system=row.get(system) if system else None)
+        alike = isinstance(other, str) or other[0]["role"] == "assistant"
+        prompt, chosen = (asked, answered) if alike else (None, [*asked, *answered])
+        found = Parts(chosen, other, prompt, chat=True, system=row.get(system) if system else None)
         if isinstance(other, str):
             found.rejected = [{"role": "assistant", "content": other}]
         return found
