@@ -288,8 +288,9 @@ def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
 
 
 def after_doctor(run: Path | None, sound: bool) -> list[str]:
-    """What was looked at is used; where something failed, its hint comes first and then another look; an unfinished run is
-    explained, which says how to go on. Of what is no run the runs in it are shown, else a log is read; nothing follows where there is nothing."""
+    """What was looked at is used; where something failed, its hint comes first and then another look; an unfinished run
+    is explained, which says how to go on. Of what is no run the runs in it are shown, else a log is read; nothing
+    follows where there is nothing."""
     if run is not None and not (run / RUN_FILE).is_file():
         for inside, runs in (("*", run), ("*/*", run / "*")):
             if next(run.glob(f"{inside}/{RUN_FILE}"), None) is not None:

@@ -36,7 +36,8 @@ def job(cfg: DictConfig) -> str:
     source.check(config.data.max_bad_share)
     rows = source.held_out if config.hold_out else source.train + source.held_out
     set_: dict[str, Any] = {
-        "call": call_of(), "reference": config.reference, "split": config.split, "split_role": "held_out" if config.hold_out else None,
+        "call": call_of(), "reference": config.reference, "split": config.split,
+        "split_role": "held_out" if config.hold_out else None,
         "facts": {
             "loss": config.loss, "reference_free": not config.loss.needs_reference, "data": source.summary(),
             "name": config.name,
