@@ -100,28 +100,42 @@ def after_unfinished(run: Run, *, running: bool) -> list[str]:
     """
     if running:
         return [line("dpo-diag", "explain", run.path, "--watch")]
-    app, given = _called(run.path)
+    app, given, cwd = _called(run)
+    there = _elsewhere(cwd)
+    path = run.path if there is None else run.path.absolute()
     if run.kind == "trained" and app is None:
         whole = (file.parent for file in (run.path / "checkpoints").glob("checkpoint-*/trainer_state.json"))
         last = max(whole, key=_step, default=None)
         return [] if last is None else after_stopped_script(run.path, os.fspath(last))[:1]
     if run.kind == "trained":
-        return [line("dpo-train", *([override("resume", run.path)] if has_checkpoint(run.path) else given))]
+        again = line("dpo-train", *([override("resume", path)] if has_checkpoint(run.path) else given))
+        return [again if there is None else f"{line('cd', there)} && {again}"]
     app = app or ("dpo-generate" if run.has("outputs") and not run.has("pairs") else "dpo-score")
     if not given:
         rows = override("prompts.path", PROMPTS) if app == "dpo-generate" else override("data.path", PAIRS)
         given = [override("checkpoints", _checkpoints_of(run) or CHECKPOINTS), rows]
-    return [line(app, *(word for word in given if not word.startswith("out=")), override("out", run.path))]
+    again = line(app, *(word for word in given if not word.lstrip("+").startswith("out=")), override("out", path))
+    return [again if there is None else f"{line('cd', there)} && {again}"]
 
 
-def _called(run: Path) -> tuple[str | None, list[str]]:
-    """The command that Hydra kept in a run folder, and its overrides; (None, []) where it kept none."""
+def _called(run: Run) -> tuple[str | None, list[str], str | None]:
+    """The command that a run keeps, its arguments and where it was called: a measurement's stands in run.json, a
+    training's in Hydra's folder; (None, [], None) where it keeps none."""
+    call = run.info.call
+    if call is not None and call.words[:1] and call.words[0] in _APPS.values():
+        return call.words[0], list(call.words[1:]), call.cwd
     try:
-        job = (read_yaml(run / ".hydra" / "hydra.yaml") or {})["hydra"]["job"]
-        given = read_yaml(run / ".hydra" / "overrides.yaml") or []
-        return _APPS[job["config_name"]], [str(word) for word in given]
+        hydra = (read_yaml(run.path / ".hydra" / "hydra.yaml") or {})["hydra"]
+        given = read_yaml(run.path / ".hydra" / "overrides.yaml") or []
+        app = _APPS[hydra["job"]["config_name"]]
+        return app, [str(word) for word in given], (hydra.get("runtime") or {}).get("cwd")
     except (OSError, DiagError, KeyError, TypeError):
-        return None, []
+        return None, [], None
+
+
+def _elsewhere(cwd: str | None) -> str | None:
+    """Where relative paths of a kept command begin, if that is another folder of this machine than where we are."""
+    return cwd if cwd is not None and os.path.isdir(cwd) and not os.path.samefile(cwd, os.curdir) else None
 
 
 def after_stopped_script(folder: str | os.PathLike[str], checkpoint: str | None) -> list[str]:
@@ -287,14 +301,18 @@ def _generate(checkpoints: str, run: Run, out: Path | None = None) -> list[str]:
 
 
 def after_doctor(run: Path | None, sound: bool) -> list[str]:
-    """What was looked at is used; where something failed, its hint comes first and then another look. Of what is no run
-    the runs in it are shown, else a log is read; nothing follows where there is nothing."""
+    """What was looked at is used; where something failed, its hint comes first and then another look; an unfinished run
+    is explained, which says how to go on. Of what is no run the runs in it are shown, else a log is read; nothing
+    follows where there is nothing."""
     if run is not None and not (run / RUN_FILE).is_file():
         for inside, runs in (("*", run), ("*/*", run / "*")):
             if next(run.glob(f"{inside}/{RUN_FILE}"), None) is not None:
                 return [line("dpo-diag", "sweep", runs)]
         holds = run.is_file() or (run.is_dir() and any(not p.name.startswith(".") for p in run.iterdir()))
         return [line("dpo-diag", "import", run)] if holds else []
+    known = _run_of(run) if run is not None else None
+    if known is not None and known.info.status not in (None, "finished"):
+        return after_import(known.path)
     if not sound:
         return [line("dpo-diag", "doctor", *([run] if run is not None else []))]
     if run is not None:

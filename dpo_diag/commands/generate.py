@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dpo_diag.commands.hydra_app import run_app, to_config
+from dpo_diag.commands.hydra_app import call_of, run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import GenerateConfig, check_generate, checkpoint_names
 from dpo_diag.next_steps import after_explain, say_next
@@ -30,13 +30,16 @@ def job(cfg: DictConfig) -> str:
         from dpo_diag.inference.generate_run import generate_checkpoints
 
         generate_checkpoints(
-            names, prompts, place.folder, decoding=decoding, loader=loader, batch_size=config.batch_size, say=say
-        )
+            names, prompts, place.folder, decoding=decoding, loader=loader, batch_size=config.batch_size,
+            call=call_of(), say=say,
+        )  # fmt: skip
     else:
         from dpo_diag.inference.launch import run_shared
         from dpo_diag.inference.shared_work import GenerateJob
 
-        work = GenerateJob.of(names, prompts, decoding, batch_size=config.batch_size, loading=vars(config.loader))
+        work = GenerateJob.of(
+            names, prompts, decoding, batch_size=config.batch_size, loading=vars(config.loader), call=call_of()
+        )
         if not run_shared(work, place.out, place.folder, loader, place.launch, say=say):
             return place.out
     if config.across:

@@ -37,7 +37,7 @@ from dpo_diag.extras import has_plugin, refuse_together, require_plugin
 from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
-from dpo_diag.records.run_info import ended_by
+from dpo_diag.records.run_info import CallInfo, ended_by
 from dpo_diag.records.run_lock import OWN, writing
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.records.secrets import redacted, redacted_words
@@ -76,6 +76,13 @@ def to_config(cfg: DictConfig, schema: type[T] = Config) -> T:  # type: ignore[a
     document = OmegaConf.to_container(cfg, resolve=True)
     merged = OmegaConf.merge(OmegaConf.structured(schema), document)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def call_of() -> CallInfo:
+    """The command of the job that runs, as it was called; of a multirun's job its own overrides."""
+    hydra_cfg = HydraConfig.get()
+    words = hydra_cfg.overrides.task if hydra_cfg.mode == RunMode.MULTIRUN else sys.argv[1:]
+    return CallInfo((sys.argv[0], *redacted_words([str(word) for word in words])), str(hydra_cfg.runtime.cwd))
 
 
 def is_main_process() -> bool:

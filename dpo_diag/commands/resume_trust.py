@@ -64,7 +64,8 @@ def resumed(arguments: list[str]) -> list[str]:
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise DiagError(
-            f"nothing to {'replay' if replays else 'resume'}", where=folder, got="no .hydra/overrides.yaml",
+            f"nothing to {'replay' if replays else 'resume'}", where=step,
+            got=f"no .hydra/overrides.yaml in {folder}" if step.exists() else "nothing there",
             expected="RUN/alerts/step-N of a run of dpo-train" if replays else "a run folder of dpo-train",
             usage=True,
         )  # fmt: skip

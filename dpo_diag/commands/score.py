@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
+from dpo_diag.commands.hydra_app import call_of, is_main_process, run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
 from dpo_diag.errors import DiagError
@@ -36,7 +36,8 @@ def job(cfg: DictConfig) -> str:
     source.check(config.data.max_bad_share)
     rows = source.held_out if config.hold_out else source.train + source.held_out
     set_: dict[str, Any] = {
-        "reference": config.reference, "split": config.split, "split_role": "held_out" if config.hold_out else None,
+        "call": call_of(), "reference": config.reference, "split": config.split,
+        "split_role": "held_out" if config.hold_out else None,
         "facts": {
             "loss": config.loss, "reference_free": not config.loss.needs_reference, "data": source.summary(),
             "name": config.name,

@@ -18,9 +18,18 @@ def step_name(step: Step) -> str:
     return "the reference" if step == REFERENCE else f"step {step}"
 
 
+def alone(document: Mapping[str, Any]) -> int | None:
+    """Pairs of the one step that is recorded, where no reference is; None where there is something to compare with."""
+    coverage = document.get("coverage") or {}
+    only = coverage.get("only_to") if document["from_step"] == REFERENCE and not document["n_pairs"] else None
+    return None if coverage.get("only_from") else only or None
+
+
 def stretch(document: Mapping[str, Any]) -> str:
     """What was compared: "the reference to step 80"."""
     first, last = document["from_step"], document["to_step"]
+    if alone(document):
+        return f"{document.get('step_word', 'step')} {last} without a reference"
     if document["kind"] == "scored" and (first, last) == (REFERENCE, 0):
         return f"{step_name(first)} to the scored checkpoint"  # nothing names its step: 0 is a place in the records
     # A page may be drawn from findings that an older version wrote.

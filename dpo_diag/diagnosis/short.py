@@ -16,7 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from dpo_diag.diagnosis.causes import quoted
-from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, stretch
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, alone, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
 from dpo_diag.text import both_ends, number, percent, plural, safe, signed
@@ -157,7 +157,7 @@ def _head(document: Mapping[str, Any], width: int, say: Catalogue) -> str:
     """The run, what it is, what was compared; of a long path its end."""
     loss = document["loss"]
     if document["n_pairs"] is not None:
-        what = f"{stretch(document)} on {document['split']}, {plural(document['n_pairs'], 'pair')}"
+        what = f"{stretch(document)} on {document['split']}, {plural(alone(document) or document['n_pairs'], 'pair')}"
     elif loss.get("to_is"):
         ends = [str(loss[end]).removeprefix("the mean of ") for end in ("from_is", "to_is") if loss[end]]
         what = f"{document['split']}, {' to '.join(ends)}"

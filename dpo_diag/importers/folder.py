@@ -12,7 +12,7 @@ from dpo_diag.importers.formats.tensorboard import event_files
 from dpo_diag.importers.log_format import FORMATS, METRIC_KEY, detect, formats_in_order
 from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.several import choose, named, take
-from dpo_diag.records.files import ended_early
+from dpo_diag.records.run_lock import before_first_record
 from dpo_diag.records.text_files import head_of, whole
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
@@ -62,7 +62,7 @@ def read_folder(path: Path, as_name: str | None, options: Options, shown: Path) 
             where=shown,
             got=", ".join(sorted(p.name for p in list(path.iterdir())[:8])) or "nothing",
             expected="trainer_state.json, a trainer's log, TensorBoard events, a .wandb file or a .npy array",
-            hint=ended_early(path) or "name the file itself",
+            hint=before_first_record(path) or "name the file itself",
         )
     sources: list[Parsed] = []
     for form, file in dict.fromkeys(logs):

@@ -12,6 +12,7 @@ from dpo_diag.inference.prompts import Prompt, prompts_hash, to_prompts
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.models.checkpoints import Loader
 from dpo_diag.records import Run
+from dpo_diag.records.run_info import CallInfo
 
 if TYPE_CHECKING:
     from dpo_diag.models.decoding import Decoding
@@ -26,6 +27,7 @@ def generate_checkpoints(
     loader: Loader | None = None,
     batch_size: int = 32,
     chunk: int = 64,
+    call: CallInfo | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -42,6 +44,7 @@ def generate_checkpoints(
         loader: device, dtype, tokenizer; None for the defaults.
         batch_size: answers written at once by the model.
         chunk: prompts per file: what a killed run loses at most.
+        call: the command that asked for it, which the run keeps until it is finished.
         progress: show a bar per checkpoint.
         say: called with one line per checkpoint.
 
@@ -56,7 +59,7 @@ def generate_checkpoints(
     if not asked:
         raise DiagError("no prompts", expected="at least one")
     writers = as_checkpoints(checkpoints)
-    with added_to(out) as (run_writer, before):
+    with added_to(out, call) as (run_writer, before):
         if before.kind == "scored":
             run_writer.update(checkpoints_asked=len(writers))
         done = answered(Run(run_writer.path, whole=True), decoding)

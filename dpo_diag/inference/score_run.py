@@ -19,7 +19,7 @@ from dpo_diag.models.packed.rows import ROW_TOKENS
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import measure, pair_sums
-from dpo_diag.records.run_info import ModelInfo, PrefixInfo, ReferenceInfo
+from dpo_diag.records.run_info import CallInfo, ModelInfo, PrefixInfo, ReferenceInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.side_tables import read_side_table, write_side_table
 from dpo_diag.records.splits import Role, role_from_name
@@ -52,6 +52,7 @@ def score_checkpoints(
     reference_store: str | os.PathLike[str] | None = None,
     facts: Mapping[str, Any] | None = None,
     proofs: Proofs | None = None,
+    call: CallInfo | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -75,6 +76,7 @@ def score_checkpoints(
             not with `ches` or `no_prompt`, which need the model.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
         proofs: how shared prompts may be computed, as far as that was proved before; what is proved here is added.
+        call: the command that asked for it, which the run keeps until it is finished.
 
     Raises:
         DiagError: no pair left, another set of pairs under the same split in `out`.
@@ -90,7 +92,7 @@ def score_checkpoints(
     if note := given.note():
         say(f"note: {note}")
     models = models_to_score(as_checkpoints(checkpoints), reference)
-    with added_to(out) as (writer, before):
+    with added_to(out, call) as (writer, before):
         known = to_document(before)
         if before.kind == "scored":
             writer.update(checkpoints_asked=sum(c.model == POLICY for c in models))

@@ -36,6 +36,7 @@ from dpo_diag.records import Run
 from dpo_diag.records.files import RUN_FILE, to_label
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import pair_id_of
+from dpo_diag.records.run_info import CallInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.records.side_tables import read_side_table
@@ -106,6 +107,8 @@ class ScoreJob:
     """Of run.json's SplitInfo: what ids that the rows bring stand for."""
     loading: Mapping[str, Any] = field(default_factory=dict)
     """The loader's settings: with others, what was measured is not taken again."""
+    call: CallInfo | None = None
+    """The command that asked for it, which the run keeps until it is finished."""
 
     @classmethod
     def of(
@@ -166,7 +169,7 @@ class ScoreJob:
                 writer.update(dropped_pairs=dropped)
 
     def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
-        with added_to(out) as (writer, before):
+        with added_to(out, self.call) as (writer, before):
             known = to_document(before)
             writer.update(logps="sum", **{k: v for k, v in self.facts.items() if k not in known})
             run = Run(writer.path, whole=True)
@@ -217,6 +220,7 @@ class GenerateJob:
     batch_size: int = 32
     loading: Mapping[str, Any] = field(default_factory=dict)
     """As ScoreJob's."""
+    call: CallInfo | None = None
     kind: str = "generate"
 
     @classmethod
@@ -246,7 +250,7 @@ class GenerateJob:
         )  # fmt: skip
 
     def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
-        with added_to(out) as (writer, _):
+        with added_to(out, self.call) as (writer, _):
             done = answered(Run(writer.path, whole=True), self.decoding)
             for item, folder in parts:
                 missing = self._missing(item, done)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.reader import Run
-from dpo_diag.records.run_info import RunInfo, Status, ended_by
+from dpo_diag.records.run_info import CallInfo, RunInfo, Status, ended_by
 from dpo_diag.records.run_lock import writing
 from dpo_diag.records.writer import RunWriter
 
@@ -18,11 +18,14 @@ KEEP_ALL = 2**62
 
 
 @contextmanager
-def added_to(out: str | os.PathLike[str]) -> Iterator[tuple[RunWriter, RunInfo]]:
+def added_to(out: str | os.PathLike[str], call: CallInfo | None = None) -> Iterator[tuple[RunWriter, RunInfo]]:
     """A writer that adds to `out` (made if absent), which nobody else writes meanwhile, and the run's facts before it.
 
     At the end a run of measurements is marked finished, or with what ended them. A training's own status, end and
     package versions stay true at every moment, and so do those of a run that was finished before.
+
+    Args:
+        call: the command that adds, kept in a run of measurements that is not finished; None for a script.
     """
     path = Path(out)
     with writing(path):
@@ -31,6 +34,8 @@ def added_to(out: str | os.PathLike[str]) -> Iterator[tuple[RunWriter, RunInfo]]
         writer = RunWriter(path, kind=before.kind, resume_step=KEEP_ALL, adds=not ends_with_it)
         status: Status = "finished"
         error: str | None = None
+        if ends_with_it:
+            writer.update(call=call)
         try:
             yield writer, before
         except BaseException as raised:

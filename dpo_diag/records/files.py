@@ -44,15 +44,6 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
 
 
-def ended_early(folder: Path) -> str | None:
-    """Where the folder is of a start of this package that ended before its first record, what to do; else None."""
-    if not (folder / ".hydra").is_dir() or (folder / RUN_FILE).exists():
-        return None
-    log = next(iter(sorted(folder.glob("*.log"))), None)
-    said = f"{log} says why" if log is not None else "what it printed says why"
-    return f"this start ended before its first record; {said}, and the folder may go"
-
-
 class Part(NamedTuple):
     """What a Parquet file's name says: its steps, its label (mostly a split), the rank that wrote it."""
 

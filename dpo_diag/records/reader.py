@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpo_diag.errors import DamagedRecords, DiagError
 from dpo_diag.records.checksums import DamagedFile, damaged, read_json
-from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION, ended_early
+from dpo_diag.records.files import RUN_FILE, SCHEMA_VERSION
 from dpo_diag.records.parts import steady, visible
 from dpo_diag.records.remote import at_hand
+from dpo_diag.records.run_lock import before_first_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ class Run:
             hint = (
                 f"name one of the runs inside: {', '.join(inside[:5])}"
                 if inside
-                else ended_early(self.path) or "import a log with dpo-diag import"
+                else before_first_record(self.path) or "import a log with dpo-diag import"
             )
             raise DiagError("not a run folder: no run.json", where=self.path, hint=hint)
         meta = read_json(file)

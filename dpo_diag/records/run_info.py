@@ -272,6 +272,14 @@ class StoppedBy:
 
 
 @dataclass(frozen=True)
+class CallInfo:
+    """The command that measured into a run, so that an unfinished one can go on."""
+
+    words: tuple[str, ...] = declared("the command and its arguments, secrets left out", default=())
+    cwd: str | None = declared("where it was called: relative paths in it begin there")
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """run.json. Times are ISO 8601 in UTC."""
 
@@ -285,6 +293,7 @@ class RunInfo:
     name: str | None = declared("the run's name in its configuration")
     seed: int | None = declared("seed of everything")
     checkpoints_asked: int | None = declared("how many checkpoints a scoring or a generation was last asked for")
+    call: CallInfo | None = declared("what was last called to score or generate into it, until it was finished")
     task: str | None = declared("embedded task, or none")
     method: str | None = declared("sft for supervised runs")
     trainer: str | None = declared("class of the trainer")

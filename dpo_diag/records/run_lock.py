@@ -22,6 +22,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from dpo_diag.documents import parse_json
 from dpo_diag.errors import DiagError
+from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import now
 from dpo_diag.records.process import Process, this
 from dpo_diag.text import to_json
@@ -39,10 +40,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class _Held:
-    """A lock of this process: how many hold it, for one after another may within one process."""
+    """A lock of this process: how many hold it, for one after another may within one process; the folder and those
+    above it, as far as they were made for it."""
 
-    def __init__(self, lock: BaseFileLock) -> None:
-        self.lock, self.holders = lock, 1
+    def __init__(self, lock: BaseFileLock, made: list[Path]) -> None:
+        self.lock, self.holders, self.made = lock, 1, made
 
 
 _HELD: dict[Path, _Held] = {}
@@ -53,7 +55,8 @@ _ENDS: list[threading.Event] = []
 
 @contextmanager
 def writing(folder: str | os.PathLike[str], say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a run folder, made if absent; nothing of the lock stays behind. Again within the process: nothing more.
+    """Hold a run folder, made if absent; nothing of the lock stays behind, nor a folder that was made
+    for it and is empty. Again within the process: nothing more.
 
     Args:
         say: gets one line where it has to wait for a sign of life; None prints to standard error.
@@ -71,6 +74,8 @@ def writing(folder: str | os.PathLike[str], say: Callable[[str], None] | None = 
 def hold(folder: str | os.PathLike[str], say: Callable[[str], None] | None = None) -> Callable[[], None]:
     """As `writing`; returns what releases it. A process that ends releases all that it holds."""
     path = Path(folder)
+    whole = Path(os.path.realpath(path))
+    made = [place for place in (whole, *whole.parents) if not place.exists()]
     path.mkdir(parents=True, exist_ok=True)
     key = path.resolve()
     with _GUARD:
@@ -85,7 +90,7 @@ def hold(folder: str | os.PathLike[str], say: Callable[[str], None] | None = Non
             except BaseException:
                 lock.release()
                 raise
-            _HELD[key] = _Held(lock)
+            _HELD[key] = _Held(lock, made)
             if not _ENDS:
                 _ENDS.append(threading.Event())
                 threading.Thread(target=_beat, args=_ENDS, name="dpo-diag-run-lock", daemon=True).start()
@@ -123,6 +128,20 @@ def owner_is_gone(folder: str | os.PathLike[str]) -> bool:
     """Whether the process that says it writes a run folder is seen to be there no more: it was killed."""
     owner = held_by(folder)
     return owner is not None and owner.alive() is False
+
+
+def before_first_record(folder: Path) -> str | None:
+    """Where the folder is of a start of this package that has recorded nothing, how it stands and what to do; else
+    None."""
+    owner = held_by(folder)
+    only_held = owner is not None and all(p.name in OWN for p in folder.iterdir())
+    if (folder / RUN_FILE).exists() or not (only_held or (folder / ".hydra").is_dir()):
+        return None
+    if owner is not None and owner.alive():
+        return f"this start has recorded nothing yet; {owner} is at it: wait for it"
+    log = next(iter(sorted(folder.glob("*.log"))), None)
+    said = f"{log} says why" if log is not None else "what it printed says why"
+    return f"this start ended before its first record; {said}, and the folder may go"
 
 
 def is_vacant(folder: Path) -> bool:
@@ -228,6 +247,9 @@ def _release(key: Path) -> None:
                 (key / LOCK).unlink()
         with suppress(OSError):
             held.lock.release()
+        with suppress(OSError):  # which says that something is in it
+            for place in held.made:
+                place.rmdir()
 
 
 def _beat(ends: threading.Event) -> None:

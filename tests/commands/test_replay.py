@@ -86,4 +86,5 @@ def test_what_was_not_finite_first_is_named(
 
 def test_what_is_no_kept_step_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_app("dpo-train", "config", job, [f"replay={tmp_path / 'alerts' / 'step-00000001'}"]) == 2
-    assert "nothing to replay" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"nothing to replay; in {tmp_path / 'alerts' / 'step-00000001'}; got nothing there" in said

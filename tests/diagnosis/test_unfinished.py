@@ -64,6 +64,37 @@ def test_a_scoring_killed_behind_its_reference_is_no_dead_run(tmp_path: Path) ->
     }  # fmt: skip
 
 
+def test_a_kept_call_goes_on_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """run.json's call, which is the last one, comes before what Hydra kept; secrets are left out, and from another
+    folder the line goes to where it was called. The doctor sends to explain."""
+    called = tmp_path / "a b"
+    called.mkdir()
+    words = ("dpo-generate", "checkpoints=m/*", "prompts.path=p.jsonl", "+hub_token=abcdefghij", "out=elsewhere")
+    run = half(tmp_path / "run", {1: START}, call={"words": words, "cwd": str(called)})
+    hydra(run, "score", ["checkpoints=m/*", "data.path=p.jsonl"])
+    monkeypatch.chdir(called)
+    again = f"dpo-generate 'checkpoints=m/*' prompts.path=p.jsonl '+hub_token=[redacted]' out={run}"
+    assert explain(run)["unfinished"]["go_on"] == [again]
+    monkeypatch.chdir(tmp_path)
+    assert explain("run")["unfinished"]["go_on"] == [f"cd '{called}' && {again}"]
+    main(["doctor", "run", "--quick"])
+    assert capsys.readouterr().out.splitlines()[-1] == "next: dpo-diag explain run"
+
+
+def test_a_step_without_a_reference_is_compared_with_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """40 pairs at one step, and no reference's rows: the first line says both, not "the reference", "0 pairs"."""
+    writer = RunWriter(tmp_path / "run", kind="scored")
+    writer.write("pairs", pair_rows(6, *START), split="eval")
+    writer.finish()
+    assert main(["explain", str(tmp_path / "run")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith("(scored): step 6 without a reference on eval, 40 pairs")
+
+
 def test_the_same_records_of_a_finished_scoring_are_a_dead_run(tmp_path: Path) -> None:
     document = explain(half(tmp_path / "run", {1: START}, "finished"))
     assert document["verdict"]["label"] == "dead_run" and "unfinished" not in document

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from dpo_diag.errors import DiagError
 from dpo_diag.records import RunWriter, load_run, run_lock
-from dpo_diag.records.run_lock import LOCK, OWNER, claimed, hold, writing
+from dpo_diag.records.process import this
+from dpo_diag.records.run_lock import LOCK, OWNER, before_first_record, claimed, hold, writing
+from dpo_diag.text import to_json
 
 HOLDER = "import sys; from dpo_diag.records.run_lock import hold; hold(sys.argv[1]); print('held', flush=True); input()"
 
@@ -172,3 +175,24 @@ def test_a_number_that_another_program_has_by_now_blocks_nobody(tmp_path: Path) 
     (tmp_path / OWNER).write_text(json.dumps(owner))
     hold(tmp_path)()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_made_for_a_lock_goes_with_it_unless_something_is_in_it(tmp_path: Path) -> None:
+    with writing(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "own").mkdir()
+    with writing(tmp_path / "own"):
+        pass
+    with writing(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "c").mkdir()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "c", "own"]
+
+
+def test_what_a_start_left_before_its_first_record_is_told(tmp_path: Path) -> None:
+    (tmp_path / OWNER).write_text(to_json(asdict(this())), encoding="utf-8")
+    assert "has recorded nothing yet" in str(before_first_record(tmp_path))
+    (tmp_path / OWNER).write_text(to_json(asdict(replace(this(), began=-1))), encoding="utf-8")
+    assert "ended before its first record" in str(before_first_record(tmp_path))
+    (tmp_path / "log.txt").write_text("", encoding="utf-8")
+    assert before_first_record(tmp_path) is None
