@@ -195,7 +195,7 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
         return list(go_on)
     stopped = run.info.stopped_by
     kept = None if stopped is None else kept_batch(run.path, str(stopped.guard))
-    if kept is not None and _called(run.path)[0] == "dpo-train":
+    if kept is not None and _called(run)[0] == "dpo-train":
         return [line("dpo-train", override("replay", kept))]
     if run.has("outputs"):
         return [line("dpo-diag", "outputs", path)]

@@ -103,7 +103,8 @@ def remove_temporary(folder: Path) -> None:
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")):
         records = ".parquet." in path.name or path.name.startswith(f".{RUN_FILE}.")
         with suppress(OSError, ValueError):  # a name that is not ours
-            if not exists(int(path.name.split(".")[-2])) and (records or time.time() - path.stat().st_mtime > _YOUNG):
+            gone = records and not exists(int(path.name.split(".")[-2]))
+            if gone or time.time() - path.stat().st_mtime > _YOUNG:
                 path.unlink()
 
 

@@ -129,8 +129,9 @@ def test_killed_writers_leave_nothing_that_the_next_one_keeps(tmp_path: Path) ->
     run = tmp_path / "r"
     RunWriter(run).finish()
     (run / "pairs").mkdir()
-    left = [run / "pairs" / ".00000001-00000001.train.r0.parquet.1.tmp", run / ".run.json.1.tmp"]
-    young, old = run / ".report.html.1.tmp", run / ".findings.json.1.tmp"
+    nobody = 99_999_999  # beyond the highest number of a process
+    left = [run / "pairs" / f".00000001-00000001.train.r0.parquet.{nobody}.tmp", run / f".run.json.{nobody}.tmp"]
+    young, old = run / f".report.html.{nobody}.tmp", run / ".findings.json.1.tmp"
     for path in (*left, young, old):
         path.write_text("half")
     os.utime(old, (1, 1))
