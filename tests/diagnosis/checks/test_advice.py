@@ -56,6 +56,14 @@ OWN: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
     ("DVG029", ""): ({"margin_is_better": True}, {"margin_is_better": False}),
 }
 """(code, first letters of the line) -> evidence with which its own conditions hold, and with which they do not."""
+LIKELY: dict[str, Any] = {"learning_rate": 1e-3, "findings": {"DVG011": {"finite_before": True}}}
+WHOLE: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
+    ("DVG011", "lower the learning rate:"): (LIKELY, {"findings": {"DVG011": {}}}),
+    ("DVG011", "find the pairs behind it"): ({}, LIKELY),
+    ("DVG011", "lower the learning rate"): ({"learning_rate": 1e-3}, LIKELY),
+    ("DVG011", "where a lower learning r"): (LIKELY, {"learning_rate": 1e-6}),
+}
+"""(code, first letters of the line) -> the same for conditions that look at more than the check's evidence."""
 THRESHOLDS = load_thresholds()
 NAMES = {id(value): name for name, value in vars(advice).items() if isinstance(value, Condition)}
 LINES = [(check.code, line) for check in all_checks() for line in check.advice]
@@ -74,14 +82,15 @@ def test_every_condition_has_a_case_for_and_one_against() -> None:
 def test_a_line_is_given_only_where_all_its_conditions_hold(code: str, line: Advice) -> None:
     """Conditions that are a check's own look at its evidence: `OWN` has what makes them hold, and what breaks them."""
     holding, breaking = OWN.get((code, line.text[:4])) or OWN.get((code, "")) or ({}, {})
-    held: dict[str, Any] = {"types": ("sigmoid",), "findings": {code: holding}}
+    more, broken = WHOLE.get((code, line.text[:24])) or ({}, {"findings": {code: breaking}})
+    held: dict[str, Any] = {"types": ("sigmoid",), "findings": {code: holding}} | more
     for condition in line.when:
         change = CASES[NAMES[id(condition)]][0] if id(condition) in NAMES else {}
         held |= change | ({"findings": held["findings"] | change["findings"]} if "findings" in change else {})
     assert line.given(Situation(**held), THRESHOLDS)
     for condition in line.when:
         if id(condition) not in NAMES:
-            assert not line.given(Situation(**(held | {"findings": {code: breaking}})), THRESHOLDS)
+            assert not line.given(Situation(**(held | broken)), THRESHOLDS)
             continue
         for change in CASES[NAMES[id(condition)]][1]:
             assert not line.given(Situation(**(held | change)), THRESHOLDS), str(condition)
