@@ -142,7 +142,7 @@ def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str
     assert "could not be converted to Float" in capsys.readouterr().err
     assert run_app("dpo-train", "config", lambda cfg: None, ["trainer.args.seed=1"]) == 2
     told = capsys.readouterr().err
-    assert "use +trainer.args.seed=1" in told and "object_type" not in told
+    assert "added as +trainer.args.seed=1" in told and "object_type" not in told
     RunWriter(tmp_path / "mine").finish()
     assert run_app("dpo-train", "config", lambda cfg: None, [f"{tmp_path}/mine"]) == 2
     assert capsys.readouterr().err == (
