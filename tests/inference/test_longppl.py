@@ -92,6 +92,7 @@ def test_refusals(n: int, options: dict[str, int], said: str) -> None:
         long_and_short(Remembers(), [1] * n, **options)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, text = tmp_path / "model", tmp_path / "text.txt"
     make_model().save_pretrained(folder)

@@ -228,6 +228,7 @@ def test_no_pair_that_fits(models: Path, tmp_path: Path) -> None:
         run(job, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_answers(models: Path, tmp_path: Path) -> None:
     """5 prompts in parts of 4: 2 parts a checkpoint; a run that holds the answers to 4 of them gets the last."""
     names, decoding = [str(models / "checkpoint-*")], Decoding(6, n_samples=1)

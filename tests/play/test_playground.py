@@ -154,6 +154,7 @@ def test_a_budget_below_one_model_still_answers(played_run: Path) -> None:
     assert ground.models.loads == 4
 
 
+@pytest.mark.slow
 def test_adapters_share_their_base_and_are_not_mixed_up(played_run: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -71,6 +71,7 @@ def test_coefficients_by_name() -> None:
         spec.value_of("sft_sum")
 
 
+@pytest.mark.slow
 def test_a_run_splits_with_the_coefficients_of_each_step(tmp_path: Folder, tokenizer: PreTrainedTokenizerFast) -> None:
     """The NLL weight on a line from 0.5 to 2.5 over 4 steps, 0.5 more a step. What is recorded is exact, and explain's
     change is the logged one: the sides' parts and the coefficient's own, 1/2 [2.0 - 0.5] [nll_0 + nll_4], as the weight
