@@ -102,6 +102,7 @@ def run(job: Job, out: Path, size: int = 4) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_parts_make_the_run_of_one_process(models: Path, alone: Path, tmp_path: Path) -> None:
     """3 models x 3 parts of 4 pairs, the last part without a pair that fits; the second start has nothing to do, and
     no part is left beside the run."""

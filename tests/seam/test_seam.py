@@ -54,6 +54,7 @@ def findings(call: Call, trained: Path) -> dict[str, Any]:
     return dict(json.loads(call("dpo_diag.commands.diag", "explain", str(trained), "--json")))
 
 
+@pytest.mark.slow
 def test_the_loss_is_trained_recorded_and_split(trained: Path, findings: dict[str, Any]) -> None:
     """(1 - 0)^2 = 1 at the reference; what the trainer used is what the records give; both parts add up."""
     history = load_run(trained).history.query("split == 'eval'").set_index(["name", "step"])["value"]

@@ -20,7 +20,7 @@ from .plain import logged_means, score_pairs
 from .tiny import make_model, make_pairs, make_tokenizer
 
 # One worker runs them all: what they look at is trained once.
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.slow]
 
 SCRIPT = """
 import json, os, sys
@@ -178,7 +178,6 @@ def test_repeated_examples_count_once_and_true_duplicates_twice(both: tuple[Path
     assert ("eval_held", 0, "trl/rewards/margins") in history.index  # TRL takes the mean of 12 rows
 
 
-@pytest.mark.slow
 def test_three_processes(tmp_path: Path) -> None:
     """Batches of 3 x 2 and 3 x 3: every set's last batch is filled up, and the step's last has 5 of 6 pairs."""
     three = tmp_path / "three"

@@ -56,7 +56,8 @@ def trainer_of(folder: Path, run: Path, tokenizer: PreTrainedTokenizerFast) -> D
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), pytest.param(3600.0, 6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "written"), [(0.0, 7), (3600.0, 6)])
 def test_killed_and_resumed(
     tmp_path: Path,
     tokenizer: PreTrainedTokenizerFast,
