@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_diag.diagnosis.causes import ROUNDING, Sentence, causes, quoted, say
 from dpo_diag.diagnosis.pair_intervals import counted, counted_about
-from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, REFERENCE, stretch
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, REFERENCE, against_baselines, stretch
 from dpo_diag.stats import TOO_FEW, Interval
 from dpo_diag.text import arrow, capital, interval, moved, number, percent, plural, safe, same, signed
 
@@ -147,9 +147,9 @@ def _usable(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _logged_means(document: dict[str, Any]) -> list[Sentence]:
-    """Logged mean rewards of a run without pairs, and a dip that came back."""
-    values = _usable(document)
-    sentences = []
+    """Logged mean rewards of a run without pairs, and a dip that came back; of a supervised one where its NLL lies."""
+    values, scale = _usable(document), against_baselines(document)
+    sentences = [say(f"{capital(scale)}.", "means.scale", "means.values")] if scale else []
     for side in ("chosen", "rejected"):
         name = f"rewards/{side}" if values.get(f"rewards/{side}") else f"logps/{side}"
         entry = values.get(name)

@@ -1,9 +1,11 @@
-"""Words that a finding, its explanation and whatever prints it share. Imports nothing: printing waits for no table."""
+"""Words that a finding, its explanation and whatever prints it share. Imports no table: printing waits for none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from dpo_diag.text import number
 
 REFERENCE = "ref"
 """Instead of a step: the reference model itself."""
@@ -36,3 +38,24 @@ def stretch(document: Mapping[str, Any]) -> str:
     if (word := document.get("step_word", "step")) != "step":
         return f"{word} {first} to {last}"
     return f"{step_name(first)} to {step_name(last) if first == REFERENCE else last}"
+
+
+def against_baselines(document: Mapping[str, Any]) -> str:
+    """Where a supervised run's plain NLL, never the smoothed loss, ended beside what knows no context; "" where either
+    is unknown."""
+    means = document["means"]
+    scale, known = means.get("scale", {}), means.get("values", {})
+    name = "nll_loss" if "nll_loss" in known else "loss"
+    nll = known.get(name, {}).get("to")
+    if nll is None or "uniform" not in scale or name in means["withheld"]:
+        return ""
+
+    def side(baseline: float) -> str:
+        return "at" if number(nll) == number(baseline) else "below" if nll < baseline else "above"
+
+    uniform, unigram = scale["uniform"], scale.get("unigram")
+    text = f"plain NLL {number(nll)} is"
+    if unigram is not None:
+        text += f" {side(unigram)} the unigram baseline {number(unigram)} (token frequencies alone),"
+    text += f" {side(uniform)} ln |V| {number(uniform)} (a uniform guess)"
+    return text + (f"; a smoothed loss is {number(scale['floor'])} at least" if "floor" in scale else "")

@@ -16,7 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from dpo_diag.diagnosis.causes import quoted
-from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, alone, stretch
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, against_baselines, alone, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
 from dpo_diag.text import both_ends, number, percent, plural, safe, signed
@@ -32,10 +32,13 @@ LEFT_OUT = ("pairs", "why", "do", "why")
 """What goes where the lines do not suffice: the last of these, in this order."""
 _LABEL = 6
 SUPERVISED = {
-    "nll_loss": "plain NLL", "ppl_token/response": "ppl_token", "bits_per_byte/response": "bits per byte",
-    "top1/response": "top-1 share", "top5/response": "top-5 share", "entropy": "entropy",
+    "nll_loss": "plain NLL", "ppl_token/response": "response ppl_token", "ppl_token/prompt": "prompt ppl_token",
+    "bits_per_byte/response": "bits per byte", "top1/response": "top-1 share", "top5/response": "top-5 share",
+    "entropy": "entropy",
 }  # fmt: skip
-"""Rows of a supervised run beside its loss: metric -> its name."""
+"""Rows of a supervised run beside its loss: metric -> its name, what says most first."""
+SUPERVISED_ROWS = 6
+"""More of them leave no line for what the numbers are measured against."""
 HARM_STYLES = {"harmful": "bold red", "benign": "bold green", "none": "bold green", "cannot_tell": "bold yellow"}
 _ASIDE = re.compile(r" \([^() ,]*+[ ,][^()]*+\)|（[^（） ，]*+[ ，][^（）]*+）")
 """A bracket with more than a name in it."""
@@ -81,7 +84,7 @@ def short_lines(
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
     room = LINES - 1 - len(numbers) - len(following) - sum(item.lines for item in (*ended, *lost))
     parts = {
-        "note": list(map(say, [*_taken(document), *_scale(document)])), "why": _reasons(document, say),
+        "note": list(map(say, [*_taken(document), *filter(None, [against_baselines(document)])])), "why": _reasons(document, say),
         "do": _changes(document, say), "pairs": list(map(say, _pairs(document))),
     }  # fmt: skip
     for name in LEFT_OUT:
@@ -214,9 +217,8 @@ def _side_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         elif (moved := document["quadrants"].get(f"mean_delta_{side}")) is not None:
             yield f"{side} log-prob", "", "", signed(moved), ""
     if "ppl_token/response" in values:
-        for name, what in SUPERVISED.items():
-            if name in values:
-                yield _row(what, values[name], document)
+        for name in [name for name in SUPERVISED if name in values][:SUPERVISED_ROWS]:
+            yield _row(SUPERVISED[name], values[name], document)
 
 
 def _row(what: str, entry: Mapping[str, Any], document: Mapping[str, Any]) -> Row:
@@ -289,17 +291,6 @@ def _table(rows: Sequence[tuple[str, ...]], width: int, say: Callable[[str], str
 def _taken(document: Mapping[str, Any]) -> list[str]:
     """Which of a source's runs or trainings this is about, where it holds several: another one may be meant."""
     return [note for note in document.get("notes", []) if "(--run " in note or "; --run " in note]
-
-
-def _scale(document: Mapping[str, Any]) -> list[str]:
-    """What a supervised loss is to be measured against."""
-    known = document["means"].get("scale", {})
-    if "uniform" not in known:
-        return []
-    text = f"a uniform guess has a loss of {number(known['uniform'])} (ln |V|)"
-    if known.get("unigram") is not None:
-        text += f", the training's token frequencies {number(known['unigram'])}"
-    return [text + (f"; a smoothed loss is {number(known['floor'])} at least" if "floor" in known else "")]
 
 
 def _findings(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

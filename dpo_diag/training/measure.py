@@ -43,6 +43,8 @@ def batch_metrics(gathered: Gathered, spec: LossSpec | None) -> dict[str, Value]
     # A loss to which something unknown is added keeps the trainer's number.
     if exact is not None and not gathered.added and _is_rounding(residual, exact.value):
         values["loss"] = exact
+    if math.isnan(residual) and exact is not None and not rows.has_pairs:
+        values.setdefault("nll_loss", exact)  # what is trained on is another loss (dft, a router's, the caller's own)
     if not math.isnan(residual):
         values["loss_residual"] = Value(residual, float(len(rows)))
     return values

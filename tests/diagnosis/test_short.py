@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from dpo_diag import RunWriter
 from dpo_diag.diagnosis import explain
+from dpo_diag.diagnosis.said import against_baselines
 from dpo_diag.diagnosis.short import LINES, _fits, _Item, _pairs, _table, short_lines
 from dpo_diag.importers import import_path
+from dpo_diag.translated import catalogue
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INPUTS = REPOSITORY / "tests" / "golden" / "inputs"
@@ -62,6 +65,36 @@ def test_an_sft_log_is_no_preference_run_with_half_of_its_numbers_missing(
     assert document["verdict"]["label"] == "supervised"
     assert "it does not show" not in "\n".join(lines(document))
     assert documents["trl_displaced"]["verdict"]["label"] == "likelihood_displacement"
+
+
+@pytest.mark.parametrize(
+    ("nll", "said"),
+    [
+        (2.5, "plain NLL 2.500 is below the unigram baseline 2.900 (token frequencies alone), below ln |V| 5.704"),
+        (3.0, "plain NLL 3 is above the unigram baseline 2.900 (token frequencies alone), below ln |V| 5.704"),
+        (5.7041, "plain NLL 5.704 is above the unigram baseline 2.900 (token frequencies alone), at ln |V| 5.704"),
+        (None, "plain NLL 2.950 is above the unigram baseline 2.900 (token frequencies alone), below ln |V| 5.704"),
+    ],
+)
+def test_a_supervised_run_says_where_its_nll_lies_and_shows_the_prompt_beside_the_response(
+    tmp_path: Path, nll: float | None, said: str
+) -> None:
+    """The loss, 2.95, is smoothed and lies above the unigram baseline whatever the NLL does; where nothing is added to
+    it the loss is the NLL. The baselines of an earlier row hold for the later one."""
+    values = {"loss": 2.95, "ppl_token/response": 12.0, "ppl_token/prompt": 240.0}
+    values |= {} if nll is None else {"nll_loss": nll}
+    rows = [(step, name, value) for step in (0, 6, 9) for name, value in values.items()]
+    rows += [(0, "baseline/uniform", 5.704), (0, "baseline/unigram", 2.9)]
+    writer = RunWriter(tmp_path / "run")
+    writer.write("history", [{"step": s, "split": "eval", "name": n, "value": v} for s, n, v in rows])
+    writer.finish()
+    document = explain(tmp_path / "run", from_step=6)
+    shown = [line.split()[:4] for line in lines(document) if "ppl_token" in line]
+    assert shown == [["response", "ppl_token", "12", "12"], ["prompt", "ppl_token", "240", "240"]]
+    assert f"note {said} (a uniform guess)" in " ".join(" ".join(lines(document)).split())
+    assert catalogue("zh").has(against_baselines(document))
+    del document["means"]["scale"]
+    assert not [line for line in lines(document) if line.startswith("note")]
 
 
 def test_which_of_several_runs_is_meant_is_said_among_the_fifteen(documents: dict[str, dict[str, Any]]) -> None:

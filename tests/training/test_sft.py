@@ -209,6 +209,9 @@ def test_other_kinds_train_as_stock(
     last = [r for r in values[1].state.log_history if "eval_loss" in r][-1]
     assert last["eval_ppl_token/response"] > 1
     assert "eval_loss_residual" not in last or last["eval_loss_residual"] < 1e-5
+    if "loss_type" in options:  # another loss: the NLL stands beside it
+        assert last["eval_nll_loss"] == pytest.approx(math.log(last["eval_ppl_token/response"]), rel=1e-6)
+        assert last["eval_loss"] < 0.9 * last["eval_nll_loss"]
 
 
 @pytest.mark.slow

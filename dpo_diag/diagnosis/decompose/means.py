@@ -120,8 +120,9 @@ def summarise_means(
         raise DiagError("no row between these steps", where="--from, --to", got=f"{start} to {end}",
                         expected=f"steps from {steps[0]} to {steps[-1]}", usage=True)  # fmt: skip
     means.from_step, means.to_step, means.rows = within[0], within[-1], len(within)
-    rows = rows.loc[(rows["step"] >= within[0]) & (rows["step"] <= within[-1])]
+    # Of a training set they stand beside its first row alone.
     scale = rows.loc[rows["name"].astype(str).str.startswith(BASELINE)].drop_duplicates("name", keep="last")
+    rows = rows.loc[(rows["step"] >= within[0]) & (rows["step"] <= within[-1])]
     means.scale = {str(n).removeprefix(BASELINE): float(v) for n, v in zip(scale["name"], scale["value"], strict=True)}
     known = starts if starts and within[0] == steps[0] else {}
     for metric in NAMES:
