@@ -19,7 +19,7 @@ from dpo_diag.diagnosis.causes import quoted
 from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, against_baselines, alone, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
-from dpo_diag.text import both_ends, number, percent, plural, safe, signed
+from dpo_diag.text import both_ends, percent, plural, safe, signed
 from dpo_diag.translated import Catalogue, catalogue
 
 LINES = 15
@@ -84,8 +84,8 @@ def short_lines(
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
     room = LINES - 1 - len(numbers) - len(following) - sum(item.lines for item in (*ended, *lost))
     parts = {
-        "note": list(map(say, [*_taken(document), *filter(None, [against_baselines(document)])])), "why": _reasons(document, say),
-        "do": _changes(document, say), "pairs": list(map(say, _pairs(document))),
+        "note": [say(text) for text in (*_taken(document), against_baselines(document)) if text],
+        "why": _reasons(document, say), "do": _changes(document, say), "pairs": list(map(say, _pairs(document))),
     }  # fmt: skip
     for name in LEFT_OUT:
         if told.lines + sum(map(len, parts.values())) > room:
