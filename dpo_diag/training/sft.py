@@ -211,7 +211,8 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
     def begin_run(self) -> None:
         """As any trainer's; the training set's scale stands beside its first row."""
         super().begin_run()
-        self.monitor.scale["train"] = self._scale(self.train_dataset)
+        if not any("baseline/uniform" in row for row in self.state.log_history):  # of a resumed one, its log has it
+            self.monitor.scale["train"] = self._scale(self.train_dataset)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As TRL's, with the scale of the set."""

@@ -293,3 +293,19 @@ def test_training_with_smoothing_is_trls(tmp_path: Path, tokenizer: PreTrainedTo
     first = history[(history["split"] == "train") & history["name"].str.startswith("baseline/")]
     assert set(first["step"]) == {1}
     assert {"baseline/uniform", "baseline/unigram", "baseline/floor", "baseline/unseen"} == set(first["name"])
+
+
+def test_what_a_loss_is_measured_against_stands_once_in_a_training_that_resumes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Rows at steps 1, 2 and, resumed from checkpoint-1, again 2: beside the first alone."""
+    for go_on in (None, str(tmp_path / "out" / "checkpoint-1")):
+        trainer = DiagSFTTrainer(
+            model=make_model(1), processing_class=tokenizer, train_dataset=Dataset.from_list(ROWS),
+            recorder=tmp_path / "run",
+            args=arguments(tmp_path / "out", max_steps=2, eval_strategy="no", save_strategy="steps", save_steps=1),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=go_on)
+    history = load_run(tmp_path / "run").history
+    assert history.loc[history["name"] == "baseline/uniform", ["split", "step"]].to_numpy().tolist() == [["train", 1]]
+    assert history.loc[history["name"] == "ce/response", "step"].tolist() == [1, 2]
