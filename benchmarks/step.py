@@ -4,15 +4,16 @@
 
 Cases: `smollm2`, a random model of SmolLM2-135M's shape with LoRA r 64, prompts as long as responses; `vocabulary`,
 49,152 tokens and hidden size 128, all weights trained; `diagnostics`, a tiny model with each measurement on its own,
-without the shared prompt.
+without the shared prompt; `guards`, the same model with all live guards and with none; `epsilon`, the model of
+`vocabulary` with DPO's loss and with epsilon-DPO's, the shared prompt computed once.
 
 Every variant trains with its own trainer in a thread of its own, and a turnstile lets exactly one of them take exactly
 one step at a time: first stock TRL its step 1, then each variant its step 1, and so on, on the same pairs and weights.
 What the machine does besides slows down neighbouring steps alike. A step's time is the process's CPU time (one thread)
 from its beginning to the next one's, logging and writing included. Printed: CPU seconds of a variant's median step, and
-the mean of its steps over the mean of stock TRL's, as the median over rounds with its range. Each round has new
+the mean of its steps over the mean of the first one's, as the median over rounds with its range. Each round has new
 trainers, threads and an order rotated by one: where a trainer's weights lie in memory alone moves its speed by several
-per cent. `stock again` is the noise. Peaks of memory are those of a process of its own for each variant.
+per cent. `... again` is the noise. Peaks of memory are those of a process of its own for each variant.
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ EACH: dict[str, dict[str, Any] | None] = {
     "+ greedy_logp": {"recorder": True, "extra_metrics": ("greedy_logp",)},
     "+ top5": {"recorder": True, "extra_metrics": ("top5",)},
 }
+GUARDS: dict[str, dict[str, Any] | None] = {
+    "no guards": {"recorder": True, "guards": False},
+    "again": {"recorder": True, "guards": False},
+    "all guards": {"recorder": True},
+}
+EPSILON: dict[str, dict[str, Any] | None] = {
+    "sigmoid": {"recorder": True, "shared_prefix": "on"},
+    "again": {"recorder": True, "shared_prefix": "on"},
+    "epsilon_dpo": {"recorder": True, "shared_prefix": "on", "loss_type": "epsilon_dpo"},
+}
 
 
 @dataclass(frozen=True)
@@ -81,18 +92,22 @@ class Case:
 
     @property
     def options(self) -> dict[str, dict[str, Any] | None]:
-        return MAIN if self.variants == "main" else EACH
+        return {"main": MAIN, "each": EACH, "guards": GUARDS, "epsilon": EPSILON}[self.variants]
 
 
 CASES = {
     "smollm2": Case(49_152, 576, 1536, 30, 9, 3, 64, 96, 96, 2, 3, 1, 3),
     "vocabulary": Case(49_152, 128, 320, 2, 4, 4, 0, 40, 40, 8, 8, 2, 3),
     "diagnostics": Case(768, 128, 320, 2, 4, 4, 0, 20, 20, 8, 45, 5, 6, "each"),
+    "guards": Case(768, 128, 320, 2, 4, 4, 0, 20, 20, 8, 60, 25, 6, "guards"),
+    "epsilon": Case(49_152, 128, 320, 2, 4, 4, 0, 40, 40, 8, 8, 2, 3, "epsilon"),
 }
 QUICK = {
     "smollm2": {"layers": 8, "prompt": 48, "response": 48, "batch": 1, "steps": 3, "rounds": 1},
     "vocabulary": {"batch": 2, "steps": 4, "warm_up": 1, "rounds": 1},
     "diagnostics": {"steps": 12, "rounds": 1},
+    "guards": {"steps": 12, "rounds": 1},
+    "epsilon": {"batch": 2, "steps": 4, "warm_up": 1, "rounds": 1},
 }
 
 
@@ -173,6 +188,7 @@ def trainer_of(name: str, folder: Path, case: Case, policy: Any, tokenizer: Any,
     """The trainer of one variant."""
     options = case.options[name]
     more = dict(options or {})
+    guarded, loss_type = more.pop("guards", True), more.pop("loss_type", "sigmoid")
     if more.pop("recorder", False):
         more["recorder"] = folder / "run"
     if case.lora:
@@ -182,10 +198,12 @@ def trainer_of(name: str, folder: Path, case: Case, policy: Any, tokenizer: Any,
         train_dataset=pairs, args=DPOConfig(
             str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], disable_tqdm=True,
             save_strategy="no", max_steps=case.steps + case.warm_up, per_device_train_batch_size=case.batch,
-            dataloader_pin_memory=False, max_length=None,
+            dataloader_pin_memory=False, max_length=None, loss_type=loss_type,
         ), **more,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    if not guarded:
+        trainer.before_update = trainer.monitor.guards.batch = lambda *_: None
     return trainer
 
 
@@ -226,8 +244,9 @@ def measured(case: Case) -> dict[str, Any]:
     """Per variant {"cpu_s", "of_stock": {"median", "min", "max"}}, and the differences of the proof."""
     rounds = [one_round(case, i) for i in range(case.rounds)]
     found: dict[str, Any] = {"variants": {}}
+    first = next(iter(case.options))
     for name in case.options:
-        ratios = [statistics.fmean(s[name]) / statistics.fmean(s["stock"]) for s, _ in rounds]
+        ratios = [statistics.fmean(s[name]) / statistics.fmean(s[first]) for s, _ in rounds]
         found["variants"][name] = {
             "cpu_s": statistics.median(t for s, _ in rounds for t in s[name]),
             "of_stock": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},

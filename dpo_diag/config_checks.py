@@ -47,6 +47,11 @@ def check(config: Config) -> None:
         raise _wrong("trainer.num_train_epochs", t.num_train_epochs, "more than 0, or trainer.max_steps")
     if t.reference_store is not None and t.method == "sft":
         raise _wrong("trainer.reference_store", t.reference_store, "nothing: SFT has no reference")
+    if t.method != "sft" and config.loss.has_pair_beta and t.precomputes_reference:
+        key = "reference_store" if t.reference_store is not None else "precompute_ref_log_probs"
+        given, expected = t.reference_store or True, "null" if t.reference_store is not None else "false"
+        why = f"{expected}: {', '.join(config.loss.types)} asks for the reference's distributions, not its sums"
+        raise _wrong(f"trainer.{key}", given, why)
     if t.method != "sft" and config.sft.changed:
         key = config.sft.changed[0]
         raise _wrong(f"sft.{key}", getattr(config.sft, key), f"0: {t.method} has a loss of its own (loss=...)")

@@ -37,6 +37,7 @@ def test_losses_against_displacement_by_hand() -> None:
     dpop_outside, lambda 1: 0.5 * 2 - 1 * 1 = 0, the same as lambda 2 inside beta 0.5.
     cal_dpo: -log sigmoid(2) + (-1 - 1)^2 + (-3 + 1)^2 = .126928 + 8, half of the squares with weight 0.5.
     dpo_shift, lambda 0.5: 0.5 [-1 + 1.5] = 0.25.
+    epsilon_dpo with a beta of the pair's own, 0.25: 0.25 [-1 + 3] = 0.5.
     bdpo, lambda 0.5: log(0.5 e^-3 + 0.5) = log(0.5 * 1.0497871) = -0.644560; 0.5 [-1 + 0.644560] = -0.177720.
     """
     assert value("dpop", -1, -3, coefficients={"dpop_lambda": 2}) == pytest.approx(math.log(2), abs=1e-12)
@@ -48,6 +49,10 @@ def test_losses_against_displacement_by_hand() -> None:
     assert half == pytest.approx(-log_sigmoid(2) + 4, abs=1e-12)
     shifted = value("dpo_shift", -1, -3, coefficients={"dpo_shift_lambda": 0.5})
     assert shifted == pytest.approx(-log_sigmoid(0.25), abs=1e-12)
+    own = pair_losses(LossSpec(types=("epsilon_dpo",), beta=0.5), [-1], [-3], beta=[0.25])
+    assert own.tolist() == pytest.approx([-log_sigmoid(0.5)], abs=1e-12)
+    with pytest.raises(DiagError, match="beta is not known"):
+        value("epsilon_dpo", -1, -3)
     assert value("bdpo", -1, -3) == pytest.approx(-log_sigmoid(-0.177720), abs=1e-6)
 
 
@@ -104,7 +109,7 @@ def test_at_the_end_of_its_coefficient_each_is_dpo(kind: str, coefficients: dict
 def test_where_they_start_and_end() -> None:
     """With a = b = 0 all but cal_dpo are ln 2; that one adds 2 / (2 beta)^2 = 50 at beta 0.1. cDPO with smoothing 0.1
     cannot fall below the entropy of (0.9, 0.1): 0.325083 nats."""
-    for kind in ("dpop", "dpop_outside", "dpo_shift", "bdpo"):
+    for kind in ("dpop", "dpop_outside", "dpo_shift", "bdpo", "epsilon_dpo"):
         assert start_of((kind,)) == (pytest.approx(math.log(2)), True)
         assert loss_floor(LossSpec(types=(kind,))) == 0.0
     assert start_of(("cal_dpo",)) is None
@@ -169,13 +174,18 @@ def test_training_takes_the_formulas_gradient(kind: str) -> None:
     """What autograd gives through TRL's forward for every response token is the formula's own central difference:
     a token's log-prob enters through its response's sum alone."""
 
+    import torch
+
     from dpo_diag.training import trl_adapter
 
     spec = LossSpec(types=(kind,), beta=0.3, label_smoothing=0.1 if LOSSES[kind].smooths else 0.0)
     data = {k: v.double() if v.is_floating_point() else v for k, v in batch(11).items()}
     data["logp"].requires_grad_()
     trainer, model, inputs = stub_of(spec, data)
-    tap = SimpleNamespace(policy=model(), reference=trainer.ref_model() if spec.needs_reference else None)
+    beta = torch.tensor([0.3, 0.2, 0.4, 0.1], dtype=torch.float64)
+    tap = SimpleNamespace(
+        policy=model(), reference=trainer.ref_model() if spec.needs_reference else None, pair_beta=beta
+    )
     loss = trl_adapter.added_loss(trainer, tap, inputs, spec)
     loss.backward()
     found = data["logp"].grad.numpy()
@@ -185,7 +195,7 @@ def test_training_takes_the_formulas_gradient(kind: str) -> None:
 
     def mean_loss(logp: np.ndarray) -> float:
         (a, b), (chosen, rejected) = (logp - sums["ref"]).reshape(2, 4), logp.reshape(2, 4)
-        known = {"chosen_sum_logp": chosen, "rejected_sum_logp": rejected}
+        known = {"chosen_sum_logp": chosen, "rejected_sum_logp": rejected, "beta": beta.numpy()}
         return float(pair_losses(spec, a, b, n_chosen=LENGTHS[0], n_rejected=LENGTHS[1], **known).mean())
 
     assert float(loss.detach()) == pytest.approx(mean_loss(sums["logp"]), rel=1e-12)
@@ -206,6 +216,8 @@ def test_training_takes_the_formulas_gradient(kind: str) -> None:
         ({"types": ("dpop",), "coefficients": {"dpop_lambda": -1}}, "at least 0"),
         ({"label_smoothing": 0.1}, "sigmoid would not use it"),
         ({"types": ("simpo",), "ld_alpha": 0.5}, "simpo has no log-ratios"),
+        ({"types": ("epsilon_dpo",), "ld_alpha": 0.5}, "from its whole sums"),
+        ({"types": ("epsilon_dpo",), "coefficients": {"epsilon": 1}}, "0 to 1, both excluded"),
         ({"types": ("cpo", "sft"), "f_divergence_type": "forward_kl"}, "no log-ratios"),
     ],
 )

@@ -67,7 +67,10 @@ def _loss(document: dict[str, Any]) -> list[Sentence]:
     sentences = [say(f"{text}.", "loss.chosen_part", "loss.rejected_part")]
     if "coefficient_part" in loss:
         moves = ", ".join(f"{name} {arrow(*values)}" for name, values in loss["coefficients"].items())
-        text = f"{signed(loss['coefficient_part'], 4)} of it came with the coefficients that a schedule moved: {moves}."
+        which = [f"the coefficients that a schedule moved: {moves}"] * bool(moves)
+        if "pair_beta" in loss:
+            which.append(f"each pair's own beta: mean {arrow(*loss['pair_beta'])}")
+        text = f"{signed(loss['coefficient_part'], 4)} of it came with {', and '.join(which)}."
         sentences.append(say(text, "loss.coefficient_part", "loss.coefficients"))
     if loss.get("least_at_margin") is not None:
         least, at = number(loss["floor"]), number(loss["least_at_margin"])

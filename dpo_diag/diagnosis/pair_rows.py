@@ -34,6 +34,8 @@ from dpo_diag.thresholds import load_thresholds
 FloatArray = npt.NDArray[np.float64]
 _OF_THE_TEXT = ("n_tokens", "n_bytes", "n_truncated", "weight")
 """Values that belong to the pair and its text, whichever model reads it."""
+PAIR_BETA = "chosen_beta"
+"""The column of a pair's own beta, which stands on both sides' rows."""
 _KEPT_FRAMES = 3
 """Step frames held at a time: the checks come back to the first and the last step."""
 
@@ -167,6 +169,8 @@ class PairRows:
         """A step's frame as the reference would have written it (see `as_reference`); what the reference's rows lack
         (entropies where its log-probs were precomputed) comes from the policy's step that is the reference."""
         reference, step = as_reference(frame), self.reference_step(split)
+        if PAIR_BETA in reference and self.run.info.loss is not None:
+            reference[PAIR_BETA] = self.run.info.loss.beta  # no pair has another where policy and reference are one
         if step is None or reference.empty:
             return reference
         sides = tuple(side for side in SIDES if f"{side}_ref" in reference)
@@ -263,7 +267,7 @@ def needed_columns(spec: LossSpec) -> tuple[list[str], list[str]]:
     return chosen, rejected
 
 
-_CHOSEN = {"chosen_sum_logp": "chosen_sum_logp", "n_chosen": "chosen_n_tokens"}
+_CHOSEN = {"chosen_sum_logp": "chosen_sum_logp", "n_chosen": "chosen_n_tokens", "beta": PAIR_BETA}
 _REJECTED = {"rejected_sum_logp": "rejected_sum_logp", "n_rejected": "rejected_n_tokens"}
 """Fields of `losses.Pairs` and the columns of a step's frame that hold them."""
 
@@ -287,20 +291,26 @@ def column_of(pairs: pd.DataFrame, name: str, when: int | None) -> FloatArray:
 
 
 def pair_loss(
-    spec: LossSpec, pairs: pd.DataFrame, chosen_at: int | None = None, rejected_at: int | None = None
-) -> FloatArray:
+    spec: LossSpec, pairs: pd.DataFrame, chosen_at: int | None = None, rejected_at: int | None = None,
+    beta_at: int | None = None,
+) -> FloatArray:  # fmt: skip
     """Loss of each pair, shape (pairs,), from a step's frame or from `two_steps`.
 
     Args:
         chosen_at, rejected_at: 0 or 1 for the columns of that step in a frame of `two_steps`; None for a step's frame.
             Everything of the chosen side (its SFT term, its length, the pair's weight) comes from `chosen_at`.
+        beta_at: the same for pairs' own beta; None: `chosen_at`.
 
     Raises:
         DiagError: a coupled loss, or a quantity that this loss needs is not recorded.
     """
 
     at = zip(needed_columns(spec), (chosen_at, rejected_at), strict=True)
-    values = {name: column_of(pairs, name, when) for names, when in at for name in names}
+    values = {
+        name: column_of(pairs, name, beta_at if name == PAIR_BETA and beta_at is not None else when)
+        for names, when in at
+        for name in names
+    }
     nothing = np.zeros(len(pairs))
     return pair_losses(
         spec,

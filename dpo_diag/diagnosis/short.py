@@ -323,6 +323,8 @@ def _through_which_side(document: Mapping[str, Any]) -> str:
         return ""
     if "coefficient_part" in loss:
         own, answers = signed(loss["coefficient_part"]), signed(chosen + rejected)
+        if not loss["coefficients"]:
+            return f"The pairs' own betas moved the loss by {own}, the answers by {answers}"
         return f"The schedule's coefficients moved the loss by {own}, the answers by {answers}"
     parts = f"({signed(rejected)})", f"({signed(chosen)})"
     if loss["delta"] < 0 < chosen:

@@ -28,6 +28,7 @@ Rows = slice | IntArray
 
 VALUES = (
     "sum_logp", "n_tokens", "n_bytes", "n_truncated", "top1", "entropy_sum", "greedy_logp_sum", "weight", "loss_logp",
+    "beta",
 )  # fmt: skip
 CATEGORIES = ["split", "pair_id", "side"]
 _KEY = ("step", "role", *CATEGORIES)

@@ -80,6 +80,7 @@ class Pairs:
         n_chosen, n_rejected: response tokens.
         chosen_sum_logp, rejected_sum_logp: nats, of the policy.
         weight: WPO weight of each pair.
+        beta: of each pair, where it is the pair's own and not the loss's.
     """
 
     a: Values
@@ -90,6 +91,7 @@ class Pairs:
     rejected_sum_logp: Values | None = None
     weight: Values | None = None
     ops: Ops = NUMPY
+    beta: Values | None = None
 
     def need(self, name: str, kind: str) -> Values:
         """One of the optional values.

@@ -61,7 +61,7 @@ class LossSpec:
         Raises:
             DiagError: beta that is not positive; label smoothing out of range, missing where it is needed, or given
                 where nothing uses it; a coefficient that no kind has, or out of its range; LD-DPO or an f-divergence
-                without a reference.
+                without a reference; LD-DPO where pairs have a beta of their own.
         """
 
         def wrong(key: str, got: object, expected: str) -> DiagError:
@@ -92,6 +92,8 @@ class LossSpec:
         if not self.needs_reference and (self.ld_alpha is not None or self.f_divergence_type != "reverse_kl"):
             given = "ld_alpha" if self.ld_alpha is not None else "f_divergence_type"
             raise wrong(given, getattr(self, given), f"its default: {', '.join(self.types)} has no log-ratios")
+        if self.has_pair_beta and self.ld_alpha is not None:
+            raise wrong("ld_alpha", self.ld_alpha, "its default: a pair's own beta is found from its whole sums")
 
     def coefficient(self, kind: str, name: str) -> float:
         """A number of a kind's own: as given, else its default."""
@@ -139,6 +141,11 @@ class LossSpec:
     def inputs(self) -> frozenset[str]:
         """Fields of `Pairs` that its terms look at, but a, b and the weight."""
         return frozenset().union(*(LOSSES[kind].inputs for kind in self.types))
+
+    @property
+    def has_pair_beta(self) -> bool:
+        """Whether each pair has a beta of its own."""
+        return "beta" in self.inputs
 
     @property
     def counts_scored(self) -> bool:

@@ -39,6 +39,7 @@ def pair_losses(
     chosen_sum_logp: npt.ArrayLike | None = None,
     rejected_sum_logp: npt.ArrayLike | None = None,
     weight: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Loss of each pair, shape (pairs,), in float64; their mean is the batch's loss as TRL 1.16 reports it.
 
@@ -49,6 +50,7 @@ def pair_losses(
         chosen_sum_logp, rejected_sum_logp: nats. The share per pair of sft, a mean over the batch's tokens, depends on
             which pairs are averaged together.
         weight: WPO weight of each pair; needed under `use_weighting`.
+        beta: of each pair, for a loss whose pairs have their own.
 
     Raises:
         DiagError: a coupled loss, or an input that this loss needs is missing.
@@ -58,7 +60,7 @@ def pair_losses(
     # One shape for a and b: the Shapley split mixes them from two steps.
     first, second = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
     optional = {
-        "n_chosen": n_chosen, "n_rejected": n_rejected, "weight": weight,
+        "n_chosen": n_chosen, "n_rejected": n_rejected, "weight": weight, "beta": beta,
         "chosen_sum_logp": chosen_sum_logp, "rejected_sum_logp": rejected_sum_logp,
     }  # fmt: skip
     known: dict[str, Values] = {k: np.asarray(v, dtype=np.float64) for k, v in optional.items() if v is not None}
@@ -93,7 +95,7 @@ def loss_at_reference(spec: LossSpec) -> float:
     """
     zero, one = np.zeros(1), np.ones(1)
     # At a = b = 0 lengths and weights cancel: any will do.
-    pairs = Pairs(zero, zero, n_chosen=one, n_rejected=one, weight=one)
+    pairs = Pairs(zero, zero, n_chosen=one, n_rejected=one, weight=one, beta=spec.beta * one)
     preference = [kind for kind in spec.types if LOSSES[kind].preference]
     compared = [kind for kind in preference if LOSSES[kind].reference]
     if preference and not compared:

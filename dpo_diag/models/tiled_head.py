@@ -62,6 +62,14 @@ def tiled_head(
     return HeadOutputs(*values)
 
 
+def product_type(hidden: torch.Tensor) -> torch.dtype:
+    """In which the product of hidden states with an output embedding is formed: autocast's where it is on, else the
+    states' own; float32 for a wider one."""
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+    return dtype if dtype.itemsize <= 4 else torch.float32
+
+
 class _TiledHead(torch.autograd.Function):
     """See `tiled_head`."""
 
@@ -72,9 +80,7 @@ class _TiledHead(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
         device = hidden.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else hidden.dtype
-        ctx.dtype = dtype if dtype.itemsize <= 4 else torch.float32
+        ctx.dtype = product_type(hidden)
         ctx.shape = shape
         n, vocabulary = len(hidden), len(weight)
 

@@ -121,6 +121,7 @@ PAIRS = Table(
             unit="nats",
         ),
         Column("weight", pa.float64(), "factor on this pair's loss (WPO), on both sides' rows"),
+        Column("beta", pa.float64(), "beta in this pair's loss, where each pair has its own (ε-DPO); both sides"),
     ),
 )
 

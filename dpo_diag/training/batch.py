@@ -117,9 +117,10 @@ class Batch:
         policy, reference: column -> (2, rows), in the order of `sides`: sum_logp, n_tokens, n_bytes, n_truncated,
             top1_hits, top5_hits, entropy_sum, greedy_logp_sum, logit_sum, loss_logp, and n_seen, the response tokens in
             the batch, scored or not. A column that is not known is absent; `reference` is empty where there was none.
-        of_row: column -> (rows,): weight (WPO); for SFT n_loss, loss_sum, loss_entropy and loss_hits, tokens in the
-            loss, their -log p, their entropies and how many are the model's first choice, and n_loss_prompt, those of
-            them outside the response, NaN where only the loss mask says what the response is.
+        of_row: column -> (rows,): weight (WPO), beta (where it is each pair's own); for SFT n_loss, loss_sum,
+            loss_entropy and loss_hits, tokens in the loss, their -log p, their entropies and how many are the model's
+            first choice, and n_loss_prompt, those of them outside the response, NaN where only the loss mask says what
+            the response is.
         loss: the trainer's number for this micro-batch, the MoE auxiliary loss taken off; NaN for a concatenation.
         added: that auxiliary loss's share of what is trained on.
         expected: the loss recomputed from the sums, NaN where it has another form or no value per pair.
@@ -214,5 +215,5 @@ class Batch:
         n, sums = self.policy["n_tokens" if spec.counts_scored else "n_seen"], self.policy["sum_logp"]
         return pair_losses(
             spec, a, b, n_chosen=n[0], n_rejected=n[1], chosen_sum_logp=sums[0], rejected_sum_logp=sums[1],
-            weight=self.of_row.get("weight"),
+            weight=self.of_row.get("weight"), beta=self.of_row.get("beta"),
         )  # fmt: skip

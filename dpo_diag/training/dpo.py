@@ -27,9 +27,11 @@ from dpo_diag.records.run_info import PrefixInfo, SharedPrefixInfo
 from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
+from dpo_diag.training.epsilon_dpo import check_pair_beta, check_whole_heads, pair_betas
 from dpo_diag.training.head_probe import HeadProbe
+from dpo_diag.training.kept_head import KeptHead, kept_head
 from dpo_diag.training.left_out import say_left_out
-from dpo_diag.training.logits_sam import check_sam, kept_head, trained_loss
+from dpo_diag.training.logits_sam import check_sam, trained_loss
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.no_reference import as_precomputed, is_reference_free, without_reference
 from dpo_diag.training.pair_ids import KEY, add_pair_ids, attach_ids
@@ -118,6 +120,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._shared_reference = SharedPrefix(self, shared_prefix, lambda info: None, reference=True)
         arguments = kwargs.get("args", args[2] if len(args) > 2 else None)
         checked_store(arguments, reference_store)
+        check_pair_beta(arguments)
         self._reference_free = is_reference_free(arguments)
         if self._reference_free and self._handed.model:
             logger.warning("no term of this loss looks at a reference: ref_model is left out")
@@ -130,6 +133,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
         self.loss_as_configured = trl_adapter.loss_spec(self, loss_coefficients or {})
         check_sam(logits_sam, self.loss_as_configured, shared_prefix)
+        check_whole_heads(self, self.loss_as_configured)
         self._added = trl_adapter.added_types(self.loss_as_configured)
         self._moved: dict[str, float] = {}
         self._use(self.loss_as_configured)
@@ -236,13 +240,13 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             if not self.measures and not self._added and not sam:
                 return self._trls_loss(model, inputs, return_outputs)
             tap = trl_adapter.Tap(self, model, self._probe if self.measures else None)
-            with tap.open(), kept_head() if sam else nullcontext() as kept:
-                result = self._trls_loss(tap, inputs, return_outputs)
+            result, kept = self._tapped(tap, inputs, return_outputs, sam)
         loss, *outputs = result if return_outputs else (result,)
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, inputs, self._spec)
         trained = loss
-        if kept is not None:
+        if sam:
+            assert kept is not None
             trained = trained_loss(self, tap, kept, inputs, self._spec, loss, self._sam)
             rise = self.accelerator.gather((trained - loss).detach()).mean().item()
             self._metrics["train"]["sam/rise"].append(rise)
@@ -251,11 +255,22 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             self.observe(trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
         return (trained, *outputs) if return_outputs else trained
 
+    def _tapped(
+        self, tap: trl_adapter.Tap, inputs: Any, return_outputs: bool = False, heads: bool = False
+    ) -> tuple[Any, KeptHead | None]:
+        """TRL's own result, and with `heads` its heads; what its forwards gave is in the tap."""
+        own_beta = self._spec.has_pair_beta
+        with tap.open(), kept_head() if heads or own_beta else nullcontext() as kept:
+            result = self._trls_loss(tap, inputs, return_outputs)
+        if own_beta and kept is not None and tap.policy is not None and tap.policy.label_mask is not None:
+            epsilon = self._spec.value_of("epsilon")
+            tap.pair_beta = pair_betas(kept, tap.policy.label_mask, self._spec.beta, epsilon)
+        return result, kept
+
     def _loss_and_sums(self, model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """What is trained on, and each response's log-prob sum under the policy and, where it ran, the reference."""
         tap = trl_adapter.Tap(self, model)
-        with tap.open():
-            loss = self._trls_loss(tap, dict(inputs), False)
+        loss, _ = self._tapped(tap, dict(inputs))
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, dict(inputs), self._spec)
         return loss, trl_adapter.log_prob_sums(tap)

@@ -11,72 +11,31 @@ Measured, recorded and split is the loss under W itself; how much higher the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import trl.trainer.utils as trl_utils
 
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 from dpo_diag.training import trl_adapter
+from dpo_diag.training.kept_head import KeptHead, laid_out
 
 
-class KeptHead:
-    """Stands in for TRL's fused head while a loss is computed; keeps what the policy, which comes first, gave it.
+def uphill(kept: KeptHead, loss: torch.Tensor, rho: float) -> torch.Tensor:
+    """The log-probs of the policy's targets under its output layer a step up `loss`, with a gradient; (positions,).
 
-    Attributes:
-        call: hidden (positions, width), weight (vocabulary, width), bias, targets and the settings of the first call.
-        log_probs: what came back, (positions,).
+    Where the loss does not depend on the output layer they are the log-probs as they were.
     """
-
-    def __init__(self, own: Any) -> None:
-        self.own = own
-        self.call: tuple[Any, ...] | None = None
-        self.log_probs: torch.Tensor | None = None
-
-    def apply(self, *call: Any) -> Any:
-        """As TRL's."""
-        found = self.own.apply(*call)
-        if self.call is None:
-            self.call, self.log_probs = call, found[0]
-        return found
-
-    def perturbed(self, loss: torch.Tensor, rho: float) -> torch.Tensor:
-        """The log-probs of the same targets under the output layer a step up `loss`, with a gradient; (positions,).
-
-        Where the loss does not depend on the output layer they are the log-probs as they were.
-        """
-        assert self.call is not None and self.log_probs is not None
-        hidden, weight, bias, targets, *settings = self.call
-        settings[-1] = ()  # nothing beside the log-probs
-        (slope,) = torch.autograd.grad(loss, self.log_probs)
-        leaf = weight.detach().requires_grad_()
-        fixed = self.own.apply(hidden.detach(), leaf, None if bias is None else bias.detach(), targets, *settings)[0]
-        (up,) = torch.autograd.grad(fixed, leaf, slope)
-        step = up * (rho / up.float().norm().clamp_min(torch.finfo(torch.float32).tiny)).to(up.dtype)
-        result: torch.Tensor = self.own.apply(hidden, weight + step.to(weight.dtype), bias, targets, *settings)[0]
-        return result
-
-
-@contextmanager
-def kept_head() -> Iterator[KeptHead]:
-    """TRL's fused heads are kept in here."""
-    theirs = trl_utils._ChunkedLogProbFunction
-    trl_utils._ChunkedLogProbFunction = kept = KeptHead(theirs)
-    try:
-        yield kept
-    finally:
-        trl_utils._ChunkedLogProbFunction = theirs
-
-
-def laid_out(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A head's values (positions,) as TRL returns them, (rows, length), 0 outside `mask`: its positions may be all, or
-    those of the mask alone."""
-    if values.numel() == mask.numel():
-        return values.view(mask.shape).masked_fill(~mask, 0)
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+    assert kept.call is not None and kept.log_probs is not None
+    hidden, weight, bias, targets, *settings = kept.call
+    settings[-1] = ()  # nothing beside the log-probs
+    (slope,) = torch.autograd.grad(loss, kept.log_probs)
+    leaf = weight.detach().requires_grad_()
+    fixed = kept.own.apply(hidden.detach(), leaf, None if bias is None else bias.detach(), targets, *settings)[0]
+    (up,) = torch.autograd.grad(fixed, leaf, slope)
+    step = up * (rho / up.float().norm().clamp_min(torch.finfo(torch.float32).tiny)).to(up.dtype)
+    result: torch.Tensor = kept.own.apply(hidden, weight + step.to(weight.dtype), bias, targets, *settings)[0]
+    return result
 
 
 def trained_loss(
@@ -90,7 +49,7 @@ def trained_loss(
     """
     if tap.policy is None or tap.policy.label_mask is None or kept.call is None:
         raise RuntimeError("logits-SAM needs TRL's fused forward, which did not run")
-    log_probs = laid_out(kept.perturbed(loss, rho), tap.policy.label_mask)
+    log_probs = laid_out(uphill(kept, loss, rho), tap.policy.label_mask)
     perturbed = trl_adapter.pair_terms(trainer, tap, inputs, spec, spec.types, log_probs)
     if trainer.aux_loss_enabled and tap.policy.aux_loss is not None:
         perturbed = perturbed + trainer.router_aux_loss_coef * tap.policy.aux_loss

@@ -59,6 +59,8 @@ def _of_pairs(rows: Batch, spec: LossSpec | None) -> dict[str, Value]:
     losses = None if spec is None else rows.pair_losses(spec)
     if losses is not None:
         values["loss_exact"] = Value(float(losses.mean()), float(len(rows)))
+    if "beta" in rows.of_row:
+        values["pair_beta"] = Value(float(rows.of_row["beta"].mean()), float(len(rows)))
     chosen, both = policy["n_tokens"][0].sum(), policy["n_tokens"].sum()
     if chosen and "top1_hits" in policy:
         values["mean_token_accuracy"] = Value(float(policy["top1_hits"][0].sum() / chosen), float(chosen))

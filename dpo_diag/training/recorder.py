@@ -60,8 +60,9 @@ def pair_frame(
         if f"{name}_hits" in flat and "n_tokens" in flat:
             with np.errstate(divide="ignore", invalid="ignore"):
                 columns[name] = flat[f"{name}_hits"] / flat["n_tokens"]
-    if role == "policy" and "weight" in batch.of_row:
-        columns["weight"] = np.tile(batch.of_row["weight"][keep], 2)
+    for name in ("weight", "beta"):
+        if role == "policy" and name in batch.of_row:
+            columns[name] = np.tile(batch.of_row[name][keep], 2)
     return pd.DataFrame(columns).drop_duplicates(["step", "pair_id", "side"])
 
 

@@ -80,7 +80,8 @@ class Tap:
     """Stands in for the model inside TRL's `_compute_loss`: calls it, keeps what it returned.
 
     Use as a context manager; `policy` and `reference` are the two outputs afterwards (None where TRL made no such
-    forward), `policy_extra` and `reference_extra` what a probe read.
+    forward), `policy_extra` and `reference_extra` what a probe read. `pair_beta` (pairs,) is set by the caller
+    where the loss asks for it.
     """
 
     def __init__(self, trainer: Any, model: Any, probe: HeadProbe | None = None) -> None:
@@ -90,6 +91,7 @@ class Tap:
         self.reference: FusedCausalLMOutput | None = None
         self.policy_extra: dict[str, torch.Tensor] = {}
         self.reference_extra: dict[str, torch.Tensor] = {}
+        self.pair_beta: torch.Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._probe is not None:
@@ -227,7 +229,8 @@ def pair_terms(
         weight = chosen * rejected
     n_chosen, n_rejected = (mask if spec.counts_scored else completion).sum(1).to(logp.dtype).chunk(2)
     chosen_sum, rejected_sum = (logp * mask).sum(1).chunk(2)
-    pairs = Pairs(a, b, n_chosen, n_rejected, chosen_sum, rejected_sum, weight, TORCH)
+    beta = tap.pair_beta.to(logp.dtype) if spec.has_pair_beta and tap.pair_beta is not None else None
+    pairs = Pairs(a, b, n_chosen, n_rejected, chosen_sum, rejected_sum, weight, TORCH, beta)
     result: torch.Tensor = term_sum(spec, pairs, types).mean()
     return result
 
@@ -317,6 +320,7 @@ def read_pairs(
         columns["ref.loss_logp" if spec.ld_alpha is not None else "ref.sum_logp"] = given
     if trainer.aux_loss_enabled and policy.aux_loss is not None:
         columns["aux_loss"] = policy.aux_loss
+    columns["pair_beta"] = tap.pair_beta
     summed = {name: of for name, of in per_token.items() if of is not None}
     values = to_host(columns | {"loss": loss, "sums": _masked_sums([*summed.values()], mask)})
     values |= dict(zip(summed, values.pop("sums"), strict=True))
@@ -324,7 +328,10 @@ def read_pairs(
     aux = float(values.pop("aux_loss", np.zeros(1)).item())
     added = float(trainer.router_aux_loss_coef) * aux
     number = float(values.pop("loss").item()) - added
-    log_weight = values.pop("log_weight", None)
+    log_weight, beta = values.pop("log_weight", None), values.pop("pair_beta", None)
+    of_row = {} if beta is None else {"beta": beta}
+    if log_weight is not None:
+        of_row["weight"] = np.exp(log_weight.reshape(2, n_pairs)).prod(axis=0)
     roles: dict[str, dict[str, FloatArray]] = {"policy": {}, "ref": {}}
     for name, value in values.items():
         role, column = name.split(".", 1)
@@ -336,8 +343,7 @@ def read_pairs(
     roles["policy"]["n_truncated"] = np.where(full >= 0, full - seen, np.nan)
     batch = Batch(
         pair_ids, rows, SIDES, roles["policy"], roles["ref"],
-        {} if log_weight is None else {"weight": np.exp(log_weight.reshape(2, n_pairs)).prod(axis=0)},
-        loss=number, added=added,
+        of_row, loss=number, added=added,
     )  # fmt: skip
     losses = batch.pair_losses(spec)
     if losses is not None:

@@ -121,6 +121,10 @@ def test_several_data_files_are_quoted_for_hydra_outside_a_sweep() -> None:
         (["experiment=sql_dpo", "loss.beta=0"], "loss.beta; got 0"),
         (["experiment=sql_dpo", "loss.types=[foo]"], "unknown loss type"),
         (["experiment=sql_dpo", "loss.types=[exo_pair]"], "exo_pair takes its logarithm"),
+        (
+            ["experiment=sql_dpo", "loss=epsilon_dpo", "trainer.precompute_ref_log_probs=true"],
+            "trainer.precompute_ref_log_probs; got True; expected false: epsilon_dpo asks for the reference's",
+        ),
         (["experiment=sql_dpo", "model.dtype=fp8"], "model.dtype; got fp8; expected one of auto"),
         (["experiment=sql_dpo", "prompts.n_samples=3", "prompts.temperature=0"], "prompts.n_samples; got 3"),
         (["experiment=sql_dpo", "data.max_bad_share=2"], "data.max_bad_share; got 2"),

@@ -28,6 +28,7 @@ def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
             "chosen_n_tokens_0": n, "chosen_n_tokens_1": n, "rejected_n_tokens_0": m, "rejected_n_tokens_1": m,
             "chosen_sum_logp_0": s, "chosen_sum_logp_1": s + (a1 - a0),
             "rejected_sum_logp_0": s - 2, "rejected_sum_logp_1": s - 2 + (b1 - b0),
+            "chosen_beta_0": 0.3 + 0.1 * np.tanh(a0), "chosen_beta_1": 0.3 + 0.1 * np.tanh(b1),
             "chosen_weight_0": 0.5 + 0.1 * np.tanh(a0), "chosen_weight_1": 0.5 + 0.1 * np.tanh(a1),
         }
     )  # fmt: skip
@@ -54,6 +55,19 @@ def test_coefficients_that_moved_have_a_part_of_their_own() -> None:
     summary, _ = summarise(LossSpec(beta=1.0), pairs, LossSpec(beta=2.0))
     assert summary["coefficients"] == {"beta": [1.0, 2.0]} and summary["beta"] == 2.0
     assert "coefficient_part" not in summarise(LossSpec(beta=1.0), pairs, LossSpec(beta=1.0))[0]
+
+
+def test_a_pairs_own_beta_is_such_a_coefficient() -> None:
+    """The same two steps, the pair's own beta 1 at the first and 2 at the second: the same parts. A pair whose beta
+    nobody recorded is left out, and where no pair has one the split says what is missing."""
+    pairs = frame([(0, 0, 1, -1, 1, 1, -1)] * 2).assign(chosen_beta_0=1.0, chosen_beta_1=[2.0, math.nan])
+    spec = LossSpec(types=("epsilon_dpo",), beta=1.0)
+    summary, rows = summarise(spec, pairs)
+    assert rows["chosen_part"].tolist() == rows["rejected_part"].tolist() == [pytest.approx(-0.310304, abs=1e-6)]
+    assert summary["coefficient_part"] == pytest.approx(-0.054389, abs=1e-6)
+    assert (summary["coefficients"], summary["pair_beta"], summary["n_pairs"]) == ({}, [1.0, 2.0], 1)
+    bare = pairs.drop(columns=["chosen_beta_0", "chosen_beta_1"])
+    assert "the pairs' own betas" in summarise(spec, bare)[0]["not_applicable"]
 
 
 def test_a_side_that_did_not_move_has_no_part() -> None:

@@ -76,7 +76,7 @@ def test_value_and_gradient_are_trls(spec: LossSpec, monkeypatch: pytest.MonkeyP
         data["logp"] = data["logp"].detach().requires_grad_()
         trainer, model, inputs = stub_of(spec, data)
         if ours:
-            tap = SimpleNamespace(policy=model(), reference=trainer.ref_model())
+            tap = SimpleNamespace(policy=model(), reference=trainer.ref_model(), pair_beta=None)
             loss = trl_adapter.added_loss(trainer, tap, inputs, spec)
         else:
             from trl import DPOTrainer

@@ -16,7 +16,8 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from dpo_diag import load_run
 from dpo_diag.errors import DiagError
 from dpo_diag.training import DiagDPOTrainer
-from dpo_diag.training.logits_sam import KeptHead, laid_out
+from dpo_diag.training.kept_head import KeptHead, laid_out
+from dpo_diag.training.logits_sam import uphill
 
 from .tiny import arguments, make_model, make_pairs
 
@@ -41,7 +42,7 @@ def test_a_step_by_hand() -> None:
     log_probs = kept.apply(hidden, weight, None, torch.tensor([0, 1]), 1.0, 32768, None, 1.0, ("log_probs",))[0]
     loss = -logsigmoid(log_probs[0] - log_probs[1])
     assert loss.item() == pytest.approx(math.log(2))
-    found = kept.perturbed(loss, math.sqrt(0.5))
+    found = uphill(kept, loss, math.sqrt(0.5))
     assert found.tolist() == pytest.approx([-1.313262, -0.313262], abs=1e-6)
     assert (-logsigmoid(found[0] - found[1])).item() == pytest.approx(1.313262, abs=1e-6)
 

@@ -11,7 +11,8 @@ of weight), which is exact as well.
 
 Where a schedule moved the loss's coefficients, each step's own apply: the sides' parts are the means of the splits
 under the first and under the last coefficients, and what the coefficients did at pairs that stood still is
-`coefficient_part`, the mean over the pairs of both steps; together they are the change, exactly.
+`coefficient_part`, the mean over the pairs of both steps; together they are the change, exactly. A beta of each pair's
+own (ε-DPO) is such a coefficient.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pandas as pd
 
 from dpo_diag.diagnosis.aligned import Aligned
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
-from dpo_diag.diagnosis.pair_rows import REFERENCE, column_at, column_of, needed_columns, pair_loss
+from dpo_diag.diagnosis.pair_rows import PAIR_BETA, REFERENCE, column_at, column_of, needed_columns, pair_loss
 from dpo_diag.diagnosis.scheduled import loss_at
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LOSSES, LossSpec, loss_at_reference, loss_floor, loss_turn
@@ -66,10 +67,10 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = No
 
     Args:
         spec: an additive loss.
-        last: the same loss with the coefficients of the second step, where they are others; then there is a column
-            `coefficient_part` too.
+        last: the same loss with the coefficients of the second step, where they are others; then, and where pairs have
+            a beta of their own, there is a column `coefficient_part` too.
         pairs: `Aligned.pairs`: `a0 b0 a1 b1` (nats) and, where the loss needs them, `chosen_n_tokens_{0|1}`,
-            `rejected_n_tokens_{0|1}`, `chosen_sum_logp_{0|1}`, `chosen_weight_{0|1}`.
+            `rejected_n_tokens_{0|1}`, `chosen_sum_logp_{0|1}`, `chosen_weight_{0|1}`, `chosen_beta_{0|1}`.
 
     Returns:
         One row per pair in the order of `pairs`: `COLUMNS`. The means over rows are the run's. Empty in, empty out.
@@ -80,8 +81,8 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = No
     """
     if spec.not_additive:
         raise DiagError("this loss has no per-pair value", got=spec.not_additive)
-    if last is not None and last != spec:
-        one, two = split_losses(spec, pairs), split_losses(last, pairs)
+    if spec.has_pair_beta or (last is not None and last != spec):
+        one, two = _split(spec, pairs, 0), _split(last or spec, pairs, 1)
         rows = (one + two) / 2
         rows["coefficient_part"] = (two["loss_from"] - one["loss_from"] + two["loss_to"] - one["loss_to"]) / 2
         rows["loss_from"], rows["loss_to"] = one["loss_from"], two["loss_to"]
@@ -89,9 +90,14 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = No
         parts = rows[["chosen_part", "rejected_part", "weight_part", "coefficient_part"]].sum(axis=1, skipna=False)
         rows["residual"] = rows["delta"] - parts
         return rows
+    return _split(spec, pairs)
+
+
+def _split(spec: LossSpec, pairs: pd.DataFrame, beta_at: int | None = None) -> pd.DataFrame:
+    """The split under one set of coefficients, with the pairs' own betas of one step."""
     unweighted = replace(spec, use_weighting=False)
     with np.errstate(invalid="ignore"):
-        f00, f10, f01, f11 = (pair_loss(unweighted, pairs, i, j) for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)))
+        f00, f10, f01, f11 = (pair_loss(unweighted, pairs, i, j, beta_at) for i, j in ((0, 0), (1, 0), (0, 1), (1, 1)))
         chosen = 0.5 * ((f10 - f00) + (f11 - f01))
         rejected = 0.5 * ((f01 - f00) + (f11 - f10))
         weight_part = np.zeros_like(chosen)
@@ -110,7 +116,7 @@ def split_losses(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = No
 def finite_pairs(spec: LossSpec, pairs: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Pairs whose loss can be split: all that the loss looks at is known and finite (mask over rows)."""
     names = [column_at(name, when) for side in needed_columns(spec) for name in side for when in (0, 1)]
-    mask: npt.NDArray[np.bool_] = np.isfinite(pairs[names].to_numpy(dtype=np.float64)).all(axis=1)
+    mask: npt.NDArray[np.bool_] = np.isfinite(pairs.reindex(columns=names).to_numpy(dtype=np.float64)).all(axis=1)
     return mask
 
 
@@ -145,8 +151,10 @@ def summarise(spec: LossSpec, pairs: pd.DataFrame, last: LossSpec | None = None)
         "floor": loss_floor(spec),
     }
     if "coefficient_part" in rows:
-        assert last is not None
-        result |= {"coefficient_part": moved, "coefficients": coefficients_moved(spec, last), "beta": last.beta}
+        then = last or spec
+        result |= {"coefficient_part": moved, "coefficients": coefficients_moved(spec, then), "beta": then.beta}
+    if spec.has_pair_beta:
+        result["pair_beta"] = [float(column_of(used, PAIR_BETA, when).mean()) for when in (0, 1)]
     if (turn := loss_turn(spec)) is not None:
         result["least_at_margin"] = turn
     if spec.use_weighting:
@@ -171,4 +179,6 @@ def _why_none(spec: LossSpec, pairs: pd.DataFrame) -> str:
         if spec.ld_alpha is not None:
             return "the log-probs that ld_alpha made (loss_logp) or the reference's are not recorded"
         return "the records hold no reference log-probs"
+    if spec.has_pair_beta and pairs.reindex(columns=[column_at(PAIR_BETA, 1)]).isna().all(axis=None):
+        return "the pairs' own betas are not recorded: only the training knows them"
     return "no pair has finite log-probs and all that this loss needs (token counts, weights) at both steps"

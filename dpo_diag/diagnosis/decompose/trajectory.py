@@ -67,7 +67,8 @@ class TurningPoint:
 def follow(aligned: Aligned, spec: LossSpec | None) -> Trajectory:
     """Every evaluation between the two steps on the aligned pairs, and the reference where it is the start.
 
-    Returns: `Trajectory.steps` with `step`, `loss`, `loss_chosen_part`, `loss_rejected_part` (since the row before),
+    Returns: `Trajectory.steps` with `step`, `loss`, `loss_chosen_part`, `loss_rejected_part` (since the row before; and
+        `loss_coefficient_part`, where each pair has its own beta),
         `{perplexity}_{side}` (in `aligned.unit`), `a_mean`, `b_mean`, `both_fell` (share of pairs, against the first
         row), `top1_{side}`, `entropy_{side}`, `greedy_logp_{side}` (nats per token); what is unknown is NaN. Steps that
         lack some of the pairs are left out and listed in the summary: sums over different pairs would not telescope.
@@ -137,6 +138,8 @@ def _loss_step(spec: LossSpec, before: pd.DataFrame, now: pd.DataFrame) -> dict[
     if rows is None:
         return {"loss": math.nan, "loss_chosen_part": math.nan, "loss_rejected_part": math.nan, "loss_pairs": 0}
     parts = {"loss": "loss_to", "loss_chosen_part": "chosen_part", "loss_rejected_part": "rejected_part"}
+    if spec.has_pair_beta:
+        parts["loss_coefficient_part"] = "coefficient_part"
     return {name: _mean(rows[column]) for name, column in parts.items()} | {"loss_pairs": len(rows)}
 
 
@@ -148,11 +151,10 @@ def _sums(frame: pd.DataFrame) -> dict[str, Any]:
         return {"loss_along_the_run": {"not_applicable": "some step lacks finite log-probs of some pairs"}}
     chosen, rejected = float(frame["loss_chosen_part"].sum()), float(frame["loss_rejected_part"].sum())
     delta = float(frame["loss"].iloc[-1] - frame["loss"].iloc[0])
-    return {
-        "loss_along_the_run": {
-            "delta": delta, "chosen_part": chosen, "rejected_part": rejected, "residual": delta - chosen - rejected,
-        }
-    }  # fmt: skip
+    known = [name for name in ("loss_coefficient_part",) if name in frame]
+    moved = {name.removeprefix("loss_"): float(frame[name].sum()) for name in known}
+    parts = {"chosen_part": chosen, "rejected_part": rejected, **moved}
+    return {"loss_along_the_run": {"delta": delta, **parts, "residual": delta - sum(parts.values())}}
 
 
 def turning_points(trajectory: Trajectory, intervals: PairIntervals, least: float = 0.01) -> list[TurningPoint]:

@@ -1,7 +1,4 @@
-"""Losses made against likelihood displacement, where both log-probs fall while their difference grows; TRL has none.
-
-epsilon-DPO (arXiv 2502.13177) is not among them: docs/methods.md says why.
-"""
+"""Losses made against likelihood displacement, where both log-probs fall while their difference grows; TRL has none."""
 
 from __future__ import annotations
 

@@ -87,6 +87,9 @@ METRICS.add("loss_exact", Metric(
 METRICS.add("loss_residual", Metric(
     "loss residual", "nats", "lower", "|recomputed loss - the trainer's|, the largest over micro-batches",
 ))  # fmt: skip
+METRICS.add("pair_beta", Metric(
+    "mean beta of the pairs", "ratio", "neither", "mean over pairs of the beta of each one's own (ε-DPO)",
+))  # fmt: skip
 METRICS.add("rewards/chosen", Metric(
     "chosen reward", "nats", "neither",
     "mean over pairs of beta x log-ratio to the reference; beta x log-prob where the loss has none",

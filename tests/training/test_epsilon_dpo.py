@@ -1,0 +1,133 @@
+"""ε-DPO: each pair's own beta, by hand, against its authors' formula on whole logits, and in a training's records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+from trl.kernels import ChunkedLogProbFunction
+
+from dpo_diag import load_run
+from dpo_diag.diagnosis.causes import causes
+from dpo_diag.diagnosis.explanation import explain
+from dpo_diag.errors import DiagError
+from dpo_diag.training import DiagDPOTrainer
+from dpo_diag.training.epsilon_dpo import pair_betas
+from dpo_diag.training.kept_head import KeptHead
+
+from .tiny import arguments, make_model, make_pairs
+
+EPSILON = 0.2
+
+
+def trainer_of(folder: Path, tokenizer: Any, noise: float = 0.05, shared_prefix: str = "off", **options: Any) -> Any:
+    evaluation = {"eval_strategy": "steps", "eval_steps": 2} if options.get("recorder") else {}
+    recorder = options.pop("recorder", None)
+    return DiagDPOTrainer(
+        model=make_model(1), ref_model=make_model(1, noise=noise), processing_class=tokenizer, recorder=recorder,
+        args=arguments(folder / "out", loss_type="epsilon_dpo", beta=0.3, **evaluation, **options),
+        train_dataset=Dataset.from_list(make_pairs(12)), eval_dataset=Dataset.from_list(make_pairs(6, seed=1)),
+        loss_coefficients={"epsilon": EPSILON}, shared_prefix=shared_prefix,
+    )  # fmt: skip
+
+
+def test_a_pairs_beta_by_hand() -> None:
+    """Two words, answers of one token, chosen the first word and rejected the second, each in a context of its own
+    where the policy's logits are (u, 0) and the reference's (v, 0): under the share s the chosen one has
+    log sigmoid(u + s (u - v)), the rejected one log sigmoid(-(u + s (u - v))). With epsilon 0.5 and beta 0.3:
+
+    - chosen and rejected u 1, v 0: r = log sigmoid(1 + s) - log sigmoid(-1 - s) = 1 + s rises: 0.3 / 1.5 = 0.2;
+    - both u 0, v 1: r = -s falls: 0.3 / 0.5 = 0.6;
+    - chosen u 0, v -1, rejected u 2, v 2.5: r = log sigmoid(s) - log sigmoid(-2 + s / 2) is 1.376130, 1.433781 and
+      1.436147 at the shares -1/2, 0 and 1/2: rises; with v 2.6 it is 1.421468, 1.433781 and 1.393709: neither;
+    - policy and reference alike: neither.
+    """
+    # (chosen u, v, rejected u, v) of each pair
+    pairs = [(1, 0, 1, 0), (0, 1, 0, 1), (0, -1, 2, 2.5), (0, -1, 2, 2.6), (0.7, 0.7, -3, -3)]
+    ours = torch.tensor([p[0] for p in pairs] + [p[2] for p in pairs], dtype=torch.float32)
+    theirs = torch.tensor([p[1] for p in pairs] + [p[3] for p in pairs], dtype=torch.float32)
+    kept = KeptHead(ChunkedLogProbFunction)
+    targets = torch.tensor([0] * 5 + [1] * 5)
+    for first in (ours, theirs):
+        weight = torch.stack([first, torch.zeros(10)])
+        kept.apply(torch.eye(10), weight, None, targets, 1.0, 32768, None, 1.0, ("log_probs",))
+    found = pair_betas(kept, torch.ones(10, 1, dtype=torch.bool), 0.3, 0.5)
+    assert found.tolist() == pytest.approx([0.2, 0.6, 0.2, 0.3, 0.3], abs=1e-12)
+    with pytest.raises(RuntimeError, match="policy and reference"):
+        pair_betas(KeptHead(ChunkedLogProbFunction), torch.ones(10, 1, dtype=torch.bool), 0.3, 0.5)
+
+
+def betas_of_whole_logits(trainer: Any, inputs: dict[str, Any]) -> np.ndarray:
+    """The authors' formula (oddqueue/e-dpo, `concatenated_forward` and `dpo_loss`), in float64."""
+    labels, mask = inputs["input_ids"][:, 1:], inputs["completion_mask"][:, 1:]
+    asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        policy, reference = (
+            (m.model(**asked).last_hidden_state @ m.lm_head.weight.T).double()[:, :-1]
+            for m in (trainer.model, trainer.ref_model)
+        )
+
+    def ratios(logits: torch.Tensor) -> torch.Tensor:
+        logps = logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2)
+        chosen, rejected = (logps * mask).sum(-1).chunk(2)
+        return chosen - rejected
+
+    now = ratios(policy)
+    up = ratios((1 + EPSILON) * policy - EPSILON * reference)
+    down = ratios((1 - EPSILON) * policy + EPSILON * reference)
+    steps = 1 * ((up > now) & (now > down)) - 1 * ((down > now) & (now > up))
+    return (0.3 / (1 + EPSILON * steps)).numpy()
+
+
+@pytest.mark.parametrize("shared_prefix", ["off", "on"])
+def test_the_betas_are_those_of_whole_logits(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shared_prefix: str
+) -> None:
+    trainer = trainer_of(tmp_path, tokenizer, noise=0.2, shared_prefix=shared_prefix, per_device_train_batch_size=12)
+    seen: list[Any] = []
+    trainer.observe, trainer.is_in_train = seen.append, True
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    loss = trainer._compute_loss(trainer.model.train(), dict(inputs), False)
+    expected = betas_of_whole_logits(trainer, inputs)
+    assert set(expected.round(6)) == {0.25, 0.375}  # both ways; a pair in between is rare
+    np.testing.assert_allclose(seen[0].of_row["beta"], expected, rtol=1e-6)
+    a, b = seen[0].policy["sum_logp"] - seen[0].reference["sum_logp"]
+    plain = np.logaddexp(0, -expected * (a - b)).mean()
+    assert float(loss.detach()) == pytest.approx(plain, rel=1e-5)
+    assert trainer.shared_prefix.way == ("packed" if shared_prefix == "on" else "plain")
+
+
+def test_they_are_recorded_and_explain_splits_the_loss(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The policy starts at its reference: every beta is 0.3 then, and the loss ln 2. Afterwards each pair's row holds
+    its own, the recomputed loss is the trained one, and what the betas did is a part of the change of its own."""
+    trainer = trainer_of(tmp_path, tokenizer, noise=0.0, recorder=tmp_path / "run", learning_rate=0.02)
+    trainer.train()
+    logged = [r for r in trainer.state.log_history if "loss_residual" in r or "eval_loss_residual" in r]
+    assert max(r.get("loss_residual", r.get("eval_loss_residual")) for r in logged) < 1e-5
+    run = load_run(tmp_path / "run")
+    rows = run.pairs.query("split == 'eval' and role == 'policy'").astype({"step": int})
+    assert rows.query("step == 0")["beta"].tolist() == [0.3] * 12
+    last = rows.query("step == 4").pivot(index="pair_id", columns="side", values="beta")
+    assert (last["chosen"] == last["rejected"]).all() and set(last["chosen"].round(6)) <= {0.25, 0.3, 0.375}
+    row = next(r for r in reversed(logged) if "eval_loss" in r)
+    assert row["eval_pair_beta"] == pytest.approx(last["chosen"].mean())
+    for start in (0, None):  # the first step, and the reference
+        document = explain(run, from_step=start)
+        loss = document["loss"]
+        assert loss["from"] == pytest.approx(np.log(2), abs=1e-6) and loss["to"] == pytest.approx(row["eval_loss"])
+        assert loss["pair_beta"] == pytest.approx([0.3, last["chosen"].mean()])
+        parts = loss["chosen_part"] + loss["rejected_part"] + loss["coefficient_part"]
+        assert parts == pytest.approx(loss["delta"], abs=1e-12) and loss["coefficient_part"] != 0
+        along = document["along_the_run"]["loss_along_the_run"]
+        assert abs(along["residual"]) < 1e-12 and along["delta"] == pytest.approx(loss["delta"])
+        assert any("each pair's own beta: mean 0.3" in sentence.text for sentence in causes(document))
+
+
+def test_where_it_cannot_be(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DiagError, match="asks for the reference's distributions"):
+        trainer_of(tmp_path, tokenizer, precompute_ref_log_probs=True)
