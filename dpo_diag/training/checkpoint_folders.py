@@ -67,15 +67,25 @@ def at_checkpoint(folder: str | os.PathLike[str], *, fresh_optimizer: bool = Fal
 
 
 def choose_checkpoint(
-    folder: str | os.PathLike[str], step: int | None = None, *, before: int | None = None, fresh_optimizer: bool = False
-) -> Resumed:
+    folder: str | os.PathLike[str], step: int | None = None, *, before: int | None = None,
+    fresh_optimizer: bool = False, only_look: bool = False,
+) -> Resumed:  # fmt: skip
     """The checkpoint in a folder to go on from: that of `step`, or the last whole one, of a step below `before`.
+
+    Args:
+        only_look: the training may be another process, and running: what it was replacing is taken where it lies. To
+            give it its name back would take the name from the checkpoint that is about to get it.
 
     Raises:
         DiagError: none, or the one of `step` is not whole.
     """
-    give_back(Path(folder))
-    known = {n: path for n, path in checkpoints_in(folder).items() if before is None or n < before}
+    found_here = checkpoints_in(folder)
+    if only_look:
+        found_here = {**_replaced(Path(folder)), **found_here}
+    else:
+        give_back(Path(folder))
+        found_here = checkpoints_in(folder)
+    known = {n: path for n, path in sorted(found_here.items()) if before is None or n < before}
     if step is not None and step not in known:
         raise DiagError(
             f"no checkpoint of step {step}", where=folder, got=f"steps {some(known, 20)}" if known else "none",
@@ -125,6 +135,12 @@ def give_back(folder: Path) -> None:
     for before in (folder / ASIDE).glob(f"{REPLACED}*"):
         if not (named := folder / before.name.removeprefix(REPLACED)).exists():
             before.rename(named)
+
+
+def _replaced(folder: Path) -> dict[int, Path]:
+    """Step -> a checkpoint that is being replaced, or was to be."""
+    found = {step_in_name(Path(p.name.removeprefix(REPLACED))): p for p in (folder / ASIDE).glob(f"{REPLACED}*")}
+    return {step: path for step, path in found.items() if step is not None}
 
 
 def remove(checkpoint: Path) -> None:

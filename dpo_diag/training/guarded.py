@@ -232,6 +232,9 @@ class Guarded:
             k.removeprefix(prefix): float(v) for k, v in metrics.items()
             if k.startswith(prefix) and isinstance(v, (int, float))
         }  # fmt: skip
+        spec, began = self.monitor.spec, self.monitor.began_with
+        if "rewards/margins" in values and spec is not None and began is not None:
+            values["rewards/margins"] *= began.beta / spec.beta  # a schedule's beta is no gain
         for raised in guards.evaluated(prefix.rstrip("_"), values, self.state.global_step):
             if raised.action == "restore":
                 self._to_restore = raised

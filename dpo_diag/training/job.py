@@ -94,7 +94,7 @@ def train(
     if tracker is not None:
         trainer.add_callback(tracker)
         trainer.also_alert = tracker.alert
-    trainer.keep = Keep(config.trainer.save_minutes, config.trainer.save_at_end)
+    trainer.keep = Keep(config.trainer.save_minutes, config.trainer.save_at_end, best=True, metric=config.keep.metric)
     say(f"{config.trainer.method.upper()} on {len(inputs.train)} examples, run folder {folder}")
     if main:
         say(trainer.saves())

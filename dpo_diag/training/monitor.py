@@ -20,6 +20,7 @@ from dpo_diag.training.guards import Guards
 from dpo_diag.training.measure import RESIDUAL_TOLERANCE, batch_metrics, of_trainer, trainer_weights
 from dpo_diag.training.recorder import Recorder
 from dpo_diag.training.roles import EvalRoles
+from dpo_diag.training.same_loss import same_loss
 from dpo_diag.training.texts import TextSource
 from dpo_diag.training.window import Window
 
@@ -56,6 +57,8 @@ class Monitor:
         with_images: bool = False,
     ) -> None:
         self.spec, self.world_size, self.rank = spec, world_size, rank
+        self.began_with = spec
+        """The loss before a schedule moved it."""
         self.record_tokens, self.moving_reference, self.tokenizer = record_tokens, moving_reference, tokenizer
         self.with_images = with_images
         self.guards, self.given_ids = guards, {} if given_ids is None else given_ids
@@ -109,7 +112,9 @@ class Monitor:
             self._eval.add(batch)
             self._keep_tokens(batch)
             return
-        self.guards.batch(batch, step)
+        spec, began = self.spec, self.began_with
+        moved = spec is not None and began is not None and spec != began
+        self.guards.batch(batch, step, same_loss(batch, spec, began) if moved and spec and began else None)
         batch = batch.without_padding()
         self.window.open.add(batch)
         if self.recorder is not None and batch.has_pairs:

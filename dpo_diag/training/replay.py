@@ -121,17 +121,31 @@ def _load(trainer: Any, model: torch.nn.Module, dump: Path, facts: dict[str, Any
                 raise DiagError("weights of another model", where=dump, got=f"{name} {tuple(values.shape)}")
             own[name].data.copy_(values)
         return "those of the step, kept beside the batch", True
-    try:
-        near = choose_checkpoint(trainer.args.output_dir, before=step)
-    except DiagError:
+    near = _load_nearest(trainer, step)
+    if near is None:
         if step == 1:
             return "those before training, which are the step's own", True
         return f"those before training, {plural(step - 1, 'update')} before the batch: the numbers are others", False
-    trainer._load_from_checkpoint(near.folder)
-    gap = step - 1 - near.step
-    if gap == 0:
-        return f"those of checkpoint-{near.step}, which are the step's own", True
-    return f"those of checkpoint-{near.step}, {plural(gap, 'update')} before the batch: the numbers are others", False
+    if (gap := step - 1 - near) == 0:
+        return f"those of checkpoint-{near}, which are the step's own", True
+    return f"those of checkpoint-{near}, {plural(gap, 'update')} before the batch: the numbers are others", False
+
+
+def _load_nearest(trainer: Any, step: int) -> int | None:
+    """Load the last whole checkpoint of before a step; its step, None where there is none. The training may be running,
+    and remove one while it is read: then the next one is taken."""
+    while True:
+        try:
+            near = choose_checkpoint(trainer.args.output_dir, before=step, only_look=True)
+        except DiagError:
+            return None
+        try:
+            trainer._load_from_checkpoint(near.folder)
+        except (OSError, ValueError, RuntimeError):
+            if Path(near.folder).is_dir():
+                raise
+            continue
+        return near.step
 
 
 @contextmanager

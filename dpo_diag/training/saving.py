@@ -6,8 +6,10 @@ import copy
 import os
 import shutil
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from dpo_diag.checkpoint_choice import choose, curve_of
+from dpo_diag.errors import DiagError
 from dpo_diag.models.processes import together
+from dpo_diag.records import load_run
 from dpo_diag.records.secrets import is_secret
 from dpo_diag.text import number, size, some
 from dpo_diag.training.checkpoint_folders import (
@@ -44,10 +49,14 @@ class Keep:
     Attributes:
         minutes: a checkpoint at the step by which the last one is so old; None: none by the clock.
         at_end: one after the last step.
+        best: of those that would go, the one that `dpo-diag keep` would choose stays.
+        metric: by which that is judged (`checkpoint_choice.curve_of`).
     """
 
     minutes: float | None = None
     at_end: bool = False
+    best: bool = False
+    metric: str | None = None
 
 
 class Saving:
@@ -219,13 +228,26 @@ class Saving:
         args, known = self.args, checkpoints_in(parent)
         best = self.state.best_model_checkpoint
         asked = args.save_strategy == "steps"
-        gone = superfluous(
-            known, limit=args.save_total_limit, every=int(self.state.save_steps) if asked else None,
+        which = partial(
+            superfluous, known, limit=args.save_total_limit, every=int(self.state.save_steps) if asked else None,
             by_clock=self.keep.minutes is not None and args.save_strategy in ("no", "steps"),
-            protected={self.state.global_step, *(s for s, p in known.items() if best and p.name == Path(best).name)},
         )  # fmt: skip
+        protected = {self.state.global_step, *(s for s, p in known.items() if best and p.name == Path(best).name)}
+        if (gone := which(protected=protected)) and self.keep.best:
+            gone = which(protected=protected | self._choice(known))
         for step in gone:
             remove(known[step])
+
+    def _choice(self: Any, on_disk: Collection[int]) -> set[int]:
+        """The step that `dpo-diag keep` would name now, none where nothing was measured yet."""
+        if self.run_writer is None:
+            return set()
+        try:
+            curve = curve_of(load_run(self.run_writer.path), self.keep.metric)
+        except (DiagError, OSError):
+            return set()
+        step, _ = choose(curve, on_disk, self.monitor.guards.limits["keep.band"])
+        return set() if step is None else {step}
 
     def _sum_window(self: Any) -> None:
         """What the trainer has summed since its last log call belongs to the checkpoint."""
@@ -260,7 +282,7 @@ class Saving:
     @property
     def saves_anything(self: Any) -> bool:
         """Whether a checkpoint may be written."""
-        return bool(self.args.save_strategy != "no" or self.keep != Keep())
+        return bool(self.args.save_strategy != "no" or self.keep.minutes is not None or self.keep.at_end)
 
     def saves(self: Any) -> str:
         """One line: what this training saves, how much of it stays, how large each is."""
@@ -283,6 +305,8 @@ class Saving:
             )
         else:
             stay = "all stay"
+        if self.keep.best and stay != "all stay":
+            stay += " and the best measured one"
         *before, last = every
         when = f"{', '.join(before)} and {last}" if before else last
         return f"saves {when}: {stay}, up to {size(self.checkpoint_size())} each"

@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from dpo_diag import load_run
+from dpo_diag.diagnosis.keep import keep
 from dpo_diag.errors import DiagError
 from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.checkpoint_folders import (
     ASIDE,
     PASSED_OVER,
+    REPLACED,
+    Resumed,
     at_checkpoint,
     checkpoints_in,
     choose_checkpoint,
@@ -36,12 +39,14 @@ from dpo_diag.training.whole_checkpoint import MANIFEST, seal
 from .tiny import arguments, make_model, make_pairs
 
 
-def trainer_of(folder: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> DiagDPOTrainer:
+def trainer_of(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, held_out: list[dict[str, str]] | None = None, **options: Any
+) -> DiagDPOTrainer:
     known: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "linear"}
     return DiagDPOTrainer(
         model=make_model(1), ref_model=make_model(2), processing_class=tokenizer, recorder=folder / "run",
         args=arguments(folder / "out", **known | options), train_dataset=Dataset.from_list(make_pairs(11)),
-        eval_dataset=Dataset.from_list(make_pairs(4, seed=1)),
+        eval_dataset=Dataset.from_list(held_out or make_pairs(4, seed=1)),
     )  # fmt: skip
 
 
@@ -311,6 +316,42 @@ def test_old_ones_go_by_step_and_never_the_best(tmp_path: Path, tokenizer: PreTr
 
 
 @pytest.mark.parametrize(
+    ("metric", "rate", "own", "stay"), [("ce/chosen", 3e-2, False, [2, 8]), ("rewards/margins", 1e-2, True, [8])]
+)
+def test_the_one_that_keep_would_choose_stays(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, metric: str, rate: float, own: bool, stay: list[int]
+) -> None:
+    """One of four is to stay. Chosen's cross-entropy on other pairs rises from the start at this rate, so that step 2
+    is the best that is on disk; the margin on the pairs that are trained on grows, so that the last one is, and nothing
+    else stays."""
+    trainer = trainer_of(
+        tmp_path, tokenizer, make_pairs(11) if own else None, max_steps=8, save_steps=2, save_total_limit=1,
+        eval_strategy="steps", eval_steps=2, learning_rate=rate, lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer.keep = Keep(best=True, metric=metric)
+    trainer.train()
+    assert [*checkpoints_in(tmp_path / "out")] == stay
+    (tmp_path / "out").rename(tmp_path / "run" / "checkpoints")
+    assert keep(load_run(tmp_path / "run"), metric)["keep"] == stay[0]
+
+
+def test_who_only_looks_leaves_a_checkpoint_that_is_being_replaced_where_it_lies(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A training between the two renames of `put_in_place`, while a replay looks for weights: it takes what is being
+    replaced from where it lies, and the training's rename finds its name free. Who goes on from it gives it back."""
+    trainer_of(tmp_path, tokenizer, max_steps=2).train()
+    out = tmp_path / "out"
+    aside = out / ASIDE / f"{REPLACED}checkpoint-2"
+    aside.parent.mkdir(exist_ok=True)
+    (out / "checkpoint-2").rename(aside)
+    assert choose_checkpoint(out, before=5, only_look=True) == Resumed(str(aside), 2)
+    assert aside.is_dir() and not (out / "checkpoint-2").exists()
+    assert choose_checkpoint(out, before=5).folder == str(out / "checkpoint-2")
+    assert not aside.exists()
+
+
+@pytest.mark.parametrize(
     ("options", "gone"),
     [
         ({"limit": 2, "every": 2, "by_clock": False, "protected": [8]}, [2, 4]),
@@ -334,13 +375,14 @@ def test_the_clock_asks_for_a_checkpoint_and_what_is_saved_is_said(
     # 17,000 parameters of 4 bytes, and two moments of each.
     size = f"up to {3 * 4 * trainer.model.num_parameters() / 1000:.0f} kB each"
     none = "keeps no model: trainer.save_at_end=true, trainer.save_minutes=30 or trainer.save_steps=N would"
-    for keep, said in (
+    for saving, said in (
         (Keep(), none),
         (Keep(None, True), f"saves at the end: all stay, {size}"),
         (Keep(30.0, True), f"saves every 30 minutes and at the end: the last 2 stay, {size}"),
+        (Keep(30.0, best=True), f"saves every 30 minutes: the last 2 stay and the best measured one, {size}"),
         (Keep(1e-9), f"saves every 1e-09 minutes: the last 2 stay, {size}"),
     ):
-        trainer.keep = keep
+        trainer.keep = saving
         assert trainer.saves() == said
     trainer.train()
     assert [*checkpoints_in(tmp_path / "out")] == [2, 3]

@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 
 from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.errors import DiagError
+from dpo_diag.losses import LossSpec
 from dpo_diag.training.batch import Batch
 from dpo_diag.training.batch_dump import dump_batch, read_dump
 from dpo_diag.training.guards import Guards
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.guards.level import Level
+from dpo_diag.training.same_loss import same_loss
 
 Alerts = list[tuple[str, str, Any]]
 
@@ -30,6 +32,7 @@ def batch(loss: float, pair_ids: tuple[str, ...] = ("p",), sums: Any = None, tok
         "sum_logp": np.full((2, n), -8.0) if sums is None else np.asarray(sums, dtype=float),
         "n_tokens": np.full((2, n), 4.0) if tokens is None else np.asarray(tokens, dtype=float),
     }
+    policy["n_seen"] = policy["n_tokens"]
     return Batch([*pair_ids], np.arange(n), ("chosen", "rejected"), policy, loss=loss)
 
 
@@ -196,6 +199,51 @@ def evaluated(code: str, *evaluations: dict[str, float], **limits: float) -> lis
     return [e["step"] for c, _, e in alerts if c == code]
 
 
+# ---- what a schedule does ----
+
+
+def moving(weights: list[float], nll: list[float], norms: list[float], *, told: bool = True) -> list[tuple[str, int]]:
+    """What is said of a loss ln 2 + weight x nll whose weight a schedule moves, step by step from step 1 on."""
+    alerts: Alerts = []
+    guards, began = guards_of(alerts), LossSpec(types=("sigmoid", "sft_sum"), weights=(1.0, weights[0]))
+    for step, (weight, each, norm) in enumerate(zip(weights, nll, norms, strict=True), 1):
+        spec, sums = began.with_value("sft_sum", weight), {"sum_logp": np.full((2, 1), -each)}
+        of = replace(batch(math.log(2) + weight * each, sums=sums["sum_logp"]), reference=sums)
+        guards.batch(of, step, same_loss(of, spec, began) if told and spec != began else None)
+        guards.close(step, grad_norm=norm)
+    return [(code, e["step"]) for code, _, e in alerts]
+
+
+def test_what_a_schedule_moves_is_no_spike() -> None:
+    """Weight 0.1 for 25 steps, then half as much again at each of ten, up to 5.8: the loss goes from 0.79 to 6.5 and
+    the gradient with it, and nothing is said, where the bare numbers would speak; nor on the way back. A batch that is
+    ten times as unlikely meanwhile is a spike, and so is a gradient ten times as large."""
+    up = [0.1] * 25 + [0.1 * 1.5**i for i in range(1, 11)]
+    weights = [*up, *up[::-1]]
+    steady, norms = [1.0] * 70, [0.5 + w for w in weights]
+    assert moving(weights, steady, norms) == []
+    assert {code for code, _ in moving(weights, steady, norms, told=False)} == {"loss_spike", "grad_spike"}
+    worse = [10.0 if step == 31 else 1.0 for step in range(1, 71)]
+    assert moving(weights, worse, [n * (10 if e > 1 else 1) for n, e in zip(norms, worse, strict=True)]) == [
+        ("loss_spike", 31), ("grad_spike", 31),
+    ]  # fmt: skip
+
+
+def test_the_same_loss_by_hand() -> None:
+    """a 1, b -1: under beta 2 log(1 + e^-4), under the beta 1 of the beginning log(1 + e^-2) = .126928. Its slope is
+    2 sigmoid(-4) = .035973 for each side against sigmoid(-2) = .119203: .301776 times as steep. A loss that couples the
+    pairs of a batch, .6 under three times the beta: .2, and 3. Epsilon's beta of a pair follows the common one."""
+    began, now = LossSpec(beta=1.0), LossSpec(beta=2.0)
+    ratios = {"sum_logp": np.array([[-7.0], [-9.0]])}
+    of = replace(batch(0.01815, sums=ratios["sum_logp"]), reference={"sum_logp": np.full((2, 1), -8.0)})
+    assert same_loss(of, now, began) == pytest.approx((0.126928, 0.301776), abs=1e-5)
+    own = replace(of, of_row={"beta": np.array([2.0])})
+    pair = [LossSpec(types=("epsilon_dpo",), beta=beta) for beta in (2.0, 1.0)]
+    assert same_loss(own, *pair) == pytest.approx((0.126928, 0.301776), abs=1e-5)
+    coupled = [LossSpec(types=("aot",), beta=beta) for beta in (0.3, 0.1)]
+    assert same_loss(replace(of, loss=0.6), *coupled) == pytest.approx((0.2, 3.0))
+
+
 def test_displacement_beyond_the_bound_against_the_first_evaluation() -> None:
     """1.5 at first, the bound is 1.8: 1.79 is silence, 1.81 speaks, and so does each later evaluation beyond it."""
     ce = [{"ce/chosen": v} for v in (1.5, 1.79, 1.81, 1.9, 1.6)]
@@ -233,6 +281,22 @@ def test_dead_gradients_after_ten_steps_in_a_row() -> None:
     dead, live = {"grad_norm": 0.0}, {"grad_norm": 1e-6}
     assert stepped("dead_gradients", *[dead] * 15, live, *[dead] * 10) == [10, 26]
     assert stepped("dead_gradients", *[*[dead] * 9, live] * 3) == []
+
+
+def test_a_log_with_a_row_every_four_steps_counts_steps() -> None:
+    """Rows of steps 4, 8, 12 and 16 without a gradient: from 4 to 12 are nine, to 16 thirteen, said once; a live row
+    at 12 begins anew. A spike is told against rows, not steps."""
+    for norms, expected in (([0.0] * 5, [16]), ([0.0, 0.0, 1.0, 0.0, 0.0], [])):
+        alerts: Alerts = []
+        guards = guards_of(alerts)
+        for i, norm in enumerate(norms, 1):
+            guards.logged(0.5, 4 * i, norm)
+        assert [e["step"] for code, _, e in alerts if code == "dead_gradients"] == expected
+    alerts = []
+    guards = guards_of(alerts)
+    for i, loss in enumerate([0.5] * 20 + [3.0], 1):
+        guards.logged(loss, 10 * i)
+    assert "in step 210: the 20 logged rows before have median 0.5" in alerts[0][1]
 
 
 def test_memory_near_its_limit_once_and_again_where_it_grows() -> None:

@@ -290,6 +290,25 @@ def assert_as_ever(folder: Path, name: str) -> None:
 # ---- no trace ----
 
 
+def test_weights_that_are_not_finite_are_no_fault_of_the_packing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One NaN in the policy: there is nothing to compare with, and it is said so, not that the packing is wrong; the
+    guard says what is, and ends the run."""
+    policy = make_model(1)
+    with torch.no_grad():
+        policy.lm_head.weight[5, 3] = float("nan")
+    trainer = trainer_of(
+        tmp_path, tokenizer, "auto", policy=policy, keywords={"stop_on": ["non_finite_loss"]}, max_steps=3
+    )
+    trainer.train()
+    assert trainer.shared_prefix is not None
+    assert (trainer.shared_prefix.way, trainer.state.global_step) == ("plain", 1)
+    assert "loss or gradient is not finite the usual way: there is nothing to compare with" in caplog.text
+    assert "is not right here" not in caplog.text
+    assert "non_finite_loss: loss is nan in step 1; 3 of 3 rows have non-finite log-probs" in caplog.text
+
+
 def test_a_proof_that_fails_changes_nothing(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,19 @@ Alert = Callable[[str, str, Mapping[str, Any]], None]
 """(code, message, evidence)."""
 Everyones = Callable[[Any], list[Any]]
 """What each process holds, by rank; every process calls it (`models.processes.everyones`)."""
+
+
+class Losses(NamedTuple):
+    """Of a micro-batch.
+
+    Attributes:
+        trained: the loss that is trained on.
+        same, slope: see `watch.Step`.
+    """
+
+    trained: float
+    same: float
+    slope: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class Guards:
         self.dump: Callable[[int, Sequence[str], float | None], str | None] | None = None
         self.rate_steps = self.skips = self.restores = self.dumps = 0
         self._step: int | None = None
-        self._batches: list[tuple[float, list[Row]]] = []
+        self._batches: list[tuple[Losses, list[Row]]] = []
         self._counts: Counter[str] = Counter()
         self._first: dict[str, dict[str, float]] = {}
 
@@ -131,21 +144,25 @@ class Guards:
 
     # ---- judging ----
 
-    def batch(self, batch: Batch, step: int) -> None:
-        """Take one training micro-batch of optimizer step `step`; a step that was left open is judged first."""
+    def batch(self, batch: Batch, step: int, same: tuple[float, float] | None = None) -> None:
+        """Take one training micro-batch of optimizer step `step`; a step that was left open is judged first.
+
+        Args:
+            same: `same_loss.same_loss` of it, where a schedule has moved coefficients.
+        """
         if step != self._step:
             self.end()
             self._step = step
         loss, rows = batch.loss, _rows(batch)
         if batch.is_share and self._batches:
             before = self._batches.pop()
-            loss, rows = before[0] + loss, before[1] + rows
-        self._batches.append((loss, rows))
+            loss, rows = before[0].trained + loss, before[1] + rows
+        self._batches.append((Losses(loss, *(same or (loss, 1.0))), rows))
 
     def logged(self, loss: float, step: int, grad_norm: float | None = None) -> None:
         """Judge a step of which only the trainer's log tells; its update is made."""
         bad = None if math.isfinite(loss) else loss
-        self._judge(Step(step, math.nan if bad is not None else loss, bad, grad_norm=grad_norm))
+        self._judge(Step(step, math.nan if bad is not None else loss, bad, grad_norm=grad_norm, of_log=True))
 
     def close(
         self, step: int, everyones: Everyones | None = None, *, grad_norm: float | None = None, overflows: bool = False,
@@ -156,17 +173,18 @@ class Guards:
         own, self._batches, self._step = self._batches, [], None
         rows = [row for _, of_batch in own for row in of_batch]
         gather: Everyones = everyones or (lambda value: [value])
-        losses = [loss for of_rank in gather([loss for loss, _ in own]) for loss in of_rank]
+        parts = [part for of_rank in gather([part for part, _ in own]) for part in of_rank]
+        losses = [part.trained for part in parts]
         counts = gather((len(rows), sum(row.bad for row in rows)))
         machine = gather((seconds, positions, memory))
         times, full = [s for s, _, _ in machine if s is not None], [m for *_, m in machine if m is not None]
-        finite = [loss for loss in losses if math.isfinite(loss)]
         seen = Step(
-            step, fmean(finite) if finite else math.nan, next((v for v in losses if not math.isfinite(v)), None),
+            step, _mean(losses), next((v for v in losses if not math.isfinite(v)), None),
             sum(n for n, _ in counts), sum(bad for _, bad in counts), grad_norm, overflows,
             max(times) if len(times) == len(machine) else None, sum(n for _, n, _ in machine),
             max(full, key=lambda m: m[0] / m[1], default=None),
-            rows=partial(_of_all, gather, rows),
+            rows=partial(_of_all, gather, rows), same_loss=_mean([part.same for part in parts]),
+            slope=_mean([part.slope for part in parts], 1.0),
         )  # fmt: skip
         return self._judge(seen)
 
@@ -208,6 +226,12 @@ def _rows(batch: Batch) -> list[Row]:
     return [
         Row(pair_id, float(n[i]), float(logp[i]), bool(bad[i])) for i, pair_id in enumerate(batch.pair_ids) if real[i]
     ]
+
+
+def _mean(values: Sequence[float], without: float = math.nan) -> float:
+    """The mean of those that are finite; `without`: where none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else without
 
 
 def _of_all(everyones: Everyones, rows: Sequence[Row]) -> list[Row]:

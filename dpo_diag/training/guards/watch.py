@@ -48,6 +48,9 @@ class Step:
         positions: positions of the batch, padding included, of all processes.
         memory: bytes used at most so far and bytes there are, where the fullest process is; None where it is not known.
         rows: the batch's rows, of all processes; every process must call it or none.
+        same_loss: the loss under the coefficients that the run began with, where a schedule has moved them; None: the
+            loss is that. slope: how many times as steep the loss is in the log-probs as under those coefficients.
+        of_log: a row of a trainer's log, which may stand for several steps.
     """
 
     step: int
@@ -61,6 +64,9 @@ class Step:
     positions: int = 0
     memory: tuple[float, float] | None = None
     rows: Callable[[], Sequence[Row]] = field(default=lambda: (), compare=False)
+    same_loss: float | None = None
+    slope: float = 1.0
+    of_log: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,19 @@ def rows_shown(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class _Spikes(Watch):
-    """Judges one number of a step by its level."""
+    """Judges one number of a step by its level, as it was trained on and as it would be under the coefficients that the
+    run began with: what a schedule moves on purpose stands out of one of the two alone."""
 
     what: str
     dumps = True
 
     def __init__(self, limits: Thresholds) -> None:
         super().__init__(limits)
-        self._level = Level(
+        self._level, self._same = self._new_level(), self._new_level()
+
+    def _new_level(self) -> Level:
+        limits = self.limits
+        return Level(
             window=int(limits["guards.spike_window"]), least=int(limits["guards.spike_least_steps"]),
             mads=limits["guards.spike_mads"], least_rise=self._least_rise,
             persists=int(limits["guards.spike_persists"]),
@@ -51,21 +56,25 @@ class _Spikes(Watch):
     def _least_rise(self, middle: float) -> float:
         raise NotImplementedError
 
-    def _value(self, step: Step) -> float | None:
+    def _values(self, step: Step) -> tuple[float | None, float | None]:
+        """As it was, and under the coefficients of the beginning; None where it is not known."""
         raise NotImplementedError
 
     def step(self, step: Step) -> Said | None:
         """See `Watch.step`."""
-        value = self._value(step)
-        spike = None if value is None or not math.isfinite(value) else self._level.judge(value)
-        return None if spike is None else Said(self._line(spike, step), self._evidence(spike, step))
+        spike, same = (
+            None if value is None or not math.isfinite(value) else level.judge(value)
+            for level, value in zip((self._level, self._same), self._values(step), strict=True)
+        )
+        return None if spike is None or same is None else Said(self._line(spike, step), self._evidence(spike, step))
 
     def _line(self, spike: Spike, step: Step) -> str:
+        unit = "logged row" if step.of_log else "step"
         stays = (
-            f"; it has stood there for {plural(spike.held, 'step')}, which are the new level" if spike.is_level else ""
+            f"; it has stood there for {plural(spike.held, unit)}, which are the new level" if spike.is_level else ""
         )
         return (
-            f"{self.what} {spike.value:.4g} in step {step.step}: the {spike.n} steps before have median "
+            f"{self.what} {spike.value:.4g} in step {step.step}: the {plural(spike.n, unit)} before have median "
             f"{spike.median:.4g} and median absolute deviation {spike.mad:.2g}, the bound is {spike.bound:.4g}{stays}"
         )
 
@@ -76,11 +85,13 @@ class _Spikes(Watch):
 
     def memory(self) -> dict[str, Any]:
         """See `Watch.memory`."""
-        return self._level.memory()
+        return self._level.memory() | {f"same_{name}": values for name, values in self._same.memory().items()}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """See `Watch.recall`."""
         self._level.recall(memory)
+        same = {name: memory.get(f"same_{name}", memory.get(name, ())) for name in self._level.memory()}
+        self._same.recall(same)  # a checkpoint of before there were two levels has the one
 
 
 class LossSpike(_Spikes):
@@ -91,8 +102,8 @@ class LossSpike(_Spikes):
     def _least_rise(self, middle: float) -> float:
         return self.limits["guards.spike_min"]
 
-    def _value(self, step: Step) -> float | None:
-        return step.loss
+    def _values(self, step: Step) -> tuple[float | None, float | None]:
+        return step.loss, step.loss if step.same_loss is None else step.same_loss
 
 
 class GradSpike(_Spikes):
@@ -103,8 +114,8 @@ class GradSpike(_Spikes):
     def _least_rise(self, middle: float) -> float:
         return (self.limits["guards.grad_spike_factor"] - 1) * middle
 
-    def _value(self, step: Step) -> float | None:
-        return step.grad_norm
+    def _values(self, step: Step) -> tuple[float | None, float | None]:
+        return step.grad_norm, None if step.grad_norm is None else step.grad_norm / step.slope
 
 
 for watch in (LossSpike, GradSpike):
