@@ -123,20 +123,31 @@ def _tables(rows: list[Row], jobs: list[Job], not_runs: list[str]) -> Sweep:
         for key in (rows[0].setting if rows else ())
         if _differs(rows, by, key)
     }
+    taken = {"run", "origin", "data", *(name for row in rows for name in row.values)}
+    of = {n: column_set(n) if n in taken else n for n in varied}
     frame = pd.DataFrame(
         [
-            {"run": row.folder, **{n: row.given.get(n, "") for n in varied}, "origin": row.setting["origin"],
+            {"run": row.folder, **{of[n]: row.given.get(n, "") for n in varied}, "origin": row.setting["origin"],
              "data": row.setting["data"], **row.values}
             for row in rows
         ]
     )  # fmt: skip
     alike = pd.DataFrame([{key: row.setting[key] for key in apart} for row in rows], index=frame.index)
-    groups = group_runs(frame, by, alike)
+    groups = group_runs(frame, [of[n] for n in by], alike)
     frame, ranks = ranking(
         frame, [row.curves for row in rows], [f"{r.setting['data']} {r.setting['tokenizer']}" for r in rows]
     )
     curves = {row.folder: row.curves for row in rows}
     return Sweep(frame, groups, constant, jobs, apart, not_runs, common_start(frame), ranks, curves)
+
+
+def column_set(name: str) -> str:
+    """The column of an override whose name is a measured one's, too: of `loss=ipo,hinge` beside the loss.
+
+    >>> column_set("loss")
+    'loss (set)'
+    """
+    return f"{name} (set)"
 
 
 def _differs(rows: list[Row], by: list[str], key: str) -> bool:

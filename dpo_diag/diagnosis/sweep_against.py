@@ -19,7 +19,7 @@ from dpo_diag.diagnosis.evidence import ScoreCurve
 from dpo_diag.diagnosis.logged import measured_split, metric_rows
 from dpo_diag.diagnosis.measure import enough
 from dpo_diag.diagnosis.pair_rows import PairRows
-from dpo_diag.diagnosis.sweep import SEED, Sweep
+from dpo_diag.diagnosis.sweep import SEED, Sweep, column_set
 from dpo_diag.diagnosis.sweep_values import column_of
 from dpo_diag.errors import DiagError
 from dpo_diag.paired import paired_change
@@ -128,7 +128,7 @@ def _parsed(collected: Sweep, base: str) -> dict[str, str]:
     wanted = {}
     for part in base.split(","):
         name, _, value = part.partition("=")
-        name = name.strip()
+        name = column_set(name.strip()) if column_set(name.strip()) in collected.parameters else name.strip()
         if name not in collected.parameters or name == SEED:
             knobs = ", ".join(p for p in collected.parameters if p != SEED) or "nothing was varied but the seed"
             raise DiagError("no such setting", where="--against", got=part, expected=f"one of {knobs}", usage=True)

@@ -203,7 +203,7 @@ def pair_sums(pairs: pd.DataFrame, reference: pd.DataFrame | None = None) -> Pai
 
     policy = {name: column(wide, name) for name in _SUMMED if name in pairs}
     policy |= {hits: column(wide, share) * policy["n_tokens"] for hits, share in _SHARES.items() if share in pairs}
-    known = {name: values for name, values in policy.items() if not np.isnan(values).all()}
+    known = {name: values for name, values in policy.items() if name == "sum_logp" or not np.isnan(values).all()}
     if reference is None or reference.empty:
         return PairSums(known)
     of = _by_side(reference)

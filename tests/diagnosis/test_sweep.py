@@ -176,6 +176,22 @@ def test_paths_of_both_kinds_a_multirun_and_what_is_no_run(
     assert "no run, left out: empty" in shown and "multi/0" in shown
 
 
+def test_a_sweep_over_losses_keeps_what_was_set_beside_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`loss=ipo,hinge` is an override by the name of a column: two settings of two seeds each, their mean losses beside
+    their names; `--against loss=ipo` finds its runs."""
+    for i, (kind, seed, loss) in enumerate((("ipo", 0, 0.4), ("ipo", 1, 0.6), ("hinge", 0, 0.7), ("hinge", 1, 0.9))):
+        finished(tmp_path / str(i), loss, 5, f"loss={kind}", f"seed={seed}")
+    collected = sweep(tmp_path)
+    assert collected.parameters == ["loss (set)", "seed"]
+    assert collected.groups[["loss (set)", "runs"]].to_numpy().tolist() == [["ipo", 2], ["hinge", 2]]
+    assert collected.groups["loss"].tolist() == pytest.approx([0.5, 0.8])
+    assert main(["sweep", str(tmp_path), "--against", "loss=ipo"]) == 0
+    said = capsys.readouterr().out
+    assert "loss (set)" in said and "0.500 [0.400, 0.600]" in said
+
+
 def test_a_formula_in_an_override_is_text_in_the_csv(tmp_path: Path) -> None:
     finished(tmp_path / "0", 0.5, 1, "name==cmd()", "x=1")
     finished(tmp_path / "1", 0.5, 1, "name=b", "x=1")

@@ -58,7 +58,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     guards = guards_of(alerts, stop_on=("loss_spike",))
     run(guards, [0.5] * 25 + [0.59, 0.61, 0.5])
     assert [e["step"] for *_, e in alerts] == [26]
-    assert guards.should_stop and alerts[0][1].endswith(" (guards.actions: stop; the run ends here)")
+    assert guards.should_stop and alerts[0][1].endswith("; the run ends here (guards.actions: stop)")
     alerts.clear()
     guards = guards_of(alerts, thresholds={"guards": {"spike_min": 0.2, "spike_least_steps": 3}})
     run(guards, (0.5, 0.5, 0.5, 0.69, 0.71, 0.5))
@@ -66,6 +66,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     alerts.clear()
     run(guards_of(alerts), [math.nan] * 60)
     assert len(alerts) == 20  # a run that stays broken does not fill the disk
+    assert [i for i, (_, said, _) in enumerate(alerts) if "the last of 20 such alerts" in said] == [19]
     with pytest.raises(DiagError, match=r"unknown guard.*loss_spikes.*did you mean loss_spike"):
         Guards(lambda *a: None, stop_on=("loss_spikes",))
 
@@ -109,6 +110,7 @@ def test_a_spike_names_the_pairs_the_longest_and_the_least_likely() -> None:
     guards.close(20, grad_norm=7.0)
     [(code, message, evidence)] = alerts
     assert code == "loss_spike" and message.startswith("loss 1.75 in step 20: the 20 steps before have median 0.5")
+    assert message.endswith("; of its 4 rows c is the least likely (-9 nats per token), b is the longest (42 tokens)")
     assert (evidence["loss"], evidence["grad_norm"], evidence["pair_ids"]) == (1.75, 7.0, ["a", "b", "c", "d"])
     assert [(row["pair_id"], row["tokens"]) for row in evidence["longest"]] == [("b", 42.0), ("a", 8.0), ("d", 8.0)]
     assert [(row["pair_id"], row["logp_per_token"]) for row in evidence["least_likely"]] == [
@@ -281,6 +283,7 @@ def test_dead_gradients_after_ten_steps_in_a_row() -> None:
     dead, live = {"grad_norm": 0.0}, {"grad_norm": 1e-6}
     assert stepped("dead_gradients", *[dead] * 15, live, *[dead] * 10) == [10, 26]
     assert stepped("dead_gradients", *[*[dead] * 9, live] * 3) == []
+    assert stepped("dead_gradients", *[{"grad_norm": math.nan}] * 15) == []
 
 
 def test_a_log_with_a_row_every_four_steps_counts_steps() -> None:
@@ -396,6 +399,6 @@ def test_pairs_are_named_and_what_ended_the_run_is_known() -> None:
     for step in (3, 4):
         guards.batch(batch(math.nan, ("a", "b", "c", "d", "e"), sums), step)
         guards.close(step)
-    assert "4 of 5 rows have non-finite log-probs; pairs b, c, d and 1 more (guards.actions" in alerts[0][1]
+    assert "4 of 5 rows have non-finite log-probs; pairs b, c, d and 1 more; the run ends here" in alerts[0][1]
     assert alerts[0][2]["pair_ids"] == ["b", "c", "d", "e"]
     assert guards.stopped is not None and (guards.stopped.code, guards.stopped.step) == ("non_finite_loss", 3)

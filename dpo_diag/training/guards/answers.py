@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from dpo_diag.config_guards import GuardsConfig
 from dpo_diag.errors import DiagError, did_you_mean
+from dpo_diag.text import plural
 from dpo_diag.training.guards.watch import WATCHES
 
 ACTIONS: Mapping[str, str] = {
@@ -18,6 +19,10 @@ ACTIONS: Mapping[str, str] = {
 }
 DROPS = ("skip", "restore", "stop")
 """Actions that leave out the update of a step that was judged before it."""
+_TOLD = {
+    "skip": "this update is left out", "restore": "the last checkpoint from before it comes back",
+    "stop": "the run ends here",
+}  # fmt: skip
 _WHERE = "guards.actions"
 
 
@@ -73,6 +78,12 @@ class Answers:
     def to(self, code: str) -> str:
         """What is done where `code` speaks."""
         return self.actions.get(code, "warn")
+
+    def told(self, action: str) -> str:
+        """What is done, in the words of an alert."""
+        if action == "scale_lr":
+            return f"the learning rate is {self.lr_factor:g} of the schedule's for {plural(self.lr_steps, 'step')}"
+        return _TOLD[action]
 
     @property
     def acts(self) -> set[str]:

@@ -124,14 +124,17 @@ class Guards:
 
     def speak(self, code: str, said: Said, step: int, action: str | None = None) -> Raised:
         """Count it, decide what is done, write the alert."""
-        action = self.answers.to(code) if action is None else action
+        asked, action = action is None, self.answers.to(code) if action is None else action
         self._counts[code] += 1
         self.should_stop = self.should_stop or action == "stop"
         done = {} if action == "warn" else {"action": action}
         evidence = {"step": step, **said.evidence, **done}
-        tail = f" (guards.actions: {action}{'; the run ends here' if action == 'stop' else ''})" if done else ""
-        if self.main and self._counts[code] <= self._limits["guards.max_alerts"]:
-            self._alert(code, said.message + tail, evidence)
+        tail = f"; {self.answers.told(action)} (guards.actions: {action})" if done and asked else ""
+        again = f"; {said.again}" if said.again else ""
+        most = int(self._limits["guards.max_alerts"])
+        last = f"; the last of {most} such alerts: what follows is not said" if self._counts[code] == most else ""
+        if self.main and self._counts[code] <= most:
+            self._alert(code, f"{said.message}{tail}{again}{last}", evidence)
         raised = Raised(code, action, step, said.message, evidence)
         if action == "stop" and self.stopped is None:
             self.stopped = raised
@@ -196,7 +199,7 @@ class Guards:
             again = "" if place is None else line("dpo-train", override("replay", place))
             for code in codes if place is not None else ():
                 word = said[code]
-                said[code] = Said(f"{word.message}; {again}", {**word.evidence, "replay": place})
+                said[code] = Said(word.message, {**word.evidence, "replay": place}, again)
         return [self.speak(code, word, step.step) for code, word in said.items()]
 
     def evaluated(self, split: str, values: Mapping[str, float], step: int) -> list[Raised]:

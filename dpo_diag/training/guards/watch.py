@@ -90,10 +90,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Said:
-    """What a watch says: one line, and the numbers that made it say so."""
+    """What a watch says: one line, and the numbers that made it say so.
+
+    Attributes:
+        again: the command that computes the step again; "" where its batch is not kept.
+    """
 
     message: str
     evidence: Mapping[str, Any]
+    again: str = ""
 
 
 class Watch:

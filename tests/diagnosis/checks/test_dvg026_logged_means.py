@@ -57,5 +57,11 @@ def test_a_set_that_holds_a_pair_twice_is_not_compared(pairs, finding):
     assert finding(run, "DVG026")["outcome"] == "not_applicable"
 
 
+def test_an_evaluation_that_is_nan_throughout_is_no_mean_to_compare(pairs, finding):
+    ref, nan = np.full(20, -30.0), np.full(20, np.nan)
+    found = finding(pairs({0: (ref, ref), 5: (nan, nan)}, ref=(ref, ref), history=logged(np.nan)), "DVG026")
+    assert found["outcome"] != "speaks"
+
+
 def test_a_foreign_log_cannot_be_compared(means, finding):
     assert finding(means(held={"rewards/margins": [0.0, 0.2]}), "DVG026")["outcome"] == "not_applicable"

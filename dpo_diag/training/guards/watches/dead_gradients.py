@@ -24,7 +24,7 @@ class DeadGradients(Watch):
         if step.grad_norm is None:
             return None
         bound, least = self.limits["dead_grad_norm"], int(self.limits["guards.dead_steps"])
-        if step.grad_norm > bound:
+        if not step.grad_norm <= bound:  # one that is no number is another fault
             self._since, self._said = None, False
             return None
         self._since = step.step if self._since is None else self._since

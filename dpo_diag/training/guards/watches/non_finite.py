@@ -69,7 +69,8 @@ class NonFiniteGrad(Watch):
             return None
         ids = _bad_ids(step)
         return Said(
-            f"the gradient norm is {norm} in step {step.step}, the loss is {step.loss:.4g}{_named(ids)}",
+            f"the gradient norm is {norm} in step {step.step}, the loss is {step.loss:.4g}: no weight survives such an "
+            f"update{_named(ids)}",
             {"grad_norm": norm, "loss": step.loss, "pair_ids": ids},
         )
 

@@ -34,6 +34,18 @@ def rows_shown(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _suspects(rows: Mapping[str, Any]) -> str:
+    """ "; of its 8 rows X is the least likely (-6.1 nats per token) and the longest (79 tokens)"; "" where none is
+    known."""
+    least, longest = (rows[name][:1] for name in ("least_likely", "longest"))
+    said = [(row["pair_id"], f"the least likely ({row['logp_per_token']:.3g} nats per token)") for row in least]
+    said += [(row["pair_id"], f"the longest ({row['tokens']:.0f} tokens)") for row in longest]
+    if len(said) == 2 and said[0][0] == said[1][0]:
+        said = [(said[0][0], f"{said[0][1]} and {said[1][1]}")]
+    told = ", ".join(f"{pair_id} is {what}" for pair_id, what in said)
+    return f"; of its {plural(rows['n_pairs'], 'row')} {told}" if said else ""
+
+
 class _Spikes(Watch):
     """Judges one number of a step by its level, as it was trained on and as it would be under the coefficients that the
     run began with: what a schedule moves on purpose stands out of one of the two alone."""
@@ -66,9 +78,12 @@ class _Spikes(Watch):
             None if value is None or not math.isfinite(value) else level.judge(value)
             for level, value in zip((self._level, self._same), self._values(step), strict=True)
         )
-        return None if spike is None or same is None else Said(self._line(spike, step), self._evidence(spike, step))
+        if spike is None or same is None:
+            return None
+        rows = rows_shown(step.rows())
+        return Said(self._line(spike, step, rows), self._evidence(spike, step, rows))
 
-    def _line(self, spike: Spike, step: Step) -> str:
+    def _line(self, spike: Spike, step: Step, rows: Mapping[str, Any]) -> str:
         unit = "logged row" if step.of_log else "step"
         stays = (
             f"; it has stood there for {plural(spike.held, unit)}, which are the new level" if spike.is_level else ""
@@ -76,12 +91,13 @@ class _Spikes(Watch):
         return (
             f"{self.what} {spike.value:.4g} in step {step.step}: the {plural(spike.n, unit)} before have median "
             f"{spike.median:.4g} and median absolute deviation {spike.mad:.2g}, the bound is {spike.bound:.4g}{stays}"
+            f"{_suspects(rows)}"
         )
 
-    def _evidence(self, spike: Spike, step: Step) -> dict[str, Any]:
+    def _evidence(self, spike: Spike, step: Step, rows: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {"loss": step.loss, "grad_norm": step.grad_norm}
         level = {"median": spike.median, "mad": spike.mad, "bound": spike.bound, "held": spike.held}
-        return {name: v for name, v in numbers.items() if v is not None} | level | rows_shown(step.rows())
+        return {name: v for name, v in numbers.items() if v is not None} | level | dict(rows)
 
     def memory(self) -> dict[str, Any]:
         """See `Watch.memory`."""
