@@ -27,7 +27,7 @@ from dpo_diag.records.run_info import PrefixInfo, SharedPrefixInfo
 from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out
-from dpo_diag.training.epsilon_dpo import check_pair_beta, check_whole_heads, pair_betas
+from dpo_diag.training.epsilon_dpo import RunningBeta, check_pair_beta, check_whole_heads, pair_betas
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.kept_head import KeptHead, kept_head
 from dpo_diag.training.left_out import say_left_out
@@ -136,6 +136,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         check_whole_heads(self, self.loss_as_configured)
         self._added = trl_adapter.added_types(self.loss_as_configured)
         self._moved: dict[str, float] = {}
+        self._running_beta = RunningBeta()
         self._use(self.loss_as_configured)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)
@@ -167,11 +168,25 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         self._use(self._spec.with_value(name, value))
         self.monitor.spec = self._spec
 
+    @property
+    def base_beta(self) -> float:
+        """The beta that pairs' own are made from; the loss's own, where they have none."""
+        return self._spec.beta * self.monitor.window.beta_factor
+
+    def after_update(self) -> None:
+        """As Recording's; a running beta moves on."""
+        super().after_update()
+        window, dropped = self.monitor.window, self.monitor.guards.skips > 0
+        window.beta_factor = self._running_beta.after_update(window.beta_factor, self.accelerator, dropped)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Recording's, with the coefficients that a schedule moves."""
+        """As Recording's, with the coefficients that a schedule moves, and the beta that pairs' own are made from."""
         scope = self.monitor.scope(logs)
         if scope or "loss" in logs:
-            logs.update({f"{scope}_{COEFFICIENT}{k}" if scope else COEFFICIENT + k: v for k, v in self._moved.items()})
+            now = {COEFFICIENT + name: value for name, value in self._moved.items()}
+            if self._spec.has_pair_beta:
+                now["base_beta"] = self.base_beta
+            logs.update({f"{scope}_{name}" if scope else name: value for name, value in now.items()})
         super().log(logs, start_time)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -244,6 +259,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         loss, *outputs = result if return_outputs else (result,)
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, inputs, self._spec)
+        if tap.pair_beta is not None and self.model.training and torch.is_grad_enabled():
+            self._running_beta.see(self.base_beta, tap.pair_beta)
         trained = loss
         if sam:
             assert kept is not None
@@ -264,7 +281,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             result = self._trls_loss(tap, inputs, return_outputs)
         if own_beta and kept is not None and tap.policy is not None and tap.policy.label_mask is not None:
             epsilon = self._spec.value_of("epsilon")
-            tap.pair_beta = pair_betas(kept, tap.policy.label_mask, self._spec.beta, epsilon)
+            tap.pair_beta = pair_betas(kept, tap.policy.label_mask, self.base_beta, epsilon)
         return result, kept
 
     def _loss_and_sums(self, model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:

@@ -3,7 +3,8 @@
 A beta of beta / (1 + ε) or beta / (1 - ε) would have led to another policy, which the paper estimates by the logits
 (1 + ε) · policy - ε · reference and (1 - ε) · policy + ε · reference. With r the log-prob of chosen less that of
 rejected, a pair trains with beta / (1 + ε) where r rises along the three and with beta / (1 - ε) where it falls along
-them; elsewhere, and always while the policy equals its reference, with beta.
+them; elsewhere, and always while the policy equals its reference, with beta. After each update beta itself becomes
+beta / (1 + ε s), s the mean over the update's pairs of 1, -1 and 0: `RunningBeta`.
 
 No model runs another time. Both output layers do, without a gradient, over the responses' positions, tile by tile.
 """
@@ -40,6 +41,29 @@ def pair_betas(kept: KeptHead, mask: torch.Tensor, beta: float, epsilon: float) 
     lower, own, higher = (chosen - rejected for chosen, rejected in (s.chunk(2) for s in (falling, now, rising)))
     step = ((higher > own) & (own > lower)).to(own.dtype) - ((lower > own) & (own > higher)).to(own.dtype)
     return beta / (1 + epsilon * step)
+
+
+class RunningBeta:
+    """What has become of the beta from which each pair's is made, as a factor on the configured one."""
+
+    def __init__(self) -> None:
+        self._seen: torch.Tensor | None = None
+
+    def see(self, beta: float, of_pairs: torch.Tensor) -> None:
+        """A micro-batch that is trained on: what its pairs' betas, (pairs,), were made from."""
+        steps = beta / of_pairs  # 1 + ε s of each pair
+        seen = torch.stack([steps.sum(), steps.new_tensor(float(len(steps)))])
+        self._seen = seen if self._seen is None else self._seen + seen
+
+    def after_update(self, factor: float, accelerator: Any, dropped: bool) -> float:
+        """The factor behind an update; as it was where the update was left out. Every process calls it."""
+        seen, self._seen = self._seen, None
+        if seen is None or dropped:
+            return factor
+        if accelerator.num_processes > 1:
+            seen = accelerator.reduce(seen, "sum")
+        steps, pairs = seen.tolist()
+        return factor * float(pairs / steps)
 
 
 def _of_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -96,6 +96,7 @@ class Guarded:
         facts = {
             "step": step, "codes": [*codes], "loss": str(loss), "processes": self.accelerator.num_processes,
             "num_items": None if items is None else int(items), "coefficients": {**getattr(self, "_moved", {})},
+            "beta_factor": self.monitor.window.beta_factor,
         }  # fmt: skip
         folder = Path(writer.path) / kept_place(step)
         try:

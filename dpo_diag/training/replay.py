@@ -80,6 +80,7 @@ def replay(trainer: Any, dump: Path) -> Replay:
     trainer.state.global_step, trainer._proven = step - 1, True
     for name, value in (facts.get("coefficients") or {}).items():
         trainer.set_coefficient(name, float(value))
+    trainer.monitor.window.beta_factor = float(facts.get("beta_factor", 1.0))
     found.parameters = [
         (name, int((~p.isfinite()).sum()), p.numel()) for name, p in model.named_parameters() if not p.isfinite().all()
     ]

@@ -54,6 +54,7 @@ class Window:
             latter; NaN where a window had none.
         theirs: the trainer's own sums; None where they are not known, or of another number of processes.
         guards: what the live guards remember, see `Guards.memory`.
+        beta_factor: what a running beta has come to (`epsilon_dpo.RunningBeta`).
     """
 
     open: Accumulator = field(default_factory=Accumulator)
@@ -61,12 +62,14 @@ class Window:
     losses: tuple[float, float] = (0.0, 0.0)
     theirs: TrainersOwn | None = None
     guards: Mapping[str, Any] = field(default_factory=dict)
+    beta_factor: float = 1.0
 
 
 def save_window(window: Window, checkpoint: str | os.PathLike[str], rank: int) -> None:
     """Write this rank's part of the open window into a checkpoint's folder."""
     rows = window.open.rows
     arrays: dict[str, Any] = {"tokens_seen": window.tokens_seen, "losses": window.losses}
+    arrays["beta_factor"] = window.beta_factor
     arrays |= {f"guards/{name}": values for name, values in window.guards.items()}
     if (own := window.theirs) is not None:
         arrays |= {f"means/{name}": values for name, values in own.means.items()}
@@ -96,6 +99,7 @@ def load_window(checkpoint: str | os.PathLike[str], rank: int, world_size: int) 
         window.tokens_seen = int(arrays["tokens_seen"])
         total, weight = arrays["losses"].tolist()
         window.losses = total, weight
+        window.beta_factor = float(arrays.get("beta_factor", 1.0))
         if i % world_size == rank and "rows" in arrays:
             window.open.add(_read(arrays))
         if file.name == f"{NAME}.r{rank}.npz":

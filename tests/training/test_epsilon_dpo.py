@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl.kernels import ChunkedLogProbFunction
 
 from dpo_diag import load_run
@@ -17,7 +18,7 @@ from dpo_diag.diagnosis.causes import causes
 from dpo_diag.diagnosis.explanation import explain
 from dpo_diag.errors import DiagError
 from dpo_diag.training import DiagDPOTrainer
-from dpo_diag.training.epsilon_dpo import pair_betas
+from dpo_diag.training.epsilon_dpo import RunningBeta, pair_betas
 from dpo_diag.training.kept_head import KeptHead
 
 from .tiny import arguments, make_model, make_pairs
@@ -113,8 +114,10 @@ def test_they_are_recorded_and_explain_splits_the_loss(tmp_path: Path, tokenizer
     rows = run.pairs.query("split == 'eval' and role == 'policy'").astype({"step": int})
     assert rows.query("step == 0")["beta"].tolist() == [0.3] * 12
     last = rows.query("step == 4").pivot(index="pair_id", columns="side", values="beta")
-    assert (last["chosen"] == last["rejected"]).all() and set(last["chosen"].round(6)) <= {0.25, 0.3, 0.375}
     row = next(r for r in reversed(logged) if "eval_loss" in r)
+    base = row["eval_base_beta"]  # no longer 0.3
+    assert (last["chosen"] == last["rejected"]).all() and base != 0.3
+    assert set((base / last["chosen"]).round(6)) <= {1.2, 1.0, 0.8}
     assert row["eval_pair_beta"] == pytest.approx(last["chosen"].mean())
     for start in (0, None):  # the first step, and the reference
         document = explain(run, from_step=start)
@@ -131,3 +134,55 @@ def test_they_are_recorded_and_explain_splits_the_loss(tmp_path: Path, tokenizer
 def test_where_it_cannot_be(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DiagError, match="asks for the reference's distributions"):
         trainer_of(tmp_path, tokenizer, precompute_ref_log_probs=True)
+
+
+def test_beta_moves_with_the_mean_of_its_pairs_steps() -> None:
+    """Epsilon 0.5. Two micro-batches of a step: betas 0.2, 0.2 (up: 0.3 / 1.5) and 0.6 (down), 0.3: s is 1/4, and beta
+    becomes 0.3 / (1 + 0.5 / 4) = 0.3 / 1.125. A step that is left out, or had no pair, moves nothing."""
+    running, alone = RunningBeta(), SimpleNamespace(num_processes=1)
+    for of_pairs in ([0.2, 0.2], [0.6, 0.3]):
+        running.see(0.3, torch.tensor(of_pairs, dtype=torch.float64))
+    assert running.after_update(1.0, alone, dropped=False) == pytest.approx(1 / 1.125, abs=1e-12)
+    running.see(0.3, torch.tensor([0.2], dtype=torch.float64))
+    assert running.after_update(0.7, alone, dropped=True) == 0.7
+    assert running.after_update(0.7, alone, dropped=False) == 0.7
+
+
+def test_beta_moves_with_each_update_and_goes_on_where_a_checkpoint_left_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Two micro-batches of 2 pairs a step, a row each 2 steps, stopped behind step 3, inside a window: the betas behind
+    each step are the last one's by the mean over its 4 pairs, and those of the resumed training go on to the same."""
+
+    class Watch(TrainerCallback):
+        def __init__(self, last: int) -> None:
+            self.last, self.betas = last, dict[int, float]()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.betas[state.global_step] = trainer.base_beta
+            control.should_training_stop = state.global_step == self.last
+
+    expected = {0: 0.3}
+    options = {
+        "max_steps": 4, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 2,
+        "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.02,
+    }  # fmt: skip
+    found = {}
+    for name, parts in (("whole", [4]), ("parted", [3, 4])):
+        for i, last in enumerate(parts):
+            trainer = trainer_of(tmp_path / name, tokenizer, noise=0.2, **options)
+            trainer.add_callback(watch := Watch(last))
+            if name == "whole":
+                seen, observe = [], trainer.observe
+                trainer.observe = lambda batch, seen=seen, observe=observe: (seen.append(batch), observe(batch))[1]
+            trainer.train(resume_from_checkpoint=True if i else None)
+            found.setdefault(name, {}).update(watch.betas)
+    assert len(seen) == 8
+    for step in range(4):
+        own = np.concatenate([batch.of_row["beta"] for batch in seen[2 * step : 2 * step + 2]])
+        ratios = expected[step] / own
+        assert set(ratios.round(6)) <= {1.2, 1.0, 0.8}
+        expected[step + 1] = expected[step] / ratios.mean()
+    assert found["whole"] == pytest.approx({step: expected[step] for step in (1, 2, 3, 4)}, rel=1e-12)
+    assert found["whole"][4] != 0.3 and found["parted"] == found["whole"]
+    assert trainer.state.log_history[-2]["base_beta"] == found["whole"][4]

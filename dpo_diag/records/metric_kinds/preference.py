@@ -90,6 +90,10 @@ METRICS.add("loss_residual", Metric(
 METRICS.add("pair_beta", Metric(
     "mean beta of the pairs", "ratio", "neither", "mean over pairs of the beta of each one's own (ε-DPO)",
 ))  # fmt: skip
+METRICS.add("base_beta", Metric(
+    "beta of the next pairs", "ratio", "neither",
+    "beta from which each pair's own is made (ε-DPO); it moves with every update",
+))  # fmt: skip
 METRICS.add("rewards/chosen", Metric(
     "chosen reward", "nats", "neither",
     "mean over pairs of beta x log-ratio to the reference; beta x log-prob where the loss has none",
