@@ -33,6 +33,7 @@ class Tracker(Protocol):
 
     - `alert(step, title, text, level)`: what a live guard or a watched run says; level is "warn" or "error".
     - `adopt()`: whether the client has a run open in this process, which is its user's; alerts go there from then on.
+    - `abandon()`: the process ends, and the client's service does not: what would outlive it is ended.
     - `log_findings(findings)`: verdict, checks, pairs, best values and report.html (`dpo_diag.tracking.findings`).
     """
 

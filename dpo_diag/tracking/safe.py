@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
 
 from dpo_diag.records.secrets import redacted
+from dpo_diag.tracking.at_exit import hooks_bounded
 from dpo_diag.tracking.base import TRACKERS, Tracker, TrackerOptions
 from dpo_diag.tracking.bounded import Bounded, TooSlow
 from dpo_diag.tracking.findings import Findings
@@ -101,8 +103,12 @@ class SafeTracker:
         return self._started and self._in_a_row < PATIENCE and not self._bounded.stuck
 
     def _try(self, what: str, call: Callable[[], None], limit: float | None = None) -> bool:
+        def bounded() -> None:
+            with hooks_bounded(self._limit_of_the_exit, self._holds_the_exit):
+                call()
+
         try:
-            self._bounded(call, CALL_LIMIT if limit is None else limit)
+            self._bounded(bounded, CALL_LIMIT if limit is None else limit)
         except Exception as error:  # the whole point: whatever a service raises, the training goes on
             reason = " ".join(str(error).split()) or "no reason given"
             kind = "" if isinstance(error, TooSlow) else f"{type(error).__name__}: "
@@ -111,6 +117,18 @@ class SafeTracker:
             return False
         self._in_a_row = 0
         return True
+
+    def _limit_of_the_exit(self) -> float:
+        """Seconds for each thing that the client does when the process ends: a service that did not answer before has
+        had its time."""
+        return CALL_LIMIT if self._bounded.stuck else self.options.finish_timeout + GRACE
+
+    def _holds_the_exit(self, limit: float) -> None:
+        self._warn(f"its client did not end within {limit:g} s of the process' end")
+        abandon = getattr(self.tracker, "abandon", None)
+        if abandon is not None:
+            with suppress(Exception):
+                abandon()
 
     def _warn(self, reason: str) -> None:
         if self.where.get("send"):

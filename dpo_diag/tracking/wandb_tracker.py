@@ -140,6 +140,12 @@ class WandbTracker:
         """W&B's own alert, which it mails or sends to Slack as the user has set it there."""
         self._run.alert(title=cut(title, 63), text=text, level=level.upper())
 
+    def abandon(self) -> None:
+        """Ends wandb's service: it would outlive the process, and hold whatever reads its output (`| tee log`)."""
+        import wandb
+
+        wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
+
     def finish(self, status: str = "finished") -> None:
         """See `Tracker.finish`; any status but finished is a failed run in W&B.
 
