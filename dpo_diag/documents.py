@@ -267,8 +267,12 @@ def _yaml_loader() -> Any:
             self.repeated: Counter[str] = Counter()
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            self.repeated.update(name for name, n in names.items() if n > 1)
+            seen: dict[Any, int] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                # As a dict takes them: 1 and "1" are two keys, 1 and 0x1, or 1.0, or true, are one.
+                value = key.value if key.tag.endswith(":merge") else self.construct_object(key)
+                seen[value] = seen.get(value, 0) + 1
+                self.repeated.update([key.value] if seen[value] == 2 else [])
             return super().construct_mapping(node, deep=deep)
 
     Loader.yaml_implicit_resolvers = {

@@ -80,6 +80,8 @@ def test_keys_that_stand_twice_stay_known():
     assert value == [{"a": {"b": 2}}, {"c": 3}]
     assert repeated_keys(parse_yaml("a: {x: 1}\nb: [{c: 1, c: 2}]\na: 2")) == {"a": 1, "c": 1}
     assert repeated_keys(parse_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}")) == {}
+    assert repeated_keys(parse_yaml("1: a\n'1': b\nyes: c\n'yes': d")) == {"yes": 1}  # true is 1, "yes" is a text
+    assert repeated_keys(parse_yaml("{a: {15: x, 0xF: y}, null: 1, ~: 2}")) == {"0xF": 1, "~": 1}
 
 
 def test_a_rules_file_with_a_key_twice_is_refused(tmp_path):

@@ -54,20 +54,10 @@ _BEARER = re.compile(
 """Outside of a header only what is no word: "a basic tokenizer" stays."""
 
 
-def _nested(begin: str, end: str, levels: int = 4) -> str:
-    """A list or an object with others in it, each read to its own end: one that has none is given up at the first inner
-    one that is too deep, and not at the end of the text."""
-    one = f"[^{begin}{end}]"
-    inner = f"{one}*"
-    for _ in range(levels - 1):
-        inner = f"(?:{one}|{begin}{inner}{end})*"
-    return begin + inner + end
-
-
-_PAIR = re.compile(
-    r"(?<![\w.-])(?P<key>[\w.+~-]{0,80}\w)(?P<sign>['\"]?\s?[=:]\s?)"
-    r"(?P<value>\"[^\"]*\"|'[^']*'|" + _nested(r"\[", r"\]") + "|" + _nested(r"\{", r"\}") + r"|[^\s,;&\"'\])}]+)"
-)
+_KEY_AND_SIGN = re.compile(r"(?<![\w.-])(?P<key>[\w.+~-]{0,80}\w)(?P<sign>['\"]?\s?[=:]\s?)")
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s,;&\"'\])}]+")
+_PARTS = re.compile(r"(?<=[\[{(:,=\s])(?:\"[^\"]*\"|'[^']*')|[\[\]{}]")
+"""Of a list or an object: a text in it, whose brackets do not count, or a bracket."""
 
 
 _OF_A_SENTENCE = frozenset(
@@ -78,6 +68,12 @@ _OF_A_SENTENCE = frozenset(
     """.split()  # noqa: SIM905
 )
 """Words with which a sentence about a secret goes on: "password: must be set", "expected token: a text"."""
+_ALONE = frozenset(
+    ("missing", "required", "optional", "expected", "unexpected", "invalid", "incorrect", "empty", "expired", "unknown")
+    + ("unset",)
+)
+"""Those that are the whole of one; any other at the end is a secret that is such a word."""
+_GOES_ON = re.compile(r" [a-z]")
 
 
 def is_secret(key: str, value: Any = REDACTED) -> bool:
@@ -121,17 +117,47 @@ def redacted(text: str) -> str:
     text = _SHAPES.sub(REDACTED, text)
     text = _IN_URL.sub(rf"\1:{REDACTED}@", text)
     text = _BEARER.sub(lambda m: f"{m[1] or m[2] or m[3]}{REDACTED}", text)
-    return _PAIR.sub(_pair, text)
+    kept, at = [], 0
+    while (found := _KEY_AND_SIGN.search(text, at)) is not None:
+        kept.append(text[at : found.end()])
+        at = found.end()
+        if (end := _end_of_value(text, found)) is not None:
+            kept.append(REDACTED)
+            at = end
+    return "".join((*kept, text[at:]))
 
 
-def _pair(found: re.Match[str]) -> str:
-    key, sign, value = found["key"], found["sign"], found["value"]
-    plain = value.strip("\"'")
-    prose = sign.strip() == ":" and (key.lower() == "token" or (sign[-1] == " " and value.lower() in _OF_A_SENTENCE))
-    if REDACTED in value or value.startswith("//") or prose or not is_secret(key, plain):
-        # What stands behind the sign may be a pair itself: `overrides: hub_token=...`, `{a: {password: x}}`.
-        return f"{key}{sign}{_PAIR.sub(_pair, value)}" if _PAIR.search(value) else found.group()
-    return f"{key}{sign}{REDACTED}"
+def _end_of_value(text: str, found: re.Match[str]) -> int | None:
+    """Where the secret ends that stands behind a key and its sign; None for no secret. What else stands there may hold
+    a pair itself: `overrides: hub_token=...`, `{a: {password: x}}`."""
+    key, sign, start = found["key"], found["sign"], found.end()
+    colon = sign.strip() == ":"
+    if (colon and key.lower() == "token") or not is_secret(key) or text.startswith(("//", REDACTED), start):
+        return None
+    if text[start : start + 1] in ("[", "{"):
+        end = _end_of_brackets(text, start)
+    elif (match := _VALUE.match(text, start)) is not None:
+        end = match.end()
+    else:
+        return None
+    value = text[start:end]
+    of_a_sentence = colon and sign[-1] == " " and _is_of_a_sentence(value, text, end)
+    return None if of_a_sentence or not is_secret(key, value.strip("\"'")) else end
+
+
+def _is_of_a_sentence(value: str, text: str, end: int) -> bool:
+    word = value.lower()
+    return word in _ALONE or (word in _OF_A_SENTENCE and _GOES_ON.match(text, end) is not None)
+
+
+def _end_of_brackets(text: str, start: int) -> int:
+    """Where the list or object ends that begins here; the text's end where it does not, as in a line that was cut."""
+    depth = 0
+    for part in _PARTS.finditer(text, start):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
+        if depth == 0:
+            return part.end()
+    return len(text)
 
 
 def without_secrets(value: Any) -> Any:
