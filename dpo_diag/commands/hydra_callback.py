@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from dpo_diag.errors import DiagError
 from dpo_diag.next_steps import override
 from dpo_diag.records.jobs import Plan, plan_of, this_process, write_plan
 from dpo_diag.records.names import check_name, shortened
+from dpo_diag.records.remote import is_url
 from dpo_diag.records.run_lock import claimed, hold
+from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.records.secrets import redacted_words
 
 BEGUN: list[Path] = []
 """Folders of the multiruns of this process that have begun and whose end was not told yet, see `hydra_app`."""
-_NUMBERED = "${hydra.job.num}"
+_NOW, _NUMBERED = "${now:", "${hydra.job.num}"
 HELD: list[Callable[[], None]] = []
 """What releases the run folders that this process holds, at the end of `hydra_app.run_app`."""
 _OF_THE_MULTIRUN = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode",
@@ -45,8 +48,7 @@ class KeepPlan(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             _check_names(config)
-            folder = _own_folder(config, "run")
-            HELD.append(hold(folder))
+            HELD.append(hold(_scratch(config) or _own_folder(config, "run")))
         except (DiagError, OSError) as error:
             raise Refused(error) from error
 
@@ -72,12 +74,30 @@ def _check_names(config: DictConfig) -> None:
         check_name(str(experiment), "experiment")
 
 
+def _scratch(config: DictConfig) -> Path | None:
+    """Where another folder than Hydra's is measured into: what Hydra writes of the job goes into one that lasts as long
+    as the job; None where Hydra's own, or one that the user named for it, is the run."""
+    out = OmegaConf.select(config, "out")
+    if not out or is_url(str(out)) or _NOW not in _pattern(config, "run"):
+        return None
+    ending = ExitStack()
+    folder = ending.enter_context(scratch_folder("job"))
+    HELD.append(ending.close)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.run.dir, config.hydra.output_subdir = str(folder), None
+    return folder
+
+
+def _pattern(config: DictConfig, mode: str) -> str:
+    """The folder that the configuration names, as it is written there."""
+    return str(OmegaConf.to_container(config.hydra[mode], resolve=False)["dir"])  # type: ignore[index,call-overload]
+
+
 def _own_folder(config: DictConfig, mode: str) -> Path:
     """The folder that the configuration names; where the clock does, one that no other start of that second has: made
     here, and written into the configuration. A task of a Slurm array has its number in the name."""
-    pattern = str(OmegaConf.to_container(config.hydra[mode], resolve=False)["dir"])  # type: ignore[index,call-overload]
     folder = Path(str(config.hydra[mode].dir))
-    if "${now:" not in pattern:
+    if _NOW not in _pattern(config, mode):
         return folder
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     if task.isdecimal() and mode == "run":

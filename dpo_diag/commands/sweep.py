@@ -98,7 +98,8 @@ def sweep(
             if written:
                 print(written)
         say_next(following)
-    return 0 if len(collected.runs) and not (watch and collected.unfinished) else 1
+    is_told = len(collected.runs) or not collected.unfinished
+    return 0 if is_told and not (watch and collected.unfinished) else 1
 
 
 def _held(collected: Sweep, base: str) -> tuple[list[Setting], list[Setting]]:

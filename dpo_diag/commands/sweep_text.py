@@ -16,7 +16,7 @@ from dpo_diag.diagnosis.sweep_words import (
     verdict_words,
 )
 from dpo_diag.styled import wrap
-from dpo_diag.text import MISSING, bracket, cut, number, records, safe, signed, some, table
+from dpo_diag.text import MISSING, bracket, cut, number, plural, records, safe, signed, some, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +57,9 @@ def lines(collected: Sweep, width: int, verdicts: Verdicts | None = None) -> lis
             text = f"no seeds of one another where they differ in: {'; '.join(_apart(collected.apart))}"
             out += ["", *_wrapped(text, width)]
     out += _unfinished(collected.jobs, width)
+    if elsewhere := [job for job in collected.jobs if job.status == "completed" and not job.loadable]:
+        places = list(dict.fromkeys(job.overrides["out"] for job in elsewhere))
+        out += ["", *_wrapped(f"{plural(len(elsewhere), 'job')} measured into another folder: {some(places)}", width)]
     if collected.not_runs:
         out += ["", *_wrapped(f"no run, left out: {some(collected.not_runs)}", width)]
     return [*out, "", *_wrapped(legend(collected), width)] if len(collected.runs) else out

@@ -100,7 +100,7 @@ def sweep(pattern: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
     rows, jobs = [], []
     for job in found:
         try:
-            if job.status == "completed":
+            if job.status == "completed" and job.loadable:
                 run = load_run(job.folder)
                 values, curves = values_of(run)
                 same_as = setting_of(run, values["split"], values["step"], (job.folder / ".hydra").is_dir())

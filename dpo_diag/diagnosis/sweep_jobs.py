@@ -32,7 +32,8 @@ class Job:
 
     Attributes:
         folder: its run folder; of a missing one where it would be.
-        status: completed: its records are whole. interrupted: stopped, or killed without a word. missing: never begun.
+        status: completed: its records are whole, or lie where its `out` says. interrupted: stopped, or killed without
+            a word. missing: never begun.
         num: its number in the multirun; None for a run of none.
         reason: why it is not completed, in a line; "" for a completed one.
         log: the file to look at; None where there is none.
@@ -174,7 +175,7 @@ def job_at(folder: Path) -> Job:
             error = run.info.error
     except DiagError as wrong:
         return Job(folder, "failed", _number(folder, None), str(wrong), folder / RUN_FILE)
-    status, reason = _status(folder, state, run)
+    status, reason = _status(folder, state, run, "out" in given)
     reason = reason or (f"{error}" if error else "")
     if status == "completed":
         reason = ""
@@ -190,7 +191,8 @@ def _number(folder: Path, state: JobState | None) -> int | None:
     return int(folder.name) if folder.name.isdigit() and folder.name.isascii() else None
 
 
-def _status(folder: Path, state: JobState | None, run: Run | None) -> tuple[Status, str]:
+def _status(folder: Path, state: JobState | None, run: Run | None, is_elsewhere: bool) -> tuple[Status, str]:
+    """`is_elsewhere`: the job was told to write its records into another folder."""
     recorded = None if run is None else run.info.status
     if state is not None and state.status == "failed":
         return "failed", state.error or ""
@@ -198,7 +200,7 @@ def _status(folder: Path, state: JobState | None, run: Run | None) -> tuple[Stat
         alive = state.alive()
         if alive or (alive is None and _idle(folder) < STALE_SECONDS):
             return "running", "" if alive else f"on {state.host}, last written {_idle(folder):.0f} s ago"
-    if recorded == "finished":
+    if recorded == "finished" or (run is None and is_elsewhere and state is not None and state.status == "completed"):
         return "completed", ""
     if recorded == "failed":
         return "failed", ""

@@ -16,6 +16,10 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from dpo_diag.commands.hydra_app import run_app
+from dpo_diag.commands.sweep_text import lines
+from dpo_diag.diagnosis.sweep import sweep
+from dpo_diag.diagnosis.sweep_jobs import jobs_of
+from dpo_diag.errors import DiagError
 from dpo_diag.records.run_lock import OWN
 from tests.records.test_run_lock import HOLDER
 
@@ -96,6 +100,35 @@ def test_a_run_that_another_process_writes_is_refused_before_anything_is_written
         assert overrides.read_text() == "- seed=3\n"
         other.kill()
     assert started(f"resume={run}")[0] == 0
+
+
+@pytest.mark.parametrize("app", [pytest.param("score", marks=pytest.mark.slow), "generate"])
+def test_where_out_is_the_run_no_other_folder_is_made(
+    tmp_path: Path, app: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What Hydra writes of the job is gone with it, failed or not; a URL, or a folder that the user named for it, has
+    one. A job of a multirun has its own in any case: the multirun's record of it."""
+    monkeypatch.chdir(tmp_path)
+    places: list[Path] = []
+
+    def job(cfg: Any) -> None:
+        places.append(Path(HydraConfig.get().runtime.output_dir))
+        assert places[-1].is_dir()
+        if cfg.seed == 3:
+            raise DiagError("a mistake")
+
+    given = [f"dpo-{app}", app, job]
+    for seed, status in ((1, 0), (3, 1)):
+        assert run_app(*given, ["out=mine", f"seed={seed}"]) == status
+        assert not places[-1].exists() and not [*tmp_path.iterdir()]
+    for more in (["out=memory://x/y"], ["out=mine", "hydra.run.dir=own"], ["out=null"]):
+        assert run_app(*given, more) == 0
+        assert places[-1].is_relative_to(tmp_path) and (places[-1] / ".hydra" / "job.json").is_file()
+    assert run_app(*given, ["-m", "out=mine", "seed=1,2"]) == 0
+    jobs, _ = jobs_of([str(places[-1].parent)])
+    assert [job.status for job in jobs] == ["completed", "completed"]  # its records lie where `out` says
+    assert capsys.readouterr().err.startswith(f"dpo-{app}: a mistake\n")
+    assert lines(sweep(places[-1].parent), 80) == ["", "2 jobs measured into another folder: mine"]
 
 
 @pytest.fixture
