@@ -40,10 +40,11 @@ class RunPlace:
         """
         from dpo_diag.inference.by_rank import place
         from dpo_diag.inference.by_ray import Cluster
-        from dpo_diag.inference.launch import Launch
+        from dpo_diag.inference.launch import Launch, parts_wait
 
-        rank, world = place()
-        launcher = ("rank" if world > 1 else "none") if config.launcher == "auto" else config.launcher
+        (rank, world), launcher = place(), config.launcher
+        if launcher == "auto":  # one process alone goes on with what several began
+            launcher = "rank" if world > 1 or (config.out and parts_wait(config.out)) else "none"
         if launcher == "rank" and not config.out:
             raise DiagError(
                 "several processes need one place to meet", where="out", got=f"nothing, in process {rank} of {world}",

@@ -11,6 +11,7 @@ from dpo_diag.inference.by_ray import Cluster, work_by_ray
 from dpo_diag.inference.shared_work import Job, assemble
 from dpo_diag.inference.work_list import Shelf
 from dpo_diag.models.checkpoints import Loader
+from dpo_diag.records.adding import added_to
 
 SHELF = ".work"
 """In the run folder, or behind its URL: finished parts, until the run is put together."""
@@ -43,11 +44,21 @@ def run_shared(
     Returns: whether this is the process that put it together; every other one is done.
     """
     items, shelf = job.items(folder, launch.shard_size), Shelf(f"{out}/{SHELF}/{job.kind}")
-    if launch.launcher == "ray":
-        work_by_ray(job, items, shelf, loader, launch.cluster, say=say)
-    else:
+    if launch.launcher != "ray" and place()[0]:
         work_by_rank(job, items, shelf, loader, say=say)
-        if place()[0]:
-            return False
-    assemble(job, items, shelf, folder)
+        return False
+    if not items:
+        return True
+    # From the start on the run says what is at work in it: how to go on, if all are killed before it is put together.
+    with added_to(folder, job.call) as (writer, before):
+        if launch.launcher == "ray":
+            work_by_ray(job, items, shelf, loader, launch.cluster, say=say)
+        else:
+            work_by_rank(job, items, shelf, loader, say=say)
+        assemble(job, items, shelf, writer, before)
     return True
+
+
+def parts_wait(out: str) -> bool:
+    """Whether finished parts lie in a run folder whose work was killed before it was put together."""
+    return next(Path(out).glob(f"{SHELF}/*/*.zip"), None) is not None

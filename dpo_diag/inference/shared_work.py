@@ -32,11 +32,11 @@ from dpo_diag.inference.work_list import Item, Shelf, packed, unpacked, work_lis
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader
 from dpo_diag.models.decoding import Decoding
 from dpo_diag.models.held import HeldLoader
-from dpo_diag.records import Run
+from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.files import RUN_FILE, to_label
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.pair_id import pair_id_of
-from dpo_diag.records.run_info import CallInfo
+from dpo_diag.records.run_info import CallInfo, RunInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.scratch import scratch_folder
 from dpo_diag.records.side_tables import read_side_table
@@ -52,7 +52,10 @@ class Job(Protocol):
 
     Attributes:
         kind: names the folder of its parts.
+        call: the command that asked for it, which the run keeps until it is finished; None for a script.
     """
+
+    call: CallInfo | None
 
     @property
     def kind(self) -> str: ...
@@ -63,8 +66,8 @@ class Job(Protocol):
     def measure(self, item: Item, folder: Path, loader: HeldLoader) -> None:
         """One part, into a run folder of its own."""
 
-    def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
-        """All parts, by checkpoint and in the order of their rows, into `out`."""
+    def assemble(self, parts: Iterable[tuple[Item, Path]], writer: RunWriter, before: RunInfo) -> None:
+        """All parts, by checkpoint and in the order of their rows, into a run, of which `before` was known."""
 
 
 def measured(job: Job, item: Item, loader: HeldLoader) -> bytes:
@@ -74,17 +77,16 @@ def measured(job: Job, item: Item, loader: HeldLoader) -> bytes:
         return packed(folder / "part")
 
 
-def assemble(job: Job, items: Sequence[Item], shelf: Shelf, out: Path) -> None:
+def assemble(job: Job, items: Sequence[Item], shelf: Shelf, writer: RunWriter, before: RunInfo) -> None:
     """Put the run together and clear the shelf; again after a kill: what the run holds by then stays as it is."""
 
     def parts(folder: Path) -> Iterator[tuple[Item, Path]]:
         for number, item in enumerate(items):
             yield item, unpacked(shelf.get(item.name), folder / str(number))
 
-    if items:
-        with scratch_folder("parts") as folder:
-            job.assemble(parts(folder), out)
-        shelf.clear(items)
+    with scratch_folder("parts") as folder:
+        job.assemble(parts(folder), writer, before)
+    shelf.clear(items)
 
 
 class _Rows(NamedTuple):
@@ -108,7 +110,6 @@ class ScoreJob:
     loading: Mapping[str, Any] = field(default_factory=dict)
     """The loader's settings: with others, what was measured is not taken again."""
     call: CallInfo | None = None
-    """The command that asked for it, which the run keeps until it is finished."""
 
     @classmethod
     def of(
@@ -168,26 +169,25 @@ class ScoreJob:
             with added_to(folder) as (writer, _):
                 writer.update(dropped_pairs=dropped)
 
-    def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
-        with added_to(out, self.call) as (writer, before):
-            known = to_document(before)
-            writer.update(logps="sum", **{k: v for k, v in self.facts.items() if k not in known})
-            run = Run(writer.path, whole=True)
-            if self.split not in before.splits:
-                role = self.split_role or role_from_name(self.split)
-                writer.describe_split(self.split, role, n_pairs=len(self.pairs), **self.given)
-            if not run.has("texts") or run.read("texts", ["split"], splits=[self.split]).empty:
-                writer.write("texts", text_rows(self.pairs, self.split), split=self.split)
-            for checkpoint, folders in _by_checkpoint(parts):
-                runs = [Run(folder, whole=True) for folder in folders]
-                scores = _scores_of(runs, self.split)
-                if scores.pairs.empty:
-                    raise DiagError(
-                        "no pair to score", where=checkpoint.path, got="every pair is left out",
-                        hint="check the pairs and max_length",
-                    )  # fmt: skip
-                write_scores(writer, run, *scores, checkpoint.model, _step(checkpoint), self.split)
-                writer.update(**_described(runs))
+    def assemble(self, parts: Iterable[tuple[Item, Path]], writer: RunWriter, before: RunInfo) -> None:
+        known = to_document(before)
+        writer.update(logps="sum", **{k: v for k, v in self.facts.items() if k not in known})
+        run = Run(writer.path, whole=True)
+        if self.split not in before.splits:
+            role = self.split_role or role_from_name(self.split)
+            writer.describe_split(self.split, role, n_pairs=len(self.pairs), **self.given)
+        if not run.has("texts") or run.read("texts", ["split"], splits=[self.split]).empty:
+            writer.write("texts", text_rows(self.pairs, self.split), split=self.split)
+        for checkpoint, folders in _by_checkpoint(parts):
+            runs = [Run(folder, whole=True) for folder in folders]
+            scores = _scores_of(runs, self.split)
+            if scores.pairs.empty:
+                raise DiagError(
+                    "no pair to score", where=checkpoint.path, got="every pair is left out",
+                    hint="check the pairs and max_length",
+                )  # fmt: skip
+            write_scores(writer, run, *scores, checkpoint.model, _step(checkpoint), self.split)
+            writer.update(**_described(runs))
 
 
 def _step(checkpoint: Checkpoint) -> int:
@@ -249,17 +249,16 @@ class GenerateJob:
             chunk=len(prompts), progress=False,
         )  # fmt: skip
 
-    def assemble(self, parts: Iterable[tuple[Item, Path]], out: Path) -> None:
-        with added_to(out, self.call) as (writer, _):
-            done = answered(Run(writer.path, whole=True), self.decoding)
-            for item, folder in parts:
-                missing = self._missing(item, done)
-                rows = Run(folder, whole=True).read("outputs")
-                rows = rows[rows["prompt_id"].isin([p.id for p in missing])]
-                writer.write("outputs", rows, split=f"{item.checkpoint.model}-{prompts_hash(missing)}")
-            writer.update(
-                decoding=self.decoding.to_dict(), prompts={"n": len(self.prompts), "hash": prompts_hash(self.prompts)}
-            )
+    def assemble(self, parts: Iterable[tuple[Item, Path]], writer: RunWriter, before: RunInfo) -> None:
+        done = answered(Run(writer.path, whole=True), self.decoding)
+        for item, folder in parts:
+            missing = self._missing(item, done)
+            rows = Run(folder, whole=True).read("outputs")
+            rows = rows[rows["prompt_id"].isin([p.id for p in missing])]
+            writer.write("outputs", rows, split=f"{item.checkpoint.model}-{prompts_hash(missing)}")
+        writer.update(
+            decoding=self.decoding.to_dict(), prompts={"n": len(self.prompts), "hash": prompts_hash(self.prompts)}
+        )
 
 
 def _by_checkpoint(parts: Iterable[tuple[Item, Path]]) -> Iterator[tuple[Checkpoint, list[Path]]]:
