@@ -19,6 +19,7 @@ _DISK = {
     errno.EACCES: ("permission denied", "change its permissions, or write elsewhere"),
     errno.EPERM: ("permission denied", "change its permissions, or write elsewhere"),
     errno.EIO: ("the disk reports an error", "look at the disk"),
+    errno.ENAMETOOLONG: ("a name is longer than the file system takes", "name a shorter one"),
     errno.EMFILE: ("too many open files", "raise the limit: ulimit -n 4096"),
     errno.ENFILE: ("too many open files", "close other programs"),
 }
@@ -26,9 +27,12 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Programs try and handle these: they are the reason only where an error is one, of a file, or was raised from one."""
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|failed to allocate"
-    r"|can't start new thread",  # whose stack is memory
+    r"|can't start new thread"  # whose stack is memory
+    r"|failed to map segment from shared object",  # a library that is imported
     re.IGNORECASE,
 )
+_UNSAID = re.compile(r"error return without exception set|returned NULL without setting an exception")
+"""Python's own words where it had no memory for a call (3.11) and none for the error either."""
 _RESERVE = 32 << 20
 _LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|gloo(?:(?!gloo|timed out).)*timed out", re.IGNORECASE | re.DOTALL
@@ -75,7 +79,9 @@ def _says_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
+    if isinstance(error, SystemError):
+        return _UNSAID.search(str(error)) is not None
+    return isinstance(error, (RuntimeError, ImportError)) and _MEMORY.search(str(error)) is not None
 
 
 def shortage(error: BaseException) -> DiagError | None:

@@ -35,6 +35,9 @@ def test_a_permission_met_on_the_way_is_not_the_reason() -> None:
 
 def test_a_thread_that_cannot_start_is_memory_and_a_lost_process_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out_of_memory(RuntimeError("can't start new thread"))
+    assert out_of_memory(SystemError("error return without exception set"))  # Python 3.11, for a call
+    assert out_of_memory(ImportError("a.so: failed to map segment from shared object"))
+    assert not out_of_memory(SystemError("bad argument to internal function"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert isinstance(shortage(RuntimeError("gloo: Connection closed by peer [127.0.0.1]:9")), LostProcess)
     assert not isinstance(shortage(MemoryError()), LostProcess)
