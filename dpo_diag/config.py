@@ -137,6 +137,11 @@ class TrainerConfig:
         asked = self.args.get("precompute_ref_log_probs", self.precompute_ref_log_probs)
         return bool(asked) or self.reference_store is not None
 
+    @property
+    def assistant_only(self) -> bool:
+        """Whether TRL's assistant_only_loss is asked for."""
+        return bool(self.args.get("assistant_only_loss"))
+
 
 @dataclass
 class PeftConfig:
@@ -156,13 +161,16 @@ class ProbesConfig:
 
     `extra` may hold top5 and greedy_logp: a reduction inside the LM head, whose price dpo_diag.training states.
     `train_pairs` of the training set are measured at every evaluation as a set of their own (eval_train_probe).
-    `prompt_ce`: SFT scores the prompt's tokens too; null: on a CPU, where that is cheap.
+    `prompt_ce`: SFT scores the prompt's tokens too; null: on a CPU, where that is cheap. `kl`: evaluations measure the
+    KL from the reference at each of these tokens, both ways, for the product of both heads; SFT for a forward of the
+    reference (`model.reference`, a frozen copy of the start, or the model without its adapter) besides.
     """
 
     record_tokens: int = 256
     train_pairs: int = 0
     prompt_ce: bool | None = None
     extra: list[str] = field(default_factory=lambda: ["top5", "greedy_logp"])
+    kl: bool = False
 
 
 @dataclass

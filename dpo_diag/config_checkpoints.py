@@ -57,7 +57,7 @@ class ScoreConfig(CheckpointsConfig):
     `shared_prefix`: auto computes a prompt once for its responses, in rows of `row_tokens` tokens, where the model was
     proved to allow it before the first batch; on insists; off computes it with each response. `reference_store`: a
     folder where the reference's rows are kept, and taken from where model, adapter, tokenizer, template and cut are the
-    same.
+    same. `kl`: the KL from the reference at every response token, both ways, for a forward of it with each checkpoint.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -71,6 +71,7 @@ class ScoreConfig(CheckpointsConfig):
     tokens: bool = True
     no_prompt: bool = False
     ches: bool = False
+    kl: bool = False
     shared_prefix: str = "auto"
     row_tokens: int = 2048
     explain: bool = True

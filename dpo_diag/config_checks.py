@@ -55,6 +55,8 @@ def check(config: Config) -> None:
     if t.method != "sft" and config.sft.changed:
         key = config.sft.changed[0]
         raise _wrong(f"sft.{key}", getattr(config.sft, key), f"0: {t.method} has a loss of its own (loss=...)")
+    if t.assistant_only and config.sft.loss_on != "assistant":
+        raise _wrong("sft.loss_on", config.sft.loss_on, "assistant, as trainer.args.assistant_only_loss=true says")
     if not 0 <= config.sft.label_smoothing < 1:
         raise _wrong("sft.label_smoothing", config.sft.label_smoothing, "0 or more, below 1")
     if config.sft.infonce_temperature <= 0:
@@ -68,6 +70,11 @@ def check(config: Config) -> None:
     for extra in config.probes.extra:
         if extra not in EXTRA_METRICS:
             raise _wrong("probes.extra", extra, f"some of {', '.join(EXTRA_METRICS)}")
+    if config.probes.kl and t.method == "dpo":
+        if not config.loss.needs_reference:
+            raise _wrong("probes.kl", "true", f"false: {'+'.join(config.loss.types)} looks at no reference")
+        if t.precomputes_reference:
+            raise _wrong("probes.kl", "true", "false: precomputed sums hold no distributions to compare with")
     kind = config.tracking.kind
     if not (isinstance(kind, str) or (isinstance(kind, list) and all(isinstance(k, str) for k in kind))):
         raise _wrong("tracking.kind", kind, "a tracker's name, or several: [wandb,mlflow]")

@@ -13,7 +13,8 @@ class SftConfig:
 
     Attributes:
         loss_on: assistant (every turn of the assistant; of a text prompt its completion), last (the last turn alone) or
-            all (the whole sequence). `trainer.args.assistant_only_loss` or `completion_only_loss` leave it to TRL.
+            all (the whole sequence). A turn of the assistant with `weight: 0` is not trained, but by `all`.
+            `trainer.args.assistant_only_loss=true` is `assistant`, `completion_only_loss` leaves it to TRL.
         label_smoothing: the target has 1 - this + this / |V|, each other token this / |V|; the loss is smoothed,
             cross-entropies and perplexities stay plain.
         confidence_penalty, z_loss, infonce: weights of what is added to the loss, 0 for nothing: minus the entropy

@@ -46,7 +46,7 @@ def job(cfg: DictConfig) -> str:
     settings: dict[str, Any] = {
         "max_length": config.max_length, "truncation_mode": config.truncation_mode, "batch_size": config.batch_size,
         "shared_prefix": config.shared_prefix, "row_tokens": config.row_tokens, "tokens": config.tokens,
-        "no_prompt": config.no_prompt, "ches": config.ches,
+        "no_prompt": config.no_prompt, "ches": config.ches, "kl": config.kl,
     }  # fmt: skip
     names, pairs = checkpoint_names(config), rows[: config.data.max_eval_pairs]
     loader = Loader(**vars(config.loader))
@@ -62,6 +62,11 @@ def job(cfg: DictConfig) -> str:
             raise DiagError(
                 "a reference store is written by one process", where="reference_store", got="several", usage=True,
                 hint="fill it in one process first, or leave it out",
+            )  # fmt: skip
+        if config.kl:
+            raise DiagError(
+                "the KL is taken by one process, which holds policy and reference", where="kl", got="several",
+                hint="score with kl=true in one process", usage=True,
             )  # fmt: skip
         from dpo_diag.inference.launch import run_shared
         from dpo_diag.inference.shared_work import ScoreJob

@@ -36,6 +36,7 @@ from dpo_diag.diagnosis.decompose.ranking import ranking
 from dpo_diag.diagnosis.decompose.similarity import similarity
 from dpo_diag.diagnosis.decompose.tokens import NO_TOKENS, follow_roles, summarise_tokens, token_rows
 from dpo_diag.diagnosis.decompose.trajectory import follow, turning_points
+from dpo_diag.diagnosis.drift import data_kl
 from dpo_diag.diagnosis.evidence import measures
 from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.narrative import narrate
@@ -140,6 +141,8 @@ def explain_run(
     if opened.has("tokens"):
         ends = {end: calibration(opened, str(document["split"]), document[f"{end}_step"]) for end in ("from", "to")}
         document["calibration"] = ends
+    if kl := data_kl(rows, document["split"], document["from_step"], document["to_step"]):
+        document["kl"] = kl
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]
     ended = opened.info.stopped_by

@@ -77,7 +77,7 @@ def _what_happened(document: dict[str, Any]) -> list[Sentence]:
             f"in {chosen}, neither in {neither}."
         )
         sentences.append(say(text, "quadrants"))
-    return [say(document["verdict"]["text"], "verdict"), *sentences, *_logged_means(document)]
+    return [say(document["verdict"]["text"], "verdict"), *sentences, *_logged_means(document), *_drift(document)]
 
 
 def course(ends: Mapping[str, Any]) -> str:
@@ -163,6 +163,18 @@ def _logged_means(document: dict[str, Any]) -> list[Sentence]:
             where = f"{document['step_word']} {entry['lowest_step']}"
             text = f"In between, {name} was as low as {number(low)} ({where}) and recovered."
             sentences.append(say(text, key))
+    return sentences
+
+
+def _drift(document: dict[str, Any]) -> list[Sentence]:
+    """How far the policy lies from its reference on the data, where that was measured."""
+    sentences = []
+    for side, ends in document.get("kl", {}).items():
+        ways = (("policy || reference", ends.get("reverse")), ("reference || policy", ends.get("forward")))
+        values = ", ".join(
+            f"KL({way}) {number(e['to']) if e['from'] is None else arrow(e['from'], e['to'])}" for way, e in ways if e
+        )
+        sentences.append(say(f"KL from the reference, {side} tokens: {values} nats per token.", f"kl.{side}"))
     return sentences
 
 

@@ -19,7 +19,7 @@ from dpo_diag.diagnosis.causes import quoted
 from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, against_baselines, alone, stretch
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
-from dpo_diag.text import both_ends, percent, plural, safe, signed
+from dpo_diag.text import both_ends, number, percent, plural, safe, signed
 from dpo_diag.translated import Catalogue, catalogue
 
 LINES = 15
@@ -188,7 +188,7 @@ Row = tuple[str, str, str, str, str]
 
 
 def _rows(document: Mapping[str, Any]) -> list[Row]:
-    rows = [row for row in (_loss_row(document), *_side_rows(document)) if row]
+    rows = [row for row in (_loss_row(document), *_side_rows(document), _kl_row(document)) if row]
     return [*rows, *(_score_row(e, document) for e in _scores(document))]
 
 
@@ -217,8 +217,19 @@ def _side_rows(document: Mapping[str, Any]) -> Iterator[Row]:
         elif (moved := document["quadrants"].get(f"mean_delta_{side}")) is not None:
             yield f"{side} log-prob", "", "", signed(moved), ""
     if "ppl_token/response" in values:
-        for name in [name for name in SUPERVISED if name in values][:SUPERVISED_ROWS]:
+        for name in [name for name in SUPERVISED if name in values][: SUPERVISED_ROWS - ("kl" in document)]:
             yield _row(SUPERVISED[name], values[name], document)
+
+
+def _kl_row(document: Mapping[str, Any]) -> Row | None:
+    """How far the policy lies from the reference on the answers that it was to learn."""
+    for side in ("chosen", "response"):
+        known = document.get("kl", {}).get(side, {}).get("reverse")
+        if known is not None:
+            before = "" if known["from"] is None else number(known["from"])
+            moved = "" if known["from"] is None else signed(known["to"] - known["from"])
+            return f"{side} KL(policy || ref)", before, number(known["to"]), moved, ""
+    return None
 
 
 def _row(what: str, entry: Mapping[str, Any], document: Mapping[str, Any]) -> Row:

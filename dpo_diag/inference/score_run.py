@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ import pandas as pd
 from dpo_diag.data.pairs import Row, text_rows
 from dpo_diag.data.tokens import with_ids
 from dpo_diag.errors import DiagError
+from dpo_diag.inference.kl_reference import Against
 from dpo_diag.inference.run_folders import Checkpoints, added_to, as_checkpoints
 from dpo_diag.losses import LossSpec
 from dpo_diag.models.checkpoints import POLICY, REFERENCE, Checkpoint, Loader, adapter_base
@@ -49,6 +51,7 @@ def score_checkpoints(
     tokens: bool = True,
     no_prompt: bool = False,
     ches: bool = False,
+    kl: bool = False,
     reference_store: str | os.PathLike[str] | None = None,
     facts: Mapping[str, Any] | None = None,
     proofs: Proofs | None = None,
@@ -72,6 +75,9 @@ def score_checkpoints(
         max_length, truncation_mode: as for `PairTokens.of`.
         batch_size, shared_prefix, row_tokens, tokens, no_prompt: as for `score_pairs`.
         ches: also compute CHES under the reference and write it to the run's ches.parquet, which explain reads.
+        kl: also the KL from the reference at every response token, both ways, for one forward of the reference and each
+            policy; a reference that is no adapter's base stays in memory beside the policies. Policies that were scored
+            without it are scored again.
         reference_store: a folder where references' rows are kept and taken from (see `reference_store.ReferenceStore`);
             not with `ches` or `no_prompt`, which need the model.
         facts: more fields for run.json, e.g. `loss` (LossSpec.to_dict()) and `data`.
@@ -79,7 +85,7 @@ def score_checkpoints(
         call: the command that asked for it, which the run keeps until it is finished.
 
     Raises:
-        DiagError: no pair left, another set of pairs under the same split in `out`.
+        DiagError: no pair left, another set of pairs under the same split in `out`; `kl` and no reference.
     """
     from dpo_diag.inference.reference_store import content_ids, open_store, reference_key
     from dpo_diag.inference.scoring import score_pairs
@@ -92,7 +98,8 @@ def score_checkpoints(
     if note := given.note():
         say(f"note: {note}")
     models = models_to_score(as_checkpoints(checkpoints), reference)
-    with added_to(out, call) as (writer, before):
+    against = Against(next((c for c in models if c.model == REFERENCE), None), loader) if kl else None
+    with added_to(out, call) as (writer, before), against or nullcontext():
         known = to_document(before)
         if before.kind == "scored":
             writer.update(checkpoints_asked=sum(c.model == POLICY for c in models))
@@ -102,7 +109,7 @@ def score_checkpoints(
         if split not in before.splits:
             role_of_split = split_role or role_from_name(split)
             writer.describe_split(split, role_of_split, n_pairs=len(rows), **given.facts())
-        done = scored_already(run, split)
+        done = scored_already(run, split, with_kl=kl)
         bases = {adapter_base(c) for c in models if c.is_adapter}
         if not run.has("texts") or run.read("texts", ["split"], splits=[split]).empty:
             writer.write("texts", text_rows(rows, split), split=split)
@@ -128,10 +135,11 @@ def score_checkpoints(
                     scores, why = store.scores(key, encoded, tokenizer, content_ids(rows), split, tokens)
                     say(f"    {why}")
                 if scores is None:
+                    compared = against.reference(checkpoint, model) if against and role == POLICY else None
                     scores = score_pairs(
                         model, encoded, step=step, split=split, role=role, batch_size=batch_size,
                         shared_prefix=proof or shared_prefix, row_tokens=row_tokens, tokens=tokens,
-                        no_prompt=no_prompt, hidden=hidden, progress=progress,
+                        no_prompt=no_prompt, hidden=hidden, against=compared, progress=progress,
                     )  # fmt: skip
                     if proof is None:
                         once.remember(model, tokenizer, scores.proved)
@@ -199,9 +207,13 @@ def models_to_score(
     return models
 
 
-def scored_already(run: Run, split: str) -> set[tuple[str, int]]:
-    """(role, step) that the run's pairs/ hold; the reference's step is 0."""
-    seen = run.read("pairs", ["step", "role"], splits=[split]).drop_duplicates()
+def scored_already(run: Run, split: str, *, with_kl: bool = False) -> set[tuple[str, int]]:
+    """(role, step) that the run's pairs/ hold, policies' with their KL where that is asked for; the reference's step is
+    0."""
+    seen = run.read("pairs", ["step", "role", *(["kl_reverse_sum"] if with_kl else [])], splits=[split])
+    if with_kl:
+        seen = seen.loc[(seen["role"] != POLICY) | seen["kl_reverse_sum"].notna()]
+    seen = seen[["step", "role"]].drop_duplicates()
     return {(str(r), int(s) if r == POLICY else 0) for s, r in zip(seen["step"], seen["role"], strict=True)}
 
 

@@ -16,6 +16,7 @@ from dpo_diag.data.token_bytes import token_bytes
 from dpo_diag.data.tokens import EncodedPair, encode_pairs
 from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import padding_id
+from dpo_diag.models.kl import Reference
 from dpo_diag.models.logps import proved_way, score_tokens
 from dpo_diag.models.packed.rows import ROW_TOKENS, Span
 from dpo_diag.models.packed.verify import Proved, SharedPrefix
@@ -108,6 +109,7 @@ def score_pairs(
     tokens: bool = True,
     no_prompt: bool = False,
     hidden: bool = False,
+    against: Reference | None = None,
     progress: bool = True,
 ) -> Scores:
     """Rows of pairs/ and tokens/ for one model on fixed pairs; modes, random state and configs are left as they were.
@@ -124,6 +126,7 @@ def score_pairs(
         tokens: also give a row per response token.
         no_prompt: also score each response without its prompt (tokens' `logp_no_prompt`): a second, shorter forward.
             The first token is null unless the tokenizer has a begin token to predict it from.
+        against: also give the KL from this reference at every token, both ways.
         hidden: also give CHES of each pair (Razin et al. 2024, arXiv 2410.08847): meant for the reference model.
         progress: show a bar.
 
@@ -141,7 +144,7 @@ def score_pairs(
         proved = proved_way(model, spans, way, shared_prefix)
     title = f"scoring, step {step}, {role}"
     with tqdm(total=len(spans) + len(bare), desc=title, unit="response", disable=not progress) as bar:
-        measured = score_tokens(model, spans, way=proved.way, hidden=hidden, done=bar.update)
+        measured = score_tokens(model, spans, way=proved.way, hidden=hidden, against=against, done=bar.update)
         alone = score_tokens(model, bare, way=proved.way, done=bar.update)
     head: dict[str, Any] = {"step": step, "split": split, "role": role}
     pair_rows = [head | _pair_row(*place, own, encoded.n_bytes) for place, own in zip(places, measured, strict=True)]
@@ -168,6 +171,7 @@ def _pair_row(pair: EncodedPair, side: str, own: TokenScores, bytes_of: npt.NDAr
         "top5": float((own.rank < 5).mean()) if scored else math.nan,
         "entropy_sum": float(own.entropy.sum()),
         "greedy_logp_sum": float(own.greedy.sum()),
+        **({} if own.kl is None else {"kl_reverse_sum": own.kl[0].sum(), "kl_forward_sum": own.kl[1].sum()}),
     }
 
 
@@ -183,6 +187,8 @@ def _token_rows(pair: EncodedPair, side: str, own: TokenScores, alone: TokenScor
         "is_top1": own.rank < 1,
         "greedy_logp": own.greedy.astype(np.float32),
     }
+    if own.kl is not None:
+        rows["kl_reverse"], rows["kl_forward"] = (values.astype(np.float32) for values in own.kl)
     if alone is not None:
         # The bare response may lack its first token's score; an object column, since NaN would be kept as a value.
         values = [None] * (len(ids) - len(alone.logp)) + [float(v) for v in alone.logp]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.models.batches import by_length, padded
 from dpo_diag.models.borrowed import borrowed
 from dpo_diag.models.head import Head
+from dpo_diag.models.kl import Reference
 from dpo_diag.models.packed.rows import Span
 from dpo_diag.models.packed.verify import Proved, SharedPrefix, prove
 from dpo_diag.models.packed.ways import Way
@@ -43,6 +45,7 @@ def score_tokens(
     way: Way | None = None,
     n_likeliest: int = 0,
     hidden: bool = False,
+    against: Reference | None = None,
     done: Callable[[int], object] = lambda n: None,
     say: Callable[[str], None] | None = None,
 ) -> list[TokenScores]:
@@ -56,6 +59,7 @@ def score_tokens(
         way: one that was proved for this model (`proved_way`); None for padded batches of whole sequences.
         n_likeliest: also give so many likeliest choices at each position.
         hidden: also give the sum of the hidden states.
+        against: also give the KL from this reference, for one forward of it.
         done: called with the number of spans of each finished batch.
         say: gets the line that says that the batches were halved; None prints to standard error.
 
@@ -69,12 +73,17 @@ def score_tokens(
         waiting = list(left)
         for read in way.read(head, [spans[i] for i in waiting]):
             own = token_scores(head, read.seen, read.targets, read.n_scored, n_likeliest=n_likeliest, hidden=hidden)
+            if against is not None:
+                found = against.kl(head, read.seen, [spans[waiting[i]] for i in read.spans], way)
+                reverse, forward = (np.split(v.double().cpu().numpy(), np.cumsum(read.n_scored)[:-1]) for v in found)
+                for one, *both in zip(own, reverse, forward, strict=True):
+                    one.kl = (both[0], both[1])
             for i, one in zip(read.spans, own, strict=True):
                 scores[waiting[i]] = one
                 del left[waiting[i]]
             done(len(own))
 
-    with borrowed(model):
+    with borrowed(model), nullcontext() if against is None else borrowed(against.model):
         head = Head(model)
         smaller = None
         try:

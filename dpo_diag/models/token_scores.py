@@ -26,6 +26,7 @@ class TokenScores:
         rank: tokens with a larger logit; 0 for the first choice.
         likeliest: per token the (token id, log-prob) of the likeliest choices, largest first; [] if not asked for.
         hidden: sum over the positions of the hidden states that the head sees, (width,); None if not asked for.
+        kl: (KL(policy || reference), KL(reference || policy)) of the distributions, nats; None if not asked for.
     """
 
     logp: FloatArray
@@ -34,6 +35,7 @@ class TokenScores:
     rank: npt.NDArray[np.int64]
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
     hidden: FloatArray | None = None
+    kl: tuple[FloatArray, FloatArray] | None = None
 
     @classmethod
     def empty(cls) -> TokenScores:

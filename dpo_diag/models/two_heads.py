@@ -1,9 +1,9 @@
-"""Log-probs under logits on the line through two models' logits, in tiles (`models.head_tiles`): neither model's logits
-ever exist as a whole."""
+"""Two models' logits at the same positions in tiles (`models.head_tiles`), and log-probs under logits on the line
+through both: neither model's logits ever exist as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,26 @@ class HeadInput:
     shape: Shape
 
 
+def tile_pairs(ours: HeadInput, theirs: HeadInput) -> Iterator[tuple[Tile, Tile]]:
+    """The same tile of both, one after the other, without a gradient; each is the caller's to change.
+
+    Raises:
+        DiagError: vocabularies of two sizes.
+    """
+    if len(ours.weight) != len(theirs.weight):
+        raise DiagError(
+            "the reference has another vocabulary than the policy", got=f"{len(theirs.weight)} embeddings",
+            expected=len(ours.weight),
+        )  # fmt: skip
+    size = head_tiles.TILE if ours.hidden.device.type == "cpu" else _TILE_ELSEWHERE
+    both = [
+        Tiles(of.hidden.detach(), of.weight.detach(), None if of.bias is None else of.bias.detach(),
+              product_type(of.hidden), of.shape, size)
+        for of in (ours, theirs)
+    ]  # fmt: skip
+    return zip(*both, strict=True)
+
+
 @torch.no_grad()
 def log_probs_between(
     ours: HeadInput, theirs: HeadInput, targets: torch.Tensor, shares: Sequence[float]
@@ -42,21 +62,10 @@ def log_probs_between(
     Raises:
         DiagError: vocabularies of two sizes.
     """
-    if len(ours.weight) != len(theirs.weight):
-        raise DiagError(
-            "the reference has another vocabulary than the policy", got=f"{len(theirs.weight)} embeddings",
-            expected=len(ours.weight),
-        )  # fmt: skip
     n, device = len(targets), ours.hidden.device
-    size = head_tiles.TILE if device.type == "cpu" else _TILE_ELSEWHERE
-    both = [
-        Tiles(of.hidden.detach(), of.weight.detach(), None if of.bias is None else of.bias.detach(),
-              product_type(of.hidden), of.shape, size)
-        for of in (ours, theirs)
-    ]  # fmt: skip
     sums = [Sums(n, device, entropy=False) for _ in shares]
     own = torch.zeros((len(shares), n), dtype=torch.float32, device=device)
-    for mine, other in zip(*both, strict=True):
+    for mine, other in tile_pairs(ours, theirs):
         apart = torch.sub(mine.logits, other.logits, out=other.logits)
         apart.nan_to_num_(nan=0.0)  # a logit of -inf in both stays one
         inside, at = mine.of(targets)

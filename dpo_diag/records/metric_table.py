@@ -40,7 +40,8 @@ class Sums(Protocol):
     """Rows of one set at one step, in the order of `sides`; a training batch is one.
 
     policy, reference: column -> (2, rows): sum_logp, n_tokens, and where they are known n_bytes, top1_hits, top5_hits,
-    entropy_sum, greedy_logp_sum. `reference` is empty where there is none. `packed`: a row may hold several responses.
+    entropy_sum, greedy_logp_sum, kl_reverse_sum, kl_forward_sum. `reference` is empty where there is none. `packed`: a
+    row may hold several responses.
     """
 
     @property
@@ -176,7 +177,9 @@ class PairSums:
     packed: bool = False
 
 
-_SUMMED = ("sum_logp", "n_tokens", "n_bytes", "entropy_sum", "greedy_logp_sum")
+_SUMMED = (
+    "sum_logp", "n_tokens", "n_bytes", "entropy_sum", "greedy_logp_sum", "kl_reverse_sum", "kl_forward_sum",
+)  # fmt: skip
 _SHARES = {"top1_hits": "top1", "top5_hits": "top5"}
 
 

@@ -114,6 +114,8 @@ PAIRS = Table(
         ),
         Column("entropy_sum", pa.float64(), "sum over response positions of the next-token entropy", unit="nats"),
         Column("greedy_logp_sum", pa.float64(), "sum over response positions of the largest log-prob", unit="nats"),
+        Column("kl_reverse_sum", pa.float64(), "sum over response positions of KL(policy || reference)", unit="nats"),
+        Column("kl_forward_sum", pa.float64(), "sum over response positions of KL(reference || policy)", unit="nats"),
         Column(
             "loss_logp",
             pa.float64(),
@@ -141,6 +143,8 @@ TOKENS = Table(
         Column("is_top1", pa.bool_(), "the target is the model's first choice"),
         Column("greedy_logp", pa.float32(), "log-prob of the model's first choice there", unit="nats"),
         Column("logp_no_prompt", pa.float32(), "log p(target | earlier response tokens alone)", unit="nats"),
+        Column("kl_reverse", pa.float32(), "KL(policy || reference) of the next-token distributions", unit="nats"),
+        Column("kl_forward", pa.float32(), "KL(reference || policy) of the next-token distributions", unit="nats"),
     ),
 )
 

@@ -118,8 +118,8 @@ def _refuse_repeated(printed: Any) -> None:
 
 
 def read_messages(value: Any, where: str, role_key: str = "role", content_key: str = "content") -> Turns:
-    """Messages with known role names and text contents, and every other key that a chat template may show
-    (`conversation.shown_keys`).
+    """Messages with known role names and text contents, every other key that a chat template may show
+    (`conversation.shown_keys`), and the assistant's `weight: 0`.
 
     A message may lack content only where it has tool calls, reasoning or the like; its content is then "".
     """
@@ -137,7 +137,9 @@ def read_messages(value: Any, where: str, role_key: str = "role", content_key: s
         if content is None and not shown.keys() - {"name", "tool_call_id"}:
             raise BadRow("missing field " + content_key, f"{place} has {shorten(', '.join(map(str, message)))}")
         turn: Message = {"role": ROLES[role.lower()], "content": _content("" if content is None else content, place)}
-        turns.append(turn | shown)
+        # A turn that its data leave out of the training, which a supervised one heeds; other weights are not used.
+        unweighted = {"weight": 0} if message.get("weight") == 0 and turn["role"] == "assistant" else {}
+        turns.append(turn | shown | unweighted)
     return turns
 
 

@@ -96,6 +96,8 @@ def dpo_arguments(config: Config, folder: Path, has_eval: bool = True) -> DPOCon
 
 
 def sft_arguments(config: Config, folder: Path, has_eval: bool = True) -> SFTConfig:
-    """SFTConfig of a run whose folder is `folder`; only the completion is in the loss."""
+    """SFTConfig of a run whose folder is `folder`; only the completion is in the loss, or every turn of the assistant,
+    which this project's masks say: TRL's swaps the chat template, and knows few."""
     known = _common(config, folder, has_eval) | {"completion_only_loss": True}
-    return SFTConfig(**_with_extra(known, dict(config.trainer.args), SFTConfig))
+    ours = {"assistant_only_loss": False} if config.trainer.assistant_only else {}
+    return SFTConfig(**_with_extra(known, dict(config.trainer.args), SFTConfig) | ours)

@@ -19,6 +19,8 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 PADDING = -2
 """Row of an example that only fills the last batch of several processes; -1: not known."""
+KL_COLUMNS = ("kl_reverse", "kl_forward")
+"""Per-token KL from the reference; behind `_sum` a response's."""
 PARTS = ("response", "prompt")
 """Sides of an SFT batch: one response, and the prompt before it."""
 ADDED, OF_TOKENS, OF_ROWS = "loss_added", "aux/", "infonce"
@@ -53,6 +55,8 @@ class TokenRows:
     prompt_ids: list[list[int]]
     greedy_logp: npt.NDArray[np.float32] | None = None
     ref_greedy_logp: npt.NDArray[np.float32] | None = None
+    kl_reverse: npt.NDArray[np.float32] | None = None
+    kl_forward: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, *, prompt_ids: list[list[int]], **tensors: torch.Tensor | None) -> TokenRows:
@@ -76,7 +80,7 @@ class TokenRows:
             where = self.mask[row]
             part = {"position": np.arange(int(where.sum()), dtype=np.int32), "token_id": self.token_id[row][where]}
             part["logp"] = logp[row][where]
-            for name in ("entropy", "is_top1", "greedy_logp"):
+            for name in ("entropy", "is_top1", "greedy_logp", *(() if prefix else KL_COLUMNS)):
                 values = getattr(self, f"{prefix}{name}")
                 if values is not None:
                     part[name] = values[row][where]
@@ -115,8 +119,9 @@ class Batch:
         rows: (rows,) row in the data set, -1 where it is not known.
         sides: chosen and rejected; for SFT response and prompt.
         policy, reference: column -> (2, rows), in the order of `sides`: sum_logp, n_tokens, n_bytes, n_truncated,
-            top1_hits, top5_hits, entropy_sum, greedy_logp_sum, logit_sum, loss_logp, and n_seen, the response tokens in
-            the batch, scored or not. A column that is not known is absent; `reference` is empty where there was none.
+            top1_hits, top5_hits, entropy_sum, greedy_logp_sum, kl_reverse_sum, kl_forward_sum, logit_sum, loss_logp,
+            and n_seen, the response tokens in the batch, scored or not. A column that is not known is absent;
+            `reference` is empty where there was none.
         of_row: column -> (rows,): weight (WPO), beta (where it is each pair's own); for SFT n_loss, loss_sum,
             loss_entropy and loss_hits, tokens in the loss, their -log p, their entropies and how many are the model's
             first choice, and n_loss_prompt, those of them outside the response, NaN where only the loss mask says what

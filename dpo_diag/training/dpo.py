@@ -30,6 +30,7 @@ from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.epsilon_dpo import RunningBeta, check_pair_beta, check_whole_heads, pair_betas
 from dpo_diag.training.head_probe import HeadProbe
 from dpo_diag.training.kept_head import KeptHead, kept_head
+from dpo_diag.training.kl_probe import kl_of_kept, measures_kl, preference_reason
 from dpo_diag.training.left_out import say_left_out
 from dpo_diag.training.logits_sam import check_sam, trained_loss
 from dpo_diag.training.monitor import Monitor
@@ -79,6 +80,9 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         reference_store: a folder where precomputed sums of the reference (`precompute_ref_log_probs=True`) are kept,
             and taken from where model, adapter, tokenizer, template and cut are the same (`inference.reference_store`).
 
+        kl: evaluations also measure the KL from the reference at each response token, both ways (see `kl_probe` for the
+            price: the product of both heads); a line says where that cannot be.
+
     Logged live, in training as they are and in evaluation behind the set's prefix (`eval_`, `eval_NAME_`): see
     `measure.batch_metrics`. `loss_residual` and `loss_exact` are absent for losses that couple the pairs of a batch
     (aot, aot_unpaired), whose `loss` stays TRL's: there is no per-pair value to compare with.
@@ -104,6 +108,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         loss_coefficients: Mapping[str, float] | None = None,
         reference_store: str | os.PathLike[str] | None = None,
         logits_sam: float = 0.0,
+        kl: bool = False,
         **kwargs: Any,
     ) -> None:
         extra = tuple(extra_metrics)
@@ -131,6 +136,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
         if self._reference_free:
             self.precompute_ref_logps = False
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
+        self._kl = measures_kl(self, kl, preference_reason(self, self._reference_free))
         self.loss_as_configured = trl_adapter.loss_spec(self, loss_coefficients or {})
         check_sam(logits_sam, self.loss_as_configured, shared_prefix)
         check_whole_heads(self, self.loss_as_configured)
@@ -254,8 +260,11 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             sam = self._sam > 0 and self.model.training and torch.is_grad_enabled()
             if not self.measures and not self._added and not sam:
                 return self._trls_loss(model, inputs, return_outputs)
+            kl = self._kl and self.monitor.evaluating
             tap = trl_adapter.Tap(self, model, self._probe if self.measures else None)
-            result, kept = self._tapped(tap, inputs, return_outputs, sam)
+            result, kept = self._tapped(tap, inputs, return_outputs, sam or kl)
+            if kl and kept is not None and tap.policy is not None and tap.policy.label_mask is not None:
+                tap.kl = kl_of_kept(kept, tap.policy.label_mask)
         loss, *outputs = result if return_outputs else (result,)
         if self._added:
             loss = loss + trl_adapter.added_loss(self, tap, inputs, self._spec)

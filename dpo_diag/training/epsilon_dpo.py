@@ -17,9 +17,8 @@ import torch
 
 from dpo_diag.errors import DiagError
 from dpo_diag.losses import LOSSES, LossSpec
-from dpo_diag.models.head_tiles import Shape
-from dpo_diag.models.two_heads import HeadInput, log_probs_between
-from dpo_diag.training.kept_head import KeptHead, laid_out
+from dpo_diag.models.two_heads import log_probs_between
+from dpo_diag.training.kept_head import KeptHead, head_input, laid_out, of_mask
 
 
 def pair_betas(kept: KeptHead, mask: torch.Tensor, beta: float, epsilon: float) -> torch.Tensor:
@@ -34,7 +33,8 @@ def pair_betas(kept: KeptHead, mask: torch.Tensor, beta: float, epsilon: float) 
     """
     if kept.call is None or kept.reference is None:
         raise RuntimeError("ε-DPO needs TRL's fused forward of policy and reference, which did not run")
-    ours, theirs, targets = _input(kept.call, mask), _input(kept.reference, mask), _of_mask(kept.call[3], mask)
+    ours, theirs = head_input(kept.call, mask), head_input(kept.reference, mask)
+    targets = of_mask(kept.call[3], mask)
     falling, now, rising = (
         laid_out(values, mask).sum(1) for values in log_probs_between(ours, theirs, targets, (-epsilon, 0.0, epsilon))
     )
@@ -64,16 +64,6 @@ class RunningBeta:
             seen = accelerator.reduce(seen, "sum")
         steps, pairs = seen.tolist()
         return factor * float(pairs / steps)
-
-
-def _of_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A head's rows at the mask's positions: it may have been given those alone, or all."""
-    return values[mask.reshape(-1)] if len(values) == mask.numel() else values
-
-
-def _input(call: tuple[Any, ...], mask: torch.Tensor) -> HeadInput:
-    hidden, weight, bias, _, temperature, _, softcap, scale = call[:8]
-    return HeadInput(_of_mask(hidden, mask), weight, bias, Shape(scale, softcap, temperature))
 
 
 def check_pair_beta(arguments: Any) -> None:

@@ -100,6 +100,11 @@ def has_reference(config: Config) -> bool:
     return config.trainer.method == "dpo" and config.loss.needs_reference
 
 
+def _loads_reference(config: Config) -> bool:
+    """Whether a reference is loaded: for the loss, or for the KL from it alone."""
+    return has_reference(config) or (config.trainer.method == "sft" and config.probes.kl)
+
+
 def _from_source(config: Config, say: Callable[[str], None], report_to: Path | None) -> Inputs:
     """Pairs of a file or of the hub."""
     dpo = config.trainer.method == "dpo"
@@ -119,7 +124,7 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
         )  # fmt: skip
     say(f"loading {config.model.name or config.model.kind}")
     policy = load_policy(
-        config.model, config.peft, with_reference=has_reference(config),
+        config.model, config.peft, with_reference=_loads_reference(config),
         precomputed=config.trainer.precomputes_reference,
     )  # fmt: skip
     notes = policy.notes + require_chat_template(policy.tokenizer, source.kind)
@@ -136,9 +141,10 @@ def _from_source(config: Config, say: Callable[[str], None], report_to: Path | N
 
 
 def loss_on(config: Config) -> str | None:
-    """What a supervised training counts; None where TRL's own arguments say it."""
+    """What a supervised training counts; None where TRL's own arguments say it, but for TRL's assistant_only_loss: its
+    turns are ours, which need no template of TRL's."""
     by_trl = {"assistant_only_loss", "completion_only_loss"} & set(config.trainer.args)
-    return None if by_trl else config.sft.loss_on
+    return "assistant" if config.trainer.assistant_only else None if by_trl else config.sft.loss_on
 
 
 def as_sft(row: Row) -> Row:
@@ -183,7 +189,7 @@ def _with_id(row: Row) -> Row:
 
 def _task_sft(config: Config) -> Inputs:
     """The SFT stage itself as a run: an untrained model, the task's SFT set, held-out questions with gold answers."""
-    from dpo_diag.models.loading import describe_model
+    from dpo_diag.models.loading import describe_model, frozen_copy
     from dpo_diag.models.tokenizers import describe_tokenizer
     from dpo_diag.tasks.sql.model import build_model
     from dpo_diag.tasks.sql.questions import prompt_rows
@@ -195,7 +201,7 @@ def _task_sft(config: Config) -> Inputs:
     rows = prompt_rows(config.task.n_held_out, 0, seed=config.task.data_seed)
     held_out = [{"prompt": row["prompt"], "completion": " " + row["reference"]} for row in rows]
     policy = Policy(
-        model, tokenizer, None, None, check_device(config.model.device),
+        model, tokenizer, None, frozen_copy(model) if config.probes.kl else None, check_device(config.model.device),
         meta={"model": describe_model(model, "sql_tiny (untrained)"), "tokenizer": describe_tokenizer(tokenizer)},
     )  # fmt: skip
     data = {"source": {"task": "sql", "stage": "sft"}, "n_train": len(train), "n_eval": len(held_out)}

@@ -164,7 +164,8 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
             prompt_metrics=config.probes.prompt_ce, tiled_head=tiled,
             loss_on=loss_on(config), label_smoothing=config.sft.label_smoothing,
             auxiliary=config.sft.auxiliary, infonce_temperature=config.sft.infonce_temperature,
-            extra_metrics=config.probes.extra, record_tokens=config.probes.record_tokens, **common,
+            extra_metrics=config.probes.extra, record_tokens=config.probes.record_tokens,
+            ref_model=policy.reference, kl=config.probes.kl, **common,
         )  # fmt: skip
     store = None
     if config.trainer.precomputes_reference:
@@ -173,7 +174,7 @@ def _trainer(config: Config, folder: Path, inputs: Inputs, arguments: Any) -> Di
         ref_model=policy.reference, record_tokens=config.probes.record_tokens, extra_metrics=config.probes.extra,
         reference_is_start=None if config.model.reference else True, shared_prefix=config.trainer.shared_prefix,
         loss_coefficients=config.loss.coefficients, reference_store=store,
-        logits_sam=config.trainer.logits_sam, **common,
+        logits_sam=config.trainer.logits_sam, kl=config.probes.kl, **common,
     )  # fmt: skip
 
 

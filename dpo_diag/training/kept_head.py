@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import trl.trainer.utils as trl_utils
 
+from dpo_diag.models.head_tiles import Shape
+from dpo_diag.models.two_heads import HeadInput
+
 
 class KeptHead:
     """Stands in for TRL's fused head while a loss is computed.
@@ -46,6 +49,17 @@ def kept_head() -> Iterator[KeptHead]:
         yield kept
     finally:
         trl_utils._ChunkedLogProbFunction = theirs
+
+
+def of_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A head's rows at the mask's positions: it may have been given those alone, or all."""
+    return values[mask.reshape(-1)] if len(values) == mask.numel() else values
+
+
+def head_input(call: tuple[Any, ...], mask: torch.Tensor) -> HeadInput:
+    """What a kept call was given at the mask's positions."""
+    hidden, weight, bias, _, temperature, _, softcap, scale = call[:8]
+    return HeadInput(of_mask(hidden, mask), weight, bias, Shape(scale, softcap, temperature))
 
 
 def laid_out(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

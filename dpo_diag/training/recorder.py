@@ -32,7 +32,7 @@ never resumed lacks the training rows of its last seconds."""
 TRAIN_TEXTS = 1000
 """Texts of training pairs that are kept (evaluation sets keep all): the data set itself is elsewhere."""
 _COUNTS = ("n_tokens", "n_bytes", "n_truncated")
-_SUMS = ("sum_logp", "entropy_sum", "greedy_logp_sum", "loss_logp")
+_SUMS = ("sum_logp", "entropy_sum", "greedy_logp_sum", "kl_reverse_sum", "kl_forward_sum", "loss_logp")
 
 
 def pair_frame(

@@ -20,8 +20,10 @@ from dpo_diag.data.unigram import Unigram, trained_unigram
 from dpo_diag.errors import DiagError
 from dpo_diag.records.metric_table import Value
 from dpo_diag.records.splits import Role
+from dpo_diag.text import plural
 from dpo_diag.training.carrying import taken_out
 from dpo_diag.training.head_probe import HeadProbe, head_scores_every_position
+from dpo_diag.training.kl_probe import as_reference, measures_kl, supervised_reason
 from dpo_diag.training.left_out import say_left_out
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.run import Recorded, Recording
@@ -29,7 +31,7 @@ from dpo_diag.training.sequences import RESPONSE, ROW, MarkResponse, add_rows, a
 from dpo_diag.training.sft_adapter import Added, PromptTap, added_loss, as_logged, read_sequences
 from dpo_diag.training.sft_terms import SftTerms, smoothed_floor
 from dpo_diag.training.shared_proof import compare
-from dpo_diag.training.turns import TokenisedTurns, is_talk
+from dpo_diag.training.turns import UNTRAINED, TokenisedTurns, is_talk
 
 logger = get_logger(__name__)
 
@@ -55,6 +57,9 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             measured likewise. The loss then is the smoothed one; cross-entropies and perplexities stay plain.
         auxiliary: name of a term (`sft_terms.AUXILIARY`) -> its weight, which is added to the loss and logged apart;
             `infonce_temperature` beside them.
+        ref_model: what the policy is compared with, a causal LM; None for the policy without its adapter.
+        kl: evaluations also measure the KL from it at each token that is scored, both ways, for one forward of it (see
+            `kl_probe`); a line says where that cannot be.
         extra_metrics: as DiagDPOTrainer's.
         evaluate_at_start, stop_on, thresholds, facts: as DiagDPOTrainer's.
         eval_roles: as DiagDPOTrainer's; without it the set's name decides.
@@ -77,6 +82,8 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         label_smoothing: float = 0.0,
         auxiliary: Mapping[str, float] | None = None,
         infonce_temperature: float = 0.05,
+        ref_model: Any = None,
+        kl: bool = False,
         extra_metrics: Iterable[str] = (),
         evaluate_at_start: bool | None = None,
         stop_on: Iterable[str] = (),
@@ -100,6 +107,8 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         # InfoNCE compares states of the prompt, which the head then must see.
         self._whole = "infonce" in self._terms.weights or (free if prompt_metrics is None else prompt_metrics)
         self._probe = HeadProbe("top5" in extra, "greedy_logp" in extra) if extra else None
+        self.ref_model = None if ref_model is None else as_reference(self, ref_model)
+        self._kl = measures_kl(self, kl, supervised_reason(self, ref_model))
         vocabulary = self.accelerator.unwrap_model(self.model).get_output_embeddings().weight.shape[0]
         self._vocabulary = int(vocabulary)
         self._byte_table = torch.from_numpy(token_bytes(self._tokenizer, vocabulary)).to(self.accelerator.device)
@@ -144,7 +153,10 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
             return dataset
         if is_talk(first):
             mark = TokenisedTurns(self._tokenizer, self.chat_template, self._loss_on)
-            return dataset.map(mark, **({"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}))
+            dataset = dataset.map(mark, **({"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}))
+            if isinstance(dataset, Dataset) and (n := sum(dataset[UNTRAINED])):
+                logger.warning(f"{name} dataset: {plural(n, 'turn')} of the assistant with weight 0, not trained")
+            return dataset.remove_columns(UNTRAINED)
         if "completion" in first:
             self.completion_only_loss = self._loss_on != "all"
         elif self._loss_on != "all":
@@ -180,7 +192,10 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         return (loss, *outputs) if return_outputs else loss
 
     def _tap(self, model: Any, probe: HeadProbe | None = None) -> PromptTap:
-        return PromptTap(model, self._whole, bool(self._tiled), self._terms, probe, self._vocabulary)
+        kl = self._kl and self.monitor.evaluating
+        return PromptTap(
+            model, self._whole, bool(self._tiled), self._terms, probe, self._vocabulary, kl, self.ref_model
+        )
 
     def _compare_heads(self, inputs: Any, response: Any, num_items: Any) -> None:
         """Once: whether the head in tiles gives the first batch's loss and gradient."""

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
-from dpo_diag.training.batch import ADDED, OF_ROWS, OF_TOKENS, PARTS, Batch, ResponseTokens, to_host
+from dpo_diag.training.batch import ADDED, KL_COLUMNS, OF_ROWS, OF_TOKENS, PARTS, Batch, ResponseTokens, to_host
 from dpo_diag.training.head_probe import HeadProbe
+from dpo_diag.training.kept_head import kept_head
+from dpo_diag.training.kl_probe import kl_of_kept, reference_forward
 from dpo_diag.training.own_head import tiled
 from dpo_diag.training.sft_terms import HeadTap, SftTerms, infonce, row_means
 
-_PROBED = {"top5": "top5_hits", "greedy_logp": "greedy_logp_sum"}
+_PROBED = {"top5": "top5_hits", "greedy_logp": "greedy_logp_sum", **{name: f"{name}_sum" for name in KL_COLUMNS}}
 """What a probe reads -> the column of its sums."""
 
 
@@ -43,9 +45,9 @@ class PromptTap:
 
     def __init__(
         self, model: Any, whole: bool, tiled: bool = False, terms: SftTerms | None = None,
-        probe: HeadProbe | None = None, vocabulary: int = 0,
+        probe: HeadProbe | None = None, vocabulary: int = 0, kl: bool = False, reference: Any = None,
     ) -> None:  # fmt: skip
-        self._vocabulary = vocabulary
+        self._vocabulary, self._kl, self._reference = vocabulary, kl, reference
         self._model, self._whole, self._tiled = model, whole, tiled
         self.terms, self._probe = terms or SftTerms(), probe
         self.output: FusedCausalLMOutput | None = None
@@ -100,13 +102,18 @@ class PromptTap:
                 stack.enter_context(tiled(labels.device, self._probe, rows))
             if head is not None:
                 stack.enter_context(head.listening())
+            kept = stack.enter_context(kept_head()) if self._kl else None
             output = self._model(*args, **{**kwargs, "labels": labels})
+            if kept is not None:
+                reference_forward(kept, self._model, self._reference, *args, **{**kwargs, "labels": labels})
         if isinstance(output, FusedCausalLMOutput) and output.label_mask is not None:
             if head is not None:
                 self.per_token = self.terms.per_token(head.placed(output.label_mask), output)
                 self.states = head.states(output.label_mask)
             if self._probe is not None:
                 self.extra = self._probe.take(output.label_mask)
+            if kept is not None:
+                self.extra |= kl_of_kept(kept, output.label_mask)
         return output
 
     def contrast(self, response: torch.Tensor | None) -> torch.Tensor | None:
@@ -259,7 +266,8 @@ def read_sequences(
     tokens = None
     if with_tokens and not packed:
         per_token = {"token_id": inputs["input_ids"][:, 1:].int(), "logp": output.log_probs, "entropy": output.entropy,
-                     "is_top1": output.is_top1, "greedy_logp": tap.extra.get("greedy_logp")}  # fmt: skip
+                     "is_top1": output.is_top1,
+                     **{name: tap.extra.get(name) for name in ("greedy_logp", *KL_COLUMNS)}}  # fmt: skip
         columns_of = {name: v.cpu().numpy() for name, v in per_token.items() if v is not None}
         tokens = ResponseTokens((scored & is_response).cpu().numpy(), columns_of)
     return Batch(

@@ -81,7 +81,7 @@ class Tap:
 
     Use as a context manager; `policy` and `reference` are the two outputs afterwards (None where TRL made no such
     forward), `policy_extra` and `reference_extra` what a probe read. `pair_beta` (pairs,) is set by the caller
-    where the loss asks for it.
+    where the loss asks for it, `kl` (`batch.KL_COLUMNS` -> (2 x pairs, length - 1)) where an evaluation measures it.
     """
 
     def __init__(self, trainer: Any, model: Any, probe: HeadProbe | None = None) -> None:
@@ -91,6 +91,7 @@ class Tap:
         self.reference: FusedCausalLMOutput | None = None
         self.policy_extra: dict[str, torch.Tensor] = {}
         self.reference_extra: dict[str, torch.Tensor] = {}
+        self.kl: dict[str, torch.Tensor] = {}
         self.pair_beta: torch.Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -308,6 +309,8 @@ def read_pairs(
         per_token[f"{role}.greedy_logp_sum"] = tail(extra.get("greedy_logp"))
         if spec.ld_alpha is not None and logp is not None:
             columns[f"{role}.loss_logp"] = (logp.double() * ld_factors(mask, spec.ld_alpha)).sum(1)
+    kl = {name: tail(values) for name, values in tap.kl.items()}
+    per_token |= {f"policy.{name}_sum": values for name, values in kl.items()}
     per_token["policy.logit_sum"] = tail(policy.mean_logits)
     columns["policy.n_seen"] = completion.sum(1)
     if byte_table is not None:
@@ -362,6 +365,7 @@ def read_pairs(
             ref_logp=None if reference is None else tail(reference.log_probs),
             ref_entropy=None if reference is None else tail(reference.entropy),
             ref_is_top1=None if reference is None else tail(reference.is_top1),
+            **kl,
             prompt_ids=[row[p].tolist() for row, p in zip(inputs["input_ids"][:n_pairs].cpu(), prompt, strict=True)],
         )
     return batch

@@ -22,11 +22,18 @@ from dpo_diag.documents import parse_json
 from dpo_diag.records.conversation import content_text, is_conversation
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+UNTRAINED = "untrained_turns"
+"""Column of a prepared row: turns of the assistant that their own weight takes out of the loss."""
 _STAND_IN = "\ue000"
 """Stands in for a content: no text holds it."""
 
 Messages = Sequence[Mapping[str, Any]]
 Render = Callable[[Messages, bool], str]
+
+
+def is_counted(message: Mapping[str, Any]) -> bool:
+    """Whether a turn is the assistant's and to be trained: OpenAI's files say by `weight: 0` that it is not."""
+    return message.get("role") == "assistant" and message.get("weight") != 0
 
 
 def has_markers(tokenizer: Any, **options: Any) -> bool:
@@ -38,8 +45,8 @@ def has_markers(tokenizer: Any, **options: Any) -> bool:
 def assistant_tokens(
     tokenizer: Any, messages: Messages, first: int = 0, **options: Any
 ) -> tuple[list[int], list[int] | None]:
-    """Token ids of a conversation, and 1 for those of the assistant's turns, 0 for others; None for the latter where
-    the template does not tell which they are.
+    """Token ids of a conversation, and 1 for those of the assistant's turns that count (`is_counted`), 0 for others;
+    None for the latter where the template does not tell which they are.
 
     Args:
         first: turns before this message do not count.
@@ -55,9 +62,13 @@ def assistant_tokens(
         )
         ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
         marked = list(TrainedIds(ids, [bool(m) for m in mask]).spans())
-        earlier = sum(m.get("role") == "assistant" for m in messages[:first])
-        if earlier < len(marked) and (not first or len(marked) == sum(m.get("role") == "assistant" for m in messages)):
-            return ids, [0] * marked[earlier][0] + mask[marked[earlier][0] :]
+        turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        left_out = [i for i in turns if i < first or not is_counted(messages[i])]
+        if marked and (not left_out or len(marked) == len(turns)):
+            for i, (begin, end) in zip(turns, marked, strict=False):
+                if i in left_out:
+                    mask[begin:end] = [0] * (end - begin)
+            return ids, mask
 
     def render(some: Messages, prompt: bool) -> str:
         text = tokenizer.apply_chat_template(list(some), add_generation_prompt=prompt, tokenize=False, **options)
@@ -95,8 +106,8 @@ def _by_prefix(tokenizer: Any, whole: str, spans: list[tuple[int, int]] | None) 
 
 
 def assistant_spans(render: Render, messages: Messages, whole: str, first: int = 0) -> list[tuple[int, int]] | None:
-    """(begin, end) in the rendered conversation of each turn of the assistant, its end token included; None where the
-    template does not tell.
+    """(begin, end) in the rendered conversation of each turn of the assistant that counts, its end token included; None
+    where the template does not tell.
 
     Args:
         render: messages, and whether the generation prompt follows -> text.
@@ -105,7 +116,7 @@ def assistant_spans(render: Render, messages: Messages, whole: str, first: int =
     """
     spans: list[tuple[int, int]] = []
     for i, message in enumerate(messages):
-        if i < first or message.get("role") != "assistant":
+        if i < first or not is_counted(message):
             continue
         before = render(messages[:i], False) if i else ""
         head, upto = render(messages[:i], True) if i else "", render(messages[: i + 1], False)
@@ -144,8 +155,9 @@ def _by_content(render: Render, messages: Messages, i: int, whole: str, prompt: 
 
 @dataclass
 class TokenisedTurns:
-    """Maps a row of messages to its token ids, its labels, and `completion_mask`: 1 for what the assistant wrote, -1
-    where the template does not tell. Such a row has no labels, so that TRL leaves it out, but where everything counts.
+    """Maps a row of messages to its token ids, its labels, and `completion_mask`: 1 for what the assistant wrote and is
+    to be trained, -1 where the template does not tell. Such a row has no labels, so that TRL leaves it out, but where
+    everything counts.
 
     Args:
         tokenizer, chat_template: of the trainer.
@@ -156,7 +168,7 @@ class TokenisedTurns:
     chat_template: str | None
     loss_on: str
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         row = maybe_convert_to_chatml(dict(row))
         prompt, messages = list(row.get("prompt") or []), list(row.get("messages") or [])
         messages = messages or [*prompt, *row["completion"]]
@@ -168,7 +180,9 @@ class TokenisedTurns:
         ids, mask = assistant_tokens(self.tokenizer, messages, first, **options)
         mask = [-1] * len(ids) if mask is None else mask
         labels = [i if self.loss_on == "all" or own == 1 else -100 for i, own in zip(ids, mask, strict=True)]
-        return {"input_ids": ids, "labels": labels, "completion_mask": mask}
+        written = [message for message in messages[first:] if message.get("role") == "assistant"]
+        untrained = 0 if self.loss_on == "all" else sum(not is_counted(message) for message in written)
+        return {"input_ids": ids, "labels": labels, "completion_mask": mask, UNTRAINED: untrained}
 
 
 def is_talk(row: Any) -> bool:

@@ -130,6 +130,18 @@ def test_several_data_files_are_quoted_for_hydra_outside_a_sweep() -> None:
         (["experiment=sql_dpo", "data.max_bad_share=2"], "data.max_bad_share; got 2"),
         (["model.name=x", "data.path=/nowhere.jsonl"], "data.path; got /nowhere.jsonl"),
         (["data.path=/nowhere.jsonl"], "model.name; got nothing"),
+        (
+            ["experiment=sql_sft", "sft=whole_sequence", "+trainer.args.assistant_only_loss=true"],
+            "sft.loss_on; got all; expected assistant, as",
+        ),
+        (
+            ["experiment=sql_dpo", "probes.kl=true", "loss=simpo"],
+            "probes.kl; got true; expected false: simpo looks",
+        ),
+        (
+            ["experiment=sql_dpo", "probes.kl=true", "+trainer.args.precompute_ref_log_probs=true"],
+            "probes.kl; got true; expected false: precomputed sums",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_together_are_one_line(overrides: list[str], message: str) -> None:
@@ -137,6 +149,11 @@ def test_fields_that_do_not_fit_together_are_one_line(overrides: list[str], mess
         check(composed(*overrides))
     assert "\n" not in str(caught.value)
     assert caught.value.usage
+
+
+def test_a_kl_that_can_be_taken_passes() -> None:
+    check(composed("experiment=sql_dpo", "probes.kl=true"))
+    check(composed("experiment=sql_sft", "probes.kl=true", "loss=simpo"))
 
 
 def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

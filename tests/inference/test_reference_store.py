@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from dpo_diag import load_run
+from dpo_diag.errors import DiagError
 from dpo_diag.inference import scoring
 from dpo_diag.inference.reference_store import ReferenceStore, reference_key, unlike_parts
 from dpo_diag.inference.score_run import score_checkpoints
@@ -57,6 +59,33 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[str]:
 def rows_of(folder: Path, role: str = "ref") -> Any:
     frame = load_run(folder).read("pairs", roles=[role])
     return frame.set_index(["pair_id", "side"]).sort_index()
+
+
+def test_kl_is_taken_from_the_model_under_the_adapter_or_from_the_one_named(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base that the adapter lies on gives the same numbers as a copy of it that is loaded beside; a run that was
+    scored without KL gets it, and one that has it is not scored again. Without a reference there is none to take."""
+    asked = counted(monkeypatch, scoring)
+    copied = shutil.copytree(models["base"], tmp_path / "copy")
+    options: dict[str, Any] = {"max_length": 64, "progress": False}
+    score_checkpoints([models["adapter"]], PAIRS, tmp_path / "under", **options)
+    for _ in range(2):
+        score_checkpoints([models["adapter"]], PAIRS, tmp_path / "under", kl=True, **options)
+    score_checkpoints([models["adapter"]], PAIRS, tmp_path / "beside", reference=copied, kl=True, **options)
+    assert asked == ["ref", "policy", "policy", "ref", "policy"]
+    under, beside = (rows_of(tmp_path / name, "policy") for name in ("under", "beside"))
+    assert (under["kl_reverse_sum"] > 1e-3).all()
+    for name in ("kl_reverse_sum", "kl_forward_sum"):
+        np.testing.assert_allclose(under[name], beside[name], rtol=1e-5)
+    history = load_run(tmp_path / "under").history.set_index("name")["value"]
+    chosen = under.xs("chosen", level="side")
+    expected = chosen["kl_forward_sum"].sum() / chosen["n_tokens"].sum()
+    assert history["kl_forward/chosen"] == pytest.approx(expected)
+    assert rows_of(tmp_path / "under")["kl_reverse_sum"].isna().all()
+    with pytest.raises(DiagError, match="no reference to take the KL from"):
+        score_checkpoints([models["base"]], PAIRS, tmp_path / "none", kl=True, **options)
+    assert not (tmp_path / "none").exists()
 
 
 def test_scored_once_for_scoring_and_the_callback(

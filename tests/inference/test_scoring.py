@@ -14,6 +14,7 @@ from dpo_diag.inference.generation import generate
 from dpo_diag.inference.scoring import PairTokens, answer_logp, score_pairs
 from dpo_diag.models import head_tiles
 from dpo_diag.models.decoding import Decoding
+from dpo_diag.models.kl import Reference
 from dpo_diag.records.schemas import TABLES
 from dpo_diag.records.writer import to_arrow
 
@@ -134,3 +135,31 @@ def test_own_answers_have_the_logp_that_generation_recorded(
 def test_nothing_to_score_is_one_line(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DiagError, match="no pair to score; got the prompt fills max_length: 8 tokens"):
         PairTokens.of(PAIRS[:1], tokenizer, max_length=3)
+
+
+def test_kl_stands_in_pairs_and_tokens_both_ways(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Against whole float64 softmaxes, at the positions that predict the response, prompts and padding left out; shared
+    prompts change nothing, and without a reference there is no column."""
+    other = make_model(9)
+    encoded = PairTokens.of(PAIRS, tokenizer)
+    for way in ("off", "on"):
+        found = score_pairs(
+            model,
+            encoded,
+            step=1,
+            against=Reference(model, other),
+            shared_prefix=way,
+            progress=False,  # type: ignore[arg-type]
+        )
+        for pair, side in encoded.places:
+            ids, n = [*pair.prompt[side], *pair.response[side]], len(pair.response[side])
+            with torch.no_grad():
+                p, q = (m(torch.tensor([ids])).logits[0].double().log_softmax(-1)[-n - 1 : -1] for m in (model, other))
+            frames = found.pairs, found.tokens
+            of = [frame[(frame["pair_id"] == pair.pair_id) & (frame["side"] == side)] for frame in frames]
+            for name, a, b in (("kl_reverse", p, q), ("kl_forward", q, p)):
+                wanted = (a.exp() * (a - b)).sum(-1).tolist()
+                assert of[1][name].tolist() == pytest.approx(wanted, rel=1e-4)
+                assert of[0][f"{name}_sum"].item() == pytest.approx(sum(wanted), rel=1e-4)
+    assert (found.tokens["kl_reverse"] - found.tokens["kl_forward"]).abs().max() > 1e-3
+    assert "kl_reverse_sum" not in score_pairs(model, encoded, step=1, progress=False).pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dpo_diag.errors import DiagError
+from dpo_diag.models import head_tiles
 from dpo_diag.models import kl as module
-from dpo_diag.models.kl import kl_of_logits, score_kl
+from dpo_diag.models.head_tiles import Shape
+from dpo_diag.models.kl import kl_of_inputs, kl_of_logits, score_kl
 from dpo_diag.models.packed.rows import Span
+from dpo_diag.models.two_heads import HeadInput
 from tests.training.tiny import make_model
 
 SPANS = [Span([5, 6, 7], [8, 9]), Span([5], [10, 11, 12, 13]), Span([], [14, 15]), Span([6], [])]
@@ -35,10 +39,51 @@ def test_three_words_at_two_positions() -> None:
     of the probabilities and any constant."""
     p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.5, 0.0]]).log() + 3
     q = torch.tensor([[0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]).log() - 1
-    assert kl_of_logits(p, q).tolist() == pytest.approx([math.log(2) / 4, math.log(2)], abs=1e-7)
-    assert kl_of_logits(q, p)[1] == math.inf
-    assert kl_of_logits(p, p).tolist() == [0, 0]
-    assert kl_of_logits(p, q).dtype == torch.float64
+    before = p.clone(), q.clone()
+    assert kl_of_logits(p, q).reverse.tolist() == pytest.approx([math.log(2) / 4, math.log(2)], abs=1e-7)
+    assert kl_of_logits(p, q).forward.tolist() == [pytest.approx(math.log(2) / 4, abs=1e-7), math.inf]
+    assert kl_of_logits(q, p).reverse[1] == math.inf
+    assert [values.tolist() for values in kl_of_logits(p, p)] == [[0, 0], [0, 0]]
+    assert kl_of_logits(p, q).reverse.dtype == torch.float64
+    assert torch.equal(p, before[0]) and torch.equal(q, before[1])
+
+
+def test_reverse_and_forward_are_not_the_same() -> None:
+    """p = (3/4, 1/4), q = (1/4, 3/4) are mirrored: both ways 3/4 ln 3 - 1/4 ln 3 = ln 3 / 2. p = (1/2, 1/2) and
+    q = (1/8, 7/8) are not: KL(p||q) = 1/2 ln 4 + 1/2 ln 4/7 = ln(16/7) / 2 = .41334; KL(q||p) = 1/8 ln 1/4 +
+    7/8 ln 7/4 = .31638. Policy comes first: the reverse one is KL(policy || reference)."""
+    p, q = torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75], [0.125, 0.875]]).log()
+    found = kl_of_logits(p, q)
+    assert found.reverse.tolist() == pytest.approx([math.log(3) / 2, math.log(16 / 7) / 2], abs=1e-7)
+    assert found.forward.tolist() == pytest.approx([math.log(3) / 2, 0.31638], abs=5e-6)
+
+
+@pytest.mark.parametrize("columns", [3, 64, 1024])
+def test_tiles_give_what_whole_softmaxes_give(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """200 tokens in tiles of 3, 64 and all, of heads with bias, scale and cap; one model never writes tokens 0 to 9,
+    more than a tile of 3 holds, and the other neither writes 0 to 4."""
+    monkeypatch.setattr(head_tiles, "COLUMNS", columns)
+    draw = torch.Generator().manual_seed(0)
+    shape = Shape(0.5, 20.0)
+
+    def head(never: int) -> HeadInput:
+        hidden, weight, bias = (torch.randn(*size, generator=draw) for size in ((7, 16), (200, 16), (200,)))
+        bias[:never] = -torch.inf
+        return HeadInput(4 * hidden, weight, bias, Shape(0.5) if never else shape)
+
+    policy, reference, other = head(10), head(5), head(0)
+    for first, second in ((policy, reference), (reference, policy), (policy, other), (other, other)):
+        z, w = (h.shape.apply((h.hidden @ h.weight.T + h.bias).double()) for h in (first, second))
+        log_p, log_q = z.log_softmax(-1), w.log_softmax(-1)
+        both = kl_of_inputs(first, second)
+        for value, (a, b) in zip(both, ((log_p, log_q), (log_q, log_p)), strict=True):
+            wanted = torch.where(a == -torch.inf, 0.0, a.exp() * (a - b)).sum(-1).clamp(min=0)
+            assert value.tolist() == pytest.approx(wanted.tolist(), rel=1e-5, abs=1e-6)
+    assert kl_of_inputs(policy, other).forward.isinf().all() and kl_of_inputs(policy, other).reverse.isfinite().all()
+    with pytest.raises(DiagError, match="another vocabulary"):
+        kl_of_inputs(policy, replace(policy, weight=policy.weight[:199]))
+    broken = replace(other, hidden=other.hidden * torch.tensor([1.0] * 6 + [torch.nan])[:, None])
+    assert kl_of_inputs(broken, other).reverse.isnan().tolist() == [False] * 6 + [True]
 
 
 @pytest.mark.parametrize("logits", [1, 3 * 300, 2**22])

@@ -171,3 +171,38 @@ def test_an_answer_that_is_missing_is_no_error(tokenizer: PreTrainedTokenizerFas
     found = TokenisedTurns(tokenizer, MARKED, "last")(row)
     assert set(found["labels"]) == {-100}
     assert set(found["completion_mask"]) == {0}
+
+
+@pytest.mark.parametrize("template", [MARKED, TEMPLATE, STRIPPING], ids=["markers", "prefix", "thoughts stripped"])
+def test_a_turn_of_weight_0_is_not_trained(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """The second of two turns; a weight of 1, or none, trains it; weights of others say nothing."""
+    shown = "red red<eos>\n" if template == STRIPPING else " red red<eos>"
+    weighed = [{**m, "weight": 0} if i in (0, 3) else {**m, "weight": 1} for i, m in enumerate(TALK)]
+    assert trained(tokenizer, weighed, template) == [shown]
+    assert trained(tokenizer, [{**m, "weight": 0} for m in TALK], template) == []
+
+
+def test_how_many_turns_of_weight_0_there_are_is_said_and_a_row_of_nothing_else_is_left_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of five rows one has two such turns and another one; the first one has nothing to train. Everything counts where
+    the whole sequence does."""
+    tokenizer.chat_template = TEMPLATE
+    rows = [{"messages": [dict(m) for m in row["messages"]]} for row in CHATS]
+    for row, turn in ((0, 1), (0, 3), (2, 1)):
+        rows[row]["messages"][turn]["weight"] = 0
+    rows = [{"messages": [{"weight": 1, **m} for m in row["messages"]]} for row in rows]
+
+    def labels(loss_on: str) -> list[int]:
+        trainer = DiagSFTTrainer(
+            model=make_model(1), args=arguments(tmp_path, eval_strategy="no"), processing_class=tokenizer,
+            train_dataset=Dataset.from_list(rows), loss_on=loss_on,
+        )  # fmt: skip
+        assert "untrained_turns" not in trainer.train_dataset.column_names
+        return [sum(label != -100 for label in row) for row in trainer.train_dataset["labels"]]
+
+    assert len(labels("assistant")) == 4
+    assert "3 turns of the assistant with weight 0, not trained" in caplog.text
+    assert "TRL leaves out 1 of 5 rows" in caplog.text
+    caplog.clear()
+    assert len(labels("all")) == 5 and "weight 0" not in caplog.text

@@ -29,8 +29,9 @@ NAMES = (
     "ppl_seq_geomean/rejected", "bits_per_byte/chosen", "bits_per_byte/rejected", "greedy_logp/chosen",
     "entropy/chosen", "top1/chosen", "pairs/both_fell", "pairs/chosen_fell",
     "ce/response", "ppl_token/response", "ppl_seq_mean/response", "ppl_seq_geomean/response", "bits_per_byte/response",
-    "top1/response", "top5/response", "ce/prompt", "ppl_token/prompt", "aux/label_smoothing",
-    "aux/confidence_penalty", "aux/z_loss", "aux/infonce",
+    "top1/response", "top5/response", "ce/prompt", "ppl_token/prompt", "kl_reverse/response", "kl_forward/response",
+    "kl_reverse/prompt", "kl_forward/prompt", "aux/label_smoothing", "aux/confidence_penalty", "aux/z_loss",
+    "aux/infonce",
 )  # fmt: skip
 """Logged means that an explanation reads, in the order in which it shows them."""
 

@@ -82,6 +82,12 @@ METRICS.add("greedy_logp", Metric(
     "mean log-prob of the model's first choice at the responses' positions",
     bounds=(None, 0.0), sides=True, of_side=_per_token("greedy_logp_sum"),
 ))  # fmt: skip
+for _name, _divergence in (("kl_reverse", "KL(policy || reference)"), ("kl_forward", "KL(reference || policy)")):
+    METRICS.add(_name, Metric(
+        f"{{side}} {_divergence}", "nats/token", "neither",
+        f"{_divergence} over the whole vocabulary, mean over the positions of the data's responses",
+        bounds=(0.0, None), sides=True, of_side=_per_token(f"{_name}_sum"),
+    ))  # fmt: skip
 METRICS.add("logps", Metric(
     "{side} log-prob", "nats", "neither",
     "mean over responses of the summed token log-probs (means over tokens where run.json's logps says so)",
