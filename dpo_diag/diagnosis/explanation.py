@@ -141,7 +141,7 @@ def explain_run(
     if opened.has("tokens"):
         ends = {end: calibration(opened, str(document["split"]), document[f"{end}_step"]) for end in ("from", "to")}
         document["calibration"] = ends
-    if kl := data_kl(rows, document["split"], document["from_step"], document["to_step"]):
+    if kl := data_kl(opened, document["split"], document["from_step"], document["to_step"]):
         document["kl"] = kl
     # What the import decided: which of several runs was taken, what it left out.
     document["notes"] = [*document["notes"], *opened.info.source.notes]

@@ -9,7 +9,6 @@ import pytest
 from dpo_diag import Run
 from dpo_diag.diagnosis import explain
 from dpo_diag.diagnosis.drift import data_kl
-from dpo_diag.diagnosis.pair_rows import PairRows
 from dpo_diag.diagnosis.short import short_lines
 from dpo_diag.translated import catalogue
 from tests.diagnosis.builders import build_run
@@ -27,13 +26,12 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_both_ends_of_both_ways(run: Run) -> None:
-    rows = PairRows(run)
-    assert data_kl(rows, "eval", 10, 20) == {
+    assert data_kl(run, "eval", 10, 20) == {
         "chosen": {"reverse": {"from": 0.1, "to": 0.25}, "forward": {"from": 0.15, "to": 0.4}},
         "rejected": {"reverse": {"from": None, "to": 0.5}},
     }
-    assert data_kl(rows, "eval", "ref", 20)["chosen"]["forward"] == {"from": 0.0, "to": 0.4}
-    assert data_kl(rows, "eval", 10, 15) == {} and data_kl(rows, None, None, None) == {}
+    assert data_kl(run, "eval", "ref", 20)["chosen"]["forward"] == {"from": 0.0, "to": 0.4}
+    assert data_kl(run, "eval", 10, 15) == {} and data_kl(run, None, None, None) == {}
 
 
 def test_the_explanation_says_it_in_a_row_and_in_sentences(run: Run) -> None:
