@@ -38,6 +38,7 @@ from dpo_diag.diagnosis.decompose.tokens import NO_TOKENS, follow_roles, summari
 from dpo_diag.diagnosis.decompose.trajectory import follow, turning_points
 from dpo_diag.diagnosis.drift import data_kl
 from dpo_diag.diagnosis.evidence import measures
+from dpo_diag.diagnosis.guards_acted import guards_acted
 from dpo_diag.diagnosis.measure import Measure
 from dpo_diag.diagnosis.narrative import narrate
 from dpo_diag.diagnosis.pair_intervals import PairIntervals
@@ -148,11 +149,14 @@ def explain_run(
     ended = opened.info.stopped_by
     if ended is not None:
         document["stopped_by"] = {**asdict(ended), "line": ended.line}
+    if acted := guards_acted(opened):
+        document["guards_acted"] = acted
     if opened.damaged:
         document["notes"] += [f"rows are left out: {error}" for error in opened.damaged.values()]
         document["damaged"] = [str(path) for path in opened.damaged]
         document["left_out"] = left_out(opened, document["split"], split)
-    first = [*([ended.line] if ended is not None else []), *([text] if (text := document.get("left_out")) else [])]
+    first = [*([ended.line] if ended is not None else []), *acted,
+             *([text] if (text := document.get("left_out")) else [])]  # fmt: skip
     headline = document["verdict"]["headline"]
     said = document["verdict"]["text"].removeprefix(headline)
     document["verdict"]["text"] = " ".join([headline, *first]) + said

@@ -78,7 +78,9 @@ def short_lines(
     told = _Item("", say(f"{verdict['headline']} {_harm(verdict)}"), style=HARM_STYLES[verdict["harm"]])
     told.lines = min(len(wrap(told.text, width)), VERDICT_LINES)
     lost = [_Item("", say(text), style="bold yellow") for text in [document.get("left_out")] if text]
-    ended = [_Item("", say(by["line"]), style="bold yellow") for by in [document.get("stopped_by")] if by]
+    stopped = [by["line"] for by in [document.get("stopped_by")] if by]
+    told_by_guards = (*stopped, *document.get("guards_acted", ()))
+    ended = [_Item("", say(text), style="bold yellow") for text in told_by_guards]
     for item in (*ended, *lost):
         item.lines = min(len(wrap(item.text, width)), MOST)
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
