@@ -37,6 +37,7 @@ class Curve:
         units: what each value is the mean of, pair by pair or prompt by prompt, (units, evaluations); None where the
             records do not hold it.
         weights: how many units are behind each value, NaN where unknown; (evaluations,).
+        broken: steps at which the policy's log-probs are NaN, whatever was logged of them; their value is NaN.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Curve:
     values: FloatArray
     units: FloatArray | None
     weights: FloatArray
+    broken: frozenset[int] = frozenset()
 
     @property
     def n(self) -> int | None:
@@ -163,8 +165,10 @@ def _curve(run: Run, name: str, split: str | None) -> Curve | None:
     rows = rows[rows["split"].astype(str) == chosen].sort_values("step")
     steps = tuple(int(step) for step in rows["step"])
     values, weights = (rows[c].to_numpy(dtype=np.float64) for c in ("value", "weight"))
-    units = _of_pairs(run, name, chosen, steps)
-    return Curve(name, chosen, better, steps, values if units is None else units.mean(axis=0), units, weights)
+    units, broken = _of_pairs(run, name, chosen, steps)
+    values = values if units is None else units.mean(axis=0)
+    values[np.isin(steps, [*broken])] = np.nan  # comparisons with NaN count as wrong answers: a share of 0
+    return Curve(name, chosen, better, steps, values, units, weights, broken)
 
 
 def _of_answers(run: Run) -> Curve | None:
@@ -184,23 +188,30 @@ def _of_answers(run: Run) -> Curve | None:
     return Curve(SCORE, "prompts", "higher", steps, units.mean(axis=0), units, np.full(len(steps), float(len(units))))
 
 
-def _of_pairs(run: Run, name: str, split: str, steps: tuple[int, ...]) -> FloatArray | None:
-    """Each pair's value at each step, of the pairs that were measured at all of them; None where it has none."""
+def _of_pairs(run: Run, name: str, split: str, steps: tuple[int, ...]) -> tuple[FloatArray | None, frozenset[int]]:
+    """Each pair's value at each step, of the pairs that were measured at all of them, None where it has none; and
+    `Curve.broken`, of which the values are NaN."""
     if not run.has("pairs"):
-        return None
+        return None, frozenset()
     columns = ["step", "role", "pair_id", "side", "sum_logp", "n_tokens", "loss_logp"]
     rows = run.read("pairs", columns, splits=[split]).drop_duplicates(["step", "role", "pair_id", "side"], keep="last")
     policy, reference = (rows[rows["role"].astype(str) == role].sort_values("pair_id") for role in ("policy", "ref"))
     policy = policy[policy["step"].isin(steps)]
+    broken = frozenset(int(step) for step in policy.loc[policy["sum_logp"].isna(), "step"].unique())
     complete = policy.groupby("pair_id", observed=True).size()
     ids = complete.index[complete == 2 * len(steps)]
     policy, reference = policy[policy["pair_id"].isin(ids)], reference[reference["pair_id"].isin(ids)]
     if not len(ids):
-        return None
-    parts = [_each(of, reference, name, run) for _, of in policy.groupby("step", observed=True)]
+        return None, broken
+    none = np.full(len(ids), np.nan)
+    parts = [
+        none if step in broken else _each(of, reference, name, run)
+        for step, of in policy.groupby("step", observed=True)
+    ]  # fmt: skip
     known = [part for part in parts if part is not None]
     units = np.stack(known, axis=1) if known and len(known) == len(parts) else None
-    return None if units is None or not np.isfinite(units).all() else units
+    whole = ~np.isin(steps, [*broken])
+    return (None if units is None or not np.isfinite(units[:, whole]).all() else units), broken
 
 
 def _each(policy: pd.DataFrame, reference: pd.DataFrame, name: str, run: Run) -> FloatArray | None:

@@ -95,6 +95,12 @@ def _check_sources(config: Config) -> None:
             hint="dpo-train experiment=sql_dpo, or model=hub model.name=... data=jsonl data.path=... prompts=none",
             usage=True,
         )
+    if config.model.kind == "task" and config.data.kind != "task":
+        raise DiagError(
+            "the task's model trains on the task's own pairs", where="model.kind", got=f"data={config.data.kind}",
+            expected="data=task", usage=True,
+            hint="model=hub model.name=FOLDER; a run of the task leaves its model in OUTPUT_ROOT/cache/sql-sft-*/model",
+        )  # fmt: skip
     if config.model.kind == "hub" and not config.model.name:
         raise _wrong("model.name", "nothing", "a hub id or a local folder")
     check_data(config.data)

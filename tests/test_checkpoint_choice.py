@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dpo_diag import load_run
@@ -133,6 +135,29 @@ def test_keep_says_which_stays_and_why_and_deletes_nothing(saved: Path, capsys: 
     assert "the model before training was better by 0.03667, beyond the noise, and is not among them\n" in out
     assert "may be deleted: checkpoint-30, checkpoint-40, checkpoint-80, 2 kB (nothing was deleted)" in out
     assert sorted(saved.rglob("*")) == files
+
+
+def test_a_checkpoint_whose_log_probs_are_nan_is_none_to_keep(saved: Path) -> None:
+    """Step 40's rows are NaN, and what was logged of them is a reward accuracy of 1: 20 is kept, 40 may go; with those
+    of 20 and 80 NaN, too, there is nothing to keep, and it is said why."""
+
+    def spoil(*steps: int) -> dict[str, tuple[str, str]]:
+        for file in (saved / "pairs").glob("*.parquet"):
+            table = pq.read_table(file)
+            frame = table.to_pandas()
+            spoilt = frame["step"].isin(steps) & (frame["role"].astype(str) == "policy")
+            frame.loc[spoilt, "sum_logp"] = np.nan
+            pq.write_table(pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False), file)
+        document = keep(load_run(saved), "rewards/accuracies")
+        found[:] = [document["keep"], document["reason"]]
+        return {c["step"]: (c["verdict"], c["why"]) for c in document["checkpoints"]}
+
+    found: list[object] = []
+    verdicts = spoil(40)
+    assert found[0] in (20, 80) and verdicts[40] == ("may be deleted", "its log-probs are no numbers")
+    verdicts = spoil(20, 40, 80)
+    assert found == [None, "of those that were measured none has log-probs that are numbers"]
+    assert verdicts[83] == ("stays", "it was not measured")
 
 
 def test_what_a_resume_needs_stays(saved: Path) -> None:

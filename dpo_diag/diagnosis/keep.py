@@ -35,7 +35,8 @@ def keep(run: Run, metric: str | None = None, thresholds: Thresholds | None = No
     last = max((s.step for s in saved if s.broken is None), default=None)
     rows = []
     for s in saved:
-        verdict, why = _verdict(s.step, s.broken, chosen, known.get(s.step), last if not finished else None)
+        broken = s.broken or ("its log-probs are no numbers" if s.step in curve.broken else None)
+        verdict, why = _verdict(s.step, broken, chosen, known.get(s.step), last if not finished else None)
         of = known.get(s.step)
         rows.append({
             "step": s.step, "folder": str(s.folder), "bytes": s.size, "value": None if of is None else of.value,
@@ -48,7 +49,7 @@ def keep(run: Run, metric: str | None = None, thresholds: Thresholds | None = No
     gone = [r for r in rows if r["verdict"] == "may be deleted"]
     return {
         "run": str(run.path), "metric": curve.name, "split": curve.split, "better": curve.better, "n": curve.n,
-        "band": band, "keep": chosen, "reason": _reason(chosen, candidates, band), "best_measured": measured,
+        "band": band, "keep": chosen, "reason": _reason(chosen, candidates, band, rows), "best_measured": measured,
         "ahead": ahead,
         "checkpoints": rows, "may_delete": [r["folder"] for r in gone], "bytes_freed": sum(r["bytes"] for r in gone),
     }  # fmt: skip
@@ -78,7 +79,9 @@ def _verdict(
     return "may be deleted", "worse than the best one, beyond the noise"
 
 
-def _reason(chosen: int | None, candidates: list[Candidate], band: float) -> str:
+def _reason(chosen: int | None, candidates: list[Candidate], band: float, rows: list[dict[str, Any]]) -> str:
+    if chosen is None and any(row["why"].startswith("its log-probs") for row in rows):
+        return "of those that were measured none has log-probs that are numbers"
     if chosen is None:
         return "no checkpoint that was measured is on this machine"
     best = next(c.step for c in candidates if c.behind == 0 and c.error == 0)

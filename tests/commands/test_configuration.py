@@ -118,6 +118,7 @@ def test_several_data_files_are_quoted_for_hydra_outside_a_sweep() -> None:
     ("overrides", "message"),
     [
         (["experiment=sql_dpo", "task=none"], "model.kind is task but there is no task"),
+        (["experiment=sql_dpo", "data=jsonl", "data.path=x.jsonl"], "trains on the task's own pairs; in model.kind"),
         (["experiment=sql_dpo", "loss.beta=0"], "loss.beta; got 0"),
         (["experiment=sql_dpo", "loss.types=[foo]"], "unknown loss type"),
         (["experiment=sql_dpo", "loss.types=[exo_pair]"], "exo_pair takes its logarithm"),
