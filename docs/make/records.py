@@ -29,7 +29,7 @@ What other trainers call them: [logs of other trainers](logs.md).
 
 def page() -> str:
     """Tables, files beside them, and run.json, in Markdown."""
-    parts = [head("Record columns", "dpo_diag/records/schemas.py and run_info.py"), _ABOUT]
+    parts = [head("Record columns", "dpo_diag/records/schemas.py, run_info.py and model_info.py"), _ABOUT]
     for declared in (*TABLES.values(), CHES, ANSWER_LOGPS):
         parts += [f"## {declared.name}", _where(declared)]
         parts.append(table(("column", "type", "null", "unit", "meaning"), _columns(declared)))

@@ -21,7 +21,8 @@ from dpo_diag.importers.parsed import Options, Parsed
 from dpo_diag.importers.scope import check_scope
 from dpo_diag.records.adding import added_to
 from dpo_diag.records.files import RUN_FILE, part_of
-from dpo_diag.records.run_info import ModelInfo, SourceInfo
+from dpo_diag.records.model_info import ModelInfo
+from dpo_diag.records.run_info import SourceInfo
 from dpo_diag.records.run_lock import claimed, held_by, writing
 from dpo_diag.records.schemas import TRAIN_SPLIT
 from dpo_diag.records.splits import role_from_name

@@ -26,8 +26,8 @@ from dpo_diag.models.packed.ways import Way
 from dpo_diag.models.tokenizers import describe_tokenizer, tokenizer_fingerprint
 from dpo_diag.records import Run
 from dpo_diag.records.files import RUN_FILE
+from dpo_diag.records.model_info import ReferenceKey
 from dpo_diag.records.pair_id import content_hash, pair_id_of
-from dpo_diag.records.run_info import ReferenceKey
 from dpo_diag.records.schemas import EVAL_SPLIT
 
 if TYPE_CHECKING:

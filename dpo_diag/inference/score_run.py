@@ -21,7 +21,8 @@ from dpo_diag.models.packed.rows import ROW_TOKENS
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import measure, pair_sums
-from dpo_diag.records.run_info import CallInfo, ModelInfo, PrefixInfo, ReferenceInfo
+from dpo_diag.records.model_info import ModelInfo, PrefixInfo, ReferenceInfo
+from dpo_diag.records.run_info import CallInfo
 from dpo_diag.records.schemas import CHES, EVAL_SPLIT
 from dpo_diag.records.side_tables import read_side_table, write_side_table
 from dpo_diag.records.splits import Role, role_from_name

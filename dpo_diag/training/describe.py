@@ -9,7 +9,8 @@ from accelerate.utils import is_peft_model
 
 from dpo_diag.models.loading import describe_model
 from dpo_diag.models.tokenizers import describe_tokenizer
-from dpo_diag.records.run_info import AdapterInfo, TrainingInfo
+from dpo_diag.records.model_info import AdapterInfo
+from dpo_diag.records.run_info import TrainingInfo
 
 
 def describe_trainer(trainer: Any) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from dpo_diag.errors import DiagError
 from dpo_diag.losses import LossSpec
 from dpo_diag.records.given_ids import GivenIds
 from dpo_diag.records.metric_table import COEFFICIENT
-from dpo_diag.records.run_info import PrefixInfo, SharedPrefixInfo
+from dpo_diag.records.model_info import PrefixInfo
+from dpo_diag.records.run_info import SharedPrefixInfo
 from dpo_diag.records.splits import Role
 from dpo_diag.training import trl_adapter
 from dpo_diag.training.carrying import taken_out

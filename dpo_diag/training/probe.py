@@ -31,7 +31,8 @@ from dpo_diag.models.tokenizers import describe_tokenizer
 from dpo_diag.models.wrapped import as_it_stands, inner_model, is_sharded
 from dpo_diag.records import Run, RunWriter
 from dpo_diag.records.given_ids import GivenIds
-from dpo_diag.records.run_info import PrefixInfo, ReferenceKey, Status
+from dpo_diag.records.model_info import PrefixInfo, ReferenceKey
+from dpo_diag.records.run_info import Status
 from dpo_diag.records.splits import Role
 from dpo_diag.training.describe import describe_policy
 from dpo_diag.training.probe_reference import Measured, ProbeReference, Reference

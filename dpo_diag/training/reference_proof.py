@@ -17,7 +17,7 @@ from trl.trainer.utils import use_adapter
 
 from dpo_diag.losses import LossSpec
 from dpo_diag.models.borrowed import borrowed
-from dpo_diag.records.run_info import ReferenceStart
+from dpo_diag.records.model_info import ReferenceStart
 from dpo_diag.text import number
 from dpo_diag.training.batch import FloatArray
 from dpo_diag.training.trl_adapter import REF_SUMS, ld_factors, reference_of

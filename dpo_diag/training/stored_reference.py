@@ -22,8 +22,8 @@ from dpo_diag.inference.scoring import PairTokens
 from dpo_diag.models.batches import padding_id
 from dpo_diag.models.loading import describe_model
 from dpo_diag.models.wrapped import is_sharded
+from dpo_diag.records.model_info import ReferenceKey
 from dpo_diag.records.pair_id import pair_id_of
-from dpo_diag.records.run_info import ReferenceKey
 from dpo_diag.records.schemas import EVAL_SPLIT, SIDES
 from dpo_diag.training.pair_ids import KEY, unpack_id, with_prompt
 from dpo_diag.training.trl_adapter import REF_SUMS, why_not_plain_sums

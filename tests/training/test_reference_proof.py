@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dpo_diag import load_run
-from dpo_diag.records.run_info import ReferenceStart
+from dpo_diag.records.model_info import ReferenceStart
 from dpo_diag.training import DiagDPOTrainer
 
 from .plain import score_pairs
