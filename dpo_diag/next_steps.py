@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from dpo_diag.command_lines import called, elsewhere, from_there, line, override
 from dpo_diag.errors import DiagError
 from dpo_diag.records import Run, load_run
-from dpo_diag.records.checksums import read_yaml
 from dpo_diag.records.files import RUN_FILE, has_checkpoint
 from dpo_diag.records.kept_steps import kept_batch
 from dpo_diag.records.tracked import tracked_places
@@ -31,34 +29,7 @@ RUN, LOG, MODEL = "RUN", "LOG", "OTHER_MODEL"
 """Stand for what a command that was given neither cannot know."""
 CHECKPOINTS = "CHECKPOINTS"
 """Stands for the checkpoints where none are found beside the records."""
-_PLAIN_VALUE = re.compile(r"[\w/.\-*:%+@]+", re.ASCII)
-"""What a Hydra override takes without quotes."""
-_READ_AS_ELSE = re.compile(r"null|true|false|[+-]?(nan|inf|[\d._]+(e[+-]?[\d_]+)?)", re.ASCII | re.IGNORECASE)
-"""What Hydra takes for no text without quotes: nothing, a truth value, a number (1_000 too)."""
-_APPS = {"config": "dpo-train", "score": "dpo-score", "generate": "dpo-generate"}
-"""Hydra's primary configuration -> the command."""
 _STEPPED = re.compile(r"(checkpoint|step|global_step|epoch)[-_]?\d+")
-
-
-def say_next(commands: Sequence[str], stream: TextIO | None = None) -> None:
-    """One line for each; on standard error where standard output ends with the run folder."""
-    for line in commands:
-        print(f"next: {line}", file=stream or sys.stdout, flush=True)
-
-
-def line(*words: str | os.PathLike[str]) -> str:
-    """Words as a shell takes them: quoted where they hold a blank or what a shell reads."""
-    return shlex.join([os.fspath(word) for word in words])
-
-
-def override(key: str, value: str | os.PathLike[str]) -> str:
-    """KEY=VALUE for Hydra, whose quotes are other ones than the shell's; the value is read as this very text."""
-    text = os.fspath(value)
-    if _PLAIN_VALUE.fullmatch(text) and not _READ_AS_ELSE.fullmatch(text):
-        return f"{key}={text}"
-    literal = re.sub(r"(?<!\\)(\\*)\$\{", r"\1\1\\${", text)
-    escaped = re.sub(r"(?<!\\)\\+$", r"\g<0>\g<0>", re.sub(r"(?<!\\)(\\*)'", r"\1\1\\'", literal))
-    return f"{key}='{escaped}'"
 
 
 # --- after a run was made ---------------------------------------------------------------------------------------------
@@ -100,8 +71,8 @@ def after_unfinished(run: Run, *, running: bool) -> list[str]:
     """
     if running:
         return [line("dpo-diag", "explain", run.path, "--watch")]
-    app, given, cwd = _called(run)
-    there = _elsewhere(cwd)
+    app, given, cwd = called(run)
+    there = elsewhere(cwd)
     path = run.path if there is None else run.path.absolute()
     if run.kind == "trained" and app is None:
         whole = (file.parent for file in (run.path / "checkpoints").glob("checkpoint-*/trainer_state.json"))
@@ -109,33 +80,13 @@ def after_unfinished(run: Run, *, running: bool) -> list[str]:
         return [] if last is None else after_stopped_script(run.path, os.fspath(last))[:1]
     if run.kind == "trained":
         again = line("dpo-train", *([override("resume", path)] if has_checkpoint(run.path) else given))
-        return [again if there is None else f"{line('cd', there)} && {again}"]
+        return [from_there(there, again)]
     app = app or ("dpo-generate" if run.has("outputs") and not run.has("pairs") else "dpo-score")
     if not given:
         rows = override("prompts.path", PROMPTS) if app == "dpo-generate" else override("data.path", PAIRS)
         given = [override("checkpoints", _checkpoints_of(run) or CHECKPOINTS), rows]
     again = line(app, *(word for word in given if not word.lstrip("+").startswith("out=")), override("out", path))
-    return [again if there is None else f"{line('cd', there)} && {again}"]
-
-
-def _called(run: Run) -> tuple[str | None, list[str], str | None]:
-    """The command that a run keeps, its arguments and where it was called: a measurement's stands in run.json, a
-    training's in Hydra's folder; (None, [], None) where it keeps none."""
-    call = run.info.call
-    if call is not None and call.words[:1] and call.words[0] in _APPS.values():
-        return call.words[0], list(call.words[1:]), call.cwd
-    try:
-        hydra = (read_yaml(run.path / ".hydra" / "hydra.yaml") or {})["hydra"]
-        given = read_yaml(run.path / ".hydra" / "overrides.yaml") or []
-        app = _APPS[hydra["job"]["config_name"]]
-        return app, [str(word) for word in given], (hydra.get("runtime") or {}).get("cwd")
-    except (OSError, DiagError, KeyError, TypeError):
-        return None, [], None
-
-
-def _elsewhere(cwd: str | None) -> str | None:
-    """Where relative paths of a kept command begin, if that is another folder of this machine than where we are."""
-    return cwd if cwd is not None and os.path.isdir(cwd) and not os.path.samefile(cwd, os.curdir) else None
+    return [from_there(there, again)]
 
 
 def after_stopped_script(folder: str | os.PathLike[str], checkpoint: str | None) -> list[str]:
@@ -195,7 +146,7 @@ def after_explain(path: Path, document: Mapping[str, Any], options: Sequence[str
         return list(go_on)
     stopped = run.info.stopped_by
     kept = None if stopped is None else kept_batch(run.path, str(stopped.guard))
-    if kept is not None and _called(run)[0] == "dpo-train":
+    if kept is not None and called(run)[0] == "dpo-train":
         return [line("dpo-train", override("replay", kept))]
     if run.has("outputs"):
         return [line("dpo-diag", "outputs", path)]

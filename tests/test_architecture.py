@@ -13,10 +13,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpo_diag"
 GROUND = {
-    "checkpoint_choice", "config", "config_checkpoints", "config_checks", "config_guards", "config_keep",
-    "config_schedule", "config_sft", "documents", "ends", "errors", "extras", "losses", "next_steps", "paired",
-    "records", "registry", "rows", "safe_streams", "shortages", "stats", "stopping", "styled", "text", "thresholds",
-    "translated",
+    "checkpoint_choice", "command_lines", "config", "config_checkpoints", "config_checks", "config_guards",
+    "config_keep", "config_schedule", "config_sft", "documents", "ends", "errors", "extras", "losses", "next_steps",
+    "paired", "records", "registry", "rows", "safe_streams", "shortages", "stats", "stopping", "styled", "text",
+    "thresholds", "translated",
 }  # fmt: skip
 LEFT = {"data", "models", "inference", "training", "tasks"}
 RIGHT = {"importers", "diagnosis", "outputs", "gate", "report", "review", "frames"}

@@ -12,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from dpo_diag import RunWriter, load_run, next_steps
+from dpo_diag import RunWriter, command_lines, load_run, next_steps
 from dpo_diag.commands.diag import main
 from dpo_diag.commands.hydra_app import SCHEMAS
 from dpo_diag.commands.overrides import explain_override, plain_value
@@ -107,7 +107,7 @@ def test_checkpoints_beside_a_log_are_scored_and_asked(tmp_path: Path, capsys: p
 )  # fmt: skip
 def test_an_override_holds_what_it_was_given(path: str) -> None:
     """As the shell, Hydra and OmegaConf read it."""
-    (word,) = shlex.split(next_steps.line(next_steps.override("resume", path)))
+    (word,) = shlex.split(command_lines.line(command_lines.override("resume", path)))
     assert plain_value(word) == path
     assert OmegaConf.create({"k": OverridesParser.create().parse_override(word).value()}).k == path
     assert explain_override([word], SCHEMAS["config"]) is None
@@ -177,7 +177,7 @@ def test_what_follows_a_look_at_a_machine_a_model_or_a_check(
     first, last = (str(tmp_path / "my run" / f"checkpoint-{step}") for step in (20, 100))
     text = tmp_path / "long.txt"
     for model, other in ((first, last), (last, first), ("org/model", "OTHER_MODEL")):
-        assert next_steps.after_longppl(model, text) == [next_steps.line("dpo-diag", "longppl", other, text)]
+        assert next_steps.after_longppl(model, text) == [command_lines.line("dpo-diag", "longppl", other, text)]
     (line,) = next_steps.after_weights(first, last)
     assert shlex.split(line)[1] == f"checkpoints=['{first}','{last}']"
     run(line)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dpo_diag.next_steps import after_checks, say_next
+from dpo_diag.command_lines import say_next
+from dpo_diag.next_steps import after_checks
 from dpo_diag.text import table, terminal_width, to_json
 from dpo_diag.translated import catalogue
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_diag.next_steps import after_diff, say_next
+from dpo_diag.command_lines import say_next
+from dpo_diag.next_steps import after_diff
 from dpo_diag.text import arrow, bracket, number, plural, records, safe, signed, some, table, terminal_width, to_json
 
 if TYPE_CHECKING:

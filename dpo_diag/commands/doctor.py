@@ -15,10 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 from dpo_diag import __version__
+from dpo_diag.command_lines import say_next
 from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import install_hint, is_installed
-from dpo_diag.next_steps import after_doctor, say_next
+from dpo_diag.next_steps import after_doctor
 from dpo_diag.records.finding import FAIL, OK, WARN, Finding
 from dpo_diag.styled import fitted
 from dpo_diag.text import to_json

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.commands.findings import FINDINGS, file_states, made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_explain, say_next
+from dpo_diag.next_steps import after_explain
 from dpo_diag.records import load_run
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.run_lock import owner_is_gone

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_fetch, after_import, say_next
+from dpo_diag.next_steps import after_fetch, after_import
 from dpo_diag.text import to_json
 
 MODEL = "smollm2"

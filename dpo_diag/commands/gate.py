@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_gate, say_next
+from dpo_diag.next_steps import after_gate
 from dpo_diag.records import load_run
 from dpo_diag.text import safe, terminal_width, to_json
 from dpo_diag.thresholds import parse_threshold

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.commands.hydra_app import call_of, run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import GenerateConfig, check_generate, checkpoint_names
-from dpo_diag.next_steps import after_explain, say_next
+from dpo_diag.next_steps import after_explain
 
 
 def job(cfg: DictConfig) -> str:

@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpo_diag.command_lines import line, override, say_next
 from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
 from dpo_diag.commands.overrides import could_not_override, explain_override, not_an_override, quoted_paths
@@ -34,7 +35,6 @@ from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import has_plugin, refuse_together, require_plugin
-from dpo_diag.next_steps import line, override, say_next
 from dpo_diag.records.files import RUN_FILE
 from dpo_diag.records.jobs import SWEEP_FILE, begin_job, end_job, end_plan, guard_configuration
 from dpo_diag.records.run_info import CallInfo, ended_by

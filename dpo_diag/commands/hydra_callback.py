@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from dpo_diag.command_lines import override
 from dpo_diag.commands.resume_trust import sign_sweep
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import override
 from dpo_diag.records.jobs import Plan, plan_of, this_process, write_plan
 from dpo_diag.records.names import check_name, shortened
 from dpo_diag.records.remote import is_url

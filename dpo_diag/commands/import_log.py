@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_formats, after_import, say_next
+from dpo_diag.next_steps import after_formats, after_import
 from dpo_diag.text import safe, table, terminal_width, to_json
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dpo_diag.next_steps import after_keep, say_next
+from dpo_diag.command_lines import say_next
+from dpo_diag.next_steps import after_keep
 from dpo_diag.text import to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold
 

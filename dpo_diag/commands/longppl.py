@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_longppl, say_next
+from dpo_diag.next_steps import after_longppl
 from dpo_diag.records.files import write_csv
 from dpo_diag.text import number, plain, safe, table, terminal_width, to_json
 from dpo_diag.thresholds import load_thresholds, parse_threshold

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_outputs, say_next
+from dpo_diag.next_steps import after_outputs
 from dpo_diag.records import load_run
 from dpo_diag.records.files import write_csv
 from dpo_diag.safe_streams import show_styles

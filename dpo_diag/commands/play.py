@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from threading import Thread
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_play, say_next
+from dpo_diag.next_steps import after_play
 
 
 def play(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.diagnosis.decompose.loss_level import compare_levels, loss_level
-from dpo_diag.next_steps import after_ppl, say_next
+from dpo_diag.next_steps import after_ppl
 from dpo_diag.styled import fitted
 from dpo_diag.text import arrow, table, to_json
 

@@ -7,8 +7,9 @@ import time
 import webbrowser
 from pathlib import Path
 
+from dpo_diag.command_lines import line, say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_report, after_report_of_two, line, say_next
+from dpo_diag.next_steps import after_report, after_report_of_two
 from dpo_diag.records import load_run
 from dpo_diag.translated import catalogue
 

@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dpo_diag.command_lines import line, override
 from dpo_diag.commands.overrides import plain_value
 from dpo_diag.config import conf_dir
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import line, override
 from dpo_diag.records.checksums import agrees, read_yaml
 from dpo_diag.records.jobs import plan_of
 from dpo_diag.records.secrets import REDACTED, redacted_words

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_results, after_review, say_next
+from dpo_diag.next_steps import after_results, after_review
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import terminal_width, to_json
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.commands.hydra_app import call_of, is_main_process, run_app, to_config
 from dpo_diag.commands.run_place import RunPlace, say
 from dpo_diag.config_checkpoints import ScoreConfig, check_score, checkpoint_names
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import say_next
 
 
 def job(cfg: DictConfig) -> str:

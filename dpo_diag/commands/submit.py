@@ -12,10 +12,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.commands import slurm
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
-from dpo_diag.next_steps import after_submit, say_next
+from dpo_diag.next_steps import after_submit
 from dpo_diag.records.jobs import Plan, this_process, write_plan
 from dpo_diag.records.names import check_name
 from dpo_diag.records.run_lock import claimed

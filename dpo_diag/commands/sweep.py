@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_sweep, say_next
+from dpo_diag.next_steps import after_sweep
 from dpo_diag.records.files import write_csv
 from dpo_diag.text import records, terminal_width, to_json
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_multirun, say_next
+from dpo_diag.next_steps import after_multirun
 from dpo_diag.text import terminal_width
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpo_diag.command_lines import line, override, say_next
 from dpo_diag.commands import slurm
 from dpo_diag.commands.resume_trust import ONCE, SCRIPT, is_own, is_own_sweep, links_out, not_taken
 from dpo_diag.diagnosis.sweep_jobs import kept_overrides
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import require
-from dpo_diag.next_steps import after_submit, line, override, say_next
+from dpo_diag.next_steps import after_submit
 from dpo_diag.records.files import has_checkpoint
 from dpo_diag.records.jobs import Plan, end_plan, plan_of, this_process, write_plan
 from dpo_diag.records.secrets import REDACTED, redacted_words

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.commands.findings import FINDINGS, asked_of, made_from, read_findings, write_findings
 from dpo_diag.errors import DiagError
-from dpo_diag.next_steps import after_tracking, say_next
+from dpo_diag.next_steps import after_tracking
 from dpo_diag.records import Run, load_run
 from dpo_diag.text import to_json
 

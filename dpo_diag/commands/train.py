@@ -8,10 +8,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.commands.hydra_app import is_main_process, run_app, to_config
 from dpo_diag.config import Config
 from dpo_diag.config_checks import check
-from dpo_diag.next_steps import after_import, after_interrupt, say_next
+from dpo_diag.next_steps import after_import, after_interrupt
 from dpo_diag.shortages import shortage
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from dpo_diag.next_steps import after_weights, say_next
+from dpo_diag.command_lines import say_next
+from dpo_diag.next_steps import after_weights
 from dpo_diag.text import records, table, terminal_width, to_json
 
 

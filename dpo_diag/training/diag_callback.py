@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
 from dpo_diag.models.processes import place
-from dpo_diag.next_steps import after_training, say_next
+from dpo_diag.next_steps import after_training
 from dpo_diag.records import Run
 from dpo_diag.records.run_info import Status, ended_by
 from dpo_diag.records.schemas import EVAL_SPLIT, TRAIN_SPLIT

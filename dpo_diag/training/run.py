@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
+from dpo_diag.command_lines import say_next
 from dpo_diag.errors import DiagError
 from dpo_diag.models.borrowed import untouched_random_state
-from dpo_diag.next_steps import after_import, after_stopped_script, say_next
+from dpo_diag.next_steps import after_import, after_stopped_script
 from dpo_diag.records import RunWriter
 from dpo_diag.records.metric_table import TRAINERS_OWN
 from dpo_diag.records.run_info import Status, ended_by

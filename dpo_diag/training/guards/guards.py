@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dpo_diag.command_lines import line, override
 from dpo_diag.config_guards import GuardsConfig
-from dpo_diag.next_steps import line, override
 from dpo_diag.thresholds import load_thresholds
 from dpo_diag.training.guards.answers import Answers
 from dpo_diag.training.guards.watch import WATCHES, Evaluation, Row, Said, Step
