@@ -41,6 +41,7 @@ from dpo_diag.training.reference_proof import Handed, message, prove
 from dpo_diag.training.run import Recorded, Recording
 from dpo_diag.training.shared_prefix import SharedPrefix
 from dpo_diag.training.stored_reference import StoredReference, checked_store
+from dpo_diag.training.trl_batch import read_pairs
 
 logger = get_logger(__name__)
 
@@ -279,7 +280,7 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
             self._metrics["train"]["sam/rise"].append(rise)
         if self.measures:
             tokens = self.monitor.wants_tokens
-            self.observe(trl_adapter.read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
+            self.observe(read_pairs(self, tap, inputs, ids, loss, self._byte_table, self._spec, tokens))
         return (trained, *outputs) if return_outputs else trained
 
     def _tapped(
