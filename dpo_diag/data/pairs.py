@@ -186,7 +186,7 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
     from datasets import Dataset, Features, Json, List, Value
 
     if not rows:
-        raise DiagError("no preference pairs to train or evaluate on", hint="check data and the held-out share")
+        raise DiagError("no rows to train or evaluate on", hint="check data and the held-out share")
     names = [name for name in (*TRAINED_COLUMNS, "completion", "text") if any(name in row for row in rows)]
     text = Value("string")
     turns = text if isinstance(rows[0].get("prompt", ""), str) else List(Json())
@@ -246,7 +246,7 @@ class _Collector:
                 error.what, where=where, got=error.got, expected=error.expected, hint=error.hint, usage=error.usage
             ) from None
         part = PartRead(path, self._last, reading)
-        for number, raw in tqdm(chain(first, stream), desc="reading pairs", unit="row", delay=2, leave=False):
+        for number, raw in tqdm(chain(first, stream), desc="reading rows", unit="row", delay=2, leave=False):
             if self._limit is not None and self._n_read >= self._limit:
                 break
             self._n_read += 1
@@ -265,7 +265,8 @@ class _Collector:
                 raise BadRow(f"{pair.kind} in a set of {self._kind}", shorten(prompt_text(pair.prompt)))
             row = _finished(number, pair)
             if (first := self._seen.get(row["pair_id"])) is not None:
-                raise BadRow("duplicated pair", f"the same as {self._place(first, part)}")
+                what = "row" if reading.single else "pair"
+                raise BadRow(f"duplicated {what}", f"the same as {self._place(first, part)}")
         except BadRow as bad:
             self._issues.append((number, bad.why, bad.detail, True))
             if bad.hint:

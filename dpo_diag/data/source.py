@@ -82,8 +82,7 @@ class PreferenceData:
                 self.tokens[name] = report
                 setattr(self, name, kept)
                 notes.extend(note for note in report.notes if note not in notes)
-                what = "rows" if self._source(name).is_single else "pairs"
-                notes.extend(f"{name}: {finding.line(what)}" for finding in report.findings)
+                notes.extend(f"{name}: {finding.line(f'{report.what}s')}" for finding in report.findings)
         return notes
 
     def check_tokens(self, max_truncated_share: float) -> None:
@@ -211,7 +210,7 @@ def load_data(
         held_out = sources["held_out"].rows
         if sources["held_out"].rows and train_set.rows and sources["held_out"].kind != train_set.kind:
             raise DiagError(
-                "the held-out pairs are of another kind", got=sources["held_out"].kind, expected=train_set.kind
+                "the held-out rows are of another kind", got=sources["held_out"].kind, expected=train_set.kind
             )
         train, leaked = without_prompts_of(train_set.rows, held_out)
     elif len(train_set.rows) > 1 and config.eval_share > 0:

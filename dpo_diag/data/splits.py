@@ -34,7 +34,7 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
             "nothing would be left to train on",
             where="data.eval_share",
             got=held_out,
-            expected=f"a share in [0, 1) or a number below the {len(rows)} pairs",
+            expected=f"a share in [0, 1) or a number below the {len(rows)} rows",
         )
     if held_out == 0:
         return list(rows), []
@@ -42,7 +42,7 @@ def split_pairs(rows: Sequence[Row], held_out: float | int = 0.1, seed: int = 0)
     sizes = Counter(keys)
     if len(sizes) < 2:
         raise DiagError(
-            "all pairs share one prompt: held-out pairs would leak",
+            "all rows share one prompt: held-out ones would leak",
             where="data.eval_share",
             hint="set data.eval_share=0",
         )

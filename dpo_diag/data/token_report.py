@@ -75,6 +75,7 @@ class TokenReport:
         issues: row, why, detail, dropped, as in `PairSet.issues`; `dropped` rows never reach the loss.
         max_length, truncation_mode: the rule.
         notes: lines for the user about the whole set.
+        what: what a row is called: a pair, or of a supervised training a row.
     """
 
     table: pd.DataFrame
@@ -82,6 +83,7 @@ class TokenReport:
     max_length: int | None
     truncation_mode: str
     notes: list[str]
+    what: str = "pair"
 
     @property
     def n_dropped(self) -> int:
@@ -141,18 +143,19 @@ class TokenReport:
         if n and self.n_dropped < n and self.affected_share <= max_truncated_share:
             return self
         if not n:
-            raise DiagError("no pairs to tokenise")
+            raise DiagError(f"no {self.what}s to tokenise")
         why = ", ".join(f"{count} {reason}" for reason, count in self.issues["why"].value_counts().head(3).items())
         longest = self.table["prompt_tokens"] + self.table[["chosen_tokens", "rejected_tokens"]].max(axis=1)
         borne = min(int(n * max_truncated_share + 1e-9), n - 1)
         enough = int(np.sort(longest.to_numpy())[n - borne - 1])
         raise DiagError(
-            "max_length cuts or drops too many pairs" if self.n_dropped < n else "no pair is left after tokenising",
+            f"max_length cuts or drops too many {self.what}s" if self.n_dropped < n
+            else f"no {self.what} is left after tokenising",
             where=f"trainer.max_length={self.max_length}",
             got=f"{self.n_truncated} truncated and {self.n_dropped} dropped of {n} ({why})",
-            expected=f"at most {max_truncated_share:.3g} of the pairs",
+            expected=f"at most {max_truncated_share:.3g} of the {self.what}s",
             hint=f"trainer.max_length={enough} would do, or raise data.max_truncated_share",
-        )
+        )  # fmt: skip
 
 
 def measure_tokens(
@@ -284,7 +287,8 @@ def _issues(pair: EncodedPair, counts: dict[str, Any], look: Look) -> list[tuple
         if paired and left == pair.response["rejected"]:
             issues.append((CUT_EQUAL, f"the first {len(left)} tokens", False))
         else:
-            detail = ", ".join(f"{s} {counts[f'{s}_cut']} of {counts[f'{s}_tokens']} tokens" for s in look.sides)
+            shown = ((side if paired else "answer", side) for side in look.sides)
+            detail = ", ".join(f"{name} {counts[f'{s}_cut']} of {counts[f'{s}_tokens']} tokens" for name, s in shown)
             issues.append((CUT, detail, False))
     elif paired and left == pair.response["rejected"]:
         issues.append((EQUAL, f"{len(left)} tokens", False))
@@ -295,5 +299,5 @@ def _issues(pair: EncodedPair, counts: dict[str, Any], look: Look) -> list[tuple
     found: dict[str, dict[str, str]] = {}
     for side in look.sides if left else ():  # of a prompt that fills max_length the loss sees the cut alone
         for why, detail in look.rules.issues(pair.trained(side), own_think=side in pair.own_think):
-            found.setdefault(why, {})[side] = detail
+            found.setdefault(why, {})[side if paired else "answer"] = detail
     return issues + [(why, of_sides(details), False) for why, details in found.items()]

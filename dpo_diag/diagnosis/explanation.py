@@ -287,7 +287,8 @@ def _of_means(
         name for name in means.values if any(one.withholds(str(means.split), name) for one in context.implausible)
     )
     usable = {name: entry for name, entry in means.values.items() if name not in means.withheld}
-    no_pairs = "the run holds means only, no pairs"
+    supervised = _supervised(run, means.values)
+    no_pairs = "a supervised run has no pairs" if supervised else "the run holds means only, no pairs"
     why_no_loss = f"{no_pairs}, so the loss cannot be split into sides"
     if "loss" in means.withheld:
         why_no_loss = f"the logged loss of {means.split} is implausible, see DVG028"
@@ -301,7 +302,7 @@ def _of_means(
             rows=means.rows,
             batches=means.windows,
             reference_free=context.reference_free,
-            supervised=_supervised(run, means.values),
+            supervised=supervised,
             answers=run.has("outputs"),
             unfinished=half,
         )
@@ -312,7 +313,10 @@ def _of_means(
         "intervals": {"level": values["confidence"], "least": None, "method": means.compared},
         "unit": None,
         "coverage": {},
-        "notes": [f"{no_pairs}: nothing can be split over pairs", *([] if run.info.steps_are_stated else [ROWS_ONLY])],
+        "notes": [
+            *([] if supervised else [f"{no_pairs}: nothing can be split over pairs"]),
+            *([] if run.info.steps_are_stated else [ROWS_ONLY]),
+        ],
         "loss": {
             "not_applicable": why_no_loss,
             **{k: loss[k] for k in LOSS_KEYS if k in loss},

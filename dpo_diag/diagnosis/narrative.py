@@ -237,7 +237,9 @@ def _not_certain(change: Interval) -> str:
 
 def _which_pairs(document: dict[str, Any]) -> list[Sentence]:
     if not document["pairs"]:
-        return [say("Nothing can be split over pairs here.", "pairs")]
+        supervised = document["verdict"]["label"] == "supervised"
+        text = "A supervised run has no pairs" if supervised else "Nothing can be split over pairs here"
+        return [say(f"{text}.", "pairs")]
     few = document.get("concentration")
     if few is None:
         lost = [p for p in document["pairs"] if (p["chosen_delta_logp"] or 0.0) < 0]

@@ -135,6 +135,8 @@ class DiagSFTTrainer(Recording, SFTTrainer):  # type: ignore[misc]
         if not packing:
             say_left_out(numbered, dataset, dataset_name, NOTHING)
         first = next(iter(dataset), None)
+        if "infonce" in self._terms.weights and first is not None and not has_prompt(first):
+            logger.warning(f"{dataset_name} dataset: InfoNCE adds nothing, its texts have no prompt to compare")
         if first is None or RESPONSE in first or "labels" not in first or not has_prompt(first):
             return dataset
         mark = MarkResponse(

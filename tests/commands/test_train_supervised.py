@@ -77,7 +77,7 @@ def test_every_form_trains_on_its_answers(
     run = load_run(folder)
     assert run.meta["status"] == "finished" and run.meta["method"] == "sft"
     data = run.meta["data"]
-    assert data["dropped"] == {"duplicated pair": 1} and data["n_train"] + data["n_held_out"] == 12
+    assert data["dropped"] == {"duplicated row": 1} and data["n_train"] + data["n_held_out"] == 12
     assert 0 < data["n_held_out"] < 12
     report = json.loads((folder / "data_report.json").read_text())
     pieces = [piece["text"] for piece in report["sample"]["sequence"] if piece["trained"]]

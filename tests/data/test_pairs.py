@@ -157,7 +157,7 @@ def test_datasets_and_texts() -> None:
     assert texts == {
         "split": "eval", "pair_id": pairs.rows[0]["pair_id"], "prompt": "user: x", "chosen": "a", "rejected": "b"
     }  # fmt: skip
-    with pytest.raises(DiagError, match="no preference pairs to train"):
+    with pytest.raises(DiagError, match="no rows to train"):
         to_dataset([])
 
 

@@ -67,6 +67,12 @@ def test_the_run_opens_with_loss_data_rate_and_what_was_trained(tmp_path: Path) 
         ("Batch", "8 pairs × 2 accumulated, 80 steps"),
         ("Trainer", "DPOTrainer, trl 1.16.0"),
     ]
+    answers = {**facts, "method": "sft"}
+    answers["training"] = {**facts["training"], "loss_terms": {"label_smoothing": 0.1}}  # type: ignore[dict-item]
+    told = dict(section.build(context(tmp_path / "sft", answers))["facts"])
+    assert told["Loss"] == "negative log-likelihood, label smoothing 0.1"
+    assert told["Data"] == "pairs.jsonl: 620 rows, 496 to train on, 124 to evaluate"
+    assert told["Batch"] == "8 rows × 2 accumulated, 80 steps"
     keys = [row[0].text for row in built["fields"].rows]
     assert keys[-1] == "schema_version"
     assert keys.index("loss.types") < keys.index("packages.torch")

@@ -70,7 +70,7 @@ def test_bad_rows_are_dropped_each_with_its_reason() -> None:
     )  # fmt: skip
     assert [row["row"] for row in found.rows] == [1, 6]
     assert found.issues["why"].value_counts().to_dict() == {
-        "duplicated pair": 59, "the conversation does not end with an answer": 1, "empty prompt": 1,
+        "duplicated row": 59, "the conversation does not end with an answer": 1, "empty prompt": 1,
         "empty response": 1, "another form than the file's": 1,
     }  # fmt: skip
 

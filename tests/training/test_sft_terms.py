@@ -203,6 +203,19 @@ def test_each_set_has_its_own_unigram(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entropies == pytest.approx([0.0, math.log(2)])
 
 
+@pytest.mark.parametrize("has_prompt", [True, False])
+def test_infonce_of_texts_without_a_prompt_is_said_to_add_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture, has_prompt: bool
+) -> None:
+    row = {"prompt": "cat:", "completion": " red"} if has_prompt else {"text": "cat: red"}
+    DiagSFTTrainer(
+        model=make_model(1), args=arguments(tmp_path, eval_strategy="no"), processing_class=tokenizer,
+        train_dataset=Dataset.from_list([row] * 2), auxiliary={"infonce": 0.1},
+    )  # fmt: skip
+    said = "train dataset: InfoNCE adds nothing, its texts have no prompt to compare"
+    assert (said in caplog.text) is not has_prompt
+
+
 def test_infonce_is_refused_where_prompts_are_moved() -> None:
     peft = SimpleNamespace(active_peft_config=SimpleNamespace(is_prompt_learning=True))
     trainer = SimpleNamespace(

@@ -38,7 +38,7 @@ def told(info: RunInfo) -> list[tuple[str, str]]:
         "Loss": _loss(info),
         "Data": _data(info),
         "Learning rate": _rate(info),
-        "Trained": _trained(info),
+        "Model" if info.kind == "scored" else "Trained": _trained(info),
         "Reference": _reference(info),
         "Batch": _batch(info),
         "Trainer": ", ".join(str(t) for t in (info.trainer or info.source.trainer, _version(info)) if t),
@@ -49,6 +49,9 @@ def told(info: RunInfo) -> list[tuple[str, str]]:
 
 def _loss(info: RunInfo) -> str:
     spec = info.loss
+    if info.method == "sft":
+        added = ", ".join(f"{name.replace('_', ' ')} {weight:g}" for name, weight in info.training.loss_terms.items())
+        return ", ".join(part for part in ("negative log-likelihood", added) if part)
     if spec is None:
         like = f"not named; its means follow {info.loss_like}" if info.loss_like else ""
         names = " + ".join(info.loss_names) or like
@@ -67,12 +70,14 @@ def _loss(info: RunInfo) -> str:
 
 def _data(info: RunInfo) -> str:
     data = info.data
-    counts = [("pairs", data.get("n_pairs")), ("to train on", data.get("n_train")), ("to evaluate", data.get("n_eval"))]
+    what = "row" if info.method == "sft" else "pair"
+    names = {f"{what}s": "n_pairs", "to train on": "n_train", "to evaluate": "n_eval"}
+    counts = [(name, data.get(key)) for name, key in names.items()]
     source = data.get("path") or data.get("source")
     if isinstance(source, Mapping):
         source = source.get("path") or source.get("name") or source.get("task")
-    sets = [f"{name} ({plural(of.n_pairs, 'pair')})" for name, of in info.splits.items() if of.n_pairs]
-    numbers = ", ".join(f"{number(n)} {what}" for what, n in counts if n is not None) or ", ".join(sets)
+    sets = [f"{name} ({plural(of.n_pairs, what)})" for name, of in info.splits.items() if of.n_pairs]
+    numbers = ", ".join(f"{number(n)} {of}" for of, n in counts if n is not None) or ", ".join(sets)
     return ": ".join(part for part in (clean(source, 200) if source else "", numbers) if part)
 
 
@@ -114,7 +119,7 @@ def _batch(info: RunInfo) -> str:
     if t.per_device_train_batch_size is None:
         return ""
     parts = [
-        f"{t.per_device_train_batch_size} pairs",
+        f"{t.per_device_train_batch_size} {'rows' if info.method == 'sft' else 'pairs'}",
         f"× {t.gradient_accumulation_steps} accumulated" if (t.gradient_accumulation_steps or 1) > 1 else "",
         f"× {t.world_size} processes" if (t.world_size or 1) > 1 else "",
     ]
