@@ -197,7 +197,8 @@ def _measure(
             "some prompts end in tokens that merge with the response: the model trains on a context that it does not "
             "see when it answers; end prompts on a token boundary"
         )
-    return TokenReport(table, _issue_frame(issues), max_length, truncation_mode, notes)
+    what = "pair" if len(look.sides) > 1 else "row"
+    return TokenReport(table, _issue_frame(issues), max_length, truncation_mode, notes, what)
 
 
 def _issue_frame(issues: list[tuple[int, str, str, bool]]) -> pd.DataFrame:
@@ -236,6 +237,7 @@ def measure_until(
         max_length,
         truncation_mode,
         list(dict.fromkeys(note for r in reports for note in r.notes)),
+        reports[0].what,
     )
     looked_at = [rows[i] for i in sorted(order[:taken])]
     return merged.kept(looked_at), _with_caps(merged, looked_at, look)

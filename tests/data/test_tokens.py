@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_diag.data.pairs import collect, read_pairs, to_dataset
-from dpo_diag.data.token_report import MOVED, measure_tokens, measure_until
+from dpo_diag.data.token_report import MOVED, Look, measure_tokens, measure_until
 from dpo_diag.data.tokens import REFUSED
 from dpo_diag.data.trained_tokens import CUT, CUT_EQUAL, PROMPT_FILLS
 from dpo_diag.errors import DiagError
@@ -121,6 +121,16 @@ def test_too_much_truncation_stops_and_names_a_length_that_would_do(tokenizer: P
     assert measure_tokens(rows, tokenizer, 5).require(0.5).affected_share == 0.5
     with pytest.raises(DiagError, match="no pair is left"):
         measure_tokens(rows, tokenizer, 1).require(1.0)
+
+
+def test_of_a_supervised_training_they_are_rows_with_an_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = _rows(*(("p", "a" * n, "b" * n) for n in (1, 3, 5, 7)))
+    _, report = measure_until(rows, 4, tokenizer, 4, look=Look(tokenizer, sides=("chosen",)))
+    with pytest.raises(DiagError, match=r"drops too many rows; .* at most 0\.5 of the rows"):
+        report.require(0.5)
+    assert report.issues["detail"].tolist()[0].startswith("answer ")
+    with pytest.raises(DiagError, match="drops too many pairs"):
+        measure_tokens(rows, tokenizer, 4).require(0.5)
 
 
 def test_dropped_rows_are_replaced_while_there_are_others(tokenizer: PreTrainedTokenizerFast) -> None:
