@@ -111,6 +111,10 @@ QUICK = {
 }
 
 
+OF_GUARDS: list[float] = []
+"""CPU seconds of each call into the guards: two a step, one for its batch and one that judges it."""
+
+
 class Turnstile:
     """Lets one of several threads through at a time, in a fixed order."""
 
@@ -204,7 +208,23 @@ def trainer_of(name: str, folder: Path, case: Case, policy: Any, tokenizer: Any,
     trainer.remove_callback(PrinterCallback)
     if not guarded:
         trainer.before_update = trainer.monitor.guards.batch = lambda *_: None
+    elif case.variants == "guards":
+        trainer.before_update = _timed(trainer.before_update)
+        trainer.monitor.guards.batch = _timed(trainer.monitor.guards.batch)
     return trainer
+
+
+def _timed(call: Any) -> Any:
+    """The same call; its CPU seconds go to `OF_GUARDS`."""
+
+    def timed(*args: Any) -> Any:
+        began = time.process_time()
+        try:
+            return call(*args)
+        finally:
+            OF_GUARDS.append(time.process_time() - began)
+
+    return timed
 
 
 def one_round(case: Case, first: int) -> tuple[dict[str, list[float]], dict[str, float]]:
@@ -251,6 +271,8 @@ def measured(case: Case) -> dict[str, Any]:
             "cpu_s": statistics.median(t for s, _ in rounds for t in s[name]),
             "of_stock": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         }
+    if OF_GUARDS:
+        found["guards_ms"] = 1000 * sum(OF_GUARDS) / (len(OF_GUARDS) / 2)
     for key in rounds[0][1]:
         found[key] = max(diffs[key] for _, diffs in rounds)
     return found
@@ -329,6 +351,8 @@ def print_case(name: str, found: dict[str, Any]) -> None:
             f"  {variant:14s} {values['cpu_s']:8.3f} CPU s a step   x {ratio['median']:.3f} "
             f"({ratio['min']:.3f} to {ratio['max']:.3f})" + ("" if peak is None else f"   peak {peak / 2**20:,.0f} MiB")
         )
+    if "guards_ms" in found:
+        print(f"  the guards' own calls take {found['guards_ms']:.2f} CPU ms a step")
     if "max_loss_diff" in found:
         print(
             f"  loss differs by {found['max_loss_diff']:.1e}, gradient by {found['max_grad_diff']:.1e} of its largest"

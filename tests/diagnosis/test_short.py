@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from dpo_diag import RunWriter
 from dpo_diag.diagnosis import explain
 from dpo_diag.diagnosis.said import against_baselines
-from dpo_diag.diagnosis.short import LINES, _fits, _Item, _pairs, _table, short_lines
+from dpo_diag.diagnosis.short import LINES, _fits, _Item, _pairs, _table, _through_which_side, short_lines
 from dpo_diag.importers import import_path
 from dpo_diag.translated import catalogue
 
@@ -192,3 +192,14 @@ def test_shares_are_of_a_rise_that_there_is(few: dict[str, Any] | None, rise: fl
         "thresholds": {"least_for_interval": 10, "verdict.least_dlog": 0.01},
     }  # fmt: skip
     assert _pairs(document) == said
+
+
+def test_the_pairs_own_betas_are_named_where_they_moved_a_tenth_of_the_loss() -> None:
+    """0.02 of a fall of 0.1; 0.001 is told nowhere, and the sides are; what a schedule moved is told in any case."""
+    loss = {"delta": -0.1, "chosen_part": 0.02, "rejected_part": -0.14, "coefficient_part": 0.02, "coefficients": {}}
+    own = "The pairs' own betas moved the loss by +0.0200, the answers by -0.120"
+    assert _through_which_side({"loss": loss}) == own
+    little = loss | {"coefficient_part": 0.001, "rejected_part": -0.121}
+    assert _through_which_side({"loss": little}).startswith("Rejected alone lowered the loss")
+    moved = little | {"coefficients": {"beta": [0.1, 0.2]}}
+    assert _through_which_side({"loss": moved}).startswith("The schedule's coefficients moved the loss by +0.00100")
