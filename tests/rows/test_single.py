@@ -111,3 +111,15 @@ def test_the_id_is_of_the_content_and_no_pairs() -> None:
         )
     ]  # fmt: skip
     assert ids[0] == ids[1] == ids[2] and len(set(ids)) == 3
+
+
+def test_a_turn_that_is_not_to_be_trained_keeps_its_weight_and_the_row_its_id() -> None:
+    """OpenAI's `weight: 0`, on a turn of the assistant alone; other weights say nothing that is used."""
+    weights = (0, 0, 1, 1)
+    talk = [{"role": role, "content": content} for role, content in zip(("user", "assistant") * 2, "qara", strict=True)]
+    plain, weighed = (
+        collect([(1, {"messages": messages})], {}, How(supervised=True)).rows[0]
+        for messages in (talk, [{**m, "weight": w} for m, w in zip(talk, weights, strict=True)])
+    )
+    assert [m.get("weight") for m in (*weighed["prompt"], *weighed["chosen"])] == [None, 0, None, None]
+    assert weighed["pair_id"] == plain["pair_id"]
