@@ -167,7 +167,7 @@ def _curve(run: Run, name: str, split: str | None) -> Curve | None:
     values, weights = (rows[c].to_numpy(dtype=np.float64) for c in ("value", "weight"))
     units, broken = _of_pairs(run, name, chosen, steps)
     values = values if units is None else units.mean(axis=0)
-    values[np.isin(steps, [*broken])] = np.nan  # comparisons with NaN count as wrong answers: a share of 0
+    values = np.where(np.isin(steps, [*broken]), np.nan, values)  # comparisons with NaN count as wrong: a share of 0
     return Curve(name, chosen, better, steps, values, units, weights, broken)
 
 

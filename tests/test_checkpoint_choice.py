@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_diag import load_run
+from dpo_diag import RunWriter, load_run
 from dpo_diag.checkpoint_choice import Curve, choose, curve_of, without_gain
 from dpo_diag.commands.diag import main
 from dpo_diag.diagnosis.keep import keep
@@ -102,6 +102,17 @@ def test_the_score_of_the_example_is_that_of_its_history() -> None:
         curve_of(run, "rewards/accuracy")
     with pytest.raises(DiagError, match="neither way is better"):
         curve_of(run, "rewards/chosen")
+
+
+def test_means_of_a_run_without_pairs_are_a_curve(tmp_path: Path) -> None:
+    """As a supervised training logs them: there is no pair to compare, and nothing that is no number."""
+    writer = RunWriter(tmp_path / "run")
+    rows = [{"step": step, "split": "eval", "name": "ce/response", "value": 2.0 - step / 10} for step in (0, 5, 9)]
+    writer.write("history", rows)
+    writer.finish()
+    found = curve_of(load_run(tmp_path / "run"), "ce/response")
+    assert found.steps == (0, 5, 9) and found.values.tolist() == pytest.approx([2.0, 1.5, 1.1])
+    assert found.units is None and not found.broken
 
 
 @pytest.fixture
