@@ -97,6 +97,21 @@ def test_a_supervised_run_says_where_its_nll_lies_and_shows_the_prompt_beside_th
     assert not [line for line in lines(document) if line.startswith("note")]
 
 
+@pytest.mark.parametrize(("share", "last", "said"), [(0.0, 250.0, True), (0.0, 230.0, False), (0.4, 250.0, False)])
+def test_a_prompts_perplexity_that_rose_is_told_as_what_no_loss_is_on(
+    tmp_path: Path, share: float, last: float, said: bool
+) -> None:
+    """240 at first, of a loss on answers alone; silent where it fell, and where 40 % of the loss is on prompts."""
+    writer = RunWriter(tmp_path / "run")
+    ends = {"loss": (3.0, 2.0), "loss_on_prompt": (share, share), "ppl_token/prompt": (240.0, last)}
+    rows = [(step, name, values[i]) for i, step in enumerate((0, 6)) for name, values in ends.items()]
+    writer.write("history", [{"step": s, "split": "eval", "name": n, "value": v} for s, n, v in rows])
+    writer.finish()
+    text = "prompts carry no loss, so their perplexity is free to rise"
+    assert (text in " ".join(lines(explain(tmp_path / "run")))) == said
+    assert catalogue("zh").has(text)
+
+
 def test_which_of_several_runs_is_meant_is_said_among_the_fifteen(documents: dict[str, dict[str, Any]]) -> None:
     document = documents["trl_displaced"]
     taken = "2 runs; taken: a; left out: b (--run NAME chooses)"

@@ -31,7 +31,7 @@ NAMES = (
     "ce/response", "ppl_token/response", "ppl_seq_mean/response", "ppl_seq_geomean/response", "bits_per_byte/response",
     "top1/response", "top5/response", "ce/prompt", "ppl_token/prompt", "kl_reverse/response", "kl_forward/response",
     "kl_reverse/prompt", "kl_forward/prompt", "aux/label_smoothing", "aux/confidence_penalty", "aux/z_loss",
-    "aux/infonce",
+    "aux/infonce", "loss_on_prompt",
 )  # fmt: skip
 """Logged means that an explanation reads, in the order in which it shows them."""
 
