@@ -49,6 +49,11 @@ class CheckpointsConfig:
     worker_cpus: float = 1.0
     ray_address: str | None = None
 
+    @property
+    def takes_one_process(self) -> bool:
+        """Whether something is asked for that several processes cannot share."""
+        return False
+
 
 @dataclass
 class ScoreConfig(CheckpointsConfig):
@@ -77,6 +82,11 @@ class ScoreConfig(CheckpointsConfig):
     explain: bool = True
     report: bool = True
     checks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_one_process(self) -> bool:
+        """See `CheckpointsConfig.takes_one_process`."""
+        return self.kl or self.reference_store is not None
 
 
 @dataclass

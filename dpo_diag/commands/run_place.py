@@ -43,8 +43,9 @@ class RunPlace:
         from dpo_diag.inference.launch import Launch, parts_wait
 
         (rank, world), launcher = place(), config.launcher
-        if launcher == "auto":  # one process alone goes on with what several began
-            launcher = "rank" if world > 1 or (config.out and parts_wait(config.out)) else "none"
+        if launcher == "auto":  # one process alone goes on with what several began, where several can do it
+            goes_on = config.out and not config.takes_one_process and parts_wait(config.out)
+            launcher = "rank" if world > 1 or goes_on else "none"
         if launcher == "rank" and not config.out:
             raise DiagError(
                 "several processes need one place to meet", where="out", got=f"nothing, in process {rank} of {world}",

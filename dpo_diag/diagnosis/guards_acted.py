@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 
 from dpo_diag.records import Run
+from dpo_diag.records.run_info import RESTORED
 from dpo_diag.text import some
 
 _SAID = {
@@ -24,17 +25,25 @@ def guards_acted(run: Run) -> list[str]:
     []
     """
     found: dict[str, dict[int, list[str]]] = {}
+    at_least: set[str] = set()
     if not run.has("alerts"):
         return []
     for step, code, evidence in run.alerts[["step", "code", "evidence"]].itertuples(index=False):
         with suppress(ValueError, TypeError):  # evidence that is cut says nothing
-            action = json.loads(evidence).get("action")
+            known = json.loads(evidence)
+            action = known.get("action")
+            if code == RESTORED and "from_step" in known:  # what was asked for could be without a checkpoint
+                action, code = "restore", known["because"]
+            elif action == "restore":
+                continue
             if action in _SAID:
                 found.setdefault(action, {}).setdefault(int(step), []).append(str(code))
+                at_least |= {action} if known.get("last_said") else set()
     sentences = []
     for action, text in _SAID.items():
         if of_step := found.get(action):
-            steps = f"step{'s' if len(of_step) > 1 else ''} {some(sorted(of_step), _SHOWN)}"
+            more = " at least" if action in at_least else ""
+            steps = f"step{'s' if len(of_step) > 1 or more else ''} {some(sorted(of_step), _SHOWN)}{more}"
             codes = dict.fromkeys(code for step in sorted(of_step) for code in of_step[step])
             sentences.append(f"{text.format(steps=steps, codes=', '.join(codes))}.")
     return sentences

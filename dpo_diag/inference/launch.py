@@ -47,7 +47,7 @@ def run_shared(
     if launch.launcher != "ray" and place()[0]:
         work_by_rank(job, items, shelf, loader, say=say)
         return False
-    if not items:
+    if not items and not shelf.names():
         return True
     # From the start on the run says what is at work in it: how to go on, if all are killed before it is put together.
     with added_to(folder, job.call) as (writer, before):

@@ -155,6 +155,8 @@ class SourceInfo:
 
 EARLY_STOP, GAVE_UP = "early_stop", "guards_gave_up"
 """What ends a training besides a guard that was asked to: `keep.patience`; skips or restores that do not help."""
+RESTORED = "restored"
+"""Alert behind one that was answered by `restore`: its `from_step` is the checkpoint's, absent where there was none."""
 
 
 @dataclass(frozen=True)

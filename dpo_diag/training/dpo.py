@@ -184,7 +184,8 @@ class DiagDPOTrainer(Recording, DPOTrainer):  # type: ignore[misc]
     def after_update(self) -> None:
         """As Recording's; a running beta moves on."""
         super().after_update()
-        window, dropped = self.monitor.window, self.monitor.guards.skips > 0
+        window = self.monitor.window
+        dropped = self.monitor.guards.skips > 0 or self.accelerator.optimizer_step_was_skipped
         window.beta_factor = self._running_beta.after_update(window.beta_factor, self.accelerator, dropped)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

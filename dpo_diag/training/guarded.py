@@ -21,7 +21,7 @@ from dpo_diag.errors import DiagError
 from dpo_diag.models.processes import everyones, together
 from dpo_diag.records import RunWriter
 from dpo_diag.records.kept_steps import kept_place
-from dpo_diag.records.run_info import GAVE_UP, StoppedBy
+from dpo_diag.records.run_info import GAVE_UP, RESTORED, StoppedBy
 from dpo_diag.text import plural
 from dpo_diag.tracking import LiveAlerts
 from dpo_diag.training.batch_dump import dump_batch
@@ -33,6 +33,7 @@ from dpo_diag.training.guards.watch import Said
 from dpo_diag.training.memory_use import memory_use
 from dpo_diag.training.monitor import Monitor
 from dpo_diag.training.progress import evaluation_prefix
+from dpo_diag.training.window import load_window
 
 logger = get_logger(__name__)
 
@@ -243,8 +244,8 @@ class Guarded:
                 guards.rate_steps = guards.answers.lr_steps
 
     def _restore(self: Any, raised: Raised) -> None:
-        """Weights, optimizer, schedule and gradient scaler of the last whole checkpoint from before the step; data and
-        step count go on."""
+        """Weights, optimizer, schedule, gradient scaler and running beta of the last whole checkpoint from before the
+        step; data and step count go on."""
         guards = self.monitor.guards
         if guards.restores >= guards.answers.max_restores:
             line = (
@@ -265,7 +266,7 @@ class Guarded:
             line = (
                 f"no whole checkpoint from before step {raised.step}: its update is left out, and nothing is restored"
             )
-            guards.speak("restored", Said(line, {"because": raised.code}), raised.step, "warn")
+            guards.speak(RESTORED, Said(line, {"because": raised.code}), raised.step, "warn")
             return
         resumed, self._resumed = self._resumed, None  # of which an optimizer that began anew is another matter
         try:
@@ -275,13 +276,15 @@ class Guarded:
                 self._load_scaler(found.folder)
         finally:
             self._resumed = resumed
+        there = load_window(found.folder, self.accelerator.process_index, self.accelerator.num_processes)
+        self.monitor.window.beta_factor = there.beta_factor
         aside = set_aside_after(parent, found.step) if self.args.should_save else []
         line = (
             f"weights, optimizer and schedule of step {found.step} are back after step {raised.step} ({raised.code}), "
             f"restore {guards.restores} of {guards.answers.max_restores}"
         )
         evidence = {"because": raised.code, "from_step": found.step, "folder": found.folder, "set_aside": aside}
-        guards.speak("restored", Said(line, evidence), raised.step, "warn")
+        guards.speak(RESTORED, Said(line, evidence), raised.step, "warn")
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         """As transformers', with the learning rate that was applied where it was scaled."""

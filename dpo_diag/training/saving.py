@@ -297,16 +297,15 @@ class Saving:
             every.append("at the end")
         if not self.saves_anything:
             return "keeps no model: trainer.save_at_end=true, trainer.save_minutes=30 or trainer.save_steps=N would"
-        if args.save_total_limit:
-            stay = f"the last {args.save_total_limit} stay"
-        elif self.keep.minutes is not None:
-            stay = (
-                f"of those by the clock the last {KEPT} stay" if args.save_strategy != "no" else f"the last {KEPT} stay"
-            )
-        else:
+        limit = args.save_total_limit or (KEPT if self.keep.minutes is not None else None)
+        if limit is None:
             stay = "all stay"
-        if self.keep.best and stay != "all stay":
-            stay += " and the best measured one"
+        elif not self.keep.best:
+            stay = f"the last {limit} stay"
+        else:
+            stay = f"{max(limit, 2)} stay, the last and the best measured one among them"
+        if limit is not None and not args.save_total_limit and args.save_strategy != "no":
+            stay = f"of those by the clock {stay}"
         *before, last = every
         when = f"{', '.join(before)} and {last}" if before else last
         return f"saves {when}: {stay}, up to {size(self.checkpoint_size())} each"

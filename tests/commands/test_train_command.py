@@ -80,7 +80,8 @@ def test_a_run_is_whole(own: list[str], capfd: pytest.CaptureFixture[str]) -> No
     assert (folder / ".hydra" / "overrides.yaml").is_file()
     # A model is kept without being asked for, and said to be; there is nothing to go on with.
     assert [p.name for p in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
-    assert "saves every 30 minutes and at the end: the last 2 stay, up to " in printed.err
+    said = "saves every 30 minutes and at the end: 2 stay, the last and the best measured one among them, up to "
+    assert said in printed.err
     assert run_app("dpo-train", "config", job, [f"resume={folder}"]) == 2
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("dpo-train: ")]
     assert len(said) == 1

@@ -16,12 +16,15 @@ import pytest
 import torch
 
 from dpo_diag import load_run
+from dpo_diag.commands.hydra_callback import HELD
+from dpo_diag.commands.run_place import RunPlace
+from dpo_diag.config_checkpoints import ScoreConfig
 from dpo_diag.errors import DiagError
 from dpo_diag.extras import is_installed
 from dpo_diag.inference import by_rank, scoring
 from dpo_diag.inference.by_ray import Cluster
 from dpo_diag.inference.generate_run import generate_checkpoints
-from dpo_diag.inference.launch import Launch, run_shared
+from dpo_diag.inference.launch import Launch, parts_wait, run_shared
 from dpo_diag.inference.score_run import score_checkpoints
 from dpo_diag.inference.shared_work import GenerateJob, Job, ScoreJob
 from dpo_diag.inference.work_list import Shelf
@@ -159,6 +162,39 @@ def test_killed_while_the_run_is_put_together(
     monkeypatch.setattr(shared_work, "write_scores", write)
     assert run(score_job(models), tmp_path / "run") == []
     assert_same(tmp_path / "run", alone)
+
+
+def test_killed_before_the_parts_are_cleared(
+    models: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run holds everything, and its parts still lie beside it: the next start has nothing to measure, marks the run
+    finished and clears them, so that no later one takes them for unfinished work."""
+
+    def killed(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Shelf, "clear", killed)
+        run(score_job(models), tmp_path / "run")
+    assert parts_wait(str(tmp_path / "run"))
+    assert run(score_job(models), tmp_path / "run") == []
+    assert not parts_wait(str(tmp_path / "run")) and load_run(tmp_path / "run").info.status == "finished"
+    assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize(
+    ("option", "is_shared"), [({}, True), ({"kl": True}, False), ({"reference_store": "store"}, False)]
+)
+def test_one_process_goes_on_with_parts_that_several_left_where_it_can(
+    tmp_path: Path, option: dict[str, Any], is_shared: bool
+) -> None:
+    """What only one process can do is done by it alone, and not refused as if there were several."""
+    Shelf(tmp_path / "run" / ".work" / "score-eval").put("part.zip", b"")
+    try:
+        place = RunPlace.of(ScoreConfig(out=str(tmp_path / "run"), **option), tmp_path / "own")
+    finally:
+        HELD.pop()()
+    assert (place.launch is not None) == is_shared
 
 
 def test_other_settings_and_other_pairs_take_no_part_for_theirs(models: Path, tmp_path: Path) -> None:

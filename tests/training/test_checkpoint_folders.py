@@ -379,7 +379,10 @@ def test_the_clock_asks_for_a_checkpoint_and_what_is_saved_is_said(
         (Keep(), none),
         (Keep(None, True), f"saves at the end: all stay, {size}"),
         (Keep(30.0, True), f"saves every 30 minutes and at the end: the last 2 stay, {size}"),
-        (Keep(30.0, best=True), f"saves every 30 minutes: the last 2 stay and the best measured one, {size}"),
+        (
+            Keep(30.0, best=True),
+            f"saves every 30 minutes: 2 stay, the last and the best measured one among them, {size}",
+        ),
         (Keep(1e-9), f"saves every 1e-09 minutes: the last 2 stay, {size}"),
     ):
         trainer.keep = saving

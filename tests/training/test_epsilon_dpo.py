@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from dpo_diag.diagnosis.explanation import explain
 from dpo_diag.errors import DiagError
 from dpo_diag.training import DiagDPOTrainer
 from dpo_diag.training.epsilon_dpo import RunningBeta, pair_betas
+from dpo_diag.training.guards.guards import Raised
 from dpo_diag.training.kept_head import KeptHead
 
 from .tiny import arguments, make_model, make_pairs
@@ -186,3 +188,32 @@ def test_beta_moves_with_each_update_and_goes_on_where_a_checkpoint_left_it(
     assert found["whole"] == pytest.approx({step: expected[step] for step in (1, 2, 3, 4)}, rel=1e-12)
     assert found["whole"][4] != 0.3 and found["parted"] == found["whole"]
     assert trainer.state.log_history[-2]["base_beta"] == found["whole"][4]
+
+
+def test_beta_stays_where_a_gradient_scaler_left_the_update_out_and_comes_back_with_a_checkpoint(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Step 2 overflows under fp16, as accelerate says it. Behind step 4 the checkpoint of step 1 is restored, and with
+    it the beta that its policy had come to."""
+
+    class Overflow(TrainerCallback):
+        def __init__(self) -> None:
+            self.betas = dict[int, float]()
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.optimizer._is_overflow = state.global_step == 1
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.betas[state.global_step] = trainer.base_beta
+
+    trainer = trainer_of(
+        tmp_path, tokenizer, noise=0.2, max_steps=4, save_strategy="steps", save_steps=1, learning_rate=0.02
+    )
+    trainer.add_callback(seen := Overflow())
+    trainer.train()
+    betas = seen.betas
+    assert betas[2] == betas[1] != 0.3 and len({betas[1], betas[3], betas[4]}) == 3
+    for name in (2, 3, 4):
+        shutil.rmtree(tmp_path / "out" / f"checkpoint-{name}")
+    trainer._restore(Raised("loss_spike", "restore", 4, "", {}))
+    assert trainer.base_beta == betas[1]

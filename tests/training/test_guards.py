@@ -67,6 +67,7 @@ def test_a_spike_is_judged_by_median_and_deviation() -> None:
     run(guards_of(alerts), [math.nan] * 60)
     assert len(alerts) == 20  # a run that stays broken does not fill the disk
     assert [i for i, (_, said, _) in enumerate(alerts) if "the last of 20 such alerts" in said] == [19]
+    assert [i for i, (*_, evidence) in enumerate(alerts) if "last_said" in evidence] == [19]
     with pytest.raises(DiagError, match=r"unknown guard.*loss_spikes.*did you mean loss_spike"):
         Guards(lambda *a: None, stop_on=("loss_spikes",))
 

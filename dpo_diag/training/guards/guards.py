@@ -132,7 +132,10 @@ class Guards:
         tail = f"; {self.answers.told(action)} (guards.actions: {action})" if done and asked else ""
         again = f"; {said.again}" if said.again else ""
         most = int(self._limits["guards.max_alerts"])
-        last = f"; the last of {most} such alerts: what follows is not said" if self._counts[code] == most else ""
+        last = ""
+        if self._counts[code] == most:
+            last = f"; the last of {most} such alerts: what follows is not said"
+            evidence["last_said"] = True
         if self.main and self._counts[code] <= most:
             self._alert(code, f"{said.message}{tail}{again}{last}", evidence)
         raised = Raised(code, action, step, said.message, evidence)
