@@ -2,7 +2,8 @@
 
 `wandb leet inspect --json` is the client's own, supported reader: it passes over damaged blocks, says so, and knows the
 format of its version (0.31 removed the Python one). Histories are keyed by W&B's own step, a counter of log calls: the
-training step is `train/global_step` where it is logged. NaN and infinities come back as strings.
+training step is `train/global_step` where it is logged. NaN and infinities come back as strings. A key that stands
+twice in one record (no client of W&B's writes one) is not told: its reader, and its server's client, hand on the last.
 """
 
 from __future__ import annotations
