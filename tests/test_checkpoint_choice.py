@@ -14,7 +14,7 @@ import pytest
 from dpo_diag import RunWriter, load_run
 from dpo_diag.checkpoint_choice import Curve, choose, curve_of, without_gain
 from dpo_diag.commands.diag import main
-from dpo_diag.diagnosis.keep import keep
+from dpo_diag.diagnosis.keep import keep, metric_words
 from dpo_diag.errors import DiagError
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "runs" / "example"
@@ -113,6 +113,9 @@ def test_means_of_a_run_without_pairs_are_a_curve(tmp_path: Path) -> None:
     found = curve_of(load_run(tmp_path / "run"), "ce/response")
     assert found.steps == (0, 5, 9) and found.values.tolist() == pytest.approx([2.0, 1.5, 1.1])
     assert found.units is None and not found.broken
+    document = {"metric": "ce/response", "split": "eval", "n": 21, "better": "lower"}
+    assert metric_words(document).endswith("(ce/response) of 21 answers of eval, lower is better")
+    assert " of 21 pairs of eval" in metric_words({**document, "metric": "ce/chosen"})
 
 
 @pytest.fixture

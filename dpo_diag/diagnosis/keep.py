@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_diag.checkpoint_choice import SCORE, Candidate, Curve, choose, curve_of
 from dpo_diag.records import Run
-from dpo_diag.records.metric_table import label_of
+from dpo_diag.records.metric_table import label_of, side_of
 from dpo_diag.records.saved import saved_checkpoints
 from dpo_diag.text import number, plural, size, some, table
 from dpo_diag.thresholds import Thresholds, load_thresholds
@@ -126,7 +126,7 @@ def lines(document: dict[str, Any]) -> list[str]:
 def metric_words(document: dict[str, Any]) -> str:
     """ "reward accuracy (rewards/accuracies) of 62 pairs of eval, higher is better"."""
     d = document
-    units = "answers" if d["metric"] == SCORE else "pairs"
+    units = "answers" if d["metric"] == SCORE or side_of(d["metric"]) in ("response", "prompt") else "pairs"
     name = "the task's score" if d["metric"] == SCORE else f"{label_of(d['metric'])} ({d['metric']})"
     of = f" of {d['n']} {units}" if d["n"] else ""
     where = "" if d["metric"] == SCORE else f" of {d['split']}"

@@ -29,7 +29,7 @@ CHOSEN = "chosen perplexity"
 PERPLEXITIES = ("ppl_token", "ppl_seq_mean", "ppl_seq_geomean")
 """The first one that was logged is drawn, as in the page's head and in `explain`."""
 PANELS = {
-    "loss": "Loss, nats per pair",
+    "loss": "Loss, nats per {unit}",
     "perplexity": "Perplexity of the answers ({measure}), logarithmic",
     "log-probs": "Log-prob of the answers, nats",
     "score": "Task score, with 95 % interval",
@@ -69,7 +69,7 @@ def build(context: Context) -> Mapping[str, Any]:
         raise NotApplicable("the run has no history of a loss, a perplexity or a score")
     steps = {"from": context.document.get("from_step"), "to": context.document.get("to_step")}
     marks = [(step, name) for name, step in steps.items() if isinstance(step, int)]
-    parting = parting_frame(frame)
+    parting, unit = parting_frame(frame), "token" if run.info.method == "sft" else "pair"
     evaluated = frame.loc[frame["kind"] != "train"].drop(columns=["panel", "kind"])
     batches = bool((run.history["split"] == TRAIN_SPLIT).any()) and split != TRAIN_SPLIT
     return {
@@ -79,7 +79,7 @@ def build(context: Context) -> Mapping[str, Any]:
             parting.drop(columns="kind").rename(columns={"step": word}), "change since the first measurement",
             formats={"ratio": ratio, word: number},
         ) if len(parting) else None,
-        "panels": [draw_panel(str(panel), frame, marks, word) for panel in frame["panel"].unique()],
+        "panels": [draw_panel(str(panel), frame, marks, word, unit) for panel in frame["panel"].unique()],
         "numbers": table(
             evaluated.rename(columns={"step": word}), "loss, perplexities and scores",
             formats={word: number, "n": number},
@@ -244,11 +244,14 @@ def draw_parting(parting: pd.DataFrame, word: str) -> Markup:
     return responsive(picture, line_values(lines, word, write))
 
 
-def draw_panel(panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]], word: str) -> tuple[str, Markup]:
-    """Title and drawing of one panel in absolute values; all panels share one step axis."""
+def draw_panel(
+    panel: str, curves: pd.DataFrame, marks: list[tuple[int, str]], word: str, unit: str = "pair"
+) -> tuple[str, Markup]:
+    """Title and drawing of one panel in absolute values; all panels share one step axis. `unit`: what a loss is a mean
+    over."""
     rows = curves.loc[curves["panel"] == panel]
     measures = rows["measure"].unique().tolist()
-    title = PANELS[panel].format(measure=str(measures[0]).split("/")[0])
+    title = PANELS[panel].format(measure=str(measures[0]).split("/")[0], unit=unit)
     if panel == "score" and len(measures) == 1:
         title = f"{capital(score_label(measures[0], 'eval'))}, with 95 % interval"
     all_steps = (float(curves["step"].min()), float(curves["step"].max()))
