@@ -29,7 +29,13 @@ from omegaconf.errors import OmegaConfBaseException
 from dpo_diag.command_lines import line, override, say_next
 from dpo_diag.commands.diag import tell_damage
 from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
-from dpo_diag.commands.overrides import could_not_override, explain_override, not_an_override, quoted_paths
+from dpo_diag.commands.overrides import (
+    could_not_override,
+    explain_override,
+    not_an_override,
+    quoted_paths,
+    refuse_two_modes,
+)
 from dpo_diag.commands.resume_trust import replays, resumed, sign
 from dpo_diag.config import Config, conf_dir
 from dpo_diag.config_checkpoints import GenerateConfig, ScoreConfig
@@ -214,6 +220,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
     for argument in arguments:
         require_plugin(argument)
     refuse_together(arguments)
+    refuse_two_modes(arguments)
     # `-sc install=bash` is no override: it asks Hydra for the shell's completion script. A folder of the user's own
     # (-cd) may hold any key.
     if not any(a.startswith(("-sc", "--shell", "-cd", "--config-dir")) for a in arguments):

@@ -16,9 +16,14 @@ from hydra.errors import HydraException
 
 from dpo_diag.commands.schema_keys import keys_below
 from dpo_diag.config import Config, conf_dir
-from dpo_diag.errors import did_you_mean
+from dpo_diag.errors import DiagError, did_you_mean
 from dpo_diag.thresholds import defaults
 
+_MODES = {
+    **dict.fromkeys(("-m", "--multirun"), "--multirun"), **dict.fromkeys(("-r", "--run"), "--run"),
+    **dict.fromkeys(("-c", "--cfg"), "--cfg"), **dict.fromkeys(("-i", "--info"), "--info"),
+}  # fmt: skip
+"""Hydra's flags that say what is done, of which it takes one."""
 _SHELLS = '"$`\\!'
 """What a shell reads inside double quotes."""
 
@@ -53,9 +58,19 @@ def plain_value(text: str) -> str:
     return re.sub(r"(?<!\\)(\\*)\\\$\{", lambda m: m[1][: len(m[1]) // 2] + "${", value)  # as OmegaConf reads it
 
 
+def refuse_two_modes(arguments: Iterable[str]) -> None:
+    """Raise a DiagError where two of Hydra's flags ask for two things: Hydra itself ends in a traceback."""
+    asked = sorted({_MODES[flag] for text in arguments if (flag := text.partition("=")[0]) in _MODES})
+    if len(asked) > 1:
+        hint = "without --multirun one job's configuration is shown" if {"--cfg", "--multirun"} <= {*asked} else None
+        raise DiagError(
+            "two things are asked at once", got=" ".join(asked), expected="one of them", hint=hint, usage=True
+        )
+
+
 def quoted_paths(arguments: list[str]) -> list[str]:
     """Several data files in one override as Hydra takes them outside a sweep: `data.path=a,b` in quotes."""
-    if any(a in ("-m", "--multirun") for a in arguments):
+    if any(_MODES.get(a) == "--multirun" for a in arguments):
         return arguments
     return [_as_one(a) if a.startswith(("data.path=", "data.eval_path=")) else a for a in arguments]
 

@@ -165,6 +165,11 @@ def test_usage_errors_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str
     assert run_app("dpo-train", "config", lambda cfg: None, ["trainer.args.seed=1"]) == 2
     told = capsys.readouterr().err
     assert "added as +trainer.args.seed=1" in told and "object_type" not in told
+    assert run_app("dpo-train", "config", lambda cfg: None, ["-m", "seed=0,1", "--cfg", "job"]) == 2
+    assert capsys.readouterr().err == (
+        "dpo-train: two things are asked at once; got --cfg --multirun; expected one of them; "
+        "hint: without --multirun one job's configuration is shown\n"
+    )
     RunWriter(tmp_path / "mine").finish()
     assert run_app("dpo-train", "config", lambda cfg: None, [f"{tmp_path}/mine"]) == 2
     assert capsys.readouterr().err == (
