@@ -263,9 +263,8 @@ class Guarded:
 
         found = together(lambda: look() if self.is_world_process_zero() else None)[0]
         if found is None:
-            line = (
-                f"no whole checkpoint from before step {raised.step}: its update is left out, and nothing is restored"
-            )
+            done = "its update is left out, and " if guards.skips else ""  # an evaluation speaks behind it
+            line = f"no whole checkpoint from before step {raised.step}: {done}nothing is restored"
             guards.speak(RESTORED, Said(line, {"because": raised.code}), raised.step, "warn")
             return
         resumed, self._resumed = self._resumed, None  # of which an optimizer that began anew is another matter

@@ -74,6 +74,11 @@ def measures_kl(trainer: Any, wanted: bool, reason: str | None) -> bool:
     zero3 = getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3
     if reason is None and (zero3 or trainer.is_fsdp_enabled or trainer.accelerator.parallelism_config is not None):
         reason = "the weights are shards, and the head of no process is whole"
+    if reason is None and trainer.ref_model is not None:
+        models = (trainer.accelerator.unwrap_model(m) for m in (trainer.model, trainer.ref_model))
+        own, other = (m.get_output_embeddings().weight.shape[0] for m in models)
+        if own != other:
+            reason = f"the model's head has {own} tokens and the reference's {other}"
     if reason is not None:
         logger.warning(f"KL from the reference on the data: not applicable, {reason}")
     return reason is None

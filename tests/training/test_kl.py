@@ -141,3 +141,8 @@ def test_where_nothing_can_be_compared_a_line_says_so(
         args=arguments(tmp_path / "out", loss_type="sigmoid", precompute_ref_log_probs=True),
     )  # fmt: skip
     assert f"{said}, the reference was precomputed, and its sums hold no distributions" in caplog.text
+    other = make_model(2)
+    other.resize_token_embeddings(310)
+    trainer = train_sft(tmp_path / "other", tokenizer, model=make_model(1), kl=True, ref_model=other)
+    assert f"{said}, the model's head has 300 tokens and the reference's 310" in caplog.text
+    assert not any("kl_" in name for row in trainer.state.log_history for name in row)
