@@ -67,6 +67,7 @@ class Tally:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):
             self.skipped = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+            self.skipped = self.skipped.removeprefix("Skipped: ")
         if report.when == "call":
             self.rows += [row for name, row in report.user_properties if name == PROPERTY]
 

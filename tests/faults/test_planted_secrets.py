@@ -65,7 +65,9 @@ def test_no_planted_secret_is_written(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    ("kind", "packages"), [("mlflow", ["mlflow", "alembic", "sqlalchemy"]), ("swanlab", ["swanlab"])]
+    ("kind", "packages"),
+    [("mlflow", ["mlflow", "alembic", "sqlalchemy"]), ("swanlab", ["swanlab"])],
+    ids=["mlflow", "swanlab"],
 )
 def test_no_planted_secret_reaches_another_tracker(
     kind: str,
