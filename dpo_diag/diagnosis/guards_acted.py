@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 
+from dpo_diag.documents import parse_json
 from dpo_diag.records import Run
 from dpo_diag.records.run_info import RESTORED
 from dpo_diag.text import some
@@ -29,8 +29,10 @@ def guards_acted(run: Run) -> list[str]:
     if not run.has("alerts"):
         return []
     for step, code, evidence in run.alerts[["step", "code", "evidence"]].itertuples(index=False):
-        with suppress(ValueError, TypeError):  # evidence that is cut says nothing
-            known = json.loads(evidence)
+        with suppress(
+            ValueError, TypeError, LookupError, AttributeError
+        ):  # evidence that is cut or edited says nothing
+            known = parse_json(evidence)
             action = known.get("action")
             if code == RESTORED and "from_step" in known:  # what was asked for could be without a checkpoint
                 action, code = "restore", known["because"]

@@ -63,3 +63,14 @@ def test_a_restore_that_was_not_made_is_none_and_what_is_no_longer_said_is_allow
     one = run_with(tmp_path / "one", (5, "grad_spike", {"action": "scale_lr", "last_said": True}))
     said = ["Guards scaled the learning rate from steps 5 at least on (grad_spike)."]
     assert guards_acted(load_run(one)) == said and catalogue("zh").has(said[0])
+
+
+def test_evidence_that_somebody_edited_says_nothing(tmp_path: Path) -> None:
+    """A list, a text that is cut, and a restore without its reason, beside one whole row."""
+    writer = RunWriter(tmp_path / "run")
+    whole = '{"step": 4, "action": "skip"}'
+    for i, evidence in enumerate(["[]", '{"action": "sk', '{"from_step": 2}', whole]):
+        code = "restored" if "from_step" in evidence else "loss_spike"
+        writer.write("alerts", [{"step": i, "code": code, "message": "m", "evidence": evidence}], f"part{i}-rank0")
+    writer.finish()
+    assert guards_acted(load_run(tmp_path / "run")) == ["Guards left out the update of step 3 (loss_spike)."]
