@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpo_diag.command_lines import line, override, say_next
 from dpo_diag.commands.diag import tell_damage
-from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, job_folder
+from dpo_diag.commands.hydra_callback import BEGUN, HELD, Refused, close_logs, job_folder
 from dpo_diag.commands.overrides import (
     could_not_override,
     explain_override,
@@ -233,6 +233,7 @@ def _run(name: str, config_name: str, job: Job, arguments: list[str]) -> int:
         # writes no run.
         ending = ExitStack()
         scratch = ending.enter_context(scratch_folder("rank"))
+        ending.callback(close_logs, scratch)
         atexit.register(ending.close)
         arguments += ["hydra.output_subdir=null", override("hydra.run.dir", scratch)]
     sys.argv = [name, *arguments]
@@ -263,10 +264,7 @@ def remove_if_bare(folder: Path) -> None:
     mistake that was found before anything was done leaves nothing behind."""
     if not folder.is_dir() or any(p.name not in (".hydra", *OWN) and p.suffix != ".log" for p in folder.iterdir()):
         return
-    for handler in list(logging.root.handlers):  # Hydra's log of the job is open
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.resolve()):
-            logging.root.removeHandler(handler)
-            handler.close()
+    close_logs(folder)
     shutil.rmtree(folder, ignore_errors=True)
     for parent in (folder.parent, folder.parent.parent):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -82,10 +83,19 @@ def _scratch(config: DictConfig) -> Path | None:
         return None
     ending = ExitStack()
     folder = ending.enter_context(scratch_folder("job"))
+    ending.callback(close_logs, folder)
     HELD.append(ending.close)
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.run.dir, config.hydra.output_subdir = str(folder), None
     return folder
+
+
+def close_logs(folder: Path) -> None:
+    """Hydra's logs of a job in a folder that goes: whatever is logged later is not written there."""
+    for handler in list(logging.root.handlers):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.resolve()):
+            logging.root.removeHandler(handler)
+            handler.close()
 
 
 def _pattern(config: DictConfig, mode: str) -> str:

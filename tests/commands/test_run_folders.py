@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -121,6 +122,8 @@ def test_where_out_is_the_run_no_other_folder_is_made(
     for seed, status in ((1, 0), (3, 1)):
         assert run_app(*given, ["out=mine", f"seed={seed}"]) == status
         assert not places[-1].exists() and not [*tmp_path.iterdir()]
+        logs = [h.baseFilename for h in logging.root.handlers if isinstance(h, logging.FileHandler)]
+        assert not any(Path(name).is_relative_to(places[-1]) for name in logs)  # what is logged later goes elsewhere
     for more in (["out=memory://x/y"], ["out=mine", "hydra.run.dir=own"], ["out=null"]):
         assert run_app(*given, more) == 0
         assert places[-1].is_relative_to(tmp_path) and (places[-1] / ".hydra" / "job.json").is_file()
