@@ -59,3 +59,17 @@ def against_baselines(document: Mapping[str, Any]) -> str:
         text += f" {side(unigram)} the unigram baseline {number(unigram)} (token frequencies alone),"
     text += f" {side(uniform)} ln |V| {number(uniform)} (a uniform guess)"
     return text + (f"; a smoothed loss is {number(scale['floor'])} at least" if "floor" in scale else "")
+
+
+def untrained_prompt(document: Mapping[str, Any]) -> str:
+    """What a prompt's perplexity that rose says where no loss is on prompts: "" elsewhere."""
+    values = document["means"].get("values", {})
+    prompt, share = (values.get(name, {}) for name in ("ppl_token/prompt", "loss_on_prompt"))
+    if share.get("to") != 0 or not (prompt.get("delta") or 0) > 0:
+        return ""
+    return "prompts carry no loss, so their perplexity is free to rise"
+
+
+def supervised_notes(document: Mapping[str, Any]) -> list[str]:
+    """What a supervised run's first lines add to its numbers; [] of any other."""
+    return [text for text in (against_baselines(document), untrained_prompt(document)) if text]

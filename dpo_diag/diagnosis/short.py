@@ -16,7 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from dpo_diag.diagnosis.causes import quoted
-from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, against_baselines, alone, stretch
+from dpo_diag.diagnosis.said import ANSWERED_BY_REMEDIES, CAVEAT, REFERENCE, alone, stretch, supervised_notes
 from dpo_diag.ends import REFERENCE_IS
 from dpo_diag.styled import wrap
 from dpo_diag.text import both_ends, number, percent, plural, safe, signed
@@ -86,9 +86,7 @@ def short_lines(
     numbers = _table([tuple(map(say, row)) for row in _rows(document)], width, say)
     room = LINES - 1 - len(numbers) - len(following) - sum(item.lines for item in (*ended, *lost))
     parts = {
-        "note": [
-            say(text) for text in (*_taken(document), against_baselines(document), _untrained(document)) if text
-        ],
+        "note": [say(text) for text in (*_taken(document), *supervised_notes(document)) if text],
         "why": _reasons(document, say), "do": _changes(document, say), "pairs": list(map(say, _pairs(document))),
     }  # fmt: skip
     for name in LEFT_OUT:
@@ -103,15 +101,6 @@ def short_lines(
     for item in items[1:]:
         lines += _lines(item, width)
     return [*lines, *_commands(following, say("next"))]
-
-
-def _untrained(document: Mapping[str, Any]) -> str:
-    """What a prompt's perplexity that rose says where no loss is on prompts: "" elsewhere."""
-    values = document["means"].get("values", {})
-    prompt, share = (values.get(name, {}) for name in ("ppl_token/prompt", "loss_on_prompt"))
-    if share.get("to") != 0 or not (prompt.get("delta") or 0) > 0:
-        return ""
-    return "prompts carry no loss, so their perplexity is free to rise"
 
 
 def _commands(following: Sequence[str], label: str) -> list[Text]:
